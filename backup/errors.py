@@ -1,0 +1,51 @@
+"""The errors that an admin can act on. Everything else that is raised is a bug."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class BackupError(Exception):
+    """One line that says what failed, and a hint that says what to do about it."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+class ConfigError(BackupError):
+    """All that is wrong with the configuration or the command line, an error each."""
+
+    def __init__(self, errors: Sequence[BackupError]) -> None:
+        super().__init__("; ".join(error.message for error in errors))
+        self.errors = tuple(errors)
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[tuple[BackupError, ...]]]:
+        return type(self), (self.errors,)
+
+
+class AlreadyRunning(BackupError):
+    """Another run is active on this node."""
+
+
+class DomainGone(BackupError):
+    """libvirt no longer knows the domain."""
+
+
+class FreezeFailed(BackupError):
+    """The guest was not frozen, and provably is not frozen now."""
+
+
+class Interrupted(BackupError):
+    """The run was asked to stop, by the signal of this number."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[str, int]]:
+        return type(self), (self.message, self.signal_number)

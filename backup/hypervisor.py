@@ -1,0 +1,232 @@
+"""libvirt: domains, secrets, freeze, thaw, pause. The only importer of libvirt."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import libvirt
+
+from . import domain_xml
+from .errors import BackupError, DomainGone
+from .model import ClusterAddress, Definition, Domain, State
+
+STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: State.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: State.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: State.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: State.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: State.SHUT_OFF,
+    libvirt.VIR_DOMAIN_CRASHED: State.SHUT_OFF,
+}
+# Paused, but on its way to or from somewhere: QEMU itself will change that any moment.
+PAUSED_IN_PASSING = {
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,
+}
+# Codes of an agent that says nothing, other than one that answers with an error. 112 came with libvirt 11.2.
+SILENT_AGENT = {
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+    libvirt.VIR_ERR_OPERATION_INVALID,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT,
+    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+    getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", 112),
+}
+
+
+class HypervisorError(BackupError):
+    """libvirt refused or did not answer. `code` is libvirt's (virErrorNumber)."""
+
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+class Hypervisor:
+    """A connection to libvirt. Close it; or use it as a context manager."""
+
+    def __init__(self, uri: str) -> None:
+        """Connect. Raises HypervisorError."""
+        self._uri = uri
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # or it writes to standard error
+        self._open = self._connect()
+
+    def __enter__(self) -> Hypervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def domains(self) -> Sequence[Domain]:
+        """List all domains, those that vanish meanwhile left out."""
+        with _errors("cannot list the domains"):
+            handles = self._connection().listAllDomains(0)
+        found = []
+        for handle in handles:
+            try:
+                found.append(_described(handle))
+            except DomainGone:
+                continue
+        return sorted(found, key=lambda domain: domain.name)
+
+    def domain(self, uuid: str) -> Domain:
+        """Look one up as it is now. Raises DomainGone."""
+        return _described(self._handle(uuid))
+
+    def secret(self, address: ClusterAddress) -> str:
+        """Give the cephx key that the disk's <auth> refers to, "" if it refers to none."""
+        connection = self._connection()
+        name = address.secret_uuid or address.secret_usage
+        if not name:
+            return ""
+        hint = "see virsh secret-list; a secret with private='yes' is not handed out to anybody"
+        with _errors(f"cannot get libvirt's secret {name} of client.{address.user}", hint):
+            if address.secret_uuid:
+                secret = connection.secretLookupByUUIDString(address.secret_uuid)
+            else:
+                secret = connection.secretLookupByUsage(
+                    libvirt.VIR_SECRET_USAGE_TYPE_CEPH, address.secret_usage
+                )
+            return base64.b64encode(secret.value()).decode()
+
+    def definition(self, domain: Domain) -> Definition:
+        """Give all that is needed to define the domain again. Raises BackupError if NVRAM can't be read."""
+        handle = self._handle(domain.uuid)
+        with _errors(f"cannot get the definition of {domain.name}"):
+            secure = libvirt.VIR_DOMAIN_XML_SECURE
+            inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
+            live = handle.XMLDesc(secure) if handle.isActive() else ""
+        # where libvirt chose the firmware itself, only the live XML names the file
+        path = domain_xml.nvram_path(live or inactive)
+        return Definition(inactive, live, path, _nvram(path, domain.state))
+
+    def probe_agent(self, domain: Domain, timeout: int) -> None:
+        """Raise HypervisorError unless the guest agent answers within `timeout` seconds."""
+        try:
+            with self._agent(domain, timeout) as handle, _errors("the guest agent does not answer"):
+                handle.fsInfo()
+        except HypervisorError as error:
+            if error.code in SILENT_AGENT:
+                raise
+            # an agent that does not know this command has answered all the same
+
+    def freeze(self, domain: Domain, timeout: int) -> int:
+        """Freeze the guest's file systems, return how many.
+
+        A freeze that failed can still happen later: thaw after it in any case.
+        """
+        with self._agent(domain, timeout) as handle, _errors("cannot freeze the guest's file systems"):
+            return int(handle.fsFreeze())
+
+    def thaw(self, domain: Domain, timeout: int) -> int:
+        """Thaw the guest's file systems, return how many were frozen."""
+        with self._agent(domain, timeout) as handle, _errors("cannot thaw the guest's file systems"):
+            return int(handle.fsThaw())
+
+    def pause(self, domain: Domain) -> None:
+        """Hold the domain's processors. QEMU then drains and flushes all disks before this returns."""
+        handle = self._handle(domain.uuid)
+        with _errors("cannot pause the domain"):
+            handle.suspend()
+
+    def resume(self, domain: Domain) -> None:
+        """Let the domain run on; that somebody else has already done so is fine."""
+        handle = self._handle(domain.uuid)
+        with _errors("cannot resume the domain"):
+            if handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+                handle.resume()
+
+    def _connect(self) -> Any:
+        hint = f"is libvirtd running? try: virsh --connect {self._uri} list; see LIBVIRT_URI"
+        with _errors(f"cannot connect to libvirt at {self._uri}", hint):
+            return libvirt.open(self._uri)
+
+    def _connection(self) -> Any:
+        """Give the connection, a new one if libvirtd was restarted meanwhile."""
+        if not self._open.isAlive():
+            self._open = self._connect()
+        return self._open
+
+    def _handle(self, uuid: str) -> Any:
+        with _errors(f"cannot find domain {uuid}"):
+            return self._connection().lookupByUUIDString(uuid)
+
+    @contextmanager
+    def _agent(self, domain: Domain, timeout: int) -> Iterator[Any]:
+        """Bound what the guest agent may take, in seconds. By default libvirt waits for it for ever.
+
+        The bound holds for all users of the domain and can't be read back, so it is set to the
+        default again afterwards.
+        """
+        handle = self._handle(domain.uuid)
+        self._set_agent_timeout(handle, timeout)
+        try:
+            yield handle
+        finally:
+            self._set_agent_timeout(handle, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+
+    @staticmethod
+    def _set_agent_timeout(handle: Any, timeout: int) -> None:
+        """A domain that has shut down, and libvirt's test driver, know no such thing, and need none."""
+        try:
+            with _errors("cannot set the guest agent's time limit"):
+                handle.agentSetResponseTimeout(timeout)
+        except HypervisorError as error:
+            if error.code not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
+                raise
+
+
+def _described(handle: Any) -> Domain:
+    with _errors("cannot read the domain's definition"):
+        xml = handle.XMLDesc(0)
+        state, reason = handle.state()
+        return Domain(
+            uuid=handle.UUIDString(),
+            name=handle.name(),
+            state=_state(state, reason),
+            disks=domain_xml.disks(xml),
+            agent_connected=domain_xml.agent_connected(xml),
+        )
+
+
+def _state(state: int, reason: int) -> State:
+    if state == libvirt.VIR_DOMAIN_PAUSED and reason in PAUSED_IN_PASSING:
+        return State.BUSY
+    return STATES.get(state, State.BUSY)
+
+
+def _nvram(path: str, state: State) -> bytes:
+    """Read the NVRAM file. A domain that never ran has none yet."""
+    if not path:
+        return b""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as error:
+        if state is State.SHUT_OFF:
+            return b""
+        raise _unreadable(path, error) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> BackupError:
+    reason = (error.strerror or str(error)).lower()
+    return BackupError(
+        f"cannot read the domain's NVRAM {path}: {reason}", "without it the guest would not boot"
+    )
+
+
+@contextmanager
+def _errors(action: str, hint: str = "") -> Iterator[None]:
+    """Map what libvirt raises to HypervisorError, or DomainGone."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        code = error.get_error_code()
+        if code == libvirt.VIR_ERR_NO_DOMAIN:
+            raise DomainGone("the domain is no longer defined") from error
+        raise HypervisorError(f"{action}: {error.get_error_message()}", hint, code) from error

@@ -1,0 +1,58 @@
+"""Notes on disk of which domains are being held still, so that whoever comes next can let them go."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+
+from .model import Domain
+
+
+class Hold(str, Enum):
+    """How a domain is being held still."""
+
+    FREEZE = "freeze"
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A domain that is, or is about to be, held still."""
+
+    uuid: str
+    name: str
+    hold: Hold
+
+
+class Journal:
+    """One file a domain; there from before the guest stands still until it provably runs again."""
+
+    def __init__(self, runtime_dir: str) -> None:
+        self._directory = Path(runtime_dir, "held")
+
+    def write(self, domain: Domain, hold: Hold) -> None:
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        path = self._path(domain.uuid)
+        draft = path.with_suffix(".draft")
+        with draft.open("w") as file:
+            json.dump(asdict(Note(domain.uuid, domain.name, hold)), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+    def erase(self, uuid: str) -> None:
+        self._path(uuid).unlink(missing_ok=True)
+
+    def holds(self, uuid: str) -> bool:
+        return self._path(uuid).exists()
+
+    def notes(self) -> Sequence[Note]:
+        found = [json.loads(path.read_text()) for path in sorted(self._directory.glob("*.json"))]
+        return [Note(note["uuid"], note["name"], Hold(note["hold"])) for note in found]
+
+    def _path(self, uuid: str) -> Path:
+        return self._directory / f"{uuid}.json"

@@ -1,0 +1,116 @@
+"""Whether a backup could work: looked at in seconds, without touching a guest or an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Callable
+
+from .cluster import Cluster
+from .connect import connect
+from .errors import BackupError
+from .hypervisor import Hypervisor
+from .model import ClusterAddress, Disk, Domain, Finding, Image, Output, State
+from .node import prepare_runtime_dir
+from .selection import choose
+from .settings import Settings
+
+PATIENCE = 10  # seconds for an answer of Ceph
+AGENT_PATIENCE = 5  # seconds for an answer of a guest agent
+LOOKS = 16  # looks at the same time
+
+
+def examine(settings: Settings, output: Output) -> Iterator[Finding]:
+    """Look at everything that a backup needs, and yield each finding as it is made."""
+    yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
+    yield from _output(settings, output)
+    try:
+        hypervisor = Hypervisor(settings.libvirt_uri)
+    except BackupError as error:
+        yield Finding("libvirt", error)
+        return
+    with hypervisor, ThreadPoolExecutor(LOOKS) as threads:
+        domains = [choice.domain for choice in choose(hypervisor.domains(), settings) if not choice.skipped]
+        yield Finding(f"libvirt at {settings.libvirt_uri}: {len(domains)} domains to back up")
+        yield from threads.map(lambda domain: _agent(domain, hypervisor, settings), domains)
+        with ExitStack() as stack:
+            yield from _clusters(domains, hypervisor, settings, stack, threads)
+
+
+def _output(settings: Settings, output: Output) -> Iterator[Finding]:
+    problems = output.configuration_errors() or output.problems()
+    subject = f"output {settings.output}"
+    yield from [Finding(subject, problem) for problem in problems] or [Finding(subject)]
+
+
+def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Finding:
+    """Find out what consistency to expect; a missing agent is a problem only where a freeze is required."""
+    expected = {
+        State.SHUT_OFF: "shut off: offline",
+        State.PAUSED: "paused: stays so",
+        State.BUSY: "just starting, stopping or migrating",
+    }.get(domain.state)
+    if expected:
+        return Finding(f"domain {domain.name}: {expected}")
+    instead = {"pause": "will be paused for its snapshots", "crash": "will be taken as it runs"}
+    if settings.freeze == "never":
+        return Finding(f"domain {domain.name}: {instead[settings.without_freeze]} (FREEZE)")
+    try:
+        if not domain.agent_connected:
+            raise BackupError(
+                "no guest agent is connected", "install and start qemu-guest-agent in the guest"
+            )
+        hypervisor.probe_agent(domain, AGENT_PATIENCE)
+    except BackupError as error:
+        if settings.freeze == "required":
+            return Finding(f"domain {domain.name}", error)
+        return Finding(f"domain {domain.name}: {error.message}; {instead[settings.without_freeze]}")
+    return Finding(f"domain {domain.name}: the guest agent answers")
+
+
+def _clusters(
+    domains: Sequence[Domain],
+    hypervisor: Hypervisor,
+    settings: Settings,
+    stack: ExitStack,
+    threads: ThreadPoolExecutor,
+) -> Iterator[Finding]:
+    """Connect with each of the credentials in use, then ask each pool for leave, and open each image."""
+    quick = replace(settings, ceph_timeout=min(PATIENCE, settings.ceph_timeout))
+    uses = [(domain, disk, disk.image) for domain in domains for disk in domain.disks if disk.image]
+    clusters: dict[ClusterAddress, Cluster] = {}
+    for address in dict.fromkeys(disk.address for _, disk, _ in uses):
+        where = ",".join(address.monitors) or address.conf_file or settings.ceph_conf
+        subject = f"cluster {where} as client.{address.user or 'admin'}"
+        try:
+            clusters[address] = stack.enter_context(connect(address, hypervisor, quick))
+            yield Finding(subject)
+        except BackupError as error:
+            yield Finding(subject, error)
+    uses = [use for use in uses if use[1].address in clusters]
+    pools = {(clusters[disk.address], image.pool, image.namespace): image for _, disk, image in uses}
+    yield from threads.map(lambda one: _pool(one[0][0], one[1]), pools.items())
+    yield from threads.map(lambda use: _image(use[0], use[1], clusters[use[1].address], use[2]), uses)
+
+
+def _pool(cluster: Cluster, image: Image) -> Finding:
+    place = f"{image.pool}/{image.namespace}".rstrip("/")
+    return _tried(
+        f"pool {place}: client.{cluster.user} may make snapshots", lambda: cluster.allow_snapshots(image)
+    )
+
+
+def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
+    return _tried(
+        f"domain {domain.name}, disk {disk.target}: image {image}", lambda: cluster.image_size(image)
+    )
+
+
+def _tried(subject: str, look: Callable[[], object]) -> Finding:
+    try:
+        look()
+    except BackupError as error:
+        return Finding(subject, error)
+    return Finding(subject)

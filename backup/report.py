@@ -1,0 +1,87 @@
+"""What a run came to: its results, as values and as the JSON of REPORT_FILE."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from .errors import BackupError
+from .model import JobResult, Status
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that has ended; `signal_number` is the signal that ended it, 0 for none."""
+
+    run: str
+    host: str
+    started: datetime
+    finished: datetime
+    results: Sequence[JobResult]
+    signal_number: int = 0
+
+    @property
+    def exit_code(self) -> int:
+        """0 all saved, 3 at least one domain failed, 130 or 143 interrupted."""
+        if self.signal_number:
+            return 128 + self.signal_number
+        return 3 if any(result.status is Status.FAILED for result in self.results) else 0
+
+
+def write_report(result: RunResult, path: str) -> None:
+    """Replace the report file in one step. Raises BackupError."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=Path(path).parent, delete=False) as file:
+            try:
+                json.dump(_as_json(result), file, indent=2)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BackupError(f"cannot write the report {path}: {reason}", "see REPORT_FILE") from error
+
+
+def _as_json(result: RunResult) -> dict[str, object]:
+    return {
+        "run": result.run,
+        "host": result.host,
+        "started": result.started.isoformat(timespec="seconds"),
+        "finished": result.finished.isoformat(timespec="seconds"),
+        "exit_code": result.exit_code,
+        "domains": [_domain(one) for one in result.results],
+    }
+
+
+def _domain(one: JobResult) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "uuid": one.uuid,
+        "status": one.status,
+        "reason": one.reason,
+        "consistency": one.consistency,
+        "frozen_seconds": round(one.frozen_seconds, 3),
+        "seconds": round(one.seconds, 3),
+        "images": [
+            {
+                "image": image.image,
+                "target": image.target,
+                "size": image.size,
+                "data_bytes": image.data_bytes,
+                "stored_bytes": image.stored_bytes,
+                "seconds": round(image.seconds, 3),
+                "restore_id": image.restore_id,
+            }
+            for image in one.images
+        ],
+    }

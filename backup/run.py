@@ -1,0 +1,99 @@
+"""A run, from the list of domains to the results of all jobs."""
+
+from __future__ import annotations
+
+import random
+import socket
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from .cleanup import let_all_go
+from .errors import BackupError, ConfigError
+from .freeze import Holder
+from .hypervisor import Hypervisor
+from .job import JobOrder
+from .journal import Journal
+from .largest import largest_first
+from .model import Domain, JobResult, Level, Output, Reporter, State, Status
+from .node import only_run
+from .pool import Pool
+from .report import RunResult
+from .selection import Choice, choose
+from .settings import Settings
+from .stop import StopRequest
+
+
+def new_run_id() -> str:
+    """Give an id that sorts by time: UTC, and random letters against two nodes in one second."""
+    letters = "".join(random.choices(string.ascii_lowercase, k=4))
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of the backup."""
+
+    settings: Settings
+    output: Output
+    reporter: Reporter
+    stop: StopRequest
+
+    def back_up(self, names: Sequence[str]) -> RunResult:
+        """Back up the selected domains.
+
+        Raises AlreadyRunning; ConfigError for names that no domain has; BackupError when nothing could be
+        done at all. What happens to single domains is in the result.
+        """
+        started = datetime.now(timezone.utc)
+        run = new_run_id()
+        if errors := self.output.configuration_errors():
+            raise ConfigError(errors)
+        with only_run(self.settings.runtime_dir), Hypervisor(self.settings.libvirt_uri) as hypervisor:
+            let_all_go(hypervisor, self.settings, self.reporter)
+            domains = self._ordered(names, hypervisor)
+            pool = Pool(self.settings, self.output, self.reporter, self.stop, self._worker_died)
+            results = pool.run([JobOrder(run, domain.name, domain.uuid) for domain in domains])
+            self._discard_incomplete(run, results)
+        return RunResult(
+            run=run,
+            host=socket.gethostname(),
+            started=started,
+            finished=datetime.now(timezone.utc),
+            results=results,
+            signal_number=self.stop.signal_number,
+        )
+
+    def plan(self, names: Sequence[str]) -> Sequence[Choice]:
+        """Tell what `back_up` would do."""
+        with Hypervisor(self.settings.libvirt_uri) as hypervisor:
+            return choose(hypervisor.domains(), self.settings, names)
+
+    def _ordered(self, names: Sequence[str], hypervisor: Hypervisor) -> Sequence[Domain]:
+        """Select the domains and put the largest first. Raises what keeps all of them from being saved."""
+        choices = choose(hypervisor.domains(), self.settings, names)
+        domains = [choice.domain for choice in choices if not choice.skipped]
+        if domains and (problems := self.output.problems()):
+            raise problems[0]
+        self.stop.check()
+        return largest_first(domains, hypervisor, self.settings)
+
+    def _worker_died(self, order: JobOrder) -> None:
+        """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
+        journal = Journal(self.settings.runtime_dir)
+        for note in journal.notes():
+            if note.uuid == order.uuid:
+                with Hypervisor(self.settings.libvirt_uri) as hypervisor:
+                    holder = Holder(hypervisor, journal, self.settings, self.reporter)
+                    holder.let_go(Domain(note.uuid, note.name, State.RUNNING, ()), note.hold)
+
+    def _discard_incomplete(self, run: str, results: Sequence[JobResult]) -> None:
+        """Remove from the output what failed jobs saved; what can't be removed does not count anyway."""
+        for result in results:
+            if result.status is Status.FAILED and not result.images:
+                try:
+                    self.output.discard(run, result.uuid)
+                except BackupError as error:
+                    text = f"images of its incomplete restore point are still in the output: {error}"
+                    self.reporter.message(Level.WARNING, result.name, text)

@@ -1,0 +1,158 @@
+"""From config.py, and the file that overrides it, to one frozen Settings."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import runpy
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from .errors import BackupError, ConfigError
+
+# Tells what a value has to be, or None where it is fine.
+Check = Callable[[Any], Optional[str]]
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and "\0" not in value else "has to be a string"
+
+
+def _required(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "has to be a string that is not empty"
+
+
+def _texts(value: Any) -> str | None:
+    good = isinstance(value, (list, tuple)) and all(_text(item) is None for item in value)
+    return None if good else "has to be a list of strings"
+
+
+def _environment(value: Any) -> str | None:
+    good = isinstance(value, dict) and _texts([*value, *value.values()]) is None
+    return None if good else "has to be a dictionary of strings"
+
+
+def _absolute(value: Any) -> str | None:
+    return None if _text(value) is None and os.path.isabs(value) else "has to be an absolute path"
+
+
+def _absolute_or_none(value: Any) -> str | None:
+    return None if value == "" else _absolute(value)
+
+
+def _one_of(*choices: str) -> Check:
+    return lambda value: None if value in choices else f"has to be one of {', '.join(map(repr, choices))}"
+
+
+def _whole(low: int, high: int | None = None) -> Check:
+    def check(value: Any) -> str | None:
+        good = type(value) is int and low <= value and (high is None or value <= high)
+        span = f"of at least {low}" if high is None else f"from {low} to {high}"
+        return None if good else f"has to be a whole number {span}"
+
+    return check
+
+
+def _constant(check: Check, secret: bool = False) -> Any:
+    return field(repr=not secret, metadata={"check": check})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The constants of config.py, checked; the names are theirs in lower case."""
+
+    libvirt_uri: str = _constant(_required)
+    ceph_conf: str = _constant(_absolute)
+    ceph_timeout: int = _constant(_whole(1, 3600))
+    include_domains: Sequence[str] = _constant(_texts)
+    exclude_domains: Sequence[str] = _constant(_texts)
+    exclude_images: Sequence[str] = _constant(_texts)
+    workers: int = _constant(_whole(1, 64))
+    freeze: str = _constant(_one_of("auto", "required", "never"))
+    without_freeze: str = _constant(_one_of("pause", "crash"))
+    freeze_timeout: int = _constant(_whole(2, 600))
+    max_read_rate: int = _constant(_whole(0))
+    output: str = _constant(_one_of("restic"))
+    restic_binary: str = _constant(_required)
+    restic_repository: str = _constant(_text)
+    restic_password_file: str = _constant(_absolute_or_none)
+    restic_environment: Mapping[str, str] = _constant(_environment, secret=True)
+    restic_options: Sequence[str] = _constant(_texts)
+    runtime_dir: str = _constant(_absolute)
+    lock_duration: int = _constant(_whole(3, 3600))
+    report_file: str = _constant(_absolute_or_none)
+
+
+def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
+    """Check the constants of config.py, with those of the override file over them.
+
+    Raises ConfigError with everything that is wrong at once.
+    """
+    values = _constants(defaults)
+    if override is not None:
+        values.update(_constants(_run(override)))
+    known = {entry.name.upper(): entry for entry in fields(Settings)}
+    errors = [_unknown(name, known) for name in values if name not in known]
+    errors += [
+        BackupError(f"{name} is missing", "take it over from the config.py of this version")
+        for name in known
+        if name not in values
+    ]
+    errors += [
+        BackupError(f"{name} = {_shown(name, values[name])}: {wrong}", "config.py explains each constant")
+        for name, entry in known.items()
+        if name in values and (wrong := entry.metadata["check"](values[name]))
+    ]
+    if errors:
+        raise ConfigError(errors)
+    return Settings(**{name.lower(): values[name] for name in known})
+
+
+def _constants(module: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in module.items() if name.isupper() and not name.startswith("_")}
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """Execute a settings file, provided that nobody else could have written it."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError([BackupError(f"{path} is no file", "name a Python file of constants")])
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or status.st_uid not in (0, os.geteuid()):
+            mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+            hint = f"it is executed: chown root {path}; chmod go-w {path}"
+            raise ConfigError([BackupError(f"{path} can be written by others ({mode})", hint)])
+        return runpy.run_path(str(path))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError([BackupError(f"cannot read {path}: {reason}", "see --config")]) from error
+    except (Exception, SystemExit) as error:  # the admin's own Python: whatever it raises is an error in it
+        if isinstance(error, ConfigError):
+            raise
+        line = getattr(error, "lineno", None) or _line_in(path, error)
+        where = f"{path}, line {line}" if line else str(path)
+        message = f"{where}: {type(error).__name__}: {getattr(error, 'msg', None) or error}"
+        raise ConfigError([BackupError(message, "the file has to be Python: NAME = value")]) from error
+
+
+def _line_in(path: Path, error: BaseException) -> int | None:
+    trace, line = error.__traceback__, None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def _unknown(name: str, known: Mapping[str, Field[Any]]) -> BackupError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else "config.py lists all constants"
+    return BackupError(f"{name} is no known constant", hint)
+
+
+def _shown(name: str, value: Any) -> str:
+    """Give the value, but for the one that may hold passwords."""
+    return "..." if name == "RESTIC_ENVIRONMENT" else repr(value)

@@ -1,0 +1,106 @@
+"""A domain's snapshots: all made at once, all gone in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Callable
+
+from .cleanly import undone_by
+from .cluster import Cluster, ImageGone
+from .errors import BackupError
+from .model import Disk, Domain, Image, Level, Reporter, SnapshotReader
+
+STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
+
+
+def owned_prefix(uuid: str) -> str:
+    """What the names of a domain's snapshots begin with: the mark that they are ours, and whose."""
+    return f"virt-rbd-backup.{uuid}."
+
+
+@dataclass(frozen=True)
+class DiskSnapshot:
+    """The snapshot of one disk's image, made or to be made. Satisfies model.SnapshotSource."""
+
+    disk: Disk
+    image: Image
+    cluster: Cluster
+    name: str
+
+    def create(self) -> None:
+        self.cluster.create_snapshot(self.image, self.name)
+
+    def remove(self) -> None:
+        self.cluster.remove_snapshot(self.image, self.name)
+
+    def open(self) -> AbstractContextManager[SnapshotReader]:
+        return self.cluster.reader(self.image, self.name)
+
+
+class DomainSnapshots:
+    """The snapshots of all of a domain's images."""
+
+    def __init__(self, snapshots: Sequence[DiskSnapshot]) -> None:
+        self.snapshots = tuple(snapshots)
+        self._started: list[tuple[DiskSnapshot, Future[None]]] = []
+        self._threads = ThreadPoolExecutor(max(1, len(snapshots)), thread_name_prefix="snapshot")
+
+    def create(self, seconds: float, check_stop: Callable[[], None]) -> None:
+        """Make all of them in parallel, as each takes about a second. Raises the first error.
+
+        Also raises when they are not all there after `seconds`; what is still under way is
+        waited for when they are removed.
+        """
+        deadline = time.monotonic() + seconds
+        self._started = [(snapshot, self._threads.submit(snapshot.create)) for snapshot in self.snapshots]
+        pending = {future for _, future in self._started}
+        while pending:
+            done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            check_stop()
+            if pending and time.monotonic() > deadline:
+                late = ", ".join(str(one.image) for one, future in self._started if future in pending)
+                message = f"the snapshots of {late} were not made within {seconds:.0f} s"
+                raise BackupError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
+
+    def remove(self) -> None:
+        """Wait for what is under way, then remove all that may exist, and raise the first error."""
+        self._threads.shutdown(wait=True)
+        errors = []
+        for snapshot, _ in self._started:
+            try:
+                snapshot.remove()
+            except BackupError as error:
+                errors.append(error)
+        self._started = []
+        if errors:
+            raise errors[0]
+
+
+@contextmanager
+def gone_afterwards(
+    snapshots: Sequence[DiskSnapshot], reporter: Reporter, domain: str
+) -> Iterator[DomainSnapshots]:
+    """Guarantee that none of the snapshots is there after the block; none is made before it asks."""
+    domain_snapshots = DomainSnapshots(snapshots)
+    with undone_by(domain_snapshots.remove, reporter, domain):
+        yield domain_snapshots
+
+
+def remove_leftovers(cluster: Cluster, image: Image, domain: Domain, reporter: Reporter) -> None:
+    """Remove what killed runs left of this domain. Only for the holder of the domain's lock."""
+    try:
+        names = cluster.snapshot_names(image)
+    except ImageGone:
+        return  # the job itself will say so, where it matters
+    for name in names:
+        if name.startswith(owned_prefix(domain.uuid)):
+            cluster.remove_snapshot(image, name)
+            reporter.message(
+                Level.WARNING, domain.name, f"removed snapshot {name} of {image} that a killed run left"
+            )

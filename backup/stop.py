@@ -1,0 +1,44 @@
+"""Stopping in good order: a request is noted at once and acted on at the next safe place.
+
+An exception thrown by a signal handler could hit between two steps that belong together, such as
+a freeze and the note that the guest has to be thawed. So handlers only note the request.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+from .errors import BackupError, Interrupted
+
+
+class StopRequest:
+    """Holds the first reason to stop. Safe to use from threads and signal handlers."""
+
+    def __init__(self) -> None:
+        self._reason: BackupError | None = None
+        self.signal_number = 0
+
+    @property
+    def requested(self) -> bool:
+        return self._reason is not None
+
+    def request(self, reason: BackupError) -> None:
+        self._reason = self._reason or reason
+
+    def check(self) -> None:
+        """Raise the reason to stop, if there is one."""
+        if self._reason is not None:
+            raise self._reason
+
+    def on_signals(self, *numbers: signal.Signals) -> None:
+        """Let these signals request the stop. More of them change nothing: the clean-up is under way."""
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("signal handlers belong to the main thread")
+        for number in numbers:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.signal_number = self.signal_number or number
+        self.request(Interrupted(f"interrupted by {signal.Signals(number).name}", number))

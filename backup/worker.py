@@ -1,0 +1,68 @@
+"""The worker process: one domain's job, with its messages going to the main process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Union
+
+from .job import DomainJob, JobOrder
+from .model import JobResult, Level, Output
+from .process import signal_when_parent_dies
+from .settings import Settings
+from .stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line that a worker has to say."""
+
+    level: Level
+    domain: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many of an image's bytes a worker has sent."""
+
+    domain: str
+    target: str
+    done: int
+    size: int
+
+
+FromWorker = Union[Message, Progress, JobResult]
+
+
+class PipeReporter:
+    """Sends what the job reports to the main process. Satisfies model.Reporter."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def message(self, level: Level, domain: str, text: str) -> None:
+        self.send(Message(level, domain, text))
+
+    def progress(self, domain: str, target: str, done: int, size: int) -> None:
+        self.send(Progress(domain, target, done, size))
+
+    def send(self, item: FromWorker) -> None:
+        with suppress(BrokenPipeError):  # the main process was killed: nobody to tell, but still to clean up
+            self._pipe.send(item)
+
+
+def work(order: JobOrder, settings: Settings, output: Output, pipe: Connection) -> None:
+    """Do one job. The body of a worker process."""
+    # A group of its own keeps a terminal's Ctrl-C from hitting restic and us in the middle of
+    # something: the main process gets it and asks us to stop.
+    os.setpgid(0, 0)
+    stop = StopRequest()
+    stop.on_signals(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal_when_parent_dies(signal.SIGTERM)
+    reporter = PipeReporter(pipe)
+    reporter.send(DomainJob(order, settings, output, reporter, stop).run())

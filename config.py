@@ -1,0 +1,86 @@
+"""Settings of virt-rbd-backup: edit here, or name a file of your own with --config FILE.
+
+A file of your own holds only the constants that differ; it may be readable by its owner alone.
+`main.py check` tells whether everything fits together.
+"""
+
+# --- Where the domains and their images are -----------------------------------------------------
+
+# libvirt's connection URI.
+LIBVIRT_URI = "qemu:///system"
+
+# Ceph's configuration file: monitors and keyring, for whatever a domain's own XML does not say.
+CEPH_CONF = "/etc/ceph/ceph.conf"
+
+# Seconds that one operation on Ceph may take before it counts as failed. Ceph itself waits for
+# ever. Raise it for clusters that stall for longer during recovery.
+CEPH_TIMEOUT = 60
+
+# --- What is backed up --------------------------------------------------------------------------
+
+# Glob patterns for domain names or UUIDs; a domain is backed up when one of INCLUDE_DOMAINS
+# matches and none of EXCLUDE_DOMAINS does.
+INCLUDE_DOMAINS = ["*"]
+EXCLUDE_DOMAINS = []
+
+# Glob patterns for images ("pool/name", "pool/namespace/name") that are left out. The restore
+# point then holds the domain without those disks, and says so.
+EXCLUDE_IMAGES = []
+
+# Domains that are backed up at the same time. Each costs one core in restic and up to 300 MB.
+WORKERS = 3
+
+# --- How a running domain is held still for the moment of its snapshots --------------------------
+
+# "auto": freeze its file systems where a guest agent answers, otherwise see WITHOUT_FREEZE.
+# "required": without a freeze the domain's backup fails.
+# "never": don't ask the agent.
+FREEZE = "auto"
+
+# What to do with a running domain that is not frozen. "pause": hold its processors for the moment
+# of the snapshots (all disks are of one instant, like after a power cut). "crash": take the disks
+# as they run (each disk is of its own instant; databases across disks may not survive it).
+WITHOUT_FREEZE = "pause"
+
+# Seconds that a guest may stand still. If the snapshots are not all there by then, it is let go
+# and the domain's backup fails.
+FREEZE_TIMEOUT = 30
+
+# --- Load ---------------------------------------------------------------------------------------
+
+# Bytes per second that each image is read with at the most; 0: no limit.
+MAX_READ_RATE = 0
+
+# --- Where backups go ---------------------------------------------------------------------------
+
+# The module of outputs/ that takes them.
+OUTPUT = "restic"
+
+# The restic program: a name on PATH, or a path.
+RESTIC_BINARY = "restic"
+
+# The repository, as restic's own RESTIC_REPOSITORY takes it: a path, "sftp:...", "s3:...".
+RESTIC_REPOSITORY = ""
+
+# A file with the repository's password, readable by its owner alone. "" if RESTIC_ENVIRONMENT
+# names the password in another of restic's ways (RESTIC_PASSWORD_COMMAND, RESTIC_PASSWORD).
+RESTIC_PASSWORD_FILE = "/etc/virt-rbd-backup/restic-password"
+
+# Further environment variables for restic, such as the back end's access keys.
+RESTIC_ENVIRONMENT = {}
+
+# Further options for every call of restic, such as ["--limit-upload=50000", "--no-cache"].
+RESTIC_OPTIONS = []
+
+# --- What is left on this node ------------------------------------------------------------------
+
+# Directory (mode 0700) with the run's lock and the notes of what is being frozen. It must not
+# survive a reboot: a guest does not either.
+RUNTIME_DIR = "/run/virt-rbd-backup"
+
+# Seconds after which the cluster forgets a domain's lock whose node died. The lock is renewed
+# three times within them.
+LOCK_DURATION = 120
+
+# File that each run's report is written to, as JSON; "": none.
+REPORT_FILE = ""

@@ -1,0 +1,184 @@
+#!/usr/bin/python3
+"""The command line of virt-rbd-backup: parses, wires, maps results to exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import config
+import outputs
+from backup import __version__
+from backup.console import Console, finding, listing, selection_json, summary
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
+from backup.model import Level
+from backup.report import write_report
+from backup.selection import choose
+from backup.settings import Settings, load
+from backup.stop import StopRequest
+
+# Modules that only distributions package, and their package in Debian.
+MODULES = {"libvirt": "python3-libvirt", "rados": "python3-rados", "rbd": "python3-rbd"}
+
+EXIT_CODES = """\
+exit codes:
+  0    every selected domain is saved, or there was nothing to do
+  1    nothing could be done
+  2    usage or configuration error
+  3    at least one domain failed
+  11   another run is active on this node
+  130, 143   interrupted"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; return its exit code."""
+    arguments = _parser().parse_args(words)
+    console = Console(
+        sys.stderr,
+        level=Level[arguments.log_level.upper()],
+        show_progress=arguments.progress == "always"
+        or (arguments.progress == "auto" and sys.stderr.isatty()),
+        in_journal="JOURNAL_STREAM" in os.environ,
+    )
+    try:
+        override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG")
+        settings = load(vars(config), Path(override) if override else None)
+        _require_modules()
+        return int(arguments.run(arguments, settings, console))
+    except ConfigError as error:
+        for one in error.errors:
+            console.error(one)
+        return 2
+    except Interrupted as error:
+        console.error(error)
+        return 128 + error.signal_number
+    except BackupError as error:
+        console.error(error)
+        return 11 if isinstance(error, AlreadyRunning) else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Back up the selected domains, then tell how it went."""
+    from backup.run import Run
+
+    stop = StopRequest()
+    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    run = Run(settings, outputs.chosen(settings), console, stop)
+    if arguments.dry_run:
+        sys.stdout.write(listing(run.plan(arguments.domains)))
+        return 0
+    result = run.back_up(arguments.domains)
+    sys.stdout.write(summary(result))
+    if settings.report_file:
+        write_report(result, settings.report_file)
+    return result.exit_code
+
+
+def show_list(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+    """Show all domains and disks, and why what is left out is."""
+    from backup.hypervisor import Hypervisor
+
+    with Hypervisor(settings.libvirt_uri) as hypervisor:
+        choices = choose(hypervisor.domains(), settings)
+    if arguments.json:
+        json.dump(selection_json(choices), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        sys.stdout.write(listing(choices))
+    return 0
+
+
+def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+    """Show whether a backup could work."""
+    from backup.preflight import examine
+
+    problems = 0
+    for found in examine(settings, outputs.chosen(settings)):
+        sys.stdout.write(finding(found))
+        sys.stdout.flush()
+        problems += found.problem is not None
+    sys.stdout.write(f"{problems} problems\n" if problems != 1 else "1 problem\n")
+    return 1 if problems else 0
+
+
+def clean_up(_arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Thaw and remove what killed runs left."""
+    from backup.cleanup import clean_node
+
+    return 3 if clean_node(settings, console) else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(
+            2,
+            f"error: {message}\nhint: see `{self.prog} --help`; to back up one domain: main.py backup NAME\n",
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "--config", metavar="FILE", help="Python file whose constants override those of config.py"
+    )
+    common.add_argument("--log-level", choices=[level.name.lower() for level in Level], help="default: info")
+    common.add_argument(
+        "--progress", choices=("auto", "always", "never"), help="default: auto, on a terminal"
+    )
+
+    parser = _Parser(
+        prog="main.py",
+        description="Back up libvirt domains whose disks are Ceph RBD images, into restic.",
+        epilog=f"without a command: backup\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
+    parser.set_defaults(
+        config=None, log_level="info", progress="auto", run=back_up, domains=[], dry_run=False
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    backup = commands.add_parser("backup", parents=[common], help="back up domains (the default)")
+    backup.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+    )
+    backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
+    backup.set_defaults(run=back_up)
+
+    shown = commands.add_parser(
+        "list", parents=[common], help="show what is backed up, and why the rest is not"
+    )
+    shown.add_argument("--json", action="store_true", help="for programs")
+    shown.set_defaults(run=show_list)
+
+    commands.add_parser(
+        "check", parents=[common], help="look whether backups can work, and what to mend"
+    ).set_defaults(run=check)
+    commands.add_parser(
+        "cleanup", parents=[common], help="thaw and remove what killed runs left"
+    ).set_defaults(run=clean_up)
+    return parser
+
+
+def _require_modules() -> None:
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = " ".join(MODULES[name] for name in missing)
+        raise BackupError(
+            f"this interpreter ({sys.executable}) has no module {', '.join(missing)}",
+            f"run it with the distribution's own: /usr/bin/python3 main.py; apt-get install {packages}",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

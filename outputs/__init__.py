@@ -1,0 +1,13 @@
+"""The destinations of backups: one module each, all satisfying backup.model.Output."""
+
+from __future__ import annotations
+
+from backup.model import Output
+from backup.settings import Settings
+
+from .restic import Restic
+
+
+def chosen(settings: Settings) -> Output:
+    """Give the output that OUTPUT names."""
+    return {"restic": Restic.from_settings}[settings.output](settings)

@@ -1,0 +1,189 @@
+"""restic: one `restic backup --stdin` per image, and one more for the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backup import manifest, stream
+from backup.errors import BackupError
+from backup.model import Disk, Job, Level, RestorePoint, SavedImage, SnapshotSource
+from backup.settings import Settings
+from backup.units import size_text
+
+from .restic_process import LOCKED, Program, ResticError, Summary
+
+TAG = "virt-rbd-backup"
+MANIFEST_FILE = "definition.tar"
+OLDEST_VERSION = (0, 14, 0)
+PROBE_LIMIT = 20  # seconds for a look at the repository
+CALL_LIMIT = 600  # seconds for listing and removing snapshots
+DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to get at a repository that is locked
+
+
+@dataclass(frozen=True)
+class Restic:
+    """A restic repository as destination. Satisfies backup.model.Output."""
+
+    program: Program
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Restic:
+        return cls(
+            Program(
+                binary=settings.restic_binary,
+                repository=settings.restic_repository,
+                password_file=settings.restic_password_file,
+                environment=settings.restic_environment,
+                options=tuple(settings.restic_options),
+            )
+        )
+
+    def configuration_errors(self) -> Sequence[BackupError]:
+        """Tell what is missing: a repository, a password, a password file that is closed to others."""
+        errors = []
+        given = self.program.environment
+        if not self.program.repository and not {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE"} & set(given):
+            errors.append(
+                BackupError("RESTIC_REPOSITORY is not set", "name the repository that backups go to")
+            )
+        if self.program.password_file:
+            errors += _password_file_errors(Path(self.program.password_file))
+        elif not {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"} & set(given):
+            errors.append(BackupError("RESTIC_PASSWORD_FILE is not set", "name a file with the password"))
+        return errors
+
+    def problems(self) -> Sequence[BackupError]:
+        """Tell what keeps the repository from taking a backup: version, location, password."""
+        try:
+            version = self._version()
+            if version < OLDEST_VERSION:
+                shown, oldest = (".".join(map(str, numbers)) for numbers in (version, OLDEST_VERSION))
+                return [BackupError(f"restic is {shown}, {oldest} or newer is needed", "see RESTIC_BINARY")]
+            self.program.call("cat", "config", "--no-lock", "--quiet", limit=PROBE_LIMIT)
+        except ResticError as error:
+            return [error]
+        return []
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        """Save the images one after another, then the manifest, without which nothing of it counts."""
+        images = tuple(self._save_image(point, source, job) for source in sources)
+        packed = manifest.pack(point, images)
+        with self.program.backup(_arguments(point, MANIFEST_FILE, "definition"), job.check_stop) as backup:
+            backup.sink.write(packed)
+        return images
+
+    def discard(self, run: str, uuid: str) -> None:
+        """Remove the run's images of a domain that has no manifest for them.
+
+        They would confuse `restic forget`, which counts each file's snapshots by themselves.
+        """
+        for pause in (*DISCARD_PAUSES, None):
+            try:
+                self._forget(f"{TAG},run={run},uuid={uuid}")
+                return
+            except ResticError as error:
+                if pause is None or error.code not in (1, LOCKED):  # 1: also a lock, before restic 0.17
+                    raise
+                time.sleep(pause)
+
+    def _forget(self, tags: str) -> None:
+        listed = self.program.call("snapshots", "--json", f"--tag={tags}", limit=CALL_LIMIT)
+        ids = [snapshot["id"] for snapshot in json.loads(listed) or []]
+        if ids:
+            self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
+
+    def _save_image(self, point: RestorePoint, source: SnapshotSource, job: Job) -> SavedImage:
+        started = time.monotonic()
+        target, domain = source.disk.target, point.domain.name
+        with source.open() as reader:
+            data_bytes, summary = 0, Summary("", 0, 0)
+            if reader.size:  # restic takes no empty stdin: the manifest alone tells of an image of no bytes
+                arguments = _arguments(
+                    point, _file_name(source.disk), f"disk={target}", f"image={source.image}"
+                )
+                with self.program.backup(arguments, job.check_stop) as backup:
+                    data_bytes = stream.copy(
+                        reader,
+                        backup.sink,
+                        lambda done: job.reporter.progress(domain, target, done, reader.size),
+                    )
+                assert backup.summary
+                summary = backup.summary
+            if summary.processed != reader.size:
+                message = f"image {source.image} has {reader.size} bytes, restic saved {summary.processed}"
+                raise ResticError(message, "the restore point does not count")
+            saved = SavedImage(
+                target=target,
+                image=str(source.image),
+                size=reader.size,
+                data_bytes=data_bytes,
+                stored_bytes=summary.added,
+                seconds=time.monotonic() - started,
+                restore_id=summary.snapshot_id,
+            )
+        job.reporter.message(Level.INFO, domain, f"{target} {_told(saved)}")
+        return saved
+
+    def _version(self) -> tuple[int, ...]:
+        printed = self.program.call("version", limit=PROBE_LIMIT)
+        found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
+        if not found:
+            raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
+        return tuple(map(int, found.groups()))
+
+
+def _arguments(point: RestorePoint, file_name: str, *tags: str) -> list[str]:
+    """Name the snapshot.
+
+    All of a restore point have the time of the domain's snapshots, so that `restic forget` keeps or
+    removes them together.
+    """
+    common = (TAG, f"run={point.run}", f"uuid={point.domain.uuid}", f"consistency={point.consistency.value}")
+    return [
+        f"--host={point.domain.name}",
+        f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
+        f"--stdin-filename={file_name}",
+        *(f"--tag={_tag(tag)}" for tag in (*common, *tags)),
+    ]
+
+
+def _file_name(disk: Disk) -> str:
+    """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
+    return f"{disk.target.replace('/', '_')}.img"
+
+
+def _tag(text: str) -> str:
+    """Encode what restic would split at, as in URLs."""
+    return "".join(f"%{ord(char):02X}" if char in "%," or not char.isprintable() else char for char in text)
+
+
+def _told(saved: SavedImage) -> str:
+    rate = size_text(int(saved.size / saved.seconds)) if saved.seconds else "-"
+    return (
+        f"({saved.image}) saved: {size_text(saved.size)}, {size_text(saved.data_bytes)} of it data, "
+        f"{size_text(saved.stored_bytes)} new, in {saved.seconds:.1f} s ({rate}/s)"
+    )
+
+
+def _password_file_errors(path: Path) -> list[BackupError]:
+    try:
+        status = path.stat()
+        empty = not path.read_bytes().strip()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path}: {reason}", "put the repository's password there")]
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is open to others ({mode})", f"chmod 0600 {path}")]
+    if empty:
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "put the repository's password there")]
+    return []

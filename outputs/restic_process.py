@@ -1,0 +1,236 @@
+"""The restic program as a subprocess: the only place that starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import IO, Any, Callable
+
+from backup.errors import BackupError
+from backup.process import signal_when_parent_dies
+from backup.stream import PipeSink, ReaderClosed
+
+# What restic gets of our own environment; everything else is left out.
+INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
+
+WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
+INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
+MESSAGE_LINES = 3  # of restic's last words
+
+# restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
+NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
+HINTS = {
+    NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
+    LOCKED: "another program works on the repository; `restic unlock` removes the locks of dead ones",
+    WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
+}
+
+
+class ResticError(BackupError):
+    """restic failed; the message ends with its own words. `code` is its exit code."""
+
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
+        super().__init__(message, hint)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What restic says of a snapshot that it has saved. Bytes read, and bytes that the repository grew by."""
+
+    snapshot_id: str
+    processed: int
+    added: int
+
+
+@dataclass
+class Child:
+    """A restic process; what it printed is there when it has ended."""
+
+    process: subprocess.Popen[bytes]
+    stdout: str = ""
+    stderr: str = ""
+
+
+@dataclass
+class Backup:
+    """A running `restic backup --stdin`. The summary is there when it has ended well."""
+
+    sink: PipeSink
+    summary: Summary | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """The restic binary with its repository. Nothing secret gets into argv or into messages."""
+
+    binary: str
+    repository: str
+    password_file: str
+    environment: Mapping[str, str] = field(repr=False)
+    options: Sequence[str]
+
+    def call(self, *arguments: str, limit: float) -> str:
+        """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""
+        with self._child(arguments, subprocess.DEVNULL) as child:
+            try:
+                child.process.wait(limit)
+            except subprocess.TimeoutExpired as error:
+                message = f"restic {arguments[0]} took more than {limit:.0f} s"
+                raise ResticError(message, "is the repository's host reachable?") from error
+        self._require_success(arguments[0], child)
+        return child.stdout
+
+    @contextmanager
+    def backup(self, arguments: Sequence[str], check_stop: Callable[[], None]) -> Iterator[Backup]:
+        """Run `restic backup --stdin`; the block writes into the sink.
+
+        Raises ResticError unless restic has saved every byte that was sent. If the block raises, nothing
+        is saved.
+        """
+        command = ("backup", "--stdin", "--json", "--quiet", *arguments)
+        with self._child(command, subprocess.PIPE) as child:
+            assert child.process.stdin
+            with PipeSink(child.process.stdin.fileno(), check_stop) as sink:
+                backup = Backup(sink)
+                try:
+                    yield backup
+                except ReaderClosed:
+                    child.process.wait()  # its own words say more: see below
+            child.process.stdin.close()
+            _wait(child.process, check_stop)
+        self._require_success("backup", child)
+        backup.summary = _summary(child.stdout)
+        if backup.summary.processed != sink.sent:
+            message = f"restic saved {backup.summary.processed} bytes of {sink.sent} that were sent"
+            raise ResticError(message, "the restore point does not count")
+
+    @contextmanager
+    def _child(self, arguments: Sequence[str], stdin: int) -> Iterator[Child]:
+        """Start restic; whatever happens in the block, it has ended after it."""
+        with _outlet("stdout") as stdout, _outlet("stderr") as stderr:
+            child = Child(self._start(arguments, stdin, stdout, stderr))
+            try:
+                yield child
+            finally:
+                _end(child.process)
+                child.stdout, child.stderr = _text(stdout), _text(stderr)
+
+    def _start(
+        self, arguments: Sequence[str], stdin: int, stdout: IO[bytes], stderr: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [self.binary, *self.options, *arguments],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                bufsize=0,
+                cwd="/",
+                env=self._environment(),
+                preexec_fn=_in_child,
+            )
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ResticError(f"cannot start {self.binary}: {reason}", "see RESTIC_BINARY") from error
+
+    def _environment(self) -> dict[str, str]:
+        built = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        built.update(LANG="C.UTF-8", TZ="UTC")
+        if self.repository:
+            built["RESTIC_REPOSITORY"] = self.repository
+        if self.password_file:
+            built["RESTIC_PASSWORD_FILE"] = self.password_file
+        return {**built, **self.environment}
+
+    def _require_success(self, command: str, child: Child) -> None:
+        code = child.process.returncode
+        if code == 0:
+            return
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+        message = f"restic {command} {how}"
+        words = self._without_secrets(_last_words(child.stderr))
+        hint = HINTS.get(code, "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else "")
+        raise ResticError(f"{message}: {words}" if words else message, hint, code)
+
+    def _without_secrets(self, words: str) -> str:
+        for secret in filter(None, self.environment.values()):
+            words = words.replace(secret, "***")
+        return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
+
+
+def _in_child() -> None:
+    # restic commits what it has when its writer is killed and stdin ends; SIGINT makes it leave instead
+    signal_when_parent_dies(signal.SIGINT)
+
+
+def _outlet(name: str) -> IO[bytes]:
+    """Give restic a file in memory to print into: unlike a pipe it never fills up."""
+    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
+
+
+def _wait(process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> None:
+    while process.poll() is None:
+        check_stop()
+        try:
+            process.wait(WAIT_POLL)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that it has ended, and that the end of its stdin is not what ended it.
+
+    End of stdin looks like success to restic, so it is interrupted first. Not by SIGTERM, which
+    leaves a lock with restic 0.14; and from 0.17 on it only looks at the signal when stdin ends.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    if process.stdin:
+        process.stdin.close()
+    try:
+        process.wait(INTERRUPT_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _text(outlet: IO[bytes]) -> str:
+    outlet.seek(0)
+    return outlet.read().decode(errors="replace")
+
+
+def _summary(printed: str) -> Summary:
+    for line in printed.splitlines():
+        item = _json(line)
+        if item.get("message_type") == "summary":
+            added = item.get("data_added_packed", item["data_added"])  # packed: since 0.18
+            return Summary(str(item["snapshot_id"]), int(item["total_bytes_processed"]), int(added))
+    raise ResticError("restic ended well but did not say what it saved", "is RESTIC_BINARY really restic?")
+
+
+def _last_words(printed: str) -> str:
+    """Give the last lines of restic's standard error: text, or from 0.18 on JSON."""
+    lines = []
+    for line in printed.splitlines():
+        item = _json(line)
+        error = item.get("error")
+        nested = error.get("message", "") if isinstance(error, dict) else ""
+        words = str(item.get("message") or nested or ("" if item else line)).strip()
+        if words:
+            lines.append(words)
+    return "; ".join(lines[-MESSAGE_LINES:])
+
+
+def _json(line: str) -> dict[str, Any]:
+    try:
+        item = json.loads(line)
+    except ValueError:
+        return {}
+    return item if isinstance(item, dict) else {}
