@@ -1,0 +1,49 @@
+#!/bin/busybox sh
+# The guest: mounts every virtio disk and writes one counter to all of them, in order, for ever.
+
+/bin/busybox mkdir -p /proc /sys /dev /run /tmp /mnt
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+ln -s /run /var/run 2>/dev/null || { mkdir -p /var && ln -s /run /var/run; }
+
+while read -r module; do
+    insmod "/modules/$module"
+done </modules/order
+
+has_ext4() {
+    [ "$(dd if="/dev/$1" bs=2 skip=540 count=1 2>/dev/null | hexdump -e '1/2 "%04x"')" = ef53 ]
+}
+
+disks=
+for path in /sys/block/vd*; do
+    [ -e "$path" ] || continue
+    disk=${path##*/}
+    mkdir -p "/mnt/$disk"
+    has_ext4 "$disk" || mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=1 "/dev/$disk"
+    mount -t ext4 -o noinit_itable "/dev/$disk" "/mnt/$disk" && disks="$disks $disk"
+done
+
+for name in /sys/class/virtio-ports/*/name; do
+    if [ "$(cat "$name" 2>/dev/null)" = org.qemu.guest_agent.0 ]; then
+        port=${name%/name}
+        qemu-ga --method=virtio-serial --path="/dev/${port##*/}" --statedir=/run --daemonize
+    fi
+done
+
+# A disk that was restored goes on counting where its backup stopped.
+first=${disks# }
+tick=$(sed 's/^0*//' "/mnt/${first%% *}/tick" 2>/dev/null)
+tick=${tick:-0}
+echo "lab: writing to${disks:- no disk}, from tick $tick"
+
+while :; do
+    tick=$((tick + 1))
+    for disk in $disks; do
+        # In place: the old or the new counter is there, never a file cut to nothing.
+        printf '%020d\n' "$tick" | dd of="/mnt/$disk/tick" conv=notrunc,fsync 2>/dev/null
+    done
+    echo "lab: tick $tick"
+    sleep 0.1
+done

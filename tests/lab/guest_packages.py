@@ -1,0 +1,75 @@
+"""The guest's kernel and programs: Debian packages, unpacked into a cache, never installed.
+
+Installing a kernel would alter the machine's boot configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.errors import LabError
+from tests.lab.programs import run_program
+
+KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
+PROGRAM_PACKAGES = ("busybox-static", "qemu-guest-agent")
+
+
+@dataclass(frozen=True)
+class GuestPackages:
+    """The unpacked packages, below one root directory."""
+
+    root: Path
+
+    @property
+    def kernel(self) -> Path:
+        return next(self.root.glob("boot/vmlinuz-*"))
+
+    @property
+    def modules(self) -> Path:
+        return next(path.parent for path in self.root.glob("**/modules.builtin"))
+
+    @property
+    def busybox(self) -> Path:
+        return next(self.root.glob("**/bin/busybox"))
+
+    @property
+    def agent(self) -> Path:
+        return next(self.root.glob("**/sbin/qemu-ga"))
+
+
+def guest_packages() -> GuestPackages:
+    """The packages from the cache; downloaded when they are not there yet."""
+    root = _cache_directory() / "packages"
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix="unfinished-") as scratch:
+            _unpack_packages(Path(scratch), Path(scratch) / "packages")
+            (Path(scratch) / "packages").rename(root)
+    return GuestPackages(root)
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "virt-rbd-backup-lab"
+
+
+def _unpack_packages(scratch: Path, root: Path) -> None:
+    # apt's own user may not write to the cache of root.
+    download = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "download")
+    run_program(*download, _kernel_package(), *PROGRAM_PACKAGES, directory=scratch, timeout=600)
+    root.mkdir()
+    for package in scratch.glob("*.deb"):
+        run_program("dpkg-deb", "--extract", package, root, timeout=300)
+
+
+def _kernel_package() -> str:
+    """The versioned package behind the meta package."""
+    output = run_program("apt-cache", "depends", "--important", KERNEL_META_PACKAGE).decode()
+    for line in output.splitlines():
+        relation, _, name = line.strip().partition(": ")
+        if relation == "Depends" and name.startswith("linux-image-"):
+            return name
+    raise LabError(f"apt knows no kernel behind {KERNEL_META_PACKAGE}", "run apt-get update")

@@ -1,0 +1,63 @@
+"""The sample domains that the tests and the demo have in common."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.lab.domain import RbdDisk
+from tests.lab.lab import Lab
+
+MIB = 1 << 20
+
+WEB = "web01"  # running, two disks, guest agent
+DATABASE = "db01"  # running, no guest agent
+ARCHIVE = "old01"  # shut off; its size is no multiple of anything
+MEDIA = "media01"  # shut off; beside an RBD image it has a cdrom drive and a disk in a file
+
+ARCHIVE_SIZE = 100 * MIB + 1023
+NOT_COVERED = """
+    <disk type='file' device='cdrom'>
+      <target dev='sda' bus='sata'/>
+      <readonly/>
+    </disk>
+    <disk type='file' device='disk'>
+      <source file='{file}'/>
+      <target dev='vdb' bus='virtio'/>
+    </disk>"""
+
+
+def add_sample_domains(lab: Lab) -> None:
+    """Define all of them, start those that run, and wait until they write to their disks."""
+    for spec, size in ((f"vms/{WEB}-root", 256), (f"ssd/{WEB}-data", 128), (f"vms/{DATABASE}", 200)):
+        lab.create_image(spec, size * MIB)
+    import_image(lab, f"vms/{ARCHIVE}", ARCHIVE_SIZE, {0: 3 * MIB, 42 * MIB: 4096, ARCHIVE_SIZE - 7: 7})
+    import_image(lab, f"vms/{MEDIA}", 64 * MIB, {8 * MIB: 8 * MIB})
+    file_disk = lab.directory / "file-disk.img"
+    file_disk.touch()
+    lab.define_domain(DATABASE, [RbdDisk("vda", f"vms/{DATABASE}")], agent=False)
+    lab.define_domain(WEB, [RbdDisk("vda", f"vms/{WEB}-root"), RbdDisk("vdb", f"ssd/{WEB}-data")])
+    lab.define_domain(ARCHIVE, [RbdDisk("vda", f"vms/{ARCHIVE}")])
+    lab.define_domain(MEDIA, [RbdDisk("vda", f"vms/{MEDIA}")], extra_xml=NOT_COVERED.format(file=file_disk))
+    lab.start_domain(DATABASE, wait_for_agent=False)
+    lab.start_domain(WEB, wait_for_agent=True)
+    for name in (WEB, DATABASE):
+        lab.wait_for_ticks(name)
+
+
+def import_image(lab: Lab, spec: str, size: int, data: Mapping[int, int], *options: str) -> None:
+    """Make an image of `size` bytes with random data of these lengths at these offsets, holes elsewhere."""
+    if size == 0:  # rbd imports no empty file
+        lab.create_image(spec, 0, *options)
+        return
+    generator = random.Random(spec)
+    with TemporaryDirectory() as directory:
+        path = Path(directory, "content")
+        with path.open("wb") as file:
+            file.truncate(size)
+            for offset, length in data.items():
+                file.seek(offset)
+                file.write(generator.randbytes(length))
+        lab.rbd("import", "--no-progress", *options, str(path), spec)
