@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, Callable
 
 import rados
@@ -21,9 +22,15 @@ READ_FLAGS = rados.LIBRADOS_OP_FLAG_FADVISE_NOCACHE | rados.LIBRADOS_OP_FLAG_FAD
 # Allocation is listed this many bytes of image at a time, so that a list stays small for any size.
 EXTENT_SLAB = 64 << 30
 
-# librados.h: the lock has to be ours already / may be ours already.
-LOCK_FLAG_MUST_RENEW = 1 << 1
 LOCK_NAME = "virt-rbd-backup"
+
+
+class Claim(int, Enum):
+    """What to do about a lock; the values are the flags of librados.h."""
+
+    TAKE = 0  # it has to be free
+    TAKE_OR_RENEW = 1 << 0
+    RENEW = 1 << 1  # it has to be ours already
 
 
 class ClusterError(BackupError):
@@ -142,17 +149,15 @@ class Cluster:
             pool = self._pool(image)
             pool.remove_self_managed_snap(pool.create_self_managed_snap())
 
-    def lock(self, image: Image, name: str, description: str, duration: int, renew: bool = False) -> None:
+    def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
         """Take the lock object `name` beside the image for `duration` seconds, or renew it.
 
-        Raises LockHeld if it is somebody else's; when renewing, ClusterError if it is not ours any more.
+        Raises LockHeld if it is somebody else's, ClusterError if it was to be renewed but is not ours.
         """
-        flags = LOCK_FLAG_MUST_RENEW if renew else 0
-        verb = "renew" if renew else "take"
-        with self.errors(f"cannot {verb} the lock {name} beside", image):
+        with self.errors(f"cannot {claim.name.lower()} the lock {name} beside", image):
             pool = self._pool(image)
             try:
-                pool.lock_exclusive(name, LOCK_NAME, description, description, duration, flags)
+                pool.lock_exclusive(name, LOCK_NAME, owner, owner, duration, claim.value)
             except (rados.ObjectBusy, rados.ObjectExists) as error:
                 raise LockHeld(f"the lock {name} beside image {image} is held") from error
 

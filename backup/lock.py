@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .cleanly import undone_by
-from .cluster import Cluster, LockHeld
+from .cluster import Claim, Cluster, LockHeld
 from .errors import BackupError
 from .model import Domain, Image, Reporter
 from .stop import StopRequest
@@ -33,7 +33,7 @@ class DomainLock:
     def take(self) -> None:
         """Take it. Raises LockHeld if another run has it."""
         try:
-            self._cluster.lock(self._image, self._name, self._owner, self._duration)
+            self._claim(Claim.TAKE)
         except LockHeld as error:
             where = f"--pool {self._image.pool} --namespace '{self._image.namespace}'"
             hint = (
@@ -45,18 +45,24 @@ class DomainLock:
         """Renew it until it is released; if that fails, request the stop."""
         while not self._released.wait(self._duration / 3):
             try:
-                self._renew()
+                self._claim(Claim.RENEW)
             except BackupError as error:
                 stop.request(BackupError(f"lost the domain's lock: {error.message}", error.hint))
                 return
 
     def release(self) -> None:
-        """Remove the object, and with it the lock in it; renewed first, as proof that it is ours."""
-        self._renew()
+        """Remove the object, and with it the lock in it.
+
+        Claimed once more before, as proof that it is ours: it may have expired, and be another's by now.
+        """
+        try:
+            self._claim(Claim.TAKE_OR_RENEW)
+        except LockHeld:
+            return
         self._cluster.remove_lock(self._image, self._name)
 
-    def _renew(self) -> None:
-        self._cluster.lock(self._image, self._name, self._owner, self._duration, renew=True)
+    def _claim(self, claim: Claim) -> None:
+        self._cluster.lock(self._image, self._name, self._owner, self._duration, claim)
 
     @contextmanager
     def kept(self, stop: StopRequest) -> Iterator[None]:

@@ -55,6 +55,7 @@ class Run:
             domains = self._ordered(names, hypervisor)
             pool = Pool(self.settings, self.output, self.reporter, self.stop, self._worker_died)
             results = pool.run([JobOrder(run, domain.name, domain.uuid) for domain in domains])
+            let_all_go(hypervisor, self.settings, self.reporter)
             self._discard_incomplete(run, results)
         return RunResult(
             run=run,

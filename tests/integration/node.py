@@ -1,0 +1,182 @@
+"""A node under test: its configuration, its repository, and main.py run on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+from tests.lab import Lab
+
+MAIN = Path(__file__).parents[2] / "main.py"
+PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
+PASSWORD = "correct horse battery staple"
+PREFIX = "virt-rbd-backup."
+
+
+class Node:
+    """main.py with a configuration of its own in one directory."""
+
+    def __init__(self, lab: Lab, directory: Path, copy_of: Path | None = None) -> None:
+        self.lab = lab
+        self.directory = directory
+        self.repository = directory / "repository"
+        self.report_file = directory / "report.json"
+        self.runtime_dir = directory / "runtime"
+        self.password_file = directory / "password"
+        self.password_file.write_text(PASSWORD)
+        self.password_file.chmod(0o600)
+        if copy_of:
+            shutil.copytree(copy_of, self.repository)
+        self.constants: dict[str, Any] = {
+            "CEPH_CONF": str(lab.ceph_conf),
+            "CEPH_TIMEOUT": 20,
+            "RESTIC_REPOSITORY": str(self.repository),
+            "RESTIC_PASSWORD_FILE": str(self.password_file),
+            "RUNTIME_DIR": str(self.runtime_dir),
+            "REPORT_FILE": str(self.report_file),
+            "LOCK_DURATION": 6,
+        }
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """Name the configuration, and with it this node in all of its processes' environments."""
+        return {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(self.directory / "settings.py")}
+
+    def command(self, *words: str, **constants: Any) -> list[str]:
+        """Write the configuration, with these constants changed, and give the command line."""
+        path = self.directory / "settings.py"
+        lines = [f"{name} = {value!r}\n" for name, value in {**self.constants, **constants}.items()]
+        path.write_text("".join(lines))
+        return [PYTHON, str(MAIN), *words]
+
+    def run(self, *words: str, **constants: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        return subprocess.run(
+            self.command(*words, **constants),
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+    @contextmanager
+    def started(self, *words: str, **constants: Any) -> Iterator[subprocess.Popen[str]]:
+        """Start a command in a session of its own; it has ended after the block."""
+        with subprocess.Popen(
+            self.command(*words, **constants),
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def processes(self, word: str) -> Sequence[int]:
+        """Give the pids of this node's processes with the word in their command lines."""
+        mark = str(self.directory)
+        return [
+            pid
+            for pid, (line, environment) in _all_processes().items()
+            if word in line and mark in environment
+        ]
+
+    def report(self) -> dict[str, Any]:
+        """Give the last run's report, its domains by their names."""
+        report: dict[str, Any] = json.loads(self.report_file.read_text())
+        report["domains"] = {domain["name"]: domain for domain in report["domains"]}
+        return report
+
+    def restic(self, *arguments: str) -> bytes:
+        """Run restic by hand."""
+        environment = {
+            **os.environ,
+            "RESTIC_REPOSITORY": str(self.repository),
+            "RESTIC_PASSWORD_FILE": str(self.password_file),
+        }
+        done = subprocess.run(
+            ["restic", *arguments], env=environment, capture_output=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    def snapshots(self, *tags: str) -> list[dict[str, Any]]:
+        """List what the repository holds with all of these tags."""
+        listed = json.loads(self.restic("snapshots", "--json")) or []
+        return [one for one in listed if set(tags) <= set(one.get("tags") or ())]
+
+    def dump(self, restore_id: str, file_name: str) -> bytes:
+        """Read a file back."""
+        return self.restic("dump", restore_id, file_name)
+
+
+def left_behind(lab: Lab, node: Node) -> Sequence[str]:
+    """Name everything of ours that is still there: snapshots, locks, notes, processes, restic's locks."""
+    found = [f"process {pid}" for pid in node.processes("")]
+    for pool in lab.ceph("osd", "pool", "ls").split():
+        found += [f"lock {pool}/{name}" for name in _objects(lab, pool) if name.startswith(PREFIX)]
+        for image in lab.rbd("ls", pool).decode().split("\n"):
+            found += [f"{pool}/{image}@{name}" for name in snapshot_names(lab, f"{pool}/{image}") if image]
+    found += [f"note {note}" for note in node.runtime_dir.glob("held/*")]
+    locks = node.restic("list", "locks", "--no-lock").decode().split()
+    return found + [f"restic lock {lock}" for lock in locks]
+
+
+def snapshot_names(lab: Lab, spec: str, prefix: str = PREFIX) -> Sequence[str]:
+    """List an image's snapshots whose names begin with the prefix."""
+    if spec.endswith("/"):
+        return []
+    listed = json.loads(lab.rbd("snap", "ls", "--format", "json", spec))
+    return [snapshot["name"] for snapshot in listed if snapshot["name"].startswith(prefix)]
+
+
+def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll until it is true. Fails the test after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+
+
+def _objects(lab: Lab, pool: str) -> Sequence[str]:
+    listed = subprocess.run(
+        ["rados", "--conf", str(lab.ceph_conf), "--pool", pool, "--all", "ls"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return [line.split("\t")[-1] for line in listed.stdout.splitlines()]
+
+
+def _all_processes() -> dict[int, tuple[str, str]]:
+    """Give the command line and the environment of all that runs on this machine, by pid."""
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        try:
+            line, environment = ((directory / name).read_bytes() for name in ("cmdline", "environ"))
+        except OSError:
+            continue  # it has just ended
+        found[int(directory.name)] = (_words(line), _words(environment))
+    return found
+
+
+def parent(pid: int) -> int:
+    """Give the pid of a process's parent."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
+
+
+def _words(strings: bytes) -> str:
+    return strings.decode(errors="replace").replace("\0", " ")
