@@ -49,7 +49,7 @@ def _disk(element: Element) -> Disk:
 def _not_covered(element: Element, source: Element) -> str:
     kind = element.get("type", "")
     if kind != "network" or source.get("protocol") != "rbd":
-        return f"no RBD image but {kind} {source.get('protocol') or ''}".strip()
+        return f"no RBD image ({source.get('protocol', kind)})"
     if element.get("device", "disk") not in ("disk", "lun"):
         return f"a {element.get('device')}"
     if source.find("snapshot") is not None:

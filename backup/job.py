@@ -109,7 +109,8 @@ class DomainJob:
         with holder.held_still(domain) as stand:
             snapshots.create(stand.seconds_left, self.check_stop)
             taken = datetime.now(timezone.utc)
-        text = f"{len(snapshots.snapshots)} snapshots made, {stand.consistency.value}"
+        count = len(snapshots.snapshots)
+        text = f"{count} snapshot{'s' if count > 1 else ''} made, {stand.consistency.value}"
         if stand.seconds:
             text += f", stood still for {stand.seconds:.2f} s"
         self.reporter.message(Level.INFO, domain.name, text)

@@ -47,7 +47,12 @@ class Node:
     @property
     def _environment(self) -> dict[str, str]:
         """Name the configuration, and with it this node in all of its processes' environments."""
-        return {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(self.directory / "settings.py")}
+        return {
+            **os.environ,
+            "VIRT_RBD_BACKUP_CONFIG": str(self.directory / "settings.py"),
+            "RESTIC_CACHE_DIR": str(self.directory / "cache"),
+            "TMPDIR": str(self.directory),  # where a restic that is killed leaves its temporary files
+        }
 
     def command(self, *words: str, **constants: Any) -> list[str]:
         """Write the configuration, with these constants changed, and give the command line."""
@@ -101,7 +106,7 @@ class Node:
     def restic(self, *arguments: str) -> bytes:
         """Run restic by hand."""
         environment = {
-            **os.environ,
+            **self._environment,
             "RESTIC_REPOSITORY": str(self.repository),
             "RESTIC_PASSWORD_FILE": str(self.password_file),
         }

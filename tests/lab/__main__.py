@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.lab import Lab, LabError
+from tests.lab.sample import add_sample_domains
 
 DEFAULT_DIRECTORY = Path(tempfile.gettempdir()) / "virt-rbd-backup-lab"
 
@@ -20,6 +21,8 @@ def main() -> int:
     try:
         if options.command == "up":
             lab.up()
+            if options.with_domains:
+                add_sample_domains(lab)
         elif options.command == "down":
             lab.down()
         if options.command != "down":
@@ -36,6 +39,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m tests.lab", description=__doc__)
     parser.add_argument("command", choices=("up", "down", "status"))
     parser.add_argument("--directory", type=Path, default=DEFAULT_DIRECTORY, help="default: %(default)s")
+    parser.add_argument("--with-domains", action="store_true", help="up: with the sample domains")
     return parser.parse_args()
 
 

@@ -115,9 +115,9 @@ def refuse_running_libvirt() -> None:
     hint = "the lab needs qemu:///system for itself: stop it, or use another machine"
     for process in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):
-            name = process.read_text().strip()
-            if name in ("libvirtd", "virtqemud"):
-                raise LabError(f"{name} runs already, with pid {process.parent.name}", hint)
+            name, pid = process.read_text().strip(), int(process.parent.name)
+            if name in ("libvirtd", "virtqemud") and command_line(pid):
+                raise LabError(f"{name} runs already, with pid {pid}", hint)
     for path in SOCKETS:
         if _listens(path):
             raise LabError(f"something answers at {path}", hint)

@@ -1,0 +1,100 @@
+"""The rules of the house: which way imports run, and what linters and types say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What each part may import of the others.
+ALLOWED = {"main": {"config", "outputs", "backup"}, "outputs": {"backup"}, "backup": set(), "config": set()}
+# Who alone may import what stands between us and the outside.
+CHOKE_POINTS = {
+    "libvirt": "backup/hypervisor.py",
+    "rados": "backup/cluster.py",
+    "rbd": "backup/cluster.py",
+}
+
+
+def test_imports_run_one_way() -> None:
+    wrong = [
+        f"{path} imports {module}"
+        for path, module in _imports()
+        if module in ALLOWED and module != _part(path) and module not in ALLOWED[_part(path)]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", CHOKE_POINTS)
+def test_the_outside_has_one_importer_each(module: str) -> None:
+    assert {path for path, imported in _imports() if imported == module} == {CHOKE_POINTS[module]}
+
+
+def test_only_one_module_starts_restic() -> None:
+    assert {path for path, imported in _imports() if imported == "subprocess"} == {
+        "outputs/restic_process.py"
+    }
+
+
+def test_the_engine_neither_prints_nor_exits() -> None:
+    wrong = [
+        f"{path}:{node.lineno}"
+        for path, tree in _sources()
+        for node in ast.walk(tree)
+        if path != "main.py"
+        and isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "sys.exit", "exit")
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+def test_linters_and_types_have_nothing_to_say(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_units_are_sound(tmp_path: Path) -> None:
+    for unit in (ROOT / "res").glob("*.service"):  # the program is not where an admin will have put it
+        here = unit.read_text().replace("/opt/virt-rbd-backup", str(ROOT))
+        (tmp_path / unit.name).write_text(here)
+    for unit in (ROOT / "res").glob("*.timer"):
+        (tmp_path / unit.name).write_text(unit.read_text())
+    units = sorted(str(path) for path in tmp_path.iterdir())
+    assert len(units) == 2
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def _part(path: str) -> str:
+    return path.split("/")[0].removesuffix(".py")
+
+
+def _sources() -> Iterator[tuple[str, ast.Module]]:
+    for part in ALLOWED:
+        paths = (
+            [ROOT / f"{part}.py"] if (ROOT / f"{part}.py").exists() else sorted((ROOT / part).rglob("*.py"))
+        )
+        for path in paths:
+            yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
+
+
+def _imports() -> Iterator[tuple[str, str]]:
+    """Yield (path, top-level module) for each import that is not relative."""
+    for path, tree in _sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield path, alias.name.split(".")[0]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                yield path, node.module.split(".")[0]
