@@ -87,6 +87,7 @@ def show_list(arguments: argparse.Namespace, settings: Settings, _console: Conso
     """Show all domains and disks, and why what is left out is."""
     from backup.hypervisor import Hypervisor
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
     with Hypervisor(settings.libvirt_uri) as hypervisor:
         choices = choose(hypervisor.domains(), settings)
     if arguments.json:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from .cluster import LockHeld
-from .connect import connect_all
+from .connect import Clusters
 from .errors import BackupError
 from .freeze import Holder
 from .hypervisor import Hypervisor
 from .journal import Journal
-from .lock import domain_lock
+from .lock import domain_lock, lock_exists
 from .model import Domain, Level, Reporter, State
 from .node import only_run
 from .settings import Settings
-from .snapshots import remove_leftovers
+from .snapshots import leftovers, remove_leftovers
 from .stop import StopRequest
 
 
@@ -25,24 +24,28 @@ def clean_node(settings: Settings, reporter: Reporter) -> int:
     Raises AlreadyRunning while a run is active, as what it left is not left.
     """
     with only_run(settings.runtime_dir), Hypervisor(settings.libvirt_uri) as hypervisor:
-        failed = let_all_go(hypervisor, settings, reporter)
+        failed = let_go_noted(hypervisor, settings, reporter)
         return failed + remove_all_leftovers(hypervisor.domains(), hypervisor, settings, reporter)
 
 
-def let_all_go(hypervisor: Hypervisor, settings: Settings, reporter: Reporter) -> int:
-    """Thaw or resume every domain that a killed run noted; return how many that failed for.
+def let_go_noted(
+    hypervisor: Hypervisor, settings: Settings, reporter: Reporter, uuid: str | None = None
+) -> int:
+    """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
 
-    For the holder of the node's lock: nobody else can be holding them still on purpose.
+    Only for the holder of the node's lock, about domains that no worker is at: nobody else can be
+    holding them still on purpose. Returns how many that failed for.
     """
     journal = Journal(settings.runtime_dir)
     holder = Holder(hypervisor, journal, settings, reporter)
     failed = 0
     for note in journal.notes():
+        if uuid not in (None, note.uuid):
+            continue
         try:
             holder.let_go(Domain(note.uuid, note.name, State.RUNNING, ()), note.hold)
-            reporter.message(
-                Level.WARNING, note.name, f"let go: a killed run had left it in {note.hold.value}"
-            )
+            text = f"let go: a backup that was killed had left a {note.hold.value} behind"
+            reporter.message(Level.WARNING, note.name, text)
         except BackupError as error:
             failed += 1
             reporter.message(Level.ERROR, note.name, str(error))
@@ -52,29 +55,24 @@ def let_all_go(hypervisor: Hypervisor, settings: Settings, reporter: Reporter) -
 def remove_all_leftovers(
     domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings, reporter: Reporter
 ) -> int:
-    """Remove the snapshots that killed runs left; return how many domains that failed for."""
+    """Remove the snapshots and locks that killed runs left; return how many domains that failed for."""
     failed = 0
-    for domain in domains:
-        try:
-            with ExitStack() as stack:
-                _remove(domain, hypervisor, settings, reporter, stack)
-        except LockHeld as error:
-            reporter.message(Level.INFO, domain.name, error.message)
-        except BackupError as error:
-            failed += 1
-            reporter.message(Level.ERROR, domain.name, str(error))
+    with Clusters(hypervisor, settings, settings.ceph_timeout) as clusters:
+        for domain in domains:
+            try:
+                _remove(domain, clusters, settings, reporter)
+            except LockHeld as error:
+                reporter.message(Level.INFO, domain.name, error.message)
+            except BackupError as error:
+                failed += 1
+                reporter.message(Level.ERROR, domain.name, str(error))
     return failed
 
 
-def _remove(
-    domain: Domain, hypervisor: Hypervisor, settings: Settings, reporter: Reporter, stack: ExitStack
-) -> None:
-    clusters = connect_all(domain, hypervisor, settings, stack)
-    images = [(clusters[disk.address], disk.image) for disk in domain.disks if disk.image]
-    if images:
-        cluster, image = images[0]
-        stack.enter_context(
-            domain_lock(cluster, image, domain, settings.lock_duration, StopRequest(), reporter)
-        )
-    for cluster, image in images:
-        remove_leftovers(cluster, image, domain, reporter)
+def _remove(domain: Domain, clusters: Clusters, settings: Settings, reporter: Reporter) -> None:
+    images = [(clusters.at(disk.address), disk.image) for disk in domain.disks if disk.image]
+    if not images or not (lock_exists(*images[0], domain) or any(leftovers(*one, domain) for one in images)):
+        return
+    with domain_lock(*images[0], domain, settings.lock_duration, StopRequest(), reporter):
+        for cluster, image in images:
+            remove_leftovers(cluster, image, domain, reporter)

@@ -20,7 +20,7 @@ from .model import ClusterAddress, Extent, Image
 READ_FLAGS = rados.LIBRADOS_OP_FLAG_FADVISE_NOCACHE | rados.LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL
 
 # Allocation is listed this many bytes of image at a time, so that a list stays small for any size.
-EXTENT_SLAB = 64 << 30
+EXTENT_SLAB = 4 << 30
 
 LOCK_NAME = "virt-rbd-backup"
 
@@ -160,6 +160,15 @@ class Cluster:
                 pool.lock_exclusive(name, LOCK_NAME, owner, owner, duration, claim.value)
             except (rados.ObjectBusy, rados.ObjectExists) as error:
                 raise LockHeld(f"the lock {name} beside image {image} is held") from error
+
+    def object_exists(self, image: Image, name: str) -> bool:
+        """Tell whether there is an object of this name beside the image."""
+        with self.errors(f"cannot look for the object {name} beside", image):
+            try:
+                self._pool(image).stat(name)
+            except rados.ObjectNotFound:
+                return False
+            return True
 
     def remove_lock(self, image: Image, name: str) -> None:
         """Remove a lock that is ours together with its object; already gone counts as success."""

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
+from typing import Union
 
 from .cluster import Cluster
+from .errors import BackupError
 from .hypervisor import Hypervisor
-from .model import ClusterAddress, Domain
+from .model import ClusterAddress
 from .settings import Settings
 
 
-def connect(address: ClusterAddress, hypervisor: Hypervisor, settings: Settings) -> Cluster:
-    """Connect as the domain itself does. Raises BackupError."""
-    key = hypervisor.secret(address)
-    return Cluster(address, key, settings.ceph_conf, settings.ceph_timeout, settings.max_read_rate)
+class Clusters:
+    """Connections as the domains themselves have them: made when asked for, one for each address.
 
+    Threads may share it.
+    """
 
-def connect_all(
-    domain: Domain, hypervisor: Hypervisor, settings: Settings, stack: ExitStack
-) -> dict[ClusterAddress, Cluster]:
-    """Connect to all clusters of the domain's images, once for each address; `stack` closes them."""
-    addresses = dict.fromkeys(disk.address for disk in domain.disks if disk.image)
-    return {address: stack.enter_context(connect(address, hypervisor, settings)) for address in addresses}
+    def __init__(self, hypervisor: Hypervisor, settings: Settings, timeout: int) -> None:
+        """`timeout`, in seconds, bounds every operation of the connections."""
+        self._hypervisor = hypervisor
+        self._settings = settings
+        self._timeout = timeout
+        self._known: dict[ClusterAddress, Union[Cluster, BackupError]] = {}
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Clusters:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def at(self, address: ClusterAddress) -> Cluster:
+        """Give the connection. Raises BackupError, the same again for an address that has failed once."""
+        with self._lock:
+            if address not in self._known:
+                self._known[address] = self._try(address)
+        known = self._known[address]
+        if isinstance(known, BackupError):
+            raise known
+        return known
+
+    def _try(self, address: ClusterAddress) -> Union[Cluster, BackupError]:
+        settings = self._settings
+        try:
+            key = self._hypervisor.secret(address)
+            cluster = Cluster(address, key, settings.ceph_conf, self._timeout, settings.max_read_rate)
+        except BackupError as error:
+            return error
+        return self._stack.enter_context(cluster)

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Optional
 from xml.etree.ElementTree import Element
 
+from .errors import BackupError
 from .model import ClusterAddress, Disk, Image
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -23,10 +24,13 @@ def agent_connected(live_xml: str) -> bool:
 
 
 def nvram_path(xml: str) -> str:
-    """Give the path of the domain's NVRAM file, "" if it has none."""
+    """Give the path of the domain's NVRAM file, "" if it has none. Raises BackupError if it is no file."""
     nvram = ElementTree.fromstring(xml).find("./os/nvram")
     if nvram is None:
         return ""
+    if nvram.get("type", "file") != "file":
+        message = f"the domain's NVRAM is no file ({nvram.get('type')}), and can't be saved"
+        raise BackupError(message, "exclude the domain, or give it an NVRAM file")
     source = nvram.find("source")  # since libvirt 8.5, where nvram has a type
     return (source.get("file", "") if source is not None else nvram.text or "").strip()
 

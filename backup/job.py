@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from .connect import connect_all
+from .connect import Clusters
 from .errors import BackupError, DomainGone
 from .freeze import Holder
 from .hypervisor import Hypervisor
@@ -85,9 +85,9 @@ class DomainJob:
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         name = owned_prefix(domain.uuid) + self.order.run
-        clusters = connect_all(domain, hypervisor, self.settings, stack)
+        clusters = stack.enter_context(Clusters(hypervisor, self.settings, self.settings.ceph_timeout))
         snapshots = [
-            DiskSnapshot(disk, disk.image, clusters[disk.address], name)
+            DiskSnapshot(disk, disk.image, clusters.at(disk.address), name)
             for disk in domain.disks
             if disk.image
         ]

@@ -16,6 +16,16 @@ from .model import Domain, Image, Reporter
 from .stop import StopRequest
 
 
+def lock_name(domain: Domain) -> str:
+    """Give the name of the domain's lock object."""
+    return f"virt-rbd-backup.lock.{domain.uuid}"
+
+
+def lock_exists(cluster: Cluster, image: Image, domain: Domain) -> bool:
+    """Tell whether there is a lock object, held or left behind."""
+    return cluster.object_exists(image, lock_name(domain))
+
+
 class DomainLock:
     """The lock of one domain: an object beside its first image, renewed by a thread.
 
@@ -26,7 +36,7 @@ class DomainLock:
         self._cluster = cluster
         self._image = image
         self._duration = duration
-        self._name = f"virt-rbd-backup.lock.{domain.uuid}"
+        self._name = lock_name(domain)
         self._owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._released = threading.Event()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Sequence
@@ -47,6 +48,16 @@ class Pool:
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         """Do the jobs in this order; when stopped, wait for the workers to clean up."""
         waiting = deque(orders)
+        try:
+            self._run(waiting)
+        finally:  # by now none is left, but after a bug of ours
+            for worker in self._active.values():
+                worker.process.terminate()
+                worker.process.join()
+        interrupted = "interrupted before it began"
+        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
+
+    def _run(self, waiting: deque[JobOrder]) -> None:
         told = False
         while self._active or (waiting and not self.stop.requested):
             while waiting and len(self._active) < self.settings.workers and not self.stop.requested:
@@ -57,13 +68,13 @@ class Pool:
             for pipe in wait(list(self._active), STOP_POLL):
                 assert isinstance(pipe, Connection)
                 self._receive(pipe)
-        interrupted = "interrupted before it began"
-        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
 
     def _start(self, order: JobOrder) -> None:
         ours, theirs = _spawn.Pipe(duplex=False)
         process = _spawn.Process(
-            target=work, args=(order, self.settings, self.output, theirs), name=order.name
+            target=work,
+            args=(order, self.settings, self.output, theirs, os.getpid()),
+            name=order.name,
         )
         process.start()
         theirs.close()
@@ -78,7 +89,7 @@ class Pool:
         worker = self._active[pipe]
         try:
             item = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # OSError: killed in the middle of a message
             self._ended(self._active.pop(pipe))
             pipe.close()
             return

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from typing import Callable
 
 from .cluster import Cluster
-from .connect import connect
+from .connect import Clusters
 from .errors import BackupError
 from .hypervisor import Hypervisor
-from .model import ClusterAddress, Disk, Domain, Finding, Image, Output, State
+from .model import Disk, Domain, Finding, Image, Output, State
 from .node import prepare_runtime_dir
 from .selection import choose
 from .settings import Settings
@@ -35,8 +34,8 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
         domains = [choice.domain for choice in choose(hypervisor.domains(), settings) if not choice.skipped]
         yield Finding(f"libvirt at {settings.libvirt_uri}: {len(domains)} domains to back up")
         yield from threads.map(lambda domain: _agent(domain, hypervisor, settings), domains)
-        with ExitStack() as stack:
-            yield from _clusters(domains, hypervisor, settings, stack, threads)
+        with Clusters(hypervisor, settings, min(PATIENCE, settings.ceph_timeout)) as clusters:
+            yield from _clusters(domains, clusters, settings, threads)
 
 
 def _output(settings: Settings, output: Output) -> Iterator[Finding]:
@@ -71,28 +70,21 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
 
 
 def _clusters(
-    domains: Sequence[Domain],
-    hypervisor: Hypervisor,
-    settings: Settings,
-    stack: ExitStack,
-    threads: ThreadPoolExecutor,
+    domains: Sequence[Domain], clusters: Clusters, settings: Settings, threads: ThreadPoolExecutor
 ) -> Iterator[Finding]:
     """Connect with each of the credentials in use, then ask each pool for leave, and open each image."""
-    quick = replace(settings, ceph_timeout=min(PATIENCE, settings.ceph_timeout))
     uses = [(domain, disk, disk.image) for domain in domains for disk in domain.disks if disk.image]
-    clusters: dict[ClusterAddress, Cluster] = {}
+    reached = set()
     for address in dict.fromkeys(disk.address for _, disk, _ in uses):
         where = ",".join(address.monitors) or address.conf_file or settings.ceph_conf
-        subject = f"cluster {where} as client.{address.user or 'admin'}"
-        try:
-            clusters[address] = stack.enter_context(connect(address, hypervisor, quick))
-            yield Finding(subject)
-        except BackupError as error:
-            yield Finding(subject, error)
-    uses = [use for use in uses if use[1].address in clusters]
-    pools = {(clusters[disk.address], image.pool, image.namespace): image for _, disk, image in uses}
-    yield from threads.map(lambda one: _pool(one[0][0], one[1]), pools.items())
-    yield from threads.map(lambda use: _image(use[0], use[1], clusters[use[1].address], use[2]), uses)
+        found = _tried(f"cluster {where} as client.{address.user or 'admin'}", partial(clusters.at, address))
+        if found.problem is None:
+            reached.add(address)
+        yield found
+    uses = [use for use in uses if use[1].address in reached]
+    pools = {(disk.address, image.pool, image.namespace): image for _, disk, image in uses}
+    yield from threads.map(lambda pool: _pool(clusters.at(pool[0][0]), pool[1]), pools.items())
+    yield from threads.map(lambda use: _image(use[0], use[1], clusters.at(use[1].address), use[2]), uses)
 
 
 def _pool(cluster: Cluster, image: Image) -> Finding:

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from .cleanup import let_all_go
+from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
-from .freeze import Holder
 from .hypervisor import Hypervisor
 from .job import JobOrder
-from .journal import Journal
 from .largest import largest_first
-from .model import Domain, JobResult, Level, Output, Reporter, State, Status
+from .model import Domain, JobResult, Level, Output, Reporter, Status
 from .node import only_run
 from .pool import Pool
 from .report import RunResult
@@ -51,11 +49,11 @@ class Run:
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         with only_run(self.settings.runtime_dir), Hypervisor(self.settings.libvirt_uri) as hypervisor:
-            let_all_go(hypervisor, self.settings, self.reporter)
+            let_go_noted(hypervisor, self.settings, self.reporter)
             domains = self._ordered(names, hypervisor)
             pool = Pool(self.settings, self.output, self.reporter, self.stop, self._worker_died)
             results = pool.run([JobOrder(run, domain.name, domain.uuid) for domain in domains])
-            let_all_go(hypervisor, self.settings, self.reporter)
+            let_go_noted(hypervisor, self.settings, self.reporter)
             self._discard_incomplete(run, results)
         return RunResult(
             run=run,
@@ -82,12 +80,11 @@ class Run:
 
     def _worker_died(self, order: JobOrder) -> None:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
-        journal = Journal(self.settings.runtime_dir)
-        for note in journal.notes():
-            if note.uuid == order.uuid:
-                with Hypervisor(self.settings.libvirt_uri) as hypervisor:
-                    holder = Holder(hypervisor, journal, self.settings, self.reporter)
-                    holder.let_go(Domain(note.uuid, note.name, State.RUNNING, ()), note.hold)
+        try:
+            with Hypervisor(self.settings.libvirt_uri) as hypervisor:
+                let_go_noted(hypervisor, self.settings, self.reporter, order.uuid)
+        except BackupError as error:
+            self.reporter.message(Level.ERROR, order.name, str(error))
 
     def _discard_incomplete(self, run: str, results: Sequence[JobResult]) -> None:
         """Remove from the output what failed jobs saved; what can't be removed does not count anyway."""

@@ -92,15 +92,18 @@ def gone_afterwards(
         yield domain_snapshots
 
 
-def remove_leftovers(cluster: Cluster, image: Image, domain: Domain, reporter: Reporter) -> None:
-    """Remove what killed runs left of this domain. Only for the holder of the domain's lock."""
+def leftovers(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
+    """Name the snapshots of this image that are this domain's and ours; none where the image is gone."""
     try:
         names = cluster.snapshot_names(image)
     except ImageGone:
-        return  # the job itself will say so, where it matters
-    for name in names:
-        if name.startswith(owned_prefix(domain.uuid)):
-            cluster.remove_snapshot(image, name)
-            reporter.message(
-                Level.WARNING, domain.name, f"removed snapshot {name} of {image} that a killed run left"
-            )
+        return []  # where it matters, the job itself will say so
+    return [name for name in names if name.startswith(owned_prefix(domain.uuid))]
+
+
+def remove_leftovers(cluster: Cluster, image: Image, domain: Domain, reporter: Reporter) -> None:
+    """Remove what killed runs left of this domain. Only for the holder of the domain's lock."""
+    for name in leftovers(cluster, image, domain):
+        cluster.remove_snapshot(image, name)
+        text = f"removed snapshot {name} of {image} that a killed run left"
+        reporter.message(Level.WARNING, domain.name, text)

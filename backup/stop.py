@@ -41,4 +41,4 @@ class StopRequest:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = self.signal_number or number
-        self.request(Interrupted(f"interrupted by {signal.Signals(number).name}", number))
+        self.request(Interrupted("interrupted", number))

@@ -55,14 +55,14 @@ class PipeReporter:
             self._pipe.send(item)
 
 
-def work(order: JobOrder, settings: Settings, output: Output, pipe: Connection) -> None:
-    """Do one job. The body of a worker process."""
+def work(order: JobOrder, settings: Settings, output: Output, pipe: Connection, main_process: int) -> None:
+    """Do one job. The body of a worker process; `main_process` is the pid of the one that it reports to."""
     # A group of its own keeps a terminal's Ctrl-C from hitting restic and us in the middle of
     # something: the main process gets it and asks us to stop.
     os.setpgid(0, 0)
     stop = StopRequest()
     stop.on_signals(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal_when_parent_dies(signal.SIGTERM)
+    signal_when_parent_dies(signal.SIGTERM, main_process)
     reporter = PipeReporter(pipe)
     reporter.send(DomainJob(order, settings, output, reporter, stop).run())

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any, Callable
 
 from backup.errors import BackupError
@@ -134,7 +135,8 @@ class Program:
                 bufsize=0,
                 cwd="/",
                 env=self._environment(),
-                preexec_fn=_in_child,
+                # when its writer is killed, stdin ends and restic would commit: SIGINT comes first
+                preexec_fn=partial(signal_when_parent_dies, signal.SIGINT, os.getpid()),
             )
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -163,11 +165,6 @@ class Program:
         for secret in filter(None, self.environment.values()):
             words = words.replace(secret, "***")
         return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
-
-
-def _in_child() -> None:
-    # restic commits what it has when its writer is killed and stdin ends; SIGINT makes it leave instead
-    signal_when_parent_dies(signal.SIGINT)
 
 
 def _outlet(name: str) -> IO[bytes]:
