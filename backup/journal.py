@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
+from .errors import BackupError
 from .model import Domain
 
 
@@ -35,14 +36,20 @@ class Journal:
         self._directory = Path(runtime_dir, "held")
 
     def write(self, domain: Domain, hold: Hold) -> None:
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        """Note that the domain is about to be held. Raises BackupError."""
         path = self._path(domain.uuid)
         draft = path.with_suffix(".draft")
-        with draft.open("w") as file:
-            json.dump(asdict(Note(domain.uuid, domain.name, hold)), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            with draft.open("w") as file:
+                json.dump(asdict(Note(domain.uuid, domain.name, hold)), file)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            message = f"cannot note in {path} that the guest is about to stand still: {reason}"
+            raise BackupError(message, "see RUNTIME_DIR") from error
 
     def erase(self, uuid: str) -> None:
         self._path(uuid).unlink(missing_ok=True)

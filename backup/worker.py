@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -14,6 +15,8 @@ from .model import JobResult, Level, Output
 from .process import signal_when_parent_dies
 from .settings import Settings
 from .stop import StopRequest
+
+PROGRESS_INTERVAL = 5.0  # seconds between two reports of how far an image is
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,15 @@ class PipeReporter:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
+        self._next_progress = 0.0
 
     def message(self, level: Level, domain: str, text: str) -> None:
         self.send(Message(level, domain, text))
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        self.send(Progress(domain, target, done, size))
+        if time.monotonic() >= self._next_progress:
+            self._next_progress = time.monotonic() + PROGRESS_INTERVAL
+            self.send(Progress(domain, target, done, size))
 
     def send(self, item: FromWorker) -> None:
         with suppress(BrokenPipeError):  # the main process was killed: nobody to tell, but still to clean up

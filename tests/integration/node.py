@@ -105,13 +105,21 @@ class Node:
 
     def restic(self, *arguments: str) -> bytes:
         """Run restic by hand."""
+        return self._by_hand(["restic", *arguments], self.directory)
+
+    def shell(self, line: str, directory: Path) -> None:
+        """Run a line of shell with restic's and Ceph's environment, as an admin would by hand."""
+        self._by_hand(["bash", "-o", "pipefail", "-c", line], directory)
+
+    def _by_hand(self, command: Sequence[str], directory: Path) -> bytes:
         environment = {
             **self._environment,
             "RESTIC_REPOSITORY": str(self.repository),
             "RESTIC_PASSWORD_FILE": str(self.password_file),
+            "CEPH_CONF": str(self.lab.ceph_conf),
         }
         done = subprocess.run(
-            ["restic", *arguments], env=environment, capture_output=True, timeout=120, check=False
+            command, cwd=directory, env=environment, capture_output=True, timeout=120, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
