@@ -1,9 +1,8 @@
-"""The README's walk-through: a domain that is lost with all its images comes back with restic and rbd alone."""
+"""The README's walk-through: a lost domain comes back with restic and rbd alone."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
