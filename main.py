@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Callable, NoReturn
 
 import config
 import outputs
@@ -77,9 +77,12 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
         sys.stdout.write(listing(run.plan(arguments.domains)))
         return 0
     result = run.back_up(arguments.domains)
-    sys.stdout.write(summary(result))
     if settings.report_file:
-        write_report(result, settings.report_file)
+        try:
+            write_report(result, settings.report_file)
+        except BackupError as error:  # the domains are as they are: the exit code tells of them
+            console.error(error)
+    sys.stdout.write(summary(result))
     return result.exit_code
 
 
@@ -127,6 +130,38 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="main.py",
+        description="Back up libvirt domains whose disks are Ceph RBD images, into restic.",
+        epilog=f"without a command: backup\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[_common_options()],
+    )
+    parser.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
+    parser.set_defaults(
+        config=None, log_level="info", progress="auto", run=back_up, domains=[], dry_run=False
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run: Callable[..., int], text: str) -> _Parser:
+        command = commands.add_parser(name, parents=[_common_options()], help=text, description=f"{text}.")
+        command.set_defaults(run=run)
+        return command
+
+    backup = add("backup", back_up, "back up domains (the default)")
+    backup.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+    )
+    backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
+    listed = add("list", show_list, "show what is backed up, and why the rest is not")
+    listed.add_argument("--json", action="store_true", help="for programs")
+    add("check", check, "look whether backups can work, and what to mend")
+    add("cleanup", clean_up, "let guests go and remove snapshots that killed runs left")
+    return parser
+
+
+def _common_options() -> _Parser:
+    """Give the options that may stand before and after the command, without defaults of their own."""
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "--config", metavar="FILE", help="Python file whose constants override those of config.py"
@@ -135,40 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--progress", choices=("auto", "always", "never"), help="default: auto, on a terminal"
     )
-
-    parser = _Parser(
-        prog="main.py",
-        description="Back up libvirt domains whose disks are Ceph RBD images, into restic.",
-        epilog=f"without a command: backup\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common],
-    )
-    parser.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
-    parser.set_defaults(
-        config=None, log_level="info", progress="auto", run=back_up, domains=[], dry_run=False
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
-
-    backup = commands.add_parser("backup", parents=[common], help="back up domains (the default)")
-    backup.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
-    )
-    backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
-    backup.set_defaults(run=back_up)
-
-    shown = commands.add_parser(
-        "list", parents=[common], help="show what is backed up, and why the rest is not"
-    )
-    shown.add_argument("--json", action="store_true", help="for programs")
-    shown.set_defaults(run=show_list)
-
-    commands.add_parser(
-        "check", parents=[common], help="look whether backups can work, and what to mend"
-    ).set_defaults(run=check)
-    commands.add_parser(
-        "cleanup", parents=[common], help="thaw and remove what killed runs left"
-    ).set_defaults(run=clean_up)
-    return parser
+    return common
 
 
 def _require_modules() -> None:

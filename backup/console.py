@@ -31,8 +31,7 @@ class Console:
         if level <= self.level:
             mark = f"<{level.value}>" if self.in_journal else ""
             who = f"{domain}: " if domain else ""
-            self.stream.write(f"{mark}{LABELS.get(level, '')}{who}{_one_line(text)}\n")
-            self.stream.flush()
+            self._write(f"{mark}{LABELS.get(level, '')}{_one_line(who + text)}")
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
         if self.show_progress:
@@ -43,8 +42,14 @@ class Console:
         """Write an error and, on a line of its own, its hint."""
         self.message(Level.ERROR, "", error.message)
         if error.hint:
-            self.stream.write(f"hint: {_one_line(error.hint)}\n")
+            self._write(f"hint: {_one_line(error.hint)}")
+
+    def _write(self, line: str) -> None:
+        try:
+            self.stream.write(line + "\n")
             self.stream.flush()
+        except OSError:
+            return  # the terminal is gone: nobody reads this, but the run has guests to let go
 
 
 def finding(found: Finding) -> str:

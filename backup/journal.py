@@ -58,8 +58,14 @@ class Journal:
         return self._path(uuid).exists()
 
     def notes(self) -> Sequence[Note]:
-        found = [json.loads(path.read_text()) for path in sorted(self._directory.glob("*.json"))]
-        return [Note(note["uuid"], note["name"], Hold(note["hold"])) for note in found]
+        found = []
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                note = json.loads(path.read_text())
+            except FileNotFoundError:
+                continue  # its worker has just erased it
+            found.append(Note(note["uuid"], note["name"], Hold(note["hold"])))
+        return found
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"

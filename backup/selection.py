@@ -59,8 +59,8 @@ def _disk(disk: Disk, settings: Settings) -> Disk:
 def _matches(domain: Domain, patterns: Sequence[str]) -> bool:
     """A pattern that is the very name matches too, as names may hold glob characters."""
     return any(
-        pattern in (domain.name, domain.uuid)
+        pattern == domain.name
         or fnmatchcase(domain.name, pattern)
-        or fnmatchcase(domain.uuid, pattern)
+        or fnmatchcase(domain.uuid, pattern.lower())
         for pattern in patterns
     )

@@ -22,7 +22,7 @@ def _text(value: Any) -> str | None:
 
 
 def _required(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "has to be a string that is not empty"
+    return None if _text(value) is None and value else "has to be a string that is not empty"
 
 
 def _texts(value: Any) -> str | None:
@@ -32,6 +32,8 @@ def _texts(value: Any) -> str | None:
 
 def _environment(value: Any) -> str | None:
     good = isinstance(value, dict) and _texts([*value, *value.values()]) is None
+    if good and any(not name or "=" in name for name in value):
+        return "has a name that no environment can hold"
     return None if good else "has to be a dictionary of strings"
 
 
@@ -134,8 +136,9 @@ def _run(path: Path) -> dict[str, Any]:
             raise
         line = getattr(error, "lineno", None) or _line_in(path, error)
         where = f"{path}, line {line}" if line else str(path)
-        message = f"{where}: {type(error).__name__}: {getattr(error, 'msg', None) or error}"
-        raise ConfigError([BackupError(message, "the file has to be Python: NAME = value")]) from error
+        # not the error's own words, which may quote a password that lacks its quotes
+        message = f"{where}: this is no valid setting ({type(error).__name__})"
+        raise ConfigError([BackupError(message, 'the file has to be Python: NAME = "value"')]) from error
 
 
 def _line_in(path: Path, error: BaseException) -> int | None:
@@ -154,5 +157,5 @@ def _unknown(name: str, known: Mapping[str, Field[Any]]) -> BackupError:
 
 
 def _shown(name: str, value: Any) -> str:
-    """Give the value, but for the one that may hold passwords."""
-    return "..." if name == "RESTIC_ENVIRONMENT" else repr(value)
+    """Give the value, but for those that may hold passwords."""
+    return "..." if name in ("RESTIC_ENVIRONMENT", "RESTIC_REPOSITORY") else repr(value)

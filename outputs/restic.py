@@ -82,9 +82,9 @@ class Restic:
         return images
 
     def discard(self, run: str, uuid: str) -> None:
-        """Remove the run's images of a domain that has no manifest for them.
+        """Remove the run's images of a domain that has no manifest for them, and dead processes' locks.
 
-        They would confuse `restic forget`, which counts each file's snapshots by themselves.
+        The images would confuse `restic forget`, which counts each file's snapshots by themselves.
         """
         for pause in (*DISCARD_PAUSES, None):
             try:
@@ -98,6 +98,9 @@ class Restic:
     def _forget(self, tags: str) -> None:
         listed = self.program.call("snapshots", "--json", f"--tag={tags}", limit=CALL_LIMIT)
         ids = [snapshot["id"] for snapshot in json.loads(listed) or []]
+        # A restic that was interrupted as it took its lock may have left it (0.14), one that had to be
+        # killed has. Locks of live processes are not touched.
+        self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
         if ids:
             self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
 

@@ -100,13 +100,16 @@ class Program:
             assert child.process.stdin
             with PipeSink(child.process.stdin.fileno(), check_stop) as sink:
                 backup = Backup(sink)
+                closed = None
                 try:
                     yield backup
-                except ReaderClosed:
-                    child.process.wait()  # its own words say more: see below
+                except ReaderClosed as error:
+                    closed = error  # restic's own words say more, if it has any
             child.process.stdin.close()
             _wait(child.process, check_stop)
         self._require_success("backup", child)
+        if closed:
+            raise closed
         backup.summary = _summary(child.stdout)
         if backup.summary.processed != sink.sent:
             message = f"restic saved {backup.summary.processed} bytes of {sink.sent} that were sent"
@@ -135,8 +138,7 @@ class Program:
                 bufsize=0,
                 cwd="/",
                 env=self._environment(),
-                # when its writer is killed, stdin ends and restic would commit: SIGINT comes first
-                preexec_fn=partial(signal_when_parent_dies, signal.SIGINT, os.getpid()),
+                preexec_fn=partial(_in_child, os.getpid()),
             )
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
@@ -165,6 +167,14 @@ class Program:
         for secret in filter(None, self.environment.values()):
             words = words.replace(secret, "***")
         return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
+
+
+def _in_child(parent: int) -> None:
+    # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
+    # be lost, and the end of stdin after it commit what there is.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # When the worker is killed, stdin ends too: the interrupt comes first.
+    signal_when_parent_dies(signal.SIGINT, parent)
 
 
 def _outlet(name: str) -> IO[bytes]:

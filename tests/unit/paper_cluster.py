@@ -1,0 +1,60 @@
+"""A cluster on paper: stands in for Ceph."""
+
+from __future__ import annotations
+
+import threading
+
+from backup.cluster import Claim, Cluster, ClusterError, ImageGone, LockHeld
+from backup.model import Image
+
+
+class PaperCluster(Cluster):
+    """Knows its snapshots and locks, and refuses what Ceph refuses."""
+
+    def __init__(self) -> None:
+        self.snapshots: dict[str, set[str]] = {}
+        self.locks: dict[str, str] = {}
+        self.claims: list[Claim] = []
+        self.failing: set[tuple[str, str]] = set()  # ("create" or "remove", image)
+        self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
+        self.go_on = threading.Event()
+        self.together: threading.Barrier | None = None  # all creations have to be under way at once
+        self.unreachable = False
+
+    def create_snapshot(self, image: Image, name: str) -> None:
+        if self.together:
+            self.together.wait(timeout=5)
+        if str(image) in self.hanging:
+            assert self.go_on.wait(timeout=5)
+        self.snapshots[str(image)].add(name)
+        if ("create", str(image)) in self.failing:
+            raise ClusterError(f"cannot create snapshot {name} of image {image}: connection timed out")
+
+    def remove_snapshot(self, image: Image, name: str) -> None:
+        if ("remove", str(image)) in self.failing:
+            raise ClusterError(f"cannot remove snapshot {name} of image {image}: connection timed out")
+        self.snapshots.get(str(image), set()).discard(name)
+
+    def snapshot_names(self, image: Image) -> list[str]:
+        if str(image) not in self.snapshots:
+            raise ImageGone(f"cannot list the snapshots of image {image}: no such file or directory")
+        return sorted(self.snapshots[str(image)])
+
+    def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
+        if self.unreachable:
+            raise ClusterError("connection timed out", "are the monitors up?")
+        self.claims.append(claim)
+        held_by = self.locks.get(name)
+        if held_by not in (None, owner) or (held_by and claim is Claim.TAKE):
+            raise LockHeld(f"the lock {name} beside image {image} is held")
+        if held_by is None and claim is Claim.RENEW:
+            raise ClusterError(
+                f"cannot renew the lock {name} beside image {image}: no such file or directory"
+            )
+        self.locks[name] = owner
+
+    def object_exists(self, image: Image, name: str) -> bool:
+        return name in self.locks
+
+    def remove_lock(self, image: Image, name: str) -> None:
+        self.locks.pop(name, None)

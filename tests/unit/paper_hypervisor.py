@@ -1,0 +1,93 @@
+"""A hypervisor with one domain on paper: stands in for libvirt, QEMU and the guest agent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from backup.errors import DomainGone
+from backup.hypervisor import Hypervisor, HypervisorError
+from backup.journal import Journal
+from backup.model import Domain, State
+
+
+class PaperHypervisor(Hypervisor):
+    """Knows whether its domain is frozen or paused, and refuses what the real ones refuse.
+
+    Holds two promises for every test: nothing stands still that is not noted on disk, and a domain that
+    is frozen is never paused, as it could not be thawed then.
+    """
+
+    def __init__(self, domain: Domain, journal: Journal) -> None:
+        self.listed = domain
+        self.journal = journal
+        self.frozen = False
+        self.paused = False
+        self.file_systems = 2
+        self.asked: list[str] = []
+        self.agent_timeouts: set[int] = set()
+        self.probe_error: HypervisorError | None = None
+        self.freeze_error: HypervisorError | None = None
+        self.freezes_all_the_same = False  # as an agent does that answers too late
+        self.pause_error: HypervisorError | None = None
+        self.failing_thaws = 0
+        self.failing_resumes = 0
+        self.gone = False
+
+    @property
+    def moves(self) -> bool:
+        return not self.frozen and not self.paused
+
+    def domain(self, uuid: str) -> Domain:
+        assert uuid == self.listed.uuid
+        if self.gone:
+            raise DomainGone("the domain is no longer defined")
+        return replace(self.listed, state=State.PAUSED) if self.paused else self.listed
+
+    def probe_agent(self, domain: Domain, timeout: int) -> None:
+        self._ask("probe", timeout)
+        if self.probe_error:
+            raise self.probe_error
+
+    def freeze(self, domain: Domain, timeout: int) -> int:
+        self._ask("freeze", timeout)
+        self._require_note()
+        if self.frozen:
+            raise HypervisorError("the guest is frozen already")
+        if self.freeze_error:
+            self.frozen = self.freezes_all_the_same
+            raise self.freeze_error
+        self.frozen = self.file_systems > 0
+        return self.file_systems
+
+    def thaw(self, domain: Domain, timeout: int) -> int:
+        self._ask("thaw", timeout)
+        self._require_note()
+        if self.failing_thaws:
+            self.failing_thaws -= 1
+            raise HypervisorError("the guest agent does not answer")
+        thawed = self.file_systems if self.frozen else 0
+        self.frozen = False
+        return thawed
+
+    def pause(self, domain: Domain) -> None:
+        self._ask("pause")
+        self._require_note()
+        assert not self.frozen, "paused while frozen: it could not be thawed any more"
+        if self.pause_error:
+            raise self.pause_error
+        self.paused = True
+
+    def resume(self, domain: Domain) -> None:
+        self._ask("resume")
+        if self.failing_resumes:
+            self.failing_resumes -= 1
+            raise HypervisorError("cannot resume the domain")
+        self.paused = False
+
+    def _ask(self, what: str, timeout: int | None = None) -> None:
+        self.asked.append(what)
+        if timeout is not None:
+            self.agent_timeouts.add(timeout)
+
+    def _require_note(self) -> None:
+        assert self.journal.holds(self.listed.uuid), "not noted on disk"

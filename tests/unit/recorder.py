@@ -1,0 +1,24 @@
+"""What the engine reported, for tests to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from backup.model import Level
+
+
+@dataclass
+class Recorder:
+    """Keeps everything. Satisfies model.Reporter."""
+
+    messages: list[tuple[Level, str, str]] = field(default_factory=list)
+    progressed: list[tuple[str, str, int, int]] = field(default_factory=list)
+
+    def message(self, level: Level, domain: str, text: str) -> None:
+        self.messages.append((level, domain, text))
+
+    def progress(self, domain: str, target: str, done: int, size: int) -> None:
+        self.progressed.append((domain, target, done, size))
+
+    def told(self, level: Level) -> list[str]:
+        return [text for at, _, text in self.messages if at is level]

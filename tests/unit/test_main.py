@@ -1,0 +1,306 @@
+"""main.py as an admin runs it: what it says and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from backup import __version__
+from backup.node import only_run
+
+from .repository import Repository
+from .samples import OTHER_UUID, UUID
+
+PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
+MAIN = Path(__file__).parents[2] / "main.py"
+
+NODE = f"""
+<node>
+  <domain type='test'><name>web</name><uuid>{UUID}</uuid><memory>1024</memory><os><type>hvm</type></os>
+    <devices>
+      <disk type='network'><source protocol='rbd' name='vms/web-root'/><target dev='vda'/></disk>
+      <disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>
+    </devices>
+  </domain>
+  <domain type='test'><name>plain</name><uuid>{OTHER_UUID}</uuid><memory>1024</memory>
+    <os><type>hvm</type></os>
+  </domain>
+</node>
+"""
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Node:
+    """A node of libvirt's test driver with one RBD domain, whose cluster can't be reached."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.settings = directory / "settings.py"
+        self.repository = Repository(directory)
+        self.runtime_dir = directory / "run"
+        self.report_file = directory / "report.json"
+        (directory / "node.xml").write_text(NODE)
+        self.constants: dict[str, Any] = {
+            "LIBVIRT_URI": f"test://{directory}/node.xml",
+            "CEPH_CONF": f"{directory}/no.conf",
+            "RESTIC_REPOSITORY": str(self.repository.path),
+            "RESTIC_PASSWORD_FILE": str(self.repository.password_file),
+            "RESTIC_OPTIONS": ["--no-cache"],
+            "RUNTIME_DIR": str(self.runtime_dir),
+            "REPORT_FILE": str(self.report_file),
+        }
+
+    def configure(self, **constants: Any) -> None:
+        merged = {**self.constants, **constants}
+        self.settings.write_text("".join(f"{name} = {value!r}\n" for name, value in merged.items()))
+        self.settings.chmod(0o600)
+
+    def run(self, *words: str, **constants: Any) -> Done:
+        """Run main.py with these words, and constants changed, in a directory of its own."""
+        self.configure(**constants)
+        return self.start(words)
+
+    def run_each(self, *lines: str, **constants: Any) -> dict[str, Done]:
+        """Run main.py with the words of each line, all at the same time."""
+        self.configure(**constants)
+        with ThreadPoolExecutor() as threads:
+            return dict(zip(lines, threads.map(lambda line: self.start(line.split()), lines)))
+
+    def start(
+        self,
+        words: Sequence[str],
+        command: Sequence[str] = (PYTHON, str(MAIN)),
+        stdout: int | IO[str] = subprocess.PIPE,
+    ) -> Done:
+        environment = {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(self.settings)}
+        return subprocess.run(
+            [*command, *words],
+            cwd=self.directory,
+            env=environment,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+NONSENSE = ("web", "backup --no-such-option", "--log-level loud", "list web")
+OTHER_SETTINGS = ("list --config other.py", "--config other.py list")
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """What main.py answers to lines that change nothing, all of them asked at the same time."""
+    harmless = ("--help", "--version", "list", "list --json", "backup wbe", "backup --dry-run web")
+    return Node(tmp_path_factory.mktemp("node")).run_each(*harmless, *NONSENSE, *OTHER_SETTINGS)
+
+
+def test_help_tells_the_commands_and_all_exit_codes(answers: dict[str, Done]) -> None:
+    done = answers["--help"]
+    assert done.returncode == 0
+    for command in ("backup", "list", "check", "cleanup"):
+        assert f"\n    {command} " in done.stdout
+    for code in ("0 ", "1 ", "2 ", "3 ", "11 ", "130, 143 "):
+        assert f"\n  {code}" in done.stdout
+
+
+def test_version_is_the_program_s_own(answers: dict[str, Done]) -> None:
+    done = answers["--version"]
+    assert (done.returncode, done.stdout) == (0, f"virt-rbd-backup {__version__}\n")
+
+
+@pytest.mark.parametrize("line", NONSENSE)
+def test_words_that_make_no_sense_are_a_usage_error_of_two_lines(answers: dict[str, Done], line: str) -> None:
+    done = answers[line]
+    assert (done.returncode, done.stdout) == (2, "")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert "--help" in hint
+
+
+def test_wrong_constants_are_told_all_at_once_a_line_and_a_hint_each(node: Node) -> None:
+    done = node.run("list", WORKERS=0, FREEZ="auto")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: FREEZ is no known constant",
+        "hint: did you mean FREEZE?",
+        "error: WORKERS = 0: has to be a whole number from 1 to 64",
+        "hint: config.py explains each constant",
+    ]
+
+
+@pytest.mark.parametrize("line", OTHER_SETTINGS)
+def test_the_option_for_the_settings_wins_over_the_environment_wherever_it_stands(
+    answers: dict[str, Done], line: str
+) -> None:
+    done = answers[line]
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot read other.py: no such file or directory\nhint: ")
+
+
+def test_an_unknown_domain_is_a_usage_error_that_names_the_known_ones(answers: dict[str, Done]) -> None:
+    done = answers["backup wbe"]
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no domain 'wbe'\nhint: this node's domains: plain, web\n"
+
+
+def test_a_repository_that_is_not_set_is_a_configuration_error(node: Node) -> None:
+    done = node.run(RESTIC_REPOSITORY="")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: RESTIC_REPOSITORY is not set\nhint: ")
+
+
+def test_a_repository_that_can_t_be_opened_fails_before_any_domain_is_touched(node: Node) -> None:
+    done = node.run(RESTIC_REPOSITORY=str(node.directory / "nowhere"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: restic cat failed")
+    assert not node.report_file.exists()
+
+
+def test_a_libvirt_that_can_t_be_reached_is_told_by_every_command(node: Node) -> None:
+    uri = "qemu+unix:///system?socket=/nowhere/libvirt-sock"
+    lines = ("backup --dry-run", "list", "check", "cleanup")
+    for line, done in node.run_each(*lines, LIBVIRT_URI=uri).items():
+        assert done.returncode == 1, line
+        told = done.stdout + done.stderr
+        assert f"cannot connect to libvirt at {uri}: " in told
+        assert "hint: is libvirtd running?" in told
+        assert "Traceback" not in told
+
+
+def test_a_second_run_on_the_node_ends_with_a_code_of_its_own(node: Node) -> None:
+    with only_run(str(node.runtime_dir)):
+        both = node.run_each("backup", "cleanup")
+    for done in both.values():
+        assert done.returncode == 11
+        assert done.stderr.startswith("error: another run is active on this node\nhint: ")
+
+
+def test_a_run_without_rbd_domains_has_nothing_to_do(node: Node) -> None:
+    done = node.run("backup", EXCLUDE_IMAGES=["*"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ": nothing to do in " in done.stdout
+    assert json.loads(node.report_file.read_text())["domains"] == []
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Node, Done]]:
+    """A run whose only domain fails, with a report that can be written and with one that can't."""
+
+    def run(with_report: bool) -> tuple[Node, Done]:
+        node = Node(tmp_path_factory.mktemp("node"))
+        if not with_report:
+            node.report_file = node.directory / "nowhere" / "report.json"
+        return node, node.run(REPORT_FILE=str(node.report_file))
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip((True, False), threads.map(run, (True, False))))
+
+
+def test_a_domain_that_fails_is_told_in_the_summary_the_report_and_the_exit_code(
+    failing: dict[bool, tuple[Node, Done]],
+) -> None:
+    node, done = failing[True]
+    reason = f"there is no {node.directory}/no.conf"
+    assert done.returncode == 3
+    hint = "(hint: set CEPH_CONF to the cluster's configuration file)"
+    assert done.stderr == f"error: web: failed: {reason} {hint}\n"
+    assert f"failed: {reason}\n" in done.stdout
+    assert ": 1 failed in " in done.stdout
+    report = json.loads(node.report_file.read_text())
+    ((name, status, told),) = [(one["name"], one["status"], one["reason"]) for one in report["domains"]]
+    assert (name, status, told, report["exit_code"]) == ("web", "failed", reason, 3)
+    assert node.repository.snapshot_count() == 0
+    assert [path.name for path in node.runtime_dir.iterdir()] == ["run.lock"]
+
+
+def test_a_report_that_can_t_be_written_does_not_hide_how_the_run_ended(
+    failing: dict[bool, tuple[Node, Done]],
+) -> None:
+    node, done = failing[False]
+    assert f"error: cannot write the report {node.report_file}: no such file or directory\n" in done.stderr
+    assert done.returncode == 3
+
+
+def test_a_standard_output_that_is_full_does_not_cost_the_report(node: Node) -> None:
+    node.configure(EXCLUDE_IMAGES=["*"])
+    with Path("/dev/full").open("w") as full:
+        node.start((), stdout=full)
+    assert node.report_file.exists()
+
+
+def test_a_dry_run_shows_what_would_be_backed_up(answers: dict[str, Done]) -> None:
+    done = answers["backup --dry-run web"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.endswith("yes")] == ["web"]
+
+
+def test_list_shows_every_domain_and_disk_and_why_it_is_left_out(answers: dict[str, Done]) -> None:
+    done = answers["list"]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split() for line in done.stdout.splitlines()[1:]] == [
+        ["plain", "running", "no:", "no", "RBD", "image", "to", "back", "up"],
+        ["web", "running", "vda", "vms/web-root", "yes"],
+        ["sda", "no:", "cdrom", "without", "a", "medium"],
+    ]
+
+
+def test_list_for_programs_is_json(answers: dict[str, Done]) -> None:
+    plain, web = json.loads(answers["list --json"].stdout)
+    assert (plain["selected"], plain["reason"]) == (False, "no RBD image to back up")
+    assert (web["name"], web["uuid"], web["selected"]) == ("web", UUID, True)
+    assert [disk["image"] for disk in web["disks"]] == ["vms/web-root", None]
+
+
+def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
+    node.repository.password_file.chmod(0o644)
+    done = node.run("check")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "ok",  # RUNTIME_DIR
+        "PROBLEM",  # the password file
+        "ok",  # libvirt
+        "ok",  # the domain
+        "PROBLEM",  # its cluster
+        "2",
+    ]
+    assert [line.strip().split(":")[0] for line in lines if line.startswith(" ")] == ["hint", "hint"]
+
+
+def test_an_interpreter_without_ceph_s_modules_is_told_which_one_has_them(node: Node) -> None:
+    node.configure()
+    without_packages = (PYTHON, "-S", str(MAIN))
+    done = node.start(("list",), command=without_packages)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error == f"error: this interpreter ({PYTHON}) has no module libvirt, rados, rbd"
+    assert "/usr/bin/python3 main.py" in hint
+    assert "apt-get install python3-libvirt python3-rados python3-rbd" in hint
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("unshare"), reason="takes root's leave to be process 1"
+)
+def test_as_process_1_of_a_container_it_works_all_the_same(node: Node) -> None:
+    node.configure()
+    done = node.start(("check",), command=("unshare", "--pid", "--fork", PYTHON, str(MAIN)))
+    assert "ok       output restic" in done.stdout
+    assert done.stderr == ""

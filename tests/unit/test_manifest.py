@@ -1,0 +1,71 @@
+"""backup/manifest.py: what a restore point holds, as a tar file."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from typing import Any
+
+from backup.manifest import pack
+from backup.model import Definition, Disk, SavedImage
+
+from .samples import RUN, UUID, domain, rbd_disk, restore_point
+
+SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd")
+DISKS = (rbd_disk(), Disk("sda", "", not_covered="cdrom without a medium"))
+POINT = restore_point(domain(disks=DISKS))
+
+
+def unpacked(packed: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        files: dict[str, Any] = {member.name: tar.extractfile(member) for member in tar}
+        return {name: file.read() for name, file in files.items()}
+
+
+def test_it_tells_what_was_saved_from_where_and_how() -> None:
+    manifest = json.loads(unpacked(pack(POINT, [SAVED]))["manifest.json"])
+    assert manifest["format"] == 1
+    assert (manifest["run"], manifest["host"]) == (RUN, "node1")
+    assert manifest["taken"] == "2024-02-03T04:05:06.789000+00:00"
+    assert manifest["domain"] == {"name": "web", "uuid": UUID, "state": "running"}
+    assert (manifest["consistency"], manifest["frozen_seconds"]) == ("filesystem", 0.123)
+    assert manifest["images"] == [
+        {
+            "target": "vda",
+            "image": "vms/web-root",
+            "size": 4096,
+            "data_bytes": 1024,
+            "stored_bytes": 512,
+            "seconds": 0.5,
+            "restore_id": "0123abcd",
+        }
+    ]
+
+
+def test_it_tells_which_disks_it_does_not_cover_and_why() -> None:
+    manifest = json.loads(unpacked(pack(POINT, [SAVED]))["manifest.json"])
+    assert manifest["not_covered"] == [{"target": "sda", "source": "", "reason": "cdrom without a medium"}]
+
+
+def test_the_definition_is_in_files_of_its_own() -> None:
+    definition = Definition("<domain>größe</domain>", "<domain id='1'/>", "/nvram/web.fd", b"\0\1nvram")
+    files = unpacked(pack(replace(POINT, definition=definition), [SAVED]))
+    assert json.loads(files.pop("manifest.json"))["nvram_path"] == "/nvram/web.fd"
+    assert files == {
+        "domain.xml": "<domain>größe</domain>".encode(),
+        "domain-live.xml": b"<domain id='1'/>",
+        "nvram.fd": b"\0\1nvram",
+    }
+
+
+def test_a_domain_that_was_shut_off_has_no_live_definition_and_maybe_no_nvram() -> None:
+    files = unpacked(pack(replace(POINT, definition=Definition("<domain/>")), [SAVED]))
+    assert set(files) == {"manifest.json", "domain.xml"}
+
+
+def test_the_definition_is_unpacked_for_its_owner_alone_as_it_may_hold_passwords() -> None:
+    with tarfile.open(fileobj=io.BytesIO(pack(POINT, [SAVED]))) as tar:
+        assert {member.mode for member in tar} == {0o600}
+        assert {member.mtime for member in tar} == {POINT.taken.timestamp()}

@@ -1,0 +1,98 @@
+"""backup/pool.py: a worker process per domain, and what its death costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from backup import pool
+from backup.errors import Interrupted
+from backup.job import JobOrder
+from backup.model import JobResult, Level, Status
+from backup.pool import Pool
+from backup.stop import StopRequest
+
+from .jobs_on_paper import NoOutput, work_on_paper
+from .recorder import Recorder
+from .samples import RUN, UUID, settings
+
+
+@pytest.fixture(autouse=True)
+def paper_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(pool, "work", work_on_paper)
+    monkeypatch.setattr(pool, "STOP_POLL", 0.01)
+    yield
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+        process.join()
+    assert left == []
+
+
+@dataclass
+class StopsAt(Recorder):
+    """Requests the stop as soon as a worker says that it is waiting."""
+
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def message(self, level: Level, domain: str, text: str) -> None:
+        super().message(level, domain, text)
+        if text == "waiting":
+            self.stop.request(Interrupted("interrupted", 15))
+
+
+@dataclass
+class Done:
+    """What a pool came to."""
+
+    results: dict[str, JobResult] = field(default_factory=dict)
+    recorder: StopsAt = field(default_factory=StopsAt)
+    told_dead: list[str] = field(default_factory=list)
+
+
+def orders(*names: str) -> Sequence[JobOrder]:
+    return [JobOrder(RUN, name, UUID) for name in names]
+
+
+def done(*names: str, workers: int = 4) -> Done:
+    done = Done()
+
+    def worker_died(order: JobOrder) -> None:
+        done.told_dead.append(order.name)
+
+    jobs = Pool(settings(workers=workers), NoOutput(), done.recorder, done.recorder.stop, worker_died)
+    done.results = {result.name: result for result in jobs.run(orders(*names))}
+    return done
+
+
+def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_else() -> None:
+    all_done = done("killed", "killed within a message", "bug", "failed", "good")
+    assert {name: (one.status, one.reason) for name, one in all_done.results.items()} == {
+        "killed": (Status.FAILED, "its worker process was killed by SIGKILL"),
+        "killed within a message": (Status.FAILED, "its worker process was killed by SIGKILL"),
+        "bug": (Status.FAILED, "its worker process ended with exit code 7"),
+        "failed": (Status.FAILED, "no snapshots"),
+        "good": (Status.SAVED, ""),
+    }
+    assert "out of memory?" in all_done.results["killed"].hint
+    assert sorted(all_done.told_dead) == ["bug", "killed", "killed within a message"]
+    assert (Level.INFO, "good", "nearly there") in all_done.recorder.messages
+    assert (Level.ERROR, "failed", "failed: no snapshots (hint: look)") in all_done.recorder.messages
+    assert all_done.recorder.progressed == [("good", "vda", 1, 2)]
+
+
+def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
+    all_done = done("waits", "never begun", workers=1)
+    assert {name: (one.status, one.reason) for name, one in all_done.results.items()} == {
+        "waits": (Status.FAILED, "interrupted"),
+        "never begun": (Status.SKIPPED, "interrupted before it began"),
+    }
+    assert all_done.recorder.told(Level.WARNING) == ["stopping: waiting for the workers to clean up"]
+    assert all_done.told_dead == []
+
+
+def test_without_jobs_there_is_nothing_to_wait_for() -> None:
+    assert done().results == {}

@@ -1,0 +1,44 @@
+"""backup/process.py: a process ends when the one that started it is gone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from .waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+# Starts a process that tells when it listens and when it is signalled, then waits to be killed.
+PARENT = """
+import signal, subprocess, sys
+subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+signal.pause()
+"""
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from backup.process import signal_when_parent_dies
+
+def signalled(number, frame):
+    Path(sys.argv[1], "signalled").write_text(str(number))
+    sys.exit()
+
+signal.signal(signal.SIGTERM, signalled)
+signal_when_parent_dies(signal.SIGTERM, os.getppid())
+Path(sys.argv[1], "listens").touch()
+signal.pause()
+"""
+
+
+def test_when_its_parent_is_killed_a_process_gets_the_signal(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, CHILD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT) as parent:
+        wait_until((tmp_path / "listens").exists, 5, "the child listens")
+        assert not (tmp_path / "signalled").exists()
+        parent.kill()
+    signalled = tmp_path / "signalled"
+    wait_until(lambda: signalled.exists() and signalled.read_text(), 5, "the child is signalled")
+    assert int(signalled.read_text()) == signal.SIGTERM

@@ -1,0 +1,272 @@
+"""outputs/restic.py: a restore point in a repository, complete or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.errors import Interrupted
+from backup.model import Reporter, SavedImage
+from backup.stop import StopRequest
+from outputs import restic
+from outputs.restic import Restic
+from outputs.restic_process import Program
+
+from .memory_snapshot import MemorySnapshot, MemorySource
+from .raising import raises
+from .recorder import Recorder
+from .repository import Repository
+from .samples import MIB, OTHER_UUID, RUN, UUID, domain, rbd_disk, restore_point
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+DATA = bytes(range(1, 256)) * 5000
+
+
+@dataclass
+class JobOnPaper:
+    """Satisfies model.Job."""
+
+    reporter: Reporter = field(default_factory=Recorder)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def check_stop(self) -> None:
+        self.stop.check()
+
+
+def save(
+    repository: Repository,
+    sources: Sequence[MemorySource] = (),
+    name: str = "web",
+    uuid: str = UUID,
+    run: str = RUN,
+) -> Sequence[SavedImage]:
+    point = restore_point(domain(name, uuid, disks=[source.disk for source in sources]), run)
+    return Restic(repository.program()).save(point, sources, JobOnPaper())
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A repository with one restore point of two images in it."""
+
+    repository: Repository
+    sources: Sequence[MemorySource]
+    images: Sequence[SavedImage]
+    snapshots: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    repository = Repository(tmp_path_factory.mktemp("saved"))
+    sources = [
+        MemorySource(
+            MemorySnapshot(9 * MIB + 513, {0: DATA, 5 * MIB - 2: DATA, 9 * MIB + 512: b"x"}),
+            rbd_disk("vda", "ssd/tests/web root, 100%"),
+        ),
+        MemorySource(MemorySnapshot(0), rbd_disk("vdb", "vms/empty")),
+    ]
+    images = save(repository, sources)
+    return Saved(repository, sources, images, repository.snapshots())
+
+
+def test_an_image_comes_back_byte_for_byte(saved: Saved) -> None:
+    dumped = saved.repository.dump(saved.images[0].restore_id, "vda.img")
+    assert dumped == saved.sources[0].snapshot.content
+
+
+def test_what_was_saved_is_told_of_each_image(saved: Saved) -> None:
+    told = [(image.target, image.image, image.size, image.data_bytes) for image in saved.images]
+    read = [sum(read.length for read in source.snapshot.reads) for source in saved.sources]
+    assert told == [
+        ("vda", "ssd/tests/web root, 100%", 9 * MIB + 513, read[0]),
+        ("vdb", "vms/empty", 0, 0),
+    ]
+    assert saved.images[0].stored_bytes > 0
+    assert saved.snapshots["vda.img of web"]["id"].startswith(saved.images[0].restore_id)
+
+
+def test_each_image_and_the_definition_are_a_snapshot_with_the_domain_as_host(saved: Saved) -> None:
+    assert set(saved.snapshots) == {"vda.img of web", "definition.tar of web"}
+
+
+def test_tags_tell_run_uuid_consistency_disk_and_image_and_nothing_splits_them(saved: Saved) -> None:
+    common = {"virt-rbd-backup", f"run={RUN}", f"uuid={UUID}", "consistency=filesystem"}
+    assert {name: set(one["tags"]) - common for name, one in saved.snapshots.items()} == {
+        "vda.img of web": {"disk=vda", "image=ssd/tests/web root%2C 100%25"},
+        "definition.tar of web": {"definition"},
+    }
+    assert all(common <= set(one["tags"]) for one in saved.snapshots.values())
+
+
+def test_all_have_the_time_of_the_snapshots_in_utc(saved: Saved) -> None:
+    assert {one["time"] for one in saved.snapshots.values()} == {"2024-02-03T04:05:06Z"}
+
+
+def test_an_image_of_no_bytes_is_in_the_manifest_alone(saved: Saved) -> None:
+    packed = saved.repository.dump(saved.snapshots["definition.tar of web"]["id"], "definition.tar")
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        file: Any = tar.extractfile("manifest.json")
+        images = {image["target"]: image for image in json.load(file)["images"]}
+    assert [image["size"] for image in images.values()] == [9 * MIB + 513, 0]
+    assert (images["vdb"]["restore_id"], images["vda"]["restore_id"]) == ("", saved.images[0].restore_id)
+
+
+def test_nothing_is_locked_afterwards(saved: Saved) -> None:
+    assert saved.repository.locks() == []
+
+
+def test_a_domain_s_name_is_taken_literally_whatever_it_looks_like(tmp_path: Path) -> None:
+    names = ("--delete", "a,b", "x/y", " größe ")
+    # one each: in a repository with several at a time restic 0.14 may wait 40 s for a lock that is gone
+    repositories = [Repository(tmp_path / str(number)) for number in range(len(names))]
+    with ThreadPoolExecutor() as threads:
+        [*threads.map(lambda repository, name: save(repository, name=name), repositories, names)]
+    for repository, name in zip(repositories, names):
+        assert set(repository.snapshots()) == {f"definition.tar of {name}"}
+
+
+def test_without_every_image_there_is_no_manifest(repository: Repository) -> None:
+    sources = [
+        MemorySource(MemorySnapshot(2 * MIB, {0: DATA}), rbd_disk("vda", "vms/a")),
+        MemorySource(MemorySnapshot(9 * MIB, {0: DATA, 5 * MIB: DATA}, fails_at=1), rbd_disk("vdb", "vms/b")),
+    ]
+    with raises(f"cannot read {len(DATA)} bytes at {5 * MIB}"):
+        save(repository, sources)
+    assert set(repository.snapshots()) == {"vda.img of web"}
+    assert repository.locks() == []
+
+
+def test_a_request_to_stop_within_an_image_begins_no_other_and_no_manifest(
+    repository: Repository, tmp_path: Path
+) -> None:
+    class StopsAtProgress(Recorder):
+        def progress(self, domain: str, target: str, done: int, size: int) -> None:
+            job.stop.request(Interrupted("interrupted", 15))
+
+    job = JobOnPaper(StopsAtProgress())
+    fake = tmp_path / "fake-restic"
+    fake.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/calls\ncat >/dev/null\n')
+    fake.chmod(0o700)
+    sources = [
+        MemorySource(MemorySnapshot(40 * MIB, {4 * MIB: DATA}), rbd_disk(target, f"vms/{target}"))
+        for target in ("vda", "vdb")
+    ]
+    with raises("interrupted", Interrupted):
+        Restic(repository.program(str(fake))).save(restore_point(domain()), sources, job)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert ["image=vms/vda" in call for call in calls if "--stdin" in call] == [True]
+
+
+def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk(
+    repository: Repository, tmp_path: Path
+) -> None:
+    size = 5 * MIB
+    summary = {"message_type": "summary", "snapshot_id": "0123abcd", "data_added": 3 * MIB}
+    fake = tmp_path / "fake-restic"
+    counted = f"{json.dumps(summary)[:-1]}, \"total_bytes_processed\": '$(wc -c)'}}"
+    fake.write_text(f"#!/bin/sh\necho '{counted}'\n")
+    fake.chmod(0o700)
+    recorder = Recorder()
+    sources = [MemorySource(MemorySnapshot(size, {4 * MIB: b"x"}), rbd_disk("vdb", "vms/web-data"))]
+    job = JobOnPaper(recorder)
+    Restic(repository.program(str(fake))).save(restore_point(domain()), sources, job)
+    assert recorder.progressed == [("web", "vdb", 4 * MIB + 1, size)]
+    ((_, name, text),) = recorder.messages
+    assert name == "web"
+    assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of it data, 3.0 MiB new, in ")
+
+
+def test_discard_removes_what_the_run_saved_of_the_domain_and_nothing_else(
+    saved: Saved, tmp_path: Path
+) -> None:
+    shutil.copytree(saved.repository.path.parent, tmp_path, dirs_exist_ok=True)
+    repository = Repository(tmp_path)
+    save(repository, name="other-domain", uuid=OTHER_UUID)
+    save(repository, name="other-run", run=RUN.replace("2024", "2025"))
+    assert repository.snapshot_count() == 4
+    Restic(repository.program()).discard(RUN, UUID)
+    assert {one["hostname"] for one in repository.snapshots().values()} == {"other-domain", "other-run"}
+    assert repository.locks() == []
+
+
+@pytest.mark.parametrize(("code", "calls"), [(11, 3), (1, 3), (10, 1), (12, 1)])
+def test_discard_tries_again_only_while_the_repository_may_be_locked(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, calls: int
+) -> None:
+    monkeypatch.setattr(restic, "DISCARD_PAUSES", (0.001, 0.001))
+    fake = tmp_path / "fake-restic"
+    fake.write_text(f"#!/bin/sh\necho call >>{tmp_path}/calls\nexit {code}\n")
+    fake.chmod(0o700)
+    with raises(f"restic snapshots failed with exit code {code}"):
+        Restic(repository.program(str(fake))).discard(RUN, UUID)
+    assert len((tmp_path / "calls").read_text().splitlines()) == calls
+
+
+def test_a_repository_that_can_take_a_backup_has_no_problems(repository: Repository) -> None:
+    assert Restic(repository.program()).problems() == []
+    assert Restic(repository.program()).configuration_errors() == []
+    assert repository.locks() == []
+
+
+def test_problems_tell_of_a_wrong_password_and_a_missing_repository(
+    repository: Repository, tmp_path: Path
+) -> None:
+    (missing,) = Restic(repository.program(repository=str(tmp_path / "nowhere"))).problems()
+    assert "unable to open config file" in missing.message
+    repository.password_file.write_text("battery horse")
+    (wrong,) = Restic(repository.program()).problems()
+    assert "wrong password" in wrong.message
+
+
+@pytest.mark.parametrize(
+    ("printed", "message"),
+    [
+        ("restic 0.13.1 compiled with go1.18", "restic is 0.13.1, 0.14.0 or newer is needed"),
+        ("borg 1.2.4", "{} is not restic"),
+    ],
+)
+def test_problems_tell_of_a_program_that_is_too_old_or_something_else(
+    repository: Repository, tmp_path: Path, printed: str, message: str
+) -> None:
+    fake = tmp_path / "fake-restic"
+    fake.write_text(f"#!/bin/sh\necho '{printed}'\n")
+    fake.chmod(0o700)
+    (problem,) = Restic(repository.program(str(fake))).problems()
+    assert problem.message == message.format(fake)
+
+
+def messages(program: Program) -> list[str]:
+    return [error.message for error in Restic(program).configuration_errors()]
+
+
+def test_a_missing_repository_and_password_are_both_told() -> None:
+    assert messages(Program("restic", "", "", {}, ())) == [
+        "RESTIC_REPOSITORY is not set",
+        "RESTIC_PASSWORD_FILE is not set",
+    ]
+
+
+def test_restic_s_own_variables_can_name_repository_and_password() -> None:
+    environment = {"RESTIC_REPOSITORY_FILE": "/x", "RESTIC_PASSWORD_COMMAND": "/y"}
+    assert messages(Program("restic", "", "", environment, ())) == []
+
+
+def test_a_password_file_has_to_be_there_closed_to_others_and_not_empty(repository: Repository) -> None:
+    path = repository.password_file
+    path.chmod(0o640)
+    (open_to_others,) = messages(repository.program())
+    assert open_to_others.startswith(f"RESTIC_PASSWORD_FILE {path} is open to others (mode 0640, owner ")
+    path.chmod(0o600)
+    path.write_text(" \n")
+    assert messages(repository.program()) == [f"RESTIC_PASSWORD_FILE {path} is empty"]
+    path.unlink()
+    assert messages(repository.program()) == [f"RESTIC_PASSWORD_FILE {path}: no such file or directory"]

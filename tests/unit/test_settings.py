@@ -1,0 +1,206 @@
+"""backup/settings.py: everything that is wrong is told at once, with its constant's name."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import config
+from backup.errors import BackupError, ConfigError
+from backup.settings import Settings, load
+
+CONSTANTS = {name: value for name, value in vars(config).items() if name.isupper()}
+
+
+@pytest.fixture
+def override(tmp_path: Path) -> Path:
+    path = tmp_path / "settings.py"
+    path.touch(mode=0o600)
+    return path
+
+
+def errors_of(path: Path) -> list[BackupError]:
+    with pytest.raises(ConfigError) as caught:
+        load(vars(config), path)
+    return list(caught.value.errors)
+
+
+def error_of(path: Path) -> BackupError:
+    (error,) = errors_of(path)
+    return error
+
+
+def test_config_py_is_valid_as_it_is_delivered() -> None:
+    settings = load(vars(config), None)
+    assert {name: getattr(settings, name.lower()) for name in CONSTANTS} == CONSTANTS
+
+
+def test_config_py_and_settings_have_the_same_constants() -> None:
+    assert {entry.name.upper() for entry in fields(Settings)} == set(CONSTANTS)
+
+
+def test_a_file_of_ones_own_needs_only_what_differs_and_may_hold_helpers(override: Path) -> None:
+    override.write_text(
+        "import os\nbase = '/srv'\nREPORT_FILE = os.path.join(base, 'report.json')\nWORKERS = 5"
+    )
+    settings = load(vars(config), override)
+    assert (settings.report_file, settings.workers) == ("/srv/report.json", 5)
+    assert settings.ceph_timeout == config.CEPH_TIMEOUT
+
+
+WRONG = {
+    "LIBVIRT_URI = ''": "has to be a string that is not empty",
+    "LIBVIRT_URI = 'qemu\\0'": "has to be a string that is not empty",
+    "CEPH_CONF = 'ceph.conf'": "has to be an absolute path",
+    "CEPH_CONF = ''": "has to be an absolute path",
+    "CEPH_TIMEOUT = 0": "has to be a whole number from 1 to 3600",
+    "CEPH_TIMEOUT = 60.0": "has to be a whole number from 1 to 3600",
+    "INCLUDE_DOMAINS = 'web'": "has to be a list of strings",
+    "EXCLUDE_DOMAINS = ['web', 1]": "has to be a list of strings",
+    "EXCLUDE_IMAGES = None": "has to be a list of strings",
+    "WORKERS = '3'": "has to be a whole number from 1 to 64",
+    "WORKERS = True": "has to be a whole number from 1 to 64",
+    "WORKERS = 65": "has to be a whole number from 1 to 64",
+    "FREEZE = 'always'": "has to be one of 'auto', 'required', 'never'",
+    "WITHOUT_FREEZE = ['pause']": "has to be one of 'pause', 'crash'",
+    "FREEZE_TIMEOUT = 1": "has to be a whole number from 2 to 600",
+    "MAX_READ_RATE = -1": "has to be a whole number of at least 0",
+    "OUTPUT = 'borg'": "has to be one of 'restic'",
+    "RESTIC_BINARY = None": "has to be a string that is not empty",
+    "RESTIC_BINARY = 'res\\0tic'": "has to be a string that is not empty",
+    "RESTIC_REPOSITORY = 7": "has to be a string",
+    "RESTIC_PASSWORD_FILE = 'password'": "has to be an absolute path",
+    "RESTIC_OPTIONS = '--no-cache'": "has to be a list of strings",
+    "RUNTIME_DIR = ''": "has to be an absolute path",
+    "RUNTIME_DIR = '/run/\\0'": "has to be an absolute path",
+    "LOCK_DURATION = 2": "has to be a whole number from 3 to 3600",
+    "REPORT_FILE = None": "has to be an absolute path",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_value_is_refused_with_what_it_has_to_be(override: Path, line: str) -> None:
+    override.write_text(line)
+    error = error_of(override)
+    assert error.message.startswith(f"{line.split()[0]} = ")
+    assert error.message.endswith(f": {WRONG[line]}")
+    assert error.hint == "config.py explains each constant"
+
+
+def test_a_wrong_value_is_shown_as_python_has_it(override: Path) -> None:
+    override.write_text("WORKERS = '3'")
+    assert error_of(override).message == "WORKERS = '3': has to be a whole number from 1 to 64"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "WORKERS = 64",
+        "MAX_READ_RATE = 0",
+        "INCLUDE_DOMAINS = ('web', 'db-*')",
+        "RESTIC_PASSWORD_FILE = ''",
+        "RESTIC_ENVIRONMENT = {'AWS_ACCESS_KEY_ID': 'x'}",
+    ],
+)
+def test_a_value_at_the_edge_of_what_is_allowed_is_taken(override: Path, line: str) -> None:
+    override.write_text(line)
+    load(vars(config), override)
+
+
+def test_an_unknown_constant_is_refused_with_the_one_that_was_probably_meant(override: Path) -> None:
+    override.write_text("RESTIC_REPOSITRY = '/srv/restic'")
+    error = error_of(override)
+    assert error.message == "RESTIC_REPOSITRY is no known constant"
+    assert error.hint == "did you mean RESTIC_REPOSITORY?"
+
+
+def test_an_unknown_constant_like_no_other_points_to_config_py(override: Path) -> None:
+    override.write_text("XYZZY = 1")
+    assert error_of(override).hint == "config.py lists all constants"
+
+
+def test_all_errors_are_told_at_once(override: Path) -> None:
+    override.write_text("WORKERS = 0\nFREEZ = 'auto'\nCEPH_CONF = 'x'\nOUTPUT = 1\n")
+    assert {error.message.split()[0] for error in errors_of(override)} == {
+        "WORKERS",
+        "FREEZ",
+        "CEPH_CONF",
+        "OUTPUT",
+    }
+
+
+def test_a_config_py_of_an_older_version_is_told_what_it_lacks() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load({name: value for name, value in CONSTANTS.items() if name != "WORKERS"}, None)
+    assert [error.message for error in caught.value.errors] == ["WORKERS is missing"]
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_can_write_is_not_executed(override: Path, mode: int) -> None:
+    override.write_text(f"open({str(override.parent / 'executed')!r}, 'w')")
+    override.chmod(mode)
+    error = error_of(override)
+    assert error.message == f"{override} can be written by others (mode {mode:04o}, owner {os.geteuid()})"
+    assert f"chmod go-w {override}" in error.hint
+    assert not (override.parent / "executed").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_of_another_user_is_not_executed(override: Path) -> None:
+    os.chown(override, 12345, -1)
+    assert "owner 12345" in error_of(override).message
+
+
+def test_a_file_that_is_not_there_is_one_line(override: Path) -> None:
+    override.unlink()
+    assert error_of(override).message == f"cannot read {override}: no such file or directory"
+
+
+def test_a_directory_is_no_settings_file(tmp_path: Path) -> None:
+    assert error_of(tmp_path).message == f"{tmp_path} is no file"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("WORKERS = 3\nFREEZE = 'auto\n", 2),
+        ("WORKERS = 3\n\nFREEZE = auto\n", 3),
+        ("def half(number):\n    return number / 0\nWORKERS = half(6)\n", 2),
+        ("import sys\nsys.exit(0)\n", 2),
+    ],
+    ids=["syntax", "missing quotes", "in a function", "exit"],
+)
+def test_an_error_in_the_file_names_its_line(override: Path, text: str, line: int) -> None:
+    override.write_text(text)
+    assert error_of(override).message.startswith(f"{override}, line {line}: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RESTIC_ENVIRONMENT = {'RESTIC_PASSWORD': ['hunter2']}",
+        "RESTIC_ENVIRONMENT = {'RESTIC_PASSWORD': hunter2}",
+        "RESTIC_REPOSITORY = ['rest:https://backup:hunter2@host/']",
+    ],
+    ids=["environment", "forgotten quotes", "repository"],
+)
+def test_an_error_does_not_show_what_may_hold_a_password(override: Path, line: str) -> None:
+    override.write_text(line)
+    (error,) = errors_of(override)
+    assert line.split()[0] in error.message or str(override) in error.message
+    assert "hunter2" not in str(error)
+
+
+def test_settings_do_not_show_the_environment_of_restic(override: Path) -> None:
+    override.write_text("RESTIC_ENVIRONMENT = {'RESTIC_PASSWORD': 'hunter2'}")
+    settings = load(vars(config), override)
+    assert settings.restic_environment == {"RESTIC_PASSWORD": "hunter2"}
+    assert "hunter2" not in repr(settings)
+
+
+def test_a_name_that_no_environment_can_hold_is_refused(override: Path) -> None:
+    override.write_text("RESTIC_ENVIRONMENT = {'AWS_REGION=': 'x'}")
+    assert error_of(override).message.startswith("RESTIC_ENVIRONMENT")

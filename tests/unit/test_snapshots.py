@@ -1,0 +1,138 @@
+"""backup/snapshots.py: a domain's snapshots are all made at once, and all gone in the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import AbstractContextManager
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.model import Level
+from backup.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, remove_leftovers
+from backup.stop import StopRequest
+
+from .paper_cluster import PaperCluster
+from .raising import raises
+from .recorder import Recorder
+from .samples import OTHER_UUID, RUN, UUID, domain, image
+
+IMAGES = ("vms/a", "vms/b", "ssd/ns/c")
+OURS = f"virt-rbd-backup.{UUID}.{RUN}"
+
+
+@pytest.fixture
+def cluster() -> PaperCluster:
+    cluster = PaperCluster()
+    cluster.snapshots = {name: {"before-upgrade"} for name in IMAGES}
+    return cluster
+
+
+def disk_snapshots(cluster: PaperCluster) -> list[DiskSnapshot]:
+    disks = domain().disks
+    return [DiskSnapshot(disks[0], image(name), cluster, OURS) for name in IMAGES]
+
+
+def go_on() -> None:
+    """Nobody asks to stop."""
+
+
+def made_for_block(cluster: PaperCluster, recorder: Recorder) -> AbstractContextManager[DomainSnapshots]:
+    return gone_afterwards(disk_snapshots(cluster), recorder, "web")
+
+
+def assert_only_foreign_ones_left(cluster: PaperCluster) -> None:
+    assert cluster.snapshots == {name: {"before-upgrade"} for name in IMAGES}
+
+
+def test_all_snapshots_are_made_at_the_same_time_and_are_gone_after_the_block(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.together = threading.Barrier(len(IMAGES))
+    with made_for_block(cluster, recorder) as snapshots:
+        assert_only_foreign_ones_left(cluster)
+        snapshots.create(5, go_on)
+        assert all(OURS in names for names in cluster.snapshots.values())
+    assert_only_foreign_ones_left(cluster)
+    assert recorder.messages == []
+
+
+@pytest.mark.parametrize("failing", IMAGES)
+def test_one_that_fails_is_an_error_and_all_are_removed_even_if_it_exists(
+    cluster: PaperCluster, recorder: Recorder, failing: str
+) -> None:
+    cluster.failing = {("create", failing)}
+    message = f"cannot create snapshot {OURS} of image {failing}: connection timed out"
+    with raises(message), made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, go_on)
+    assert_only_foreign_ones_left(cluster)
+
+
+def test_one_that_is_late_is_an_error_and_is_removed_when_it_comes_after_all(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.hanging = {"vms/b"}
+    message = "the snapshots of vms/b were not made within 0 s"
+    with raises(message), made_for_block(cluster, recorder) as snapshots:
+        try:
+            snapshots.create(0.05, go_on)
+        finally:
+            threading.Timer(0.05, cluster.go_on.set).start()
+    assert cluster.go_on.is_set()
+    assert_only_foreign_ones_left(cluster)
+
+
+def test_a_request_to_stop_is_heard_while_snapshots_are_made(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.hanging = {"vms/b"}
+    stop = StopRequest()
+    stop.request(Interrupted("interrupted", 15))
+    started = time.monotonic()
+    made = made_for_block(cluster, recorder)
+    with raises("interrupted", Interrupted), made as snapshots:
+        try:
+            snapshots.create(60, stop.check)
+        finally:
+            assert time.monotonic() - started < 2
+            cluster.go_on.set()
+    assert_only_foreign_ones_left(cluster)
+
+
+def test_one_that_can_t_be_removed_keeps_none_of_the_others(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.failing = {("remove", "vms/a")}
+    message = f"cannot remove snapshot {OURS} of image vms/a: connection timed out"
+    with raises(message), made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, go_on)
+    assert [name for name, names in cluster.snapshots.items() if OURS in names] == ["vms/a"]
+
+
+def test_the_block_s_error_survives_a_removal_that_fails_too(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.failing = {("remove", "vms/a")}
+    with raises("restic failed"), made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, go_on)
+        raise BackupError("restic failed")
+    assert recorder.told(Level.ERROR) == [
+        f"cannot remove snapshot {OURS} of image vms/a: connection timed out"
+    ]
+
+
+def test_leftovers_are_this_domain_s_own_and_nobody_else_s(cluster: PaperCluster, recorder: Recorder) -> None:
+    foreign = {"before-upgrade", f"virt-rbd-backup.{OTHER_UUID}.{RUN}", "virt-rbd-backup", f"x{OURS}", UUID}
+    cluster.snapshots["vms/a"] = {*foreign, OURS, f"virt-rbd-backup.{UUID}.20230101T000000Z-efgh"}
+    remove_leftovers(cluster, image("vms/a"), domain(), recorder)
+    assert cluster.snapshots["vms/a"] == foreign
+    assert [text.split(" of ")[0] for text in recorder.told(Level.WARNING)] == [
+        f"removed snapshot virt-rbd-backup.{UUID}.20230101T000000Z-efgh",
+        f"removed snapshot {OURS}",
+    ]
+
+
+def test_an_image_that_is_gone_has_no_leftovers(cluster: PaperCluster, recorder: Recorder) -> None:
+    remove_leftovers(cluster, image("vms/gone"), domain(), recorder)
+    assert recorder.messages == []
