@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> int:
         level=Level[arguments.log_level.upper()],
         show_progress=arguments.progress == "always"
         or (arguments.progress == "auto" and sys.stderr.isatty()),
-        in_journal="JOURNAL_STREAM" in os.environ,
+        in_journal=os.environ.get("JOURNAL_STREAM") == _stream_id(sys.stderr.fileno()),
     )
     try:
         override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG")
@@ -171,6 +171,12 @@ def _common_options() -> _Parser:
         "--progress", choices=("auto", "always", "never"), help="default: auto, on a terminal"
     )
     return common
+
+
+def _stream_id(descriptor: int) -> str:
+    """Give what JOURNAL_STREAM names the journal by (man 5 systemd.exec)."""
+    status = os.fstat(descriptor)
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _require_modules() -> None:

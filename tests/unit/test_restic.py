@@ -124,14 +124,33 @@ def test_nothing_is_locked_afterwards(saved: Saved) -> None:
     assert saved.repository.locks() == []
 
 
-def test_a_domain_s_name_is_taken_literally_whatever_it_looks_like(tmp_path: Path) -> None:
-    names = ("--delete", "a,b", "x/y", " größe ")
-    # one each: in a repository with several at a time restic 0.14 may wait 40 s for a lock that is gone
-    repositories = [Repository(tmp_path / str(number)) for number in range(len(names))]
+ODD_NAMES = ("--delete", "a,b", "x/y", " größe ")
+OTHERS = {"other-domain": (OTHER_UUID, RUN), "other-run": (UUID, RUN.replace("2024", "2025"))}
+
+
+@pytest.fixture(scope="module")
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repository]:
+    """Repositories by the name of the only domain in them, which has no image.
+
+    One each, as they are made at the same time: restic 0.14 may then wait 40 s for a lock that is gone.
+    """
+    points = {**dict.fromkeys(ODD_NAMES, (UUID, RUN)), **OTHERS}
+    repositories = {name: Repository(tmp_path_factory.mktemp("manifest")) for name in points}
+
+    def save_manifest(name: str) -> None:
+        uuid, run = points[name]
+        save(repositories[name], name=name, uuid=uuid, run=run)
+
     with ThreadPoolExecutor() as threads:
-        [*threads.map(lambda repository, name: save(repository, name=name), repositories, names)]
-    for repository, name in zip(repositories, names):
-        assert set(repository.snapshots()) == {f"definition.tar of {name}"}
+        [*threads.map(save_manifest, points)]
+    return repositories
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_domain_s_name_is_taken_literally_whatever_it_looks_like(
+    manifests: dict[str, Repository], name: str
+) -> None:
+    assert set(manifests[name].snapshots()) == {f"definition.tar of {name}"}
 
 
 def test_without_every_image_there_is_no_manifest(repository: Repository) -> None:
@@ -186,15 +205,13 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
 
 
 def test_discard_removes_what_the_run_saved_of_the_domain_and_nothing_else(
-    saved: Saved, tmp_path: Path
+    saved: Saved, manifests: dict[str, Repository], repository: Repository
 ) -> None:
-    shutil.copytree(saved.repository.path.parent, tmp_path, dirs_exist_ok=True)
-    repository = Repository(tmp_path)
-    save(repository, name="other-domain", uuid=OTHER_UUID)
-    save(repository, name="other-run", run=RUN.replace("2024", "2025"))
+    for other in (saved.repository, *(manifests[name] for name in OTHERS)):  # all have the same key
+        shutil.copytree(other.path, repository.path, dirs_exist_ok=True)
     assert repository.snapshot_count() == 4
     Restic(repository.program()).discard(RUN, UUID)
-    assert {one["hostname"] for one in repository.snapshots().values()} == {"other-domain", "other-run"}
+    assert {one["hostname"] for one in repository.snapshots().values()} == set(OTHERS)
     assert repository.locks() == []
 
 

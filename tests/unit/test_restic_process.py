@@ -22,7 +22,7 @@ from outputs.restic_process import Backup, Program, ResticError
 
 from .raising import raises
 from .repository import PASSWORD, Repository
-from .samples import MIB
+from .samples import MIB, RUN, UUID
 from .waiting import children, runs, wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -124,25 +124,15 @@ def test_a_block_that_raises_while_restic_takes_its_lock_leaves_nothing_either(
     with failing_backup(repository.program()):
         wait_until(repository.locks, 5, "restic locks the repository")
     # restic 0.14 may leave the lock that it was just taking; it goes with what does not count
-    Restic(repository.program()).discard("20240203T040506Z-abcd", "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e01")
+    Restic(repository.program()).discard(RUN, UUID)
     assert_nothing_saved(repository)
-
-
-def write_and_hang(directory: str) -> None:
-    """Be a worker process that hangs in the middle of an image; tell restic's pid."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Repository(Path(directory)).program().backup(ARGUMENTS, go_on) as backup:
-        write(backup, 4 * MIB)
-        (pid,) = children()
-        print(pid, flush=True)
-        signal.pause()
 
 
 def test_a_writer_that_is_killed_leaves_no_snapshot_and_no_lock(
     repository: Repository, tmp_path: Path
 ) -> None:
-    program = f"from {__name__} import write_and_hang; write_and_hang({str(tmp_path)!r})"
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as writer:
+    command = [sys.executable, "-m", "tests.unit.hanging_writer", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
         assert writer.stdout
         pid = int(writer.stdout.readline())
         writer.kill()

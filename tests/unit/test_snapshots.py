@@ -34,6 +34,11 @@ def disk_snapshots(cluster: PaperCluster) -> list[DiskSnapshot]:
     return [DiskSnapshot(disks[0], image(name), cluster, OURS) for name in IMAGES]
 
 
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backup.snapshots.STOP_POLL", 0.01)
+
+
 def go_on() -> None:
     """Nobody asks to stop."""
 

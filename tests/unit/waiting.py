@@ -27,8 +27,13 @@ def runs(pid: int) -> bool:
 
 def children() -> list[int]:
     """Give the pids of this process's children, zombies included."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    return [int(pid) for task in tasks for pid in task.read_text().split()]
+    pids: list[int] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        try:
+            pids += map(int, task.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that has just ended
+    return pids
 
 
 def open_files() -> int:
