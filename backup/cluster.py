@@ -132,12 +132,9 @@ class Cluster:
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
         """Open a snapshot for reading."""
-        with self.errors(f"cannot open snapshot {snapshot} of", image):
-            opened = self._open(image, snapshot=snapshot)
-        try:
+        action = f"cannot open or close snapshot {snapshot} of"
+        with self.errors(action, image), self._open(image, snapshot=snapshot) as opened:
             yield ImageReader(self, image, opened)
-        finally:
-            opened.close()
 
     def allow_snapshots(self, image: Image) -> None:
         """Raise ClusterError unless the user may make snapshots in the image's pool.
@@ -159,7 +156,10 @@ class Cluster:
             try:
                 pool.lock_exclusive(name, LOCK_NAME, owner, owner, duration, claim.value)
             except (rados.ObjectBusy, rados.ObjectExists) as error:
-                raise LockHeld(f"the lock {name} beside image {image} is held") from error
+                raise LockHeld(f"the lock {name} beside image {image} is another's") from error
+            except rados.ObjectNotFound as error:
+                hint = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
+                raise ClusterError(f"the lock {name} beside image {image} has expired", hint) from error
 
     def object_exists(self, image: Image, name: str) -> bool:
         """Tell whether there is an object of this name beside the image."""
