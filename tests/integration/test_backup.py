@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.node import PASSWORD, Node, snapshot_names
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import ARCHIVE, ARCHIVE_SIZE, DATABASE, MEDIA, MIB, WEB, import_image
+from tests.lab.sample import ARCHIVE, ARCHIVE_SIZE, DATABASE, MEDIA, MIB, WEB, make_image
 
 
 def test_all_domains_are_saved_each_as_consistently_as_it_can_be(node: Node, lab: Lab) -> None:
@@ -93,7 +93,7 @@ SHAPES = {
 def shapes(lab: Lab) -> Iterator[str]:
     """A domain that is shut off, with images of sizes and holes that trip up readers."""
     for target, (size, data) in SHAPES.items():
-        import_image(lab, f"vms/shape-{target}", size, data)
+        make_image(lab, f"vms/shape-{target}", size, data)
     lab.define_domain("shapes", [RbdDisk(target, f"vms/shape-{target}") for target in SHAPES])
     yield "shapes"
     lab.undefine_domain("shapes")
@@ -144,7 +144,7 @@ def uefi(lab: Lab, tmp_path: Path) -> Iterator[tuple[str, bytes]]:
     """A domain that is shut off, with an NVRAM file, and the file's content."""
     nvram = tmp_path / "nvram.fd"
     nvram.write_bytes(b"variables of the firmware" * 5000)
-    import_image(lab, "vms/uefi", MIB, {})
+    make_image(lab, "vms/uefi", MIB, {})
     lab.define_domain("uefi", [RbdDisk("vda", "vms/uefi")])
     firmware = f"<loader readonly='yes' type='pflash'>/firmware.fd</loader><nvram>{nvram}</nvram></os>"
     xml = lab.virsh("dumpxml", "uefi").replace("</os>", firmware)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.node import PREFIX, Node, parent, snapshot_names, wait_until
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, import_image
+from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
 
 SLOW = 4 * MIB  # bytes/s: with it, saving the large image takes longer than any test
 
@@ -23,8 +23,8 @@ SLOW = 4 * MIB  # bytes/s: with it, saving the large image takes longer than any
 @pytest.fixture(scope="module")
 def large(lab: Lab) -> Iterator[str]:
     """A domain that is shut off, with two images, the second of which takes a while."""
-    import_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
-    import_image(lab, "vms/large", 256 * MIB, {0: 200 * MIB})
+    make_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
+    make_image(lab, "vms/large", 256 * MIB, {0: 200 * MIB})
     lab.define_domain("large", [RbdDisk("vda", "vms/large-first"), RbdDisk("vdb", "vms/large")])
     yield "large"
     lab.undefine_domain("large")
