@@ -86,14 +86,17 @@ SHAPES = {
     "vdd": (33 * MIB + 7, {}),
     "vde": (40 * MIB, {4 * MIB - 3: 6, 12 * MIB: 65536, 14 * MIB + 1: 8192, 31 * MIB + 5: 5 * MIB}),
     "vdf": (1, {0: 1}),
+    "vdg": (11 * MIB, {65536 * number: 4096 for number in range(0, 160, 3)}),
 }
+# Objects smaller than a read: several extents in one.
+OPTIONS = {"vdg": ("--object-size", "64K")}
 
 
 @pytest.fixture
 def shapes(lab: Lab) -> Iterator[str]:
     """A domain that is shut off, with images of sizes and holes that trip up readers."""
     for target, (size, data) in SHAPES.items():
-        make_image(lab, f"vms/shape-{target}", size, data)
+        make_image(lab, f"vms/shape-{target}", size, data, *OPTIONS.get(target, ()))
     lab.define_domain("shapes", [RbdDisk(target, f"vms/shape-{target}") for target in SHAPES])
     yield "shapes"
     lab.undefine_domain("shapes")

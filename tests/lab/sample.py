@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 import rados
 import rbd
@@ -57,8 +58,9 @@ def make_image(lab: Lab, spec: str, size: int, data: Mapping[int, int], *options
     lab.create_image(spec, size, *options)
     generator = random.Random(spec)
     pool, name = spec.split("/")
-    with rados.Rados(conffile=str(lab.ceph_conf)) as cluster, cluster.open_ioctx(pool) as ioctx:
-        with rbd.Image(ioctx, name) as image:
-            for offset, length in data.items():
-                for start in range(offset, offset + length, WRITE_SIZE):
-                    image.write(generator.randbytes(min(WRITE_SIZE, offset + length - start)), start)
+    with ExitStack() as stack:
+        cluster = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
+        image = stack.enter_context(rbd.Image(stack.enter_context(cluster.open_ioctx(pool)), name))
+        for offset, length in data.items():
+            for start in range(offset, offset + length, WRITE_SIZE):
+                image.write(generator.randbytes(min(WRITE_SIZE, offset + length - start)), start)
