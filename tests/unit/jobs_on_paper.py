@@ -52,7 +52,7 @@ def work_on_paper(
         sys.exit(7)
     elif order.name == "failed":
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "no snapshots", "look"))
-    elif order.name == "waits":
+    elif order.name.startswith("waits"):
         stop = StopRequest()
         stop.on_signals(signal.SIGTERM)
         reporter.message(Level.INFO, order.name, "waiting")

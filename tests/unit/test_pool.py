@@ -34,13 +34,13 @@ def paper_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @dataclass
 class StopsAt(Recorder):
-    """Requests the stop as soon as a worker says that it is waiting."""
+    """Requests the stop as soon as two workers have said that they are waiting."""
 
     stop: StopRequest = field(default_factory=StopRequest)
 
     def message(self, level: Level, domain: str, text: str) -> None:
         super().message(level, domain, text)
-        if text == "waiting":
+        if text == "waiting" and self.told(Level.INFO).count(text) == 2:
             self.stop.request(Interrupted("interrupted", 15))
 
 
@@ -85,9 +85,10 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
 
 
 def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
-    all_done = done("waits", "never begun", workers=1)
+    all_done = done("waits", "waits too", "never begun", workers=2)
     assert {name: (one.status, one.reason) for name, one in all_done.results.items()} == {
         "waits": (Status.FAILED, "interrupted"),
+        "waits too": (Status.FAILED, "interrupted"),
         "never begun": (Status.SKIPPED, "interrupted before it began"),
     }
     assert all_done.recorder.told(Level.WARNING) == ["stopping: waiting for the workers to clean up"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from .waiting import wait_until
@@ -28,17 +30,21 @@ def signalled(number, frame):
 
 signal.signal(signal.SIGTERM, signalled)
 signal_when_parent_dies(signal.SIGTERM, os.getppid())
-Path(sys.argv[1], "listens").touch()
+Path(sys.argv[1], "listens").write_text(str(os.getpid()))
 signal.pause()
 """
 
 
 def test_when_its_parent_is_killed_a_process_gets_the_signal(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, CHILD, str(tmp_path)]
+    listens, signalled = tmp_path / "listens", tmp_path / "signalled"
     with subprocess.Popen(command, cwd=ROOT) as parent:
-        wait_until((tmp_path / "listens").exists, 5, "the child listens")
-        assert not (tmp_path / "signalled").exists()
+        wait_until(lambda: listens.exists() and listens.read_text(), 5, "the child listens")
+        assert not signalled.exists()
         parent.kill()
-    signalled = tmp_path / "signalled"
-    wait_until(lambda: signalled.exists() and signalled.read_text(), 5, "the child is signalled")
+    try:
+        wait_until(lambda: signalled.exists() and signalled.read_text(), 5, "the child is signalled")
+    finally:
+        with suppress(ProcessLookupError):  # it has ended, as it should
+            os.kill(int(listens.read_text()), signal.SIGKILL)
     assert int(signalled.read_text()) == signal.SIGTERM

@@ -200,6 +200,16 @@ def test_a_restic_that_hangs_and_ignores_the_interrupt_is_killed(
         wait_until((tmp_path / "up").exists, 5, "the script runs")
 
 
+def test_a_restic_that_heeds_the_interrupt_only_when_its_input_ends_can_end_by_itself(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(restic_process, "INTERRUPT_LIMIT", 3)
+    lines = (f"trap 'touch {tmp_path}/ended; exit 130' INT", f"touch {tmp_path}/up", "cat >/dev/null")
+    with failing_backup(script(*lines)):
+        wait_until((tmp_path / "up").exists, 5, "the script runs")
+    assert (tmp_path / "ended").exists()
+
+
 @pytest.mark.parametrize("stdin", ["cat >/dev/null", "exec <&-"], ids=["all data", "no data"])
 def test_a_request_to_stop_is_heard_while_a_restic_that_read_does_not_end(
     script: Script, small_interrupt_limit: None, tmp_path: Path, stdin: str
