@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Callable, NoReturn
 
@@ -19,7 +20,7 @@ from backup import __version__
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.model import Level
-from backup.report import write_report
+from backup.report import RunResult, write_report
 from backup.selection import choose
 from backup.settings import Settings, load
 from backup.stop import StopRequest
@@ -39,6 +40,8 @@ exit codes:
 
 def main(words: Sequence[str]) -> int:
     """Run one command; return its exit code."""
+    for stream in (sys.stdout, sys.stderr):  # names come in all alphabets, whatever the locale
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     arguments = _parser().parse_args(words)
     console = Console(
         sys.stderr,
@@ -74,16 +77,33 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     run = Run(settings, outputs.chosen(settings), console, stop)
     if arguments.dry_run:
-        sys.stdout.write(listing(run.plan(arguments.domains)))
+        _print(listing(run.plan(arguments.domains)))
         return 0
-    result = run.back_up(arguments.domains)
+    try:
+        result = run.back_up(arguments.domains)
+    except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
+        raise
+    except BackupError:
+        _report(run.result((), nothing_done=True), settings, console)
+        raise
+    _report(result, settings, console)
+    _print(summary(result))
+    return result.exit_code
+
+
+def _report(result: RunResult, settings: Settings, console: Console) -> None:
     if settings.report_file:
         try:
             write_report(result, settings.report_file)
         except BackupError as error:  # the domains are as they are: the exit code tells of them
             console.error(error)
-    sys.stdout.write(summary(result))
-    return result.exit_code
+
+
+def _print(text: str) -> None:
+    """Print what the exit code does not depend on: a reader that has gone is no failure."""
+    with suppress(OSError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -94,10 +114,9 @@ def show_list(arguments: argparse.Namespace, settings: Settings, _console: Conso
     with Hypervisor(settings.libvirt_uri) as hypervisor:
         choices = choose(hypervisor.domains(), settings)
     if arguments.json:
-        json.dump(selection_json(choices), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        _print(json.dumps(selection_json(choices), indent=2) + "\n")
     else:
-        sys.stdout.write(listing(choices))
+        _print(listing(choices))
     return 0
 
 
@@ -107,10 +126,9 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
 
     problems = 0
     for found in examine(settings, outputs.chosen(settings)):
-        sys.stdout.write(finding(found))
-        sys.stdout.flush()
+        _print(finding(found))
         problems += found.problem is not None
-    sys.stdout.write(f"{problems} problems\n" if problems != 1 else "1 problem\n")
+    _print(f"{problems} problems\n" if problems != 1 else "1 problem\n")
     return 1 if problems else 0
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-from .errors import BackupError
 from .model import Level, Reporter
 
 
@@ -22,7 +21,7 @@ def undone_by(cleanup: Callable[[], None], reporter: Reporter, domain: str) -> I
     except BaseException:
         try:
             cleanup()
-        except BackupError as error:
+        except Exception as error:  # of any kind: the block's error is the one to know
             reporter.message(Level.ERROR, domain, str(error))
         raise
     else:

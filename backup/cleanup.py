@@ -10,7 +10,7 @@ from .errors import BackupError
 from .freeze import Holder
 from .hypervisor import Hypervisor
 from .journal import Journal
-from .lock import domain_lock, lock_exists
+from .lock import lock_of
 from .model import Domain, Level, Reporter, State
 from .node import only_run
 from .settings import Settings
@@ -71,8 +71,11 @@ def remove_all_leftovers(
 
 def _remove(domain: Domain, clusters: Clusters, settings: Settings, reporter: Reporter) -> None:
     images = [(clusters.at(disk.address), disk.image) for disk in domain.disks if disk.image]
-    if not images or not (lock_exists(*images[0], domain) or any(leftovers(*one, domain) for one in images)):
+    if not images:
         return
-    with domain_lock(*images[0], domain, settings.lock_duration, StopRequest(), reporter):
+    lock = lock_of(domain, clusters, settings.lock_duration)
+    if not lock.exists() and not any(leftovers(*one, domain) for one in images):
+        return
+    with lock.held(StopRequest(), reporter, domain.name):
         for cluster, image in images:
             remove_leftovers(cluster, image, domain, reporter)

@@ -80,7 +80,7 @@ class Cluster:
             options["key"] = key
         self._pools: dict[tuple[str, str], Any] = {}
         path = address.conf_file or conf_file
-        if not os.path.exists(path) and (address.conf_file or not address.monitors):
+        if not os.path.exists(path) and (address.conf_file or not (address.monitors and key)):
             raise ClusterError(f"there is no {path}", "set CEPH_CONF to the cluster's configuration file")
         with self.errors("cannot connect to the cluster"):
             self._rados = rados.Rados(
@@ -111,6 +111,11 @@ class Cluster:
         with self.errors("cannot open", image), self._open(image) as opened:
             return int(opened.size())
 
+    def is_watched(self, image: Image) -> bool:
+        """Tell whether some client, such as a QEMU on another node, has the image open for writing."""
+        with self.errors("cannot list the watchers of", image), self._open(image) as opened:
+            return any(True for _ in opened.watchers_list())
+
     def create_snapshot(self, image: Image, name: str) -> None:
         action = f"cannot create snapshot {name} of"
         with self.errors(action, image), self._open(image, read_only=False) as opened:
@@ -131,10 +136,16 @@ class Cluster:
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
-        """Open a snapshot for reading."""
+        """Open a snapshot for reading. Raises ClusterError too if it was removed meanwhile.
+
+        What is read of a snapshot that is being removed reads as zeros, without an error.
+        """
         action = f"cannot open or close snapshot {snapshot} of"
         with self.errors(action, image), self._open(image, snapshot=snapshot) as opened:
             yield ImageReader(self, image, opened)
+        if snapshot not in self.snapshot_names(image):
+            message = f"snapshot {snapshot} of image {image} was removed while it was read"
+            raise ClusterError(message, "who removes snapshots that are not theirs?")
 
     def allow_snapshots(self, image: Image) -> None:
         """Raise ClusterError unless the user may make snapshots in the image's pool.

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def reason(error: OSError) -> str:
+    """Give what the operating system says, as a part of a message."""
+    return (error.strerror or str(error)).lower()
+
+
 class BackupError(Exception):
     """One line that says what failed, and a hint that says what to do about it."""
 

@@ -53,13 +53,21 @@ class Holder:
         Raises FreezeFailed where a freeze is required and can't be had, BackupError where the domain
         could not be let go; the journal's note then stays.
         """
-        with ExitStack() as stack:
-            if domain.state is State.SHUT_OFF:
-                yield self._as_it_is(Consistency.OFFLINE)
-            elif domain.state is State.PAUSED:
-                yield self._as_it_is(Consistency.PAUSED)
-            else:
+        if self.journal.holds(domain.uuid):
+            # a new note would take the old one's place, and nobody would ever let the guest go
+            message = "the guest may still stand still since an earlier backup"
+            raise BackupError(message, f"virsh domfsthaw {domain.uuid}; then main.py cleanup")
+        if domain.state is State.RUNNING:
+            with ExitStack() as stack:
                 yield self._hold(domain, stack)
+            return
+        quiet = Consistency.OFFLINE if domain.state is State.SHUT_OFF else Consistency.PAUSED
+        stand = self._as_it_is(quiet)
+        yield stand
+        if self.hypervisor.domain(domain.uuid).state is not domain.state:
+            stand.consistency = Consistency.CRASH
+            message = f"the domain did not stay {domain.state.value} while its snapshots were made"
+            self.reporter.message(Level.WARNING, domain.name, message)
 
     def let_go(self, domain: Domain, hold: Hold) -> int:
         """Thaw or resume a domain, for FREEZE_TIMEOUT seconds if need be, then erase its note.
@@ -87,8 +95,12 @@ class Holder:
         return count
 
     def _release(self, domain: Domain, hold: Hold) -> int:
-        if self.hypervisor.domain(domain.uuid).state is State.SHUT_OFF:
+        state = self.hypervisor.domain(domain.uuid).state
+        if state is State.SHUT_OFF:
             return 0
+        if state is State.ELSEWHERE:
+            message = "the guest migrated to another node while it stood still"
+            raise BackupError(message, f"on that node: virsh domfsthaw {domain.uuid}")
         if hold is Hold.FREEZE:
             return self.hypervisor.thaw(domain, self._agent_timeout)
         self.hypervisor.resume(domain)

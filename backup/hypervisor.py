@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import libvirt
 
 from . import domain_xml
-from .errors import BackupError, DomainGone
+from .errors import BackupError, DomainGone, reason
 from .model import ClusterAddress, Definition, Domain, State
 
 STATES = {
@@ -73,8 +74,10 @@ class Hypervisor:
         return sorted(found, key=lambda domain: domain.name)
 
     def domain(self, uuid: str) -> Domain:
-        """Look one up as it is now. Raises DomainGone."""
-        return _described(self._handle(uuid))
+        """Look one up as it is now; busy if libvirt is at work on it. Raises DomainGone."""
+        handle = self._handle(uuid)
+        found = _described(handle)
+        return replace(found, state=State.BUSY) if _has_job(handle) else found
 
     def secret(self, address: ClusterAddress) -> str:
         """Give the cephx key that the disk's <auth> refers to, "" if it refers to none."""
@@ -166,7 +169,9 @@ class Hypervisor:
         try:
             yield handle
         finally:
-            self._set_agent_timeout(handle, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+            # If that fails, the bound stays; what the agent did, or the error, matters more.
+            with suppress(HypervisorError, DomainGone):
+                self._set_agent_timeout(handle, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
     @staticmethod
     def _set_agent_timeout(handle: Any, timeout: int) -> None:
@@ -182,19 +187,32 @@ class Hypervisor:
 def _described(handle: Any) -> Domain:
     with _errors("cannot read the domain's definition"):
         xml = handle.XMLDesc(0)
-        state, reason = handle.state()
+        state, why = handle.state()
         return Domain(
             uuid=handle.UUIDString(),
             name=handle.name(),
-            state=_state(state, reason),
+            state=_state(state, why),
             disks=domain_xml.disks(xml),
             agent_connected=domain_xml.agent_connected(xml),
         )
 
 
-def _state(state: int, reason: int) -> State:
-    if state == libvirt.VIR_DOMAIN_PAUSED and reason in PAUSED_IN_PASSING:
+def _has_job(handle: Any) -> bool:
+    """Tell whether a migration, a save or a dump is under way."""
+    try:
+        with _errors("cannot ask for the domain's job"):
+            return bool(handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+    except HypervisorError as error:
+        if error.code in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
+            return False  # the test driver knows no jobs, and what does not run has none
+        raise
+
+
+def _state(state: int, why: int) -> State:
+    if state == libvirt.VIR_DOMAIN_PAUSED and why in PAUSED_IN_PASSING:
         return State.BUSY
+    if state == libvirt.VIR_DOMAIN_SHUTOFF and why == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED:
+        return State.ELSEWHERE
     return STATES.get(state, State.BUSY)
 
 
@@ -214,9 +232,8 @@ def _nvram(path: str, state: State) -> bytes:
 
 
 def _unreadable(path: str, error: OSError) -> BackupError:
-    reason = (error.strerror or str(error)).lower()
     return BackupError(
-        f"cannot read the domain's NVRAM {path}: {reason}", "without it the guest would not boot"
+        f"cannot read the domain's NVRAM {path}: {reason(error)}", "without it the guest would not boot"
     )
 
 

@@ -10,11 +10,12 @@ from datetime import datetime, timezone
 
 from .connect import Clusters
 from .errors import BackupError, DomainGone
-from .freeze import Holder
+from .freeze import Holder, Standstill
 from .hypervisor import Hypervisor
 from .journal import Journal
-from .lock import domain_lock
+from .lock import lock_of
 from .model import (
+    Consistency,
     Domain,
     JobResult,
     Level,
@@ -69,11 +70,7 @@ class DomainJob:
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
         """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
         hypervisor = stack.enter_context(Hypervisor(self.settings.libvirt_uri))
-        domain = covered(hypervisor.domain(self.order.uuid), self.settings)
-        if domain.state is State.BUSY:
-            raise BackupError(
-                "the domain is just starting, stopping or migrating", "the next run tries again"
-            )
+        domain = _ready(hypervisor.domain(self.order.uuid))
         snapshots = self._locked_snapshots(domain, hypervisor, stack)
         self.check_stop()
         point = self._take(domain, hypervisor, snapshots)
@@ -84,36 +81,33 @@ class DomainJob:
 
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
+        settings = self.settings
+        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
+        lock = lock_of(domain, clusters, settings.lock_duration)
+        stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
         name = owned_prefix(domain.uuid) + self.order.run
-        clusters = stack.enter_context(Clusters(hypervisor, self.settings, self.settings.ceph_timeout))
         snapshots = [
             DiskSnapshot(disk, disk.image, clusters.at(disk.address), name)
-            for disk in domain.disks
+            for disk in covered(domain, settings).disks
             if disk.image
         ]
-        if not snapshots:
-            raise DomainGone("the domain no longer has an RBD image to back up")
-        first = snapshots[0]
-        duration = self.settings.lock_duration
-        stack.enter_context(
-            domain_lock(first.cluster, first.image, domain, duration, self.stop, self.reporter)
-        )
         for snapshot in snapshots:
             remove_leftovers(snapshot.cluster, snapshot.image, domain, self.reporter)
         return stack.enter_context(gone_afterwards(snapshots, self.reporter, domain.name))
 
     def _take(self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots) -> RestorePoint:
         """Make the snapshots while the domain is held still."""
+        domain = covered(_ready(hypervisor.domain(domain.uuid)), self.settings)  # connecting took its time
         definition = hypervisor.definition(domain)
         holder = Holder(hypervisor, Journal(self.settings.runtime_dir), self.settings, self.reporter)
         with holder.held_still(domain) as stand:
             snapshots.create(stand.seconds_left, self.check_stop)
             taken = datetime.now(timezone.utc)
-        count = len(snapshots.snapshots)
-        text = f"{count} snapshot{'s' if count > 1 else ''} made, {stand.consistency.value}"
-        if stand.seconds:
-            text += f", stood still for {stand.seconds:.2f} s"
-        self.reporter.message(Level.INFO, domain.name, text)
+        if stand.consistency is Consistency.OFFLINE and snapshots.in_use():
+            stand.consistency = Consistency.CRASH
+            message = "shut off here, but its images are in use: does it run on another node?"
+            self.reporter.message(Level.WARNING, domain.name, message)
+        self.reporter.message(Level.INFO, domain.name, _told(stand, len(snapshots.snapshots)))
         return RestorePoint(
             run=self.order.run,
             host=socket.gethostname(),
@@ -123,3 +117,17 @@ class DomainJob:
             consistency=stand.consistency,
             frozen_seconds=stand.seconds,
         )
+
+
+def _ready(domain: Domain) -> Domain:
+    """Give the domain back. Raises BackupError if another moment is better."""
+    if domain.state is State.BUSY:
+        raise BackupError("the domain is just starting, stopping or migrating", "the next run tries again")
+    if domain.state is State.ELSEWHERE:
+        raise DomainGone("the domain migrated to another node")
+    return domain
+
+
+def _told(stand: Standstill, count: int) -> str:
+    text = f"{count} snapshot{'s' if count > 1 else ''} made, {stand.consistency.value}"
+    return f"{text}, stood still for {stand.seconds:.2f} s" if stand.seconds else text

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from .errors import BackupError
+from .errors import BackupError, reason
 from .model import Domain
 
 
@@ -47,12 +47,17 @@ class Journal:
                 os.fsync(file.fileno())
             draft.replace(path)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            message = f"cannot note in {path} that the guest is about to stand still: {reason}"
+            message = f"cannot note in {path} that the guest is about to stand still: {reason(error)}"
             raise BackupError(message, "see RUNTIME_DIR") from error
 
     def erase(self, uuid: str) -> None:
-        self._path(uuid).unlink(missing_ok=True)
+        """Note that the domain runs. Raises BackupError."""
+        path = self._path(uuid)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            message = f"cannot remove {path}, the note of a guest that stood still: {reason(error)}"
+            raise BackupError(message, "see RUNTIME_DIR") from error
 
     def holds(self, uuid: str) -> bool:
         return self._path(uuid).exists()

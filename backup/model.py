@@ -18,6 +18,7 @@ class State(str, Enum):
     RUNNING = "running"
     PAUSED = "paused"
     SHUT_OFF = "shut off"
+    ELSEWHERE = "migrated away"  # its definition is still here, it runs on another node
     BUSY = "busy"  # migrating, starting, shutting down: another moment is better
 
 
@@ -217,5 +218,8 @@ class Output(Protocol):
         Raises BackupError, and has then left nothing that counts as a restore point.
         """
 
-    def discard(self, run: str, uuid: str) -> None:
-        """Remove what the run saved of a domain whose restore point did not come about."""
+    def discard_incomplete(self, run: str, patient: bool) -> None:
+        """Remove what the run saved of domains whose restore points did not come about.
+
+        `patient`: wait for a while if the destination is busy. Raises BackupError.
+        """

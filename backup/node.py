@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import AlreadyRunning, BackupError
+from .errors import AlreadyRunning, BackupError, reason
 
 
 def prepare_runtime_dir(path: str) -> None:
@@ -19,11 +19,17 @@ def prepare_runtime_dir(path: str) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BackupError(f"cannot make {path}: {reason}", "see RUNTIME_DIR; are you root?") from error
+        raise BackupError(f"cannot make {path}: {reason(error)}", "see RUNTIME_DIR; are you root?") from error
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         mode = f"owner {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
         raise BackupError(f"others can enter {path} ({mode})", f"chmod 0700 {path}, or see RUNTIME_DIR")
+
+
+def require_writable(path: str) -> None:
+    """Raise BackupError unless a file can be put there."""
+    directory = Path(path).parent
+    if not directory.is_dir() or not os.access(directory, os.W_OK):
+        raise BackupError(f"cannot write to {directory}", "make it, or name another place")
 
 
 @contextmanager

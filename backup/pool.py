@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
 
+from .errors import reason
 from .job import JobOrder
 from .model import JobResult, Level, Output, Reporter, Status
 from .settings import Settings
@@ -65,6 +67,8 @@ class Pool:
             if self.stop.requested and not told:
                 told = True
                 self._tell_to_stop()
+            if self.stop.insisted:
+                self._kill()
             for pipe in wait(list(self._active), STOP_POLL):
                 assert isinstance(pipe, Connection)
                 self._receive(pipe)
@@ -76,14 +80,27 @@ class Pool:
             args=(order, self.settings, self.output, theirs, os.getpid()),
             name=order.name,
         )
-        process.start()
-        theirs.close()
-        self._active[ours] = Worker(order, process)
+        try:
+            with _signals_blocked():
+                process.start()
+        except OSError as error:  # out of memory or processes: this domain's failure alone
+            ours.close()
+            message = f"cannot start its worker process: {reason(error)}"
+            self._done(JobResult(order.name, order.uuid, Status.FAILED, message))
+        else:
+            self._active[ours] = Worker(order, process)
+        finally:
+            theirs.close()
 
     def _tell_to_stop(self) -> None:
-        self.reporter.message(Level.WARNING, "", "stopping: waiting for the workers to clean up")
+        text = "stopping: waiting for the workers to clean up; a second signal kills them"
+        self.reporter.message(Level.WARNING, "", text)
         for worker in self._active.values():
             worker.process.terminate()
+
+    def _kill(self) -> None:
+        for worker in self._active.values():
+            worker.process.kill()
 
     def _receive(self, pipe: Connection) -> None:
         worker = self._active[pipe]
@@ -112,9 +129,25 @@ class Pool:
             hint = "out of memory? see the journal of the kernel" if code == -signal.SIGKILL else ""
             result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)
             self.worker_died(order)
+        self._done(result)
+
+    def _done(self, result: JobResult) -> None:
         self._results.append(result)
         if result.status is Status.FAILED:
             hint = f" (hint: {result.hint})" if result.hint else ""
-            self.reporter.message(Level.ERROR, order.name, f"failed: {result.reason}{hint}")
+            self.reporter.message(Level.ERROR, result.name, f"failed: {result.reason}{hint}")
         elif result.status is Status.SKIPPED:
-            self.reporter.message(Level.WARNING, order.name, f"skipped: {result.reason}")
+            self.reporter.message(Level.WARNING, result.name, f"skipped: {result.reason}")
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have a process that is started in the block begin with these signals blocked.
+
+    It unblocks them when its handlers stand; before, Ctrl-C would end it with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

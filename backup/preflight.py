@@ -12,7 +12,7 @@ from .connect import Clusters
 from .errors import BackupError
 from .hypervisor import Hypervisor
 from .model import Disk, Domain, Finding, Image, Output, State
-from .node import prepare_runtime_dir
+from .node import prepare_runtime_dir, require_writable
 from .selection import choose
 from .settings import Settings
 
@@ -24,6 +24,8 @@ LOOKS = 16  # looks at the same time
 def examine(settings: Settings, output: Output) -> Iterator[Finding]:
     """Look at everything that a backup needs, and yield each finding as it is made."""
     yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
+    if settings.report_file:
+        yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
     yield from _output(settings, output)
     try:
         hypervisor = Hypervisor(settings.libvirt_uri)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from .errors import BackupError
+from .errors import BackupError, reason
 from .model import JobResult, Status
 
 
@@ -24,12 +24,15 @@ class RunResult:
     finished: datetime
     results: Sequence[JobResult]
     signal_number: int = 0
+    nothing_done: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0 all saved, 3 at least one domain failed, 130 or 143 interrupted."""
+        """0 all saved, 1 nothing could be done, 3 at least one domain failed, 130 or 143 interrupted."""
         if self.signal_number:
             return 128 + self.signal_number
+        if self.nothing_done:
+            return 1
         return 3 if any(result.status is Status.FAILED for result in self.results) else 0
 
 
@@ -48,8 +51,7 @@ def write_report(result: RunResult, path: str) -> None:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BackupError(f"cannot write the report {path}: {reason}", "see REPORT_FILE") from error
+        raise BackupError(f"cannot write the report {path}: {reason(error)}", "see REPORT_FILE") from error
 
 
 def _as_json(result: RunResult) -> dict[str, object]:

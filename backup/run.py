@@ -6,7 +6,7 @@ import random
 import socket
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 from .cleanup import let_go_noted
@@ -37,6 +37,8 @@ class Run:
     output: Output
     reporter: Reporter
     stop: StopRequest
+    run: str = field(default_factory=new_run_id)
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     def back_up(self, names: Sequence[str]) -> RunResult:
         """Back up the selected domains.
@@ -44,24 +46,28 @@ class Run:
         Raises AlreadyRunning; ConfigError for names that no domain has; BackupError when nothing could be
         done at all. What happens to single domains is in the result.
         """
-        started = datetime.now(timezone.utc)
-        run = new_run_id()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         with only_run(self.settings.runtime_dir), Hypervisor(self.settings.libvirt_uri) as hypervisor:
             let_go_noted(hypervisor, self.settings, self.reporter)
             domains = self._ordered(names, hypervisor)
             pool = Pool(self.settings, self.output, self.reporter, self.stop, self._worker_died)
-            results = pool.run([JobOrder(run, domain.name, domain.uuid) for domain in domains])
+            results = pool.run([JobOrder(self.run, domain.name, domain.uuid) for domain in domains])
             let_go_noted(hypervisor, self.settings, self.reporter)
-            self._discard_incomplete(run, results)
+            if any(result.status is Status.FAILED for result in results):
+                self._discard_incomplete()
+        return self.result(results)
+
+    def result(self, results: Sequence[JobResult], nothing_done: bool = False) -> RunResult:
+        """Give what the run has come to by now."""
         return RunResult(
-            run=run,
+            run=self.run,
             host=socket.gethostname(),
-            started=started,
+            started=self.started,
             finished=datetime.now(timezone.utc),
             results=results,
             signal_number=self.stop.signal_number,
+            nothing_done=nothing_done,
         )
 
     def plan(self, names: Sequence[str]) -> Sequence[Choice]:
@@ -73,6 +79,10 @@ class Run:
         """Select the domains and put the largest first. Raises what keeps all of them from being saved."""
         choices = choose(hypervisor.domains(), self.settings, names)
         domains = [choice.domain for choice in choices if not choice.skipped]
+        for choice in choices:
+            if choice.skipped and {choice.domain.name, choice.domain.uuid} & set(names):
+                text = f"named, but not backed up: {choice.skipped}"
+                self.reporter.message(Level.WARNING, choice.domain.name, text)
         if domains and (problems := self.output.problems()):
             raise problems[0]
         self.stop.check()
@@ -86,12 +96,10 @@ class Run:
         except BackupError as error:
             self.reporter.message(Level.ERROR, order.name, str(error))
 
-    def _discard_incomplete(self, run: str, results: Sequence[JobResult]) -> None:
+    def _discard_incomplete(self) -> None:
         """Remove from the output what failed jobs saved; what can't be removed does not count anyway."""
-        for result in results:
-            if result.status is Status.FAILED and not result.images:
-                try:
-                    self.output.discard(run, result.uuid)
-                except BackupError as error:
-                    text = f"images of its incomplete restore point are still in the output: {error}"
-                    self.reporter.message(Level.WARNING, result.name, text)
+        try:
+            self.output.discard_incomplete(self.run, patient=not self.stop.requested)
+        except BackupError as error:
+            text = f"images of incomplete restore points (run={self.run}) may still be in the output: {error}"
+            self.reporter.message(Level.WARNING, "", text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from .errors import BackupError, ConfigError
-from .model import Disk, Domain
+from .model import Disk, Domain, State
 from .settings import Settings
 
 
@@ -45,6 +45,8 @@ def _choice(domain: Domain, settings: Settings, names: Sequence[str]) -> Choice:
         return Choice(seen, "not in INCLUDE_DOMAINS")
     if _matches(domain, settings.exclude_domains):
         return Choice(seen, "in EXCLUDE_DOMAINS")
+    if domain.state is State.ELSEWHERE:
+        return Choice(seen, "migrated to another node")
     if not any(disk.image for disk in seen.disks):
         return Choice(seen, "no RBD image to back up")
     return Choice(seen)

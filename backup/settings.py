@@ -6,12 +6,12 @@ import difflib
 import os
 import runpy
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from .errors import BackupError, ConfigError
+from .errors import BackupError, ConfigError, reason
 
 # Tells what a value has to be, or None where it is fine.
 Check = Callable[[Any], Optional[str]]
@@ -93,10 +93,10 @@ def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
 
     Raises ConfigError with everything that is wrong at once.
     """
-    values = _constants(defaults)
-    if override is not None:
-        values.update(_constants(_run(override)))
     known = {entry.name.upper(): entry for entry in fields(Settings)}
+    values = _constants(defaults, known)
+    if override is not None:
+        values.update(_constants(_run(override), known))
     errors = [_unknown(name, known) for name in values if name not in known]
     errors += [
         BackupError(f"{name} is missing", "take it over from the config.py of this version")
@@ -113,8 +113,13 @@ def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
     return Settings(**{name.lower(): values[name] for name in known})
 
 
-def _constants(module: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in module.items() if name.isupper() and not name.startswith("_")}
+def _constants(module: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """Give the names in upper case, and those that are meant to be."""
+    return {
+        name: value
+        for name, value in module.items()
+        if (name.isupper() or name.upper() in known) and not name.startswith("_")
+    }
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -129,8 +134,7 @@ def _run(path: Path) -> dict[str, Any]:
             raise ConfigError([BackupError(f"{path} can be written by others ({mode})", hint)])
         return runpy.run_path(str(path))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError([BackupError(f"cannot read {path}: {reason}", "see --config")]) from error
+        raise ConfigError([BackupError(f"cannot read {path}: {reason(error)}", "see --config")]) from error
     except (Exception, SystemExit) as error:  # the admin's own Python: whatever it raises is an error in it
         if isinstance(error, ConfigError):
             raise
@@ -151,7 +155,7 @@ def _line_in(path: Path, error: BaseException) -> int | None:
 
 
 def _unknown(name: str, known: Mapping[str, Field[Any]]) -> BackupError:
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.upper(), known, n=1)
     hint = f"did you mean {near[0]}?" if near else "config.py lists all constants"
     return BackupError(f"{name} is no known constant", hint)
 

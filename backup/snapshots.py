@@ -56,7 +56,8 @@ class DomainSnapshots:
         waited for when they are removed.
         """
         deadline = time.monotonic() + seconds
-        self._started = [(snapshot, self._threads.submit(snapshot.create)) for snapshot in self.snapshots]
+        for snapshot in self.snapshots:  # one by one: those begun are removed, even if a thread can't be had
+            self._started.append((snapshot, self._threads.submit(snapshot.create)))
         pending = {future for _, future in self._started}
         while pending:
             done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
@@ -67,6 +68,10 @@ class DomainSnapshots:
                 late = ", ".join(str(one.image) for one, future in self._started if future in pending)
                 message = f"the snapshots of {late} were not made within {seconds:.0f} s"
                 raise BackupError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
+
+    def in_use(self) -> bool:
+        """Tell whether some client has one of the images open for writing."""
+        return any(snapshot.cluster.is_watched(snapshot.image) for snapshot in self.snapshots)
 
     def remove(self) -> None:
         """Wait for what is under way, then remove all that may exist, and raise the first error."""

@@ -6,8 +6,10 @@ a freeze and the note that the guest has to be thawed. So handlers only note the
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from types import FrameType
 
 from .errors import BackupError, Interrupted
@@ -18,27 +20,43 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._reason: BackupError | None = None
+        self._signals = 0
+        self._lease_ends = math.inf
         self.signal_number = 0
 
     @property
     def requested(self) -> bool:
         return self._reason is not None
 
+    @property
+    def insisted(self) -> bool:
+        """Whether a second signal came."""
+        return self._signals > 1
+
     def request(self, reason: BackupError) -> None:
         self._reason = self._reason or reason
 
+    def lease_until(self, moment: float) -> None:
+        """Stop at this moment of time.monotonic(), unless called again before: a lock has to be renewed."""
+        self._lease_ends = moment
+
     def check(self) -> None:
         """Raise the reason to stop, if there is one."""
+        if time.monotonic() > self._lease_ends:
+            hint = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
+            self.request(BackupError("the domain's lock could not be renewed in time", hint))
         if self._reason is not None:
             raise self._reason
 
     def on_signals(self, *numbers: signal.Signals) -> None:
-        """Let these signals request the stop. More of them change nothing: the clean-up is under way."""
+        """Let these signals request the stop."""
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("signal handlers belong to the main thread")
         for number in numbers:
-            signal.signal(number, self._handle)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
         self.signal_number = self.signal_number or number
         self.request(Interrupted("interrupted", number))

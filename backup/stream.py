@@ -81,6 +81,8 @@ def copy(reader: SnapshotReader, sink: PipeSink, progress: Callable[[int], None]
     """
     data_bytes = 0
     for offset, data in _read_ahead(reader, _reads(reader.extents())):
+        if offset < sink.sent:
+            raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
         sink.write_zeros(offset - sink.sent)
         sink.write(data)
         data_bytes += len(data)
@@ -97,7 +99,7 @@ def _reads(extents: Iterable[Extent]) -> Iterator[Extent]:
         while offset < stop:
             piece_end = min(stop, (offset // READ_SIZE + 1) * READ_SIZE)
             if end and offset // READ_SIZE == start // READ_SIZE:
-                end = piece_end
+                end = max(end, piece_end)
             else:
                 if end:
                     yield Extent(start, end - start)

@@ -69,6 +69,7 @@ def work(order: JobOrder, settings: Settings, output: Output, pipe: Connection, 
     stop = StopRequest()
     stop.on_signals(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal_when_parent_dies(signal.SIGTERM, main_process)
     reporter = PipeReporter(pipe)
     reporter.send(DomainJob(order, settings, output, reporter, stop).run())

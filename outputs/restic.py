@@ -7,12 +7,13 @@ import os
 import re
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backup import manifest, stream
-from backup.errors import BackupError
+from backup.errors import BackupError, reason
 from backup.model import Disk, Job, Level, RestorePoint, SavedImage, SnapshotSource
 from backup.settings import Settings
 from backup.units import size_text
@@ -21,9 +22,10 @@ from .restic_process import LOCKED, Program, ResticError, Summary
 
 TAG = "virt-rbd-backup"
 MANIFEST_FILE = "definition.tar"
+MANIFEST_TAG = "definition"
 OLDEST_VERSION = (0, 14, 0)
 PROBE_LIMIT = 20  # seconds for a look at the repository
-CALL_LIMIT = 600  # seconds for listing and removing snapshots
+CALL_LIMIT = 120  # seconds for listing and removing snapshots
 DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to get at a repository that is locked
 
 
@@ -77,27 +79,29 @@ class Restic:
         """Save the images one after another, then the manifest, without which nothing of it counts."""
         images = tuple(self._save_image(point, source, job) for source in sources)
         packed = manifest.pack(point, images)
-        with self.program.backup(_arguments(point, MANIFEST_FILE, "definition"), job.check_stop) as backup:
+        with self.program.backup(_arguments(point, MANIFEST_FILE, MANIFEST_TAG), job.check_stop) as backup:
             backup.sink.write(packed)
         return images
 
-    def discard(self, run: str, uuid: str) -> None:
-        """Remove the run's images of a domain that has no manifest for them, and dead processes' locks.
+    def discard_incomplete(self, run: str, patient: bool) -> None:
+        """Remove the run's images that no manifest counts, and the locks of dead processes.
 
-        The images would confuse `restic forget`, which counts each file's snapshots by themselves.
+        Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
         """
-        for pause in (*DISCARD_PAUSES, None):
+        for pause in (*DISCARD_PAUSES, None) if patient else (None,):
             try:
-                self._forget(f"{TAG},run={run},uuid={uuid}")
+                self._forget_incomplete(run)
                 return
             except ResticError as error:
                 if pause is None or error.code not in (1, LOCKED):  # 1: also a lock, before restic 0.17
                     raise
                 time.sleep(pause)
 
-    def _forget(self, tags: str) -> None:
-        listed = self.program.call("snapshots", "--json", f"--tag={tags}", limit=CALL_LIMIT)
-        ids = [snapshot["id"] for snapshot in json.loads(listed) or []]
+    def _forget_incomplete(self, run: str) -> None:
+        listed = self.program.call("snapshots", "--json", f"--tag={TAG},run={run}", limit=CALL_LIMIT)
+        snapshots = json.loads(listed) or []
+        complete = {_uuid(one) for one in snapshots if MANIFEST_TAG in one["tags"]}
+        ids = [one["id"] for one in snapshots if _uuid(one) not in complete]
         # A restic that was interrupted as it took its lock may have left it (0.14), one that had to be
         # killed has. Locks of live processes are not touched.
         self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
@@ -159,6 +163,10 @@ def _arguments(point: RestorePoint, file_name: str, *tags: str) -> list[str]:
     ]
 
 
+def _uuid(snapshot: Mapping[str, Any]) -> str:
+    return next((tag for tag in snapshot["tags"] if tag.startswith("uuid=")), "")
+
+
 def _file_name(disk: Disk) -> str:
     """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
     return f"{disk.target.replace('/', '_')}.img"
@@ -182,8 +190,11 @@ def _password_file_errors(path: Path) -> list[BackupError]:
         status = path.stat()
         empty = not path.read_bytes().strip()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        return [BackupError(f"RESTIC_PASSWORD_FILE {path}: {reason}", "put the repository's password there")]
+        return [
+            BackupError(
+                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "put the repository's password there"
+            )
+        ]
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
         mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
         return [BackupError(f"RESTIC_PASSWORD_FILE {path} is open to others ({mode})", f"chmod 0600 {path}")]

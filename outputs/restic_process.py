@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any, Callable
 
-from backup.errors import BackupError
+from backup.errors import BackupError, reason
 from backup.process import signal_when_parent_dies
 from backup.stream import PipeSink, ReaderClosed
 
@@ -141,8 +141,7 @@ class Program:
                 preexec_fn=partial(_in_child, os.getpid()),
             )
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ResticError(f"cannot start {self.binary}: {reason}", "see RESTIC_BINARY") from error
+            raise ResticError(f"cannot start {self.binary}: {reason(error)}", "see RESTIC_BINARY") from error
 
     def _environment(self) -> dict[str, str]:
         built = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -164,8 +163,9 @@ class Program:
         raise ResticError(f"{message}: {words}" if words else message, hint, code)
 
     def _without_secrets(self, words: str) -> str:
-        for secret in filter(None, self.environment.values()):
-            words = words.replace(secret, "***")
+        for name, value in self.environment.items():
+            if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name)):
+                words = words.replace(value, "***")
         return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
 
 

@@ -33,7 +33,7 @@ class NoOutput:
     ) -> tuple[SavedImage, ...]:
         raise AssertionError
 
-    def discard(self, run: str, uuid: str) -> None:
+    def discard_incomplete(self, run: str, patient: bool) -> None:
         raise AssertionError
 
 
@@ -55,6 +55,7 @@ def work_on_paper(
     elif order.name.startswith("waits"):
         stop = StopRequest()
         stop.on_signals(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         reporter.message(Level.INFO, order.name, "waiting")
         wait_until(lambda: stop.requested, 10, "the request to stop")
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "interrupted"))

@@ -20,6 +20,7 @@ class PaperCluster(Cluster):
         self.go_on = threading.Event()
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
         self.unreachable = False
+        self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
 
     def create_snapshot(self, image: Image, name: str) -> None:
         if self.together:
@@ -41,6 +42,8 @@ class PaperCluster(Cluster):
         return sorted(self.snapshots[str(image)])
 
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
+        if self.claim_hangs.is_set():
+            assert self.go_on.wait(timeout=5)
         if self.unreachable:
             raise ClusterError("connection timed out", "are the monitors up?")
         self.claims.append(claim)

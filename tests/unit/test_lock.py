@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import pytest
 
 from backup.cluster import Claim, LockHeld
+from backup.connect import Clusters
 from backup.errors import BackupError
-from backup.lock import domain_lock, lock_exists
+from backup.lock import DomainLock, lock_of
+from backup.model import ClusterAddress
 from backup.stop import StopRequest
 
 from .paper_cluster import PaperCluster
@@ -30,20 +34,51 @@ def stop() -> StopRequest:
     return StopRequest()
 
 
+def lock(cluster: PaperCluster, duration: float = 3600) -> DomainLock:
+    seconds: int = duration  # type: ignore[assignment]  # below a second, for the test's sake
+    return lock_of(domain(), PaperClusters(cluster), seconds)
+
+
 def held(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder, duration: float = 3600
 ) -> AbstractContextManager[None]:
-    seconds: int = duration  # type: ignore[assignment]  # below a second, for the test's sake
-    return domain_lock(cluster, image("vms/web-root"), domain(), seconds, stop, recorder)
+    return lock(cluster, duration).held(stop, recorder, "web")
+
+
+class PaperClusters(Clusters):
+    """The one cluster, at every address."""
+
+    def __init__(self, cluster: PaperCluster) -> None:
+        self.cluster = cluster
+
+    def at(self, _address: ClusterAddress) -> PaperCluster:
+        return self.cluster
+
+
+def test_the_lock_lies_beside_the_first_image_of_the_definition(cluster: PaperCluster) -> None:
+    assert lock(cluster).image == image("vms/web-root")
+    with raises("the domain has no RBD image"):
+        lock_of(replace(domain(), disks=()), PaperClusters(cluster), 60)
+
+
+def test_a_renewal_that_hangs_for_longer_than_the_lock_lasts_ends_the_job(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=0.05):
+        cluster.claim_hangs.set()
+        time.sleep(0.06)  # what is tested is the time itself
+        with raises("the domain's lock could not be renewed in time"):
+            stop.check()
+        cluster.go_on.set()
 
 
 def test_the_lock_is_held_during_the_block_and_gone_after_it(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    assert not lock_exists(cluster, image("vms/web-root"), domain())
+    assert not lock(cluster).exists()
     with held(cluster, stop, recorder):
         assert set(cluster.locks) == {NAME}
-        assert lock_exists(cluster, image("vms/web-root"), domain())
+        assert lock(cluster).exists()
     assert cluster.locks == {}
 
 

@@ -171,7 +171,8 @@ def test_a_repository_that_can_t_be_opened_fails_before_any_domain_is_touched(no
     done = node.run(RESTIC_REPOSITORY=str(node.directory / "nowhere"))
     assert done.returncode == 1
     assert done.stderr.startswith("error: restic cat failed")
-    assert not node.report_file.exists()
+    report = json.loads(node.report_file.read_text())
+    assert (report["exit_code"], report["domains"]) == (1, [])
 
 
 def test_a_libvirt_that_can_t_be_reached_is_told_whatever_the_command(node: Node) -> None:
@@ -276,6 +277,7 @@ def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "ok",  # RUNTIME_DIR
+        "ok",  # REPORT_FILE
         "PROBLEM",  # the password file
         "ok",  # libvirt
         "ok",  # the domain

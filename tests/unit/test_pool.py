@@ -91,7 +91,9 @@ def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
         "waits too": (Status.FAILED, "interrupted"),
         "never begun": (Status.SKIPPED, "interrupted before it began"),
     }
-    assert all_done.recorder.told(Level.WARNING) == ["stopping: waiting for the workers to clean up"]
+    assert all_done.recorder.told(Level.WARNING) == [
+        "stopping: waiting for the workers to clean up; a second signal kills them"
+    ]
     assert all_done.told_dead == []
 
 

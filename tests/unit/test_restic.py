@@ -204,14 +204,17 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
     assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of it data, 3.0 MiB new, in ")
 
 
-def test_discard_removes_what_the_run_saved_of_the_domain_and_nothing_else(
-    saved: Saved, manifests: dict[str, Repository], repository: Repository
-) -> None:
-    for other in (saved.repository, *(manifests[name] for name in OTHERS)):  # all have the same key
-        shutil.copytree(other.path, repository.path, dirs_exist_ok=True)
-    assert repository.snapshot_count() == 4
-    Restic(repository.program()).discard(RUN, UUID)
-    assert {one["hostname"] for one in repository.snapshots().values()} == set(OTHERS)
+def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
+    shutil.copytree(saved.repository.path, repository.path, dirs_exist_ok=True)  # complete, of this run
+    complete = set(repository.snapshots())
+    for run, host in ((RUN, "incomplete"), ("20200101T000000Z-othr", "other-run")):
+        tags = ("--tag=virt-rbd-backup", f"--tag=run={run}", f"--tag=uuid={host}")
+        with repository.program().backup((f"--host={host}", *tags), lambda: None) as backup:
+            backup.sink.write(b"half a restore point")
+    Restic(repository.program()).discard_incomplete(RUN, patient=False)
+    left = repository.snapshots()
+    assert complete < set(left)
+    assert {left[one]["hostname"] for one in set(left) - complete} == {"other-run"}
     assert repository.locks() == []
 
 
@@ -224,7 +227,7 @@ def test_discard_tries_again_only_while_the_repository_may_be_locked(
     fake.write_text(f"#!/bin/sh\necho call >>{tmp_path}/calls\nexit {code}\n")
     fake.chmod(0o700)
     with raises(f"restic snapshots failed with exit code {code}"):
-        Restic(repository.program(str(fake))).discard(RUN, UUID)
+        Restic(repository.program(str(fake))).discard_incomplete(RUN, patient=True)
     assert len((tmp_path / "calls").read_text().splitlines()) == calls
 
 

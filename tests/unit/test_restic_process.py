@@ -22,7 +22,7 @@ from outputs.restic_process import Backup, Program, ResticError
 
 from .raising import raises
 from .repository import PASSWORD, Repository
-from .samples import MIB, RUN, UUID
+from .samples import MIB
 from .waiting import children, runs, wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -124,7 +124,7 @@ def test_a_block_that_raises_while_restic_takes_its_lock_leaves_nothing_either(
     with failing_backup(repository.program()):
         wait_until(repository.locks, 5, "restic locks the repository")
     # restic 0.14 may leave the lock that it was just taking; it goes with what does not count
-    Restic(repository.program()).discard(RUN, UUID)
+    Restic(repository.program()).discard_incomplete("20240203T040506Z-abcd", patient=False)
     assert_nothing_saved(repository)
 
 
