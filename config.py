@@ -33,7 +33,7 @@ WORKERS = 3
 # --- How a running domain is held still for the moment of its snapshots --------------------------
 
 # "auto": freeze its file systems where a guest agent answers, otherwise see WITHOUT_FREEZE.
-# "required": without a freeze the domain's backup fails.
+# "required": without a freeze a running domain's backup fails.
 # "never": don't ask the agent.
 FREEZE = "auto"
 
@@ -82,5 +82,5 @@ RUNTIME_DIR = "/run/virt-rbd-backup"
 # three times within them.
 LOCK_DURATION = 120
 
-# File that each run's report is written to, as JSON; "": none.
+# File that each run's report is written to, as JSON, whatever came of the run; "": none.
 REPORT_FILE = ""
