@@ -57,6 +57,7 @@ def _cache_directory() -> Path:
 
 
 def _unpack_packages(scratch: Path, root: Path) -> None:
+    run_program("apt-get", "--quiet", "update", timeout=300)
     # apt's own user may not write to the cache of root.
     download = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "download")
     run_program(*download, _kernel_package(), *PROGRAM_PACKAGES, directory=scratch, timeout=600)

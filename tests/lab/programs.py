@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ from tests.lab.errors import LabError
 Argument = Union[str, Path]
 
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-ENVIRONMENT = {"PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
+PROXIES = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+ENVIRONMENT = {**PROXIES, "PATH": SEARCH_PATH, "LC_ALL": "C.UTF-8", "HOME": "/root"}
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
