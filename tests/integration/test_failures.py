@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -72,8 +73,9 @@ def test_ctrl_c_in_a_terminal_reaches_workers_in_good_order(node: Node, large: s
 def test_a_reader_that_fails_half_way_leaves_no_snapshot_and_no_lock(
     node: Node, lab: Lab, large: str
 ) -> None:
-    with node.started("backup", large, MAX_READ_RATE=SLOW, CEPH_TIMEOUT=4) as process:
-        wait_until(lambda: _streaming(node), 60, "the second image is on its way")
+    # a lock that has not to be renewed meanwhile: it is the reader that fails
+    with node.started("backup", large, MAX_READ_RATE=SLOW, CEPH_TIMEOUT=4, LOCK_DURATION=60) as process:
+        wait_until(lambda: _received(node) > 8 * MIB, 60, "restic has got a part of the image")
         with stopped(lab.osd_pid):
             wait_until(lambda: not node.processes("--stdin"), 60, "the read times out and restic is gone")
         output, _ = process.communicate(timeout=90)
@@ -253,6 +255,13 @@ def _stop_agent(lab: Lab, name: str, seconds: int) -> None:
 def _streaming(node: Node) -> bool:
     """Tell whether restic is being fed the image that takes a while."""
     return bool(node.processes("--stdin-filename=vdb.img"))
+
+
+def _received(node: Node) -> int:
+    """Tell how many bytes restic has read, while it is fed the image that takes a while."""
+    for pid in node.processes("--stdin-filename=vdb.img"):
+        return int(re.findall(r"rchar: (\d+)", Path(f"/proc/{pid}/io").read_text())[0])
+    return 0
 
 
 def _held(node: Node) -> bool:
