@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,6 +24,8 @@ LOOKS = 16  # looks at the same time
 
 def examine(settings: Settings, output: Output) -> Iterator[Finding]:
     """Look at everything that a backup needs, and yield each finding as it is made."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding(f"interpreter {sys.executable} {version}, with libvirt, rados and rbd")
     yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
     if settings.report_file:
         yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))

@@ -118,6 +118,11 @@ def test_every_image_comes_back_bit_for_bit(node: Node, lab: Lab, shapes: str) -
             assert (saved["restore_id"], original) == ("", b"")
 
 
+def test_the_largest_domain_comes_first(node: Node) -> None:
+    assert node.run("backup", ARCHIVE, MEDIA, DATABASE, WORKERS=1).returncode == 0
+    assert list(node.report()["domains"]) == [DATABASE, ARCHIVE, MEDIA]
+
+
 def test_holes_are_not_read(node: Node) -> None:
     assert node.run("backup", ARCHIVE).returncode == 0
     (saved,) = node.report()["domains"][ARCHIVE]["images"]

@@ -276,6 +276,7 @@ def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        "ok",  # the interpreter
         "ok",  # RUNTIME_DIR
         "ok",  # REPORT_FILE
         "PROBLEM",  # the password file
