@@ -14,7 +14,6 @@ from typing import IO, Any
 import pytest
 
 from backup import __version__
-from backup.node import only_run
 
 from .repository import Repository
 from .samples import OTHER_UUID, UUID
@@ -165,33 +164,6 @@ def test_a_repository_that_is_not_set_is_a_configuration_error(node: Node) -> No
     done = node.run(RESTIC_REPOSITORY="")
     assert done.returncode == 2
     assert done.stderr.startswith("error: RESTIC_REPOSITORY is not set\nhint: ")
-
-
-def test_a_repository_that_can_t_be_opened_fails_before_any_domain_is_touched(node: Node) -> None:
-    done = node.run(RESTIC_REPOSITORY=str(node.directory / "nowhere"))
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: restic cat failed")
-    report = json.loads(node.report_file.read_text())
-    assert (report["exit_code"], report["domains"]) == (1, [])
-
-
-def test_a_libvirt_that_can_t_be_reached_is_told_whatever_the_command(node: Node) -> None:
-    uri = "qemu+unix:///system?socket=/nowhere/libvirt-sock"
-    lines = ("list", "check", "cleanup")
-    for line, done in node.run_each(*lines, LIBVIRT_URI=uri).items():
-        assert done.returncode == 1, line
-        told = done.stdout + done.stderr
-        assert f"cannot connect to libvirt at {uri}: " in told
-        assert "hint: is libvirtd running?" in told
-        assert "Traceback" not in told
-
-
-def test_a_second_run_on_the_node_ends_with_a_code_of_its_own(node: Node) -> None:
-    with only_run(str(node.runtime_dir)):
-        both = node.run_each("backup", "cleanup")
-    for done in both.values():
-        assert done.returncode == 11
-        assert done.stderr.startswith("error: another run is active on this node\nhint: ")
 
 
 def test_a_run_without_rbd_domains_has_nothing_to_do(node: Node) -> None:
