@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Callable, NoReturn
 
@@ -101,16 +100,17 @@ def _report(result: RunResult, settings: Settings, console: Console) -> None:
 
 def _print(text: str) -> None:
     """Print what the exit code does not depend on: a reader that has gone is no failure."""
-    with suppress(OSError):
+    try:
         sys.stdout.write(text)
         sys.stdout.flush()
+    except OSError:  # what is still buffered would fail once more at exit, and change the exit code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show all domains and disks, and why what is left out is."""
     from backup.hypervisor import Hypervisor
 
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `list | head` is no error
     with Hypervisor(settings.libvirt_uri) as hypervisor:
         choices = choose(hypervisor.domains(), settings)
     if arguments.json:

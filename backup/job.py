@@ -91,13 +91,19 @@ class DomainJob:
             for disk in covered(domain, settings).disks
             if disk.image
         ]
+        if not snapshots:
+            raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         for snapshot in snapshots:
             remove_leftovers(snapshot.cluster, snapshot.image, domain, self.reporter)
         return stack.enter_context(gone_afterwards(snapshots, self.reporter, domain.name))
 
     def _take(self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots) -> RestorePoint:
         """Make the snapshots while the domain is held still."""
-        domain = covered(_ready(hypervisor.domain(domain.uuid)), self.settings)  # connecting took its time
+        listed = domain.disks
+        domain = _ready(hypervisor.domain(domain.uuid))  # connecting took its time
+        if domain.disks != listed:
+            raise BackupError("its disks were changed just now", "the next run tries again")
+        domain = covered(domain, self.settings)
         definition = hypervisor.definition(domain)
         holder = Holder(hypervisor, Journal(self.settings.runtime_dir), self.settings, self.reporter)
         with holder.held_still(domain) as stand:

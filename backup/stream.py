@@ -34,9 +34,8 @@ class PipeSink:
         self._pipe = pipe
         self._check_stop = check_stop
         os.set_blocking(pipe, False)
-        with suppress(
-            PermissionError
-        ):  # this user's share of pipe memory is used up: a smaller pipe is only slower
+        # where this user's share of pipe memory is used up, a smaller pipe is only slower
+        with suppress(PermissionError):
             fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_SIZE)
         self._writable = select.poll()
         self._writable.register(pipe, select.POLLOUT)

@@ -215,7 +215,8 @@ def test_a_report_that_can_t_be_written_does_not_hide_how_the_run_ended(
 def test_a_standard_output_that_is_full_does_not_cost_the_report(node: Node) -> None:
     node.configure(EXCLUDE_IMAGES=["*"])
     with Path("/dev/full").open("w") as full:
-        node.start((), stdout=full)
+        done = node.start((), stdout=full)
+    assert (done.returncode, done.stderr) == (0, "")
     assert node.report_file.exists()
 
 
