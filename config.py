@@ -6,8 +6,13 @@ A file of your own holds only the constants that differ; it may be readable by i
 
 # --- Where the domains and their images are -----------------------------------------------------
 
-# libvirt's connection URI.
+# libvirt's connection URI, or a list of them, such as ["qemu+ssh://root@node1/system", ...] on a
+# backup host of its own. A domain that several of them define is saved once, where it runs.
 LIBVIRT_URI = "qemu:///system"
+
+# Seconds that one call of libvirt may take before it counts as failed. It answers in milliseconds, or
+# hangs. What a guest agent is given (a third of FREEZE_TIMEOUT) comes on top.
+LIBVIRT_TIMEOUT = 60
 
 # Ceph's configuration file: monitors and keyring, for whatever a domain's own XML does not say.
 CEPH_CONF = "/etc/ceph/ceph.conf"
@@ -26,6 +31,16 @@ EXCLUDE_DOMAINS = []
 # Glob patterns for images ("pool/name", "pool/namespace/name") that are left out. The restore
 # point then holds the domain without those disks, and says so.
 EXCLUDE_IMAGES = []
+
+# A disk that is on no RBD image (a file, a volume of LVM). "report": the domain is saved without it,
+# and list, the log and the manifest say so. "fail": the domain's backup fails, unless its metadata
+# excludes the disk. An RBD image that can't be saved always fails its domain.
+UNCOVERED_DISKS = "report"
+
+# Seconds since a domain was last saved, by whichever node, within which it is not saved again;
+# 0: always save. Set it to a little less than the timer's interval where a cluster manager defines
+# the same domain on several nodes. Domains that are named on the command line are always saved.
+MIN_AGE = 0
 
 # Domains that are backed up at the same time. Each costs one core in restic and up to 300 MB.
 WORKERS = 3
@@ -71,6 +86,10 @@ RESTIC_ENVIRONMENT = {}
 
 # Further options for every call of restic, such as ["--limit-upload=50000", "--no-cache"].
 RESTIC_OPTIONS = []
+
+# Seconds without progress after which the output counts as stalled and the domain's backup fails:
+# no byte taken, or, after the last one, no end. restic itself retries a back end for 15 minutes.
+OUTPUT_STALL_TIMEOUT = 1200
 
 # --- What is left on this node ------------------------------------------------------------------
 

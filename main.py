@@ -20,7 +20,6 @@ from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.model import Level
 from backup.report import RunResult, write_report
-from backup.selection import choose
 from backup.settings import Settings, load
 from backup.stop import StopRequest
 
@@ -72,12 +71,11 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
     """Back up the selected domains, then tell how it went."""
     from backup.run import Run
 
+    if arguments.dry_run:
+        return _show(arguments.domains, False, settings, console)
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     run = Run(settings, outputs.chosen(settings), console, stop)
-    if arguments.dry_run:
-        _print(listing(run.plan(arguments.domains)))
-        return 0
     try:
         result = run.back_up(arguments.domains)
     except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
@@ -107,17 +105,20 @@ def _print(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def show_list(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show all domains and disks, and why what is left out is."""
-    from backup.hypervisor import Hypervisor
+    return _show((), arguments.json, settings, console)
 
-    with Hypervisor(settings.libvirt_uri) as hypervisor:
-        choices = choose(hypervisor.domains(), settings)
-    if arguments.json:
-        _print(json.dumps(selection_json(choices), indent=2) + "\n")
-    else:
-        _print(listing(choices))
-    return 0
+
+def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
+    """Show what a backup would do; as in a backup, a libvirt that can't be asked may hide domains."""
+    from backup.hypervisors import Hypervisors
+    from backup.run import look
+
+    with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors:
+        choices = look(names, hypervisors, settings, console)
+        _print(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
+        return 3 if hypervisors.unreachable else 0
 
 
 def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:

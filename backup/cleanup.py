@@ -9,6 +9,7 @@ from .connect import Clusters
 from .errors import BackupError
 from .freeze import Holder
 from .hypervisor import Hypervisor
+from .hypervisors import Hypervisors
 from .journal import Journal
 from .lock import lock_of
 from .model import Domain, Level, Reporter, State
@@ -23,27 +24,39 @@ def clean_node(settings: Settings, reporter: Reporter) -> int:
 
     Raises AlreadyRunning while a run is active, as what it left is not left.
     """
-    with only_run(settings.runtime_dir), Hypervisor(settings.libvirt_uri) as hypervisor:
-        failed = let_go_noted(hypervisor, settings, reporter)
-        return failed + remove_all_leftovers(hypervisor.domains(), hypervisor, settings, reporter)
+    with only_run(settings.runtime_dir):
+        failed = let_go_noted(settings, reporter)
+        with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors:
+            domains = hypervisors.domains()
+            for error in hypervisors.unreachable:
+                failed += 1
+                reporter.message(Level.ERROR, "", str(error))
+            for hypervisor in hypervisors:
+                own = [domain for domain in domains if domain.uri == hypervisor.uri]
+                failed += remove_all_leftovers(own, hypervisor, settings, reporter)
+    return failed
 
 
-def let_go_noted(
-    hypervisor: Hypervisor, settings: Settings, reporter: Reporter, uuid: str | None = None
-) -> int:
+def let_go_noted(settings: Settings, reporter: Reporter, uuid: str | None = None) -> int:
     """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
 
     Only for the holder of the node's lock, about domains that no worker is at: nobody else can be
     holding them still on purpose. Returns how many that failed for.
     """
     journal = Journal(settings.runtime_dir)
-    holder = Holder(hypervisor, journal, settings, reporter)
     failed = 0
-    for note in journal.notes():
+    try:
+        notes = journal.notes()
+    except BackupError as error:  # its domain's own backup fails over it, as long as the note is there
+        reporter.message(Level.ERROR, "", str(error))
+        return 1
+    for note in notes:
         if uuid not in (None, note.uuid):
             continue
         try:
-            holder.let_go(Domain(note.uuid, note.name, State.RUNNING, ()), note.hold)
+            with Hypervisor(note.uri, settings.libvirt_timeout) as hypervisor:
+                holder = Holder(hypervisor, journal, settings, reporter)
+                holder.let_go(Domain(note.uuid, note.name, State.RUNNING, ()), note.hold)
             text = f"let go: a backup that was killed had left a {note.hold.value} behind"
             reporter.message(Level.WARNING, note.name, text)
         except BackupError as error:

@@ -6,21 +6,20 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
-from typing import Any, Callable
+from typing import Any
 
 import rados
 import rbd
 
-from .errors import BackupError
-from .model import ClusterAddress, Extent, Image
+from .errors import BackupError, NotNow
+from .image_reader import ImageReader
+from .model import ClusterAddress, Image
 
 # Nobody reads these bytes again soon, so the OSD need not keep them in its cache. NOCACHE, other
 # than DONTNEED, leaves in the cache what other clients put there (rados.h).
 READ_FLAGS = rados.LIBRADOS_OP_FLAG_FADVISE_NOCACHE | rados.LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL
-
-# Allocation is listed this many bytes of image at a time, so that a list stays small for any size.
-EXTENT_SLAB = 4 << 30
 
 LOCK_NAME = "virt-rbd-backup"
 
@@ -39,13 +38,14 @@ class ClusterError(BackupError):
     def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
         super().__init__(message, hint)
         self.number = number
+        self.passing = number in (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN)
 
 
 class ImageGone(ClusterError):
     """The image, or its pool, does not exist."""
 
 
-class LockHeld(ClusterError):
+class LockHeld(NotNow):
     """Somebody else holds the lock."""
 
 
@@ -80,7 +80,7 @@ class Cluster:
             options["key"] = key
         self._pools: dict[tuple[str, str], Any] = {}
         path = address.conf_file or conf_file
-        if not os.path.exists(path) and (address.conf_file or not (address.monitors and key)):
+        if not os.path.exists(path) and (address.conf_file or not address.monitors):
             raise ClusterError(f"there is no {path}", "set CEPH_CONF to the cluster's configuration file")
         with self.errors("cannot connect to the cluster"):
             self._rados = rados.Rados(
@@ -90,6 +90,10 @@ class Cluster:
             )
             try:
                 self._rados.connect(timeout=timeout)
+                self.fsid = str(self._rados.get_fsid())
+                if address.fsid not in ("", self.fsid):
+                    message = f"the image is of cluster {address.fsid}, {path} leads to cluster {self.fsid}"
+                    raise ClusterError(message, "see CEPH_CONF")
             except BaseException:
                 self._rados.shutdown()
                 raise
@@ -111,10 +115,22 @@ class Cluster:
         with self.errors("cannot open", image), self._open(image) as opened:
             return int(opened.size())
 
-    def is_watched(self, image: Image) -> bool:
-        """Tell whether some client, such as a QEMU on another node, has the image open for writing."""
+    def identified(self, image: Image) -> Image:
+        """Give the image with its id. Raises ClusterError if no snapshot of it would be a backup."""
+        with self.errors("cannot open", image), self._open(image) as opened:
+            if opened.features() & rbd.RBD_FEATURE_MIGRATING:
+                hint = f"rbd migration commit {image}, once it was executed"
+                raise ClusterError(f"image {image} is being migrated", hint)
+            mirror = opened.mirror_image_get_info()
+            if mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]:
+                message = f"image {image} is a mirror that is not primary"
+                raise ClusterError(message, "back it up where it is primary; see rbd mirror image status")
+            return image if opened.old_format() else replace(image, id=opened.id())
+
+    def watchers(self, image: Image) -> int:
+        """Count the clients, such as a QEMU on this or another node, that have the image open for writing."""
         with self.errors("cannot list the watchers of", image), self._open(image) as opened:
-            return any(True for _ in opened.watchers_list())
+            return len(list(opened.watchers_list()))
 
     def create_snapshot(self, image: Image, name: str) -> None:
         action = f"cannot create snapshot {name} of"
@@ -142,7 +158,7 @@ class Cluster:
         """
         action = f"cannot open or close snapshot {snapshot} of"
         with self.errors(action, image), self._open(image, snapshot=snapshot) as opened:
-            yield ImageReader(self, image, opened)
+            yield ImageReader(self, image, opened, READ_FLAGS)
         if snapshot not in self.snapshot_names(image):
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
             raise ClusterError(message, "who removes snapshots that are not theirs?")
@@ -198,7 +214,9 @@ class Cluster:
         return self._pools[key]
 
     def _open(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Any:
-        return rbd.Image(self._pool(image), image.name, snapshot=snapshot, read_only=read_only)
+        name = None if image.id else image.name
+        pool = self._pool(image)
+        return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
 
     @contextmanager
     def errors(self, action: str, image: Image | None = None) -> Iterator[None]:
@@ -207,10 +225,16 @@ class Cluster:
             yield
         except (rados.Error, rbd.Error) as error:
             number = abs(getattr(error, "errno", 0) or 0)
-            what = f"{action} image {image}" if image else action
-            reason = os.strerror(number).lower() if number else str(error)
-            kind = ImageGone if number == errno.ENOENT and image else ClusterError
-            raise kind(f"{what}: {reason}", self._hint(number, image), number) from error
+            raise self.failure(action, image, number, str(error)) from error
+
+    def failure(self, action: str, image: Image | None, number: int, words: str = "") -> ClusterError:
+        """Give the error for an errno, or for Ceph's own words where there is none."""
+        what = f"{action} image {image}" if image else action
+        message = f"{what}: {os.strerror(number).lower() if number else words}"
+        if number == errno.ENOENT and image:
+            hint = f"was it renamed, or moved? see rbd ls {image.place}; rbd trash ls --all {image.place}"
+            return ImageGone(message, hint, number)
+        return ClusterError(message, self._hint(number, image), number)
 
     def _hint(self, number: int, image: Image | None) -> str:
         pool = image.pool if image else "..."
@@ -225,60 +249,7 @@ class Cluster:
                 "(and every other pool it uses)"
             )
         if number == errno.ENOENT:
-            return "does the image exist under this name?" if image else "is there a keyring for this user?"
+            return "is there a keyring for this user?"
         if number == errno.EDQUOT:
             return f"the snapshot limit is reached: see rbd snap limit, image {image}"
         return ""
-
-
-class ImageReader:
-    """A snapshot, open for reading. `size` is its own, whatever the image has become since."""
-
-    def __init__(self, cluster: Cluster, image: Image, opened: Any) -> None:
-        self._cluster = cluster
-        self._image = image
-        self._opened = opened
-        self.size = int(opened.size())
-
-    def extents(self) -> Iterator[Extent]:
-        """Yield what is allocated, parents of a clone included, in ascending order.
-
-        The exact listing, object by object: the fast one (whole_object, from the object map) has been
-        wrong more than once (Ceph trackers 42248, 53784, 53885, 61616).
-        """
-        for start in range(0, self.size, EXTENT_SLAB):
-            found: list[tuple[int, int]] = []
-
-            def note(offset: int, length: int, exists: bool, found: list[tuple[int, int]] = found) -> None:
-                if exists:
-                    found.append((offset, length))
-
-            with self._cluster.errors("cannot list what is allocated in", self._image):
-                self._opened.diff_iterate(start, min(EXTENT_SLAB, self.size - start), None, note)
-            for offset, length in sorted(found):
-                yield Extent(offset, length)
-
-    def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start to read; the returned call waits for the bytes, exactly `length` of them."""
-        data: bytes | None = None
-
-        def arrived(_completion: Any, read: bytes | None) -> None:
-            nonlocal data
-            data = read
-
-        action = f"cannot read {length} bytes at {offset} of"
-        with self._cluster.errors(action, self._image):
-            completion = self._opened.aio_read(offset, length, arrived, READ_FLAGS)
-
-        def wait() -> bytes:
-            completion.wait_for_complete_and_cb()
-            with self._cluster.errors(action, self._image):
-                result = completion.get_return_value()
-                if result < 0:
-                    raise rbd.OSError("read failed", errno=-result)
-            if data is None or len(data) != length:
-                got = 0 if data is None else len(data)
-                raise ClusterError(f"{action} image {self._image}: got only {got} bytes")
-            return data
-
-        return wait

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Callable, TextIO
 
 from .errors import BackupError
-from .model import Finding, JobResult, Level
+from .model import Disk, Finding, Gap, JobResult, Level, Phase
 from .report import RunResult
 from .selection import Choice
 from .units import size_text
@@ -27,11 +28,18 @@ class Console:
     show_progress: bool = False
     in_journal: bool = False
 
+    def __reduce__(self) -> tuple[Callable[..., Console], tuple[object, ...]]:
+        """Write to standard error in another process too, which has inherited it."""
+        return _on_standard_error, (self.level, self.show_progress, self.in_journal)
+
     def message(self, level: Level, domain: str, text: str) -> None:
         if level <= self.level:
             mark = f"<{level.value}>" if self.in_journal else ""
             who = f"{domain}: " if domain else ""
             self._write(f"{mark}{LABELS.get(level, '')}{_one_line(who + text)}")
+
+    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+        self.message(Level.DEBUG, domain, f"{phase.value}, for at most {limit:.0f} s without a sign of life")
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
         if self.show_progress:
@@ -52,6 +60,10 @@ class Console:
             return  # the terminal is gone: nobody reads this, but the run has guests to let go
 
 
+def _on_standard_error(level: Level, show_progress: bool, in_journal: bool) -> Console:
+    return Console(sys.stderr, level, show_progress, in_journal)
+
+
 def finding(found: Finding) -> str:
     """Give what was looked at, and the problem with its hint where there is one."""
     if found.problem is None:
@@ -70,23 +82,40 @@ def summary(result: RunResult) -> str:
         for status in ("saved", "failed", "skipped")
     ]
     told = ", ".join(f"{count} {status}" for status, count in counts if count) or "nothing to do"
-    return f"{table(head, rows)}run {result.run}: {told} in {seconds:.0f} s\n"
+    errors = "".join(f"{_one_line(error)}\n" for error in result.errors)
+    return f"{table(head, rows)}{errors}run {result.run}: {told} in {seconds:.0f} s\n"
 
 
 def listing(choices: Sequence[Choice]) -> str:
-    """Give a table of all domains and disks, and why what is left out is."""
-    head = ("domain", "state", "disk", "source", "backup")
+    """Give a table of all domains and disks: what applies to them, and what says so."""
+    head = ("domain", "state", "freeze", "disk", "source", "backup")
+    several = len({choice.domain.uri for choice in choices}) > 1
     rows = []
     for choice in choices:
-        first = (choice.domain.name, choice.domain.state.value)
-        verdict = f"no: {choice.skipped}" if choice.skipped else "yes"
-        if not choice.domain.disks:
-            rows.append((*first, "", "", verdict))
-        for disk in choice.domain.disks:
-            told = verdict if disk.image else f"no: {disk.not_covered}"
-            rows.append((*first, disk.target, disk.source, told))
-            first = ("", "")
-    return table(head, rows)
+        domain = choice.domain
+        first = (*([domain.uri] if several else []), domain.name, domain.state.value)
+        first += (f"{choice.freeze} ({choice.freeze_from})",)
+        if domain.problem or not domain.disks:
+            rows.append((*first, "", "", _verdict(choice)))
+            first = ("",) * len(first)
+        for disk in domain.disks:
+            rows.append((*first, disk.target, disk.source, _disk_verdict(choice, disk)))
+            first = ("",) * len(first)
+    return table((*(["libvirt"] if several else []), *head), rows)
+
+
+def _verdict(choice: Choice) -> str:
+    if choice.skipped:
+        return f"no: {choice.skipped}"
+    if choice.domain.problem:
+        return f"FAILS: {choice.domain.problem.message}"
+    return f"yes ({choice.selected_by})"
+
+
+def _disk_verdict(choice: Choice, disk: Disk) -> str:
+    if choice.skipped or disk.image:
+        return _verdict(choice)
+    return f"{'FAILS' if disk.gap is Gap.BROKEN else 'no'}: {disk.not_covered}"
 
 
 def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
@@ -95,15 +124,21 @@ def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
         {
             "name": choice.domain.name,
             "uuid": choice.domain.uuid,
+            "libvirt": choice.domain.uri,
             "state": choice.domain.state.value,
             "selected": not choice.skipped,
+            "selected_by": "" if choice.skipped else choice.selected_by,
             "reason": choice.skipped,
+            "problem": choice.domain.problem.message if choice.domain.problem else "",
+            "freeze": choice.freeze,
+            "freeze_from": choice.freeze_from,
             "disks": [
                 {
                     "target": disk.target,
                     "source": disk.source,
                     "image": str(disk.image) if disk.image else None,
                     "reason": disk.not_covered,
+                    "gap": disk.gap.value,
                 }
                 for disk in choice.domain.disks
             ],

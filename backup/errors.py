@@ -11,7 +11,12 @@ def reason(error: OSError) -> str:
 
 
 class BackupError(Exception):
-    """One line that says what failed, and a hint that says what to do about it."""
+    """One line that says what failed, and a hint that says what to do about it.
+
+    `passing` tells that it may be over in a while, so that a second attempt is worth it.
+    """
+
+    passing = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -20,6 +25,12 @@ class BackupError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
+
+
+class NotNow(BackupError):
+    """Another moment is better."""
+
+    passing = True
 
 
 class ConfigError(BackupError):
@@ -37,7 +48,11 @@ class AlreadyRunning(BackupError):
     """Another run is active on this node."""
 
 
-class DomainGone(BackupError):
+class Skipped(BackupError):
+    """The domain is not to be backed up now, which is no failure."""
+
+
+class DomainGone(Skipped):
     """libvirt no longer knows the domain."""
 
 

@@ -18,6 +18,16 @@ from .settings import Settings
 AGENT_SHARE = 1 / 3
 SNAPSHOT_SHARE = 0.9
 
+# What a domain that does not run is in itself. A QEMU has flushed all disks when it was paused or saved,
+# not when the guest crashed.
+QUIET = {
+    State.SHUT_OFF: Consistency.OFFLINE,
+    State.SAVED: Consistency.PAUSED,
+    State.PAUSED: Consistency.PAUSED,
+    State.SUSPENDED: Consistency.PAUSED,
+    State.CRASHED: Consistency.CRASH,
+}
+
 FIRST_RETRY = 0.2  # seconds until a failed thaw or resume is tried again; doubled up to the last
 LAST_RETRY = 2.0
 
@@ -61,10 +71,9 @@ class Holder:
             with ExitStack() as stack:
                 yield self._hold(domain, stack)
             return
-        quiet = Consistency.OFFLINE if domain.state is State.SHUT_OFF else Consistency.PAUSED
-        stand = self._as_it_is(quiet)
+        stand = self._as_it_is(QUIET[domain.state])
         yield stand
-        if self.hypervisor.domain(domain.uuid).state is not domain.state:
+        if self.hypervisor.state(domain.uuid) is not domain.state:
             stand.consistency = Consistency.CRASH
             message = f"the domain did not stay {domain.state.value} while its snapshots were made"
             self.reporter.message(Level.WARNING, domain.name, message)
@@ -95,12 +104,15 @@ class Holder:
         return count
 
     def _release(self, domain: Domain, hold: Hold) -> int:
-        state = self.hypervisor.domain(domain.uuid).state
-        if state is State.SHUT_OFF:
+        state = self.hypervisor.state(domain.uuid)
+        if state in (State.SHUT_OFF, State.CRASHED):
             return 0
         if state is State.ELSEWHERE:
             message = "the guest migrated to another node while it stood still"
             raise BackupError(message, f"on that node: virsh domfsthaw {domain.uuid}")
+        if state is State.SAVED:
+            message = "the guest was saved while it stood still, and will come back like that"
+            raise BackupError(message, "start it, then main.py cleanup")
         if hold is Hold.FREEZE:
             return self.hypervisor.thaw(domain, self._agent_timeout)
         self.hypervisor.resume(domain)

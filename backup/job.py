@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
+from .cluster import LockHeld
 from .connect import Clusters
-from .errors import BackupError, DomainGone
+from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill
 from .hypervisor import Hypervisor
 from .journal import Journal
@@ -17,27 +19,38 @@ from .lock import lock_of
 from .model import (
     Consistency,
     Domain,
+    Gap,
+    Image,
     JobResult,
     Level,
     Output,
+    Phase,
     Reporter,
     RestorePoint,
     State,
     Status,
 )
-from .selection import covered
+from .selection import covered, effective, require_covered
 from .settings import Settings
-from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, owned_prefix, remove_leftovers
+from .snapshots import DomainSnapshots, gone_afterwards, prepared, remove_leftovers
 from .stop import StopRequest
+
+PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
 
 
 @dataclass(frozen=True)
 class JobOrder:
-    """What a worker is told to do."""
+    """What a worker is told to do.
+
+    `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
+    to have.
+    """
 
     run: str
     name: str
     uuid: str
+    uri: str = ""
+    min_age: int = 0
 
 
 @dataclass
@@ -60,59 +73,109 @@ class DomainJob:
         try:
             with ExitStack() as stack:
                 result = self._saved(result, stack)
-        except DomainGone as error:
+        except Skipped as error:
             result = replace(result, status=Status.SKIPPED, reason=error.message)
         except BackupError as error:
             reason = f"saved, but {error.message}" if result.images else error.message
-            result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint)
+            passing = error.passing and not result.images
+            result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
         return replace(result, seconds=time.monotonic() - started)
 
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
         """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
-        hypervisor = stack.enter_context(Hypervisor(self.settings.libvirt_uri))
-        domain = _ready(hypervisor.domain(self.order.uuid))
+        settings = self.settings
+        self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
+        hypervisor, domain = self._found(stack)
+        _require_ready(domain)
+        require_covered(covered(domain, self.settings))
         snapshots = self._locked_snapshots(domain, hypervisor, stack)
+        operations = len(snapshots.snapshots) + 2  # one after the other at the worst
+        stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
+        self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + settings.ceph_timeout)
         point = self._take(domain, hypervisor, snapshots)
+        for disk in point.domain.disks:
+            if disk.gap is Gap.FOREIGN:
+                text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"
+                self.reporter.message(Level.INFO, domain.name, text)
+        self._begin(Phase.STREAM, 2 * settings.output_stall_timeout + settings.ceph_timeout)
         images = self.output.save(point, snapshots.snapshots, self)
         return replace(
-            result, consistency=point.consistency, frozen_seconds=point.frozen_seconds, images=images
+            result,
+            consistency=point.consistency,
+            frozen_seconds=point.frozen_seconds,
+            images=images,
+            not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
         )
+
+    def _begin(self, phase: Phase, limit: float) -> None:
+        """Enter a phase whose operations on the cluster and the output are limited to this in all."""
+        patience = PATIENCE + 2 * self.settings.libvirt_timeout
+        self.reporter.phase(self.order.name, phase, patience + limit)
+
+    def _found(self, stack: ExitStack) -> tuple[Hypervisor, Domain]:
+        """Look the domain up where it was listed, else where it may have migrated to since.
+
+        Raises DomainGone if it is nowhere, another BackupError if that can't be told.
+        """
+        errors: list[BackupError] = []
+        for uri in dict.fromkeys((self.order.uri, *self.settings.libvirt_uris)):
+            try:
+                hypervisor = stack.enter_context(Hypervisor(uri, self.settings.libvirt_timeout))
+                domain = hypervisor.domain(self.order.uuid)
+            except BackupError as error:
+                if uri == self.order.uri and not isinstance(error, DomainGone):
+                    raise  # it may run there still: no other libvirt knows it better
+                errors.append(error)
+                continue
+            if domain.state is not State.ELSEWHERE:
+                return hypervisor, domain
+            errors.append(DomainGone("the domain migrated to another node"))
+        unknown = [error for error in errors if not isinstance(error, DomainGone)]
+        raise (unknown or errors)[0]
 
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
         clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
-        lock = lock_of(domain, clusters, settings.lock_duration)
-        stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
-        name = owned_prefix(domain.uuid) + self.order.run
-        snapshots = [
-            DiskSnapshot(disk, disk.image, clusters.at(disk.address), name)
-            for disk in covered(domain, settings).disks
-            if disk.image
-        ]
+        self._lock(domain, clusters, stack)
+        snapshots = prepared(covered(domain, settings), clusters, self.order.run)
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         for snapshot in snapshots:
             remove_leftovers(snapshot.cluster, snapshot.image, domain, self.reporter)
         return stack.enter_context(gone_afterwards(snapshots, self.reporter, domain.name))
 
+    def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
+        """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
+        lock = lock_of(domain, clusters, self.settings.lock_duration)
+        try:
+            stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
+        except LockHeld as error:
+            if self.order.min_age:
+                raise Skipped(error.message) from error
+            raise
+        saved = self.output.last_saved(domain.uuid) if self.order.min_age else None
+        if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
+            raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
+
     def _take(self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots) -> RestorePoint:
         """Make the snapshots while the domain is held still."""
-        listed = domain.disks
-        domain = _ready(hypervisor.domain(domain.uuid))  # connecting took its time
-        if domain.disks != listed:
-            raise BackupError("its disks were changed just now", "the next run tries again")
-        domain = covered(domain, self.settings)
+        listed = domain
+        domain = hypervisor.domain(domain.uuid)  # connecting took its time
+        _require_ready(domain)
+        if (domain.disks, domain.override) != (listed.disks, listed.override):
+            raise NotNow("its definition was changed just now", "the next run tries again")
+        settings = effective(domain, self.settings)
+        domain = covered(domain, settings)
         definition = hypervisor.definition(domain)
-        holder = Holder(hypervisor, Journal(self.settings.runtime_dir), self.settings, self.reporter)
+        holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
+        shared = self._in_use_by_others(domain, snapshots, settings)
         with holder.held_still(domain) as stand:
             snapshots.create(stand.seconds_left, self.check_stop)
             taken = datetime.now(timezone.utc)
-        if stand.consistency is Consistency.OFFLINE and snapshots.in_use():
+        if shared or self._in_use_by_others(domain, snapshots, settings):
             stand.consistency = Consistency.CRASH
-            message = "shut off here, but its images are in use: does it run on another node?"
-            self.reporter.message(Level.WARNING, domain.name, message)
         self.reporter.message(Level.INFO, domain.name, _told(stand, len(snapshots.snapshots)))
         return RestorePoint(
             run=self.order.run,
@@ -124,14 +187,34 @@ class DomainJob:
             frozen_seconds=stand.seconds,
         )
 
+    def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:
+        """Tell whether others may write to the images while the domain is held still.
 
-def _ready(domain: Domain) -> Domain:
-    """Give the domain back. Raises BackupError if another moment is better."""
+        Raises Skipped where another node's backup is better, BackupError where a freeze is required.
+        """
+        others = snapshots.in_use_by_others(domain.state.active)
+        if not others:
+            return False
+        message = f"{_listed(others)} in use by others too: is it shared, or does the domain run elsewhere?"
+        if self.order.min_age and not domain.state.active:
+            raise Skipped(message)
+        if settings.freeze == "required":
+            raise BackupError(message, "a freeze is required, and holds still this domain alone")
+        self.reporter.message(Level.WARNING, domain.name, message)
+        return True
+
+
+def _require_ready(domain: Domain) -> None:
+    """Raise BackupError if another moment is better."""
     if domain.state is State.BUSY:
-        raise BackupError("the domain is just starting, stopping or migrating", "the next run tries again")
+        message = "the domain is starting, stopping or migrating, or another job is at work on it"
+        raise NotNow(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
     if domain.state is State.ELSEWHERE:
         raise DomainGone("the domain migrated to another node")
-    return domain
+
+
+def _listed(images: Sequence[Image]) -> str:
+    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
 
 
 def _told(stand: Standstill, count: int) -> str:

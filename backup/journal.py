@@ -22,11 +22,12 @@ class Hold(str, Enum):
 
 @dataclass(frozen=True)
 class Note:
-    """A domain that is, or is about to be, held still."""
+    """A domain of the libvirt at `uri` that is, or is about to be, held still."""
 
     uuid: str
     name: str
     hold: Hold
+    uri: str
 
 
 class Journal:
@@ -42,7 +43,7 @@ class Journal:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             with draft.open("w") as file:
-                json.dump(asdict(Note(domain.uuid, domain.name, hold)), file)
+                json.dump(asdict(Note(domain.uuid, domain.name, hold, domain.uri)), file)
                 file.flush()
                 os.fsync(file.fileno())
             draft.replace(path)
@@ -67,9 +68,14 @@ class Journal:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 note = json.loads(path.read_text())
+                found.append(Note(note["uuid"], note["name"], Hold(note["hold"]), note["uri"]))
             except FileNotFoundError:
                 continue  # its worker has just erased it
-            found.append(Note(note["uuid"], note["name"], Hold(note["hold"])))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                hint = f"virsh domfsthaw {path.stem}; virsh resume {path.stem}; then remove the file"
+                raise BackupError(
+                    f"cannot read {path}, the note of a guest that may stand still", hint
+                ) from error
         return found
 
     def _path(self, uuid: str) -> Path:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from .connect import Clusters
 from .errors import BackupError
 from .hypervisor import Hypervisor
+from .hypervisors import Hypervisors
 from .model import Disk, Domain
 from .settings import Settings
 
@@ -15,13 +16,19 @@ LOOKS = 16  # images that are asked for their size at the same time
 PATIENCE = 10  # seconds for Ceph; what can't be told by then, the job itself will tell
 
 
-def largest_first(domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings) -> list[Domain]:
+def largest_first(domains: Sequence[Domain], hypervisors: Hypervisors, settings: Settings) -> list[Domain]:
     """Sort by the sum of the images' sizes; an image that can't be opened counts as empty."""
-    disks = [disk for domain in domains for disk in domain.disks if disk.image]
+    sizes: dict[Disk, int] = {}
+    for hypervisor in hypervisors:
+        disks = [disk for domain in domains if domain.uri == hypervisor.uri for disk in domain.disks]
+        sizes.update(_sizes(disks, hypervisor, settings))
+    return sorted(domains, key=lambda domain: sum(sizes[disk] for disk in domain.disks), reverse=True)
+
+
+def _sizes(disks: Sequence[Disk], hypervisor: Hypervisor, settings: Settings) -> dict[Disk, int]:
     patience = min(PATIENCE, settings.ceph_timeout)
     with Clusters(hypervisor, settings, patience) as clusters, ThreadPoolExecutor(LOOKS) as threads:
-        sizes = dict(zip(disks, threads.map(lambda disk: _size(disk, clusters), disks)))
-    return sorted(domains, key=lambda domain: sum(sizes.get(disk, 0) for disk in domain.disks), reverse=True)
+        return dict(zip(disks, threads.map(lambda disk: _size(disk, clusters), disks)))
 
 
 def _size(disk: Disk, clusters: Clusters) -> int:

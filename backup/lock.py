@@ -91,13 +91,13 @@ class DomainLock:
 
 
 def lock_of(domain: Domain, clusters: Clusters, duration: int) -> DomainLock:
-    """Give the domain's lock, not yet taken: beside the first RBD image of its definition.
+    """Give the domain's lock, not yet taken: beside the first RBD image that its metadata does not exclude.
 
-    `domain` is as libvirt has it: what an admin leaves out must not move the lock elsewhere.
-    Raises BackupError if it has no RBD image.
+    `domain` is as libvirt has it: what one node's settings leave out must not move the lock elsewhere.
+    Raises BackupError if it has no such image.
     """
     for disk in domain.disks:
-        if disk.image:
+        if disk.image and not domain.override.excludes(disk.target):
             owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             name = f"virt-rbd-backup.lock.{domain.uuid}"
             return DomainLock(clusters.at(disk.address), disk.image, name, owner, duration)

@@ -44,7 +44,8 @@ def pack(point: RestorePoint, images: Sequence[SavedImage]) -> bytes:
 
 
 def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:
-    saved = {image.target: image for image in images}
+    saved = {image.target for image in images}
+    targets = {image.image: image.target for image in images}
     return {
         "format": FORMAT,
         "program": f"virt-rbd-backup {__version__}",
@@ -57,7 +58,11 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
         "nvram_path": point.definition.nvram_path,
         "images": [asdict(image) for image in images],
         "not_covered": [
-            {"target": disk.target, "source": disk.source, "reason": disk.not_covered}
+            {
+                "target": disk.target,
+                "source": disk.source,
+                "reason": disk.not_covered or f"the same image as {targets.get(str(disk.image), 'another')}",
+            }
             for disk in point.domain.disks
             if disk.target not in saved
         ],

@@ -17,9 +17,17 @@ class State(str, Enum):
 
     RUNNING = "running"
     PAUSED = "paused"
+    SUSPENDED = "suspended"  # to memory, by the guest itself
+    CRASHED = "crashed"  # the guest; its QEMU is kept
+    SAVED = "saved"  # shut off, its memory in a file of libvirt's (virsh managedsave)
     SHUT_OFF = "shut off"
     ELSEWHERE = "migrated away"  # its definition is still here, it runs on another node
     BUSY = "busy"  # migrating, starting, shutting down: another moment is better
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a QEMU that has the disks open."""
+        return self not in (State.SAVED, State.SHUT_OFF, State.ELSEWHERE)
 
 
 class Consistency(str, Enum):
@@ -33,47 +41,104 @@ class Consistency(str, Enum):
 
 @dataclass(frozen=True)
 class Image:
-    """An RBD image's place within its cluster."""
+    """An RBD image's place within its cluster.
+
+    With its `id` it is found even after it was renamed; without, by its name.
+    """
 
     pool: str
     name: str
     namespace: str = ""
+    id: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where it lies: pool or pool/namespace."""
+        return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.pool, self.namespace, self.name) if part)
+        return f"{self.place}/{self.name}"
+
+
+def image_named(text: str) -> Image | None:
+    """Split pool/image or pool/namespace/image, None if it is neither. No part can hold a slash."""
+    parts = text.split("/")
+    if len(parts) == 2 and all(parts):
+        return Image(parts[0], parts[1])
+    if len(parts) == 3 and all(parts):
+        return Image(parts[0], parts[2], namespace=parts[1])
+    return None
 
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """How a disk says its cluster is reached; what it does not say comes from CEPH_CONF."""
+    """How a disk says its cluster is reached; what it does not say comes from CEPH_CONF.
+
+    `fsid`, where it is known, is what the cluster has to have.
+    """
 
     monitors: tuple[str, ...] = ()
     user: str = ""
     secret_uuid: str = ""
     secret_usage: str = ""
     conf_file: str = ""
+    fsid: str = ""
+
+
+class Gap(str, Enum):
+    """What a restore point lacks for want of a disk that is not covered."""
+
+    NONE = "none"  # nothing that was to be saved
+    FOREIGN = "foreign"  # data that is on no RBD image
+    BROKEN = "broken"  # an RBD image that can't be saved
 
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a domain. `image` is None for everything that is no RBD image; `not_covered` says why."""
+    """One disk of a domain, or a layer below it.
+
+    `image` is None for what is not saved; `not_covered` and `gap` then say why, and what that costs.
+    `encryption` is the format of an image whose content is encrypted, such as luks2.
+    """
 
     target: str
     source: str
     image: Optional[Image] = None
     address: ClusterAddress = ClusterAddress()
+    encryption: str = ""
     not_covered: str = ""
+    gap: Gap = Gap.NONE
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a domain's own metadata says about its backup; None, "" and () where it says nothing."""
+
+    enabled: Optional[bool] = None
+    freeze: str = ""
+    exclude: tuple[str, ...] = ()
+
+    def excludes(self, target: str) -> bool:
+        """Whether it leaves out the disk, or the disk that this is a layer of."""
+        return bool({target, target.partition(".")[0]} & set(self.exclude))
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A libvirt virtual machine as it was when it was listed."""
+    """A libvirt virtual machine as it was when it was listed.
+
+    `uri` is the libvirt that knows it. `problem` is what keeps it from being backed up by its definition
+    alone.
+    """
 
     uuid: str
     name: str
     state: State
     disks: tuple[Disk, ...]
     agent_connected: bool = False
+    override: Override = Override()
+    uri: str = ""
+    problem: Optional[BackupError] = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -154,7 +219,7 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class JobResult:
-    """How the backup of one domain ended."""
+    """How the backup of one domain ended. A failure that is `passing` is worth a second attempt."""
 
     name: str
     uuid: str
@@ -165,6 +230,8 @@ class JobResult:
     frozen_seconds: float = 0.0
     seconds: float = 0.0
     images: tuple[SavedImage, ...] = field(default=())
+    not_covered: tuple[Disk, ...] = field(default=())
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,10 +251,22 @@ class Level(int, Enum):
     DEBUG = 7
 
 
+class Phase(str, Enum):
+    """What a job is doing."""
+
+    PREPARE = "preparing"  # connecting, locking, removing leftovers
+    SNAPSHOT = "making snapshots"  # with the guest held still
+    STREAM = "streaming"
+    TIDY = "tidying up"  # removing snapshots and the lock
+
+
 class Reporter(Protocol):
     """Takes what the engine has to say. The domain's name is "" for the run as a whole."""
 
     def message(self, level: Level, domain: str, text: str) -> None: ...
+
+    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+        """Say that a job enters a phase, and that it hangs if nothing more is said for `limit` seconds."""
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None: ...
 
@@ -216,6 +295,12 @@ class Output(Protocol):
         """Save every image and then, last, the manifest that makes them a restore point.
 
         Raises BackupError, and has then left nothing that counts as a restore point.
+        """
+
+    def last_saved(self, uuid: str) -> Optional[datetime]:
+        """Tell of what moment the domain's newest restore point is, None if there is none.
+
+        Raises BackupError.
         """
 
     def discard_incomplete(self, run: str, patient: bool) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import math
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
@@ -16,33 +16,44 @@ from typing import Callable
 from .errors import reason
 from .job import JobOrder
 from .model import JobResult, Level, Output, Reporter, Status
+from .process import SPAWN, signals_blocked
 from .settings import Settings
 from .stop import StopRequest
-from .worker import Message, Progress, work
+from .worker import Message, PhaseBegun, Progress, work
 
 STOP_POLL = 0.5  # seconds between two looks at whether the run has to stop
-
-# librados and libvirt have threads of their own, which do not survive a fork
-_spawn = multiprocessing.get_context("spawn")
+HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
 
 
 @dataclass
 class Worker:
-    """A process at work, and what it has told of its end."""
+    """A process at work, what it has told of its end, and when it has to give a sign of life."""
 
     order: JobOrder
     process: SpawnProcess
     result: JobResult | None = None
+    begun: PhaseBegun | None = None
+    deadline: float = math.inf  # of time.monotonic()
+    hung: bool = False
+
+    def lives(self) -> None:
+        """Note a sign of life."""
+        if self.begun and not self.hung:
+            self.deadline = time.monotonic() + self.begun.limit
 
 
 @dataclass
 class Pool:
-    """Takes jobs through worker processes. `worker_died` is told of jobs whose process was killed."""
+    """Takes jobs through worker processes. `worker_died` is told of jobs whose process was killed.
+
+    Each worker keeps `lifeline` open, for the watchdog.
+    """
 
     settings: Settings
     output: Output
     reporter: Reporter
     stop: StopRequest
+    lifeline: Connection
     worker_died: Callable[[JobOrder], None]
     _results: list[JobResult] = field(default_factory=list)
     _active: dict[Connection, Worker] = field(default_factory=dict)
@@ -69,19 +80,21 @@ class Pool:
                 self._tell_to_stop()
             if self.stop.insisted:
                 self._kill()
+            for worker in self._active.values():
+                self._end_if_hung(worker)
             for pipe in wait(list(self._active), STOP_POLL):
                 assert isinstance(pipe, Connection)
                 self._receive(pipe)
 
     def _start(self, order: JobOrder) -> None:
-        ours, theirs = _spawn.Pipe(duplex=False)
-        process = _spawn.Process(
+        ours, theirs = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(
             target=work,
-            args=(order, self.settings, self.output, theirs, os.getpid()),
+            args=(order, self.settings, self.output, theirs, os.getpid(), self.lifeline),
             name=order.name,
         )
         try:
-            with _signals_blocked():
+            with signals_blocked():
                 process.start()
         except OSError as error:  # out of memory or processes: this domain's failure alone
             ours.close()
@@ -102,6 +115,21 @@ class Pool:
         for worker in self._active.values():
             worker.process.kill()
 
+    def _end_if_hung(self, worker: Worker) -> None:
+        """Ask a worker to stop that has not given a sign of life in time; when that does not help, kill it.
+
+        What hangs in a call of librbd or libvirt hears no request.
+        """
+        if time.monotonic() < worker.deadline:
+            return
+        if worker.hung:
+            worker.process.kill()
+            return
+        worker.hung = True
+        worker.deadline = time.monotonic() + HUNG_GRACE
+        self.reporter.message(Level.ERROR, worker.order.name, f"{_hung(worker)}: ending its worker")
+        worker.process.terminate()
+
     def _receive(self, pipe: Connection) -> None:
         worker = self._active[pipe]
         try:
@@ -113,7 +141,12 @@ class Pool:
         if isinstance(item, Message):
             self.reporter.message(item.level, item.domain, item.text)
         elif isinstance(item, Progress):
+            worker.lives()
             self.reporter.progress(item.domain, item.target, item.done, item.size)
+        elif isinstance(item, PhaseBegun):
+            worker.begun = item
+            worker.lives()
+            self.reporter.phase(item.domain, item.phase, item.limit)
         else:
             worker.result = item
 
@@ -129,6 +162,9 @@ class Pool:
             hint = "out of memory? see the journal of the kernel" if code == -signal.SIGKILL else ""
             result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)
             self.worker_died(order)
+        if worker.hung and result.status is Status.FAILED:
+            hint = "do libvirt, the cluster and the output answer? see main.py check"
+            result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
         self._done(result)
 
     def _done(self, result: JobResult) -> None:
@@ -137,17 +173,9 @@ class Pool:
             hint = f" (hint: {result.hint})" if result.hint else ""
             self.reporter.message(Level.ERROR, result.name, f"failed: {result.reason}{hint}")
         elif result.status is Status.SKIPPED:
-            self.reporter.message(Level.WARNING, result.name, f"skipped: {result.reason}")
+            self.reporter.message(Level.INFO, result.name, f"skipped: {result.reason}")
 
 
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Have a process that is started in the block begin with these signals blocked.
-
-    It unblocks them when its handlers stand; before, Ctrl-C would end it with a traceback.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _hung(worker: Worker) -> str:
+    assert worker.begun
+    return f"no sign of life for {worker.begun.limit:.0f} s while {worker.begun.phase.value}"

@@ -12,9 +12,10 @@ from .cluster import Cluster
 from .connect import Clusters
 from .errors import BackupError
 from .hypervisor import Hypervisor
+from .hypervisors import Hypervisors
 from .model import Disk, Domain, Finding, Image, Output, State
 from .node import prepare_runtime_dir, require_writable
-from .selection import choose
+from .selection import choose, effective, require_covered
 from .settings import Settings
 
 PATIENCE = 10  # seconds for an answer of Ceph
@@ -31,16 +32,17 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
         yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
     yield from _output(settings, output)
     try:
-        hypervisor = Hypervisor(settings.libvirt_uri)
+        hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout)
     except BackupError as error:
         yield Finding("libvirt", error)
         return
-    with hypervisor, ThreadPoolExecutor(LOOKS) as threads:
-        domains = [choice.domain for choice in choose(hypervisor.domains(), settings) if not choice.skipped]
-        yield Finding(f"libvirt at {settings.libvirt_uri}: {len(domains)} domains to back up")
-        yield from threads.map(lambda domain: _agent(domain, hypervisor, settings), domains)
-        with Clusters(hypervisor, settings, min(PATIENCE, settings.ceph_timeout)) as clusters:
-            yield from _clusters(domains, clusters, settings, threads)
+    with hypervisors:
+        choices = choose(hypervisors.domains(), settings)
+        yield from [Finding("libvirt", error) for error in hypervisors.unreachable]
+        for hypervisor in hypervisors:
+            chosen = [one.domain for one in choices if one.domain.uri == hypervisor.uri and not one.skipped]
+            yield Finding(f"libvirt at {hypervisor.uri}: {len(chosen)} domains to back up")
+            yield from _domains(chosen, hypervisor, settings)
 
 
 def _output(settings: Settings, output: Output) -> Iterator[Finding]:
@@ -49,12 +51,32 @@ def _output(settings: Settings, output: Output) -> Iterator[Finding]:
     yield from [Finding(subject, problem) for problem in problems] or [Finding(subject)]
 
 
+def _domains(domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings) -> Iterator[Finding]:
+    with ThreadPoolExecutor(LOOKS) as threads:
+        for domain in domains:
+            yield from _covered(domain)
+        yield from threads.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
+        with Clusters(hypervisor, settings, min(PATIENCE, settings.ceph_timeout)) as clusters:
+            yield from _clusters(domains, clusters, settings, threads)
+
+
+def _covered(domain: Domain) -> Iterator[Finding]:
+    """Tell what keeps the domain from being saved as a whole, if anything does."""
+    try:
+        require_covered(domain)
+    except BackupError as error:
+        yield Finding(f"domain {domain.name}", error)
+
+
 def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Finding:
     """Find out what consistency to expect; a missing agent is a problem only where a freeze is required."""
     expected = {
         State.SHUT_OFF: "shut off: offline",
+        State.SAVED: "shut off, its memory saved: what the disks hold, as after a power cut",
         State.PAUSED: "paused: stays so",
-        State.BUSY: "just starting, stopping or migrating",
+        State.SUSPENDED: "suspended to memory: stays so",
+        State.CRASHED: "crashed: as its disks are",
+        State.BUSY: "starting, stopping, migrating, or another job is at work on it",
     }.get(domain.state)
     if expected:
         return Finding(f"domain {domain.name}: {expected}")
@@ -93,15 +115,15 @@ def _clusters(
 
 
 def _pool(cluster: Cluster, image: Image) -> Finding:
-    place = f"{image.pool}/{image.namespace}".rstrip("/")
     return _tried(
-        f"pool {place}: client.{cluster.user} may make snapshots", lambda: cluster.allow_snapshots(image)
+        f"pool {image.place}: client.{cluster.user} may make snapshots",
+        lambda: cluster.allow_snapshots(image),
     )
 
 
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     return _tried(
-        f"domain {domain.name}, disk {disk.target}: image {image}", lambda: cluster.image_size(image)
+        f"domain {domain.name}, disk {disk.target}: image {image}", lambda: cluster.identified(image)
     )
 
 

@@ -25,15 +25,18 @@ class RunResult:
     results: Sequence[JobResult]
     signal_number: int = 0
     nothing_done: bool = False
+    errors: Sequence[str] = ()  # what kept domains from being looked at, such as a libvirt out of reach
+    not_selected: Sequence[JobResult] = ()
 
     @property
     def exit_code(self) -> int:
-        """0 all saved, 1 nothing could be done, 3 at least one domain failed, 130 or 143 interrupted."""
+        """0 all saved, 1 nothing could be done, 3 some failed or can't be known, 130 or 143 interrupted."""
         if self.signal_number:
             return 128 + self.signal_number
         if self.nothing_done:
             return 1
-        return 3 if any(result.status is Status.FAILED for result in self.results) else 0
+        failed = any(result.status is Status.FAILED for result in self.results)
+        return 3 if failed or self.errors else 0
 
 
 def write_report(result: RunResult, path: str) -> None:
@@ -61,7 +64,8 @@ def _as_json(result: RunResult) -> dict[str, object]:
         "started": result.started.isoformat(timespec="seconds"),
         "finished": result.finished.isoformat(timespec="seconds"),
         "exit_code": result.exit_code,
-        "domains": [_domain(one) for one in result.results],
+        "errors": list(result.errors),
+        "domains": [_domain(one) for one in (*result.results, *result.not_selected)],
     }
 
 
@@ -85,5 +89,9 @@ def _domain(one: JobResult) -> dict[str, object]:
                 "restore_id": image.restore_id,
             }
             for image in one.images
+        ],
+        "not_covered": [
+            {"target": disk.target, "source": disk.source, "reason": disk.not_covered}
+            for disk in one.not_covered
         ],
     }

@@ -6,12 +6,13 @@ import random
 import socket
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from multiprocessing.connection import Connection
 
 from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
-from .hypervisor import Hypervisor
+from .hypervisors import Hypervisors
 from .job import JobOrder
 from .largest import largest_first
 from .model import Domain, JobResult, Level, Output, Reporter, Status
@@ -21,12 +22,37 @@ from .report import RunResult
 from .selection import Choice, choose
 from .settings import Settings
 from .stop import StopRequest
+from .watchdog import watched
 
 
 def new_run_id() -> str:
     """Give an id that sorts by time: UTC, and random letters against two nodes in one second."""
     letters = "".join(random.choices(string.ascii_lowercase, k=4))
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
+
+
+def look(
+    names: Sequence[str], hypervisors: Hypervisors, settings: Settings, reporter: Reporter
+) -> Sequence[Choice]:
+    """List the domains, say which libvirts can't be asked, and tell what `back_up` would do about each."""
+    domains = hypervisors.domains()
+    for error in hypervisors.unreachable:
+        reporter.message(Level.ERROR, "", str(error))
+    try:
+        return choose(domains, settings, names)
+    except ConfigError as error:
+        if hypervisors.unreachable:  # no mistake of who named it, maybe
+            raise BackupError(error.message, "is it where libvirt is out of reach?") from error
+        raise
+
+
+def _not_selected(choices: Sequence[Choice]) -> Sequence[JobResult]:
+    """Give the domains that are backed up at no libvirt, each with why not."""
+    chosen = {choice.domain.uuid for choice in choices if not choice.skipped}
+    left = {choice.domain.uuid: choice for choice in choices if choice.domain.uuid not in chosen}
+    return [
+        JobResult(choice.domain.name, uuid, Status.SKIPPED, choice.skipped) for uuid, choice in left.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -48,15 +74,41 @@ class Run:
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        with only_run(self.settings.runtime_dir), Hypervisor(self.settings.libvirt_uri) as hypervisor:
-            let_go_noted(hypervisor, self.settings, self.reporter)
-            domains = self._ordered(names, hypervisor)
-            pool = Pool(self.settings, self.output, self.reporter, self.stop, self._worker_died)
-            results = pool.run([JobOrder(self.run, domain.name, domain.uuid) for domain in domains])
-            let_go_noted(hypervisor, self.settings, self.reporter)
-            if any(result.status is Status.FAILED for result in results):
-                self._discard_incomplete()
-        return self.result(results)
+        settings = self.settings
+        with (
+            only_run(settings.runtime_dir),
+            Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
+        ):
+            let_go_noted(settings, self.reporter)
+            choices = look(names, hypervisors, settings, self.reporter)
+            domains = self._ordered(choices, names, hypervisors)
+            min_age = 0 if names else settings.min_age
+            orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age) for one in domains]
+            with watched(settings, self.reporter) as lifeline:
+                results = self._tried(orders, lifeline)
+        unreachable = [error.message for error in hypervisors.unreachable]
+        not_selected = () if names else _not_selected(choices)
+        return replace(self.result(results), errors=unreachable, not_selected=not_selected)
+
+    def _tried(self, orders: Sequence[JobOrder], lifeline: Connection) -> Sequence[JobResult]:
+        """Do all jobs, and those once more whose failure may have passed by the end."""
+        results = self._done(orders, lifeline)
+        again = {result.uuid for result in results if result.passing}
+        if not again or self.stop.requested:
+            return results
+        text = f"trying {len(again)} failed domains once more: what failed may have passed"
+        self.reporter.message(Level.INFO, "", text)
+        second = self._done([order for order in orders if order.uuid in again], lifeline)
+        return [*(result for result in results if result.uuid not in again), *second]
+
+    def _done(self, orders: Sequence[JobOrder], lifeline: Connection) -> Sequence[JobResult]:
+        """Take the jobs through the workers, then tidy up after those that failed."""
+        pool = Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)
+        results = pool.run(orders)
+        let_go_noted(self.settings, self.reporter)
+        if any(result.status is Status.FAILED for result in results):
+            self._discard_incomplete()
+        return results
 
     def result(self, results: Sequence[JobResult], nothing_done: bool = False) -> RunResult:
         """Give what the run has come to by now."""
@@ -70,31 +122,25 @@ class Run:
             nothing_done=nothing_done,
         )
 
-    def plan(self, names: Sequence[str]) -> Sequence[Choice]:
-        """Tell what `back_up` would do."""
-        with Hypervisor(self.settings.libvirt_uri) as hypervisor:
-            return choose(hypervisor.domains(), self.settings, names)
-
-    def _ordered(self, names: Sequence[str], hypervisor: Hypervisor) -> Sequence[Domain]:
-        """Select the domains and put the largest first. Raises what keeps all of them from being saved."""
-        choices = choose(hypervisor.domains(), self.settings, names)
+    def _ordered(
+        self, choices: Sequence[Choice], names: Sequence[str], hypervisors: Hypervisors
+    ) -> Sequence[Domain]:
+        """Give the selected domains, the largest first. Raises what keeps all of them from being saved."""
         domains = [choice.domain for choice in choices if not choice.skipped]
+        chosen = {domain.uuid for domain in domains}
         for choice in choices:
-            if choice.skipped and {choice.domain.name, choice.domain.uuid} & set(names):
+            named = {choice.domain.name, choice.domain.uuid} & set(names)
+            if named and choice.domain.uuid not in chosen:
                 text = f"named, but not backed up: {choice.skipped}"
                 self.reporter.message(Level.WARNING, choice.domain.name, text)
         if domains and (problems := self.output.problems()):
             raise problems[0]
         self.stop.check()
-        return largest_first(domains, hypervisor, self.settings)
+        return largest_first(domains, hypervisors, self.settings)
 
     def _worker_died(self, order: JobOrder) -> None:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
-        try:
-            with Hypervisor(self.settings.libvirt_uri) as hypervisor:
-                let_go_noted(hypervisor, self.settings, self.reporter, order.uuid)
-        except BackupError as error:
-            self.reporter.message(Level.ERROR, order.name, str(error))
+        let_go_noted(self.settings, self.reporter, order.uuid)
 
     def _discard_incomplete(self) -> None:
         """Remove from the output what failed jobs saved; what can't be removed does not count anyway."""

@@ -1,4 +1,4 @@
-"""What is backed up, and why the rest is not."""
+"""What is backed up and how, where that is said, and why the rest is not."""
 
 from __future__ import annotations
 
@@ -7,54 +7,108 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from .errors import BackupError, ConfigError
-from .model import Disk, Domain, State
+from .model import Disk, Domain, Gap, State
 from .settings import Settings
+
+METADATA = "its metadata"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A domain with what EXCLUDE_IMAGES leaves of its disks; `skipped` says why it is not backed up."""
+    """A domain with its disks as they are covered; `skipped` says why it is not backed up.
+
+    `selected_by` and `freeze_from` name what says so: a constant, the command line, or the domain's metadata.
+    """
 
     domain: Domain
     skipped: str = ""
+    selected_by: str = "INCLUDE_DOMAINS"
+    freeze: str = "auto"
+    freeze_from: str = "FREEZE"
 
 
 def choose(domains: Sequence[Domain], settings: Settings, names: Sequence[str] = ()) -> tuple[Choice, ...]:
     """Decide about each domain. `names` (names, UUIDs or patterns) take the place of INCLUDE_DOMAINS.
 
-    Raises ConfigError for names that no domain has.
+    A domain that several libvirts define is chosen where it runs. Raises ConfigError for names that no
+    domain has.
     """
     unknown = [name for name in names if not any(_matches(domain, [name]) for domain in domains)]
     if unknown:
         known = ", ".join(domain.name for domain in domains) or "none"
         hint = f"this node's domains: {known}" if len(domains) <= 10 else "see `main.py list`"
         raise ConfigError([BackupError(f"there is no domain {name!r}", hint) for name in unknown])
-    return tuple(_choice(domain, settings, names) for domain in domains)
+    best: dict[str, Domain] = {}
+    for domain in sorted(domains, key=_rank):  # stable: otherwise the first of LIBVIRT_URI
+        best.setdefault(domain.uuid, domain)
+    return tuple(_choice(domain, best[domain.uuid], settings, names) for domain in domains)
 
 
 def covered(domain: Domain, settings: Settings) -> Domain:
-    """Give the domain with the disks that EXCLUDE_IMAGES leaves out marked as not covered."""
-    return replace(domain, disks=tuple(_disk(disk, settings) for disk in domain.disks))
+    """Give the domain with its disks as the settings and its metadata would have them covered."""
+    return replace(domain, disks=tuple(_disk(disk, domain, settings) for disk in domain.disks))
 
 
-def _choice(domain: Domain, settings: Settings, names: Sequence[str]) -> Choice:
-    seen = covered(domain, settings)
-    if names and not _matches(domain, names):
-        return Choice(seen, "not named")
-    if not names and not _matches(domain, settings.include_domains):
-        return Choice(seen, "not in INCLUDE_DOMAINS")
-    if _matches(domain, settings.exclude_domains):
-        return Choice(seen, "in EXCLUDE_DOMAINS")
+def effective(domain: Domain, settings: Settings) -> Settings:
+    """Give the settings that hold for this domain."""
+    return replace(settings, freeze=domain.override.freeze or settings.freeze)
+
+
+def require_covered(domain: Domain) -> None:
+    """Raise BackupError if the domain, as `covered` gave it, would not come back as a whole."""
+    if domain.problem:
+        raise domain.problem
+    for disk in domain.disks:
+        if disk.gap is Gap.BROKEN:
+            source = f" ({disk.source})" if disk.source else ""
+            message = f"disk {disk.target}{source} can't be saved: {disk.not_covered}"
+            way_out = f'to leave it out: <backup exclude="{disk.target}"/> in the domain\'s metadata'
+            raise BackupError(message, way_out)
+
+
+def _rank(domain: Domain) -> tuple[int, bool]:
+    """Order what several libvirts know of a domain: where it runs, where it is defined, where it was."""
     if domain.state is State.ELSEWHERE:
-        return Choice(seen, "migrated to another node")
-    if not any(disk.image for disk in seen.disks):
-        return Choice(seen, "no RBD image to back up")
-    return Choice(seen)
+        return 2, False
+    return 0 if domain.state.active else 1, domain.problem is not None
 
 
-def _disk(disk: Disk, settings: Settings) -> Disk:
+def _choice(domain: Domain, best: Domain, settings: Settings, names: Sequence[str]) -> Choice:
+    origin = "named" if names else METADATA if domain.override.enabled else "INCLUDE_DOMAINS"
+    return Choice(
+        covered(domain, settings),
+        skipped=_against(domain, best, settings, names),
+        selected_by=origin,
+        freeze=effective(domain, settings).freeze,
+        freeze_from=METADATA if domain.override.freeze else "FREEZE",
+    )
+
+
+def _against(domain: Domain, best: Domain, settings: Settings, names: Sequence[str]) -> str:
+    if names and not _matches(domain, names):
+        return "not named"
+    if domain is not best:
+        return f"{'runs' if best.state.active else 'defined too'} at {best.uri}"
+    if domain.override.enabled is False:
+        return f"disabled in {METADATA}"
+    if domain.override.enabled is None:
+        if not names and not _matches(domain, settings.include_domains):
+            return "not in INCLUDE_DOMAINS"
+        if _matches(domain, settings.exclude_domains):
+            return "in EXCLUDE_DOMAINS"
+    if domain.state is State.ELSEWHERE:
+        return "migrated to another node"
+    wanted = [disk for disk in covered(domain, settings).disks if disk.image or disk.gap is Gap.BROKEN]
+    return "" if wanted or domain.problem else "no RBD image to back up"
+
+
+def _disk(disk: Disk, domain: Domain, settings: Settings) -> Disk:
+    if domain.override.excludes(disk.target):
+        return replace(disk, image=None, not_covered=f"excluded in {METADATA}", gap=Gap.NONE)
     if disk.image and any(fnmatchcase(str(disk.image), pattern) for pattern in settings.exclude_images):
         return replace(disk, image=None, not_covered="in EXCLUDE_IMAGES")
+    if disk.gap is Gap.FOREIGN and settings.uncovered_disks == "fail":
+        return replace(disk, not_covered=f"{disk.not_covered} (UNCOVERED_DISKS)", gap=Gap.BROKEN)
     return disk
 
 

@@ -9,7 +9,8 @@ import stat
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
+from urllib.parse import urlsplit
 
 from .errors import BackupError, ConfigError, reason
 
@@ -28,6 +29,18 @@ def _required(value: Any) -> str | None:
 def _texts(value: Any) -> str | None:
     good = isinstance(value, (list, tuple)) and all(_text(item) is None for item in value)
     return None if good else "has to be a list of strings"
+
+
+def _uris(value: Any) -> str | None:
+    texts = [value] if isinstance(value, str) else value
+    if not texts or _texts(texts) or not all(texts):
+        return "has to be a string, or a list of strings, that are not empty"
+    try:
+        for text in texts:
+            urlsplit(text)
+    except ValueError as error:
+        return f"has to be a URI ({error})"
+    return None
 
 
 def _environment(value: Any) -> str | None:
@@ -66,12 +79,15 @@ def _constant(check: Check, secret: bool = False) -> Any:
 class Settings:
     """The constants of config.py, checked; the names are theirs in lower case."""
 
-    libvirt_uri: str = _constant(_required)
+    libvirt_uri: Union[str, Sequence[str]] = _constant(_uris)
+    libvirt_timeout: int = _constant(_whole(1, 3600))
     ceph_conf: str = _constant(_absolute)
     ceph_timeout: int = _constant(_whole(1, 3600))
     include_domains: Sequence[str] = _constant(_texts)
     exclude_domains: Sequence[str] = _constant(_texts)
     exclude_images: Sequence[str] = _constant(_texts)
+    uncovered_disks: str = _constant(_one_of("report", "fail"))
+    min_age: int = _constant(_whole(0))
     workers: int = _constant(_whole(1, 64))
     freeze: str = _constant(_one_of("auto", "required", "never"))
     without_freeze: str = _constant(_one_of("pause", "crash"))
@@ -83,9 +99,16 @@ class Settings:
     restic_password_file: str = _constant(_absolute_or_none)
     restic_environment: Mapping[str, str] = _constant(_environment, secret=True)
     restic_options: Sequence[str] = _constant(_texts)
+    output_stall_timeout: int = _constant(_whole(1))
     runtime_dir: str = _constant(_absolute)
     lock_duration: int = _constant(_whole(3, 3600))
     report_file: str = _constant(_absolute_or_none)
+
+    @property
+    def libvirt_uris(self) -> tuple[str, ...]:
+        """LIBVIRT_URI, each once."""
+        given = self.libvirt_uri
+        return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
 
 
 def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:

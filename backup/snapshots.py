@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 from .cleanly import undone_by
 from .cluster import Cluster, ImageGone
-from .errors import BackupError
+from .connect import Clusters
+from .errors import BackupError, NotNow
 from .model import Disk, Domain, Image, Level, Reporter, SnapshotReader
 
 STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
@@ -24,12 +25,16 @@ def owned_prefix(uuid: str) -> str:
 
 @dataclass(frozen=True)
 class DiskSnapshot:
-    """The snapshot of one disk's image, made or to be made. Satisfies model.SnapshotSource."""
+    """The snapshot of one disk's image, made or to be made. Satisfies model.SnapshotSource.
+
+    `users` is how many disks of the domain have the image.
+    """
 
     disk: Disk
     image: Image
     cluster: Cluster
     name: str
+    users: int = 1
 
     def create(self) -> None:
         self.cluster.create_snapshot(self.image, self.name)
@@ -39,6 +44,26 @@ class DiskSnapshot:
 
     def open(self) -> AbstractContextManager[SnapshotReader]:
         return self.cluster.reader(self.image, self.name)
+
+
+def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnapshot]:
+    """Give the snapshots of all images that the domain, as it is covered, has; none is made yet.
+
+    One snapshot serves all disks with the same image. Raises ClusterError for an image that is missing, or
+    of which no snapshot can be had.
+    """
+    name = owned_prefix(domain.uuid) + run
+    found: dict[tuple[str, ...], DiskSnapshot] = {}
+    for disk in domain.disks:
+        if disk.image:
+            cluster = clusters.at(disk.address)
+            image = cluster.identified(disk.image)
+            key = (cluster.fsid, image.place, image.id or image.name)
+            first = found.get(key)
+            found[key] = (
+                replace(first, users=first.users + 1) if first else DiskSnapshot(disk, image, cluster, name)
+            )
+    return tuple(found.values())
 
 
 class DomainSnapshots:
@@ -67,11 +92,15 @@ class DomainSnapshots:
             if pending and time.monotonic() > deadline:
                 late = ", ".join(str(one.image) for one, future in self._started if future in pending)
                 message = f"the snapshots of {late} were not made within {seconds:.0f} s"
-                raise BackupError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
+                raise NotNow(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
 
-    def in_use(self) -> bool:
-        """Tell whether some client has one of the images open for writing."""
-        return any(snapshot.cluster.is_watched(snapshot.image) for snapshot in self.snapshots)
+    def in_use_by_others(self, domain_active: bool) -> Sequence[Image]:
+        """Give the images that clients other than the domain's own QEMU have open for writing."""
+        return [
+            one.image
+            for one in self.snapshots
+            if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
+        ]
 
     def remove(self) -> None:
         """Wait for what is under way, then remove all that may exist, and raise the first error."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,6 +19,7 @@ READ_SIZE = 4 << 20  # bytes; an RBD object's usual size
 READS_IN_FLIGHT = 8  # 4 MiB each: 2.3 times the throughput of one at a time, and 16 bring no more
 PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may ask for (man 7 pipe)
 ZEROS = 1 << 20  # bytes of zeros that the memfd holds
+HOLE_STEP = 1 << 30  # bytes of a hole between two reports of progress
 
 F_SETPIPE_SZ = 1031  # fcntl.h; Python names it from 3.10 on
 WRITE_POLL = 0.5  # seconds between two looks at whether the job has to stop
@@ -26,13 +29,19 @@ class ReaderClosed(BackupError):
     """The consumer closed its end of the pipe; its own words say why."""
 
 
+class Stalled(BackupError):
+    """The consumer has not made progress for too long."""
+
+
 class PipeSink:
     """Writes bytes and zeros into a pipe. `sent` counts both."""
 
-    def __init__(self, pipe: int, check_stop: Callable[[], None]) -> None:
+    def __init__(self, pipe: int, check_stop: Callable[[], None], patience: float = math.inf) -> None:
+        """`patience`: seconds for the consumer to take a byte."""
         self.sent = 0
         self._pipe = pipe
         self._check_stop = check_stop
+        self._patience = patience
         os.set_blocking(pipe, False)
         # where this user's share of pipe memory is used up, a smaller pipe is only slower
         with suppress(PermissionError):
@@ -49,7 +58,7 @@ class PipeSink:
         os.close(self._zeros)
 
     def write(self, data: bytes) -> None:
-        """Write all of it. Raises ReaderClosed, or what the job's request to stop raises."""
+        """Write all of it. Raises ReaderClosed, Stalled, or what the job's request to stop raises."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._push(os.write, self._pipe, rest) :]
@@ -60,12 +69,16 @@ class PipeSink:
             length -= self._push(os.sendfile, self._pipe, self._zeros, 0, min(length, ZEROS))
 
     def _push(self, write: Callable[..., int], *arguments: object) -> int:
+        began = time.monotonic()
         while True:
             self._check_stop()
             try:
                 sent = write(*arguments)
             except BlockingIOError:
                 self._writable.poll(WRITE_POLL * 1000)
+                if time.monotonic() > began + self._patience:
+                    message = f"the output took no byte for {self._patience:.0f} s"
+                    raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT") from None
             except BrokenPipeError as error:
                 raise ReaderClosed("the output ended before it had all data") from error
             else:
@@ -82,12 +95,20 @@ def copy(reader: SnapshotReader, sink: PipeSink, progress: Callable[[int], None]
     for offset, data in _read_ahead(reader, _reads(reader.extents())):
         if offset < sink.sent:
             raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
-        sink.write_zeros(offset - sink.sent)
+        _fill(sink, offset, progress)
         sink.write(data)
         data_bytes += len(data)
         progress(sink.sent)
-    sink.write_zeros(reader.size - sink.sent)
+    _fill(sink, reader.size, progress)
     return data_bytes
+
+
+def _fill(sink: PipeSink, end: int, progress: Callable[[int], None]) -> None:
+    """Send zeros up to this offset."""
+    while end - sink.sent > HOLE_STEP:
+        sink.write_zeros(HOLE_STEP)
+        progress(sink.sent)
+    sink.write_zeros(end - sink.sent)
 
 
 def _reads(extents: Iterable[Extent]) -> Iterator[Extent]:

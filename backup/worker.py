@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Union
 
 from .job import DomainJob, JobOrder
-from .model import JobResult, Level, Output
+from .model import JobResult, Level, Output, Phase
 from .process import signal_when_parent_dies
 from .settings import Settings
 from .stop import StopRequest
@@ -38,7 +38,16 @@ class Progress:
     size: int
 
 
-FromWorker = Union[Message, Progress, JobResult]
+@dataclass(frozen=True)
+class PhaseBegun:
+    """A worker hangs if it says nothing more for `limit` seconds."""
+
+    domain: str
+    phase: Phase
+    limit: float
+
+
+FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
 
 
 class PipeReporter:
@@ -51,6 +60,9 @@ class PipeReporter:
     def message(self, level: Level, domain: str, text: str) -> None:
         self.send(Message(level, domain, text))
 
+    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+        self.send(PhaseBegun(domain, phase, limit))
+
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
         if time.monotonic() >= self._next_progress:
             self._next_progress = time.monotonic() + PROGRESS_INTERVAL
@@ -61,8 +73,19 @@ class PipeReporter:
             self._pipe.send(item)
 
 
-def work(order: JobOrder, settings: Settings, output: Output, pipe: Connection, main_process: int) -> None:
-    """Do one job. The body of a worker process; `main_process` is the pid of the one that it reports to."""
+def work(
+    order: JobOrder,
+    settings: Settings,
+    output: Output,
+    pipe: Connection,
+    main_process: int,
+    _lifeline: Connection,
+) -> None:
+    """Do one job. The body of a worker process.
+
+    `main_process` is the pid of the one that it reports to. The lifeline is open for as long as this
+    process lives, which is all that the watchdog wants to know.
+    """
     # A group of its own keeps a terminal's Ctrl-C from hitting restic and us in the middle of
     # something: the main process gets it and asks us to stop.
     os.setpgid(0, 0)

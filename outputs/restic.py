@@ -9,8 +9,9 @@ import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from backup import manifest, stream
 from backup.errors import BackupError, reason
@@ -44,6 +45,7 @@ class Restic:
                 password_file=settings.restic_password_file,
                 environment=settings.restic_environment,
                 options=tuple(settings.restic_options),
+                stall_timeout=settings.output_stall_timeout,
             )
         )
 
@@ -83,6 +85,13 @@ class Restic:
             backup.sink.write(packed)
         return images
 
+    def last_saved(self, uuid: str) -> Optional[datetime]:
+        """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
+        tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
+        listed = self.program.call("snapshots", "--json", "--latest=1", tags, limit=CALL_LIMIT)
+        times = [_time(one["time"]) for one in json.loads(listed) or []]
+        return max(times, default=None)
+
     def discard_incomplete(self, run: str, patient: bool) -> None:
         """Remove the run's images that no manifest counts, and the locks of dead processes.
 
@@ -114,9 +123,10 @@ class Restic:
         with source.open() as reader:
             data_bytes, summary = 0, Summary("", 0, 0)
             if reader.size:  # restic takes no empty stdin: the manifest alone tells of an image of no bytes
-                arguments = _arguments(
-                    point, _file_name(source.disk), f"disk={target}", f"image={source.image}"
-                )
+                tags = [f"disk={target}", f"image={source.image}"]
+                if source.disk.encryption:
+                    tags.append(f"encryption={source.disk.encryption}")
+                arguments = _arguments(point, _file_name(source.disk), *tags)
                 with self.program.backup(arguments, job.check_stop) as backup:
                     data_bytes = stream.copy(
                         reader,
@@ -161,6 +171,11 @@ def _arguments(point: RestorePoint, file_name: str, *tags: str) -> list[str]:
         f"--stdin-filename={file_name}",
         *(f"--tag={_tag(tag)}" for tag in (*common, *tags)),
     ]
+
+
+def _time(text: str) -> datetime:
+    """Read restic's time: RFC 3339 with up to nine digits of a second, of which Python 3.9 takes six."""
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
 
 
 def _uuid(snapshot: Mapping[str, Any]) -> str:

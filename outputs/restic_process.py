@@ -7,15 +7,16 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any, Callable
 
 from backup.errors import BackupError, reason
 from backup.process import signal_when_parent_dies
-from backup.stream import PipeSink, ReaderClosed
+from backup.stream import PipeSink, ReaderClosed, Stalled
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
@@ -39,6 +40,7 @@ class ResticError(BackupError):
     def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message, hint)
         self.code = code
+        self.passing = code == LOCKED
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Program:
     password_file: str
     environment: Mapping[str, str] = field(repr=False)
     options: Sequence[str]
+    stall_timeout: float  # seconds without progress of a backup
 
     def call(self, *arguments: str, limit: float) -> str:
         """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""
@@ -98,7 +101,7 @@ class Program:
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
         with self._child(command, subprocess.PIPE) as child:
             assert child.process.stdin
-            with PipeSink(child.process.stdin.fileno(), check_stop) as sink:
+            with PipeSink(child.process.stdin.fileno(), check_stop, self.stall_timeout) as sink:
                 backup = Backup(sink)
                 closed = None
                 try:
@@ -106,7 +109,7 @@ class Program:
                 except ReaderClosed as error:
                     closed = error  # restic's own words say more, if it has any
             child.process.stdin.close()
-            _wait(child.process, check_stop)
+            self._wait(child.process, check_stop)
         self._require_success("backup", child)
         if closed:
             raise closed
@@ -152,6 +155,17 @@ class Program:
             built["RESTIC_PASSWORD_FILE"] = self.password_file
         return {**built, **self.environment}
 
+    def _wait(self, process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> None:
+        """Wait for its end after the last byte."""
+        began = time.monotonic()
+        while process.poll() is None:
+            check_stop()
+            if time.monotonic() > began + self.stall_timeout:
+                message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
+                raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(WAIT_POLL)
+
     def _require_success(self, command: str, child: Child) -> None:
         code = child.process.returncode
         if code == 0:
@@ -180,15 +194,6 @@ def _in_child(parent: int) -> None:
 def _outlet(name: str) -> IO[bytes]:
     """Give restic a file in memory to print into: unlike a pipe it never fills up."""
     return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
-
-
-def _wait(process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> None:
-    while process.poll() is None:
-        check_stop()
-        try:
-            process.wait(WAIT_POLL)
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,6 +20,7 @@ MAIN = Path(__file__).parents[2] / "main.py"
 PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
 PASSWORD = "correct horse battery staple"
 PREFIX = "virt-rbd-backup."
+SLOW = 4 << 20  # bytes/s, as MAX_READ_RATE
 
 
 class Node:
@@ -97,6 +100,14 @@ class Node:
             if word in line and mark in environment
         ]
 
+    def workers(self) -> Sequence[int]:
+        """Give the pids of the processes that do jobs."""
+        return [pid for pid in self.processes("spawn_main") if os.getsid(pid) != pid]
+
+    def watchdogs(self) -> Sequence[int]:
+        """Give the pid of the run's watchdog, which has a session of its own."""
+        return [pid for pid in self.processes("spawn_main") if os.getsid(pid) == pid]
+
     def report(self) -> dict[str, Any]:
         """Give the last run's report, its domains by their names."""
         report: dict[str, Any] = json.loads(self.report_file.read_text())
@@ -129,27 +140,31 @@ class Node:
         listed = json.loads(self.restic("snapshots", "--json")) or []
         return [one for one in listed if set(tags) <= set(one.get("tags") or ())]
 
+    def definition(self, domain: str) -> dict[str, bytes]:
+        """Give the files of the domain's only definition.tar."""
+        (snapshot,) = [one for one in self.snapshots("definition") if one["hostname"] == domain]
+        with tarfile.open(fileobj=BytesIO(self.dump(snapshot["id"], "definition.tar"))) as tar:
+            return {member.name: _content(tar, member) for member in tar}
+
     def dump(self, restore_id: str, file_name: str) -> bytes:
         """Read a file back."""
         return self.restic("dump", restore_id, file_name)
 
 
-def left_behind(lab: Lab, node: Node) -> Sequence[str]:
-    """Name everything of ours that is still there: snapshots, locks, notes, processes, restic's locks."""
-    found = [f"process {pid}" for pid in node.processes("")]
-    for pool in lab.ceph("osd", "pool", "ls").split():
-        found += [f"lock {pool}/{name}" for name in _objects(lab, pool) if name.startswith(PREFIX)]
-        for image in lab.rbd("ls", pool).decode().split("\n"):
-            found += [f"{pool}/{image}@{name}" for name in snapshot_names(lab, f"{pool}/{image}") if image]
-    found += [f"note {note}" for note in node.runtime_dir.glob("held/*")]
-    locks = node.restic("list", "locks", "--no-lock").decode().split()
-    return found + [f"restic lock {lock}" for lock in locks]
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file: Any = tar.extractfile(member)
+    content: bytes = file.read()
+    return content
+
+
+def metadata(domain: str, element: str = "", *options: str) -> Sequence[str]:
+    """Give the words for virsh that set what a domain says of its own backup, or remove it."""
+    change = ("--set", element) if element else ("--remove",)
+    return ("metadata", domain, "--uri", "virt-rbd-backup", "--key", "backup", *change, *options)
 
 
 def snapshot_names(lab: Lab, spec: str, prefix: str = PREFIX) -> Sequence[str]:
     """List an image's snapshots whose names begin with the prefix."""
-    if spec.endswith("/"):
-        return []
     listed = json.loads(lab.rbd("snap", "ls", "--format", "json", spec))
     return [snapshot["name"] for snapshot in listed if snapshot["name"].startswith(prefix)]
 
@@ -160,17 +175,6 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.05)
-
-
-def _objects(lab: Lab, pool: str) -> Sequence[str]:
-    listed = subprocess.run(
-        ["rados", "--conf", str(lab.ceph_conf), "--pool", pool, "--all", "ls"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return [line.split("\t")[-1] for line in listed.stdout.splitlines()]
 
 
 def _all_processes() -> dict[int, tuple[str, str]]:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import tarfile
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -132,7 +129,7 @@ def test_holes_are_not_read(node: Node) -> None:
 
 def test_the_definition_comes_back_with_the_manifest(node: Node, lab: Lab) -> None:
     assert node.run("backup", WEB, MEDIA).returncode == 0
-    files = _definition(node, WEB)
+    files = node.definition(WEB)
     manifest = json.loads(files["manifest.json"])
     assert [image["target"] for image in manifest["images"]] == ["vda", "vdb"]
     assert (manifest["consistency"], manifest["not_covered"]) == ("filesystem", [])
@@ -142,7 +139,7 @@ def test_the_definition_comes_back_with_the_manifest(node: Node, lab: Lab) -> No
     assert ElementTree.fromstring(files["domain-live.xml"]).get("id") is not None
     lab.virsh("define", "/dev/stdin", stdin=files["domain.xml"])
 
-    files = _definition(node, MEDIA)
+    files = node.definition(MEDIA)
     assert "domain-live.xml" not in files
     assert [disk["target"] for disk in json.loads(files["manifest.json"])["not_covered"]] == ["vdb", "sda"]
 
@@ -165,7 +162,7 @@ def uefi(lab: Lab, tmp_path: Path) -> Iterator[tuple[str, bytes]]:
 def test_the_nvram_file_is_saved(node: Node, uefi: tuple[str, bytes]) -> None:
     name, content = uefi
     assert node.run("backup", name).returncode == 0
-    assert _definition(node, name)["nvram.fd"] == content
+    assert node.definition(name)["nvram.fd"] == content
 
 
 def test_a_domain_that_an_admin_has_paused_stays_paused(node: Node, lab: Lab) -> None:
@@ -198,18 +195,6 @@ def test_the_second_backup_adds_next_to_nothing(node: Node) -> None:
     node.run("backup", ARCHIVE)
     (saved,) = node.report()["domains"][ARCHIVE]["images"]
     assert saved["stored_bytes"] < 100_000
-
-
-def _definition(node: Node, name: str) -> dict[str, bytes]:
-    (snapshot,) = [one for one in node.snapshots("definition") if one["hostname"] == name]
-    with tarfile.open(fileobj=BytesIO(node.dump(snapshot["id"], "definition.tar"))) as tar:
-        return {member.name: _content(tar, member) for member in tar}
-
-
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file: Any = tar.extractfile(member)
-    content: bytes = file.read()
-    return content
 
 
 def _run(*command: str) -> str:

@@ -26,10 +26,10 @@ def test_list_tells_what_is_backed_up_and_why_the_rest_is_not(node: Node, lab: L
     disks = {disk["target"]: disk for disk in domains[MEDIA]["disks"]}
     assert disks["vda"]["image"] == f"vms/{MEDIA}"
     assert (disks["vdb"]["image"], disks["vdb"]["reason"]) == (None, "no RBD image (file)")
-    assert disks["sda"]["reason"] == "cdrom without a medium"
+    assert disks["sda"]["reason"] == "a cdrom without a medium"
     table = node.run("list").stdout
     assert f"vms/{MEDIA}" in table
-    assert "no: cdrom without a medium" in table
+    assert "no: a cdrom without a medium" in table
 
 
 def test_list_needs_neither_ceph_nor_restic(node: Node) -> None:

@@ -57,10 +57,12 @@ def make_image(lab: Lab, spec: str, size: int, data: Mapping[int, int], *options
     """
     lab.create_image(spec, size, *options)
     generator = random.Random(spec)
-    pool, name = spec.split("/")
+    pool, *namespace, name = spec.split("/")
     with ExitStack() as stack:
         cluster = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
-        image = stack.enter_context(rbd.Image(stack.enter_context(cluster.open_ioctx(pool)), name))
+        opened = stack.enter_context(cluster.open_ioctx(pool))
+        opened.set_namespace("".join(namespace))
+        image = stack.enter_context(rbd.Image(opened, name))
         for offset, length in data.items():
             for start in range(offset, offset + length, WRITE_SIZE):
                 image.write(generator.randbytes(min(WRITE_SIZE, offset + length - start)), start)

@@ -1,4 +1,4 @@
-"""What worker processes do in the tests of the pool, by their job's name."""
+"""Jobs on paper: what an output asks of one, and what worker processes do in the tests of the pool."""
 
 from __future__ import annotations
 
@@ -6,17 +6,44 @@ import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from multiprocessing.connection import Connection
+from typing import Optional
 
 from backup.errors import BackupError
 from backup.job import JobOrder
-from backup.model import Job, JobResult, Level, Output, RestorePoint, SavedImage, SnapshotSource, Status
+from backup.model import (
+    Job,
+    JobResult,
+    Level,
+    Output,
+    Phase,
+    Reporter,
+    RestorePoint,
+    SavedImage,
+    SnapshotSource,
+    Status,
+)
 from backup.settings import Settings
 from backup.stop import StopRequest
-from backup.worker import PipeReporter
+from backup.worker import PipeReporter, Progress
 
+from .recorder import Recorder
 from .waiting import wait_until
+
+
+@dataclass
+class JobOnPaper:
+    """Satisfies model.Job."""
+
+    reporter: Reporter = field(default_factory=Recorder)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def check_stop(self) -> None:
+        self.stop.check()
 
 
 class NoOutput:
@@ -33,14 +60,24 @@ class NoOutput:
     ) -> tuple[SavedImage, ...]:
         raise AssertionError
 
+    def last_saved(self, uuid: str) -> Optional[datetime]:
+        raise AssertionError
+
     def discard_incomplete(self, run: str, patient: bool) -> None:
         raise AssertionError
 
 
 def work_on_paper(
-    order: JobOrder, _settings: Settings, _output: Output, pipe: Connection, _main_process: int
+    order: JobOrder,
+    _settings: Settings,
+    _output: Output,
+    pipe: Connection,
+    _main_process: int,
+    lifeline: Connection,
 ) -> None:
     """Do what the job's name says; stands in for worker.work."""
+    assert lifeline.writable
+    assert not lifeline.closed
     reporter = PipeReporter(pipe)
     saved = JobResult(order.name, order.uuid, Status.SAVED)
     if order.name == "killed":
@@ -50,6 +87,23 @@ def work_on_paper(
         os.kill(os.getpid(), signal.SIGKILL)
     elif order.name == "bug":
         sys.exit(7)
+    elif order.name == "hangs":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
+        reporter.phase(order.name, Phase.STREAM, 0.2)
+        signal.pause()
+    elif order.name == "hangs and stops":
+        stop = StopRequest()
+        stop.on_signals(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+        reporter.phase(order.name, Phase.PREPARE, 0.2)
+        wait_until(lambda: stop.requested, 10, "the request to stop")
+        reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "interrupted"))
+    elif order.name == "slow":
+        reporter.phase(order.name, Phase.STREAM, 0.5)
+        for done in range(8):  # longer than the limit, but not without a sign of life
+            time.sleep(0.1)
+            reporter.send(Progress(order.name, "vda", done, 8))
+        reporter.send(saved)
     elif order.name == "failed":
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "no snapshots", "look"))
     elif order.name.startswith("waits"):

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 from backup.cluster import Claim, Cluster, ClusterError, ImageGone, LockHeld
-from backup.model import Image
+from backup.connect import Clusters
+from backup.image_reader import ImageReader
+from backup.model import ClusterAddress, Image
+
+from .samples import FSID
 
 
 class PaperCluster(Cluster):
     """Knows its snapshots and locks, and refuses what Ceph refuses."""
 
-    def __init__(self) -> None:
+    def __init__(self, fsid: str = FSID) -> None:
+        self.fsid = fsid
+        self.user = "libvirt"
+        self.timeout = 60
+        self.ids: dict[str, str] = {}  # of images, by the names that they have now
+        self.watching: dict[str, int] = {}  # clients that have an image open
         self.snapshots: dict[str, set[str]] = {}
         self.locks: dict[str, str] = {}
         self.claims: list[Claim] = []
@@ -21,6 +33,22 @@ class PaperCluster(Cluster):
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
         self.unreachable = False
         self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
+
+    def image_size(self, image: Image) -> int:
+        self.snapshot_names(image)
+        return len(str(image))
+
+    def identified(self, image: Image) -> Image:
+        self.snapshot_names(image)
+        return replace(image, id=self.ids.get(str(image), f"id of {image}"))
+
+    def watchers(self, image: Image) -> int:
+        assert image.id, "asked by its name, which may be another image's by now"
+        return self.watching.get(str(image), 0)
+
+    @contextmanager
+    def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
+        raise AssertionError("an output on paper reads nothing")
 
     def create_snapshot(self, image: Image, name: str) -> None:
         if self.together:
@@ -61,3 +89,19 @@ class PaperCluster(Cluster):
 
     def remove_lock(self, image: Image, name: str) -> None:
         self.locks.pop(name, None)
+
+
+class PaperClusters(Clusters):
+    """The clusters at some addresses, and one for all others."""
+
+    def __init__(
+        self, cluster: PaperCluster, others: Mapping[ClusterAddress, PaperCluster] | None = None
+    ) -> None:
+        self.cluster = cluster
+        self.others = others or {}
+
+    def __exit__(self, *_: object) -> None:
+        """None of them is open."""
+
+    def at(self, address: ClusterAddress) -> PaperCluster:
+        return self.others.get(address, self.cluster)

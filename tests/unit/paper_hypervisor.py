@@ -7,7 +7,7 @@ from dataclasses import replace
 from backup.errors import DomainGone
 from backup.hypervisor import Hypervisor, HypervisorError
 from backup.journal import Journal
-from backup.model import Domain, State
+from backup.model import Definition, Domain, State
 
 
 class PaperHypervisor(Hypervisor):
@@ -32,6 +32,12 @@ class PaperHypervisor(Hypervisor):
         self.failing_thaws = 0
         self.failing_resumes = 0
         self.gone = False
+        self.closed = False
+        self.then: Domain | None = None  # what it is from the second look on
+        self.uri = domain.uri
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
 
     @property
     def moves(self) -> bool:
@@ -41,7 +47,14 @@ class PaperHypervisor(Hypervisor):
         assert uuid == self.listed.uuid
         if self.gone:
             raise DomainGone("the domain is no longer defined")
-        return replace(self.listed, state=State.PAUSED) if self.paused else self.listed
+        found, self.listed = self.listed, self.then or self.listed
+        return replace(found, state=State.PAUSED) if self.paused else found
+
+    def definition(self, domain: Domain) -> Definition:
+        return Definition(f"<domain>{domain.name}</domain>")
+
+    def state(self, uuid: str) -> State:
+        return self.domain(uuid).state
 
     def probe_agent(self, domain: Domain, timeout: int) -> None:
         self._ask("probe", timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from backup.model import Level
+from backup.model import Level, Phase
 
 
 @dataclass
@@ -12,10 +12,14 @@ class Recorder:
     """Keeps everything. Satisfies model.Reporter."""
 
     messages: list[tuple[Level, str, str]] = field(default_factory=list)
+    phases: list[tuple[str, Phase, float]] = field(default_factory=list)
     progressed: list[tuple[str, str, int, int]] = field(default_factory=list)
 
     def message(self, level: Level, domain: str, text: str) -> None:
         self.messages.append((level, domain, text))
+
+    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+        self.phases.append((domain, phase, limit))
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
         self.progressed.append((domain, target, done, size))

@@ -50,6 +50,7 @@ class Repository:
         binary: str = "restic",
         repository: str = "",
         environment: Mapping[str, str] | None = None,
+        stall_timeout: float = 60,
     ) -> Program:
         return Program(
             binary=binary,
@@ -57,6 +58,7 @@ class Repository:
             password_file=str(self.password_file),
             environment=environment or {},
             options=("--no-cache",),
+            stall_timeout=stall_timeout,
         )
 
     def restic(self, *arguments: str) -> bytes:

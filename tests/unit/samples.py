@@ -8,12 +8,15 @@ from datetime import datetime, timezone
 from typing import Any
 
 import config
-from backup.model import Consistency, Definition, Disk, Domain, Image, RestorePoint, State
+from backup.model import Consistency, Definition, Disk, Domain, Gap, Image, RestorePoint, State
 from backup.settings import Settings, load
 
 MIB = 1 << 20
 UUID = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e01"
 OTHER_UUID = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e02"
+URI = "qemu:///system"
+OTHER_URI = "qemu+ssh://node2/system"
+FSID = "1c8e9e4c-0c4d-4a52-9a61-d5a0d8a7f001"
 RUN = "20240203T040506Z-abcd"
 TAKEN = datetime(2024, 2, 3, 4, 5, 6, 789000, tzinfo=timezone.utc)
 
@@ -29,8 +32,18 @@ def image(text: str) -> Image:
     return Image(pool, name, "/".join(namespace))
 
 
-def rbd_disk(target: str = "vda", shown: str = "vms/web-root") -> Disk:
-    return Disk(target, shown, image(shown))
+def rbd_disk(target: str = "vda", shown: str = "vms/web-root", **changes: Any) -> Disk:
+    return replace(Disk(target, shown, image(shown)), **changes)
+
+
+def broken_disk(target: str = "vdb", shown: str = "vms/gone") -> Disk:
+    """Give a disk on an RBD image that can't be saved."""
+    return Disk(target, shown, not_covered="a partition of an RBD image", gap=Gap.BROKEN)
+
+
+def foreign_disk(target: str = "vdc", shown: str = "/srv/x.qcow2") -> Disk:
+    """Give a disk that is on no RBD image."""
+    return Disk(target, shown, not_covered="no RBD image (file)", gap=Gap.FOREIGN)
 
 
 def domain(
@@ -39,15 +52,17 @@ def domain(
     state: State = State.RUNNING,
     disks: Sequence[Disk] = (rbd_disk(),),
     agent_connected: bool = True,
+    uri: str = URI,
+    **changes: Any,
 ) -> Domain:
-    return Domain(uuid, name, state, tuple(disks), agent_connected)
+    return replace(Domain(uuid, name, state, tuple(disks), agent_connected, uri=uri), **changes)
 
 
-def restore_point(of: Domain, run: str = RUN) -> RestorePoint:
+def restore_point(of: Domain, run: str = RUN, taken: datetime = TAKEN) -> RestorePoint:
     return RestorePoint(
         run=run,
         host="node1",
-        taken=TAKEN,
+        taken=taken,
         domain=of,
         definition=Definition("<domain>inactive</domain>", "<domain>live</domain>"),
         consistency=Consistency.FILESYSTEM,

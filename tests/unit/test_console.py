@@ -9,13 +9,11 @@ from contextlib import suppress
 
 import pytest
 
-from backup.console import Console, finding, listing, selection_json, summary, table
+from backup.console import Console, finding, summary, table
 from backup.errors import BackupError
-from backup.model import Disk, Finding, Level
-from backup.selection import Choice
+from backup.model import Finding, Level
 
-from .samples import UUID, domain, rbd_disk
-from .test_report import FAILED, SAVED, SKIPPED, run_of
+from .test_report import FAILED, LOST, SAVED, SKIPPED, run_of
 
 
 @pytest.fixture
@@ -88,42 +86,16 @@ def test_the_summary_has_a_row_per_domain_and_says_what_it_comes_to() -> None:
     )
 
 
+def test_the_summary_tells_what_kept_domains_from_being_looked_at() -> None:
+    assert summary(run_of(SAVED, errors=(LOST, "two\nlines"))).splitlines()[2:] == [
+        LOST,
+        "two\\nlines",
+        "run 20240203T040506Z-abcd: 1 saved in 61 s",
+    ]
+
+
 def test_a_run_without_domains_had_nothing_to_do() -> None:
     assert summary(run_of()).endswith("run 20240203T040506Z-abcd: nothing to do in 61 s\n")
-
-
-CHOICES = (
-    Choice(domain(disks=[rbd_disk(), Disk("sda", "/x.iso", not_covered="a cdrom")])),
-    Choice(domain("db"), "in EXCLUDE_DOMAINS"),
-    Choice(domain("bare", disks=[]), "no RBD image to back up"),
-)
-
-
-def test_the_list_says_of_each_disk_whether_it_is_backed_up_and_why_not() -> None:
-    assert listing(CHOICES) == (
-        "domain  state    disk  source        backup\n"
-        "web     running  vda   vms/web-root  yes\n"
-        "                 sda   /x.iso        no: a cdrom\n"
-        "db      running  vda   vms/web-root  no: in EXCLUDE_DOMAINS\n"
-        "bare    running                      no: no RBD image to back up\n"
-    )
-
-
-def test_the_list_for_programs_says_the_same() -> None:
-    first, second, third = selection_json(CHOICES)
-    assert first == {
-        "name": "web",
-        "uuid": UUID,
-        "state": "running",
-        "selected": True,
-        "reason": "",
-        "disks": [
-            {"target": "vda", "source": "vms/web-root", "image": "vms/web-root", "reason": ""},
-            {"target": "sda", "source": "/x.iso", "image": None, "reason": "a cdrom"},
-        ],
-    }
-    assert (second["selected"], second["reason"]) == (False, "in EXCLUDE_DOMAINS")
-    assert third["disks"] == []
 
 
 def test_a_finding_is_one_line_or_a_problem_with_its_hint() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from backup import freeze
-from backup.cleanup import let_go_noted
 from backup.errors import BackupError, FreezeFailed
 from backup.freeze import Holder, Standstill
 from backup.hypervisor import HypervisorError
@@ -22,7 +21,7 @@ from backup.model import Consistency, Domain, Level, State
 from .paper_hypervisor import PaperHypervisor
 from .raising import raises
 from .recorder import Recorder
-from .samples import OTHER_UUID, UUID, domain, settings
+from .samples import URI, UUID, domain, settings
 
 FOR_EVER = 1_000_000
 SILENT = HypervisorError("the guest agent does not answer", code=86)
@@ -75,7 +74,7 @@ def guest(tmp_path: Path) -> Guest:
 def test_a_guest_with_an_agent_is_frozen_during_the_block_and_noted_on_disk(guest: Guest) -> None:
     with guest.held_still() as stand:
         assert guest.hypervisor.frozen
-        assert guest.journal.notes() == [Note(UUID, "web", Hold.FREEZE)]
+        assert guest.journal.notes() == [Note(UUID, "web", Hold.FREEZE, URI)]
     assert stand.consistency is Consistency.FILESYSTEM
     assert 0 < stand.seconds < 1
     assert guest.recorder.messages == []
@@ -92,7 +91,7 @@ def test_without_an_agent_the_guest_is_paused(tmp_path: Path) -> None:
     guest = guest_of(domain(agent_connected=False), tmp_path)
     with guest.held_still() as stand:
         assert guest.hypervisor.paused
-        assert guest.journal.notes() == [Note(UUID, "web", Hold.PAUSE)]
+        assert guest.journal.notes() == [Note(UUID, "web", Hold.PAUSE, URI)]
     assert stand.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked == ["pause", "resume"]
     assert guest.recorder.messages == [
@@ -134,7 +133,7 @@ def test_a_guest_that_may_be_frozen_is_never_paused_and_its_note_stays(guest: Gu
     with raises("cannot freeze the guest's file systems", FreezeFailed), guest.held_still(freeze_timeout=0):
         raise AssertionError("the block must not begin")
     assert "pause" not in guest.hypervisor.asked
-    assert guest.journal.notes() == [Note(UUID, "web", Hold.FREEZE)]
+    assert guest.journal.notes() == [Note(UUID, "web", Hold.FREEZE, URI)]
     (told,) = guest.recorder.told(Level.ERROR)
     assert told.startswith("the guest may still be frozen: the guest agent does not answer")
 
@@ -218,7 +217,13 @@ def test_where_pausing_is_switched_off_too_the_guest_runs_on(guest: Guest) -> No
 
 @pytest.mark.parametrize(
     ("state", "consistency"),
-    [(State.SHUT_OFF, Consistency.OFFLINE), (State.PAUSED, Consistency.PAUSED)],
+    [
+        (State.SHUT_OFF, Consistency.OFFLINE),
+        (State.SAVED, Consistency.PAUSED),
+        (State.PAUSED, Consistency.PAUSED),
+        (State.SUSPENDED, Consistency.PAUSED),
+        (State.CRASHED, Consistency.CRASH),
+    ],
 )
 @pytest.mark.parametrize("wanted", ["auto", "required"])
 def test_a_domain_that_does_not_run_is_left_as_it_is(
@@ -289,40 +294,19 @@ def test_a_domain_that_is_gone_meanwhile_needs_no_thaw(guest: Guest) -> None:
     assert guest.journal.notes() == []
 
 
-def test_a_domain_that_was_shut_off_meanwhile_needs_no_thaw(guest: Guest) -> None:
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.CRASHED])
+def test_a_guest_that_is_no_longer_there_needs_no_thaw(guest: Guest, state: State) -> None:
     with guest.held_still():
-        guest.hypervisor.listed = domain(state=State.SHUT_OFF)
+        guest.hypervisor.listed = domain(state=state)
     assert "thaw" not in guest.hypervisor.asked
     assert guest.journal.notes() == []
 
 
-@pytest.mark.parametrize("hold", Hold)
-def test_what_a_killed_run_noted_is_let_go_by_the_next_one(guest: Guest, tmp_path: Path, hold: Hold) -> None:
-    guest.journal.write(domain(), hold)
-    guest.hypervisor.frozen, guest.hypervisor.paused = hold is Hold.FREEZE, hold is Hold.PAUSE
-    guest_settings = settings(runtime_dir=str(tmp_path))
-    assert let_go_noted(guest.hypervisor, guest_settings, guest.recorder) == 0
-    assert guest.recorder.told(Level.WARNING) == [
-        f"let go: a backup that was killed had left a {hold.value} behind"
-    ]
-    guest.assert_runs()
-
-
-def test_what_can_t_be_let_go_is_told_counted_and_kept_for_the_next_run(guest: Guest, tmp_path: Path) -> None:
-    guest.journal.write(domain(), Hold.FREEZE)
-    guest.hypervisor.frozen = True
-    guest.hypervisor.failing_thaws = FOR_EVER
-    guest_settings = settings(runtime_dir=str(tmp_path), freeze_timeout=0)
-    assert let_go_noted(guest.hypervisor, guest_settings, guest.recorder) == 1
-    (told,) = guest.recorder.told(Level.ERROR)
-    assert told.startswith("the guest may still be frozen")
+def test_a_domain_that_was_saved_while_it_stood_still_stays_noted_as_it_comes_back_frozen(
+    guest: Guest,
+) -> None:
+    message = "the guest was saved while it stood still, and will come back like that"
+    with raises(message) as caught, guest.held_still():
+        guest.hypervisor.listed = domain(state=State.SAVED)
+    assert caught.value.hint == "start it, then main.py cleanup"
     assert [note.uuid for note in guest.journal.notes()] == [UUID]
-
-
-def test_of_a_worker_that_died_only_its_own_domain_is_let_go(guest: Guest, tmp_path: Path) -> None:
-    guest.journal.write(domain(), Hold.FREEZE)
-    guest.journal.write(domain("db", OTHER_UUID), Hold.FREEZE)
-    guest.hypervisor.frozen = True
-    assert let_go_noted(guest.hypervisor, settings(runtime_dir=str(tmp_path)), guest.recorder, UUID) == 0
-    assert guest.hypervisor.moves
-    assert [note.uuid for note in guest.journal.notes()] == [OTHER_UUID]

@@ -10,7 +10,7 @@ import pytest
 from backup.journal import Hold, Journal, Note
 
 from .raising import raises
-from .samples import OTHER_UUID, UUID, domain
+from .samples import OTHER_URI, OTHER_UUID, URI, UUID, domain
 
 WEB = domain("web 1/größe")
 
@@ -23,11 +23,11 @@ def journal(tmp_path: Path) -> Journal:
 def test_a_note_is_there_from_when_it_is_written_until_it_is_erased(journal: Journal, tmp_path: Path) -> None:
     assert (journal.notes(), journal.holds(UUID)) == ([], False)
     journal.write(WEB, Hold.FREEZE)
-    journal.write(domain("db", OTHER_UUID), Hold.PAUSE)
+    journal.write(domain("db", OTHER_UUID, uri=OTHER_URI), Hold.PAUSE)
     assert journal.holds(UUID)
     assert Journal(str(tmp_path)).notes() == [
-        Note(UUID, "web 1/größe", Hold.FREEZE),
-        Note(OTHER_UUID, "db", Hold.PAUSE),
+        Note(UUID, "web 1/größe", Hold.FREEZE, URI),
+        Note(OTHER_UUID, "db", Hold.PAUSE, OTHER_URI),
     ]
     journal.erase(UUID)
     journal.erase(UUID)

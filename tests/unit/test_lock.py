@@ -9,13 +9,11 @@ from dataclasses import replace
 import pytest
 
 from backup.cluster import Claim, LockHeld
-from backup.connect import Clusters
 from backup.errors import BackupError
 from backup.lock import DomainLock, lock_of
-from backup.model import ClusterAddress
 from backup.stop import StopRequest
 
-from .paper_cluster import PaperCluster
+from .paper_cluster import PaperCluster, PaperClusters
 from .raising import raises
 from .recorder import Recorder
 from .samples import UUID, domain, image
@@ -43,16 +41,6 @@ def held(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder, duration: float = 3600
 ) -> AbstractContextManager[None]:
     return lock(cluster, duration).held(stop, recorder, "web")
-
-
-class PaperClusters(Clusters):
-    """The one cluster, at every address."""
-
-    def __init__(self, cluster: PaperCluster) -> None:
-        self.cluster = cluster
-
-    def at(self, _address: ClusterAddress) -> PaperCluster:
-        return self.cluster
 
 
 def test_the_lock_lies_beside_the_first_image_of_the_definition(cluster: PaperCluster) -> None:

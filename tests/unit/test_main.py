@@ -5,93 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
 
 import pytest
 
 from backup import __version__
 
-from .repository import Repository
-from .samples import OTHER_UUID, UUID
-
-PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
-MAIN = Path(__file__).parents[2] / "main.py"
-
-NODE = f"""
-<node>
-  <domain type='test'><name>web</name><uuid>{UUID}</uuid><memory>1024</memory><os><type>hvm</type></os>
-    <devices>
-      <disk type='network'><source protocol='rbd' name='vms/web-root'/><target dev='vda'/></disk>
-      <disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>
-    </devices>
-  </domain>
-  <domain type='test'><name>plain</name><uuid>{OTHER_UUID}</uuid><memory>1024</memory>
-    <os><type>hvm</type></os>
-  </domain>
-</node>
-"""
-
-
-Done = subprocess.CompletedProcess[str]
-
-
-class Node:
-    """A node of libvirt's test driver with one RBD domain, whose cluster can't be reached."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.settings = directory / "settings.py"
-        self.repository = Repository(directory)
-        self.runtime_dir = directory / "run"
-        self.report_file = directory / "report.json"
-        (directory / "node.xml").write_text(NODE)
-        self.constants: dict[str, Any] = {
-            "LIBVIRT_URI": f"test://{directory}/node.xml",
-            "CEPH_CONF": f"{directory}/no.conf",
-            "RESTIC_REPOSITORY": str(self.repository.path),
-            "RESTIC_PASSWORD_FILE": str(self.repository.password_file),
-            "RESTIC_OPTIONS": ["--no-cache"],
-            "RUNTIME_DIR": str(self.runtime_dir),
-            "REPORT_FILE": str(self.report_file),
-        }
-
-    def configure(self, **constants: Any) -> None:
-        merged = {**self.constants, **constants}
-        self.settings.write_text("".join(f"{name} = {value!r}\n" for name, value in merged.items()))
-        self.settings.chmod(0o600)
-
-    def run(self, *words: str, **constants: Any) -> Done:
-        """Run main.py with these words, and constants changed, in a directory of its own."""
-        self.configure(**constants)
-        return self.start(words)
-
-    def run_each(self, *lines: str, **constants: Any) -> dict[str, Done]:
-        """Run main.py with the words of each line, all at the same time."""
-        self.configure(**constants)
-        with ThreadPoolExecutor() as threads:
-            return dict(zip(lines, threads.map(lambda line: self.start(line.split()), lines)))
-
-    def start(
-        self,
-        words: Sequence[str],
-        command: Sequence[str] = (PYTHON, str(MAIN)),
-        stdout: int | IO[str] = subprocess.PIPE,
-    ) -> Done:
-        environment = {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(self.settings)}
-        return subprocess.run(
-            [*command, *words],
-            cwd=self.directory,
-            env=environment,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=30,
-            check=False,
-        )
+from .program_node import MAIN, PYTHON, Done, Node
+from .samples import UUID
 
 
 @pytest.fixture
@@ -170,7 +92,9 @@ def test_a_run_without_rbd_domains_has_nothing_to_do(node: Node) -> None:
     done = node.run("backup", EXCLUDE_IMAGES=["*"])
     assert (done.returncode, done.stderr) == (0, "")
     assert ": nothing to do in " in done.stdout
-    assert json.loads(node.report_file.read_text())["domains"] == []
+    domains = json.loads(node.report_file.read_text())["domains"]
+    told = {one["name"]: (one["status"], one["reason"]) for one in domains}
+    assert told == dict.fromkeys(("plain", "web"), ("skipped", "no RBD image to back up"))
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +122,9 @@ def test_a_domain_that_fails_is_told_in_the_summary_the_report_and_the_exit_code
     assert f"failed: {reason}\n" in done.stdout
     assert ": 1 failed in " in done.stdout
     report = json.loads(node.report_file.read_text())
-    ((name, status, told),) = [(one["name"], one["status"], one["reason"]) for one in report["domains"]]
-    assert (name, status, told, report["exit_code"]) == ("web", "failed", reason, 3)
+    told = {one["name"]: (one["status"], one["reason"]) for one in report["domains"]}
+    assert told == {"web": ("failed", reason), "plain": ("skipped", "no RBD image to back up")}
+    assert report["exit_code"] == 3
     assert node.repository.snapshot_count() == 0
     assert [path.name for path in node.runtime_dir.iterdir()] == ["run.lock"]
 
@@ -223,16 +148,17 @@ def test_a_standard_output_that_is_full_does_not_cost_the_report(node: Node) -> 
 def test_a_dry_run_shows_what_would_be_backed_up(answers: dict[str, Done]) -> None:
     done = answers["backup --dry-run web"]
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines() if line.endswith("yes")] == ["web"]
+    assert [line.split()[0] for line in done.stdout.splitlines() if " yes (" in line] == ["web"]
+    assert "yes (named)" in done.stdout
 
 
 def test_list_shows_every_domain_and_disk_and_why_it_is_left_out(answers: dict[str, Done]) -> None:
     done = answers["list"]
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split() for line in done.stdout.splitlines()[1:]] == [
-        ["plain", "running", "no:", "no", "RBD", "image", "to", "back", "up"],
-        ["web", "running", "vda", "vms/web-root", "yes"],
-        ["sda", "no:", "cdrom", "without", "a", "medium"],
+        ["plain", "running", "auto", "(FREEZE)", "no:", "no", "RBD", "image", "to", "back", "up"],
+        ["web", "running", "auto", "(FREEZE)", "vda", "vms/web-root", "yes", "(INCLUDE_DOMAINS)"],
+        ["sda", "no:", "a", "cdrom", "without", "a", "medium"],
     ]
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from backup.manifest import pack
-from backup.model import Definition, Disk, SavedImage
+from backup.model import ClusterAddress, Definition, Disk, SavedImage
 
 from .samples import RUN, UUID, domain, rbd_disk, restore_point
 
 SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd")
-DISKS = (rbd_disk(), Disk("sda", "", not_covered="cdrom without a medium"))
+DISKS = (rbd_disk(), Disk("sda", "", not_covered="a cdrom without a medium"))
 POINT = restore_point(domain(disks=DISKS))
 
 
@@ -46,7 +47,25 @@ def test_it_tells_what_was_saved_from_where_and_how() -> None:
 
 def test_it_tells_which_disks_it_does_not_cover_and_why() -> None:
     manifest = json.loads(unpacked(pack(POINT, [SAVED]))["manifest.json"])
-    assert manifest["not_covered"] == [{"target": "sda", "source": "", "reason": "cdrom without a medium"}]
+    assert manifest["not_covered"] == [{"target": "sda", "source": "", "reason": "a cdrom without a medium"}]
+
+
+def not_covered(disks: Sequence[Disk], *saved: SavedImage) -> dict[str, str]:
+    """Give what the manifest says of the disks that these images do not cover."""
+    point = restore_point(domain(disks=disks))
+    manifest = json.loads(unpacked(pack(point, saved))["manifest.json"])
+    return {one["target"]: one["reason"] for one in manifest["not_covered"]}
+
+
+def test_a_disk_whose_image_is_saved_as_another_s_says_of_which() -> None:
+    disks = (rbd_disk(), rbd_disk("vdb", "vms/data"), rbd_disk("vdc"), rbd_disk("vdd", "vms/data"))
+    data = replace(SAVED, target="vdb", image="vms/data")
+    assert not_covered(disks, SAVED, data) == {"vdc": "the same image as vda", "vdd": "the same image as vdb"}
+
+
+def test_images_of_one_name_in_two_clusters_are_both_covered() -> None:
+    other = rbd_disk("vdb", "vms/web-root", address=ClusterAddress(("ceph2",)))
+    assert not_covered((rbd_disk(), other), SAVED, replace(SAVED, target="vdb")) == {}
 
 
 def test_the_definition_is_in_files_of_its_own() -> None:

@@ -63,8 +63,11 @@ def done(*names: str, workers: int = 4) -> Done:
     def worker_died(order: JobOrder) -> None:
         done.told_dead.append(order.name)
 
-    jobs = Pool(settings(workers=workers), NoOutput(), done.recorder, done.recorder.stop, worker_died)
-    done.results = {result.name: result for result in jobs.run(orders(*names))}
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    recorder = done.recorder
+    with end, lifeline:
+        jobs = Pool(settings(workers=workers), NoOutput(), recorder, recorder.stop, lifeline, worker_died)
+        done.results = {result.name: result for result in jobs.run(orders(*names))}
     return done
 
 
@@ -99,3 +102,28 @@ def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
 
 def test_without_jobs_there_is_nothing_to_wait_for() -> None:
     assert done().results == {}
+
+
+def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool, "HUNG_GRACE", 0.3)
+    all_done = done("hangs", "good")
+    assert all_done.results["hangs"].status is Status.FAILED
+    assert all_done.results["hangs"].reason == (
+        "no sign of life for 0 s while streaming; its worker process was killed by SIGKILL"
+    )
+    assert all_done.told_dead == ["hangs"]
+    assert all_done.results["good"].status is Status.SAVED
+
+
+def test_a_worker_that_can_still_clean_up_when_it_hung_is_not_killed() -> None:
+    all_done = done("hangs and stops")
+    assert (
+        all_done.results["hangs and stops"].reason == "no sign of life for 0 s while preparing; interrupted"
+    )
+    assert all_done.told_dead == []
+
+
+def test_progress_is_a_sign_of_life() -> None:
+    assert done("slow").results["slow"].status is Status.SAVED

@@ -7,10 +7,11 @@ import stat
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backup.model import Consistency, JobResult, SavedImage, Status
+from backup.model import Consistency, Disk, JobResult, SavedImage, Status
 from backup.report import RunResult, write_report
 
 from .raising import raises
@@ -25,36 +26,45 @@ SAVED = JobResult(
     frozen_seconds=0.12345,
     seconds=2.5,
     images=(IMAGE,),
+    not_covered=(Disk("vdb", "/srv/x", not_covered="no RBD image (file)"),),
 )
 FAILED = JobResult("db", UUID, Status.FAILED, reason="no answer", hint="is it on?")
 SKIPPED = JobResult("gone", UUID, Status.SKIPPED, reason="gone")
 
 
-def run_of(*results: JobResult, signal_number: int = 0) -> RunResult:
-    return RunResult(RUN, "node1", TAKEN, TAKEN + timedelta(seconds=61), results, signal_number)
+LOST = "cannot connect to libvirt at qemu+ssh://node2/system: no route to host"
+
+
+def run_of(*results: JobResult, **changes: Any) -> RunResult:
+    return RunResult(RUN, "node1", TAKEN, TAKEN + timedelta(seconds=61), results, **changes)
 
 
 @pytest.mark.parametrize(
-    ("results", "signal_number", "code"),
+    ("results", "changes", "code"),
     [
-        ([], 0, 0),
-        ([SAVED], 0, 0),
-        ([SAVED, SKIPPED], 0, 0),
-        ([SAVED, FAILED, SKIPPED], 0, 3),
-        ([SAVED], 2, 130),
-        ([SAVED, FAILED], 15, 143),
+        ([], {}, 0),
+        ([SAVED], {}, 0),
+        ([SAVED, SKIPPED], {}, 0),
+        ([SAVED, FAILED, SKIPPED], {}, 3),
+        ([SAVED], {"errors": [LOST]}, 3),
+        ([], {"errors": [LOST]}, 3),
+        ([], {"nothing_done": True}, 1),
+        ([], {"nothing_done": True, "errors": [LOST]}, 1),
+        ([SAVED], {"signal_number": 2}, 130),
+        ([SAVED, FAILED], {"signal_number": 15}, 143),
+        ([], {"signal_number": 15, "nothing_done": True, "errors": [LOST]}, 143),
     ],
 )
 def test_the_exit_code_tells_failures_and_interruptions(
-    results: Sequence[JobResult], signal_number: int, code: int
+    results: Sequence[JobResult], changes: Any, code: int
 ) -> None:
-    assert run_of(*results, signal_number=signal_number).exit_code == code
+    assert run_of(*results, **changes).exit_code == code
 
 
 def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("of the last run")
-    write_report(run_of(SAVED, FAILED), str(path))
+    write_report(run_of(SAVED, FAILED, errors=(LOST,)), str(path))
     report = json.loads(path.read_text())
     domains = report.pop("domains")
     assert report == {
@@ -63,6 +73,7 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) 
         "started": "2024-02-03T04:05:06+00:00",
         "finished": "2024-02-03T04:06:07+00:00",
         "exit_code": 3,
+        "errors": [LOST],
     }
     assert domains[0] == {
         "name": "web",
@@ -83,6 +94,7 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) 
                 "restore_id": "0123abcd",
             }
         ],
+        "not_covered": [{"target": "vdb", "source": "/srv/x", "reason": "no RBD image (file)"}],
     }
     assert (domains[1]["status"], domains[1]["reason"], domains[1]["consistency"]) == (
         "failed",

@@ -8,49 +8,33 @@ import shutil
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backup.errors import Interrupted
-from backup.model import Reporter, SavedImage
-from backup.stop import StopRequest
+from backup.model import SavedImage
 from outputs import restic
 from outputs.restic import Restic
-from outputs.restic_process import Program
 
+from .jobs_on_paper import JobOnPaper
 from .memory_snapshot import MemorySnapshot, MemorySource
 from .raising import raises
 from .recorder import Recorder
 from .repository import Repository
-from .samples import MIB, OTHER_UUID, RUN, UUID, domain, rbd_disk, restore_point
+from .samples import MIB, RUN, UUID, domain, rbd_disk, restore_point
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 DATA = bytes(range(1, 256)) * 5000
 
 
-@dataclass
-class JobOnPaper:
-    """Satisfies model.Job."""
-
-    reporter: Reporter = field(default_factory=Recorder)
-    stop: StopRequest = field(default_factory=StopRequest)
-
-    def check_stop(self) -> None:
-        self.stop.check()
-
-
 def save(
-    repository: Repository,
-    sources: Sequence[MemorySource] = (),
-    name: str = "web",
-    uuid: str = UUID,
-    run: str = RUN,
+    repository: Repository, sources: Sequence[MemorySource] = (), name: str = "web"
 ) -> Sequence[SavedImage]:
-    point = restore_point(domain(name, uuid, disks=[source.disk for source in sources]), run)
+    point = restore_point(domain(name, disks=[source.disk for source in sources]))
     return Restic(repository.program()).save(point, sources, JobOnPaper())
 
 
@@ -70,7 +54,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     sources = [
         MemorySource(
             MemorySnapshot(9 * MIB + 513, {0: DATA, 5 * MIB - 2: DATA, 9 * MIB + 512: b"x"}),
-            rbd_disk("vda", "ssd/tests/web root, 100%"),
+            rbd_disk("vda", "ssd/tests/web root, 100%", encryption="luks2"),
         ),
         MemorySource(MemorySnapshot(0), rbd_disk("vdb", "vms/empty")),
     ]
@@ -98,10 +82,12 @@ def test_each_image_and_the_definition_are_a_snapshot_with_the_domain_as_host(sa
     assert set(saved.snapshots) == {"vda.img of web", "definition.tar of web"}
 
 
-def test_tags_tell_run_uuid_consistency_disk_and_image_and_nothing_splits_them(saved: Saved) -> None:
+def test_tags_tell_run_uuid_consistency_disk_image_and_encryption_and_nothing_splits_them(
+    saved: Saved,
+) -> None:
     common = {"virt-rbd-backup", f"run={RUN}", f"uuid={UUID}", "consistency=filesystem"}
     assert {name: set(one["tags"]) - common for name, one in saved.snapshots.items()} == {
-        "vda.img of web": {"disk=vda", "image=ssd/tests/web root%2C 100%25"},
+        "vda.img of web": {"disk=vda", "image=ssd/tests/web root%2C 100%25", "encryption=luks2"},
         "definition.tar of web": {"definition"},
     }
     assert all(common <= set(one["tags"]) for one in saved.snapshots.values())
@@ -125,7 +111,6 @@ def test_nothing_is_locked_afterwards(saved: Saved) -> None:
 
 
 ODD_NAMES = ("--delete", "a,b", "x/größe")
-OTHERS = {"other-domain": (OTHER_UUID, RUN), "other-run": (UUID, RUN.replace("2024", "2025"))}
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +119,9 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Repository]
 
     One each, as they are made at the same time: restic 0.14 may then wait 40 s for a lock that is gone.
     """
-    points = {**dict.fromkeys(ODD_NAMES, (UUID, RUN)), **OTHERS}
-    repositories = {name: Repository(tmp_path_factory.mktemp("manifest")) for name in points}
-
-    def save_manifest(name: str) -> None:
-        uuid, run = points[name]
-        save(repositories[name], name=name, uuid=uuid, run=run)
-
+    repositories = {name: Repository(tmp_path_factory.mktemp("manifest")) for name in ODD_NAMES}
     with ThreadPoolExecutor() as threads:
-        [*threads.map(save_manifest, points)]
+        [*threads.map(lambda name: save(repositories[name], name=name), ODD_NAMES)]
     return repositories
 
 
@@ -181,8 +160,9 @@ def test_a_request_to_stop_within_an_image_begins_no_other_and_no_manifest(
     ]
     with raises("interrupted", Interrupted):
         Restic(repository.program(str(fake))).save(restore_point(domain()), sources, job)
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert ["image=vms/vda" in call for call in calls if "--stdin" in call] == [True]
+    (call,) = [call for call in (tmp_path / "calls").read_text().splitlines() if "--stdin" in call]
+    assert "image=vms/vda" in call
+    assert "encryption" not in call, "it is not encrypted"
 
 
 def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk(
@@ -197,7 +177,8 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
     recorder = Recorder()
     sources = [MemorySource(MemorySnapshot(size, {4 * MIB: b"x"}), rbd_disk("vdb", "vms/web-data"))]
     job = JobOnPaper(recorder)
-    Restic(repository.program(str(fake))).save(restore_point(domain()), sources, job)
+    point = restore_point(domain(disks=[source.disk for source in sources]))
+    Restic(repository.program(str(fake))).save(point, sources, job)
     assert recorder.progressed == [("web", "vdb", 4 * MIB + 1, size)]
     ((_, name, text),) = recorder.messages
     assert name == "web"
@@ -228,64 +209,3 @@ def test_discard_tries_again_only_while_the_repository_may_be_locked(
     with raises(f"restic snapshots failed with exit code {code}"):
         Restic(repository.program(str(fake))).discard_incomplete(RUN, patient=True)
     assert len((tmp_path / "calls").read_text().splitlines()) == calls
-
-
-def test_a_repository_that_can_take_a_backup_has_no_problems(repository: Repository) -> None:
-    assert Restic(repository.program()).problems() == []
-    assert Restic(repository.program()).configuration_errors() == []
-    assert repository.locks() == []
-
-
-def test_problems_tell_of_a_wrong_password_and_a_missing_repository(
-    repository: Repository, tmp_path: Path
-) -> None:
-    (missing,) = Restic(repository.program(repository=str(tmp_path / "nowhere"))).problems()
-    assert "unable to open config file" in missing.message
-    repository.password_file.write_text("battery horse")
-    (wrong,) = Restic(repository.program()).problems()
-    assert "wrong password" in wrong.message
-
-
-@pytest.mark.parametrize(
-    ("printed", "message"),
-    [
-        ("restic 0.13.1 compiled with go1.18", "restic is 0.13.1, 0.14.0 or newer is needed"),
-        ("borg 1.2.4", "{} is not restic"),
-    ],
-)
-def test_problems_tell_of_a_program_that_is_too_old_or_something_else(
-    repository: Repository, tmp_path: Path, printed: str, message: str
-) -> None:
-    fake = tmp_path / "fake-restic"
-    fake.write_text(f"#!/bin/sh\necho '{printed}'\n")
-    fake.chmod(0o700)
-    (problem,) = Restic(repository.program(str(fake))).problems()
-    assert problem.message == message.format(fake)
-
-
-def messages(program: Program) -> list[str]:
-    return [error.message for error in Restic(program).configuration_errors()]
-
-
-def test_a_missing_repository_and_password_are_both_told() -> None:
-    assert messages(Program("restic", "", "", {}, ())) == [
-        "RESTIC_REPOSITORY is not set",
-        "RESTIC_PASSWORD_FILE is not set",
-    ]
-
-
-def test_restic_s_own_variables_can_name_repository_and_password() -> None:
-    environment = {"RESTIC_REPOSITORY_FILE": "/x", "RESTIC_PASSWORD_COMMAND": "/y"}
-    assert messages(Program("restic", "", "", environment, ())) == []
-
-
-def test_a_password_file_has_to_be_there_closed_to_others_and_not_empty(repository: Repository) -> None:
-    path = repository.password_file
-    path.chmod(0o640)
-    (open_to_others,) = messages(repository.program())
-    assert open_to_others.startswith(f"RESTIC_PASSWORD_FILE {path} is open to others (mode 0640, owner ")
-    path.chmod(0o600)
-    path.write_text(" \n")
-    assert messages(repository.program()) == [f"RESTIC_PASSWORD_FILE {path} is empty"]
-    path.unlink()
-    assert messages(repository.program()) == [f"RESTIC_PASSWORD_FILE {path}: no such file or directory"]

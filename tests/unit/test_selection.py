@@ -6,15 +6,25 @@ from typing import Any
 
 import pytest
 
-from backup.errors import ConfigError
-from backup.model import Disk, Domain
-from backup.selection import choose, covered
+from backup.errors import BackupError, ConfigError
+from backup.model import Domain, Override, State
+from backup.selection import Choice, choose
 
-from .samples import OTHER_UUID, UUID, domain, rbd_disk, settings
+from .samples import (
+    OTHER_URI,
+    OTHER_UUID,
+    URI,
+    UUID,
+    broken_disk,
+    domain,
+    foreign_disk,
+    rbd_disk,
+    settings,
+)
 
 WEB = domain("web", UUID, disks=[rbd_disk("vda", "vms/web-root"), rbd_disk("vdb", "ssd/scratch/web-tmp")])
 DB = domain("db-1", OTHER_UUID)
-FILE = domain("file", "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e03", disks=[Disk("vda", "/x.img", not_covered="…")])
+FILE = domain("file", "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e03", disks=[foreign_disk()])
 ALL = (WEB, DB, FILE)
 
 
@@ -63,14 +73,128 @@ def test_every_unknown_name_is_told_together_with_the_known_ones() -> None:
     assert caught.value.errors[0].hint == "this node's domains: web, db-1, file"
 
 
-def test_an_excluded_image_leaves_its_disk_uncovered_and_says_so() -> None:
-    (choice,) = choose([WEB], settings(exclude_images=["ssd/scratch/*"]))
-    root, scratch = choice.domain.disks
-    assert choice.skipped == ""
-    assert (str(root.image), root.not_covered) == ("vms/web-root", "")
-    assert (scratch.image, scratch.not_covered) == (None, "in EXCLUDE_IMAGES")
-    assert covered(WEB, settings(exclude_images=["ssd/scratch/*"])) == choice.domain
+def test_a_long_list_of_known_domains_is_left_to_the_list_command() -> None:
+    many = tuple(domain(f"d{number}", str(number)) for number in range(11))
+    for domains, hint in ((many[:10], "this node's domains: d0, d1, "), (many, "see `main.py list`")):
+        with pytest.raises(ConfigError) as caught:
+            skipped("wbe", domains=domains)
+        assert caught.value.errors[0].hint.startswith(hint)
 
 
 def test_a_domain_whose_every_image_is_excluded_is_not_backed_up() -> None:
     assert skipped(exclude_images=["*"])["web"] == "no RBD image to back up"
+
+
+def test_a_domain_without_any_disk_has_nothing_to_back_up() -> None:
+    assert skipped(domains=(domain(disks=()),)) == {"web": "no RBD image to back up"}
+
+
+def test_a_domain_of_which_an_image_can_t_be_saved_is_selected_so_that_its_failure_is_told() -> None:
+    assert skipped(domains=(domain(disks=[broken_disk()]),)) == {"web": ""}
+
+
+def test_a_domain_that_can_t_be_read_is_selected_so_that_its_failure_is_told() -> None:
+    unreadable = domain(disks=(), problem=BackupError("cannot read the domain's definition"))
+    assert skipped(domains=(unreadable,)) == {"web": ""}
+    assert skipped(domains=(unreadable,), exclude_domains=["web"]) == {"web": "in EXCLUDE_DOMAINS"}
+
+
+def test_a_domain_that_migrated_away_is_another_node_s() -> None:
+    assert skipped(domains=(domain(state=State.ELSEWHERE),)) == {"web": "migrated to another node"}
+
+
+def choice(override: Override, *names: str, **constants: Any) -> Choice:
+    (choice,) = choose([domain(override=override)], settings(**constants), names)
+    return choice
+
+
+@pytest.mark.parametrize("constants", [{"include_domains": ["db"]}, {"exclude_domains": ["*"]}])
+def test_a_domain_that_enables_itself_is_backed_up_whatever_the_patterns_say(constants: Any) -> None:
+    chosen = choice(Override(enabled=True), **constants)
+    assert (chosen.skipped, chosen.selected_by) == ("", "its metadata")
+
+
+@pytest.mark.parametrize("names", [(), ("web",)])
+def test_a_domain_that_disables_itself_is_not_backed_up_even_if_it_is_named(names: tuple[str, ...]) -> None:
+    assert choice(Override(enabled=False), *names).skipped == "disabled in its metadata"
+
+
+def test_a_domain_that_says_nothing_is_selected_by_the_patterns_or_by_its_name() -> None:
+    assert choice(Override(freeze="never")).selected_by == "INCLUDE_DOMAINS"
+    assert choice(Override(), "web", include_domains=[]).selected_by == "named"
+    assert choice(Override(enabled=True), "web").selected_by == "named"
+
+
+def test_an_excluded_domain_stays_so_even_if_it_is_named() -> None:
+    assert choice(Override(), "web", exclude_domains=["web"]).skipped == "in EXCLUDE_DOMAINS"
+    assert choice(Override(enabled=True), "web", exclude_domains=["web"]).skipped == ""
+
+
+def test_a_domain_that_enables_itself_is_still_left_out_where_others_are_named() -> None:
+    found = skipped("db-1", domains=(domain(override=Override(enabled=True)), DB))
+    assert found == {"web": "not named", "db-1": ""}
+
+
+def test_a_domain_that_enables_itself_is_no_other_node_s_and_needs_an_image() -> None:
+    enabled = Override(enabled=True)
+    elsewhere = domain(state=State.ELSEWHERE, override=enabled)
+    assert skipped(domains=(elsewhere,)) == {"web": "migrated to another node"}
+    assert skipped(domains=(domain(disks=(), override=enabled),)) == {"web": "no RBD image to back up"}
+
+
+@pytest.mark.parametrize(
+    ("freeze", "constants", "expected"),
+    [
+        ("", {}, ("auto", "FREEZE")),
+        ("", {"freeze": "required"}, ("required", "FREEZE")),
+        ("never", {"freeze": "required"}, ("never", "its metadata")),
+        ("auto", {"freeze": "never"}, ("auto", "its metadata")),
+    ],
+)
+def test_the_freeze_is_the_domain_s_own_where_it_says_so(
+    freeze: str, constants: Any, expected: tuple[str, str]
+) -> None:
+    chosen = choice(Override(freeze=freeze), **constants)
+    assert (chosen.freeze, chosen.freeze_from) == expected
+
+
+def chosen_at(*states: State, names: tuple[str, ...] = (), **constants: Any) -> list[str]:
+    """Say of a domain that several libvirts define in these states what is chosen of each."""
+    uris = (URI, OTHER_URI, "test:///default")
+    defined = [domain(state=state, uri=uri) for uri, state in zip(uris, states)]
+    return [one.skipped for one in choose(defined, settings(**constants), names)]
+
+
+@pytest.mark.parametrize("state", [state for state in State if state.active])
+def test_a_domain_that_several_libvirts_define_is_chosen_where_it_is_active(state: State) -> None:
+    assert chosen_at(State.ELSEWHERE, State.SHUT_OFF, state) == ["runs at test:///default"] * 2 + [""]
+
+
+def test_one_that_is_active_nowhere_is_chosen_where_it_did_not_migrate_from() -> None:
+    assert chosen_at(State.ELSEWHERE, State.SHUT_OFF) == [f"defined too at {OTHER_URI}", ""]
+    assert chosen_at(State.ELSEWHERE, State.SAVED) == [f"defined too at {OTHER_URI}", ""]
+
+
+def test_otherwise_the_first_libvirt_wins() -> None:
+    assert chosen_at(State.RUNNING, State.RUNNING) == ["", f"runs at {URI}"]
+    assert chosen_at(State.SAVED, State.SHUT_OFF) == ["", f"defined too at {URI}"]
+    assert chosen_at(State.ELSEWHERE, State.ELSEWHERE) == [
+        "migrated to another node",
+        f"defined too at {URI}",
+    ]
+
+
+def test_a_libvirt_that_can_t_read_the_domain_is_the_last_that_is_chosen() -> None:
+    problem = BackupError("cannot read the domain's definition")
+    unreadable = domain(state=State.BUSY, disks=(), problem=problem)
+    for state in (State.RUNNING, State.BUSY):
+        both = [unreadable, domain(state=state, uri=OTHER_URI)]
+        assert [one.skipped for one in choose(both, settings())] == [f"runs at {OTHER_URI}", ""]
+
+
+def test_naming_a_domain_does_not_choose_it_twice() -> None:
+    assert chosen_at(State.SHUT_OFF, State.RUNNING, names=("web",)) == [f"runs at {OTHER_URI}", ""]
+
+
+def test_domains_of_one_name_are_two_if_their_uuids_differ() -> None:
+    assert [one.skipped for one in choose([WEB, domain("web", OTHER_UUID)], settings())] == ["", ""]

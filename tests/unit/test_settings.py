@@ -52,8 +52,19 @@ def test_a_file_of_ones_own_needs_only_what_differs_and_may_hold_helpers(overrid
 
 
 WRONG = {
-    "LIBVIRT_URI = ''": "has to be a string that is not empty",
-    "LIBVIRT_URI = 'qemu\\0'": "has to be a string that is not empty",
+    **dict.fromkeys(
+        [
+            "LIBVIRT_URI = ''",
+            "LIBVIRT_URI = 'qemu\\0'",
+            "LIBVIRT_URI = None",
+            "LIBVIRT_URI = 7",
+            "LIBVIRT_URI = []",
+            "LIBVIRT_URI = ['qemu:///system', '']",
+            "LIBVIRT_URI = ['qemu:///system', 7]",
+            "LIBVIRT_URI = {'qemu:///system'}",
+        ],
+        "has to be a string, or a list of strings, that are not empty",
+    ),
     "CEPH_CONF = 'ceph.conf'": "has to be an absolute path",
     "CEPH_CONF = ''": "has to be an absolute path",
     "CEPH_TIMEOUT = 0": "has to be a whole number from 1 to 3600",
@@ -61,6 +72,10 @@ WRONG = {
     "INCLUDE_DOMAINS = 'web'": "has to be a list of strings",
     "EXCLUDE_DOMAINS = ['web', 1]": "has to be a list of strings",
     "EXCLUDE_IMAGES = None": "has to be a list of strings",
+    "UNCOVERED_DISKS = 'ignore'": "has to be one of 'report', 'fail'",
+    "UNCOVERED_DISKS = True": "has to be one of 'report', 'fail'",
+    "MIN_AGE = -1": "has to be a whole number of at least 0",
+    "MIN_AGE = 3600.0": "has to be a whole number of at least 0",
     "WORKERS = '3'": "has to be a whole number from 1 to 64",
     "WORKERS = True": "has to be a whole number from 1 to 64",
     "WORKERS = 65": "has to be a whole number from 1 to 64",
@@ -100,6 +115,9 @@ def test_a_wrong_value_is_shown_as_python_has_it(override: Path) -> None:
     [
         "WORKERS = 64",
         "MAX_READ_RATE = 0",
+        "MIN_AGE = 10_000_000",
+        "UNCOVERED_DISKS = 'fail'",
+        "LIBVIRT_URI = ['qemu:///system']",
         "INCLUDE_DOMAINS = ('web', 'db-*')",
         "RESTIC_PASSWORD_FILE = ''",
         "RESTIC_ENVIRONMENT = {'AWS_ACCESS_KEY_ID': 'x'}",
@@ -108,6 +126,21 @@ def test_a_wrong_value_is_shown_as_python_has_it(override: Path) -> None:
 def test_a_value_at_the_edge_of_what_is_allowed_is_taken(override: Path, line: str) -> None:
     override.write_text(line)
     load(vars(config), override)
+
+
+@pytest.mark.parametrize(
+    ("given", "uris"),
+    [
+        ("'qemu:///system'", ("qemu:///system",)),
+        ("['qemu:///system']", ("qemu:///system",)),
+        ("('b:///', 'a:///', 'b:///', 'c:///')", ("b:///", "a:///", "c:///")),
+    ],
+)
+def test_one_libvirt_or_several_can_be_named_each_counts_once(
+    override: Path, given: str, uris: tuple[str, ...]
+) -> None:
+    override.write_text(f"LIBVIRT_URI = {given}")
+    assert load(vars(config), override).libvirt_uris == uris
 
 
 def test_an_unknown_constant_is_refused_with_the_one_that_was_probably_meant(override: Path) -> None:

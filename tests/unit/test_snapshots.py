@@ -74,6 +74,22 @@ def test_one_that_fails_is_an_error_and_all_are_removed_even_if_it_exists(
     assert_only_foreign_ones_left(cluster)
 
 
+def test_one_that_takes_its_time_is_waited_for_within_the_limit(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.hanging = {"vms/b"}
+    looks = iter(range(100))
+
+    def look() -> None:
+        if next(looks) == 2:
+            cluster.go_on.set()
+
+    with made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, look)
+        assert all(OURS in names for names in cluster.snapshots.values())
+    assert_only_foreign_ones_left(cluster)
+
+
 def test_one_that_is_late_is_an_error_and_is_removed_when_it_comes_after_all(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:

@@ -6,9 +6,17 @@ import pickle
 
 import pytest
 
-from backup.errors import AlreadyRunning, BackupError, ConfigError, DomainGone, FreezeFailed, Interrupted
+from backup.errors import (
+    AlreadyRunning,
+    BackupError,
+    ConfigError,
+    DomainGone,
+    FreezeFailed,
+    Interrupted,
+    Skipped,
+)
 from backup.hypervisor import HypervisorError
-from backup.model import Image
+from backup.model import Image, State, image_named
 from backup.units import size_text
 from outputs.restic_process import ResticError
 
@@ -36,6 +44,7 @@ def test_a_size_is_shown_with_a_binary_unit(size: float, text: str) -> None:
         ConfigError([BackupError("one", "first"), BackupError("two")]),
         AlreadyRunning("what"),
         DomainGone("what"),
+        Skipped("what"),
         FreezeFailed("what", "how"),
         Interrupted("what", 15),
         HypervisorError("what", "how", 86),
@@ -52,3 +61,22 @@ def test_every_error_arrives_whole_at_another_process(error: BackupError) -> Non
 def test_an_image_is_shown_with_its_pool_and_its_namespace_if_it_has_one() -> None:
     assert str(Image("vms", "root")) == "vms/root"
     assert str(Image("vms", "root", "tenant")) == "vms/tenant/root"
+
+
+@pytest.mark.parametrize("image", [Image("vms", "root"), Image("vms", "root", "tenant")])
+def test_an_image_is_found_again_by_what_it_is_shown_as(image: Image) -> None:
+    assert image_named(str(image)) == image
+
+
+@pytest.mark.parametrize("text", ["", "root", "/root", "vms/", "vms//root", "/a/b", "a/b/", "a/b/c/d"])
+def test_what_has_too_few_or_too_many_parts_is_no_image(text: str) -> None:
+    assert image_named(text) is None
+
+
+def test_an_image_is_the_same_with_and_without_its_id() -> None:
+    assert Image("vms", "root", id="1f2e") == Image("vms", "root")
+    assert str(Image("vms", "root", id="1f2e")) == "vms/root"
+
+
+def test_a_domain_is_active_in_every_state_in_which_a_qemu_may_have_its_disks_open() -> None:
+    assert {state for state in State if not state.active} == {State.SHUT_OFF, State.SAVED, State.ELSEWHERE}

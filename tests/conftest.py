@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.node import Node, left_behind
+from tests.integration.left_behind import left_behind
+from tests.integration.node import Node
 from tests.lab import Lab, running_lab
 from tests.lab.sample import DATABASE, WEB, add_sample_domains
 

@@ -1,0 +1,65 @@
+"""The connections to every libvirt of LIBVIRT_URI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Union
+
+from .errors import BackupError
+from .hypervisor import Hypervisor
+from .model import Domain
+
+
+class Hypervisors:
+    """All that can be reached, in their order; `unreachable` says which can't, and why. Close it."""
+
+    def __init__(self, uris: Sequence[str], timeout: int = 60) -> None:
+        """Connect to all at the same time. Raises BackupError if none can be reached.
+
+        `timeout`, in seconds, bounds each call.
+        """
+        with ThreadPoolExecutor(len(uris)) as threads:
+            tried = list(threads.map(lambda uri: _connected(uri, timeout), uris))
+        self.unreachable = [one for one in tried if isinstance(one, BackupError)]
+        self._reached = [one for one in tried if isinstance(one, Hypervisor)]
+        self._stack = ExitStack()
+        for hypervisor in self._reached:
+            self._stack.enter_context(hypervisor)
+        self._require_any()
+
+    def __enter__(self) -> Hypervisors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[Hypervisor]:
+        return iter(self._reached)
+
+    def domains(self) -> Sequence[Domain]:
+        """List the domains of all; those that several define appear several times.
+
+        Raises BackupError if none of the libvirts answers any more.
+        """
+        found: list[Domain] = []
+        for hypervisor in list(self._reached):
+            try:
+                found += hypervisor.domains()
+            except BackupError as error:
+                self._reached.remove(hypervisor)
+                self.unreachable.append(error)
+        self._require_any()
+        return found
+
+    def _require_any(self) -> None:
+        if not self._reached:
+            raise self.unreachable[0]
+
+
+def _connected(uri: str, timeout: int) -> Union[Hypervisor, BackupError]:
+    try:
+        return Hypervisor(uri, timeout)
+    except BackupError as error:
+        return error

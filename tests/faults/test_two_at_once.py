@@ -1,0 +1,49 @@
+"""Two runs that meet: on one node, and on two."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.faults.provoke import streaming
+from tests.integration.node import SLOW, Node, wait_until
+from tests.lab import Lab
+from tests.lab.sample import ARCHIVE
+
+
+def test_the_second_run_on_a_node_is_refused(node: Node, large: str) -> None:
+    with node.started("backup", large, MAX_READ_RATE=SLOW) as process:
+        wait_until(lambda: streaming(node), 60, "the first run is busy")
+        second = node.run("backup", ARCHIVE)
+        assert second.returncode == 11
+        assert "another run is active" in second.stderr
+        assert node.run("cleanup").returncode == 11
+        process.terminate()
+        process.communicate(timeout=60)
+    assert ARCHIVE not in {one["hostname"] for one in node.snapshots()}
+
+
+def test_two_nodes_never_back_up_the_same_domain_at_once(node: Node, large: str, tmp_path: Path) -> None:
+    with node.started("backup", large, MAX_READ_RATE=SLOW) as process:
+        wait_until(lambda: streaming(node), 60, "the first node is busy")
+        other = node.run("backup", large, ARCHIVE, RUNTIME_DIR=str(tmp_path / "other-node"))
+        assert other.returncode == 3
+        domains = node.report()["domains"]
+        assert (domains[large]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
+        assert "another run backs up this domain" in domains[large]["reason"]
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_the_lock_is_kept_for_as_long_as_the_job_takes(
+    node: Node, lab: Lab, large: str, tmp_path: Path
+) -> None:
+    with node.started("backup", large, MAX_READ_RATE=SLOW, LOCK_DURATION=3) as process:
+        wait_until(lambda: streaming(node), 60, "the first node is busy")
+        began = time.monotonic()
+        while time.monotonic() < began + 8:  # more than two durations: without renewal it would be free
+            other = node.run("backup", large, RUNTIME_DIR=str(tmp_path / "other-node"))
+            assert other.returncode == 3
+            assert process.poll() is None
+        process.terminate()
+        process.communicate(timeout=60)

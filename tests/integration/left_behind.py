@@ -1,0 +1,40 @@
+"""What must not be there after a run: snapshots, locks, notes and processes of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import rados
+import rbd
+
+from tests.integration.node import PREFIX, Node
+from tests.lab import Lab
+
+
+def left_behind(lab: Lab, node: Node) -> Sequence[str]:
+    """Name everything of ours that is still there; restic's locks aside, over which `restic check` fails."""
+    found = [f"process {pid}" for pid in node.processes("")]
+    found += [f"note {note}" for note in node.runtime_dir.glob("held/*")]
+    patience = {"rados_osd_op_timeout": "30", "rados_mon_op_timeout": "30"}
+    with rados.Rados(conffile=str(lab.ceph_conf), conf=patience) as cluster:
+        for name in cluster.list_pools():
+            with cluster.open_ioctx(name) as pool:
+                found += [f"{name}/{what}" for what in (*_locks(pool), *_snapshots(pool))]
+    return found
+
+
+def _locks(pool: Any) -> Iterator[str]:
+    pool.set_namespace(rados.LIBRADOS_ALL_NSPACES)
+    yield from (entry.key for entry in pool.list_objects() if entry.key.startswith(PREFIX))
+
+
+def _snapshots(pool: Any) -> Iterator[str]:
+    client = rbd.RBD()
+    pool.set_namespace("")
+    for namespace in ("", *client.namespace_list(pool)):
+        pool.set_namespace(namespace)
+        for name in client.list(pool):
+            with rbd.Image(pool, name, read_only=True) as image:
+                ours = [snap["name"] for snap in image.list_snaps() if snap["name"].startswith(PREFIX)]
+                yield from (f"{name}@{snapshot}" for snapshot in ours)

@@ -1,0 +1,101 @@
+"""A node on paper, with everything that a job needs: libvirts, a cluster, an output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+from backup import job
+from backup.hypervisor import HypervisorError
+from backup.job import DomainJob, JobOrder
+from backup.journal import Journal
+from backup.model import Domain, Job, JobResult, RestorePoint, SavedImage, SnapshotSource
+from backup.stop import StopRequest
+
+from .jobs_on_paper import NoOutput
+from .paper_cluster import PaperCluster, PaperClusters
+from .paper_hypervisor import PaperHypervisor
+from .recorder import Recorder
+from .samples import OTHER_URI, RUN, URI, UUID, settings
+
+LOCK = f"virt-rbd-backup.lock.{UUID}"
+
+
+class PaperOutput(NoOutput):
+    """Keeps the restore points that it is given, and looks whether the domain runs while it saves them."""
+
+    def __init__(self, node: PaperNode) -> None:
+        self.node = node
+        self.points: list[RestorePoint] = []
+        self.saved: dict[str, str] = {}  # images by their disks' targets
+        self.age: float | None = None  # seconds since the domain was last saved
+        self.asked_for: list[str] = []
+
+    def last_saved(self, uuid: str) -> Optional[datetime]:
+        self.asked_for.append(uuid)
+        assert LOCK in self.node.cluster.locks, "another node could save it meanwhile"
+        return None if self.age is None else datetime.now(timezone.utc) - timedelta(seconds=self.age)
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        assert all(hypervisor.moves for hypervisor in self.node.hypervisors.values())
+        for source in sources:
+            assert self.node.ours(str(source.image)), "without a snapshot"
+        self.points.append(point)
+        self.saved = {source.disk.target: str(source.image) for source in sources}
+        return tuple(SavedImage(target, image, 1, 1, 1, 0.1, "id") for target, image in self.saved.items())
+
+
+class PaperNode:
+    """A node whose libvirts know the given domains, by their URIs."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *domains: Domain) -> None:
+        self.directory = directory
+        self.journal = Journal(str(directory))
+        self.hypervisors = {one.uri: PaperHypervisor(one, self.journal) for one in domains}
+        self.connected: list[str] = []
+        self.cluster = PaperCluster()
+        self.cluster.snapshots = {
+            str(disk.image): {"foreign"} for one in domains for disk in one.disks if disk.image
+        }
+        self.output = PaperOutput(self)
+        self.recorder = Recorder()
+        self.stop = StopRequest()
+        monkeypatch.setattr(job, "Hypervisor", self._connect)
+        monkeypatch.setattr(job, "Clusters", lambda *_: PaperClusters(self.cluster))
+
+    @property
+    def hypervisor(self) -> PaperHypervisor:
+        return self.hypervisors[URI]
+
+    def back_up(self, min_age: int = 0, uri: str = URI, **constants: Any) -> JobResult:
+        """Do the job of web, as `uri` listed it, and see that nothing of it stays behind."""
+        order = JobOrder(RUN, "web", UUID, uri, min_age)
+        uris = {"libvirt_uri": [URI, OTHER_URI], "runtime_dir": str(self.directory)}
+        held_before = set(self.cluster.locks)
+        result = DomainJob(
+            order, settings(**{**uris, **constants}), self.output, self.recorder, self.stop
+        ).run()
+        assert set(self.cluster.locks) == held_before
+        assert self.journal.notes() == []
+        assert all(hypervisor.moves for hypervisor in self.hypervisors.values())
+        return result
+
+    def ours(self, image: str) -> set[str]:
+        return self.cluster.snapshots[image] - {"foreign"}
+
+    def assert_untouched(self) -> None:
+        """Assert that neither the guest nor the cluster has noticed anything."""
+        assert all(hypervisor.asked == [] for hypervisor in self.hypervisors.values())
+        assert (self.cluster.claims, self.output.points) == ([], [])
+
+    def _connect(self, uri: str, _timeout: int) -> PaperHypervisor:
+        self.connected.append(uri)
+        if uri not in self.hypervisors:
+            raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
+        return self.hypervisors[uri]

@@ -1,0 +1,83 @@
+"""A node of libvirt's test driver on which main.py is run, as an admin runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+from .driver_node import domain_element, node_uri
+from .repository import Repository
+from .samples import OTHER_UUID, UUID
+
+PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
+MAIN = Path(__file__).parents[2] / "main.py"
+
+WEB = domain_element(
+    "web",
+    UUID,
+    "<disk type='network'><source protocol='rbd' name='vms/web-root'/><target dev='vda'/></disk>"
+    "<disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>",
+)
+PLAIN = domain_element("plain", OTHER_UUID)
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Node:
+    """A node of libvirt's test driver with one RBD domain, whose cluster can't be reached."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.settings = directory / "settings.py"
+        self.repository = Repository(directory)
+        self.runtime_dir = directory / "run"
+        self.report_file = directory / "report.json"
+        self.uri = node_uri(directory / "node.xml", WEB, PLAIN)
+        self.constants: dict[str, Any] = {
+            "LIBVIRT_URI": self.uri,
+            "CEPH_CONF": f"{directory}/no.conf",
+            "RESTIC_REPOSITORY": str(self.repository.path),
+            "RESTIC_PASSWORD_FILE": str(self.repository.password_file),
+            "RESTIC_OPTIONS": ["--no-cache"],
+            "RUNTIME_DIR": str(self.runtime_dir),
+            "REPORT_FILE": str(self.report_file),
+        }
+
+    def configure(self, **constants: Any) -> None:
+        merged = {**self.constants, **constants}
+        self.settings.write_text("".join(f"{name} = {value!r}\n" for name, value in merged.items()))
+        self.settings.chmod(0o600)
+
+    def run(self, *words: str, **constants: Any) -> Done:
+        """Run main.py with these words, and constants changed, in a directory of its own."""
+        self.configure(**constants)
+        return self.start(words)
+
+    def run_each(self, *lines: str, **constants: Any) -> dict[str, Done]:
+        """Run main.py with the words of each line, all at the same time."""
+        self.configure(**constants)
+        with ThreadPoolExecutor() as threads:
+            return dict(zip(lines, threads.map(lambda line: self.start(line.split()), lines)))
+
+    def start(
+        self,
+        words: Sequence[str],
+        command: Sequence[str] = (PYTHON, str(MAIN)),
+        stdout: int | IO[str] = subprocess.PIPE,
+    ) -> Done:
+        environment = {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(self.settings)}
+        return subprocess.run(
+            [*command, *words],
+            cwd=self.directory,
+            env=environment,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )

@@ -1,0 +1,120 @@
+"""backup/run.py: what failed in a way that passes gets one second chance, at the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from backup import run
+from backup.cluster import ClusterError, LockHeld
+from backup.errors import BackupError, Interrupted, NotNow
+from backup.job import JobOrder
+from backup.model import JobResult, Status
+from backup.report import RunResult
+from backup.run import Run
+from backup.stop import StopRequest
+
+from .disk_elements import rbd
+from .driver_node import domain_element, node_uri
+from .jobs_on_paper import NoOutput
+from .recorder import Recorder
+from .samples import OTHER_UUID, RUN, UUID, settings
+
+STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "passing": Status.FAILED}
+
+
+class ScriptedPool:
+    """Ends each domain's jobs as its script says, one attempt after the other."""
+
+    def __init__(self, **scripts: str) -> None:
+        self.scripts = {name: script.split() for name, script in scripts.items()}
+        self.rounds: list[list[str]] = []
+        self.stop = StopRequest()
+
+    def __call__(self, *_: object) -> ScriptedPool:
+        return self
+
+    def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        self.rounds.append([order.name for order in orders])
+        return [self._result(order) for order in orders]
+
+    def _result(self, order: JobOrder) -> JobResult:
+        end = self.scripts[order.name].pop(0)
+        return JobResult(order.name, order.uuid, STATUS[end], passing=end == "passing")
+
+
+class Discards(NoOutput):
+    """Counts how often the output was tidied up."""
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+
+    def discard_incomplete(self, run: str, patient: bool) -> None:
+        self.runs.append(run)
+
+
+def back_up(
+    pool: ScriptedPool, output: Discards, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> RunResult:
+    monkeypatch.setattr(run, "Pool", pool)
+    monkeypatch.setattr(run, "watched", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "largest_first", lambda domains, *_: domains)
+    domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))
+    uri = node_uri(directory / "node.xml", *domains)
+    chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"))
+    return Run(chosen, output, Recorder(), pool.stop, RUN).back_up(())
+
+
+@pytest.mark.parametrize(
+    ("web", "rounds", "status"),
+    [
+        ("passing saved", [["db", "web"], ["web"]], "saved"),
+        ("passing passing", [["db", "web"], ["web"]], "failed"),
+        ("passing fails", [["db", "web"], ["web"]], "failed"),
+        ("fails", [["db", "web"]], "failed"),
+    ],
+)
+def test_a_failure_that_passes_is_tried_once_more(
+    web: str, rounds: object, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ScriptedPool(db="saved", web=web)
+    result = back_up(pool, Discards(), tmp_path, monkeypatch)
+    assert pool.rounds == rounds
+    assert {one.name: one.status.value for one in result.results} == {"db": "saved", "web": status}
+    assert result.exit_code == (0 if status == "saved" else 3)
+
+
+def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Discards()
+    back_up(ScriptedPool(db="saved", web="passing saved"), output, tmp_path, monkeypatch)
+    assert output.runs == [RUN]
+
+
+def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(ScriptedPool):
+        def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+            self.stop.request(Interrupted("interrupted", 15))
+            return super().run(orders)
+
+    pool = Stopped(db="saved", web="passing saved")
+    back_up(pool, Discards(), tmp_path, monkeypatch)
+    assert pool.rounds == [["db", "web"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (BackupError("no"), False),
+        (NotNow("busy"), True),
+        (LockHeld("held"), True),
+        (ClusterError("late", number=110), True),
+        (ClusterError("denied", number=1), False),
+    ],
+)
+def test_errors_tell_whether_they_pass(error: BackupError, passing: bool) -> None:
+    assert error.passing is passing

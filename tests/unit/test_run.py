@@ -1,0 +1,128 @@
+"""backup/run.py: from the domains of all libvirts to the orders of the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup import run
+from backup.hypervisor import Hypervisor, HypervisorError
+from backup.job import JobOrder
+from backup.model import JobResult, Level, Status
+from backup.report import RunResult
+from backup.run import Run
+from backup.stop import StopRequest
+
+from .disk_elements import rbd
+from .driver_node import SHUT_OFF, domain_element, node_uri
+from .jobs_on_paper import NoOutput
+from .recorder import Recorder
+from .samples import OTHER_UUID, RUN, UUID, settings
+
+
+class PoolOnPaper:
+    """Takes the orders, and does none."""
+
+    def __init__(self) -> None:
+        self.orders: Sequence[JobOrder] = ()
+
+    def __call__(self, *_: object) -> PoolOnPaper:
+        return self
+
+    def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        self.orders = orders
+        return [JobResult(one.name, one.uuid, Status.SAVED) for one in orders]
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
+    pool = PoolOnPaper()
+    monkeypatch.setattr(run, "Pool", pool)
+    monkeypatch.setattr(run, "watched", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "largest_first", lambda domains, *_: domains)
+    return pool
+
+
+@pytest.fixture
+def uris(tmp_path: Path) -> tuple[str, str]:
+    """Two libvirts: db runs at the first, where web is defined only; web runs at the second."""
+    return (
+        node_uri(
+            tmp_path / "first.xml",
+            domain_element("db", OTHER_UUID, rbd()),
+            domain_element("web", UUID, rbd(), state=SHUT_OFF),
+        ),
+        node_uri(tmp_path / "second.xml", domain_element("web", UUID, rbd())),
+    )
+
+
+def back_up(directory: Path, recorder: Recorder, uris: Sequence[str], *names: str, **more: Any) -> RunResult:
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(directory / "run"), **more)
+    return Run(chosen, NoOutput(), recorder, StopRequest(), RUN).back_up(names)
+
+
+def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    result = back_up(tmp_path, recorder, uris, min_age=3600)
+    assert pool.orders == [
+        JobOrder(RUN, "db", OTHER_UUID, uris[0], 3600),
+        JobOrder(RUN, "web", UUID, uris[1], 3600),
+    ]
+    assert (result.exit_code, result.errors, recorder.messages) == (0, [], [])
+
+
+def test_domains_that_are_named_are_saved_whatever_min_age_says(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    back_up(tmp_path, recorder, uris, "web", min_age=3600)
+    assert pool.orders == [JobOrder(RUN, "web", UUID, uris[1], 0)]
+
+
+def test_a_named_domain_that_is_backed_up_elsewhere_is_no_cause_for_a_warning(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path
+) -> None:
+    back_up(tmp_path, recorder, uris, "web")
+    assert recorder.told(Level.WARNING) == []
+
+
+def test_a_named_domain_that_is_left_out_all_the_same_is_worth_a_warning(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path
+) -> None:
+    back_up(tmp_path, recorder, uris, "web", "db", exclude_domains=["db"])
+    warned = [message for message in recorder.messages if message[1] == "db"]
+    assert warned == [(Level.WARNING, "db", "named, but not backed up: in EXCLUDE_DOMAINS")]
+
+
+def test_a_libvirt_out_of_reach_is_told_and_costs_no_other_one_its_domains(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    nowhere = f"test://{tmp_path}/nowhere.xml"
+    result = back_up(tmp_path, recorder, [nowhere, uris[0]])
+    assert [order.name for order in pool.orders] == ["db", "web"]
+    assert result.exit_code == 3
+    (error,) = result.errors
+    assert error.startswith(f"cannot connect to libvirt at {nowhere}: ")
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith(error)
+    assert "(hint: is libvirtd running?" in told
+
+
+def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domains = Hypervisor.domains
+
+    def refused(self: Hypervisor) -> object:
+        if self.uri == uris[1]:
+            raise HypervisorError("cannot list the domains: connection lost")
+        return domains(self)
+
+    monkeypatch.setattr(Hypervisor, "domains", refused)
+    result = back_up(tmp_path, recorder, uris)
+    assert (result.exit_code, result.errors) == (3, ["cannot list the domains: connection lost"])
+    assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
