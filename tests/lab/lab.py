@@ -43,7 +43,7 @@ class Lab:
         self._consoles = self.directory / "consoles"
         self._guest = GuestFiles(self.directory / "vmlinuz", self.directory / "initramfs")
         self._marker = self.directory / "this-is-a-lab"
-        self._system = SystemDirectories(self.directory / "libvirt-directories-before.json")
+        self._system = SystemDirectories(self.directory)
 
     def up(self) -> None:
         self._refuse()
@@ -58,12 +58,12 @@ class Lab:
 
     def down(self) -> None:
         """End all processes of the lab and remove everything that it made; safe to repeat."""
-        if not self.exists():
-            return
-        self.hypervisor.down()
-        self.cluster.down()
+        if self.exists():
+            self.hypervisor.down()
+            self.cluster.down()
         self._system.restore()
-        remove_tree(self.directory)
+        if self.exists():
+            remove_tree(self.directory)
 
     def exists(self) -> bool:
         """Whether the directory holds a lab, or what is left of one."""
@@ -162,6 +162,7 @@ class Lab:
     def _refuse(self) -> None:
         if os.geteuid() != 0:
             raise LabError("the lab needs root for qemu:///system", "run it with sudo")
+        self._remove_a_dead_lab()
         if self.exists():
             hint = f"take it down first: python3 -m tests.lab down --directory {self.directory}"
             raise LabError(f"{self.directory} holds a lab already", hint)
@@ -171,9 +172,19 @@ class Lab:
         if MACHINE_CEPH_CONF.exists():
             hint = "the lab only runs where no Ceph is configured: use another machine"
             raise LabError(f"{MACHINE_CEPH_CONF} exists", hint)
-        self._system.refuse_leftovers()
         self.cluster.refuse_taken_ports()
         require_programs(*PROGRAMS)
+
+    def _remove_a_dead_lab(self) -> None:
+        """A machine that lost its power never took its lab down."""
+        directory = self._system.taken_by()
+        if directory is None:
+            return
+        other = Lab(directory)
+        if other.processes():
+            hint = f"take it down first: python3 -m tests.lab down --directory {directory}"
+            raise LabError(f"the lab in {directory} is up", hint)
+        other.down()
 
     def _bring_up(self) -> None:
         self._consoles.mkdir()

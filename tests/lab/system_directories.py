@@ -24,25 +24,30 @@ LIBVIRT_DIRECTORIES = (
 )
 
 
+# Beside what it tells of, so that the directories come back even if the lab's own directory is lost.
+RECORD = Path("/var/lib/libvirt-directories-set-aside-by-lab.json")
+
+
 @dataclass(frozen=True)
 class SystemDirectories:
-    """The libvirt directories of the machine; the record says which of them it had."""
+    """The libvirt directories of the machine, for the lab in this directory."""
 
-    record: Path
+    lab: Path
 
-    def refuse_leftovers(self) -> None:
-        for directory in LIBVIRT_DIRECTORIES:
-            if _aside(directory).exists():
-                raise LabError(
-                    f"{_aside(directory)} exists: another lab has set {directory} aside",
-                    "take that lab down; if its directory is lost, move the directory back by hand",
-                )
+    @staticmethod
+    def taken_by() -> Path | None:
+        """The directory of the lab that has set them aside, be it up or long dead."""
+        return Path(json.loads(RECORD.read_text())["lab"]) if RECORD.exists() else None
 
     def set_aside(self) -> None:
+        for directory in LIBVIRT_DIRECTORIES:
+            if _aside(directory).exists():
+                hint = "no lab knows of it: move it back by hand"
+                raise LabError(f"{_aside(directory)} exists", hint)
         present = [str(directory) for directory in LIBVIRT_DIRECTORIES if directory.exists()]
-        draft = self.record.with_suffix(".draft")
-        draft.write_text(json.dumps(present))
-        draft.rename(self.record)
+        draft = RECORD.with_suffix(".draft")
+        draft.write_text(json.dumps({"lab": str(self.lab), "present": present}))
+        draft.rename(RECORD)
         for directory in LIBVIRT_DIRECTORIES:
             if directory.exists():
                 _move(directory, _aside(directory))
@@ -50,9 +55,9 @@ class SystemDirectories:
 
     def restore(self) -> None:
         """Idempotent, also after a set_aside() that was killed in between."""
-        if not self.record.exists():
+        if self.taken_by() != self.lab:
             return
-        present = json.loads(self.record.read_text())
+        present = json.loads(RECORD.read_text())["present"]
         for directory in LIBVIRT_DIRECTORIES:
             remove_tree(_unfinished(_aside(directory)))
             if _aside(directory).exists():
@@ -60,7 +65,7 @@ class SystemDirectories:
                 _move(_aside(directory), directory)
             elif str(directory) not in present:
                 remove_tree(directory)
-        self.record.unlink()
+        RECORD.unlink()
 
 
 def remove_tree(directory: Path) -> None:
