@@ -91,6 +91,10 @@ RESTIC_OPTIONS = []
 # no byte taken, or, after the last one, no end. restic itself retries a back end for 15 minutes.
 OUTPUT_STALL_TIMEOUT = 1200
 
+# Seconds to wait for another program that has the repository to itself, such as `restic prune`; then the
+# domain's backup fails. The guests run meanwhile, the snapshots are kept.
+LOCK_WAIT = 3600
+
 # --- What is left on this node ------------------------------------------------------------------
 
 # Directory (mode 0700) with the run's lock and the notes of what is being frozen. It must not

@@ -45,6 +45,10 @@ class ImageGone(ClusterError):
     """The image, or its pool, does not exist."""
 
 
+class SnapshotInUse(ClusterError):
+    """The snapshot can't be removed: it is protected, or has clones."""
+
+
 class LockHeld(NotNow):
     """Somebody else holds the lock."""
 
@@ -138,13 +142,20 @@ class Cluster:
             opened.create_snap(name)
 
     def remove_snapshot(self, image: Image, name: str) -> None:
-        """Remove it; that it, or the whole image, is already gone counts as success."""
+        """Remove it; that it, or the whole image, is already gone counts as success.
+
+        Raises SnapshotInUse for one that somebody has protected or cloned, ClusterError.
+        """
         with self.errors(f"cannot remove snapshot {name} of", image):
             try:
                 with self._open(image, read_only=False) as opened:
                     opened.remove_snap(name)
             except rbd.ImageNotFound:
                 return
+            except rbd.ImageBusy as error:
+                message = f"cannot remove snapshot {name} of image {image}: it is protected, or has clones"
+                hint = f"rbd children {image}@{name}; rbd snap unprotect {image}@{name}"
+                raise SnapshotInUse(message, hint, errno.EBUSY) from error
 
     def snapshot_names(self, image: Image) -> list[str]:
         with self.errors("cannot list the snapshots of", image), self._open(image) as opened:

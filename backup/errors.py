@@ -60,6 +60,10 @@ class FreezeFailed(BackupError):
     """The guest was not frozen, and provably is not frozen now."""
 
 
+class FrozenAlready(FreezeFailed):
+    """Somebody else has frozen the guest, and is to thaw it."""
+
+
 class Interrupted(BackupError):
     """The run was asked to stop, by the signal of this number."""
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from .cleanly import undone_by
-from .errors import BackupError, DomainGone, FreezeFailed
+from .errors import BackupError, DomainGone, FreezeFailed, FrozenAlready
 from .hypervisor import Hypervisor, HypervisorError
 from .journal import Hold, Journal
 from .model import Consistency, Domain, Level, Reporter, State
@@ -128,6 +128,8 @@ class Holder:
                     raise
                 level = Level.WARNING if domain.agent_connected else Level.INFO
                 self.reporter.message(level, domain.name, f"not frozen: {error}")
+                if isinstance(error, FrozenAlready):  # whoever it was could not thaw it while it is paused
+                    return self._as_it_is(Consistency.CRASH)
         if self.settings.without_freeze == "pause":
             return stack.enter_context(self._paused(domain))
         return self._as_it_is(Consistency.CRASH)
@@ -174,7 +176,7 @@ class Holder:
             yield stand
 
     def _require_agent(self, domain: Domain) -> None:
-        """Raise FreezeFailed unless the agent answers; nothing is frozen by asking."""
+        """Raise FreezeFailed unless the agent answers and the guest is not frozen."""
         if not domain.agent_connected:
             raise FreezeFailed(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"

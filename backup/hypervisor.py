@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,11 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import libvirt
+import libvirt_qemu
 
 from . import domain_xml
 from .bounded import Bounded, within
 from .disk_xml import Places
-from .errors import BackupError, DomainGone
+from .errors import BackupError, DomainGone, FrozenAlready
 from .kernel_device import mapped_image
 from .model import ClusterAddress, Definition, Disk, Domain, Override, State
 from .nvram import read_nvram
@@ -143,14 +145,20 @@ class Hypervisor:
         return Definition(inactive, live, path, read_nvram(path, domain.state, self._read))
 
     def probe_agent(self, domain: Domain, timeout: int) -> None:
-        """Raise HypervisorError unless the guest agent answers within `timeout` seconds."""
-        try:
-            with self._agent(domain, timeout) as handle, _errors("the guest agent does not answer"):
-                handle.fsInfo()
-        except HypervisorError as error:
-            if error.code in SILENT_AGENT:
-                raise
-            # an agent that does not know this command has answered all the same
+        """Raise HypervisorError unless the guest agent answers within `timeout` seconds.
+
+        Raises FrozenAlready if the guest is frozen.
+        """
+        with self._agent(domain, timeout) as handle:
+            try:
+                with _errors("the guest agent does not answer"):
+                    handle.fsInfo()
+            except HypervisorError as error:
+                if error.code in SILENT_AGENT:
+                    raise
+                # an agent that refuses this command has answered: it does not know it, or the guest is frozen
+                if self._frozen(handle, timeout):
+                    raise FrozenAlready("the guest is frozen already, by somebody else") from error
 
     def freeze(self, domain: Domain, timeout: int) -> int:
         """Freeze the guest's file systems, return how many.
@@ -164,6 +172,19 @@ class Hypervisor:
         """Thaw the guest's file systems, return how many were frozen."""
         with self._agent(domain, timeout) as handle, _errors("cannot thaw the guest's file systems"):
             return int(handle.fsThaw())
+
+    def _frozen(self, handle: Any, timeout: int) -> bool:
+        """Ask the guest agent whether file systems are frozen; False where that can't be asked.
+
+        Asked only where there is a doubt, as libvirt marks a domain that is sent such a command as tainted.
+        """
+        agent = Bounded(libvirt_qemu, self._timeout + timeout)
+        try:
+            with _errors("cannot ask for the state of the guest's file systems"):
+                answer = agent.qemuAgentCommand(handle, '{"execute": "guest-fsfreeze-status"}', timeout, 0)
+        except HypervisorError:
+            return False  # then the freeze itself will tell
+        return bool(json.loads(answer)["return"] == "frozen")
 
     def pause(self, domain: Domain) -> None:
         """Hold the domain's processors. QEMU then drains and flushes all disks before this returns."""

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
-from .cluster import LockHeld
+from .cleanly import undone_by
+from .cluster import LockHeld, SnapshotInUse
 from .connect import Clusters
 from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill
@@ -32,7 +34,7 @@ from .model import (
 )
 from .selection import covered, effective, require_covered
 from .settings import Settings
-from .snapshots import DomainSnapshots, gone_afterwards, prepared, remove_leftovers
+from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared, remove_leftovers
 from .stop import StopRequest
 
 PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
@@ -89,7 +91,7 @@ class DomainJob:
         _require_ready(domain)
         require_covered(covered(domain, self.settings))
         snapshots = self._locked_snapshots(domain, hypervisor, stack)
-        operations = len(snapshots.snapshots) + 2  # one after the other at the worst
+        operations = 2 * len(snapshots.snapshots) + 2  # one after the other at the worst
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
         self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + settings.ceph_timeout)
@@ -98,7 +100,8 @@ class DomainJob:
             if disk.gap is Gap.FOREIGN:
                 text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"
                 self.reporter.message(Level.INFO, domain.name, text)
-        self._begin(Phase.STREAM, 2 * settings.output_stall_timeout + settings.ceph_timeout)
+        waits = 2 * settings.output_stall_timeout + settings.lock_wait
+        self._begin(Phase.STREAM, waits + settings.ceph_timeout)
         images = self.output.save(point, snapshots.snapshots, self)
         return replace(
             result,
@@ -143,8 +146,19 @@ class DomainJob:
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         for snapshot in snapshots:
-            remove_leftovers(snapshot.cluster, snapshot.image, domain, self.reporter)
+            self._remove_leftovers(snapshot, domain, stack)
         return stack.enter_context(gone_afterwards(snapshots, self.reporter, domain.name))
+
+    def _remove_leftovers(self, snapshot: DiskSnapshot, domain: Domain, stack: ExitStack) -> None:
+        """Remove what killed runs left of the image.
+
+        What somebody else keeps there does not stop the backup, but fails it after all is saved.
+        """
+        remove = partial(remove_leftovers, snapshot.cluster, snapshot.image, domain, self.reporter)
+        try:
+            remove()
+        except SnapshotInUse:
+            stack.enter_context(undone_by(remove, self.reporter, domain.name))
 
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Callable, Optional, Protocol
+from typing import Callable, NamedTuple, Optional, Protocol
 
 from .errors import BackupError
 
@@ -196,6 +196,13 @@ class RestorePoint:
     frozen_seconds: float
 
 
+class PointId(NamedTuple):
+    """What tells a restore point from all others: its run, and its domain's uuid."""
+
+    run: str
+    uuid: str
+
+
 @dataclass(frozen=True)
 class SavedImage:
     """An image whose every byte the output has."""
@@ -303,8 +310,15 @@ class Output(Protocol):
         Raises BackupError.
         """
 
-    def discard_incomplete(self, run: str, patient: bool) -> None:
-        """Remove what the run saved of domains whose restore points did not come about.
+    def incomplete(self) -> Sequence[PointId]:
+        """Tell of which restore points there are images, but no manifest: they are under way, or in vain.
 
-        `patient`: wait for a while if the destination is busy. Raises BackupError.
+        Raises BackupError.
+        """
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        """Remove the images of those of these restore points that are not complete even now.
+
+        And the locks that dead processes left in the destination. `patient`: wait for a while if it is
+        busy. Raises BackupError.
         """

@@ -138,10 +138,10 @@ class Pool:
             self._ended(self._active.pop(pipe))
             pipe.close()
             return
+        worker.lives()
         if isinstance(item, Message):
             self.reporter.message(item.level, item.domain, item.text)
         elif isinstance(item, Progress):
-            worker.lives()
             self.reporter.progress(item.domain, item.target, item.done, item.size)
         elif isinstance(item, PhaseBegun):
             worker.begun = item

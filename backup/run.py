@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
 from .hypervisors import Hypervisors
+from .incomplete import discard_of_dead, discard_own
 from .job import JobOrder
 from .largest import largest_first
 from .model import Domain, JobResult, Level, Output, Reporter, Status
@@ -86,6 +87,7 @@ class Run:
             orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age) for one in domains]
             with watched(settings, self.reporter) as lifeline:
                 results = self._tried(orders, lifeline)
+            self._tidy_output(domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else _not_selected(choices)
         return replace(self.result(results), errors=unreachable, not_selected=not_selected)
@@ -96,18 +98,17 @@ class Run:
         again = {result.uuid for result in results if result.passing}
         if not again or self.stop.requested:
             return results
+        discard_own(self.run, self.output, self.reporter, patient=True)  # or both attempts would count
         text = f"trying {len(again)} failed domains once more: what failed may have passed"
         self.reporter.message(Level.INFO, "", text)
         second = self._done([order for order in orders if order.uuid in again], lifeline)
         return [*(result for result in results if result.uuid not in again), *second]
 
     def _done(self, orders: Sequence[JobOrder], lifeline: Connection) -> Sequence[JobResult]:
-        """Take the jobs through the workers, then tidy up after those that failed."""
+        """Take the jobs through the workers, then let go whom they could not."""
         pool = Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)
         results = pool.run(orders)
         let_go_noted(self.settings, self.reporter)
-        if any(result.status is Status.FAILED for result in results):
-            self._discard_incomplete()
         return results
 
     def result(self, results: Sequence[JobResult], nothing_done: bool = False) -> RunResult:
@@ -142,10 +143,14 @@ class Run:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
         let_go_noted(self.settings, self.reporter, order.uuid)
 
-    def _discard_incomplete(self) -> None:
-        """Remove from the output what failed jobs saved; what can't be removed does not count anyway."""
-        try:
-            self.output.discard_incomplete(self.run, patient=not self.stop.requested)
-        except BackupError as error:
-            text = f"images of incomplete restore points (run={self.run}) may still be in the output: {error}"
-            self.reporter.message(Level.WARNING, "", text)
+    def _tidy_output(
+        self, domains: Sequence[Domain], results: Sequence[JobResult], hypervisors: Hypervisors
+    ) -> None:
+        """Remove from the output what failed jobs saved, and what killed runs did of domains now saved."""
+        if not domains:
+            return
+        left = discard_own(self.run, self.output, self.reporter, patient=not self.stop.requested)
+        saved = {result.uuid for result in results if result.images}
+        if not self.stop.requested:
+            again = [domain for domain in domains if domain.uuid in saved]
+            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter)

@@ -100,6 +100,7 @@ class Settings:
     restic_environment: Mapping[str, str] = _constant(_environment, secret=True)
     restic_options: Sequence[str] = _constant(_texts)
     output_stall_timeout: int = _constant(_whole(1))
+    lock_wait: int = _constant(_whole(0))
     runtime_dir: str = _constant(_absolute)
     lock_duration: int = _constant(_whole(3, 3600))
     report_file: str = _constant(_absolute_or_none)

@@ -136,8 +136,18 @@ def leftovers(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
 
 
 def remove_leftovers(cluster: Cluster, image: Image, domain: Domain, reporter: Reporter) -> None:
-    """Remove what killed runs left of this domain. Only for the holder of the domain's lock."""
+    """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
+
+    Raises the first error once all were tried.
+    """
+    errors = []
     for name in leftovers(cluster, image, domain):
-        cluster.remove_snapshot(image, name)
+        try:
+            cluster.remove_snapshot(image, name)
+        except BackupError as error:
+            errors.append(error)
+            continue
         text = f"removed snapshot {name} of {image} that a killed run left"
         reporter.message(Level.WARNING, domain.name, text)
+    if errors:
+        raise errors[0]

@@ -7,19 +7,21 @@ import os
 import re
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 from backup import manifest, stream
 from backup.errors import BackupError, reason
-from backup.model import Disk, Job, Level, RestorePoint, SavedImage, SnapshotSource
+from backup.model import Disk, Job, Level, PointId, RestorePoint, SavedImage, SnapshotSource
 from backup.settings import Settings
 from backup.units import size_text
 
-from .restic_process import LOCKED, Program, ResticError, Summary
+from .restic_process import Program, ResticError, Summary
 
 TAG = "virt-rbd-backup"
 MANIFEST_FILE = "definition.tar"
@@ -27,14 +29,22 @@ MANIFEST_TAG = "definition"
 OLDEST_VERSION = (0, 14, 0)
 PROBE_LIMIT = 20  # seconds for a look at the repository
 CALL_LIMIT = 120  # seconds for listing and removing snapshots
-DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to get at a repository that is locked
+DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to remove snapshots while others are at work
+STOP_POLL = 0.2  # seconds between two looks at whether the job has to stop
+LOCK_PAUSE = 5.0  # seconds between attempts to save while another program has the repository to itself
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Restic:
-    """A restic repository as destination. Satisfies backup.model.Output."""
+    """A restic repository as destination. Satisfies backup.model.Output.
+
+    `lock_wait`: seconds to wait for another program that has the repository to itself.
+    """
 
     program: Program
+    lock_wait: float = 0
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Restic:
@@ -46,7 +56,8 @@ class Restic:
                 environment=settings.restic_environment,
                 options=tuple(settings.restic_options),
                 stall_timeout=settings.output_stall_timeout,
-            )
+            ),
+            settings.lock_wait,
         )
 
     def configuration_errors(self) -> Sequence[BackupError]:
@@ -79,43 +90,76 @@ class Restic:
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
         """Save the images one after another, then the manifest, without which nothing of it counts."""
-        images = tuple(self._save_image(point, source, job) for source in sources)
-        packed = manifest.pack(point, images)
-        with self.program.backup(_arguments(point, MANIFEST_FILE, MANIFEST_TAG), job.check_stop) as backup:
-            backup.sink.write(packed)
+        images = tuple(
+            self._unlocked(partial(self._save_image, point, source, job), point, job) for source in sources
+        )
+        self._unlocked(partial(self._save_manifest, point, images, job), point, job)
         return images
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
         """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
-        listed = self.program.call("snapshots", "--json", "--latest=1", tags, limit=CALL_LIMIT)
-        times = [_time(one["time"]) for one in json.loads(listed) or []]
-        return max(times, default=None)
+        return max((_time(one["time"]) for one in self._snapshots("--latest=1", tags)), default=None)
 
-    def discard_incomplete(self, run: str, patient: bool) -> None:
-        """Remove the run's images that no manifest counts, and the locks of dead processes.
+    def incomplete(self) -> Sequence[PointId]:
+        """Ask the repository for images that no manifest counts."""
+        return sorted(_incomplete(self._snapshots(f"--tag={TAG}")))
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        """Remove images that no manifest counts, and the locks of dead processes.
 
         Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
         """
         for pause in (*DISCARD_PAUSES, None) if patient else (None,):
             try:
-                self._forget_incomplete(run)
+                self._discard(points)
                 return
             except ResticError as error:
-                if pause is None or error.code not in (1, LOCKED):  # 1: also a lock, before restic 0.17
+                if pause is None or not error.locked:
                     raise
                 time.sleep(pause)
 
-    def _forget_incomplete(self, run: str) -> None:
-        listed = self.program.call("snapshots", "--json", f"--tag={TAG},run={run}", limit=CALL_LIMIT)
-        snapshots = json.loads(listed) or []
-        complete = {_uuid(one) for one in snapshots if MANIFEST_TAG in one["tags"]}
-        ids = [one["id"] for one in snapshots if _uuid(one) not in complete]
+    def _discard(self, points: Collection[PointId]) -> None:
         # A restic that was interrupted as it took its lock may have left it (0.14), one that had to be
         # killed has. Locks of live processes are not touched.
         self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
-        if ids:
-            self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
+        if points:
+            snapshots = self._snapshots(f"--tag={TAG}")
+            doomed = _incomplete(snapshots) & set(points)
+            ids = [one["id"] for one in snapshots if _point_id(one) in doomed]
+            if ids:
+                self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
+
+    def _snapshots(self, *which: str) -> Sequence[Mapping[str, Any]]:
+        """List snapshots; without a lock, as nobody waits for a look."""
+        listed = self.program.call("snapshots", "--json", "--no-lock", *which, limit=CALL_LIMIT)
+        return json.loads(listed) or ()
+
+    def _unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
+        """Save as soon as no other program, such as a prune, has the repository to itself."""
+        began = time.monotonic()
+        told = False
+        while True:
+            try:
+                return save()
+            except ResticError as error:
+                if not error.locked or time.monotonic() > began + self.lock_wait:
+                    raise
+                if not told:
+                    told = True
+                    text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error.message}"
+                    job.reporter.message(Level.WARNING, point.domain.name, text)
+            with suppress(ResticError):  # the next attempt tells
+                self.program.call("unlock", "--quiet", limit=CALL_LIMIT)  # of dead programs alone
+            pause = time.monotonic() + LOCK_PAUSE
+            while time.monotonic() < pause:
+                job.check_stop()
+                time.sleep(STOP_POLL)
+
+    def _save_manifest(self, point: RestorePoint, images: Sequence[SavedImage], job: Job) -> None:
+        arguments = _arguments(point, MANIFEST_FILE, MANIFEST_TAG)
+        with self.program.backup(arguments, job.check_stop) as backup:
+            backup.sink.write(manifest.pack(point, images))
 
     def _save_image(self, point: RestorePoint, source: SnapshotSource, job: Job) -> SavedImage:
         started = time.monotonic()
@@ -178,8 +222,14 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
 
 
-def _uuid(snapshot: Mapping[str, Any]) -> str:
-    return next((tag for tag in snapshot["tags"] if tag.startswith("uuid=")), "")
+def _incomplete(snapshots: Sequence[Mapping[str, Any]]) -> set[PointId]:
+    complete = {_point_id(one) for one in snapshots if MANIFEST_TAG in one["tags"]}
+    return {_point_id(one) for one in snapshots} - complete
+
+
+def _point_id(snapshot: Mapping[str, Any]) -> PointId:
+    values = dict(tag.split("=", 1) for tag in snapshot["tags"] if "=" in tag)
+    return PointId(values.get("run", ""), values.get("uuid", ""))
 
 
 def _file_name(disk: Disk) -> str:

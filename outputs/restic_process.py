@@ -23,24 +23,27 @@ INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SS
 
 WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
-MESSAGE_LINES = 3  # of restic's last words
+MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 
 # restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
+LOCKED_WORDS = "repository is already locked"  # of older ones, whose exit code is 1 for everything
 HINTS = {
     NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
-    LOCKED: "another program works on the repository; `restic unlock` removes the locks of dead ones",
+    LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT",
     WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
 }
 
 
 class ResticError(BackupError):
-    """restic failed; the message ends with its own words. `code` is its exit code."""
+    """restic failed; the message ends with its own words.
 
-    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
+    `locked` tells that another program has the repository to itself.
+    """
+
+    def __init__(self, message: str, hint: str = "", locked: bool = False) -> None:
         super().__init__(message, hint)
-        self.code = code
-        self.passing = code == LOCKED
+        self.passing = self.locked = locked
 
 
 @dataclass(frozen=True)
@@ -173,8 +176,10 @@ class Program:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         message = f"restic {command} {how}"
         words = self._without_secrets(_last_words(child.stderr))
-        hint = HINTS.get(code, "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else "")
-        raise ResticError(f"{message}: {words}" if words else message, hint, code)
+        locked = code == LOCKED or (code == 1 and LOCKED_WORDS in child.stderr)
+        other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
+        hint = HINTS.get(LOCKED if locked else code, other_hint)
+        raise ResticError(f"{message}: {words}" if words else message, hint, locked)
 
     def _without_secrets(self, words: str) -> str:
         for name, value in self.environment.items():

@@ -28,18 +28,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(scope="session")
-def empty_repository(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a repository once: restic takes a second to derive its key."""
-    node = Node(lab, tmp_path_factory.mktemp("repository"))
-    node.restic("init")
-    return node.repository
-
-
 @pytest.fixture
-def node(lab: Lab, tmp_path: Path, empty_repository: Path) -> Iterator[Node]:
+def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     """A node with an empty repository; after the test nothing may be left and the guests have to write."""
-    node = Node(lab, tmp_path, copy_of=empty_repository)
+    node = Node(lab, tmp_path)
     yield node
     assert left_behind(lab, node) == []
     for name in (WEB, DATABASE):

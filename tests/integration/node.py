@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 import time
@@ -15,10 +14,10 @@ from pathlib import Path
 from typing import Any, Callable
 
 from tests.lab import Lab
+from tests.quick_repository import PASSWORD, make_repository
 
 MAIN = Path(__file__).parents[2] / "main.py"
 PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
-PASSWORD = "correct horse battery staple"
 PREFIX = "virt-rbd-backup."
 SLOW = 4 << 20  # bytes/s, as MAX_READ_RATE
 
@@ -26,7 +25,7 @@ SLOW = 4 << 20  # bytes/s, as MAX_READ_RATE
 class Node:
     """main.py with a configuration of its own in one directory."""
 
-    def __init__(self, lab: Lab, directory: Path, copy_of: Path | None = None) -> None:
+    def __init__(self, lab: Lab, directory: Path) -> None:
         self.lab = lab
         self.directory = directory
         self.repository = directory / "repository"
@@ -35,8 +34,7 @@ class Node:
         self.password_file = directory / "password"
         self.password_file.write_text(PASSWORD)
         self.password_file.chmod(0o600)
-        if copy_of:
-            shutil.copytree(copy_of, self.repository)
+        make_repository(self.repository)
         self.constants: dict[str, Any] = {
             "CEPH_CONF": str(lab.ceph_conf),
             "CEPH_TIMEOUT": 20,

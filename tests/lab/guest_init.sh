@@ -25,10 +25,18 @@ for path in /sys/block/vd*; do
     mount -t ext4 -o noinit_itable "/dev/$disk" "/mnt/$disk" && disks="$disks $disk"
 done
 
+# A fault of the agent is a script that a test puts here for one of the moments "freeze" and "thaw".
+cat >/run/fsfreeze-hook <<'EOF'
+#!/bin/sh
+[ ! -e "/run/on-$1" ] || . "/run/on-$1"
+EOF
+chmod +x /run/fsfreeze-hook
+
 for name in /sys/class/virtio-ports/*/name; do
     if [ "$(cat "$name" 2>/dev/null)" = org.qemu.guest_agent.0 ]; then
         port=${name%/name}
-        qemu-ga --method=virtio-serial --path="/dev/${port##*/}" --statedir=/run --daemonize
+        qemu-ga --method=virtio-serial --path="/dev/${port##*/}" --statedir=/run \
+            --fsfreeze-hook=/run/fsfreeze-hook --daemonize
     fi
 done
 

@@ -7,7 +7,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -21,6 +21,7 @@ from backup.model import (
     Level,
     Output,
     Phase,
+    PointId,
     Reporter,
     RestorePoint,
     SavedImage,
@@ -63,7 +64,10 @@ class NoOutput:
     def last_saved(self, uuid: str) -> Optional[datetime]:
         raise AssertionError
 
-    def discard_incomplete(self, run: str, patient: bool) -> None:
+    def incomplete(self) -> Sequence[PointId]:
+        raise AssertionError
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
         raise AssertionError
 
 

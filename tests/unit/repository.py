@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import subprocess
@@ -12,23 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outputs.restic_process import Program
-
-PASSWORD = "correct horse battery staple"
-
-# The two files of an empty repository. Its key is derived with scrypt's N = 2, which costs nothing;
-# what `restic init` makes takes half a second for each call.
-KEY = (
-    '{"created":"2024-01-01T00:00:00Z","username":"tests","hostname":"tests","kdf":"scrypt",'
-    '"N":2,"r":1,"p":1,"salt":"C3rKw4+Lh3bjdFbAgMUIQHR269ODGRLK3ta8N4yXZfGGmgoDfHzKW3CKFnsMgkCxRS//'
-    'KREVkMLfxYMs0LhLLA==","data":"NFWajU2EP03g/gOuROLQsDVqWAxQFBhWf1wdMGf7AuIdHCO4VPRw8W1t0iVYirjk'
-    "pTAoUHiOtBgi6Ax6IIJPBUfE6S7vWVjrivWKkrn0FBQye1aCXNUzzeN4pRcEIPDh/M2ipOCT3V5IyWfQra3IyoesgId9L15O"
-    'DmeBdceXX5YDT8TQE4IjxAVMGAXVMHx/amZThsoW9ipB8+ebHBGYOw=="}'
-)
-CONFIG = (
-    "gMcoXiHzSVazngi64fb8SsXkV42kG8UDufR9PmIoE0cZM+wAVh7mX1UQxi/3QhcouO7JcEY4jlStxEdZwjqvCXkoVm64ecto9R3p"
-    "CrefEPjgiQGVk3tQWb5WBh51q5xVcuQtH8kftT9sqmqcJEbj5W2JyDY/Ekj9IpuxmgbcS9vtO+FE0U44wG4LOaEqbZ5lLOJyhMxI"
-    "ErxiC74="
-)
+from tests.quick_repository import PASSWORD, make_repository
 
 
 class Repository:
@@ -38,10 +20,7 @@ class Repository:
         self.path = directory / "repository"
         self.password_file = directory / "password"
         if not self.path.exists():
-            for name in ("data", "index", "keys", "locks", "snapshots"):
-                (self.path / name).mkdir(parents=True)
-            (self.path / "config").write_bytes(base64.b64decode(CONFIG))
-            (self.path / "keys" / hashlib.sha256(KEY.encode()).hexdigest()).write_text(KEY)
+            make_repository(self.path)
             self.password_file.write_text(PASSWORD)
             self.password_file.chmod(0o600)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from backup.errors import Interrupted
-from backup.model import SavedImage
+from backup.model import PointId, SavedImage
 from outputs import restic
 from outputs.restic import Restic
 
@@ -187,25 +187,29 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
 
 def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
     shutil.copytree(saved.repository.path, repository.path, dirs_exist_ok=True)  # complete, of this run
+    output = Restic(repository.program())
+    assert output.incomplete() == []
     complete = set(repository.snapshots())
-    tags = ("--tag=virt-rbd-backup", f"--tag=run={RUN}", "--tag=uuid=incomplete")
+    half = PointId(RUN, "incomplete")
+    tags = ("--tag=virt-rbd-backup", f"--tag=run={half.run}", f"--tag=uuid={half.uuid}")
     with repository.program().backup(tags, lambda: None) as backup:
         backup.sink.write(b"half a restore point")
-    Restic(repository.program()).discard_incomplete("20200101T000000Z-othr", patient=False)
+    assert output.incomplete() == [half]
+    output.discard([PointId("20200101T000000Z-othr", half.uuid), PointId(RUN, UUID)], patient=False)
     assert len(repository.snapshots()) == len(complete) + 1
-    Restic(repository.program()).discard_incomplete(RUN, patient=False)
+    output.discard([half], patient=False)
     assert set(repository.snapshots()) == complete
     assert repository.locks() == []
 
 
-@pytest.mark.parametrize(("code", "calls"), [(11, 3), (1, 3), (10, 1), (12, 1)])
-def test_discard_tries_again_only_while_the_repository_may_be_locked(
+@pytest.mark.parametrize(("code", "calls"), [(11, 3), (1, 1), (10, 1), (12, 1)])
+def test_discard_tries_again_only_while_the_repository_is_locked(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, calls: int
 ) -> None:
     monkeypatch.setattr(restic, "DISCARD_PAUSES", (0.001, 0.001))
     fake = tmp_path / "fake-restic"
     fake.write_text(f"#!/bin/sh\necho call >>{tmp_path}/calls\nexit {code}\n")
     fake.chmod(0o700)
-    with raises(f"restic snapshots failed with exit code {code}"):
-        Restic(repository.program(str(fake))).discard_incomplete(RUN, patient=True)
+    with raises(f"restic unlock failed with exit code {code}"):
+        Restic(repository.program(str(fake))).discard((), patient=True)
     assert len((tmp_path / "calls").read_text().splitlines()) == calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from backup import run
 from backup.cluster import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job import JobOrder
-from backup.model import JobResult, Status
+from backup.model import JobResult, PointId, Status
 from backup.report import RunResult
 from backup.run import Run
 from backup.stop import StopRequest
@@ -47,13 +47,16 @@ class ScriptedPool:
 
 
 class Discards(NoOutput):
-    """Counts how often the output was tidied up."""
+    """Has always something of this run, and of another one, to discard."""
 
     def __init__(self) -> None:
-        self.runs: list[str] = []
+        self.discarded: list[Collection[PointId]] = []
 
-    def discard_incomplete(self, run: str, patient: bool) -> None:
-        self.runs.append(run)
+    def incomplete(self) -> Sequence[PointId]:
+        return [PointId(RUN, UUID), PointId("20200101T000000Z-othr", OTHER_UUID)]
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        self.discarded.append(points)
 
 
 def back_up(
@@ -92,7 +95,7 @@ def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_secon
 ) -> None:
     output = Discards()
     back_up(ScriptedPool(db="saved", web="passing saved"), output, tmp_path, monkeypatch)
-    assert output.runs == [RUN]
+    assert output.discarded == 2 * [[PointId(RUN, UUID)]], "before the second attempt, and in the end"
 
 
 def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

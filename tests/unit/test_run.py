@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 from backup import run
 from backup.hypervisor import Hypervisor, HypervisorError
 from backup.job import JobOrder
-from backup.model import JobResult, Level, Status
+from backup.model import JobResult, Level, PointId, Status
 from backup.report import RunResult
 from backup.run import Run
 from backup.stop import StopRequest
@@ -22,6 +22,16 @@ from .driver_node import SHUT_OFF, domain_element, node_uri
 from .jobs_on_paper import NoOutput
 from .recorder import Recorder
 from .samples import OTHER_UUID, RUN, UUID, settings
+
+
+class NothingLeft(NoOutput):
+    """Has nothing to tidy up."""
+
+    def incomplete(self) -> Sequence[PointId]:
+        return ()
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        assert points == []
 
 
 class PoolOnPaper:
@@ -62,7 +72,7 @@ def uris(tmp_path: Path) -> tuple[str, str]:
 
 def back_up(directory: Path, recorder: Recorder, uris: Sequence[str], *names: str, **more: Any) -> RunResult:
     chosen = settings(libvirt_uri=[*uris], runtime_dir=str(directory / "run"), **more)
-    return Run(chosen, NoOutput(), recorder, StopRequest(), RUN).back_up(names)
+    return Run(chosen, NothingLeft(), recorder, StopRequest(), RUN).back_up(names)
 
 
 def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(

@@ -48,7 +48,7 @@ def test_a_size_is_shown_with_a_binary_unit(size: float, text: str) -> None:
         FreezeFailed("what", "how"),
         Interrupted("what", 15),
         HypervisorError("what", "how", 86),
-        ResticError("what", "how", 11),
+        ResticError("what", "how", True),
     ],
     ids=lambda error: type(error).__name__,
 )

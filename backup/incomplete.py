@@ -1,0 +1,60 @@
+"""Restore points that never came about: removing their images from the output."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from .cluster import LockHeld
+from .connect import Clusters
+from .errors import BackupError
+from .hypervisors import Hypervisors
+from .lock import lock_of
+from .model import Domain, Level, Output, PointId, Reporter
+from .settings import Settings
+from .stop import StopRequest
+
+
+def discard_own(run: str, output: Output, reporter: Reporter, patient: bool) -> Sequence[PointId]:
+    """Remove what the run, all of whose workers have ended, saved in vain; return what other runs have.
+
+    What can't be removed does not count anyway.
+    """
+    try:
+        incomplete = output.incomplete()
+        output.discard([point for point in incomplete if point.run == run], patient)
+    except BackupError as error:
+        reporter.message(Level.WARNING, "", f"{_left(run)}: {error}")
+        return ()
+    return [point for point in incomplete if point.run != run]
+
+
+def discard_of_dead(
+    points: Collection[PointId],
+    domains: Sequence[Domain],
+    hypervisors: Hypervisors,
+    output: Output,
+    settings: Settings,
+    reporter: Reporter,
+) -> None:
+    """Remove what other runs saved of these domains, where a domain's lock proves that they are dead."""
+    for hypervisor in hypervisors:
+        with Clusters(hypervisor, settings, settings.ceph_timeout) as clusters:
+            for domain in domains:
+                own = [point for point in points if point.uuid == domain.uuid]
+                if not own or domain.uri != hypervisor.uri:
+                    continue
+                names = ", ".join(point.run for point in own)
+                try:
+                    lock = lock_of(domain, clusters, settings.lock_duration)
+                    with lock.held(StopRequest(), reporter, domain.name):
+                        output.discard(own, patient=True)
+                    text = f"removed from the output what killed runs left: run={names}"
+                    reporter.message(Level.WARNING, domain.name, text)
+                except LockHeld:
+                    continue  # one of them may still be at it
+                except BackupError as error:
+                    reporter.message(Level.WARNING, domain.name, f"{_left(names)}: {error}")
+
+
+def _left(runs: str) -> str:
+    return f"images of incomplete restore points (run={runs}) may still be in the output"

@@ -1,0 +1,105 @@
+"""backup/incomplete.py: what failed and killed runs saved in vain goes, what others are at stays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pytest
+
+from backup import incomplete
+from backup.errors import BackupError
+from backup.hypervisors import Hypervisors
+from backup.incomplete import discard_of_dead, discard_own
+from backup.model import Domain, Level, PointId
+
+from .jobs_on_paper import NoOutput
+from .paper_cluster import PaperCluster, PaperClusters
+from .paper_node import LOCK
+from .recorder import Recorder
+from .samples import OTHER_UUID, RUN, URI, UUID, domain, settings
+
+OWN = PointId(RUN, UUID)
+DEAD = PointId("20200101T000000Z-dead", UUID)
+ELSEWHERE = PointId("20200101T000000Z-dead", "of a domain that this node does not know")
+
+
+class Left(NoOutput):
+    """Holds what no manifest counts. `cluster` is where the domain's lock has to be held."""
+
+    def __init__(self, *points: PointId) -> None:
+        self.points = list(points)
+        self.refuses = False
+        self.cluster: PaperCluster | None = None
+
+    def incomplete(self) -> Sequence[PointId]:
+        return list(self.points)
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        assert self.cluster is None or LOCK in self.cluster.locks, "without the domain's lock"
+        if self.refuses:
+            raise BackupError("the repository takes additions alone")
+        self.points = [point for point in self.points if point not in points]
+
+
+class OneHypervisor(Hypervisors):
+    """One libvirt, by its URI alone."""
+
+    def __init__(self) -> None:
+        self.uri = URI
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter([self])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
+    cluster = PaperCluster()
+    monkeypatch.setattr(incomplete, "Clusters", lambda *_: PaperClusters(cluster))
+    return cluster
+
+
+def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
+    discard_of_dead([DEAD, ELSEWHERE], domains, OneHypervisor(), output, settings(), recorder)
+
+
+def test_a_run_discards_its_own_and_tells_of_others() -> None:
+    output = Left(DEAD, OWN)
+    assert discard_own(RUN, output, Recorder(), patient=False) == [DEAD]
+    assert output.points == [DEAD]
+
+
+def test_what_can_not_be_discarded_is_told() -> None:
+    output, recorder = Left(OWN), Recorder()
+    output.refuses = True
+    assert discard_own(RUN, output, recorder, patient=False) == ()
+    (text,) = recorder.told(Level.WARNING)
+    assert RUN in text
+    assert "the repository takes additions alone" in text
+
+
+def test_what_dead_runs_saved_of_a_domain_goes_under_its_lock(cluster: PaperCluster) -> None:
+    output, recorder = Left(DEAD, ELSEWHERE), Recorder()
+    output.cluster = cluster
+    discard(output, recorder, domain(), domain(uuid=OTHER_UUID))
+    assert output.points == [ELSEWHERE]
+    assert cluster.locks == {}
+    (text,) = recorder.told(Level.WARNING)
+    assert text == f"removed from the output what killed runs left: run={DEAD.run}"
+
+
+def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
+    cluster.locks[LOCK] = "another node"
+    output, recorder = Left(DEAD), Recorder()
+    discard(output, recorder, domain())
+    assert output.points == [DEAD]
+    assert cluster.locks == {LOCK: "another node"}
+    assert recorder.messages == []
+
+
+def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: PaperCluster) -> None:
+    output, recorder = Left(DEAD), Recorder()
+    output.refuses = True
+    discard(output, recorder, domain())
+    assert cluster.locks == {}
+    (text,) = recorder.told(Level.WARNING)
+    assert DEAD.run in text
