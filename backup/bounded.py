@@ -36,18 +36,18 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 class Bounded:
     """Stands before an object of a library: each of its methods gets so many seconds to return.
 
-    What they return of the same library is bounded too.
+    What they return of the same library is bounded too. `bare` is the object itself.
     """
 
     def __init__(self, target: Any, seconds: float) -> None:
-        self._target = target
+        self.bare = target
         self._seconds = seconds
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._target, name)
+        method = getattr(self.bare, name)
 
         def call(*arguments: Any) -> Any:
-            bare = [one._target if isinstance(one, Bounded) else one for one in arguments]
+            bare = [one.bare if isinstance(one, Bounded) else one for one in arguments]
             return self._bounded(within(self._seconds, partial(method, *bare)))
 
         return call
@@ -55,9 +55,9 @@ class Bounded:
     def _bounded(self, result: Any) -> Any:
         if isinstance(result, list):
             return [self._bounded(one) for one in result]
-        ours = type(result).__module__ == type(self._target).__module__
+        ours = type(result).__module__ == type(self.bare).__module__
         return Bounded(result, self._seconds) if ours else result
 
     def within(self, seconds: float) -> Bounded:
         """Give the same with another bound."""
-        return Bounded(self._target, seconds)
+        return Bounded(self.bare, seconds)

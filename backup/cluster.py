@@ -251,7 +251,7 @@ class Cluster:
         pool = image.pool if image else "..."
         if number == errno.ETIMEDOUT:
             return (
-                f"no answer within {self.timeout} s: are the monitors and OSDs up, and is the key of "
+                f"no answer within {self.timeout} s: see ceph status (is it up, is it full?); is the key of "
                 f"client.{self.user} right? (a wrong key shows as a time-out); see CEPH_TIMEOUT"
             )
         if number in (errno.EPERM, errno.EACCES):

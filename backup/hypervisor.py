@@ -178,10 +178,11 @@ class Hypervisor:
 
         Asked only where there is a doubt, as libvirt marks a domain that is sent such a command as tainted.
         """
-        agent = Bounded(libvirt_qemu, self._timeout + timeout)
+        command = '{"execute": "guest-fsfreeze-status"}'
+        ask = partial(libvirt_qemu.qemuAgentCommand, handle.bare, command, timeout, 0)
         try:
             with _errors("cannot ask for the state of the guest's file systems"):
-                answer = agent.qemuAgentCommand(handle, '{"execute": "guest-fsfreeze-status"}', timeout, 0)
+                answer = within(self._timeout + timeout, ask)
         except HypervisorError:
             return False  # then the freeze itself will tell
         return bool(json.loads(answer)["return"] == "frozen")

@@ -233,9 +233,15 @@ def _summary(printed: str) -> Summary:
 
 
 def _last_words(printed: str) -> str:
-    """Give the last lines of restic's standard error: text, or from 0.18 on JSON."""
+    """Give the last lines of restic's standard error: text, or from 0.18 on JSON.
+
+    Left out is where in its own source an error arose: a function, and then in a line of its own the file.
+    """
     lines = []
-    for line in printed.splitlines():
+    printed_lines = printed.splitlines()
+    for line, next_line in zip(printed_lines, [*printed_lines[1:], ""]):
+        if "\t" in (line[:1], next_line[:1]):
+            continue
         item = _json(line)
         error = item.get("error")
         nested = error.get("message", "") if isinstance(error, dict) else ""

@@ -6,29 +6,108 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.integration.node import Node
+from tests.integration.node import Node, wait_until
 from tests.lab import Lab
+
+# Lines for the guest. The agent marks with a file that it is about to freeze; a write that does not come
+# back tells that it has.
+ONCE_FROZEN = """
+until [ -e /run/qga.state.isfrozen ]; do usleep 20000; done
+blocked() { touch /mnt/vda/probe & usleep 300000; kill -0 $! 2>/dev/null; }
+until blocked; do :; done
+"""
+AGENT = "$(pidof qemu-ga)"
 
 
 @contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Have a process of the lab stand still during the block."""
-    os.kill(pid, signal.SIGSTOP)
+def stopped(*pids: int) -> Iterator[None]:
+    """Have processes of the lab stand still during the block."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def kill(*pids: int) -> None:
+    """Kill processes without a chance to clean up."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def in_guest(lab: Lab, name: str, lines: str) -> None:
+    """Have the guest run lines of shell, in the background."""
+    background = f"(\n{lines}\n) </dev/null >/dev/null 2>&1 &"
+    call = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", background]}}
+    lab.virsh("qemu-agent-command", name, json.dumps(call))
 
 
 def stop_agent(lab: Lab, name: str, seconds: int) -> None:
     """Have the guest agent stand still for a while; its channel stays open."""
-    line = f"kill -STOP $(pidof qemu-ga); sleep {seconds}; kill -CONT $(pidof qemu-ga)"
-    call = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", line]}}
-    lab.virsh("qemu-agent-command", name, json.dumps(call))
+    in_guest(lab, name, f"kill -STOP {AGENT}; sleep {seconds}; kill -CONT {AGENT}")
+
+
+def kill_agent(lab: Lab, name: str, seconds: int, when: str = "") -> None:
+    """Kill the guest agent, `when` these lines have ended, and start it again after a while."""
+    command = f"command=$(tr '\\0' ' ' </proc/{AGENT}/cmdline)"
+    in_guest(lab, name, f"{command}\n{when}\nkill -9 {AGENT}; sleep {seconds}; $command")
+
+
+@contextmanager
+def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
+    """Have the guest agent run lines of shell at the moment "freeze" or "thaw", during the block."""
+    path = f"/run/on-{moment}"
+    done = f"/run/on-{moment}.done"
+    in_guest(lab, name, f"cat >{path} <<'EOF'\n{lines}\nEOF\ntouch {done}")
+    try:
+        yield
+    finally:
+        wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+        in_guest(lab, name, f"rm -f {path} {done}")
+
+
+def freeze_status(lab: Lab, name: str) -> str:
+    """Ask the guest agent whether file systems are frozen; it tells so in either case."""
+    answer = lab.virsh("qemu-agent-command", name, '{"execute": "guest-fsfreeze-status"}')
+    return str(json.loads(answer)["return"])
+
+
+@contextmanager
+def frozen(node: Node, lab: Lab, name: str, **constants: object) -> Iterator[tuple[int, int]]:
+    """Have a run whose worker stands still just after it has frozen the guest.
+
+    Gives the pids of the run and the worker. In small steps, as between the freeze and the thaw lies only
+    the making of snapshots.
+    """
+    with node.started("backup", name, **constants) as process:
+        wait_until(lambda: held(node), 60, "the guest is being frozen")
+        (worker,) = node.workers()
+        for _ in range(200):
+            os.kill(worker, signal.SIGSTOP)
+            if freeze_status(lab, name) == "frozen":
+                break
+            os.kill(worker, signal.SIGCONT)
+        assert freeze_status(lab, name) == "frozen"
+        yield process.pid, worker
+        process.communicate(timeout=90)
+
+
+def held(node: Node) -> bool:
+    """Tell whether a guest is noted as held still."""
+    return bool(list(node.runtime_dir.glob("held/*.json")))
+
+
+def held_for(node: Node) -> float:
+    """Tell for how many seconds a guest has been noted as held still."""
+    notes = node.runtime_dir.glob("held/*.json")
+    return max((time.time() - note.stat().st_mtime for note in notes), default=0)
 
 
 def streaming(node: Node) -> bool:
@@ -43,14 +122,26 @@ def received_bytes(node: Node) -> int:
     return 0
 
 
-def held(node: Node) -> bool:
-    """Tell whether a guest is noted as held still."""
-    return bool(list(node.runtime_dir.glob("held/*.json")))
-
-
-def restic_script(node: Node, lines: str) -> Path:
-    """Make a restic that does something else in some cases."""
+def restic_script(node: Node, lines: str) -> str:
+    """Make a restic that does something else in some cases; return its path."""
     path = node.directory / "restic"
     path.write_text(f'#!/bin/sh\n{lines}\nexec restic "$@"\n')
     path.chmod(0o755)
-    return path
+    return str(path)
+
+
+class HeldBackRestic:
+    """A restic that waits, before it begins with this file, until it is let go."""
+
+    def __init__(self, node: Node, file_name: str) -> None:
+        self._waits, self._may_go = node.directory / "waits", node.directory / "may-go"
+        wait = f"touch {self._waits}; until [ -e {self._may_go} ]; do sleep 0.05; done"
+        self.path = restic_script(node, f'case "$*" in *stdin-filename={file_name}*) {wait};; esac')
+
+    def reached(self) -> None:
+        """Wait until it waits."""
+        wait_until(self._waits.exists, 60, "restic is about to begin")
+
+    def let_go(self) -> None:
+        """Let it begin, now and from now on."""
+        self._may_go.touch()

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from tests.faults.provoke import stop_agent
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.provoke import (
+    AGENT,
+    ONCE_FROZEN,
+    agent_hook,
+    freeze_status,
+    frozen,
+    held,
+    in_guest,
+    kill_agent,
+    stop_agent,
+)
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.sample import DATABASE, WEB
+
+
+@pytest.fixture(autouse=True)
+def agent_is_back(node: Node, lab: Lab) -> Iterator[None]:
+    yield
+    wait_until(lambda: lab.hypervisor.agent_answers(WEB), 60, "the agent answers again")
 
 
 def test_a_required_freeze_that_can_not_be_had_fails_the_domain_alone(node: Node) -> None:
@@ -18,9 +40,71 @@ def test_a_required_freeze_that_can_not_be_had_fails_the_domain_alone(node: Node
 
 
 def test_a_guest_agent_that_does_not_answer_gets_its_domain_paused(node: Node, lab: Lab) -> None:
-    stop_agent(lab, WEB, seconds=20)
-    done = node.run("backup", WEB, FREEZE_TIMEOUT=9)
+    stop_agent(lab, WEB, seconds=8)
+    _saved(node, lab, "paused", "not frozen: ", FREEZE_TIMEOUT=9)
+
+
+def test_a_guest_agent_that_died_gets_its_domain_paused(node: Node, lab: Lab) -> None:
+    kill_agent(lab, WEB, seconds=6)
+    wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
+    _saved(node, lab, "paused", "not frozen: no guest agent is connected")
+
+
+def test_a_freeze_that_fails_gets_the_domain_paused(node: Node, lab: Lab) -> None:
+    with agent_hook(lab, WEB, "freeze", "exit 1"):
+        _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems")
+
+
+def test_a_thaw_that_fails_twice_is_tried_until_it_works(node: Node, lab: Lab) -> None:
+    with agent_hook(lab, WEB, "thaw", "echo >>/run/thaws; [ $(wc -l </run/thaws) -gt 2 ] || exit 1"):
+        # only the first has thawed anything, and failed after it: nobody can tell that it was in time
+        _saved(node, lab, "crash", "the guest was no longer frozen")
+
+
+def test_a_guest_agent_that_stands_still_while_frozen_is_asked_until_it_answers(node: Node, lab: Lab) -> None:
+    in_guest(lab, WEB, f"{ONCE_FROZEN}\nkill -STOP {AGENT}; sleep 6; kill -CONT {AGENT}")
+    _saved_although_silent_while_frozen(node, lab)
+
+
+def test_a_guest_agent_that_dies_while_frozen_is_waited_for(node: Node, lab: Lab) -> None:
+    kill_agent(lab, WEB, seconds=4, when=ONCE_FROZEN)
+    _saved_although_silent_while_frozen(node, lab)
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+
+
+def test_a_guest_that_somebody_else_froze_is_left_as_found(node: Node, lab: Lab) -> None:
+    lab.virsh("domfsfreeze", WEB)
+    try:
+        done = node.run("backup", WEB)
+        assert freeze_status(lab, WEB) == "frozen"
+    finally:
+        lab.virsh("domfsthaw", WEB)
     assert done.returncode == 0, done.stderr
+    assert "warning: web01: not frozen: the guest is frozen already, by somebody else" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "crash"
+
+
+def _saved(node: Node, lab: Lab, consistency: str, message: str, **constants: object) -> None:
+    """Back the domain up while its agent is at fault, and see that it is saved as well as can be."""
+    done = node.run("backup", WEB, **constants)
+    assert done.returncode == 0, done.stderr
+    assert f"web01: {message}" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == consistency
+    _moves(node, lab)
+
+
+def _saved_although_silent_while_frozen(node: Node, lab: Lab) -> None:
+    with frozen(node, lab, WEB, FREEZE_TIMEOUT=15) as (_, worker):
+        wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "the agent says nothing more")
+        os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: not held(node), 18, "the guest was let go")
+    saved = node.report()["domains"][WEB]
+    assert saved["status"] == "saved"
+    assert saved["frozen_seconds"] > 2
+    _moves(node, lab)
+
+
+def _moves(node: Node, lab: Lab) -> None:
+    assert not held(node)
     wait_until(lambda: lab.hypervisor.agent_answers(WEB), 60, "the agent answers again")
-    assert node.report()["domains"][WEB]["consistency"] == "paused"
-    assert "warning: web01: not frozen" in done.stderr
+    assert freeze_status(lab, WEB) == "thawed"

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
-from tests.faults.provoke import held, stopped, streaming
+from tests.faults.provoke import freeze_status, frozen, held, held_for, stopped, streaming
 from tests.integration.node import SLOW, Node, wait_until
-from tests.lab import Lab
-from tests.lab.sample import ARCHIVE, DATABASE
+from tests.lab import Lab, RbdDisk
+from tests.lab.sample import ARCHIVE, DATABASE, WEB
+
+
+def test_without_libvirt_nothing_is_done_and_the_report_says_so(node: Node, lab: Lab) -> None:
+    lab.stop_libvirtd()
+    try:
+        done = node.run("backup")
+    finally:
+        lab.start_libvirtd()
+    assert done.returncode == 1
+    assert "cannot connect to libvirt at qemu:///system" in done.stderr
+    report = node.report()
+    assert (report["exit_code"], report["domains"]) == (1, {})
 
 
 def test_a_libvirt_that_hangs_ends_the_run_in_good_time(node: Node, lab: Lab) -> None:
@@ -19,6 +30,16 @@ def test_a_libvirt_that_hangs_ends_the_run_in_good_time(node: Node, lab: Lab) ->
     assert done.returncode == 1
     assert "no answer within 2 s" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_libvirt_that_is_restarted_while_a_guest_is_frozen_costs_nothing(node: Node, lab: Lab) -> None:
+    with frozen(node, lab, WEB) as (_, worker):
+        lab.stop_libvirtd()
+        lab.start_libvirtd()
+        os.kill(worker, signal.SIGCONT)
+    saved = node.report()["domains"][WEB]
+    assert (saved["status"], saved["consistency"]) == ("saved", "filesystem")
+    assert freeze_status(lab, WEB) == "thawed"
 
 
 def test_a_libvirt_that_is_restarted_while_an_image_is_streamed_costs_nothing(
@@ -32,19 +53,27 @@ def test_a_libvirt_that_is_restarted_while_an_image_is_streamed_costs_nothing(
     assert process.returncode == 0, output
 
 
+def test_a_domain_that_is_destroyed_and_undefined_while_frozen_is_saved_as_it_was(
+    node: Node, lab: Lab, plain: str
+) -> None:
+    with frozen(node, lab, plain) as (_, worker):
+        lab.destroy_domain(plain)
+        lab.undefine_domain(plain)
+        os.kill(worker, signal.SIGCONT)
+    lab.define_domain(plain, [RbdDisk("vda", f"vms/{plain}")])
+    lab.start_domain(plain, wait_for_agent=True)
+    saved = node.report()["domains"][plain]
+    # its images may have been written to after the guest had died
+    assert (saved["status"], saved["consistency"]) == ("saved", "crash")
+    assert b"plain" in node.definition(plain)["domain.xml"]
+
+
 def test_a_pause_that_was_given_up_is_undone_when_it_happens_after_all(node: Node, lab: Lab) -> None:
     qemu = int(Path(f"/run/libvirt/qemu/{DATABASE}.pid").read_text())
     with stopped(qemu), node.started("backup", DATABASE, FREEZE="never", LIBVIRT_TIMEOUT=2) as process:
-        wait_until(lambda: _held_for(node) > 4, 60, "libvirt has not paused the domain in time")
+        wait_until(lambda: held_for(node) > 4, 60, "libvirt has not paused the domain in time")
         os.kill(qemu, signal.SIGCONT)
         output, _ = process.communicate(timeout=120)
     assert "no answer within 2 s" in output
     wait_until(lambda: lab.virsh("domstate", DATABASE).strip() == "running", 30, "it runs")
     assert not held(node)
-
-
-def _held_for(node: Node) -> float:
-    """Tell for how many seconds a guest has been noted as held still."""
-    return max(
-        (time.time() - note.stat().st_mtime for note in node.runtime_dir.glob("held/*.json")), default=0
-    )

@@ -2,21 +2,148 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
 from tests.faults.provoke import restic_script
-from tests.integration.node import Node
+from tests.integration.node import Node, wait_until
+from tests.lab import Lab, RbdDisk
+from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
+from tests.quick_repository import make_repository
+
+# The shell waits for its restic's lock.
+ONCE_LOCKED = 'until ls "$RESTIC_REPOSITORY"/locks/* >/dev/null 2>&1; do :; done'
+
+# What restic does about the images of one domain each, and what is told of it.
+FAULTS = {
+    WEB: ("kill -9 $$", "restic backup was killed by SIGKILL"),
+    MEDIA: ("head --bytes=10000000 >/dev/null; kill -9 $$", "restic backup was killed by SIGKILL"),
+    DATABASE: ('restic "$@" >/dev/null; kill -9 $$', "restic backup was killed by SIGKILL"),
+    ARCHIVE: ('restic "$@"; exit 3', "restic backup failed with exit code 3"),
+    "tiny": ('cat >/dev/null; echo "{[ garbage"; exit 0', "restic ended well but did not say what it saved"),
+    "large": (f'({ONCE_LOCKED}; kill -STOP $$) & exec restic "$@"', "the output took no byte for 3 s"),
+}
 
 
-def test_restic_dying_half_way_fails_the_domain(node: Node, large: str) -> None:
-    dying = restic_script(node, 'case "$*" in *vdb.img*) head --bytes=10000000 >/dev/null; kill -9 $$;; esac')
-    done = node.run("backup", large, RESTIC_BINARY=str(dying))
+@pytest.fixture
+def tiny(lab: Lab) -> Iterator[None]:
+    make_image(lab, "vms/tiny", 4 * MIB, {0: MIB})
+    lab.define_domain("tiny", [RbdDisk("vda", "vms/tiny")])
+    yield
+    lab.undefine_domain("tiny")
+    lab.delete_image("vms/tiny")
+
+
+@pytest.mark.usefixtures("large", "tiny")
+def test_restic_may_fail_in_any_way_and_costs_that_domain_alone(node: Node, plain: str) -> None:
+    cases = " ".join(f"*--host={name}*img*) {lines};;" for name, (lines, _) in FAULTS.items())
+    restic = restic_script(node, f'case "$*" in {cases} esac')
+    done = node.run("backup", RESTIC_BINARY=restic, OUTPUT_STALL_TIMEOUT=3, WORKERS=4)
     assert done.returncode == 3
-    assert "SIGKILL" in node.report()["domains"][large]["reason"]
-    assert node.snapshots() == []
+    domains = node.report()["domains"]
+    assert {name for name, domain in domains.items() if domain["status"] == "saved"} == {plain}
+    assert {name: domains[name]["reason"] for name in FAULTS} == {
+        name: told for name, (_, told) in FAULTS.items()
+    }
+    # what was saved in vain is removed, and with it the lock of the one that had to be killed
+    assert {one["hostname"] for one in node.snapshots()} == {plain}
+    assert list(node.repository.glob("locks/*")) == []
 
 
 def test_restic_that_saves_less_than_it_was_sent_is_found_out(node: Node, large: str) -> None:
     short = restic_script(node, 'case "$*" in *vdb.img*) head --bytes=10000000 | restic "$@"; exit;; esac')
-    done = node.run("backup", large, RESTIC_BINARY=str(short))
+    done = node.run("backup", large, RESTIC_BINARY=short)
     assert done.returncode == 3
     assert node.report()["domains"][large]["status"] == "failed"
     assert node.snapshots() == []
+
+
+@pytest.mark.parametrize(
+    ("constants", "words"),
+    [
+        ({"RESTIC_BINARY": "/nowhere/restic"}, "cannot start /nowhere/restic"),
+        ({"RESTIC_REPOSITORY": "/nowhere"}, "unable to open config file"),
+        ({"RESTIC_PASSWORD_FILE": "{directory}/wrong"}, "wrong password or no key found"),
+    ],
+)
+def test_without_a_working_repository_no_guest_is_touched(
+    node: Node, constants: dict[str, str], words: str
+) -> None:
+    wrong = node.directory / "wrong"
+    wrong.write_text("battery horse")
+    wrong.chmod(0o600)
+    done = node.run("backup", **{k: v.format(directory=node.directory) for k, v in constants.items()})
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "hint: " in done.stderr
+    report = node.report()
+    assert (report["exit_code"], report["domains"]) == (1, {})
+
+
+def test_a_repository_that_another_host_has_to_itself_is_waited_for(node: Node) -> None:
+    environment = {
+        **os.environ,
+        "RESTIC_REPOSITORY": str(node.repository),
+        "RESTIC_PASSWORD_FILE": str(node.password_file),
+        "RESTIC_CACHE_DIR": str(node.directory / "cache of another host"),
+    }
+    lines = f"hostname another-host; restic check >&2 & {ONCE_LOCKED}; kill -STOP $!; echo $!; wait $!"
+    command = ["unshare", "--uts", "sh", "-c", lines]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        check = int(other.stdout.readline())
+        with node.started("backup", ARCHIVE, LOCK_WAIT=60) as process:
+            try:
+                wait_until(lambda: node.processes("unlock"), 60, "the backup has found the lock")
+                assert list(node.repository.glob("locks/*")), "it is a live one"
+            finally:
+                os.kill(check, signal.SIGCONT)
+            assert other.wait(60) == 0
+            output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "waiting up to 60 s (LOCK_WAIT)" in output
+
+
+@pytest.fixture
+def small_disk(node: Node) -> Iterator[Node]:
+    """A node whose repository is on a file system of 16 MB."""
+    mounted = node.directory / "small"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", mounted], check=True)
+    empty, node.repository = node.repository, mounted / "repository"
+    make_repository(node.repository)
+    node.constants["RESTIC_REPOSITORY"] = str(node.repository)
+    try:
+        yield node
+        _remount(node, "rw,size=64m")
+        node.restic("unlock")
+        node.restic("check")
+    finally:
+        subprocess.run(["umount", mounted], check=True)
+        node.repository = empty
+
+
+def test_a_repository_that_is_full_fails_what_does_not_fit(small_disk: Node, large: str) -> None:
+    node = small_disk
+    done = node.run("backup", large)
+    assert done.returncode == 3
+    assert "no space left on device" in node.report()["domains"][large]["reason"]
+    assert large in done.stderr
+    _remount(node, "size=64m")
+    assert node.run("backup", ARCHIVE).returncode == 0, "with room it goes on"
+
+
+def test_a_repository_that_can_not_be_written_to_fails_its_domains(small_disk: Node) -> None:
+    node = small_disk
+    _remount(node, "ro")
+    done = node.run("backup", ARCHIVE)
+    assert done.returncode == 3
+    assert "read-only file system" in node.report()["domains"][ARCHIVE]["reason"]
+
+
+def _remount(node: Node, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", node.repository.parent], check=True)

@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.integration.node import PASSWORD, Node, snapshot_names
+from tests.integration.node import Node, snapshot_names
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, ARCHIVE_SIZE, DATABASE, MEDIA, MIB, WEB, make_image
+from tests.quick_repository import PASSWORD
 
 
 def test_all_domains_are_saved_each_as_consistently_as_it_can_be(node: Node, lab: Lab) -> None:

@@ -19,9 +19,10 @@ from backup.stop import StopRequest
 from outputs import restic_process
 from outputs.restic import Restic
 from outputs.restic_process import Backup, Program, ResticError
+from tests.quick_repository import PASSWORD
 
 from .raising import raises
-from .repository import PASSWORD, Repository
+from .repository import Repository
 from .samples import MIB
 from .waiting import children, runs, wait_until
 
