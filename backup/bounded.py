@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import _thread
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
@@ -24,7 +24,8 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
         except BaseException as error:  # to be raised where it is waited for
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name="bounded", daemon=True).start()
+    # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
+    _thread.start_new_thread(run, ())
     try:
         return outcome.result(seconds)
     except FutureTimeout as error:

@@ -1,23 +1,55 @@
-"""Faults of our own processes: interrupted, killed."""
+"""Faults of our own processes: interrupted, killed, out of memory, out of time."""
 
 from __future__ import annotations
 
-import json
 import os
+import resource
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from tests.faults.provoke import held, streaming
+from tests.faults.provoke import (
+    HeldBackRestic,
+    freeze_status,
+    frozen,
+    held,
+    kill,
+    received_bytes,
+    streaming,
+)
 from tests.integration.node import PREFIX, SLOW, Node, parent, snapshot_names, wait_until
 from tests.lab import Lab
-from tests.lab.sample import ARCHIVE, WEB
+from tests.lab.sample import ARCHIVE, MIB, WEB
+
+# Python's wall clock, as after an admin or a time server has set it: the machine's own is not ours to set.
+JUMPING_CLOCK = """
+import datetime, os, time
+
+def offset():
+    try:
+        return float(open(os.environ["CLOCK"]).read())
+    except (OSError, ValueError):
+        return 0
+
+class Jumping(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(time.time(), tz)
+
+real = time.time
+time.time = lambda: real() + offset()
+datetime.datetime = Jumping
+"""
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupted_run_leaves_nothing(node: Node, large: str, number: int, code: int) -> None:
     with node.started("backup", large, WEB, MAX_READ_RATE=SLOW) as process:
         wait_until(lambda: streaming(node), 60, "the second image is on its way")
@@ -40,23 +72,61 @@ def test_ctrl_c_in_a_terminal_reaches_workers_in_good_order(node: Node, large: s
     assert node.snapshots() == []
 
 
+def test_a_second_signal_kills_the_workers_and_leaves_their_leftovers_to_the_next_run(
+    node: Node, lab: Lab, large: str
+) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started("backup", large, RESTIC_BINARY=restic.path) as process:
+        restic.reached()
+        (worker,) = node.workers()
+        os.kill(worker, signal.SIGSTOP)  # it does not hear the first
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: _waits_for(worker, signal.SIGTERM), 20, "the first signal is acted on")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "SIGKILL" in node.report()["domains"][large]["reason"]
+    assert node.snapshots() == []
+    _next_run_tidies_up(node, lab, large)
+
+
 def test_a_killed_worker_costs_its_own_domain(node: Node, lab: Lab, large: str) -> None:
     with node.started("backup", large, ARCHIVE, MAX_READ_RATE=SLOW) as process:
         wait_until(lambda: streaming(node), 60, "the second image is on its way")
         (restic,) = node.processes("--stdin-filename=vdb.img")
-        os.kill(parent(restic), signal.SIGKILL)
+        kill(parent(restic))
         process.communicate(timeout=60)
     assert process.returncode == 3
     domains = node.report()["domains"]
     assert (domains[large]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
     assert "SIGKILL" in domains[large]["reason"]
     assert {one["hostname"] for one in node.snapshots()} == {ARCHIVE}
-    # the lock outlives its holder for LOCK_DURATION; then the next run removes what is left
-    assert snapshot_names(lab, "vms/large") != []
-    wait_until(
-        lambda: node.run("cleanup").returncode == 0 and not snapshot_names(lab, "vms/large"), 60, "cleaned"
-    )
-    assert node.run("backup", large).returncode == 0
+    _next_run_tidies_up(node, lab, large)
+
+
+@pytest.mark.parametrize("phase", ["prepare", "frozen", "manifest"])
+def test_a_worker_may_be_killed_in_every_phase(node: Node, lab: Lab, phase: str) -> None:
+    with _reached(phase, node, lab) as (main, worker):
+        kill(worker)
+        wait_until(lambda: not held(node), 5, "the guest was let go")
+        wait_until(lambda: not _lives(main), 60, "the run has ended")
+    web = node.report()["domains"][WEB]
+    assert web["status"] == "failed"
+    assert "SIGKILL" in web["reason"]
+    assert node.snapshots() == []
+    _next_run_tidies_up(node, lab, WEB)
+
+
+@pytest.mark.parametrize("phase", ["prepare", "frozen", "streaming", "manifest"])
+def test_the_main_process_may_be_killed_in_every_phase(node: Node, lab: Lab, phase: str) -> None:
+    with _reached(phase, node, lab) as (main, worker):
+        kill(main)
+        os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: not node.processes(""), 60, "its worker has cleaned up, all have ended")
+    assert not held(node)
+    assert snapshot_names(lab, f"vms/{WEB}-root") == []
+    assert node.snapshots("definition") == []
+    _next_run_tidies_up(node, lab, WEB)
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(node: Node, lab: Lab) -> None:
@@ -77,54 +147,109 @@ def test_what_a_killed_run_left_is_removed_by_the_next(node: Node, lab: Lab) -> 
 
 
 def test_a_guest_thaws_within_seconds_after_worker_and_main_were_killed(node: Node, lab: Lab) -> None:
-    with _frozen(node, lab) as main:
+    with _reached("frozen", node, lab) as (main, worker):
         (watchdog,) = node.watchdogs()
-        _kill(main, *node.workers())
+        kill(main, worker)
         wait_until(lambda: not held(node), 5, "the watchdog let the guest go")
-        assert _status(lab) == "thawed"
+        assert freeze_status(lab, WEB) == "thawed"
         lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
         wait_until(lambda: watchdog not in node.processes(""), 10, "the watchdog has ended")
-    assert WEB not in {one["hostname"] for one in node.snapshots()}
-    _tidy_up(node, lab)
+    assert node.snapshots() == []
+    _next_run_tidies_up(node, lab, WEB)
 
 
 def test_cleanup_lets_go_whom_a_killed_run_left_frozen_without_its_watchdog(node: Node, lab: Lab) -> None:
-    with _frozen(node, lab) as main:
-        _kill(*node.watchdogs(), main, *node.workers())
-        assert _status(lab) == "frozen"
+    with _reached("frozen", node, lab) as (main, worker):
+        kill(*node.watchdogs(), main, worker)
+        assert freeze_status(lab, WEB) == "frozen"
     node.run("cleanup")  # its lock may still be there, and with it its snapshots
     assert not held(node)
-    assert _status(lab) == "thawed"
-    _tidy_up(node, lab)
+    assert freeze_status(lab, WEB) == "thawed"
+    _next_run_tidies_up(node, lab, WEB)
+
+
+def test_a_worker_that_is_out_of_memory_costs_its_own_domain(node: Node, lab: Lab, large: str) -> None:
+    with node.started("backup", large, ARCHIVE, MAX_READ_RATE=SLOW, LIBVIRT_TIMEOUT=3) as process:
+        wait_until(lambda: received_bytes(node) > 4 * MIB, 60, "restic has got a part of the image")
+        (restic,) = node.processes("--stdin-filename=vdb.img")
+        resource.prlimit(parent(restic), resource.RLIMIT_AS, (MIB, MIB))
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    domains = node.report()["domains"]
+    assert (domains[large]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
+    assert {one["hostname"] for one in node.snapshots()} == {ARCHIVE}
+    _next_run_tidies_up(node, lab, large)
+
+
+def test_a_full_runtime_directory_keeps_guests_from_being_frozen(node: Node) -> None:
+    node.runtime_dir.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=0700", "tmpfs", node.runtime_dir], check=True)
+    try:
+        (node.runtime_dir / "filler").write_bytes(bytes(4096))
+        done = node.run("backup", WEB, ARCHIVE)
+    finally:
+        subprocess.run(["umount", node.runtime_dir], check=True)
+    assert done.returncode == 3
+    domains = node.report()["domains"]
+    assert (domains[WEB]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
+    assert "that the guest is about to stand still: no space left on device" in domains[WEB]["reason"]
+
+
+@pytest.mark.parametrize("hours", [3, -3])
+def test_a_clock_that_jumps_changes_nothing(node: Node, large: str, hours: int) -> None:
+    (node.directory / "sitecustomize.py").write_text(JUMPING_CLOCK)
+    node.environment = {"PYTHONPATH": str(node.directory), "CLOCK": str(node.directory / "clock")}
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started("backup", large, RESTIC_BINARY=restic.path, LOCK_DURATION=3) as process:
+        restic.reached()
+        (node.directory / "clock").write_text(str(hours * 3600))
+        restic.let_go()
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    report = node.report()
+    assert (report["started"] < report["finished"]) == (hours > 0), "the jump was noticed"
+    assert 0 < report["domains"][large]["images"][1]["seconds"] < 600
 
 
 @contextmanager
-def _frozen(node: Node, lab: Lab) -> Iterator[int]:
-    """Have a run whose worker stands still just after it has frozen the guest; give the run's pid."""
-    with node.started("backup", WEB) as process:
-        wait_until(lambda: held(node), 60, "the guest is being frozen")
+def _reached(phase: str, node: Node, lab: Lab) -> Iterator[tuple[int, int]]:
+    """Have a run reach a phase; give the pids of the run and of its worker.
+
+    They have ended after the block.
+    """
+    if phase == "frozen":
+        with frozen(node, lab, WEB) as pids:
+            yield pids
+        return
+    restic = HeldBackRestic(node, "definition.tar" if phase == "manifest" else "vdb.img")
+    with node.started("backup", WEB, RESTIC_BINARY=restic.path) as process:
+        if phase == "prepare":
+            wait_until(lambda: node.watchdogs() and node.workers(), 60, "the worker has begun")
+        else:
+            restic.reached()
         (worker,) = node.workers()
-        for _ in range(200):  # in small steps: between the freeze and the thaw lies the making of snapshots
-            os.kill(worker, signal.SIGSTOP)
-            if _status(lab) == "frozen":
-                break
-            os.kill(worker, signal.SIGCONT)
-        assert _status(lab) == "frozen"
-        yield process.pid
+        yield process.pid, worker
+        process.communicate(timeout=60)
 
 
-def _status(lab: Lab) -> str:
-    """Ask the guest agent whether file systems are frozen; it tells so in either case."""
-    answer = lab.virsh("qemu-agent-command", WEB, '{"execute": "guest-fsfreeze-status"}')
-    return str(json.loads(answer)["return"])
+def _waits_for(pid: int, number: signal.Signals) -> bool:
+    """Tell whether a process that stands still has been sent this signal."""
+    pending = Path(f"/proc/{pid}/status").read_text().split("ShdPnd:")[1].split()[0]
+    return bool(int(pending, 16) & 1 << (number - 1))
 
 
-def _kill(*pids: int) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+def _lives(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
 
 
-def _tidy_up(node: Node, lab: Lab) -> None:
-    """Have the next run on the node remove what is left, as soon as the dead run's lock has expired."""
-    wait_until(lambda: node.run("backup", WEB).returncode == 0, 60, "the dead run's lock has expired")
-    assert snapshot_names(lab, f"vms/{WEB}-root") == []
+def _next_run_tidies_up(node: Node, lab: Lab, domain: str) -> None:
+    """Have another node's next run remove what is left, once the dead run's lock has expired."""
+    wait_until(lambda: node.run_elsewhere("backup", domain).returncode == 0, 60, "the lock has expired")
+    assert snapshot_names(lab, "vms/large" if domain == "large" else f"vms/{WEB}-root") == []
+    tags = {tag for one in node.snapshots() if one["hostname"] == domain for tag in one["tags"]}
+    runs = [tag for tag in tags if tag.startswith("run=")]
+    assert len(runs) == 1, "nothing is left of the run that was killed"
+    assert node.report()["host"] == "other-node"

@@ -44,12 +44,14 @@ class Node:
             "REPORT_FILE": str(self.report_file),
             "LOCK_DURATION": 6,
         }
+        self.environment: dict[str, str] = {}  # further variables for main.py
 
     @property
     def _environment(self) -> dict[str, str]:
         """Name the configuration, and with it this node in all of its processes' environments."""
         return {
             **os.environ,
+            **self.environment,
             "VIRT_RBD_BACKUP_CONFIG": str(self.directory / "settings.py"),
             "RESTIC_CACHE_DIR": str(self.directory / "cache"),
             "TMPDIR": str(self.directory),  # where a restic that is killed leaves its temporary files
@@ -64,8 +66,17 @@ class Node:
 
     def run(self, *words: str, **constants: Any) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
+        return self._run(self.command(*words, **constants))
+
+    def run_elsewhere(self, *words: str, **constants: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command on another node, with a host name and a runtime directory of its own."""
+        command = self.command(*words, RUNTIME_DIR=str(self.directory / "other-node"), **constants)
+        line = 'hostname other-node; exec "$@"'
+        return self._run(["unshare", "--uts", "sh", "-c", line, "sh", *command])
+
+    def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.command(*words, **constants),
+            command,
             env=self._environment,
             capture_output=True,
             text=True,
