@@ -45,7 +45,7 @@ def test_a_libvirt_that_is_restarted_while_a_guest_is_frozen_costs_nothing(node:
 def test_a_libvirt_that_is_restarted_while_an_image_is_streamed_costs_nothing(
     node: Node, lab: Lab, large: str
 ) -> None:
-    with node.started("backup", large, MAX_READ_RATE=8 * SLOW) as process:
+    with node.started("backup", large, MAX_READ_RATE=SLOW) as process:
         wait_until(lambda: streaming(node), 60, "the second image is on its way")
         lab.stop_libvirtd()
         lab.start_libvirtd()

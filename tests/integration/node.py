@@ -19,7 +19,7 @@ from tests.quick_repository import PASSWORD, make_repository
 MAIN = Path(__file__).parents[2] / "main.py"
 PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
 PREFIX = "virt-rbd-backup."
-SLOW = 4 << 20  # bytes/s, as MAX_READ_RATE
+SLOW = 32 << 20  # bytes/s, as MAX_READ_RATE
 
 
 class Node:
