@@ -15,7 +15,8 @@ from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MIB, WEB, make_image
 
 # libvirt allows anything in a name but slashes and control characters.
-ODD_NAMES = ("--delete", "grün, 'blau' & \"rot\"", "$(reboot) *?[a] 100%")
+ODD_NAMES = ("--delete", "a,run=b", "grün, 'blau' & \"rot\"", "$(reboot) *?[a] 100%")
+ODD_IMAGE = "vms/--force,run=x 100%"
 BACKUP_JOB = """
 <domainbackup mode='pull'>
   <server transport='unix' socket='{directory}/socket'/>
@@ -34,15 +35,20 @@ def stack() -> Iterator[ExitStack]:
 
 
 def test_names_of_any_kind_come_back_as_they_are(node: Node, lab: Lab, stack: ExitStack) -> None:
-    make_image(lab, "vms/shared by names", MIB, {0: 4096})
-    stack.callback(lab.delete_image, "vms/shared by names")
+    make_image(lab, ODD_IMAGE, MIB, {0: 4096})
+    stack.callback(lab.delete_image, ODD_IMAGE)
     for name in ODD_NAMES:
-        lab.define_domain(name, [RbdDisk("vda", "vms/shared by names")])
+        lab.define_domain(name, [RbdDisk("vda", ODD_IMAGE)])
         stack.callback(lab.virsh, "undefine", "--domain", name)
     done = node.run("backup", "--", *ODD_NAMES)
     assert done.returncode == 0, done.stderr
     assert {domain["status"] for domain in node.report()["domains"].values()} == {"saved"}
     assert {one["hostname"] for one in node.snapshots()} == set(ODD_NAMES)
+    runs = {tag for one in node.snapshots() for tag in one["tags"] if tag.startswith("run=")}
+    assert runs == {f"run={node.report()['run']}"}, "no name has added a tag"
+    images = [one for one in node.snapshots() if "disk=vda" in one["tags"]]
+    assert len(images) == len(ODD_NAMES)
+    assert all("image=vms/--force%2Crun=x 100%25" in one["tags"] for one in images)
 
 
 def test_a_domain_suspended_to_memory_is_saved_as_it_stands(node: Node, lab: Lab, stack: ExitStack) -> None:
