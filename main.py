@@ -33,7 +33,7 @@ exit codes:
   2    usage or configuration error
   3    at least one domain failed
   11   another run is active on this node
-  130, 143   interrupted"""
+  129, 130, 143   interrupted"""
 
 
 def main(words: Sequence[str]) -> int:
