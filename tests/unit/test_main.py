@@ -37,7 +37,7 @@ def test_help_tells_the_commands_and_all_exit_codes(answers: dict[str, Done]) ->
     assert done.returncode == 0
     for command in ("backup", "list", "check", "cleanup"):
         assert f"\n    {command} " in done.stdout
-    for code in ("0 ", "1 ", "2 ", "3 ", "11 ", "130, 143 "):
+    for code in ("0 ", "1 ", "2 ", "3 ", "11 ", "129, 130, 143 "):
         assert f"\n  {code}" in done.stdout
 
 
