@@ -1,0 +1,175 @@
+"""A node on paper of which one call to the outside fails, in one of the ways in which calls fail."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Sequence
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+import libvirt
+import pytest
+
+from backup import cleanup, freeze
+from backup.cleanup import let_go_noted
+from backup.cluster import ClusterError
+from backup.errors import BackupError
+from backup.hypervisor import HypervisorError
+from backup.job import DomainJob, JobOrder
+from backup.model import Domain, Image, Job, JobResult, RestorePoint, SavedImage, SnapshotSource
+from backup.stop import StopRequest
+
+from .paper_hypervisor import PaperHypervisor
+from .paper_node import LOCK, PaperNode, PaperOutput
+from .samples import URI, UUID, settings
+
+HYPERVISOR_CALLS = ("domain", "definition", "state", "probe_agent", "freeze", "thaw", "pause", "resume")
+CLUSTER_CALLS = (
+    *("identified", "watchers", "create_snapshot", "remove_snapshot", "snapshot_names"),
+    *("lock", "object_exists", "remove_lock"),
+)
+
+
+class Fault(Enum):
+    """How a call fails."""
+
+    REFUSED = "refused"  # without effect
+    LOST = "lost"  # it has its effect, but nobody is told
+    KILLED_BEFORE = "killed before"  # the process that makes it
+    KILLED_AFTER = "killed after"
+    BUG = "bug"  # an error that nobody has thought of
+
+
+class Killed(BaseException):
+    """What stands for a SIGKILL: from now on no call has an effect, so that no cleanup has any."""
+
+
+class Boundary:
+    """Numbers the calls to the outside, and lets one of them fail."""
+
+    def __init__(self, fault: Fault, number: int) -> None:
+        self.fault = fault
+        self.number = number
+        self.count = 0
+        self.hit = ""
+        self.dead = False
+        self._lock = threading.Lock()
+        self._inside = threading.local()
+
+    def call(self, name: str, effect: Callable[..., Any], error: BackupError, *arguments: Any) -> Any:
+        """Make the call, or have it fail. What it calls itself on the other side does not count."""
+        if getattr(self._inside, "now", False):
+            return effect(*arguments)
+        if self.dead:
+            raise Killed
+        with self._lock:
+            self.count += 1
+            faulty = self.count == self.number
+        if faulty:
+            self.hit = name
+            self._fail_before(error)
+        self._inside.now = True
+        try:
+            result = effect(*arguments)
+        finally:
+            self._inside.now = False
+        if faulty:
+            self._fail_after(error)
+        return result
+
+    def heal(self) -> None:
+        """End all faults: the next process begins."""
+        self.dead, self.number = False, 0
+
+    def _fail_before(self, error: BackupError) -> None:
+        if self.fault is Fault.REFUSED:
+            raise error
+        if self.fault is Fault.BUG:
+            raise RuntimeError("a bug")
+        if self.fault is Fault.KILLED_BEFORE:
+            self.dead = True
+            raise Killed
+
+    def _fail_after(self, error: BackupError) -> None:
+        self.dead = self.fault is Fault.KILLED_AFTER
+        raise Killed if self.dead else error
+
+
+class StepwiseOutput(PaperOutput):
+    """Saves image after image, then the manifest, each by a call of its own."""
+
+    def __init__(self, node: FaultyNode) -> None:
+        super().__init__(node)
+        self.boundary = node.boundary
+        self.images: dict[str, set[str]] = {}  # targets by run
+        self.complete: list[str] = []  # runs
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        error = BackupError("restic backup failed with exit code 1")
+        for source in sources:
+            keep = partial(self._keep, point.run, source)
+            self.boundary.call(f"save {source.disk.target}", keep, error)
+        self.boundary.call("save manifest", partial(self.complete.append, point.run), error)
+        return super().save(point, sources, job)
+
+    def _keep(self, run: str, source: SnapshotSource) -> None:
+        assert self.node.ours(str(source.image)), "without a snapshot"
+        self.images.setdefault(run, set()).add(source.disk.target)
+
+
+class FaultyNode(PaperNode):
+    """A node whose calls all go through a boundary; and what comes after the process that it failed in."""
+
+    def __init__(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, boundary: Boundary, domain: Domain
+    ) -> None:
+        super().__init__(directory, monkeypatch, domain)
+        self.boundary = boundary
+        self.frozen_at_snapshots: dict[str, list[bool]] = {}  # by the snapshot's name
+        monkeypatch.setattr(cleanup, "Hypervisor", self._connect)
+        monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
+        self.stepwise = StepwiseOutput(self)
+        self.output = self.stepwise
+        create = self.cluster.create_snapshot
+
+        def create_noted(image: Image, name: str) -> None:
+            self.frozen_at_snapshots.setdefault(name, []).append(self.hypervisor.frozen)
+            create(image, name)
+
+        self.cluster.create_snapshot = create_noted  # type: ignore[method-assign]
+        refused = HypervisorError("no answer", code=libvirt.VIR_ERR_RPC)
+        self._route(self.hypervisor, HYPERVISOR_CALLS, refused)
+        self._route(self.cluster, CLUSTER_CALLS, ClusterError("no answer", number=errno.ETIMEDOUT))
+
+    def attempt(self, run: str) -> JobResult:
+        """Do the job of a run, without any promise on how it goes."""
+        order = JobOrder(run, "web", UUID, URI)
+        chosen = settings(runtime_dir=str(self.directory), lock_duration=3600)
+        return DomainJob(order, chosen, self.output, self.recorder, StopRequest()).run()
+
+    def let_go_noted(self) -> None:
+        """Do what main process and watchdog do about a worker that has ended."""
+        let_go_noted(settings(runtime_dir=str(self.directory)), self.recorder)
+
+    def expire_lock(self) -> None:
+        self.cluster.locks.pop(LOCK, None)
+
+    @property
+    def left(self) -> list[str]:
+        """Name what is ours and still in the cluster."""
+        return [*self.cluster.locks, *(name for image in self.cluster.snapshots for name in self.ours(image))]
+
+    def _connect(self, uri: str, timeout: int) -> PaperHypervisor:
+        error = HypervisorError("no answer", code=libvirt.VIR_ERR_RPC)
+        found = self.boundary.call("connect", super()._connect, error, uri, timeout)
+        assert isinstance(found, PaperHypervisor)
+        return found
+
+    def _route(self, target: object, names: Sequence[str], error: BackupError) -> None:
+        for name in names:
+            setattr(target, name, partial(self.boundary.call, name, getattr(target, name), error))
