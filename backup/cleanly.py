@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
-from .model import Level, Reporter
+from .model import Level
+from .protocols import Reporter
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
 from .journal import Journal
 from .lock import lock_of
-from .model import Domain, Level, Reporter, State
+from .model import Domain, Level, State
 from .node import only_run
+from .protocols import Reporter
 from .settings import Settings
 from .snapshots import leftovers, remove_leftovers
 from .stop import StopRequest

@@ -18,7 +18,7 @@ LABELS = {Level.ERROR: "error: ", Level.WARNING: "warning: "}
 
 @dataclass(frozen=True)
 class Console:
-    """Writes lines. Satisfies model.Reporter.
+    """Writes lines. Satisfies protocols.Reporter.
 
     `in_journal` marks each line with its level, as the journal understands it (man 3 sd-daemon).
     """

@@ -11,7 +11,8 @@ from .cleanly import undone_by
 from .errors import BackupError, DomainGone, FreezeFailed, FrozenAlready
 from .hypervisor import Hypervisor, HypervisorError
 from .journal import Hold, Journal
-from .model import Consistency, Domain, Level, Reporter, State
+from .model import Consistency, Domain, Level, State
+from .protocols import Reporter
 from .settings import Settings
 
 # Of FREEZE_TIMEOUT: what the guest agent gets for an answer, and when the snapshots have to be there.

@@ -9,7 +9,8 @@ from .connect import Clusters
 from .errors import BackupError
 from .hypervisors import Hypervisors
 from .lock import lock_of
-from .model import Domain, Level, Output, PointId, Reporter
+from .model import Domain, Level, PointId
+from .protocols import Output, Reporter
 from .settings import Settings
 from .stop import StopRequest
 

@@ -18,20 +18,8 @@ from .freeze import Holder, Standstill
 from .hypervisor import Hypervisor
 from .journal import Journal
 from .lock import lock_of
-from .model import (
-    Consistency,
-    Domain,
-    Gap,
-    Image,
-    JobResult,
-    Level,
-    Output,
-    Phase,
-    Reporter,
-    RestorePoint,
-    State,
-    Status,
-)
+from .model import Consistency, Domain, Gap, Image, JobResult, Level, Phase, RestorePoint, State, Status
+from .protocols import Output, Reporter
 from .selection import covered, effective, require_covered
 from .settings import Settings
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared, remove_leftovers
@@ -57,7 +45,7 @@ class JobOrder:
 
 @dataclass
 class DomainJob:
-    """One domain's backup. Satisfies model.Job."""
+    """One domain's backup. Satisfies protocols.Job."""
 
     order: JobOrder
     settings: Settings

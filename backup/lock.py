@@ -15,7 +15,8 @@ from .cleanly import undone_by
 from .cluster import Claim, Cluster, LockHeld
 from .connect import Clusters
 from .errors import BackupError
-from .model import Domain, Image, Reporter
+from .model import Domain, Image
+from .protocols import Reporter
 from .stop import StopRequest
 
 

@@ -1,13 +1,11 @@
-"""The values that the engine works with, and the protocols at its seams."""
+"""The values that the engine works with."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Callable, NamedTuple, Optional, Protocol
+from typing import NamedTuple, Optional
 
 from .errors import BackupError
 
@@ -159,30 +157,6 @@ class Extent:
     length: int
 
 
-class SnapshotReader(Protocol):
-    """A snapshot of an image, open for reading. `size` is in bytes."""
-
-    size: int
-
-    def extents(self) -> Iterator[Extent]:
-        """Yield what is allocated, in ascending order and without overlaps."""
-
-    def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start to read; the returned call waits for the bytes, exactly `length` of them."""
-
-
-class SnapshotSource(Protocol):
-    """A disk's snapshot that an output can open when its turn comes."""
-
-    @property
-    def disk(self) -> Disk: ...
-
-    @property
-    def image(self) -> Image: ...
-
-    def open(self) -> AbstractContextManager[SnapshotReader]: ...
-
-
 @dataclass(frozen=True)
 class RestorePoint:
     """What one run saves of one domain: everything but the images' bytes."""
@@ -265,60 +239,3 @@ class Phase(str, Enum):
     SNAPSHOT = "making snapshots"  # with the guest held still
     STREAM = "streaming"
     TIDY = "tidying up"  # removing snapshots and the lock
-
-
-class Reporter(Protocol):
-    """Takes what the engine has to say. The domain's name is "" for the run as a whole."""
-
-    def message(self, level: Level, domain: str, text: str) -> None: ...
-
-    def phase(self, domain: str, phase: Phase, limit: float) -> None:
-        """Say that a job enters a phase, and that it hangs if nothing more is said for `limit` seconds."""
-
-    def progress(self, domain: str, target: str, done: int, size: int) -> None: ...
-
-
-class Job(Protocol):
-    """What an output may ask of the job that it works for."""
-
-    reporter: Reporter
-
-    def check_stop(self) -> None:
-        """Raise if the job has to end; called at every place where it safely can."""
-
-
-class Output(Protocol):
-    """A destination of backups. Instances are pickled on their way to the workers."""
-
-    def configuration_errors(self) -> Sequence[BackupError]:
-        """What of the settings alone cannot work, without a look at the destination."""
-
-    def problems(self) -> Sequence[BackupError]:
-        """What keeps the destination from taking a backup now."""
-
-    def save(
-        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
-    ) -> tuple[SavedImage, ...]:
-        """Save every image and then, last, the manifest that makes them a restore point.
-
-        Raises BackupError, and has then left nothing that counts as a restore point.
-        """
-
-    def last_saved(self, uuid: str) -> Optional[datetime]:
-        """Tell of what moment the domain's newest restore point is, None if there is none.
-
-        Raises BackupError.
-        """
-
-    def incomplete(self) -> Sequence[PointId]:
-        """Tell of which restore points there are images, but no manifest: they are under way, or in vain.
-
-        Raises BackupError.
-        """
-
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
-        """Remove the images of those of these restore points that are not complete even now.
-
-        And the locks that dead processes left in the destination. `patient`: wait for a while if it is
-        busy. Raises BackupError.
-        """

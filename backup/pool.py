@@ -15,8 +15,9 @@ from typing import Callable
 
 from .errors import reason
 from .job import JobOrder
-from .model import JobResult, Level, Output, Reporter, Status
+from .model import JobResult, Level, Status
 from .process import SPAWN, signals_blocked
+from .protocols import Output, Reporter
 from .settings import Settings
 from .stop import StopRequest
 from .worker import Message, PhaseBegun, Progress, work

@@ -13,8 +13,9 @@ from .connect import Clusters
 from .errors import BackupError
 from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
-from .model import Disk, Domain, Finding, Image, Output, State
+from .model import Disk, Domain, Finding, Image, State
 from .node import prepare_runtime_dir, require_writable
+from .protocols import Output
 from .selection import choose, effective, require_covered
 from .settings import Settings
 

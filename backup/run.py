@@ -16,9 +16,10 @@ from .hypervisors import Hypervisors
 from .incomplete import discard_of_dead, discard_own
 from .job import JobOrder
 from .largest import largest_first
-from .model import Domain, JobResult, Level, Output, Reporter, Status
+from .model import Domain, JobResult, Level, Status
 from .node import only_run
 from .pool import Pool
+from .protocols import Output, Reporter
 from .report import RunResult
 from .selection import Choice, choose
 from .settings import Settings

@@ -13,7 +13,8 @@ from .cleanly import undone_by
 from .cluster import Cluster, ImageGone
 from .connect import Clusters
 from .errors import BackupError, NotNow
-from .model import Disk, Domain, Image, Level, Reporter, SnapshotReader
+from .model import Disk, Domain, Image, Level
+from .protocols import Reporter, SnapshotReader
 
 STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
 
@@ -25,7 +26,7 @@ def owned_prefix(uuid: str) -> str:
 
 @dataclass(frozen=True)
 class DiskSnapshot:
-    """The snapshot of one disk's image, made or to be made. Satisfies model.SnapshotSource.
+    """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
 
     `users` is how many disks of the domain have the image.
     """

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Callable
 
 from .errors import BackupError
-from .model import Extent, SnapshotReader
+from .model import Extent
+from .protocols import SnapshotReader
 
 READ_SIZE = 4 << 20  # bytes; an RBD object's usual size
 READS_IN_FLIGHT = 8  # 4 MiB each: 2.3 times the throughput of one at a time, and 16 bring no more

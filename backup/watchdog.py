@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection
 from .cleanup import let_go_noted
 from .errors import AlreadyRunning, BackupError, reason
 from .journal import Journal
-from .model import Reporter
 from .node import only_run
 from .process import SPAWN, signals_blocked
+from .protocols import Reporter
 from .settings import Settings
 
 

@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection
 from typing import Union
 
 from .job import DomainJob, JobOrder
-from .model import JobResult, Level, Output, Phase
+from .model import JobResult, Level, Phase
 from .process import signal_when_parent_dies
+from .protocols import Output
 from .settings import Settings
 from .stop import StopRequest
 
@@ -51,7 +52,7 @@ FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
 
 
 class PipeReporter:
-    """Sends what the job reports to the main process. Satisfies model.Reporter."""
+    """Sends what the job reports to the main process. Satisfies protocols.Reporter."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe

@@ -1,8 +1,8 @@
-"""The destinations of backups: one module each, all satisfying backup.model.Output."""
+"""The destinations of backups: one module each, all satisfying backup.protocols.Output."""
 
 from __future__ import annotations
 
-from backup.model import Output
+from backup.protocols import Output
 from backup.settings import Settings
 
 from .restic import Restic

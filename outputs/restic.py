@@ -17,7 +17,8 @@ from typing import Any, Callable, Optional, TypeVar
 
 from backup import manifest, stream
 from backup.errors import BackupError, reason
-from backup.model import Disk, Job, Level, PointId, RestorePoint, SavedImage, SnapshotSource
+from backup.model import Disk, Level, PointId, RestorePoint, SavedImage
+from backup.protocols import Job, SnapshotSource
 from backup.settings import Settings
 from backup.units import size_text
 
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Restic:
-    """A restic repository as destination. Satisfies backup.model.Output.
+    """A restic repository as destination. Satisfies backup.protocols.Output.
 
     `lock_wait`: seconds to wait for another program that has the repository to itself.
     """

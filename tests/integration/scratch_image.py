@@ -13,7 +13,8 @@ import rbd
 
 from backup import stream
 from backup.cluster import Cluster
-from backup.model import Image, SnapshotReader
+from backup.model import Image
+from backup.protocols import SnapshotReader
 from tests.lab import Lab
 
 MIB = 1 << 20

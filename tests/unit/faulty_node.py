@@ -19,7 +19,8 @@ from backup.cluster import ClusterError
 from backup.errors import BackupError
 from backup.hypervisor import HypervisorError
 from backup.job import DomainJob, JobOrder
-from backup.model import Domain, Image, Job, JobResult, RestorePoint, SavedImage, SnapshotSource
+from backup.model import Domain, Image, JobResult, RestorePoint, SavedImage
+from backup.protocols import Job, SnapshotSource
 from backup.stop import StopRequest
 
 from .paper_hypervisor import PaperHypervisor

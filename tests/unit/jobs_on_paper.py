@@ -15,19 +15,8 @@ from typing import Optional
 
 from backup.errors import BackupError
 from backup.job import JobOrder
-from backup.model import (
-    Job,
-    JobResult,
-    Level,
-    Output,
-    Phase,
-    PointId,
-    Reporter,
-    RestorePoint,
-    SavedImage,
-    SnapshotSource,
-    Status,
-)
+from backup.model import JobResult, Level, Phase, PointId, RestorePoint, SavedImage, Status
+from backup.protocols import Job, Output, Reporter, SnapshotSource
 from backup.settings import Settings
 from backup.stop import StopRequest
 from backup.worker import PipeReporter, Progress
@@ -38,7 +27,7 @@ from .waiting import wait_until
 
 @dataclass
 class JobOnPaper:
-    """Satisfies model.Job."""
+    """Satisfies protocols.Job."""
 
     reporter: Reporter = field(default_factory=Recorder)
     stop: StopRequest = field(default_factory=StopRequest)
@@ -48,7 +37,7 @@ class JobOnPaper:
 
 
 class NoOutput:
-    """Satisfies model.Output for jobs that never ask it."""
+    """Satisfies protocols.Output for jobs that never ask it."""
 
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()

@@ -17,7 +17,7 @@ from .samples import rbd_disk
 class MemorySnapshot:
     """An image of `size` bytes that has `data` at some offsets and holes elsewhere.
 
-    Satisfies model.SnapshotReader. The read of number `fails_at` fails when it is waited for.
+    Satisfies protocols.SnapshotReader. The read of number `fails_at` fails when it is waited for.
     """
 
     size: int
@@ -66,7 +66,7 @@ class MemorySnapshot:
 
 @dataclass
 class MemorySource:
-    """A disk with a snapshot in memory. Satisfies model.SnapshotSource."""
+    """A disk with a snapshot in memory. Satisfies protocols.SnapshotSource."""
 
     snapshot: MemorySnapshot
     disk: Disk = field(default_factory=rbd_disk)

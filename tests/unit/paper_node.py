@@ -13,7 +13,8 @@ from backup import job
 from backup.hypervisor import HypervisorError
 from backup.job import DomainJob, JobOrder
 from backup.journal import Journal
-from backup.model import Domain, Job, JobResult, RestorePoint, SavedImage, SnapshotSource
+from backup.model import Domain, JobResult, RestorePoint, SavedImage
+from backup.protocols import Job, SnapshotSource
 from backup.stop import StopRequest
 
 from .jobs_on_paper import NoOutput

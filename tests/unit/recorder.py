@@ -9,7 +9,7 @@ from backup.model import Level, Phase
 
 @dataclass
 class Recorder:
-    """Keeps everything. Satisfies model.Reporter."""
+    """Keeps everything. Satisfies protocols.Reporter."""
 
     messages: list[tuple[Level, str, str]] = field(default_factory=list)
     phases: list[tuple[str, Phase, float]] = field(default_factory=list)

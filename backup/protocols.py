@@ -1,0 +1,92 @@
+"""The protocols at the engine's seams: what reads, what reports, where backups go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Callable, Optional, Protocol
+
+from .errors import BackupError
+from .model import Disk, Extent, Image, Level, Phase, PointId, RestorePoint, SavedImage
+
+
+class SnapshotReader(Protocol):
+    """A snapshot of an image, open for reading. `size` is in bytes."""
+
+    size: int
+
+    def extents(self) -> Iterator[Extent]:
+        """Yield what is allocated, in ascending order and without overlaps."""
+
+    def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
+        """Start to read; the returned call waits for the bytes, exactly `length` of them."""
+
+
+class SnapshotSource(Protocol):
+    """A disk's snapshot that an output can open when its turn comes."""
+
+    @property
+    def disk(self) -> Disk: ...
+
+    @property
+    def image(self) -> Image: ...
+
+    def open(self) -> AbstractContextManager[SnapshotReader]: ...
+
+
+class Reporter(Protocol):
+    """Takes what the engine has to say. The domain's name is "" for the run as a whole."""
+
+    def message(self, level: Level, domain: str, text: str) -> None: ...
+
+    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+        """Say that a job enters a phase, and that it hangs if nothing more is said for `limit` seconds."""
+
+    def progress(self, domain: str, target: str, done: int, size: int) -> None: ...
+
+
+class Job(Protocol):
+    """What an output may ask of the job that it works for."""
+
+    reporter: Reporter
+
+    def check_stop(self) -> None:
+        """Raise if the job has to end; called at every place where it safely can."""
+
+
+class Output(Protocol):
+    """A destination of backups. Instances are pickled on their way to the workers."""
+
+    def configuration_errors(self) -> Sequence[BackupError]:
+        """What of the settings alone cannot work, without a look at the destination."""
+
+    def problems(self) -> Sequence[BackupError]:
+        """What keeps the destination from taking a backup now."""
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        """Save every image and then, last, the manifest that makes them a restore point.
+
+        Raises BackupError, and has then left nothing that counts as a restore point.
+        """
+
+    def last_saved(self, uuid: str) -> Optional[datetime]:
+        """Tell of what moment the domain's newest restore point is, None if there is none.
+
+        Raises BackupError.
+        """
+
+    def incomplete(self) -> Sequence[PointId]:
+        """Tell of which restore points there are images, but no manifest: they are under way, or in vain.
+
+        Raises BackupError.
+        """
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        """Remove the images of those of these restore points that are not complete even now.
+
+        And the locks that dead processes left in the destination. `patient`: wait for a while if it is
+        busy. Raises BackupError.
+        """
