@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from .cleanly import undone_by
 from .errors import BackupError, DomainGone, FreezeFailed, FrozenAlready
-from .hypervisor import Hypervisor, HypervisorError
+from .hypervisor import Hypervisor
 from .journal import Hold, Journal
+from .libvirt_errors import HypervisorError
 from .model import Consistency, Domain, Level, State
 from .protocols import Reporter
 from .settings import Settings

@@ -17,8 +17,8 @@ from backup import cleanup, freeze
 from backup.cleanup import let_go_noted
 from backup.cluster import ClusterError
 from backup.errors import BackupError
-from backup.hypervisor import HypervisorError
 from backup.job import DomainJob, JobOrder
+from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, Image, JobResult, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
 from backup.stop import StopRequest

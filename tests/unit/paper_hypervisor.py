@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from backup.errors import DomainGone
-from backup.hypervisor import Hypervisor, HypervisorError
+from backup.hypervisor import Hypervisor
 from backup.journal import Journal
+from backup.libvirt_errors import HypervisorError
 from backup.model import Definition, Domain, State
 
 

@@ -10,9 +10,9 @@ from typing import Any, Optional
 import pytest
 
 from backup import job
-from backup.hypervisor import HypervisorError
 from backup.job import DomainJob, JobOrder
 from backup.journal import Journal
+from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, JobResult, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
 from backup.stop import StopRequest

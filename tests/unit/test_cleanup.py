@@ -8,8 +8,9 @@ import pytest
 
 from backup import cleanup, freeze
 from backup.cleanup import clean_node, let_go_noted
-from backup.hypervisor import Hypervisor, HypervisorError
+from backup.hypervisor import Hypervisor
 from backup.journal import Hold, Journal
+from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, Level
 
 from .driver_node import domain_element, node_uri

@@ -14,8 +14,8 @@ import pytest
 from backup import freeze
 from backup.errors import BackupError, FreezeFailed
 from backup.freeze import Holder, Standstill
-from backup.hypervisor import HypervisorError
 from backup.journal import Hold, Journal, Note
+from backup.libvirt_errors import HypervisorError
 from backup.model import Consistency, Domain, Level, State
 
 from .paper_hypervisor import PaperHypervisor

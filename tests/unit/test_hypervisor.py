@@ -11,8 +11,9 @@ import pytest
 
 from backup.errors import DomainGone
 from backup.freeze import Holder
-from backup.hypervisor import Hypervisor, HypervisorError
+from backup.hypervisor import Hypervisor
 from backup.journal import Journal
+from backup.libvirt_errors import HypervisorError
 from backup.model import ClusterAddress, Consistency, State
 
 from .driver_node import SHUT_OFF, domain_element, node_uri

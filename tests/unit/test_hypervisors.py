@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError
-from backup.hypervisor import Hypervisor, HypervisorError
+from backup.hypervisor import Hypervisor
 from backup.hypervisors import Hypervisors
+from backup.libvirt_errors import HypervisorError
 from backup.model import Domain
 
 from .driver_node import domain_element, node_uri

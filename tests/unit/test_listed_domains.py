@@ -11,7 +11,8 @@ import libvirt
 import pytest
 
 from backup.errors import DomainGone
-from backup.hypervisor import Hypervisor, HypervisorError, _state
+from backup.hypervisor import Hypervisor, _state
+from backup.libvirt_errors import HypervisorError
 from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
 
 from .disk_elements import AUTH, POOLS, SECRET_UUID, other, rbd

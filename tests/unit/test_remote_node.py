@@ -9,7 +9,8 @@ from typing import Any, Callable, Optional
 import libvirt
 import pytest
 
-from backup.hypervisor import Hypervisor, HypervisorError
+from backup.hypervisor import Hypervisor
+from backup.libvirt_errors import HypervisorError
 from backup.model import Definition, State
 
 from .disk_elements import other

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from backup import run
-from backup.hypervisor import Hypervisor, HypervisorError
+from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
+from backup.libvirt_errors import HypervisorError
 from backup.model import JobResult, Level, PointId, Status
 from backup.report import RunResult
 from backup.run import Run

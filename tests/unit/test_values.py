@@ -15,7 +15,7 @@ from backup.errors import (
     Interrupted,
     Skipped,
 )
-from backup.hypervisor import HypervisorError
+from backup.libvirt_errors import HypervisorError
 from backup.model import Image, State, image_named
 from backup.units import size_text
 from outputs.restic_process import ResticError
