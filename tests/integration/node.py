@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import tarfile
 import time
@@ -94,6 +95,7 @@ class Node:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_interruptible,
         ) as process:
             try:
                 yield process
@@ -158,6 +160,11 @@ class Node:
     def dump(self, restore_id: str, file_name: str) -> bytes:
         """Read a file back."""
         return self.restic("dump", restore_id, file_name)
+
+
+def _interruptible() -> None:
+    """Undo what a shell does to a test session in its background, whose children would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
