@@ -1,0 +1,126 @@
+"""The ways in which an admin could save an RBD image into restic, as commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+from tests.integration.node import Node
+from tests.lab import Lab
+from tests.quick_repository import make_repository
+
+from .measure import Cost, TimedRestic, measured
+
+# The loop of the classic scripts: object after object, whether there is anything in it or not.
+CLASSIC = """
+import sys, subprocess, rados, rbd
+conf, pool, name, snapshot, restic = sys.argv[1:]
+with rados.Rados(conffile=conf) as cluster, cluster.open_ioctx(pool) as ioctx:
+    with rbd.Image(ioctx, name, snapshot=snapshot, read_only=True) as image:
+        command = [restic, "backup", "--stdin", "--stdin-filename=vda.img", "--quiet"]
+        restic = subprocess.Popen(command, stdin=subprocess.PIPE)
+        size = image.size()
+        for offset in range(0, size, 4 << 20):
+            restic.stdin.write(image.read(offset, min(4 << 20, size - offset)))
+        restic.stdin.close()
+        sys.exit(restic.wait())
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The image to save: its snapshot, its domain, and the same bytes in a local file."""
+
+    pool: str
+    image: str
+    snapshot: str
+    domain: str
+    file: Path
+
+
+class Contestant:
+    """One way, with a repository and a cache of its own."""
+
+    def __init__(self, lab: Lab, directory: Path, restic: str) -> None:
+        directory.mkdir(parents=True)
+        self.node = Node(lab, directory)
+        self.restic = TimedRestic.made(restic, directory)
+        self._plain_restic = restic
+
+    def empty(self) -> None:
+        """Begin again with an empty repository."""
+        for path in (self.node.repository, self.node.directory / "cache"):
+            shutil.rmtree(path, ignore_errors=True)
+        make_repository(self.node.repository)
+
+    def run(self, command: Sequence[str]) -> Cost:
+        return measured(command, self.environment, self.restic)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {
+            **os.environ,
+            "RESTIC_REPOSITORY": str(self.node.repository),
+            "RESTIC_PASSWORD_FILE": str(self.node.password_file),
+            "RESTIC_CACHE_DIR": str(self.node.directory / "cache"),
+            "VIRT_RBD_BACKUP_CONFIG": str(self.node.directory / "settings.py"),
+            "CEPH_CONF": str(self.node.lab.ceph_conf),
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def saved(self) -> Sequence[str]:
+        """Name the chunks of the image that was saved last: the same names mean the same bytes."""
+        snapshots = json.loads(self._by_hand("snapshots", "--json"))
+        images = [one for one in snapshots if "definition" not in (one.get("tags") or ())]
+        tree = max(images, key=lambda one: str(one["time"]))["tree"]
+        while True:
+            (node,) = json.loads(self._by_hand("cat", "blob", tree))["nodes"]
+            if node["type"] == "file":
+                content: list[str] = node["content"]
+                return content
+            tree = node["subtree"]
+
+    def _by_hand(self, *arguments: str) -> Any:
+        command = [self._plain_restic, *arguments]
+        return subprocess.run(command, env=self.environment, stdout=subprocess.PIPE, check=True).stdout
+
+
+Command = Callable[[Contestant, Subject], Sequence[str]]
+
+
+def ours(contestant: Contestant, subject: Subject) -> Sequence[str]:
+    return contestant.node.command("backup", subject.domain, RESTIC_BINARY=str(contestant.restic.path))
+
+
+def classic_loop(contestant: Contestant, subject: Subject) -> Sequence[str]:
+    conf = str(contestant.node.lab.ceph_conf)
+    words = (conf, subject.pool, subject.image, subject.snapshot, str(contestant.restic.path))
+    return ["/usr/bin/python3", "-c", CLASSIC, *words]
+
+
+def rbd_export(contestant: Contestant, subject: Subject) -> Sequence[str]:
+    spec = f"{subject.pool}/{subject.image}@{subject.snapshot}"
+    line = 'rbd export --no-progress "$1" - | "$2" backup --stdin --stdin-filename=vda.img --quiet'
+    return ["bash", "-o", "pipefail", "-c", line, "bash", spec, str(contestant.restic.path)]
+
+
+def local_file(contestant: Contestant, subject: Subject) -> Sequence[str]:
+    """Save the same bytes out of a file, each time as a new one, or restic would not read it again."""
+    return [str(contestant.restic.path), "backup", "--force", "--quiet", str(subject.file)]
+
+
+LIMIT = "restic on a local file"
+EXPORT = "rbd export | restic"
+OURS = "virt-rbd-backup"
+CONTESTANTS: Mapping[str, Command] = {
+    "sequential loop | restic": classic_loop,
+    EXPORT: rbd_export,
+    OURS: ours,
+    LIMIT: local_file,
+}
