@@ -116,10 +116,10 @@ def local_file(contestant: Contestant, subject: Subject) -> Sequence[str]:
 
 
 LIMIT = "restic on a local file"
-EXPORT = "rbd export | restic"
+EXPORT = "rbd export to restic"
 OURS = "virt-rbd-backup"
 CONTESTANTS: Mapping[str, Command] = {
-    "sequential loop | restic": classic_loop,
+    "sequential loop to restic": classic_loop,
     EXPORT: rbd_export,
     OURS: ours,
     LIMIT: local_file,

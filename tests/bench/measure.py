@@ -14,7 +14,7 @@ POLL = 0.05  # seconds between two looks at memory
 # restic with its processor time noted, a line a call: user and system seconds of its own and of its children.
 TIMED_RESTIC = """#!/bin/bash
 TIMEFORMAT='%U %S'
-{{ time {restic} "$@" 2>&3; }} 3>&2 2>>{notes}
+{{ time "{restic}" "$@" 2>&3; }} 3>&2 2>>"{notes}"
 """
 
 
