@@ -6,6 +6,7 @@ import random
 import socket
 import string
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
@@ -135,10 +136,15 @@ class Run:
             if named and choice.domain.uuid not in chosen:
                 text = f"named, but not backed up: {choice.skipped}"
                 self.reporter.message(Level.WARNING, choice.domain.name, text)
-        if domains and (problems := self.output.problems()):
-            raise problems[0]
+        if not domains:
+            return ()
+        with ThreadPoolExecutor(1) as threads:  # a second each, at two different places
+            probe = threads.submit(self.output.problems)
+            ordered = largest_first(domains, hypervisors, self.settings)
+            if problems := probe.result():
+                raise problems[0]
         self.stop.check()
-        return largest_first(domains, hypervisors, self.settings)
+        return ordered
 
     def _worker_died(self, order: JobOrder) -> None:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""

@@ -13,7 +13,6 @@ from typing import Any, Callable
 
 from tests.integration.node import Node
 from tests.lab import Lab
-from tests.quick_repository import make_repository
 
 from .measure import Cost, TimedRestic, measured
 
@@ -47,8 +46,10 @@ class Subject:
 class Contestant:
     """One way, with a repository and a cache of its own."""
 
-    def __init__(self, lab: Lab, directory: Path, restic: str) -> None:
+    def __init__(self, lab: Lab, directory: Path, restic: str, empty: Path) -> None:
+        """`empty` is a repository to begin with: only with one key are the same bytes the same chunks."""
         directory.mkdir(parents=True)
+        self._empty = empty
         self.node = Node(lab, directory)
         self.restic = TimedRestic.made(restic, directory)
         self._plain_restic = restic
@@ -57,7 +58,7 @@ class Contestant:
         """Begin again with an empty repository."""
         for path in (self.node.repository, self.node.directory / "cache"):
             shutil.rmtree(path, ignore_errors=True)
-        make_repository(self.node.repository)
+        shutil.copytree(self._empty, self.node.repository)
 
     def run(self, command: Sequence[str]) -> Cost:
         return measured(command, self.environment, self.restic)
