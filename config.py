@@ -66,6 +66,10 @@ FREEZE_TIMEOUT = 30
 # Bytes per second that each image is read with at the most; 0: no limit.
 MAX_READ_RATE = 0
 
+# Snapshots that are deleted at the same time, by all workers together. The OSDs then free the space of
+# what guests have overwritten meanwhile, which is work for them.
+SNAPSHOT_DELETES = 2
+
 # --- Where backups go ---------------------------------------------------------------------------
 
 # The module of outputs/ that takes them.

@@ -22,6 +22,7 @@ from .model import Consistency, Domain, Gap, Image, JobResult, Level, Phase, Res
 from .protocols import Output, Reporter
 from .selection import covered, effective, require_covered
 from .settings import Settings
+from .slots import Slots
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared, remove_leftovers
 from .stop import StopRequest
 
@@ -79,7 +80,8 @@ class DomainJob:
         _require_ready(domain)
         require_covered(covered(domain, self.settings))
         snapshots = self._locked_snapshots(domain, hypervisor, stack)
-        operations = 2 * len(snapshots.snapshots) + 2  # one after the other at the worst
+        # at the worst one after the other, after those of all other workers
+        operations = settings.workers * 2 * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
         self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + settings.ceph_timeout)
@@ -135,7 +137,8 @@ class DomainJob:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
-        return stack.enter_context(gone_afterwards(snapshots, self.reporter, domain.name))
+        deletions = Slots(settings.runtime_dir, "deletion", settings.snapshot_deletes)
+        return stack.enter_context(gone_afterwards(snapshots, deletions, self.reporter, domain.name))
 
     def _remove_leftovers(self, snapshot: DiskSnapshot, domain: Domain, stack: ExitStack) -> None:
         """Remove what killed runs left of the image.

@@ -15,6 +15,7 @@ from .connect import Clusters
 from .errors import BackupError, NotNow
 from .model import Disk, Domain, Image, Level
 from .protocols import Reporter, SnapshotReader
+from .slots import Slots
 
 STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
 
@@ -70,8 +71,9 @@ def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnaps
 class DomainSnapshots:
     """The snapshots of all of a domain's images."""
 
-    def __init__(self, snapshots: Sequence[DiskSnapshot]) -> None:
+    def __init__(self, snapshots: Sequence[DiskSnapshot], deletions: Slots) -> None:
         self.snapshots = tuple(snapshots)
+        self._deletions = deletions
         self._started: list[tuple[DiskSnapshot, Future[None]]] = []
         self._threads = ThreadPoolExecutor(max(1, len(snapshots)), thread_name_prefix="snapshot")
 
@@ -105,24 +107,29 @@ class DomainSnapshots:
 
     def remove(self) -> None:
         """Wait for what is under way, then remove all that may exist, and raise the first error."""
-        self._threads.shutdown(wait=True)
-        errors = []
-        for snapshot, _ in self._started:
-            try:
-                snapshot.remove()
-            except BackupError as error:
-                errors.append(error)
+        wait([future for _, future in self._started])
+        try:  # in the threads that there are: there may be no memory for others
+            removals = [self._threads.submit(self._remove, snapshot) for snapshot, _ in self._started]
+        finally:
+            self._threads.shutdown(wait=True)
         self._started = []
-        if errors:
-            raise errors[0]
+        for removal in removals:
+            removal.result()
+
+    def _remove(self, snapshot: DiskSnapshot) -> None:
+        with self._deletions.one():
+            snapshot.remove()
 
 
 @contextmanager
 def gone_afterwards(
-    snapshots: Sequence[DiskSnapshot], reporter: Reporter, domain: str
+    snapshots: Sequence[DiskSnapshot], deletions: Slots, reporter: Reporter, domain: str
 ) -> Iterator[DomainSnapshots]:
-    """Guarantee that none of the snapshots is there after the block; none is made before it asks."""
-    domain_snapshots = DomainSnapshots(snapshots)
+    """Guarantee that none of the snapshots is there after the block; none is made before it asks.
+
+    `deletions` limits how many are deleted at the same time.
+    """
+    domain_snapshots = DomainSnapshots(snapshots, deletions)
     with undone_by(domain_snapshots.remove, reporter, domain):
         yield domain_snapshots
 

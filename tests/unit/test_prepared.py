@@ -8,6 +8,7 @@ import pytest
 
 from backup.cluster import ImageGone
 from backup.model import ClusterAddress, Disk, Image
+from backup.slots import Slots
 from backup.snapshots import DiskSnapshot, DomainSnapshots, prepared
 
 from .paper_cluster import PaperCluster, PaperClusters
@@ -106,7 +107,8 @@ def others(cluster: PaperCluster, active: bool, **watching: int) -> list[str]:
     """Name the images that others use; vda and vdc of the domain both have a."""
     disks = [rbd_disk("vda", "vms/a"), rbd_disk("vdb", "vms/b"), rbd_disk("vdc", "vms/a")]
     cluster.watching = {f"vms/{name}": count for name, count in watching.items()}
-    return [str(one) for one in DomainSnapshots(prepared_of(cluster, *disks)).in_use_by_others(active)]
+    snapshots = DomainSnapshots(prepared_of(cluster, *disks), Slots("/nowhere", "deletion", 1))
+    return [str(one) for one in snapshots.in_use_by_others(active)]
 
 
 def test_a_running_domain_s_own_qemu_is_no_other_user_and_counts_once_for_each_disk(

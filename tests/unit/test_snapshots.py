@@ -10,6 +10,7 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.model import Level
+from backup.slots import Slots
 from backup.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, remove_leftovers
 from backup.stop import StopRequest
 
@@ -20,6 +21,9 @@ from .samples import OTHER_UUID, RUN, UUID, domain, image
 
 IMAGES = ("vms/a", "vms/b", "ssd/ns/c")
 OURS = f"virt-rbd-backup.{UUID}.{RUN}"
+
+
+NO_LIMIT = Slots("/nowhere", "deletion", 1)  # where there is no place to note who holds one
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def go_on() -> None:
 
 
 def made_for_block(cluster: PaperCluster, recorder: Recorder) -> AbstractContextManager[DomainSnapshots]:
-    return gone_afterwards(disk_snapshots(cluster), recorder, "web")
+    return gone_afterwards(disk_snapshots(cluster), NO_LIMIT, recorder, "web")
 
 
 def assert_only_foreign_ones_left(cluster: PaperCluster) -> None:
