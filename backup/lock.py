@@ -43,16 +43,18 @@ class DomainLock:
 
         A lock that is lost, or can't be renewed in time, requests the stop.
         """
-        began = time.monotonic()
-        try:
-            self._claim(Claim.TAKE)
-        except LockHeld as error:
-            where = f"--pool {self.image.pool} --namespace '{self.image.namespace}'"
-            hint = f"who: rados {where} lock info {self.name} virt-rbd-backup; it expires if its node is dead"
-            raise LockHeld("another run backs up this domain, maybe on another node", hint) from error
-        stop.lease_until(began + self.duration)
-        with undone_by(self._release, reporter, domain), self._renewed(stop):
-            yield
+        with undone_by(self._release, reporter, domain):  # also where the lock was had, but no answer came
+            began = time.monotonic()
+            try:
+                self._claim(Claim.TAKE)
+            except LockHeld as error:
+                where = f"--pool {self.image.pool} --namespace '{self.image.namespace}'"
+                who = f"rados {where} lock info {self.name} virt-rbd-backup"
+                hint = f"who: {who}; it expires if its node is dead"
+                raise LockHeld("another run backs up this domain, maybe on another node", hint) from error
+            stop.lease_until(began + self.duration)
+            with self._renewed(stop):
+                yield
 
     @contextmanager
     def _renewed(self, stop: StopRequest) -> Iterator[None]:

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 import libvirt
 import pytest
 
 from backup import cleanup, freeze
 from backup.cleanup import let_go_noted
-from backup.cluster import ClusterError
+from backup.cluster import Claim, ClusterError
 from backup.errors import BackupError
 from backup.job import DomainJob, JobOrder
 from backup.libvirt_errors import HypervisorError
@@ -44,6 +44,23 @@ class Fault(Enum):
     BUG = "bug"  # an error that nobody has thought of
 
 
+class Errors(NamedTuple):
+    """What a side of the boundary raises: where it says no, and where its answer got lost."""
+
+    refused: BackupError
+    lost: BackupError
+
+
+HYPERVISOR_ERRORS = Errors(
+    HypervisorError("refused", code=libvirt.VIR_ERR_OPERATION_INVALID),
+    HypervisorError("no answer", code=libvirt.VIR_ERR_RPC),
+)
+CLUSTER_ERRORS = Errors(
+    ClusterError("refused", number=errno.EPERM), ClusterError("no answer", number=errno.ETIMEDOUT)
+)
+OUTPUT_ERRORS = Errors(BackupError("restic failed"), BackupError("restic failed once it had saved it"))
+
+
 class Killed(BaseException):
     """What stands for a SIGKILL: from now on no call has an effect, so that no cleanup has any."""
 
@@ -60,7 +77,7 @@ class Boundary:
         self._lock = threading.Lock()
         self._inside = threading.local()
 
-    def call(self, name: str, effect: Callable[..., Any], error: BackupError, *arguments: Any) -> Any:
+    def call(self, name: str, effect: Callable[..., Any], errors: Errors, *arguments: Any) -> Any:
         """Make the call, or have it fail. What it calls itself on the other side does not count."""
         if getattr(self._inside, "now", False):
             return effect(*arguments)
@@ -70,15 +87,16 @@ class Boundary:
             self.count += 1
             faulty = self.count == self.number
         if faulty:
-            self.hit = name
-            self._fail_before(error)
+            # a claim of the lock begins with it or ends with it: which one failed makes a difference
+            self.hit = " ".join([name, *(one.name for one in arguments if isinstance(one, Claim))])
+            self._fail_before(errors.refused)
         self._inside.now = True
         try:
             result = effect(*arguments)
         finally:
             self._inside.now = False
         if faulty:
-            self._fail_after(error)
+            self._fail_after(errors.lost)
         return result
 
     def heal(self) -> None:
@@ -106,16 +124,15 @@ class StepwiseOutput(PaperOutput):
         super().__init__(node)
         self.boundary = node.boundary
         self.images: dict[str, set[str]] = {}  # targets by run
-        self.complete: list[str] = []  # runs
+        self.complete: list[RestorePoint] = []  # those with a manifest
 
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        error = BackupError("restic backup failed with exit code 1")
         for source in sources:
             keep = partial(self._keep, point.run, source)
-            self.boundary.call(f"save {source.disk.target}", keep, error)
-        self.boundary.call("save manifest", partial(self.complete.append, point.run), error)
+            self.boundary.call(f"save {source.disk.target}", keep, OUTPUT_ERRORS)
+        self.boundary.call("save manifest", partial(self.complete.append, point), OUTPUT_ERRORS)
         return super().save(point, sources, job)
 
     def _keep(self, run: str, source: SnapshotSource) -> None:
@@ -131,7 +148,7 @@ class FaultyNode(PaperNode):
     ) -> None:
         super().__init__(directory, monkeypatch, domain)
         self.boundary = boundary
-        self.frozen_at_snapshots: dict[str, list[bool]] = {}  # by the snapshot's name
+        self.held_at_snapshots: dict[str, list[str]] = {}  # before and after each is made, by run
         monkeypatch.setattr(cleanup, "Hypervisor", self._connect)
         monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
         self.stepwise = StepwiseOutput(self)
@@ -139,13 +156,14 @@ class FaultyNode(PaperNode):
         create = self.cluster.create_snapshot
 
         def create_noted(image: Image, name: str) -> None:
-            self.frozen_at_snapshots.setdefault(name, []).append(self.hypervisor.frozen)
+            seen = self.held_at_snapshots.setdefault(name.split(".")[-1], [])
+            seen.append(self._held)
             create(image, name)
+            seen.append(self._held)
 
         self.cluster.create_snapshot = create_noted  # type: ignore[method-assign]
-        refused = HypervisorError("no answer", code=libvirt.VIR_ERR_RPC)
-        self._route(self.hypervisor, HYPERVISOR_CALLS, refused)
-        self._route(self.cluster, CLUSTER_CALLS, ClusterError("no answer", number=errno.ETIMEDOUT))
+        self._route(self.hypervisor, HYPERVISOR_CALLS, HYPERVISOR_ERRORS)
+        self._route(self.cluster, CLUSTER_CALLS, CLUSTER_ERRORS)
 
     def attempt(self, run: str) -> JobResult:
         """Do the job of a run, without any promise on how it goes."""
@@ -165,12 +183,15 @@ class FaultyNode(PaperNode):
         """Name what is ours and still in the cluster."""
         return [*self.cluster.locks, *(name for image in self.cluster.snapshots for name in self.ours(image))]
 
+    @property
+    def _held(self) -> str:
+        return "frozen" if self.hypervisor.frozen else "paused" if self.hypervisor.paused else "running"
+
     def _connect(self, uri: str, timeout: int) -> PaperHypervisor:
-        error = HypervisorError("no answer", code=libvirt.VIR_ERR_RPC)
-        found = self.boundary.call("connect", super()._connect, error, uri, timeout)
+        found = self.boundary.call("connect", super()._connect, HYPERVISOR_ERRORS, uri, timeout)
         assert isinstance(found, PaperHypervisor)
         return found
 
-    def _route(self, target: object, names: Sequence[str], error: BackupError) -> None:
+    def _route(self, target: object, names: Sequence[str], errors: Errors) -> None:
         for name in names:
-            setattr(target, name, partial(self.boundary.call, name, getattr(target, name), error))
+            setattr(target, name, partial(self.boundary.call, name, getattr(target, name), errors))
