@@ -45,13 +45,11 @@ def let_go_noted(settings: Settings, reporter: Reporter, uuid: str | None = None
     holding them still on purpose. Returns how many that failed for.
     """
     journal = Journal(settings.runtime_dir)
-    failed = 0
-    try:
-        notes = journal.notes()
-    except BackupError as error:  # its domain's own backup fails over it, as long as the note is there
+    unreadable = journal.unreadable() if uuid is None else ()
+    for error in unreadable:  # its domain's own backup fails over it, as long as the note is there
         reporter.message(Level.ERROR, "", str(error))
-        return 1
-    for note in notes:
+    failed = len(unreadable)
+    for note in journal.notes():
         if uuid not in (None, note.uuid):
             continue
         try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Union
 
 from .errors import BackupError, reason
 from .model import Domain
@@ -64,19 +65,23 @@ class Journal:
         return self._path(uuid).exists()
 
     def notes(self) -> Sequence[Note]:
-        found = []
+        """Give those that can be read."""
+        return [one for one in self._read() if isinstance(one, Note)]
+
+    def unreadable(self) -> Sequence[BackupError]:
+        """Tell of those that can't: only an admin can let these guests go."""
+        return [one for one in self._read() if isinstance(one, BackupError)]
+
+    def _read(self) -> Iterator[Union[Note, BackupError]]:
         for path in sorted(self._directory.glob("*.json")):
             try:
                 note = json.loads(path.read_text())
-                found.append(Note(note["uuid"], note["name"], Hold(note["hold"]), note["uri"]))
+                yield Note(note["uuid"], note["name"], Hold(note["hold"]), note["uri"])
             except FileNotFoundError:
                 continue  # its worker has just erased it
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError):
                 hint = f"virsh domfsthaw {path.stem}; virsh resume {path.stem}; then remove the file"
-                raise BackupError(
-                    f"cannot read {path}, the note of a guest that may stand still", hint
-                ) from error
-        return found
+                yield BackupError(f"cannot read {path}, the note of a guest that may stand still", hint)
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"

@@ -10,7 +10,7 @@ from typing import Callable
 
 from .cluster import Cluster
 from .connect import Clusters
-from .errors import BackupError
+from .errors import BackupError, FrozenAlready
 from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
 from .model import Disk, Domain, Finding, Image, State
@@ -93,7 +93,8 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)
-        return Finding(f"domain {domain.name}: {error.message}; {instead[settings.without_freeze]}")
+        then = "crash" if isinstance(error, FrozenAlready) else settings.without_freeze
+        return Finding(f"domain {domain.name}: {error.message}; {instead[then]}")
     return Finding(f"domain {domain.name}: the guest agent answers")
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
@@ -42,11 +43,21 @@ def kill(*pids: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def in_guest(lab: Lab, name: str, lines: str) -> None:
-    """Have the guest run lines of shell, in the background."""
-    background = f"(\n{lines}\n) </dev/null >/dev/null 2>&1 &"
-    call = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", background]}}
-    lab.virsh("qemu-agent-command", name, json.dumps(call))
+def in_guest(lab: Lab, name: str, lines: str) -> int:
+    """Have the guest run lines of shell, in the background; give the number that it knows them by."""
+    arguments = {"path": "/bin/sh", "arg": ["-c", lines]}
+    return int(_asked(lab, name, "guest-exec", arguments)["pid"])
+
+
+def _asked(lab: Lab, name: str, command: str, arguments: object) -> Any:
+    call = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(lab.virsh("qemu-agent-command", name, call))["return"]
+
+
+def _done_in_guest(lab: Lab, name: str, lines: str) -> None:
+    """Have the guest run lines of shell to their end."""
+    pid = in_guest(lab, name, lines)
+    wait_until(lambda: _asked(lab, name, "guest-exec-status", {"pid": pid})["exited"], 30, lines)
 
 
 def stop_agent(lab: Lab, name: str, seconds: int) -> None:
@@ -63,14 +74,12 @@ def kill_agent(lab: Lab, name: str, seconds: int, when: str = "") -> None:
 @contextmanager
 def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
     """Have the guest agent run lines of shell at the moment "freeze" or "thaw", during the block."""
-    path = f"/run/on-{moment}"
-    done = f"/run/on-{moment}.done"
-    in_guest(lab, name, f"cat >{path} <<'EOF'\n{lines}\nEOF\ntouch {done}")
+    _done_in_guest(lab, name, f"cat >/run/on-{moment} <<'EOF'\n{lines}\nEOF")
     try:
         yield
     finally:
         wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
-        in_guest(lab, name, f"rm -f {path} {done}")
+        _done_in_guest(lab, name, f"rm -f /run/on-{moment}*")
 
 
 def freeze_status(lab: Lab, name: str) -> str:

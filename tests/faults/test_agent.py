@@ -56,7 +56,9 @@ def test_a_freeze_that_fails_gets_the_domain_paused(node: Node, lab: Lab) -> Non
 
 
 def test_a_thaw_that_fails_twice_is_tried_until_it_works(node: Node, lab: Lab) -> None:
-    with agent_hook(lab, WEB, "thaw", "echo >>/run/thaws; [ $(wc -l </run/thaws) -gt 2 ] || exit 1"):
+    with agent_hook(
+        lab, WEB, "thaw", "echo >>/run/on-thaw.count; [ $(wc -l </run/on-thaw.count) -gt 2 ] || exit 1"
+    ):
         # only the first has thawed anything, and failed after it: nobody can tell that it was in time
         _saved(node, lab, "crash", "the guest was no longer frozen")
 

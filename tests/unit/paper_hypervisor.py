@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from backup.errors import DomainGone
+from backup.errors import BackupError, DomainGone
 from backup.hypervisor import Hypervisor
 from backup.journal import Journal
 from backup.libvirt_errors import HypervisorError
@@ -26,7 +26,7 @@ class PaperHypervisor(Hypervisor):
         self.file_systems = 2
         self.asked: list[str] = []
         self.agent_timeouts: set[int] = set()
-        self.probe_error: HypervisorError | None = None
+        self.probe_error: BackupError | None = None
         self.freeze_error: HypervisorError | None = None
         self.freezes_all_the_same = False  # as an agent does that answers too late
         self.pause_error: HypervisorError | None = None

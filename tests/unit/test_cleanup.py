@@ -151,3 +151,14 @@ def test_a_note_that_can_t_be_read_is_told_and_keeps_nothing_from_going_on(
     (told,) = recorder.told(Level.ERROR)
     assert f"cannot read {held}/{UUID}.json, the note of a guest that may stand still" in told
     assert f"virsh domfsthaw {UUID}" in told
+
+
+def test_a_note_that_can_t_be_read_keeps_no_other_guest_from_being_let_go(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    journal = Journal(str(tmp_path))
+    journal.write(domain(uri=node_uri(tmp_path / "node.xml", domain_element())), Hold.PAUSE)
+    (tmp_path / "held" / "0-unreadable.json").write_text("{")  # read before the other
+    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    assert journal.notes() == []
+    assert recorder.told(Level.WARNING) == ["let go: a backup that was killed had left a pause behind"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backup import freeze
-from backup.errors import BackupError, FreezeFailed
+from backup.errors import BackupError, FreezeFailed, FrozenAlready
 from backup.freeze import Holder, Standstill
 from backup.journal import Hold, Journal, Note
 from backup.libvirt_errors import HypervisorError
@@ -113,6 +113,18 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
     (warning,) = guest.recorder.told(Level.WARNING)
     assert warning.startswith("not frozen: the guest agent does not answer")
     guest.assert_runs()
+
+
+def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
+    guest.hypervisor.probe_error = FrozenAlready("the guest is frozen already, by somebody else")
+    guest.hypervisor.frozen = True
+    with guest.held_still() as stand:
+        assert guest.journal.notes() == []
+    assert stand.consistency is Consistency.CRASH
+    with raises("the guest is frozen already, by somebody else", FrozenAlready):
+        guest.hold_still_and_raise(Failure("it must not come this far"), freeze="required")
+    assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
+    assert guest.hypervisor.frozen
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["never frozen", "frozen all the same"])
