@@ -1,4 +1,4 @@
-"""How processes are started here, and what one asks of the kernel about its parent."""
+"""How processes are started here, and what one asks of the kernel for itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from contextlib import contextmanager
 SPAWN = multiprocessing.get_context("spawn")
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)  # system call without a name in libc
+IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE = 1, 3 << 13  # linux/ioprio.h
+NICE = 10  # of what guests and their storage come before
 
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork, where loading could deadlock
 
@@ -26,6 +29,13 @@ def signal_when_parent_dies(number: signal.Signals, parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl PR_SET_PDEATHSIG")
     if os.getppid() != parent:  # it died before we asked
         os.kill(os.getpid(), number)
+
+
+def let_others_first() -> None:
+    """Leave processors and disks to the node's other processes, where they want them."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    if IOPRIO_SET is not None:  # elsewhere the unit's IOSchedulingClass does it
+        _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
 
 
 @contextmanager

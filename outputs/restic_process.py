@@ -15,7 +15,7 @@ from functools import partial
 from typing import IO, Any, Callable
 
 from backup.errors import BackupError, reason
-from backup.process import signal_when_parent_dies
+from backup.process import let_others_first, signal_when_parent_dies
 from backup.stream import PipeSink, ReaderClosed, Stalled
 
 # What restic gets of our own environment; everything else is left out.
@@ -194,6 +194,7 @@ def _in_child(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # When the worker is killed, stdin ends too: the interrupt comes first.
     signal_when_parent_dies(signal.SIGINT, parent)
+    let_others_first()
 
 
 def _outlet(name: str) -> IO[bytes]:

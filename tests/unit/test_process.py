@@ -1,4 +1,4 @@
-"""backup/process.py: a process ends when the one that started it is gone."""
+"""backup/process.py: a process ends when the one that started it is gone, and yields to others."""
 
 from __future__ import annotations
 
@@ -48,3 +48,21 @@ def test_when_its_parent_is_killed_a_process_gets_the_signal(tmp_path: Path) -> 
         with suppress(ProcessLookupError):  # it has ended, as it should
             os.kill(int(listens.read_text()), signal.SIGKILL)
     assert int(signalled.read_text()) == signal.SIGTERM
+
+
+def test_a_process_that_lets_others_first_gets_processors_and_disks_last() -> None:
+    code = """
+import os
+from backup.process import NICE, let_others_first
+os.nice(NICE + 5)
+let_others_first()
+print(os.nice(0) - NICE)
+"""
+    shown = "from backup.process import let_others_first; let_others_first(); import os; print(os.nice(0))"
+    look = "ionice --pid $PPID"
+    for program, expected in ((code, "5"), (shown, "10")):
+        script = f"{program}\nos.system({look!r})"
+        printed = subprocess.run(
+            [sys.executable, "-uc", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.split()
+        assert printed == [expected, "idle"]
