@@ -15,8 +15,8 @@ from functools import partial
 from typing import IO, Any, Callable
 
 from backup.errors import BackupError, reason
+from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.process import let_others_first, signal_when_parent_dies
-from backup.stream import PipeSink, ReaderClosed, Stalled
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")

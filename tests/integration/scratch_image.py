@@ -14,6 +14,7 @@ import rbd
 from backup import stream
 from backup.cluster import Cluster
 from backup.model import Image
+from backup.pipe_sink import PipeSink
 from backup.protocols import SnapshotReader
 from tests.lab import Lab
 
@@ -79,7 +80,7 @@ def received(reader: SnapshotReader) -> bytes:
     with ThreadPoolExecutor(1) as thread:
         content = thread.submit(lambda: Path(f"/dev/fd/{out}").read_bytes())
         try:
-            with stream.PipeSink(into, lambda: None) as sink:
+            with PipeSink(into, lambda: None) as sink:
                 stream.copy(reader, sink)
         finally:
             os.close(into)

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from backup import stream
-from backup.stream import PipeSink, Stalled
+from backup import pipe_sink
+from backup.pipe_sink import PipeSink, Stalled
 from outputs import restic_process
 
 from .repository import Repository
@@ -20,7 +20,7 @@ def go_on() -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "WRITE_POLL", 0.02)
+    monkeypatch.setattr(pipe_sink, "WRITE_POLL", 0.02)
     monkeypatch.setattr(restic_process, "WAIT_POLL", 0.02)
     monkeypatch.setattr(restic_process, "INTERRUPT_LIMIT", 0.2)
 

@@ -12,9 +12,10 @@ from typing import Callable
 
 import pytest
 
-from backup import stream
+from backup import pipe_sink
 from backup.errors import BackupError, Interrupted
-from backup.stream import READ_SIZE, READS_IN_FLIGHT, PipeSink, ReaderClosed, copy
+from backup.pipe_sink import PipeSink, ReaderClosed
+from backup.stream import READ_SIZE, WINDOW_BYTES, WINDOW_READS, copy
 
 from .memory_snapshot import MemorySnapshot
 from .samples import MIB
@@ -94,11 +95,16 @@ def test_only_pieces_with_data_are_read_and_each_at_most_once(shape: str) -> Non
     assert data_bytes == sum(read.length for read in snapshot.reads)
 
 
-def test_so_many_reads_and_no_more_are_under_way_at_a_time() -> None:
-    snapshot = MemorySnapshot(20 * READ_SIZE, dict.fromkeys(range(0, 20 * READ_SIZE, READ_SIZE), b"x"))
+@pytest.mark.parametrize(
+    ("length", "most"), [(READ_SIZE, WINDOW_BYTES // READ_SIZE), (4096, WINDOW_READS)], ids=["large", "small"]
+)
+def test_so_many_reads_and_no_more_are_under_way_at_a_time(length: int, most: int) -> None:
+    data = bytes([1]) * length
+    count = 2 * most
+    snapshot = MemorySnapshot(count * READ_SIZE, dict.fromkeys(range(0, count * READ_SIZE, READ_SIZE), data))
     sent(snapshot)
-    assert snapshot.most_pending == READS_IN_FLIGHT
-    assert len(snapshot.reads) == 20
+    assert snapshot.most_pending == most
+    assert len(snapshot.reads) == count
 
 
 def test_whichever_read_fails_its_error_goes_on_and_every_other_read_is_settled() -> None:
@@ -129,7 +135,7 @@ def test_a_read_that_cannot_even_start_leaves_none_unsettled() -> None:
 def test_a_request_to_stop_is_heard_while_the_consumer_does_not_read(
     monkeypatch: pytest.MonkeyPatch, data: dict[int, bytes]
 ) -> None:
-    monkeypatch.setattr(stream, "WRITE_POLL", 0.01)
+    monkeypatch.setattr(pipe_sink, "WRITE_POLL", 0.01)
     stop = threading.Event()
 
     def check_stop() -> None:
