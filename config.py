@@ -66,6 +66,11 @@ FREEZE_TIMEOUT = 30
 # Bytes per second that each image is read with at the most; 0: no limit.
 MAX_READ_RATE = 0
 
+# Which OSDs are read from. "": each object's primary, as guests do (or what the cluster's configuration
+# file says). "balance": any replica, which spreads the load. "localize": the nearest replica, for nodes
+# whose crush_location the configuration file names.
+REPLICA_READS = ""
+
 # Snapshots that are deleted at the same time, by all workers together. The OSDs then free the space of
 # what guests have overwritten meanwhile, which is work for them.
 SNAPSHOT_DELETES = 2

@@ -57,13 +57,20 @@ class Cluster:
     """A connection to one Ceph cluster as one cephx user. Close it; or use it as a context manager."""
 
     def __init__(
-        self, address: ClusterAddress, key: str, conf_file: str, timeout: int, read_rate: int = 0
+        self,
+        address: ClusterAddress,
+        key: str,
+        conf_file: str,
+        timeout: int,
+        read_rate: int = 0,
+        replica_reads: str = "",
     ) -> None:
         """Connect.
 
         `conf_file` serves for what the address leaves open. `timeout`, in seconds, bounds every
         operation, as Ceph's own default is to wait for ever. `read_rate` is in bytes per second and
-        image, 0 for no limit. Raises ClusterError.
+        image, 0 for no limit. `replica_reads` is rbd_read_from_replica_policy, "" for what the file says.
+        Raises ClusterError.
         """
         self.user = address.user or "admin"
         self.timeout = timeout
@@ -78,6 +85,8 @@ class Cluster:
             "log_file": "",
             "admin_socket": "",
         }
+        if replica_reads:
+            options["rbd_read_from_replica_policy"] = replica_reads
         if address.monitors:
             options["mon_host"] = ",".join(address.monitors)
         if key:

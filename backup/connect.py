@@ -47,8 +47,14 @@ class Clusters:
     def _try(self, address: ClusterAddress) -> Union[Cluster, BackupError]:
         settings = self._settings
         try:
-            key = self._hypervisor.secret(address)
-            cluster = Cluster(address, key, settings.ceph_conf, self._timeout, settings.max_read_rate)
+            cluster = Cluster(
+                address,
+                self._hypervisor.secret(address),
+                settings.ceph_conf,
+                self._timeout,
+                settings.max_read_rate,
+                settings.replica_reads,
+            )
         except BackupError as error:
             return error
         return self._stack.enter_context(cluster)

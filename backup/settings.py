@@ -93,6 +93,7 @@ class Settings:
     without_freeze: str = _constant(_one_of("pause", "crash"))
     freeze_timeout: int = _constant(_whole(2, 600))
     max_read_rate: int = _constant(_whole(0))
+    replica_reads: str = _constant(_one_of("", "balance", "localize"))
     snapshot_deletes: int = _constant(_whole(1, 64))
     output: str = _constant(_one_of("restic"))
     restic_binary: str = _constant(_required)

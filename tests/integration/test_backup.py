@@ -102,8 +102,9 @@ def shapes(lab: Lab) -> Iterator[str]:
         lab.delete_image(f"vms/shape-{target}")
 
 
-def test_every_image_comes_back_bit_for_bit(node: Node, lab: Lab, shapes: str) -> None:
-    done = node.run("backup", shapes)
+@pytest.mark.parametrize("replica_reads", ["", "balance", "localize"])
+def test_every_image_comes_back_bit_for_bit(node: Node, lab: Lab, shapes: str, replica_reads: str) -> None:
+    done = node.run("backup", shapes, REPLICA_READS=replica_reads)
     assert done.returncode == 0, done.stderr
     for saved in node.report()["domains"][shapes]["images"]:
         size, data = SHAPES[saved["target"]]
