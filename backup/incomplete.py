@@ -15,18 +15,23 @@ from .settings import Settings
 from .stop import StopRequest
 
 
-def discard_own(run: str, output: Output, reporter: Reporter, patient: bool) -> Sequence[PointId]:
-    """Remove what the run, all of whose workers have ended, saved in vain; return what other runs have.
+def remove_dead_locks(output: Output, reporter: Reporter) -> None:
+    """Remove the locks that dead processes left in the output: they keep others, such as a prune, out."""
+    try:
+        output.discard((), patient=False)
+    except BackupError as error:
+        reporter.message(Level.WARNING, "", f"locks of dead processes may still be in the output: {error}")
+
+
+def discard_own(run: str, output: Output, reporter: Reporter, patient: bool) -> None:
+    """Remove what the run, all of whose workers have ended, saved in vain.
 
     What can't be removed does not count anyway.
     """
     try:
-        incomplete = output.incomplete()
-        output.discard([point for point in incomplete if point.run == run], patient)
+        output.discard([point for point in output.incomplete() if point.run == run], patient)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_left(run)}: {error}")
-        return ()
-    return [point for point in incomplete if point.run != run]
 
 
 def discard_of_dead(

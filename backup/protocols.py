@@ -81,7 +81,7 @@ class Output(Protocol):
     def incomplete(self) -> Sequence[PointId]:
         """Tell of which restore points there are images, but no manifest: they are under way, or in vain.
 
-        Raises BackupError.
+        Raises BackupError: what keeps the destination from taking a backup.
         """
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:

@@ -6,7 +6,7 @@ import random
 import socket
 import string
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection
@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
 from .hypervisors import Hypervisors
-from .incomplete import discard_of_dead, discard_own
+from .incomplete import discard_of_dead, discard_own, remove_dead_locks
 from .job import JobOrder
 from .largest import largest_first
-from .model import Domain, JobResult, Level, Status
+from .model import Domain, JobResult, Level, PointId, Status
 from .node import only_run
 from .pool import Pool
 from .protocols import Output, Reporter
@@ -80,16 +80,24 @@ class Run:
         settings = self.settings
         with (
             only_run(settings.runtime_dir),
+            ThreadPoolExecutor(1) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
         ):
+            found = beside.submit(self.output.incomplete)  # takes it a second, in which libvirt answers
             let_go_noted(settings, self.reporter)
             choices = look(names, hypervisors, settings, self.reporter)
             domains = self._ordered(choices, names, hypervisors)
+            left: Sequence[PointId] = ()
+            if domains:  # an output that takes no backup keeps all of them from being saved
+                wait([found])
+                self.stop.check()
+                left = found.result()
+                beside.submit(remove_dead_locks, self.output, self.reporter)
             min_age = 0 if names else settings.min_age
             orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age) for one in domains]
             with watched(settings, self.reporter) as lifeline:
                 results = self._tried(orders, lifeline)
-            self._tidy_output(domains, results, hypervisors)
+            self._tidy_output(left, domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else _not_selected(choices)
         return replace(self.result(results), errors=unreachable, not_selected=not_selected)
@@ -128,7 +136,7 @@ class Run:
     def _ordered(
         self, choices: Sequence[Choice], names: Sequence[str], hypervisors: Hypervisors
     ) -> Sequence[Domain]:
-        """Give the selected domains, the largest first. Raises what keeps all of them from being saved."""
+        """Give the selected domains, the largest first."""
         domains = [choice.domain for choice in choices if not choice.skipped]
         chosen = {domain.uuid for domain in domains}
         for choice in choices:
@@ -136,27 +144,22 @@ class Run:
             if named and choice.domain.uuid not in chosen:
                 text = f"named, but not backed up: {choice.skipped}"
                 self.reporter.message(Level.WARNING, choice.domain.name, text)
-        if not domains:
-            return ()
-        with ThreadPoolExecutor(1) as threads:  # a second each, at two different places
-            probe = threads.submit(self.output.problems)
-            ordered = largest_first(domains, hypervisors, self.settings)
-            if problems := probe.result():
-                raise problems[0]
-        self.stop.check()
-        return ordered
+        return largest_first(domains, hypervisors, self.settings) if domains else ()
 
     def _worker_died(self, order: JobOrder) -> None:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
         let_go_noted(self.settings, self.reporter, order.uuid)
 
     def _tidy_output(
-        self, domains: Sequence[Domain], results: Sequence[JobResult], hypervisors: Hypervisors
+        self,
+        left: Sequence[PointId],
+        domains: Sequence[Domain],
+        results: Sequence[JobResult],
+        hypervisors: Hypervisors,
     ) -> None:
-        """Remove from the output what failed jobs saved, and what killed runs did of domains now saved."""
-        if not domains:
-            return
-        left = discard_own(self.run, self.output, self.reporter, patient=not self.stop.requested)
+        """Remove from the output what failed jobs saved, and what killed runs left of domains now saved."""
+        if any(result.status is Status.FAILED for result in results):
+            discard_own(self.run, self.output, self.reporter, patient=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]

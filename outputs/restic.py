@@ -78,10 +78,7 @@ class Restic:
     def problems(self) -> Sequence[BackupError]:
         """Tell what keeps the repository from taking a backup: version, location, password."""
         try:
-            version = self._version()
-            if version < OLDEST_VERSION:
-                shown, oldest = (".".join(map(str, numbers)) for numbers in (version, OLDEST_VERSION))
-                return [BackupError(f"restic is {shown}, {oldest} or newer is needed", "see RESTIC_BINARY")]
+            self._require_version()
             self.program.call("cat", "config", "--no-lock", "--quiet", limit=PROBE_LIMIT)
         except ResticError as error:
             return [error]
@@ -103,7 +100,8 @@ class Restic:
         return max((_time(one["time"]) for one in self._snapshots("--latest=1", tags)), default=None)
 
     def incomplete(self) -> Sequence[PointId]:
-        """Ask the repository for images that no manifest counts."""
+        """Ask the repository for images that no manifest counts; the version is asked first."""
+        self._require_version()
         return sorted(_incomplete(self._snapshots(f"--tag={TAG}")))
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
@@ -195,12 +193,15 @@ class Restic:
         job.reporter.message(Level.INFO, domain, f"{target} {_told(saved)}")
         return saved
 
-    def _version(self) -> tuple[int, ...]:
+    def _require_version(self) -> None:
         printed = self.program.call("version", limit=PROBE_LIMIT)
         found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
         if not found:
             raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
-        return tuple(map(int, found.groups()))
+        if tuple(map(int, found.groups())) < OLDEST_VERSION:
+            oldest = ".".join(map(str, OLDEST_VERSION))
+            message = f"restic is {'.'.join(found.groups())}, {oldest} or newer is needed"
+            raise ResticError(message, "see RESTIC_BINARY")
 
 
 def _arguments(point: RestorePoint, file_name: str, *tags: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from backup import incomplete
 from backup.errors import BackupError
 from backup.hypervisors import Hypervisors
-from backup.incomplete import discard_of_dead, discard_own
+from backup.incomplete import discard_of_dead, discard_own, remove_dead_locks
 from backup.model import Domain, Level, PointId
 
 from .jobs_on_paper import NoOutput
@@ -62,16 +62,26 @@ def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
     discard_of_dead([DEAD, ELSEWHERE], domains, OneHypervisor(), output, settings(), recorder)
 
 
-def test_a_run_discards_its_own_and_tells_of_others() -> None:
+def test_a_run_discards_its_own_alone() -> None:
     output = Left(DEAD, OWN)
-    assert discard_own(RUN, output, Recorder(), patient=False) == [DEAD]
+    discard_own(RUN, output, Recorder(), patient=False)
     assert output.points == [DEAD]
+
+
+def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
+    output, recorder = Left(), Recorder()
+    remove_dead_locks(output, recorder)
+    assert recorder.messages == []
+    output.refuses = True
+    remove_dead_locks(output, recorder)
+    (text,) = recorder.told(Level.WARNING)
+    assert text.endswith("the repository takes additions alone")
 
 
 def test_what_can_not_be_discarded_is_told() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
-    assert discard_own(RUN, output, recorder, patient=False) == ()
+    discard_own(RUN, output, recorder, patient=False)
     (text,) = recorder.told(Level.WARNING)
     assert RUN in text
     assert "the repository takes additions alone" in text

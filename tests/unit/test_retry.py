@@ -95,7 +95,18 @@ def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_secon
 ) -> None:
     output = Discards()
     back_up(ScriptedPool(db="saved", web="passing saved"), output, tmp_path, monkeypatch)
-    assert output.discarded == 2 * [[PointId(RUN, UUID)]], "before the second attempt, and in the end"
+    own = [PointId(RUN, UUID)]
+    assert [points for points in output.discarded if points] == [own], "before the second attempt"
+    back_up(ScriptedPool(db="saved", web="passing fails"), output, tmp_path, monkeypatch)
+    assert [points for points in output.discarded if points] == 3 * [own], "and in the end, if that fails too"
+
+
+def test_a_run_that_saved_all_only_removes_dead_locks_from_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Discards()
+    back_up(ScriptedPool(db="saved", web="saved"), output, tmp_path, monkeypatch)
+    assert output.discarded == [()]
 
 
 def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

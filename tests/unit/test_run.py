@@ -32,7 +32,7 @@ class NothingLeft(NoOutput):
         return ()
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
-        assert points == []
+        assert not points
 
 
 class PoolOnPaper:
