@@ -6,9 +6,10 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from typing import Optional
 
 from .cleanly import undone_by
 from .cluster import LockHeld, SnapshotInUse
@@ -19,7 +20,7 @@ from .hypervisor import Hypervisor
 from .journal import Journal
 from .lock import lock_of
 from .model import Consistency, Domain, Gap, Image, JobResult, Level, Phase, RestorePoint, State, Status
-from .protocols import Output, Reporter
+from .protocols import Output, Reporter, SnapshotSource
 from .selection import covered, effective, require_covered
 from .settings import Settings
 from .slots import Slots
@@ -53,9 +54,14 @@ class DomainJob:
     output: Output
     reporter: Reporter
     stop: StopRequest
+    _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
 
     def check_stop(self) -> None:
         self.stop.check()
+
+    def release(self, source: SnapshotSource) -> None:
+        assert self._snapshots
+        self._snapshots.release(source)
 
     def run(self) -> JobResult:
         """Back the domain up and tell how it went; only bugs are raised."""
@@ -79,7 +85,7 @@ class DomainJob:
         hypervisor, domain = self._found(stack)
         _require_ready(domain)
         require_covered(covered(domain, self.settings))
-        snapshots = self._locked_snapshots(domain, hypervisor, stack)
+        snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # at the worst one after the other, after those of all other workers
         operations = settings.workers * 2 * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)

@@ -54,6 +54,9 @@ class Job(Protocol):
     def check_stop(self) -> None:
         """Raise if the job has to end; called at every place where it safely can."""
 
+    def release(self, source: SnapshotSource) -> None:
+        """Say that a snapshot is needed no more: its removal begins."""
+
 
 class Output(Protocol):
     """A destination of backups. Instances are pickled on their way to the workers."""

@@ -14,7 +14,7 @@ from .cluster import Cluster, ImageGone
 from .connect import Clusters
 from .errors import BackupError, NotNow
 from .model import Disk, Domain, Image, Level
-from .protocols import Reporter, SnapshotReader
+from .protocols import Reporter, SnapshotReader, SnapshotSource
 from .slots import Slots
 
 STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
@@ -75,6 +75,7 @@ class DomainSnapshots:
         self.snapshots = tuple(snapshots)
         self._deletions = deletions
         self._started: list[tuple[DiskSnapshot, Future[None]]] = []
+        self._removals: dict[SnapshotSource, Future[None]] = {}
         self._threads = ThreadPoolExecutor(max(1, len(snapshots)), thread_name_prefix="snapshot")
 
     def create(self, seconds: float, check_stop: Callable[[], None]) -> None:
@@ -105,16 +106,27 @@ class DomainSnapshots:
             if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
         ]
 
+    def release(self, source: SnapshotSource) -> None:
+        """Begin to remove one that is needed no more; `remove` raises what comes of it."""
+        for snapshot, _ in self._started:
+            if snapshot is source:
+                self._begin_removal(snapshot)
+
     def remove(self) -> None:
         """Wait for what is under way, then remove all that may exist, and raise the first error."""
         wait([future for _, future in self._started])
         try:  # in the threads that there are: there may be no memory for others
-            removals = [self._threads.submit(self._remove, snapshot) for snapshot, _ in self._started]
+            for snapshot, _ in self._started:
+                self._begin_removal(snapshot)
         finally:
             self._threads.shutdown(wait=True)
         self._started = []
-        for removal in removals:
+        for removal in self._removals.values():
             removal.result()
+
+    def _begin_removal(self, snapshot: DiskSnapshot) -> None:
+        if snapshot not in self._removals:
+            self._removals[snapshot] = self._threads.submit(self._remove, snapshot)
 
     def _remove(self, snapshot: DiskSnapshot) -> None:
         with self._deletions.one():

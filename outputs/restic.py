@@ -88,11 +88,12 @@ class Restic:
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
         """Save the images one after another, then the manifest, without which nothing of it counts."""
-        images = tuple(
-            self._unlocked(partial(self._save_image, point, source, job), point, job) for source in sources
-        )
+        images = []
+        for source in sources:
+            images.append(self._unlocked(partial(self._save_image, point, source, job), point, job))
+            job.release(source)
         self._unlocked(partial(self._save_manifest, point, images, job), point, job)
-        return images
+        return tuple(images)
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
         """Ask the repository for the newest manifest of this domain, whichever node wrote it."""

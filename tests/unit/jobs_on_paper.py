@@ -32,8 +32,13 @@ class JobOnPaper:
     reporter: Reporter = field(default_factory=Recorder)
     stop: StopRequest = field(default_factory=StopRequest)
 
+    released: list[SnapshotSource] = field(default_factory=list)
+
     def check_stop(self) -> None:
         self.stop.check()
+
+    def release(self, source: SnapshotSource) -> None:
+        self.released.append(source)
 
 
 class NoOutput:

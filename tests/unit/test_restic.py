@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from backup.errors import Interrupted
+from backup.errors import BackupError, Interrupted
 from backup.model import PointId, SavedImage
 from outputs import restic
 from outputs.restic import Restic
@@ -36,6 +36,14 @@ def save(
 ) -> Sequence[SavedImage]:
     point = restore_point(domain(name, disks=[source.disk for source in sources]))
     return Restic(repository.program()).save(point, sources, JobOnPaper())
+
+
+def test_a_snapshot_is_needed_until_its_image_is_saved_and_no_longer(repository: Repository) -> None:
+    good, bad = MemorySource(MemorySnapshot(MIB)), MemorySource(MemorySnapshot(MIB, {0: b"x"}, fails_at=0))
+    job, point = JobOnPaper(), restore_point(domain())
+    with pytest.raises(BackupError):
+        Restic(repository.program()).save(point, [good, bad], job)
+    assert job.released == [good]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .paper_cluster import PaperCluster
 from .raising import raises
 from .recorder import Recorder
 from .samples import OTHER_UUID, RUN, UUID, domain, image
+from .waiting import wait_until
 
 IMAGES = ("vms/a", "vms/b", "ssd/ns/c")
 OURS = f"virt-rbd-backup.{UUID}.{RUN}"
@@ -65,6 +66,26 @@ def test_all_snapshots_are_made_at_the_same_time_and_are_gone_after_the_block(
         assert all(OURS in names for names in cluster.snapshots.values())
     assert_only_foreign_ones_left(cluster)
     assert recorder.messages == []
+
+
+def test_one_that_is_needed_no_more_is_removed_while_the_others_are_read(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    with made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, go_on)
+        snapshots.release(snapshots.snapshots[1])
+        wait_until(lambda: OURS not in cluster.snapshots["vms/b"], 5, "it is removed")
+        assert [name for name, names in cluster.snapshots.items() if OURS in names] == ["vms/a", "ssd/ns/c"]
+    assert_only_foreign_ones_left(cluster)
+
+
+def test_a_removal_that_failed_early_is_told_in_the_end(cluster: PaperCluster, recorder: Recorder) -> None:
+    cluster.failing = {("remove", "vms/b")}
+    message = f"cannot remove snapshot {OURS} of image vms/b: connection timed out"
+    with raises(message), made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, go_on)
+        snapshots.release(snapshots.snapshots[1])
+    assert [name for name, names in cluster.snapshots.items() if OURS in names] == ["vms/b"]
 
 
 @pytest.mark.parametrize("failing", IMAGES)
