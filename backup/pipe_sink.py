@@ -59,9 +59,7 @@ class PipeSink:
         self._capacity = fcntl.fcntl(pipe, F_GETPIPE_SZ)
         self._writable = select.poll()
         self._writable.register(pipe, select.POLLOUT)
-        self._unread: deque[tuple[int, bytes]] = (
-            deque()
-        )  # what the pipe may still refer to, and where it ends
+        self._unread: deque[tuple[int, bytes]] = deque()  # (end, data) that the pipe may refer to
         self._splices = True
         self._zeros = os.memfd_create("zeros")
         os.ftruncate(self._zeros, len(ZEROS))
