@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,6 +14,7 @@ from tests.integration.node import Node
 from tests.lab import Lab
 
 from .measure import Cost, TimedRestic, measured
+from .subjects import POOL, SNAPSHOT, Subject
 
 # The loop of the classic scripts: object after object, whether there is anything in it or not.
 CLASSIC = """
@@ -32,25 +32,19 @@ with rados.Rados(conffile=conf) as cluster, cluster.open_ioctx(pool) as ioctx:
 """
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The image to save: its snapshot, its domain, and the same bytes in a local file."""
-
-    pool: str
-    image: str
-    snapshot: str
-    domain: str
-    file: Path
-
-
 class Contestant:
     """One way, with a repository and a cache of its own."""
 
-    def __init__(self, lab: Lab, directory: Path, restic: str, empty: Path) -> None:
-        """`empty` is a repository to begin with: only with one key are the same bytes the same chunks."""
+    def __init__(self, lab: Lab, directory: Path, restic: str, empty: Path, conf: Path) -> None:
+        """`empty` is a repository to begin with: only with one key are the same bytes the same chunks.
+
+        `conf` is the configuration file by which the cluster is reached.
+        """
         directory.mkdir(parents=True)
         self._empty = empty
+        self.conf = conf
         self.node = Node(lab, directory)
+        self.node.constants["CEPH_CONF"] = str(conf)
         self.restic = TimedRestic.made(restic, directory)
         self._plain_restic = restic
 
@@ -59,6 +53,10 @@ class Contestant:
         for path in (self.node.repository, self.node.directory / "cache"):
             shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(self._empty, self.node.repository)
+
+    def remove(self) -> None:
+        """Remove its repository and all else that it made."""
+        shutil.rmtree(self.node.directory)
 
     def run(self, command: Sequence[str]) -> Cost:
         return measured(command, self.environment, self.restic)
@@ -71,7 +69,7 @@ class Contestant:
             "RESTIC_PASSWORD_FILE": str(self.node.password_file),
             "RESTIC_CACHE_DIR": str(self.node.directory / "cache"),
             "VIRT_RBD_BACKUP_CONFIG": str(self.node.directory / "settings.py"),
-            "CEPH_CONF": str(self.node.lab.ceph_conf),
+            "CEPH_CONF": str(self.conf),
             "LC_ALL": "C.UTF-8",
         }
 
@@ -95,18 +93,18 @@ class Contestant:
 Command = Callable[[Contestant, Subject], Sequence[str]]
 
 
-def ours(contestant: Contestant, subject: Subject) -> Sequence[str]:
-    return contestant.node.command("backup", subject.domain, RESTIC_BINARY=str(contestant.restic.path))
+def ours(contestant: Contestant, subject: Subject, read_rate: int = 0) -> Sequence[str]:
+    constants = {"RESTIC_BINARY": str(contestant.restic.path), "MAX_READ_RATE": read_rate}
+    return contestant.node.command("backup", subject.name, **constants)
 
 
 def classic_loop(contestant: Contestant, subject: Subject) -> Sequence[str]:
-    conf = str(contestant.node.lab.ceph_conf)
-    words = (conf, subject.pool, subject.image, subject.snapshot, str(contestant.restic.path))
+    words = (str(contestant.conf), POOL, subject.name, SNAPSHOT, str(contestant.restic.path))
     return ["/usr/bin/python3", "-c", CLASSIC, *words]
 
 
 def rbd_export(contestant: Contestant, subject: Subject) -> Sequence[str]:
-    spec = f"{subject.pool}/{subject.image}@{subject.snapshot}"
+    spec = f"{subject.spec}@{SNAPSHOT}"
     line = 'rbd export --no-progress "$1" - | "$2" backup --stdin --stdin-filename=vda.img --quiet'
     return ["bash", "-o", "pipefail", "-c", line, "bash", spec, str(contestant.restic.path)]
 
@@ -119,9 +117,5 @@ def local_file(contestant: Contestant, subject: Subject) -> Sequence[str]:
 LIMIT = "restic on a local file"
 EXPORT = "rbd export to restic"
 OURS = "virt-rbd-backup"
-CONTESTANTS: Mapping[str, Command] = {
-    "sequential loop to restic": classic_loop,
-    EXPORT: rbd_export,
-    OURS: ours,
-    LIMIT: local_file,
-}
+LOOP = "sequential loop to restic"
+CONTESTANTS: Mapping[str, Command] = {LOOP: classic_loop, EXPORT: rbd_export, OURS: ours, LIMIT: local_file}
