@@ -23,6 +23,7 @@ WRITE = 4096  # bytes
 PAUSE = 0.01  # seconds between two writes
 IDLE = 10  # seconds of writes without a backup
 RATE = 64 << 20  # bytes/s, as MAX_READ_RATE
+FREEZES = 11  # of each guest: when a monitor answers varies by a second
 MIB = 1 << 20
 
 
@@ -97,7 +98,7 @@ def freeze(bench: Bench) -> str:
         contestant = bench.contestant("freeze")
         contestant.empty()
         frozen: dict[int, list[float]] = {count: [] for count in counts}
-        for _ in range(max(5, bench.rounds)):
+        for _ in range(max(FREEZES, bench.rounds)):
             for count in counts:
                 name = f"bench-guest-{count}"
                 contestant.run(contestant.node.command("backup", name, FREEZE="required"))
