@@ -121,6 +121,18 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
         return 3 if hypervisors.unreachable else 0
 
 
+def show_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+    """Show what could be restored."""
+    from backup.restore_points import of_domains, points_json, points_table
+
+    output = outputs.chosen(settings)
+    if errors := output.configuration_errors():
+        raise ConfigError(errors)
+    points = of_domains(output.restore_points(), arguments.domains)
+    _print(json.dumps(points_json(points), indent=2) + "\n" if arguments.json else points_table(points))
+    return 0
+
+
 def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show whether a backup could work."""
     from backup.preflight import examine
@@ -174,6 +186,11 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
     listed = add("list", show_list, "show what is backed up, and why the rest is not")
     listed.add_argument("--json", action="store_true", help="for programs")
+    points = add("restore-points", show_points, "show what could be restored")
+    points.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+    )
+    points.add_argument("--json", action="store_true", help="for programs")
     add("check", check, "look whether backups can work, and what to mend")
     add("cleanup", clean_up, "let guests go and remove snapshots that killed runs left")
     return parser

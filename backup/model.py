@@ -190,6 +190,32 @@ class SavedImage:
     restore_id: str
 
 
+@dataclass(frozen=True)
+class HeldImage:
+    """An image as an output lists it. `size` in bytes, None where the manifest alone tells."""
+
+    target: str
+    image: str
+    size: Optional[int]
+    restore_id: str
+
+
+@dataclass(frozen=True)
+class HeldPoint:
+    """A restore point as an output lists it; without `manifest_id` it is not complete, and does not count.
+
+    An image of no bytes is in the manifest alone.
+    """
+
+    id: PointId
+    domain: str
+    taken: datetime
+    consistency: str
+    node: str
+    images: tuple[HeldImage, ...]
+    manifest_id: str
+
+
 class Status(str, Enum):
     """How a job ended."""
 

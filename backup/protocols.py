@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Callable, Optional, Protocol
 
 from .errors import BackupError
-from .model import Disk, Extent, Image, Level, Phase, PointId, RestorePoint, SavedImage
+from .model import Disk, Extent, HeldPoint, Image, Level, Phase, PointId, RestorePoint, SavedImage
 
 
 class SnapshotReader(Protocol):
@@ -77,6 +77,12 @@ class Output(Protocol):
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
         """Tell of what moment the domain's newest restore point is, None if there is none.
+
+        Raises BackupError.
+        """
+
+    def restore_points(self) -> Sequence[HeldPoint]:
+        """List all restore points, the oldest first, and what is left of those that are not complete.
 
         Raises BackupError.
         """

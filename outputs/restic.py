@@ -17,16 +17,15 @@ from typing import Any, Callable, Optional, TypeVar
 
 from backup import manifest, stream
 from backup.errors import BackupError, reason
-from backup.model import Disk, Level, PointId, RestorePoint, SavedImage
+from backup.model import Disk, HeldPoint, Level, PointId, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
 from backup.settings import Settings
 from backup.units import size_text
 
+from .restic_points import MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
 from .restic_process import Program, ResticError, Summary
 
-TAG = "virt-rbd-backup"
 MANIFEST_FILE = "definition.tar"
-MANIFEST_TAG = "definition"
 OLDEST_VERSION = (0, 14, 0)
 PROBE_LIMIT = 20  # seconds for a look at the repository
 CALL_LIMIT = 120  # seconds for listing and removing snapshots
@@ -98,12 +97,17 @@ class Restic:
     def last_saved(self, uuid: str) -> Optional[datetime]:
         """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
-        return max((_time(one["time"]) for one in self._snapshots("--latest=1", tags)), default=None)
+        return max(map(time_of, self._snapshots("--latest=1", tags)), default=None)
+
+    def restore_points(self) -> Sequence[HeldPoint]:
+        """Ask the repository for all restore points, of whichever node and domain."""
+        self._require_version()
+        return held_points(self._snapshots(f"--tag={TAG}"))
 
     def incomplete(self) -> Sequence[PointId]:
         """Ask the repository for images that no manifest counts; the version is asked first."""
         self._require_version()
-        return sorted(_incomplete(self._snapshots(f"--tag={TAG}")))
+        return sorted(incomplete(self._snapshots(f"--tag={TAG}")))
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
         """Remove images that no manifest counts, and the locks of dead processes.
@@ -125,8 +129,8 @@ class Restic:
         self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
         if points:
             snapshots = self._snapshots(f"--tag={TAG}")
-            doomed = _incomplete(snapshots) & set(points)
-            ids = [one["id"] for one in snapshots if _point_id(one) in doomed]
+            doomed = incomplete(snapshots) & set(points)
+            ids = [one["id"] for one in snapshots if point_id(one) in doomed]
             if ids:
                 self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
 
@@ -157,7 +161,7 @@ class Restic:
                 time.sleep(STOP_POLL)
 
     def _save_manifest(self, point: RestorePoint, images: Sequence[SavedImage], job: Job) -> None:
-        arguments = _arguments(point, MANIFEST_FILE, MANIFEST_TAG)
+        arguments = _arguments(point, MANIFEST_FILE, MANIFEST_TAG, f"node={point.host}")
         with self.program.backup(arguments, job.check_stop) as backup:
             backup.sink.write(manifest.pack(point, images))
 
@@ -167,7 +171,7 @@ class Restic:
         with source.open() as reader:
             data_bytes, summary = 0, Summary("", 0, 0)
             if reader.size:  # restic takes no empty stdin: the manifest alone tells of an image of no bytes
-                tags = [f"disk={target}", f"image={source.image}"]
+                tags = [f"disk={target}", f"image={source.image}", f"size={reader.size}"]
                 if source.disk.encryption:
                     tags.append(f"encryption={source.disk.encryption}")
                 arguments = _arguments(point, _file_name(source.disk), *tags)
@@ -216,33 +220,13 @@ def _arguments(point: RestorePoint, file_name: str, *tags: str) -> list[str]:
         f"--host={point.domain.name}",
         f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
         f"--stdin-filename={file_name}",
-        *(f"--tag={_tag(tag)}" for tag in (*common, *tags)),
+        *(f"--tag={encoded(tag)}" for tag in (*common, *tags)),
     ]
-
-
-def _time(text: str) -> datetime:
-    """Read restic's time: RFC 3339 with up to nine digits of a second, of which Python 3.9 takes six."""
-    return datetime.fromisoformat(re.sub(r"\.\d+", "", text).replace("Z", "+00:00"))
-
-
-def _incomplete(snapshots: Sequence[Mapping[str, Any]]) -> set[PointId]:
-    complete = {_point_id(one) for one in snapshots if MANIFEST_TAG in one["tags"]}
-    return {_point_id(one) for one in snapshots} - complete
-
-
-def _point_id(snapshot: Mapping[str, Any]) -> PointId:
-    values = dict(tag.split("=", 1) for tag in snapshot["tags"] if "=" in tag)
-    return PointId(values.get("run", ""), values.get("uuid", ""))
 
 
 def _file_name(disk: Disk) -> str:
     """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
     return f"{disk.target.replace('/', '_')}.img"
-
-
-def _tag(text: str) -> str:
-    """Encode what restic would split at, as in URLs."""
-    return "".join(f"%{ord(char):02X}" if char in "%," or not char.isprintable() else char for char in text)
 
 
 def _told(saved: SavedImage) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,11 @@ def test_the_repository_tells_domain_image_run_and_consistency_of_each_snapshot(
     assert set(by_file) == {"vda.img", "vdb.img", "definition.tar"}
     assert {one["hostname"] for one in by_file.values()} == {WEB}
     assert len({one["time"] for one in by_file.values()}) == 1
-    assert set(by_file["vda.img"]["tags"]) == common | {"disk=vda", f"image=vms/{WEB}-root"}
-    assert set(by_file["vdb.img"]["tags"]) == common | {"disk=vdb", f"image=ssd/{WEB}-data"}
+    of_disks = {"vda": {f"image=vms/{WEB}-root", f"size={256 * MIB}"}}
+    of_disks["vdb"] = {f"image=ssd/{WEB}-data", f"size={128 * MIB}"}
+    for target, own in of_disks.items():
+        assert set(by_file[f"{target}.img"]["tags"]) == common | {f"disk={target}"} | own
+    assert set(by_file["definition.tar"]["tags"]) == common | {"definition", f"node={socket.gethostname()}"}
     assert by_file["vda.img"]["id"].startswith(domain["images"][0]["restore_id"])
     assert domain["images"][0]["size"] == 256 * MIB
 

@@ -15,7 +15,7 @@ from typing import Optional
 
 from backup.errors import BackupError
 from backup.job import JobOrder
-from backup.model import JobResult, Level, Phase, PointId, RestorePoint, SavedImage, Status
+from backup.model import HeldPoint, JobResult, Level, Phase, PointId, RestorePoint, SavedImage, Status
 from backup.protocols import Job, Output, Reporter, SnapshotSource
 from backup.settings import Settings
 from backup.stop import StopRequest
@@ -56,6 +56,9 @@ class NoOutput:
         raise AssertionError
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
+        raise AssertionError
+
+    def restore_points(self) -> Sequence[HeldPoint]:
         raise AssertionError
 
     def incomplete(self) -> Sequence[PointId]:

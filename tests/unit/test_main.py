@@ -35,7 +35,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
 def test_help_tells_the_commands_and_all_exit_codes(answers: dict[str, Done]) -> None:
     done = answers["--help"]
     assert done.returncode == 0
-    for command in ("backup", "list", "check", "cleanup"):
+    for command in ("backup", "list", "restore-points", "check", "cleanup"):
         assert f"\n    {command} " in done.stdout
     for code in ("0 ", "1 ", "2 ", "3 ", "11 ", "129, 130, 143 "):
         assert f"\n  {code}" in done.stdout
@@ -44,6 +44,31 @@ def test_help_tells_the_commands_and_all_exit_codes(answers: dict[str, Done]) ->
 def test_version_is_the_program_s_own(answers: dict[str, Done]) -> None:
     done = answers["--version"]
     assert (done.returncode, done.stdout) == (0, f"virt-rbd-backup {__version__}\n")
+
+
+def test_what_could_be_restored_is_shown_without_libvirt_or_ceph(node: Node) -> None:
+    tags = (
+        "virt-rbd-backup",
+        "run=20240203T040506Z-abcd",
+        f"uuid={UUID}",
+        "consistency=offline",
+        "definition",
+    )
+    arguments = ["--host=web", *(f"--tag={tag}" for tag in tags)]
+    with node.repository.program().backup(arguments, lambda: None) as backup:
+        backup.sink.write(b"what it was")
+    elsewhere = {"LIBVIRT_URI": "test:///nowhere.xml", "CEPH_CONF": "/nowhere.conf"}
+    shown = node.run("restore-points", **elsewhere)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["domain", "web"]
+    (point,) = json.loads(node.run("restore-points", "web", "--json", **elsewhere).stdout)
+    assert (point["domain"], point["uuid"], point["complete"]) == ("web", UUID, True)
+    unknown = node.run("restore-points", "wbe", **elsewhere)
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert unknown.stderr.splitlines() == [
+        "error: there is no restore point of a domain 'wbe'",
+        "hint: did you mean web?",
+    ]
 
 
 @pytest.mark.parametrize("line", NONSENSE)

@@ -95,8 +95,9 @@ def test_tags_tell_run_uuid_consistency_disk_image_and_encryption_and_nothing_sp
 ) -> None:
     common = {"virt-rbd-backup", f"run={RUN}", f"uuid={UUID}", "consistency=filesystem"}
     assert {name: set(one["tags"]) - common for name, one in saved.snapshots.items()} == {
-        "vda.img of web": {"disk=vda", "image=ssd/tests/web root%2C 100%25", "encryption=luks2"},
-        "definition.tar of web": {"definition"},
+        "vda.img of web": {"disk=vda", "image=ssd/tests/web root%2C 100%25", "encryption=luks2"}
+        | {f"size={9 * MIB + 513}"},
+        "definition.tar of web": {"definition", "node=node1"},
     }
     assert all(common <= set(one["tags"]) for one in saved.snapshots.values())
 

@@ -1,0 +1,70 @@
+"""What a repository holds of this program, told by its snapshots' tags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Optional
+from urllib.parse import unquote
+
+from backup.model import HeldImage, HeldPoint, PointId
+
+TAG = "virt-rbd-backup"
+MANIFEST_TAG = "definition"
+
+Listed = Sequence[Mapping[str, Any]]  # what `restic snapshots --json` prints
+
+
+def encoded(tag: str) -> str:
+    """Encode what restic would split at, as in URLs."""
+    return "".join(f"%{ord(char):02X}" if char in "%," or not char.isprintable() else char for char in tag)
+
+
+def time_of(snapshot: Mapping[str, Any]) -> datetime:
+    """Read restic's time: RFC 3339 with up to nine digits of a second, of which Python 3.9 takes six."""
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", snapshot["time"]).replace("Z", "+00:00"))
+
+
+def point_id(snapshot: Mapping[str, Any]) -> PointId:
+    """Tell of which restore point it is a part."""
+    values = _values(snapshot)
+    return PointId(values.get("run", ""), values.get("uuid", ""))
+
+
+def incomplete(snapshots: Listed) -> set[PointId]:
+    """Tell of which restore points there are images alone."""
+    return {point.id for point in held_points(snapshots) if not point.manifest_id}
+
+
+def held_points(snapshots: Listed) -> Sequence[HeldPoint]:
+    """Put the snapshots together to restore points, the oldest first, complete or not."""
+    parts: dict[PointId, list[Mapping[str, Any]]] = {}
+    for snapshot in snapshots:
+        parts.setdefault(point_id(snapshot), []).append(snapshot)
+    return sorted((_point(which, of) for which, of in parts.items()), key=lambda point: point.taken)
+
+
+def _point(which: PointId, snapshots: Listed) -> HeldPoint:
+    manifest = next((one for one in snapshots if MANIFEST_TAG in one["tags"]), None)
+    tags = _values(manifest or snapshots[0])
+    return HeldPoint(
+        id=which,
+        domain=snapshots[0]["hostname"],
+        taken=time_of(manifest or snapshots[0]),
+        consistency=tags.get("consistency", ""),
+        node=tags.get("node", ""),
+        images=tuple(_image(one) for one in snapshots if one is not manifest),
+        manifest_id=manifest["id"] if manifest else "",
+    )
+
+
+def _image(snapshot: Mapping[str, Any]) -> HeldImage:
+    tags = _values(snapshot)
+    size: Optional[int] = int(tags["size"]) if tags.get("size", "").isdigit() else None
+    return HeldImage(tags.get("disk", ""), tags.get("image", ""), size, snapshot["id"])
+
+
+def _values(snapshot: Mapping[str, Any]) -> Mapping[str, str]:
+    pairs = (tag.split("=", 1) for tag in snapshot["tags"] if "=" in tag)
+    return {name: unquote(value) for name, value in pairs}

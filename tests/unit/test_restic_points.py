@@ -1,0 +1,46 @@
+"""outputs/restic_points.py: restore points are told by tags alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backup.model import HeldImage, HeldPoint, PointId
+from outputs.restic_points import encoded, held_points, incomplete
+
+from .samples import OTHER_UUID, RUN, TAKEN, UUID
+
+OLDER_RUN = "20240101T000000Z-aaaa"
+SECOND = TAKEN.replace(microsecond=0)
+
+
+def listed(identity: str, uuid: str, run: str, *tags: str, host: str = "web") -> dict[str, Any]:
+    """Give a snapshot as restic lists it."""
+    common = ("virt-rbd-backup", f"run={run}", f"uuid={uuid}", "consistency=paused")
+    taken = "2024-02-03T04:05:06Z" if run == RUN else "2024-01-01T00:00:00.123456789Z"
+    return {"id": identity, "hostname": host, "time": taken, "tags": [*common, *tags]}
+
+
+def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_first() -> None:
+    name = "ssd/tests/web root, 100%"
+    newer, older = held_points(
+        [
+            listed("1", UUID, RUN, "disk=vda", encoded(f"image={name}"), "size=4096"),
+            listed("2", UUID, OLDER_RUN, "definition"),
+            listed("3", UUID, RUN, "disk=vdb", "image=vms/b"),
+            listed("4", UUID, RUN, "definition", "node=node1"),
+        ]
+    )[::-1]
+    images = (HeldImage("vda", name, 4096, "1"), HeldImage("vdb", "vms/b", None, "3"))
+    assert newer == HeldPoint(PointId(RUN, UUID), "web", SECOND, "paused", "node1", images, "4")
+    assert (older.id.run, older.images, older.manifest_id) == (OLDER_RUN, (), "2")
+
+
+def test_images_without_a_manifest_are_no_complete_restore_point() -> None:
+    snapshots = [
+        listed("1", UUID, RUN, "disk=vda"),
+        listed("2", UUID, RUN, "definition"),
+        listed("3", OTHER_UUID, RUN, "disk=vda", host="db"),
+    ]
+    assert incomplete(snapshots) == {PointId(RUN, OTHER_UUID)}
+    assert [point.manifest_id for point in held_points(snapshots)] == ["2", ""]
+    assert incomplete([]) == set()
