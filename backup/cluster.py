@@ -15,11 +15,23 @@ import rbd
 
 from .errors import BackupError, NotNow
 from .image_reader import ImageReader
-from .model import ClusterAddress, Image
+from .model import ClusterAddress, Image, Layout
 
 # Nobody reads these bytes again soon, so the OSD need not keep them in its cache. NOCACHE, other
 # than DONTNEED, leaves in the cache what other clients put there (rados.h).
 READ_FLAGS = rados.LIBRADOS_OP_FLAG_FADVISE_NOCACHE | rados.LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL
+
+# What an image may be created with, by the names that `rbd create --image-feature` takes.
+FEATURES = {
+    "layering": rbd.RBD_FEATURE_LAYERING,
+    "striping": rbd.RBD_FEATURE_STRIPINGV2,
+    "exclusive-lock": rbd.RBD_FEATURE_EXCLUSIVE_LOCK,
+    "object-map": rbd.RBD_FEATURE_OBJECT_MAP,
+    "fast-diff": rbd.RBD_FEATURE_FAST_DIFF,
+    "deep-flatten": rbd.RBD_FEATURE_DEEP_FLATTEN,
+    "journaling": rbd.RBD_FEATURE_JOURNALING,
+    "data-pool": rbd.RBD_FEATURE_DATA_POOL,
+}
 
 LOCK_NAME = "virt-rbd-backup"
 
@@ -178,7 +190,7 @@ class Cluster:
         """
         action = f"cannot open or close snapshot {snapshot} of"
         with self.errors(action, image), self._open(image, snapshot=snapshot) as opened:
-            yield ImageReader(self, image, opened, READ_FLAGS)
+            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS)
         if snapshot not in self.snapshot_names(image):
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
             raise ClusterError(message, "who removes snapshots that are not theirs?")
@@ -237,6 +249,19 @@ class Cluster:
         name = None if image.id else image.name
         pool = self._pool(image)
         return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
+
+    def _layout(self, opened: Any) -> Layout:
+        features = opened.features()
+        data_pool = ""
+        if features & rbd.RBD_FEATURE_DATA_POOL:
+            data_pool = self._rados.pool_reverse_lookup(opened.data_pool_id())
+        return Layout(
+            object_size=int(opened.stat()["obj_size"]),
+            features=tuple(name for name, bit in FEATURES.items() if features & bit),
+            stripe_unit=opened.stripe_unit(),
+            stripe_count=opened.stripe_count(),
+            data_pool=data_pool,
+        )
 
     @contextmanager
     def errors(self, action: str, image: Image | None = None) -> Iterator[None]:

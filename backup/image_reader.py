@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import BackupError
-from .model import Extent, Image
+from .model import Extent, Image, Layout
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -19,13 +19,14 @@ EXTENT_SLAB = 4 << 30
 class ImageReader:
     """A snapshot, open for reading. `size` is its own, whatever the image has become since."""
 
-    def __init__(self, cluster: Cluster, image: Image, opened: Any, read_flags: int) -> None:
+    def __init__(self, cluster: Cluster, image: Image, opened: Any, layout: Layout, read_flags: int) -> None:
         """`opened` is the rbd.Image."""
         self._cluster = cluster
         self._image = image
         self._opened = opened
         self._read_flags = read_flags
         self.size = int(opened.size())
+        self.layout = layout
 
     def extents(self) -> Generator[Extent, None, None]:
         """Yield what is allocated, parents of a clone included, in ascending order.

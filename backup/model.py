@@ -178,6 +178,21 @@ class PointId(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How an image lies in its cluster: what `rbd create` wants to know beside name and size.
+
+    `features` are rbd's names. `object_size` and `stripe_unit` are in bytes. `data_pool` is "" where the
+    data lies in the image's own pool.
+    """
+
+    object_size: int
+    features: tuple[str, ...]
+    stripe_unit: int
+    stripe_count: int
+    data_pool: str = ""
+
+
+@dataclass(frozen=True)
 class SavedImage:
     """An image whose every byte the output has."""
 
@@ -188,6 +203,7 @@ class SavedImage:
     stored_bytes: int
     seconds: float
     restore_id: str
+    layout: Layout
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import Callable, Optional, Protocol
 
 from .errors import BackupError
-from .model import Disk, Extent, HeldPoint, Image, Level, Phase, PointId, RestorePoint, SavedImage
+from .model import Disk, Extent, HeldPoint, Image, Layout, Level, Phase, PointId, RestorePoint, SavedImage
 
 
 class SnapshotReader(Protocol):
     """A snapshot of an image, open for reading. `size` is in bytes."""
 
     size: int
+    layout: Layout
 
     def extents(self) -> Iterator[Extent]:
         """Yield what is allocated, in ascending order and without overlaps."""

@@ -194,6 +194,7 @@ class Restic:
                 stored_bytes=summary.added,
                 seconds=time.monotonic() - started,
                 restore_id=summary.snapshot_id,
+                layout=reader.layout,
             )
         job.reporter.message(Level.INFO, domain, f"{target} {_told(saved)}")
         return saved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import rbd
 
 from backup import stream
 from backup.cluster import Cluster
-from backup.model import Image
+from backup.model import Image, Layout
 from backup.pipe_sink import PipeSink
 from backup.protocols import SnapshotReader
 from tests.lab import Lab
@@ -62,16 +63,28 @@ class ScratchImage:
         self._cluster.create_snapshot(image, COMPARED)
         try:
             with self._cluster.reader(image, COMPARED) as reader:
-                streamed = received(reader)
+                streamed, layout = received(reader), reader.layout
             exported = self._lab.rbd("export", "--no-progress", f"{self.spec}@{COMPARED}", "-")
         finally:
             self._cluster.remove_snapshot(image, COMPARED)
+        assert layout == self._layout()
         assert len(streamed) == len(exported)
         if streamed != exported:
             first = next(
                 place for place, (ours, theirs) in enumerate(zip(streamed, exported)) if ours != theirs
             )
             raise AssertionError(f"{self.spec}: what was streamed differs from byte {first} on")
+
+    def _layout(self) -> Layout:
+        """Give what rbd says of it; that it is somebody's parent is no matter of layout."""
+        told = json.loads(self._lab.rbd("info", "--format", "json", self.spec))
+        return Layout(
+            told["object_size"],
+            tuple(name for name in told["features"] if name != "operations"),
+            told.get("stripe_unit", told["object_size"]),
+            told.get("stripe_count", 1),
+            told.get("data_pool", ""),
+        )
 
 
 def received(reader: SnapshotReader) -> bytes:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from backup.errors import BackupError
-from backup.model import Disk, Extent, Image
+from backup.model import Disk, Extent, Image, Layout
 
-from .samples import rbd_disk
+from .samples import LAYOUT, rbd_disk
 
 
 @dataclass
@@ -23,6 +23,7 @@ class MemorySnapshot:
     size: int
     data: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     fails_at: int | None = None
+    layout: Layout = LAYOUT
     reads: list[Extent] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
     most_pending: int = 0

@@ -21,7 +21,7 @@ from .jobs_on_paper import NoOutput
 from .paper_cluster import PaperCluster, PaperClusters
 from .paper_hypervisor import PaperHypervisor
 from .recorder import Recorder
-from .samples import OTHER_URI, RUN, URI, UUID, settings
+from .samples import LAYOUT, OTHER_URI, RUN, URI, UUID, settings
 
 LOCK = f"virt-rbd-backup.lock.{UUID}"
 
@@ -49,7 +49,9 @@ class PaperOutput(NoOutput):
             assert self.node.ours(str(source.image)), "without a snapshot"
         self.points.append(point)
         self.saved = {source.disk.target: str(source.image) for source in sources}
-        return tuple(SavedImage(target, image, 1, 1, 1, 0.1, "id") for target, image in self.saved.items())
+        return tuple(
+            SavedImage(target, image, 1, 1, 1, 0.1, "id", LAYOUT) for target, image in self.saved.items()
+        )
 
 
 class PaperNode:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import config
-from backup.model import Consistency, Definition, Disk, Domain, Gap, Image, RestorePoint, State
+from backup.model import Consistency, Definition, Disk, Domain, Gap, Image, Layout, RestorePoint, State
 from backup.settings import Settings, load
 
 MIB = 1 << 20
@@ -18,6 +18,7 @@ URI = "qemu:///system"
 OTHER_URI = "qemu+ssh://node2/system"
 FSID = "1c8e9e4c-0c4d-4a52-9a61-d5a0d8a7f001"
 RUN = "20240203T040506Z-abcd"
+LAYOUT = Layout(4 * MIB, ("layering", "exclusive-lock"), 4 * MIB, 1)
 TAKEN = datetime(2024, 2, 3, 4, 5, 6, 789000, tzinfo=timezone.utc)
 
 

@@ -15,6 +15,7 @@ from backup.model import Extent, Image
 
 from .paper_cluster import PaperCluster
 from .raising import raises
+from .samples import LAYOUT
 
 FLAGS = 48
 Arrived = Callable[[Any, Optional[bytes]], None]
@@ -60,7 +61,7 @@ class PaperImage:
 
 
 def reader_of(image: PaperImage) -> ImageReader:
-    return ImageReader(PaperCluster(), Image("vms", "root"), image, FLAGS)
+    return ImageReader(PaperCluster(), Image("vms", "root"), image, LAYOUT, FLAGS)
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from typing import Any
 from backup.manifest import pack
 from backup.model import ClusterAddress, Definition, Disk, SavedImage
 
-from .samples import RUN, UUID, domain, rbd_disk, restore_point
+from .samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 
-SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd")
+SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT)
 DISKS = (rbd_disk(), Disk("sda", "", not_covered="a cdrom without a medium"))
 POINT = restore_point(domain(disks=DISKS))
 
@@ -41,6 +41,13 @@ def test_it_tells_what_was_saved_from_where_and_how() -> None:
             "stored_bytes": 512,
             "seconds": 0.5,
             "restore_id": "0123abcd",
+            "layout": {
+                "object_size": 4 << 20,
+                "features": ["layering", "exclusive-lock"],
+                "stripe_unit": 4 << 20,
+                "stripe_count": 1,
+                "data_pool": "",
+            },
         }
     ]
 

@@ -15,9 +15,9 @@ from backup.model import Consistency, Disk, JobResult, SavedImage, Status
 from backup.report import RunResult, write_report
 
 from .raising import raises
-from .samples import RUN, TAKEN, UUID
+from .samples import LAYOUT, RUN, TAKEN, UUID
 
-IMAGE = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.51234, "0123abcd")
+IMAGE = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.51234, "0123abcd", LAYOUT)
 SAVED = JobResult(
     "web",
     UUID,
