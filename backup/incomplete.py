@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 
 from .cluster import LockHeld
 from .connect import Clusters
@@ -15,10 +16,10 @@ from .settings import Settings
 from .stop import StopRequest
 
 
-def remove_dead_locks(output: Output, reporter: Reporter) -> None:
-    """Remove the locks that dead processes left in the output: they keep others, such as a prune, out."""
+def tell_of_dead_locks(removal: Future[None], reporter: Reporter) -> None:
+    """Tell if locks of dead processes could not be removed from the output: they keep a prune out."""
     try:
-        output.discard((), patient=False)
+        removal.result()
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"locks of dead processes may still be in the output: {error}")
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -47,7 +48,7 @@ class Worker:
 class Pool:
     """Takes jobs through worker processes. `worker_died` is told of jobs whose process was killed.
 
-    Each worker keeps `lifeline` open, for the watchdog.
+    Each worker keeps `lifeline` open, for the watchdog. After the pool's block none is left.
     """
 
     settings: Settings
@@ -58,16 +59,30 @@ class Pool:
     worker_died: Callable[[JobOrder], None]
     _results: list[JobResult] = field(default_factory=list)
     _active: dict[Connection, Worker] = field(default_factory=dict)
+    _spare: list[tuple[Connection, SpawnProcess]] = field(default_factory=list)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._active.values():  # none, but after a bug of ours
+            worker.process.terminate()
+            worker.process.join()
+        for pipe, process in self._spare:
+            pipe.close()  # which ends it
+            process.join()
+
+    def warm_up(self, count: int) -> None:
+        """Start that many workers at the most ahead of their orders: it takes each a quarter of a second."""
+        with suppress(OSError):  # their jobs will tell
+            while len(self._spare) < min(count, self.settings.workers):
+                self._spare.append(self._spawned())
 
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         """Do the jobs in this order; when stopped, wait for the workers to clean up."""
         waiting = deque(orders)
-        try:
-            self._run(waiting)
-        finally:  # by now none is left, but after a bug of ours
-            for worker in self._active.values():
-                worker.process.terminate()
-                worker.process.join()
+        self._results = []
+        self._run(waiting)
         interrupted = "interrupted before it began"
         return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
 
@@ -88,23 +103,32 @@ class Pool:
                 self._receive(pipe)
 
     def _start(self, order: JobOrder) -> None:
-        ours, theirs = SPAWN.Pipe(duplex=False)
-        process = SPAWN.Process(
-            target=work,
-            args=(order, self.settings, self.output, theirs, os.getpid(), self.lifeline),
-            name=order.name,
-        )
         try:
-            with signals_blocked():
-                process.start()
+            pipe, process = self._spare.pop() if self._spare else self._spawned()
         except OSError as error:  # out of memory or processes: this domain's failure alone
-            ours.close()
             message = f"cannot start its worker process: {reason(error)}"
             self._done(JobResult(order.name, order.uuid, Status.FAILED, message))
-        else:
-            self._active[ours] = Worker(order, process)
-        finally:
-            theirs.close()
+            return
+        self._active[pipe] = Worker(order, process)
+        with suppress(OSError):  # it was killed before it began, which is met where it is waited for
+            pipe.send(order)
+
+    def _spawned(self) -> tuple[Connection, SpawnProcess]:
+        """Start a process that waits for its order. Raises OSError."""
+        ours, theirs = SPAWN.Pipe()
+        with theirs:
+            process = SPAWN.Process(
+                target=work,
+                args=(self.settings, self.output, theirs, os.getpid(), self.lifeline),
+                name="worker",
+            )
+            try:
+                with signals_blocked():
+                    process.start()
+            except OSError:
+                ours.close()
+                raise
+        return ours, process
 
     def _tell_to_stop(self) -> None:
         text = "stopping: waiting for the workers to clean up; a second signal kills them"

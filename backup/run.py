@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
 from .hypervisors import Hypervisors
-from .incomplete import discard_of_dead, discard_own, remove_dead_locks
+from .incomplete import discard_of_dead, discard_own, tell_of_dead_locks
 from .job import JobOrder
 from .largest import largest_first
 from .model import Domain, JobResult, Level, PointId, Status
@@ -80,43 +80,48 @@ class Run:
         settings = self.settings
         with (
             only_run(settings.runtime_dir),
-            ThreadPoolExecutor(1) as beside,
+            ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
         ):
-            found = beside.submit(self.output.incomplete)  # takes it a second, in which libvirt answers
+            found = beside.submit(self.output.incomplete)  # a second each, in which libvirt answers
+            unlocked = beside.submit(self.output.discard, (), False)
             let_go_noted(settings, self.reporter)
             choices = look(names, hypervisors, settings, self.reporter)
             domains = self._ordered(choices, names, hypervisors)
-            left: Sequence[PointId] = ()
-            if domains:  # an output that takes no backup keeps all of them from being saved
-                wait([found])
-                self.stop.check()
-                left = found.result()
-                beside.submit(remove_dead_locks, self.output, self.reporter)
             min_age = 0 if names else settings.min_age
             orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age) for one in domains]
-            with watched(settings, self.reporter) as lifeline:
-                results = self._tried(orders, lifeline)
-            self._tidy_output(left, domains, results, hypervisors)
+            results: Sequence[JobResult] = ()
+            if orders:
+                with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
+                    pool.warm_up(len(orders))
+                    wait([found])
+                    wait([unlocked])
+                    self.stop.check()
+                    left = found.result()  # what takes no backup keeps all of them from being saved
+                    tell_of_dead_locks(unlocked, self.reporter)
+                    results = self._tried(orders, pool)
+                self._tidy_output(left, domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else _not_selected(choices)
         return replace(self.result(results), errors=unreachable, not_selected=not_selected)
 
-    def _tried(self, orders: Sequence[JobOrder], lifeline: Connection) -> Sequence[JobResult]:
+    def _pool(self, lifeline: Connection) -> Pool:
+        return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)
+
+    def _tried(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Do all jobs, and those once more whose failure may have passed by the end."""
-        results = self._done(orders, lifeline)
+        results = self._done(orders, pool)
         again = {result.uuid for result in results if result.passing}
         if not again or self.stop.requested:
             return results
         discard_own(self.run, self.output, self.reporter, patient=True)  # or both attempts would count
         text = f"trying {len(again)} failed domains once more: what failed may have passed"
         self.reporter.message(Level.INFO, "", text)
-        second = self._done([order for order in orders if order.uuid in again], lifeline)
+        second = self._done([order for order in orders if order.uuid in again], pool)
         return [*(result for result in results if result.uuid not in again), *second]
 
-    def _done(self, orders: Sequence[JobOrder], lifeline: Connection) -> Sequence[JobResult]:
+    def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Take the jobs through the workers, then let go whom they could not."""
-        pool = Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)
         results = pool.run(orders)
         let_go_noted(self.settings, self.reporter)
         return results

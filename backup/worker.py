@@ -75,17 +75,17 @@ class PipeReporter:
 
 
 def work(
-    order: JobOrder,
     settings: Settings,
     output: Output,
     pipe: Connection,
     main_process: int,
     _lifeline: Connection,
 ) -> None:
-    """Do one job. The body of a worker process.
+    """Wait for an order, and do the job. The body of a worker process.
 
-    `main_process` is the pid of the one that it reports to. The lifeline is open for as long as this
-    process lives, which is all that the watchdog wants to know.
+    Without an order it ends when the other end of the pipe is closed. `main_process` is the pid of the one
+    that it reports to. The lifeline is open for as long as this process lives, which is all that the
+    watchdog wants to know.
     """
     # A group of its own keeps a terminal's Ctrl-C from hitting restic and us in the middle of
     # something: the main process gets it and asks us to stop.
@@ -95,5 +95,9 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal_when_parent_dies(signal.SIGTERM, main_process)
+    try:
+        order: JobOrder = pipe.recv()
+    except EOFError:
+        return
     reporter = PipeReporter(pipe)
     reporter.send(DomainJob(order, settings, output, reporter, stop).run())

@@ -8,6 +8,7 @@ import struct
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -69,16 +70,20 @@ class NoOutput:
 
 
 def work_on_paper(
-    order: JobOrder,
     _settings: Settings,
     _output: Output,
     pipe: Connection,
     _main_process: int,
     lifeline: Connection,
 ) -> None:
-    """Do what the job's name says; stands in for worker.work."""
+    """Do what the ordered job's name says; stands in for worker.work."""
     assert lifeline.writable
     assert not lifeline.closed
+    with suppress(EOFError):
+        _do(pipe.recv(), pipe)
+
+
+def _do(order: JobOrder, pipe: Connection) -> None:
     reporter = PipeReporter(pipe)
     saved = JobResult(order.name, order.uuid, Status.SAVED)
     if order.name == "killed":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 
 import pytest
 
 from backup import incomplete
 from backup.errors import BackupError
 from backup.hypervisors import Hypervisors
-from backup.incomplete import discard_of_dead, discard_own, remove_dead_locks
+from backup.incomplete import discard_of_dead, discard_own, tell_of_dead_locks
 from backup.model import Domain, Level, PointId
 
 from .jobs_on_paper import NoOutput
@@ -69,11 +70,14 @@ def test_a_run_discards_its_own_alone() -> None:
 
 
 def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
-    output, recorder = Left(), Recorder()
-    remove_dead_locks(output, recorder)
+    recorder = Recorder()
+    removed: Future[None] = Future()
+    removed.set_result(None)
+    tell_of_dead_locks(removed, recorder)
     assert recorder.messages == []
-    output.refuses = True
-    remove_dead_locks(output, recorder)
+    refused: Future[None] = Future()
+    refused.set_exception(BackupError("the repository takes additions alone"))
+    tell_of_dead_locks(refused, recorder)
     (text,) = recorder.told(Level.WARNING)
     assert text.endswith("the repository takes additions alone")
 

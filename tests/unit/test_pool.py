@@ -57,7 +57,7 @@ def orders(*names: str) -> Sequence[JobOrder]:
     return [JobOrder(RUN, name, UUID) for name in names]
 
 
-def done(*names: str, workers: int = 4) -> Done:
+def done(*names: str, workers: int = 4, warm: int = 0) -> Done:
     done = Done()
 
     def worker_died(order: JobOrder) -> None:
@@ -65,8 +65,9 @@ def done(*names: str, workers: int = 4) -> Done:
 
     end, lifeline = multiprocessing.Pipe(duplex=False)
     recorder = done.recorder
-    with end, lifeline:
-        jobs = Pool(settings(workers=workers), NoOutput(), recorder, recorder.stop, lifeline, worker_died)
+    made = Pool(settings(workers=workers), NoOutput(), recorder, recorder.stop, lifeline, worker_died)
+    with end, lifeline, made as jobs:
+        jobs.warm_up(warm)
         done.results = {result.name: result for result in jobs.run(orders(*names))}
     return done
 
@@ -98,6 +99,31 @@ def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
         "stopping: waiting for the workers to clean up; a second signal kills them"
     ]
     assert all_done.told_dead == []
+
+
+@pytest.mark.parametrize("warm", [1, 2, 9])
+def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(warm: int) -> None:
+    all_done = done("killed", "good", "good too", workers=2, warm=warm)
+    assert {name: one.status for name, one in all_done.results.items()} == {
+        "killed": Status.FAILED,
+        "good": Status.SAVED,
+        "good too": Status.SAVED,
+    }
+    assert all_done.told_dead == ["killed"]
+    assert done(workers=2, warm=warm).results == {}
+
+
+def test_a_worker_that_was_killed_while_it_waited_costs_one_job_and_nothing_else() -> None:
+    recorder = StopsAt()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: None)
+    with end, lifeline, made as jobs:
+        jobs.warm_up(1)
+        (waiting,) = multiprocessing.active_children()
+        waiting.kill()
+        waiting.join()
+        results = {result.name: result.reason for result in jobs.run(orders("good", "good too"))}
+    assert results == {"good": "its worker process was killed by SIGKILL", "good too": ""}
 
 
 def test_without_jobs_there_is_nothing_to_wait_for() -> None:

@@ -37,6 +37,15 @@ class ScriptedPool:
     def __call__(self, *_: object) -> ScriptedPool:
         return self
 
+    def __enter__(self) -> ScriptedPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """No process is left of it."""
+
+    def warm_up(self, count: int) -> None:
+        """Has no processes."""
+
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         self.rounds.append([order.name for order in orders])
         return [self._result(order) for order in orders]

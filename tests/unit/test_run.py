@@ -44,6 +44,15 @@ class PoolOnPaper:
     def __call__(self, *_: object) -> PoolOnPaper:
         return self
 
+    def __enter__(self) -> PoolOnPaper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """No process is left of it."""
+
+    def warm_up(self, count: int) -> None:
+        """Has no processes."""
+
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         self.orders = orders
         return [JobResult(one.name, one.uuid, Status.SAVED) for one in orders]
