@@ -32,7 +32,7 @@ def draw(costs: Costs, path: Path) -> None:
     axes.set_xlabel("seconds; dashed: what restic alone takes for the same bytes in a local file, repeated")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
-    axes.legend(title="backup", frameon=False, loc="lower right")
+    axes.legend(title="backup", frameon=False, loc="upper right")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
