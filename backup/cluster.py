@@ -104,6 +104,7 @@ class Cluster:
         if key:
             options["key"] = key
         self._pools: dict[tuple[str, str], Any] = {}
+        self._kept_open: dict[Image, Any] = {}
         path = address.conf_file or conf_file
         if not os.path.exists(path) and (address.conf_file or not address.monitors):
             raise ClusterError(f"there is no {path}", "set CEPH_CONF to the cluster's configuration file")
@@ -157,10 +158,23 @@ class Cluster:
         with self.errors("cannot list the watchers of", image), self._open(image) as opened:
             return len(list(opened.watchers_list()))
 
+    @contextmanager
+    def kept_open(self, image: Image) -> Iterator[None]:
+        """Have the image open during the block: `create_snapshot` then is one step. Raises ClusterError."""
+        with self.errors("cannot open or close", image), self._open(image, read_only=False) as opened:
+            self._kept_open[image] = opened
+            try:
+                yield
+            finally:
+                del self._kept_open[image]
+
     def create_snapshot(self, image: Image, name: str) -> None:
-        action = f"cannot create snapshot {name} of"
-        with self.errors(action, image), self._open(image, read_only=False) as opened:
-            opened.create_snap(name)
+        with self.errors(f"cannot create snapshot {name} of", image):
+            if image in self._kept_open:
+                self._kept_open[image].create_snap(name)
+                return
+            with self._open(image, read_only=False) as opened:
+                opened.create_snap(name)
 
     def remove_snapshot(self, image: Image, name: str) -> None:
         """Remove it; that it, or the whole image, is already gone counts as success.

@@ -90,7 +90,7 @@ class DomainJob:
         operations = settings.workers * 2 * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
-        self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + settings.ceph_timeout)
+        self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
         point = self._take(domain, hypervisor, snapshots)
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
@@ -182,7 +182,7 @@ class DomainJob:
         definition = hypervisor.definition(domain)
         holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
-        with holder.held_still(domain) as stand:
+        with snapshots.kept_open(), holder.held_still(domain) as stand:
             snapshots.create(stand.seconds_left, self.check_stop)
             taken = datetime.now(timezone.utc)
         if shared or self._in_use_by_others(domain, snapshots, settings):

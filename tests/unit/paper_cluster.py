@@ -27,7 +27,8 @@ class PaperCluster(Cluster):
         self.snapshots: dict[str, set[str]] = {}
         self.locks: dict[str, str] = {}
         self.claims: list[Claim] = []
-        self.failing: set[tuple[str, str]] = set()  # ("create" or "remove", image)
+        self.failing: set[tuple[str, str]] = set()  # ("open", "create" or "remove", image)
+        self.open: set[str] = set()  # images that are kept open
         self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
         self.go_on = threading.Event()
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
@@ -49,6 +50,16 @@ class PaperCluster(Cluster):
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
         raise AssertionError("an output on paper reads nothing")
+
+    @contextmanager
+    def kept_open(self, image: Image) -> Iterator[None]:
+        if ("open", str(image)) in self.failing:
+            raise ClusterError(f"cannot open or close image {image}: connection timed out")
+        self.open.add(str(image))
+        try:
+            yield
+        finally:
+            self.open.remove(str(image))
 
     def create_snapshot(self, image: Image, name: str) -> None:
         if self.together:

@@ -88,6 +88,47 @@ def test_a_removal_that_failed_early_is_told_in_the_end(cluster: PaperCluster, r
     assert [name for name, names in cluster.snapshots.items() if OURS in names] == ["vms/b"]
 
 
+def test_all_images_are_kept_open_while_their_snapshots_are_made(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    with made_for_block(cluster, recorder) as snapshots:
+        with snapshots.kept_open():
+            assert cluster.open == set(IMAGES)
+            snapshots.create(5, go_on)
+        assert cluster.open == set()
+    assert_only_foreign_ones_left(cluster)
+
+
+@pytest.mark.parametrize("failing", IMAGES)
+def test_an_image_that_can_t_be_opened_leaves_none_open_and_no_snapshot(
+    cluster: PaperCluster, recorder: Recorder, failing: str
+) -> None:
+    cluster.failing = {("open", failing)}
+    message = f"cannot open or close image {failing}: connection timed out"
+    with raises(message), made_for_block(cluster, recorder) as snapshots, snapshots.kept_open():
+        raise AssertionError("not all are open")
+    assert cluster.open == set()
+    assert_only_foreign_ones_left(cluster)
+
+
+def test_no_image_is_closed_while_its_snapshot_is_still_being_made(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    cluster.hanging = {"vms/b"}
+    open_then: list[bool] = []
+
+    def answer() -> None:
+        open_then.append("vms/b" in cluster.open)
+        cluster.go_on.set()
+
+    late = raises("the snapshots of vms/b were not made within 0 s")
+    with late, made_for_block(cluster, recorder) as snapshots, snapshots.kept_open():
+        threading.Timer(0.1, answer).start()
+        snapshots.create(0.05, go_on)
+    assert open_then == [True]
+    assert_only_foreign_ones_left(cluster)
+
+
 @pytest.mark.parametrize("failing", IMAGES)
 def test_one_that_fails_is_an_error_and_all_are_removed_even_if_it_exists(
     cluster: PaperCluster, recorder: Recorder, failing: str
