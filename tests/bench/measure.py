@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POLL = 0.05  # seconds between two looks at memory
+COMMAND = 15  # characters of a program's name that the kernel keeps (man 5 proc)
 
 # restic with its processor time noted, a line a call: user and system seconds of its own and of its children.
 TIMED_RESTIC = """#!/bin/bash
@@ -30,14 +31,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class TimedRestic:
-    """A restic program that notes what it takes."""
+    """A restic program that notes what it takes. `name` is what its processes are called."""
 
     path: Path
     notes: Path
+    name: str
 
     @classmethod
     def made(cls, restic: str, directory: Path) -> TimedRestic:
-        timed = cls(directory / "timed-restic", directory / "restic-times")
+        timed = cls(directory / "timed-restic", directory / "restic-times", Path(restic).name[:COMMAND])
         timed.path.write_text(TIMED_RESTIC.format(restic=restic, notes=timed.notes))
         timed.path.chmod(0o755)
         return timed
@@ -65,7 +67,7 @@ def measured(command: Sequence[str], environment: Mapping[str, str], restic: Tim
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            memory = max(memory, _largest(process.pid))
+            memory = max(memory, _largest(process.pid, restic.name))
             time.sleep(POLL)
     seconds = time.monotonic() - began
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -75,7 +77,7 @@ def measured(command: Sequence[str], environment: Mapping[str, str], restic: Tim
     return Cost(seconds, restic_cpu, usage.ru_utime + usage.ru_stime - restic_cpu, memory)
 
 
-def _largest(top: int) -> int:
+def _largest(top: int, restic: str) -> int:
     """Give the resident bytes of the largest process below this one, restic aside."""
     parents, resident = {}, {}
     for directory in Path("/proc").glob("[0-9]*"):
@@ -86,7 +88,7 @@ def _largest(top: int) -> int:
         fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
         pid = int(directory.name)
         parents[pid] = int(fields["PPid"])
-        if fields["Name"] != "restic" and "VmRSS" in fields:
+        if fields["Name"] != restic and "VmRSS" in fields:
             resident[pid] = 1024 * int(fields["VmRSS"].split()[0])
     return max((size for pid, size in resident.items() if _is_below(pid, top, parents)), default=0)
 
