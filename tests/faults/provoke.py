@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
@@ -154,3 +155,12 @@ class HeldBackRestic:
     def let_go(self) -> None:
         """Let it begin, now and from now on."""
         self._may_go.touch()
+
+
+@contextmanager
+def deletions_held_back(node: Node) -> Iterator[Callable[[], None]]:
+    """Keep the node from deleting snapshots, one at a time, until what is yielded is called."""
+    node.runtime_dir.mkdir(mode=0o700)
+    with (node.runtime_dir / "deletion.0.lock").open("w") as slot:
+        fcntl.flock(slot, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(slot, fcntl.LOCK_UN)

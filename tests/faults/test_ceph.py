@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from tests.faults.provoke import (
     HeldBackRestic,
+    deletions_held_back,
     freeze_status,
     frozen,
     held,
@@ -89,9 +90,11 @@ def test_an_osd_that_is_killed_and_restarted_costs_nothing(node: Node, lab: Lab,
 
 def test_a_snapshot_that_can_not_be_deleted_is_told_and_removed_by_the_next_run(node: Node, lab: Lab) -> None:
     restic = HeldBackRestic(node, "definition.tar")
-    with node.started("backup", ARCHIVE, RESTIC_BINARY=restic.path, CEPH_TIMEOUT=3) as process:
+    constants = {"RESTIC_BINARY": restic.path, "CEPH_TIMEOUT": 3, "SNAPSHOT_DELETES": 1}
+    with deletions_held_back(node) as delete, node.started("backup", ARCHIVE, **constants) as process:
         restic.reached()
         with stopped(lab.osd_pid):
+            delete()
             restic.let_go()
             output, _ = process.communicate(timeout=90)
     assert process.returncode == 3, output
@@ -101,7 +104,7 @@ def test_a_snapshot_that_can_not_be_deleted_is_told_and_removed_by_the_next_run(
 
 
 def test_a_snapshot_that_somebody_has_cloned_is_told_until_it_can_be_removed(node: Node, lab: Lab) -> None:
-    restic = HeldBackRestic(node, "definition.tar")
+    restic = HeldBackRestic(node, "vda.img")
     with node.started("backup", ARCHIVE, RESTIC_BINARY=restic.path) as process:
         restic.reached()
         (name,) = snapshot_names(lab, f"vms/{ARCHIVE}")
