@@ -17,6 +17,10 @@ LIBVIRT_TIMEOUT = 60
 # Ceph's configuration file: monitors and keyring, for whatever a domain's own XML does not say.
 CEPH_CONF = "/etc/ceph/ceph.conf"
 
+# The cephx user, with its keyring where CEPH_CONF says, that `restore` makes images as. Backups don't use
+# it: they read each image as its domain's own user.
+CEPH_USER = "admin"
+
 # Seconds that one operation on Ceph may take before it counts as failed. Ceph itself waits for
 # ever. Raise it for clusters that stall for longer during recovery.
 CEPH_TIMEOUT = 60

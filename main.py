@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Callable, NoReturn
 
@@ -17,7 +18,7 @@ import config
 import outputs
 from backup import __version__
 from backup.console import Console, finding, listing, selection_json, summary
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined
 from backup.model import Level
 from backup.report import RunResult, write_report
 from backup.settings import Settings, load
@@ -34,6 +35,14 @@ exit codes:
   3    at least one domain failed
   11   another run is active on this node
   129, 130, 143   interrupted"""
+
+RESTORE_EXAMPLES = """\
+A domain that was lost, as it was, and started:
+  main.py restore web01 --define --start
+As a copy beside the running one, in another pool:
+  main.py restore web01 --to-pool scratch --define --name web01-copy --new-uuid
+One disk of the day before yesterday, into a file:
+  main.py restore web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2"""
 
 
 def main(words: Sequence[str]) -> int:
@@ -62,7 +71,7 @@ def main(words: Sequence[str]) -> int:
         return 128 + error.signal_number
     except BackupError as error:
         console.error(error)
-        return 11 if isinstance(error, AlreadyRunning) else 1
+        return 11 if isinstance(error, AlreadyRunning) else 3 if isinstance(error, NotDefined) else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -133,6 +142,19 @@ def show_points(arguments: argparse.Namespace, settings: Settings, _console: Con
     return 0
 
 
+def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Bring a domain back, or some of it."""
+    from backup.restore_order import RestoreOrder, Restorer
+    from backup.restore_points import restored_table
+
+    order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
+    stop = StopRequest()
+    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    restored = Restorer(order, settings, outputs.chosen(settings), console, stop).restore()
+    _print(restored_table(restored))
+    return 0
+
+
 def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show whether a backup could work."""
     from backup.preflight import examine
@@ -191,9 +213,50 @@ def _parser() -> argparse.ArgumentParser:
         "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
     )
     points.add_argument("--json", action="store_true", help="for programs")
+    _add_restore(add("restore", restore, "bring a domain's images back, and the domain with them"))
     add("check", check, "look whether backups can work, and what to mend")
     add("cleanup", clean_up, "let guests go and remove snapshots that killed runs left")
     return parser
+
+
+def _add_restore(command: _Parser) -> None:
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = RESTORE_EXAMPLES
+    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; it need not exist any more")
+    command.add_argument(
+        "--at",
+        metavar="latest|RUN|TIME",
+        default="latest",
+        help="a run's id, or the newest of up to a time in UTC, such as 2026-11-25T03:00; default: latest",
+    )
+    command.add_argument(
+        "--disk",
+        dest="disks",
+        metavar="TARGET",
+        action="append",
+        default=[],
+        help="such as vda; default: all",
+    )
+    command.add_argument("--to-pool", metavar="POOL[/NAMESPACE]", default="", help="default: where they were")
+    command.add_argument("--suffix", default="", help="ending for the images' names")
+    command.add_argument("--to-image", metavar="POOL/[NAMESPACE/]IMAGE", default="", help="for one disk")
+    command.add_argument(
+        "--to-file",
+        metavar="PATH",
+        default="",
+        help="for one disk: raw and sparse, or qcow2 if it ends in .qcow2",
+    )
+    command.add_argument(
+        "--define", action="store_true", help="define the domain in libvirt, on these images"
+    )
+    command.add_argument("--name", metavar="NEW", default="", help="define it under another name, as a copy")
+    command.add_argument("--new-uuid", action="store_true", help="define it with another UUID, as a copy")
+    command.add_argument("--start", action="store_true", help="start the domain once it is defined")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="replace images, files and a domain that are there, but none that is in use",
+    )
 
 
 def _common_options() -> _Parser:

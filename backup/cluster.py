@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,12 +139,12 @@ class Cluster:
 
     def image_size(self, image: Image) -> int:
         """Give the image's size now, in bytes."""
-        with self.errors("cannot open", image), self._open(image) as opened:
+        with self.errors("cannot open", image), self.opened(image) as opened:
             return int(opened.size())
 
     def identified(self, image: Image) -> Image:
         """Give the image with its id. Raises ClusterError if no snapshot of it would be a backup."""
-        with self.errors("cannot open", image), self._open(image) as opened:
+        with self.errors("cannot open", image), self.opened(image) as opened:
             if opened.features() & rbd.RBD_FEATURE_MIGRATING:
                 hint = f"rbd migration commit {image}, once it was executed"
                 raise ClusterError(f"image {image} is being migrated", hint)
@@ -155,13 +156,13 @@ class Cluster:
 
     def watchers(self, image: Image) -> int:
         """Count the clients, such as a QEMU on this or another node, that have the image open for writing."""
-        with self.errors("cannot list the watchers of", image), self._open(image) as opened:
+        with self.errors("cannot list the watchers of", image), self.opened(image) as opened:
             return len(list(opened.watchers_list()))
 
     @contextmanager
     def kept_open(self, image: Image) -> Iterator[None]:
         """Have the image open during the block: `create_snapshot` then is one step. Raises ClusterError."""
-        with self.errors("cannot open or close", image), self._open(image, read_only=False) as opened:
+        with self.errors("cannot open or close", image), self.opened(image, read_only=False) as opened:
             self._kept_open[image] = opened
             try:
                 yield
@@ -173,7 +174,7 @@ class Cluster:
             if image in self._kept_open:
                 self._kept_open[image].create_snap(name)
                 return
-            with self._open(image, read_only=False) as opened:
+            with self.opened(image, read_only=False) as opened:
                 opened.create_snap(name)
 
     def remove_snapshot(self, image: Image, name: str) -> None:
@@ -183,7 +184,7 @@ class Cluster:
         """
         with self.errors(f"cannot remove snapshot {name} of", image):
             try:
-                with self._open(image, read_only=False) as opened:
+                with self.opened(image, read_only=False) as opened:
                     opened.remove_snap(name)
             except rbd.ImageNotFound:
                 return
@@ -193,7 +194,7 @@ class Cluster:
                 raise SnapshotInUse(message, hint, errno.EBUSY) from error
 
     def snapshot_names(self, image: Image) -> list[str]:
-        with self.errors("cannot list the snapshots of", image), self._open(image) as opened:
+        with self.errors("cannot list the snapshots of", image), self.opened(image) as opened:
             return [snapshot["name"] for snapshot in opened.list_snaps()]
 
     @contextmanager
@@ -203,7 +204,7 @@ class Cluster:
         What is read of a snapshot that is being removed reads as zeros, without an error.
         """
         action = f"cannot open or close snapshot {snapshot} of"
-        with self.errors(action, image), self._open(image, snapshot=snapshot) as opened:
+        with self.errors(action, image), self.opened(image, snapshot=snapshot) as opened:
             yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS)
         if snapshot not in self.snapshot_names(image):
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
@@ -216,7 +217,7 @@ class Cluster:
         begins with, and touches no image.
         """
         with self.errors("cannot make snapshots in the pool of", image):
-            pool = self._pool(image)
+            pool = self.pool_of(image)
             pool.remove_self_managed_snap(pool.create_self_managed_snap())
 
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
@@ -225,7 +226,7 @@ class Cluster:
         Raises LockHeld if it is somebody else's, ClusterError if it was to be renewed but is not ours.
         """
         with self.errors(f"cannot {claim.name.lower()} the lock {name} beside", image):
-            pool = self._pool(image)
+            pool = self.pool_of(image)
             try:
                 pool.lock_exclusive(name, LOCK_NAME, owner, owner, duration, claim.value)
             except (rados.ObjectBusy, rados.ObjectExists) as error:
@@ -238,7 +239,7 @@ class Cluster:
         """Tell whether there is an object of this name beside the image."""
         with self.errors(f"cannot look for the object {name} beside", image):
             try:
-                self._pool(image).stat(name)
+                self.pool_of(image).stat(name)
             except rados.ObjectNotFound:
                 return False
             return True
@@ -247,11 +248,31 @@ class Cluster:
         """Remove a lock that is ours together with its object; already gone counts as success."""
         with self.errors(f"cannot remove the lock {name} beside", image):
             try:
-                self._pool(image).remove_object(name)
+                self.pool_of(image).remove_object(name)
             except rados.ObjectNotFound:
                 return
 
-    def _pool(self, image: Image) -> Any:
+    def ask(self, command: str) -> Any:
+        """Give the monitors' answer to a command without arguments, such as "df"."""
+        with self.errors(f"cannot ask the monitors for {command}"):
+            number, answer, words = self._rados.mon_command(
+                json.dumps({"prefix": command, "format": "json"}), b"", timeout=self.timeout
+            )
+        if number:
+            raise self.failure(f"cannot ask the monitors for {command}", None, -number, words)
+        return json.loads(answer)
+
+    def monitors(self) -> list[tuple[str, str]]:
+        """Give (address, port) of each monitor, as all versions of clients can reach it."""
+        hosts = [one["public_addr"].split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
+        return [(address, port) for address, _, port in hosts]
+
+    def has_pool(self, name: str) -> bool:
+        with self.errors(f"cannot look for pool {name}"):
+            return bool(self._rados.pool_exists(name))
+
+    def pool_of(self, image: Image) -> Any:
+        """Give the rados.Ioctx of the image's pool and namespace."""
         key = (image.pool, image.namespace)
         if key not in self._pools:
             pool = self._rados.open_ioctx(image.pool)
@@ -259,9 +280,10 @@ class Cluster:
             self._pools[key] = pool
         return self._pools[key]
 
-    def _open(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Any:
+    def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Any:
+        """Give the rbd.Image."""
         name = None if image.id else image.name
-        pool = self._pool(image)
+        pool = self.pool_of(image)
         return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
 
     def _layout(self, opened: Any) -> Layout:

@@ -64,6 +64,10 @@ class FrozenAlready(FreezeFailed):
     """Somebody else has frozen the guest, and is to thaw it."""
 
 
+class NotDefined(BackupError):
+    """A domain's images are restored, but the domain itself is not there, or does not run."""
+
+
 class Interrupted(BackupError):
     """The run was asked to stop, by the signal of this number."""
 

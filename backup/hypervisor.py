@@ -54,7 +54,7 @@ class Hypervisor:
         """
         self.uri = uri
         self._timeout = timeout
-        self._local = not urlsplit(uri).hostname
+        self.local = not urlsplit(uri).hostname
         libvirt.registerErrorHandler(lambda _context, _error: None, None)  # or it writes to standard error
         self._open = self._connect()
 
@@ -118,6 +118,18 @@ class Hypervisor:
         # where libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
         return Definition(inactive, live, path, read_nvram(path, domain.state, self._read))
+
+    def define(self, xml: str) -> None:
+        """Define a domain, or change the definition of the one with its UUID."""
+        connection = self._connection()
+        with libvirt_errors("cannot define the domain", "does this node have what its definition names?"):
+            connection.defineXML(xml)
+
+    def start(self, uuid: str) -> None:
+        """Start a domain that is shut off."""
+        handle = self._handle(uuid)
+        with libvirt_errors("cannot start the domain", f"it is defined: virsh start {uuid} tells more"):
+            handle.create()
 
     def probe_agent(self, domain: Domain, timeout: int) -> None:
         """Ask the guest agent whether it is there; see GuestAgent.probe."""
@@ -193,7 +205,7 @@ class Hypervisor:
 
     def _disks(self, xml: str, inactive: str) -> tuple[Disk, ...]:
         """Give the disks that the domain has now, then those that it will have when it is started next."""
-        places = Places(self._pool_xml, partial(mapped_image, local=self._local), self._local)
+        places = Places(self._pool_xml, partial(mapped_image, local=self.local), self.local)
         now = domain_xml.disks(xml, places)
         targets = {disk.target for disk in now}
         later = domain_xml.disks(inactive, places) if inactive is not xml else ()
@@ -206,7 +218,7 @@ class Hypervisor:
 
     def _read(self, path: str) -> bytes:
         """Read a file of the domain's node; another node's libvirt gives it out of a storage pool alone."""
-        if self._local:
+        if self.local:
             return Path(path).read_bytes()
         connection, (directory, name) = self._connection(), os.path.split(path)
         hint = (

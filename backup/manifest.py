@@ -9,11 +9,14 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
+from typing import Any
 
 from . import __version__
-from .model import RestorePoint, SavedImage
+from .errors import BackupError
+from .model import Consistency, Definition, Layout, PointId, RestorePoint, SavedDomain, SavedImage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,6 +44,44 @@ def pack(point: RestorePoint, images: Sequence[SavedImage]) -> bytes:
                 entry.mtime = point.taken.timestamp()
                 tar.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
+
+
+def unpack(packed: bytes) -> SavedDomain:
+    """Read what `pack` gave. Raises BackupError for what it can't have given."""
+    try:
+        members = _members(packed)
+        content = json.loads(members[MANIFEST])
+        if content["format"] != FORMAT:
+            message = f"the manifest has format {content['format']}, this version reads format {FORMAT}"
+            raise BackupError(message, f"restore it with {content['program']}")
+        return SavedDomain(
+            point=PointId(content["run"], content["domain"]["uuid"]),
+            name=content["domain"]["name"],
+            taken=datetime.fromisoformat(content["taken"]),
+            consistency=Consistency(content["consistency"]),
+            images=tuple(map(_image, content["images"])),
+            not_covered=tuple(disk["target"] for disk in content["not_covered"]),
+            definition=Definition(
+                members[INACTIVE_XML].decode(),
+                members.get(LIVE_XML, b"").decode(),
+                content["nvram_path"],
+                members.get(NVRAM, b""),
+            ),
+        )
+    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        message = f"the restore point's manifest can't be read ({type(error).__name__}: {error})"
+        raise BackupError(message, "another restore point may do; see main.py restore-points") from error
+
+
+def _members(packed: bytes) -> Mapping[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        files = ((entry.name, tar.extractfile(entry)) for entry in tar)
+        return {name: file.read() for name, file in files if file}
+
+
+def _image(told: Mapping[str, Any]) -> SavedImage:
+    layout = told["layout"]
+    return SavedImage(**{**told, "layout": Layout(**{**layout, "features": tuple(layout["features"])})})
 
 
 def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:

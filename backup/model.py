@@ -207,6 +207,22 @@ class SavedImage:
 
 
 @dataclass(frozen=True)
+class SavedDomain:
+    """What a restore point's manifest says: all that it takes to have the domain again, but for the bytes.
+
+    `not_covered` are the targets of disks that were not saved.
+    """
+
+    point: PointId
+    name: str
+    taken: datetime
+    consistency: Consistency
+    images: tuple[SavedImage, ...]
+    not_covered: tuple[str, ...]
+    definition: Definition
+
+
+@dataclass(frozen=True)
 class HeldImage:
     """An image as an output lists it. `size` in bytes, None where the manifest alone tells."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Callable, Optional, Protocol
+from typing import Callable, Optional, Protocol, Union
 
 from .errors import BackupError
 from .model import Disk, Extent, HeldPoint, Image, Layout, Level, Phase, PointId, RestorePoint, SavedImage
+from .pipe_source import PipeSource
 
 
 class SnapshotReader(Protocol):
@@ -22,6 +23,32 @@ class SnapshotReader(Protocol):
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
         """Start to read; the returned call waits for the bytes, exactly `length` of them."""
+
+
+WrittenBytes = Union[bytes, bytearray]
+
+
+class ImageWriter(Protocol):
+    """A new image, or a new file, open for writing. What is not written reads as zeros."""
+
+    def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
+        """Start to write; the returned call waits for it. The bytes must not change until then."""
+
+
+class RestoreTarget(Protocol):
+    """Where a saved image goes, and what it is called."""
+
+    def require_free(self) -> None:
+        """Raise BackupError if something is in the way that must not be replaced."""
+
+    def opened(self) -> AbstractContextManager[ImageWriter]:
+        """Make it under a temporary name, and open it for writing."""
+
+    def commit(self) -> None:
+        """Give it its name. Raises BackupError if the name is another's by now."""
+
+    def discard(self) -> None:
+        """Remove what was made, unless it was committed."""
 
 
 class SnapshotSource(Protocol):
@@ -86,6 +113,17 @@ class Output(Protocol):
         """List all restore points, the oldest first, and what is left of those that are not complete.
 
         Raises BackupError.
+        """
+
+    def manifest(self, point: HeldPoint) -> bytes:
+        """Give a complete restore point's manifest, as it was packed. Raises BackupError."""
+
+    def image(
+        self, restore_id: str, target: str, check_stop: Callable[[], None]
+    ) -> AbstractContextManager[PipeSource]:
+        """Open an image, the disk's of this target name, for reading from its first to its last byte.
+
+        Raises BackupError after the block if not all of it could be read.
         """
 
     def incomplete(self) -> Sequence[PointId]:

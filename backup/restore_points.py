@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 
 from .console import table
 from .errors import BackupError, ConfigError
 from .model import HeldPoint
+from .restore import RestoredImage
 from .units import size_text
+
+# How a time may be written, and how long what it names lasts.
+TIME_FORMS = {
+    "%Y-%m-%d": timedelta(days=1),
+    "%Y-%m-%dT%H:%M": timedelta(minutes=1),
+    "%Y-%m-%d %H:%M": timedelta(minutes=1),
+    "%Y-%m-%dT%H:%M:%S": timedelta(seconds=1),
+    "%Y-%m-%d %H:%M:%S": timedelta(seconds=1),
+    "%Y-%m-%dT%H:%M:%SZ": timedelta(seconds=1),
+}
 
 
 def of_domains(points: Sequence[HeldPoint], names: Sequence[str]) -> Sequence[HeldPoint]:
@@ -21,6 +33,51 @@ def of_domains(points: Sequence[HeldPoint], names: Sequence[str]) -> Sequence[He
     if unknown:
         raise ConfigError([_nothing_of(name, points) for name in unknown])
     return [point for point in points if not names or any(_matches(point, name) for name in names)]
+
+
+def chosen(points: Sequence[HeldPoint], name: str, at: str) -> HeldPoint:
+    """Give the restore point of the domain, a name or a UUID, that is meant by `at`.
+
+    "latest" is the newest complete one, a run's id (or the beginning of one) that run's, a time in UTC
+    (2026-11-25, 2026-11-25T03:00) the newest of up to then. Raises ConfigError.
+    """
+    of_it = [point for point in points if name in (point.domain, point.id.uuid)]
+    if not of_it:
+        raise ConfigError([_nothing_of(name, points)])
+    _require_one_domain(of_it, name)
+    complete = [point for point in of_it if point.manifest_id]
+    moment = _moment(at)
+    if at == "latest":
+        found = complete
+    elif moment:
+        found = [point for point in complete if point.taken < moment]
+    else:
+        found = [point for point in of_it if point.id.run.startswith(at)]
+    if not found:
+        message = f"there is no complete restore point of {name} that {at!r} could mean"
+        raise ConfigError([BackupError(message, f"main.py restore-points {name} lists them")])
+    newest = found[-1]
+    if not newest.manifest_id:
+        message = f"the restore point of {name} from run {newest.id.run} is not complete: it has no manifest"
+        raise ConfigError([BackupError(message, "its run failed, or is still under way; see --at latest")])
+    return newest
+
+
+def _require_one_domain(points: Sequence[HeldPoint], name: str) -> None:
+    newest = {point.id.uuid: point for point in points}
+    if len(newest) > 1:
+        told = ", ".join(f"{one} (until {point.taken:%Y-%m-%d %H:%M})" for one, point in newest.items())
+        raise ConfigError([BackupError(f"several domains had the name {name}", f"name the UUID: {told}")])
+
+
+def _moment(at: str) -> datetime | None:
+    """Give the end of the second, the minute or the day that is named, None if it is no time."""
+    for form, length in TIME_FORMS.items():
+        try:
+            return datetime.strptime(at, form).replace(tzinfo=timezone.utc) + length
+        except ValueError:
+            continue
+    return None
 
 
 def points_table(points: Sequence[HeldPoint]) -> str:
@@ -36,6 +93,17 @@ def points_table(points: Sequence[HeldPoint]) -> str:
             rows.append((*cells, *disk, complete))
             cells, complete = ("",) * len(cells), ""
     return table(head, rows) if rows else "no restore points\n"
+
+
+def restored_table(restored: Sequence[RestoredImage]) -> str:
+    """Give a row per disk that has come back."""
+    head = ("disk", "image", "restored to", "size", "written", "time", "rate")
+    rows = []
+    for one in restored:
+        rate = f"{size_text(one.saved.size / one.seconds)}/s" if one.seconds else "-"
+        sizes = (size_text(one.saved.size), size_text(one.written))
+        rows.append((one.saved.target, one.saved.image, one.target, *sizes, f"{one.seconds:.1f} s", rate))
+    return table(head, rows)
 
 
 def points_json(points: Sequence[HeldPoint]) -> list[dict[str, object]]:

@@ -82,6 +82,7 @@ class Settings:
     libvirt_uri: Union[str, Sequence[str]] = _constant(_uris)
     libvirt_timeout: int = _constant(_whole(1, 3600))
     ceph_conf: str = _constant(_absolute)
+    ceph_user: str = _constant(_required)
     ceph_timeout: int = _constant(_whole(1, 3600))
     include_domains: Sequence[str] = _constant(_texts)
     exclude_domains: Sequence[str] = _constant(_texts)

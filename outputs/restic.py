@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,8 @@ from typing import Any, Callable, Optional, TypeVar
 
 from backup import manifest, stream
 from backup.errors import BackupError, reason
-from backup.model import Disk, HeldPoint, Level, PointId, RestorePoint, SavedImage
+from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedImage
+from backup.pipe_source import PipeSource
 from backup.protocols import Job, SnapshotSource
 from backup.settings import Settings
 from backup.units import size_text
@@ -104,6 +105,17 @@ class Restic:
         self._require_version()
         return held_points(self._snapshots(f"--tag={TAG}"))
 
+    def manifest(self, point: HeldPoint) -> bytes:
+        """Read the definition back, as it was packed."""
+        with self.program.dump(point.manifest_id, MANIFEST_FILE, lambda: None) as source:
+            return source.read()
+
+    def image(
+        self, restore_id: str, target: str, check_stop: Callable[[], None]
+    ) -> AbstractContextManager[PipeSource]:
+        """Read an image back, as `restic dump` gives it."""
+        return self.program.dump(restore_id, _file_name(target), check_stop)
+
     def incomplete(self) -> Sequence[PointId]:
         """Ask the repository for images that no manifest counts; the version is asked first."""
         self._require_version()
@@ -174,7 +186,7 @@ class Restic:
                 tags = [f"disk={target}", f"image={source.image}", f"size={reader.size}"]
                 if source.disk.encryption:
                     tags.append(f"encryption={source.disk.encryption}")
-                arguments = _arguments(point, _file_name(source.disk), *tags)
+                arguments = _arguments(point, _file_name(target), *tags)
                 with self.program.backup(arguments, job.check_stop) as backup:
                     data_bytes = stream.copy(
                         reader,
@@ -225,9 +237,9 @@ def _arguments(point: RestorePoint, file_name: str, *tags: str) -> list[str]:
     ]
 
 
-def _file_name(disk: Disk) -> str:
+def _file_name(target: str) -> str:
     """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
-    return f"{disk.target.replace('/', '_')}.img"
+    return f"{target.replace('/', '_')}.img"
 
 
 def _told(saved: SavedImage) -> str:

@@ -16,6 +16,7 @@ from typing import IO, Any, Callable
 
 from backup.errors import BackupError, reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
+from backup.pipe_source import PipeSource, WriterEnded
 from backup.process import let_others_first, signal_when_parent_dies
 
 # What restic gets of our own environment; everything else is left out.
@@ -122,10 +123,39 @@ class Program:
             raise ResticError(message, "the restore point does not count")
 
     @contextmanager
-    def _child(self, arguments: Sequence[str], stdin: int) -> Iterator[Child]:
-        """Start restic; whatever happens in the block, it has ended after it."""
+    def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeSource]:
+        """Run `restic dump`; the block reads a file's bytes, all of them unless it raises.
+
+        Raises ResticError unless restic could read every byte.
+        """
+        # without a lock: it can be read back while another program has the repository to itself
+        arguments = ("dump", "--no-lock", "--quiet", snapshot, file_name)
+        out, into = os.pipe()
+        with (
+            os.fdopen(out, "rb", buffering=0) as pipe,
+            os.fdopen(into, "wb", buffering=0) as stdout,
+            self._child(arguments, subprocess.DEVNULL, stdout) as child,
+        ):
+            stdout.close()
+            ended = None
+            with pipe:  # or an interrupted restic would go on waiting for its reader
+                try:
+                    yield PipeSource(out, check_stop, self.stall_timeout)
+                except WriterEnded as error:
+                    ended = error  # restic's own words say more, if it has any
+            self._wait(child.process, check_stop)
+        self._require_success("dump", child)
+        if ended:
+            raise ended
+
+    @contextmanager
+    def _child(self, arguments: Sequence[str], stdin: int, pipe: IO[bytes] | None = None) -> Iterator[Child]:
+        """Start restic; whatever happens in the block, it has ended after it.
+
+        What it prints goes into `pipe`, or is there afterwards.
+        """
         with _outlet("stdout") as stdout, _outlet("stderr") as stderr:
-            child = Child(self._start(arguments, stdin, stdout, stderr))
+            child = Child(self._start(arguments, stdin, pipe or stdout, stderr))
             try:
                 yield child
             finally:

@@ -8,15 +8,16 @@ import struct
 import sys
 import time
 from collections.abc import Collection, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection
-from typing import Optional
+from typing import Callable, Optional
 
 from backup.errors import BackupError
 from backup.job import JobOrder
 from backup.model import HeldPoint, JobResult, Level, Phase, PointId, RestorePoint, SavedImage, Status
+from backup.pipe_source import PipeSource
 from backup.protocols import Job, Output, Reporter, SnapshotSource
 from backup.settings import Settings
 from backup.stop import StopRequest
@@ -60,6 +61,14 @@ class NoOutput:
         raise AssertionError
 
     def restore_points(self) -> Sequence[HeldPoint]:
+        raise AssertionError
+
+    def manifest(self, point: HeldPoint) -> bytes:
+        raise AssertionError
+
+    def image(
+        self, restore_id: str, target: str, check_stop: Callable[[], None]
+    ) -> AbstractContextManager[PipeSource]:
         raise AssertionError
 
     def incomplete(self) -> Sequence[PointId]:

@@ -1,0 +1,93 @@
+"""The restore of one domain's disks: all of them complete under temporary names first, then all named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from .cleanly import undone_by
+from .errors import BackupError
+from .model import Level, SavedImage
+from .protocols import Output, Reporter, RestoreTarget
+from .refill import refill
+from .stop import StopRequest
+from .units import size_text
+
+STOP_POLL = 0.1  # seconds between two looks at whether to stop
+PROGRESS_INTERVAL = 5.0  # seconds between two reports of how far an image is
+
+
+@dataclass(frozen=True)
+class RestoredImage:
+    """A disk that has come back. Bytes that were written, and seconds that it took."""
+
+    saved: SavedImage
+    target: str
+    written: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Brings the disks of one restore point back, up to `workers` at a time."""
+
+    domain: str
+    output: Output
+    workers: int
+    reporter: Reporter
+    stop: StopRequest
+
+    def bring_back(self, wanted: Sequence[tuple[SavedImage, RestoreTarget]]) -> Sequence[RestoredImage]:
+        """Restore each image to its target.
+
+        Whatever is raised, BackupError among it, nothing is left of what was begun, but for what had its
+        name already when a later one could not be given its own.
+        """
+        for _, target in wanted:
+            target.require_free()
+        with ExitStack() as stack:
+            for _, target in wanted:
+                stack.enter_context(undone_by(target.discard, self.reporter, self.domain))
+            with ThreadPoolExecutor(self.workers, thread_name_prefix="restore") as threads:
+                filling = [threads.submit(self._fill, saved, target) for saved, target in wanted]
+                pending = set(filling)
+                while pending:
+                    done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
+                    for future in done:
+                        if isinstance(error := future.exception(), BackupError):
+                            self.stop.request(error)  # the others need not go on
+            restored = [future.result() for future in filling]
+            self.stop.check()
+            for _, target in wanted:
+                target.commit()
+        return restored
+
+    def _fill(self, saved: SavedImage, target: RestoreTarget) -> RestoredImage:
+        self.stop.check()
+        began = next_told = time.monotonic()
+
+        def progress(done: int) -> None:
+            nonlocal next_told
+            if time.monotonic() >= next_told:
+                next_told = time.monotonic() + PROGRESS_INTERVAL
+                self.reporter.progress(self.domain, saved.target, done, saved.size)
+
+        written = 0
+        with target.opened() as writer:
+            if saved.size:  # an image of no bytes is in the manifest alone
+                with self.output.image(saved.restore_id, saved.target, self.stop.check) as source:
+                    written = refill(source, saved.size, writer, progress)
+        restored = RestoredImage(saved, str(target), written, time.monotonic() - began)
+        self.reporter.message(Level.INFO, self.domain, _told(restored))
+        return restored
+
+
+def _told(one: RestoredImage) -> str:
+    rate = size_text(one.saved.size / one.seconds) if one.seconds else "-"
+    return (
+        f"{one.saved.target} ({one.saved.image}) restored to {one.target}: {size_text(one.saved.size)}, "
+        f"{size_text(one.written)} of it written, in {one.seconds:.1f} s ({rate}/s)"
+    )
