@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     """Run one command; return its exit code."""
     for stream in (sys.stdout, sys.stderr):  # names come in all alphabets, whatever the locale
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    arguments = _parser().parse_args(words)
+    arguments = _parser().parse_args(_with_suffix(words))
     console = Console(
         sys.stderr,
         level=Level[arguments.log_level.upper()],
@@ -74,6 +74,17 @@ def main(words: Sequence[str]) -> int:
         return 11 if isinstance(error, AlreadyRunning) else 3 if isinstance(error, NotDefined) else 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _with_suffix(words: Sequence[str]) -> Sequence[str]:
+    """Join --suffix and its value, which argparse would take for an option if it begins with a dash."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--suffix":
+            joined[-1] = f"--suffix={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

@@ -108,6 +108,8 @@ class NewFile:
             raise BackupError(f"{self._path} exists", "name a new file, or --force replaces it")
 
     def _convert(self) -> None:
+        with _errors("cannot restore to", self._path):  # qemu-img would make one that others may read
+            os.close(os.open(self._qcow2, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         command = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
         try:
             done = subprocess.run(
