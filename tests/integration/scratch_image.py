@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,21 @@ import rbd
 
 from backup import stream
 from backup.cluster import Cluster
-from backup.model import Image, Layout
+from backup.console import Console
+from backup.model import Image, Layout, SavedImage
+from backup.new_image import NewImage
 from backup.pipe_sink import PipeSink
+from backup.pipe_source import PipeSource
 from backup.protocols import SnapshotReader
+from backup.refill import refill
 from tests.lab import Lab
 
 MIB = 1 << 20
 CHANGES = 12  # in a round
 LENGTHS = (1, 511, 4096, 65536, MIB, 5 * MIB)
+PAGE = 4096  # bytes; what a disk allocates at the least
 COMPARED = "compared"
+_NOBODY = Console(StringIO())
 
 
 class ScratchImage:
@@ -67,17 +75,47 @@ class ScratchImage:
             exported = self._lab.rbd("export", "--no-progress", f"{self.spec}@{COMPARED}", "-")
         finally:
             self._cluster.remove_snapshot(image, COMPARED)
-        assert layout == self._layout()
+        assert layout == self._layout(self.spec)
         assert len(streamed) == len(exported)
-        if streamed != exported:
-            first = next(
-                place for place, (ours, theirs) in enumerate(zip(streamed, exported)) if ours != theirs
-            )
-            raise AssertionError(f"{self.spec}: what was streamed differs from byte {first} on")
+        _require_equal(streamed, exported, f"{self.spec}: what was streamed")
+        self._come_back(streamed, layout)
 
-    def _layout(self) -> Layout:
+    def _come_back(self, content: bytes, layout: Layout) -> None:
+        """Restore an image from these bytes as the program does, and hold it against the first one."""
+        back = Image("vms", f"{self.name} that came back")
+        saved = SavedImage("vda", self.spec, len(content), 0, 0, 0.0, "", layout)
+        target = NewImage(self._cluster, back, saved, False, _NOBODY)
+        with source_of(content) as source:
+            try:
+                with target.opened() as writer:
+                    refill(source, len(content), writer)
+                target.commit()
+            finally:
+                target.discard()
+        exported = self._lab.rbd("export", "--no-progress", str(back), "-")
+        allocated, before = (self._allocated(spec) for spec in (str(back), self.spec))
+        came_back = self._layout(str(back))
+        self._lab.delete_image(str(back))
+        _require_equal(exported, content, f"{self.spec}: what came back")
+        assert came_back == layout
+        if not self._is_clone():  # which comes back without a parent, as bytes of its own
+            assert allocated <= before * 1.05, f"thin stays thin: {allocated} bytes of {before}"
+
+    def _is_clone(self) -> bool:
+        return "parent" in json.loads(self._lab.rbd("info", "--format", "json", self.spec))
+
+    def _allocated(self, spec: str) -> int:
+        """Give the bytes of all pages in which its data lie: per object, from its beginning to the last."""
+        extents = json.loads(self._lab.rbd("diff", "--format", "json", spec))
+        pages: set[int] = set()
+        for one in extents:
+            if one["exists"] == "true":
+                pages.update(range(one["offset"] // PAGE, -(-(one["offset"] + one["length"]) // PAGE)))
+        return len(pages) * PAGE
+
+    def _layout(self, spec: str) -> Layout:
         """Give what rbd says of it; that it is somebody's parent is no matter of layout."""
-        told = json.loads(self._lab.rbd("info", "--format", "json", self.spec))
+        told = json.loads(self._lab.rbd("info", "--format", "json", spec))
         return Layout(
             told["object_size"],
             tuple(name for name in told["features"] if name != "operations"),
@@ -85,6 +123,28 @@ class ScratchImage:
             told.get("stripe_count", 1),
             told.get("data_pool", ""),
         )
+
+
+def _require_equal(ours: bytes, theirs: bytes, what: str) -> None:
+    assert len(ours) == len(theirs), what
+    if ours != theirs:
+        first = next(place for place, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+        raise AssertionError(f"{what} differs from byte {first} on")
+
+
+@contextmanager
+def source_of(content: bytes) -> Iterator[PipeSource]:
+    """Give the bytes through a pipe, as restic does."""
+    out, into = os.pipe()
+    with os.fdopen(out, "rb"), ThreadPoolExecutor(1) as thread:
+        written = thread.submit(_write, into, content)
+        yield PipeSource(out, lambda: None)
+        written.result()
+
+
+def _write(into: int, content: bytes) -> None:
+    with os.fdopen(into, "wb") as file:
+        file.write(content)
 
 
 def received(reader: SnapshotReader) -> bytes:
