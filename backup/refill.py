@@ -69,7 +69,7 @@ def _not_zero(piece: bytearray) -> Iterator[tuple[int, WrittenBytes]]:
     """Yield (offset, bytes) of what has to be written, in runs of whole pages."""
     if piece == ZERO_PIECE:
         return
-    if ZERO_PAGE not in piece:
+    if len(piece) == PIECE and ZERO_PAGE not in piece:
         yield 0, piece
         return
     start = -1

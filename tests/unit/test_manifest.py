@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from backup.manifest import pack
-from backup.model import ClusterAddress, Definition, Disk, SavedImage
+import pytest
+
+from backup.errors import BackupError
+from backup.manifest import pack, unpack
+from backup.model import ClusterAddress, Definition, Disk, PointId, SavedDomain, SavedImage
 
 from .samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 
@@ -95,3 +98,24 @@ def test_the_definition_is_unpacked_for_its_owner_alone_as_it_may_hold_passwords
     with tarfile.open(fileobj=io.BytesIO(pack(POINT, [SAVED]))) as tar:
         assert {member.mode for member in tar} == {0o600}
         assert {member.mtime for member in tar} == {POINT.taken.timestamp()}
+
+
+def test_what_was_packed_is_read_back() -> None:
+    definition = Definition("<domain/>", "<domain id='1'/>", "/nvram/web", b"\0variables")
+    point = replace(POINT, definition=definition)
+    assert unpack(pack(point, [SAVED])) == SavedDomain(
+        PointId(RUN, UUID), "web", POINT.taken, POINT.consistency, (SAVED,), ("sda",), definition
+    )
+
+
+@pytest.mark.parametrize("packed", [b"", b"garbage" * 1000, pack(POINT, [SAVED])[:700]])
+def test_what_is_no_manifest_is_an_error_with_a_way_out(packed: bytes) -> None:
+    with pytest.raises(BackupError, match="can't be read") as caught:
+        unpack(packed)
+    assert "restore-points" in caught.value.hint
+
+
+def test_a_manifest_of_another_format_is_refused() -> None:
+    other = pack(POINT, [SAVED]).replace(b'"format": 1', b'"format": 2')
+    with pytest.raises(BackupError, match="format 2, this version reads format 1"):
+        unpack(other)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 import pytest
 
 from backup.errors import ConfigError
 from backup.model import HeldImage, HeldPoint, PointId
-from backup.restore_points import of_domains, points_json, points_table
+from backup.restore_points import chosen, of_domains, points_json, points_table
 
 from .samples import MIB, OTHER_UUID, RUN, TAKEN, UUID
 
@@ -18,10 +21,10 @@ BARE = HeldPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", ()
 
 
 @pytest.mark.parametrize(
-    ("names", "chosen"), [([], [WEB, HALF]), (["web"], [WEB]), (["db*"], [HALF]), ([UUID], [WEB])]
+    ("names", "meant"), [([], [WEB, HALF]), (["web"], [WEB]), (["db*"], [HALF]), ([UUID], [WEB])]
 )
-def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], chosen: list[HeldPoint]) -> None:
-    assert of_domains([WEB, HALF], names) == chosen
+def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list[HeldPoint]) -> None:
+    assert of_domains([WEB, HALF], names) == meant
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,51 @@ def test_programs_get_the_same_with_sizes_in_bytes() -> None:
         {"target": "vdb", "image": "vms/web-data", "size": None, "restore_id": "4567"},
     ]
     assert (half["complete"], half["manifest_id"]) == (False, "")
+
+
+LATER = replace(WEB, id=PointId("20240205T040506Z-efgh", UUID), taken=TAKEN + timedelta(days=2))
+NEWEST = replace(LATER, id=PointId("20240206T040506Z-half", UUID), manifest_id="")
+
+
+@pytest.mark.parametrize(
+    ("at", "meant"),
+    [
+        ("latest", LATER),
+        (RUN, WEB),
+        ("20240205", LATER),
+        ("2024-02-03", WEB),
+        ("2024-02-04T12:00", WEB),
+        ("2024-02-03 04:05:06", WEB),
+        ("2024-02-05T04:05:06Z", LATER),
+        ("2030-01-01", LATER),
+    ],
+)
+def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of(
+    at: str, meant: HeldPoint
+) -> None:
+    for name in ("web", UUID):
+        assert chosen([WEB, HALF, LATER, NEWEST], name, at) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "words"),
+    [
+        ("web", "2024-02-02", "no complete restore point of web that '2024-02-02' could mean"),
+        ("web", "2024-02-03T04:04", "no complete restore point"),
+        ("web", "20990101", "no complete restore point"),
+        ("web", "20240206", "run 20240206T040506Z-half is not complete: it has no manifest"),
+        ("db01", "latest", "no complete restore point"),
+        ("wbe", "latest", "no restore point of a domain 'wbe'"),
+    ],
+)
+def test_what_means_no_restore_point_is_refused(name: str, at: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        chosen([WEB, HALF, LATER, NEWEST], name, at)
+
+
+def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
+    other = replace(LATER, id=PointId(LATER.id.run, OTHER_UUID))
+    with pytest.raises(ConfigError) as caught:
+        chosen([WEB, other], "web", "latest")
+    assert f"{OTHER_UUID} (until 2024-02-05 04:05)" in caught.value.errors[0].hint
+    assert chosen([WEB, other], OTHER_UUID, "latest") == other

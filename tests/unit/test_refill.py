@@ -1,0 +1,151 @@
+"""backup/refill.py, pipe_source.py, new_file.py: bytes come back whole or not at all, holes stay holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from backup.errors import BackupError
+from backup.model import SavedImage
+from backup.new_file import NewFile
+from backup.pipe_sink import Stalled
+from backup.pipe_source import PipeSource, WriterEnded
+from backup.protocols import WrittenBytes
+from backup.refill import PIECE, PIECES, refill
+from tests.integration.scratch_image import source_of
+
+from .samples import LAYOUT, MIB
+
+PAGE = 4096
+RANDOM = random.Random(6)
+
+
+class SlowWriter:
+    """Takes what it is given only when it is waited for, and may fail then."""
+
+    def __init__(self, size: int, failing_at: int = -1) -> None:
+        self.content = bytearray(size)
+        self.pieces: list[tuple[int, int]] = []
+        self.under_way = self.most = 0
+        self.failing_at = failing_at
+
+    def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
+        self.pieces.append((offset, len(data)))
+        self.under_way += len(data)
+        self.most = max(self.most, self.under_way)
+
+        def wait() -> None:
+            self.under_way -= len(data)
+            if offset == self.failing_at:
+                raise BackupError("no space left on device")
+            self.content[offset : offset + len(data)] = data
+
+        return wait
+
+
+@pytest.mark.parametrize(
+    ("layout", "pieces"),
+    [
+        ([("hole", 3 * PIECE)], []),
+        ([("data", PAGE), ("hole", PAGE), ("data", 2 * PAGE)], [(0, PAGE), (2 * PAGE, 2 * PAGE)]),
+        ([("hole", PIECE), ("data", PIECE), ("hole", 5)], [(PIECE, PIECE)]),
+        ([("hole", PAGE + 7), ("data", 1)], [(PAGE, 8)]),
+        ([("data", PIECE + 1)], [(0, PIECE), (PIECE, 1)]),
+        ([("hole", 2 * PIECE + 100)], []),
+        ([], []),
+    ],
+)
+def test_what_is_not_zero_is_written_in_whole_pages(
+    layout: list[tuple[str, int]], pieces: list[tuple[int, int]]
+) -> None:
+    content = b"".join(bytes(n) if kind == "hole" else b"x" * n for kind, n in layout)
+    writer = SlowWriter(len(content))
+    with source_of(content) as source:
+        assert refill(source, len(content), writer) == sum(length for _, length in pieces)
+    assert (bytes(writer.content), writer.pieces) == (content, pieces)
+
+
+def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> None:
+    content = RANDOM.randbytes(3 * PIECES * PIECE + 12345)
+    writer = SlowWriter(len(content))
+    told: list[int] = []
+    with source_of(content) as source:
+        refill(source, len(content), writer, told.append)
+    assert writer.content == content
+    assert writer.most <= PIECES * PIECE
+    assert told[-1] == len(content)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "words"),
+    [
+        (MIB - 1, BackupError, "more than the 1048575 bytes"),
+        (MIB + 1, WriterEnded, "1048576 bytes of 1048577"),
+    ],
+)
+def test_what_is_not_as_long_as_the_image_is_refused(size: int, error: type[BackupError], words: str) -> None:
+    with source_of(bytes(MIB)) as source, pytest.raises(error, match=words):
+        refill(source, size, SlowWriter(size))
+
+
+def test_a_write_that_fails_is_told_and_the_others_are_waited_for() -> None:
+    content = b"x" * (4 * PIECE)
+    writer = SlowWriter(len(content), failing_at=PIECE)
+    with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
+        refill(source, len(content), writer)
+    assert writer.under_way == 0
+
+
+def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out), os.fdopen(into), pytest.raises(Stalled, match="gave no byte"):
+        PipeSource(out, lambda: None, patience=0).fill(memoryview(bytearray(1)))
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[NewFile]:
+    saved = SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT)
+    yield NewFile(str(tmp_path / "vda.raw"), saved, force=False)
+    assert list(tmp_path.glob("*restoring*")) == []
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(target: NewFile, tmp_path: Path) -> None:
+    target.require_free()
+    with target.opened() as writer:
+        writer.start_write(MIB, b"x")()
+    assert not (tmp_path / "vda.raw").exists()
+    target.commit()
+    target.discard()
+    assert (tmp_path / "vda.raw").read_bytes() == bytes(MIB) + b"x" + bytes(2 * MIB - 1)
+
+
+def test_a_file_that_was_made_meanwhile_is_not_overwritten(target: NewFile, tmp_path: Path) -> None:
+    with target.opened():
+        (tmp_path / "vda.raw").write_text("precious")
+    with pytest.raises(BackupError, match="exists"):
+        target.commit()
+    target.discard()
+    assert (tmp_path / "vda.raw").read_text() == "precious"
+
+
+def test_a_file_system_without_room_is_refused(target: NewFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 10, 10, 10, 10, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(BackupError, match=r"has room for 40.0 KiB, vda.raw needs 1.0 MiB"):
+        target.require_free()
+
+
+def test_a_write_that_the_disk_refuses_is_an_error(target: NewFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(BackupError, match="no space left on device"), target.opened() as writer:
+        writer.start_write(0, b"x")
+    target.discard()
