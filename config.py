@@ -108,11 +108,23 @@ OUTPUT_STALL_TIMEOUT = 1200
 # domain's backup fails. The guests run meanwhile, the snapshots are kept.
 LOCK_WAIT = 3600
 
+# --- Proving that it comes back -----------------------------------------------------------------
+
+# The pool, or pool/namespace, that `main.py drill` restores a domain into for as long as it takes. It needs
+# room for the largest domain. CEPH_USER makes the images; for --boot the domain's own user has to reach them.
+DRILL_POOL = ""
+
+# Seconds that `main.py drill --boot` waits for the guest agent of the domain that it boots.
+DRILL_BOOT_TIMEOUT = 300
+
 # --- What is left on this node ------------------------------------------------------------------
 
 # Directory (mode 0700) with the run's lock and the notes of what is being frozen. It must not
 # survive a reboot: a guest does not either.
 RUNTIME_DIR = "/run/virt-rbd-backup"
+
+# Directory for what is to be known after a reboot too: when each domain was last verified and drilled.
+STATE_DIR = "/var/lib/virt-rbd-backup"
 
 # Seconds after which the cluster forgets a domain's lock whose node died. The lock is renewed
 # three times within them.

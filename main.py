@@ -20,12 +20,18 @@ from backup import __version__
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined
 from backup.model import Level
+from backup.proof import proofs
 from backup.report import RunResult, write_report
 from backup.settings import Settings, load
 from backup.stop import StopRequest
 
 # Modules that only distributions package, and their package in Debian.
-MODULES = {"libvirt": "python3-libvirt", "rados": "python3-rados", "rbd": "python3-rbd"}
+MODULES = {
+    "libvirt": "python3-libvirt",
+    "rados": "python3-rados",
+    "rbd": "python3-rbd",
+    "xxhash": "python3-xxhash",
+}
 
 EXIT_CODES = """\
 exit codes:
@@ -97,7 +103,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     run = Run(settings, outputs.chosen(settings), console, stop)
     try:
-        result = run.back_up(arguments.domains)
+        result = run.back_up(arguments.domains, arguments.verify)
     except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
         raise
     except BackupError:
@@ -111,7 +117,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 def _report(result: RunResult, settings: Settings, console: Console) -> None:
     if settings.report_file:
         try:
-            write_report(result, settings.report_file)
+            write_report(result, settings.report_file, proofs(settings.state_dir))
         except BackupError as error:  # the domains are as they are: the exit code tells of them
             console.error(error)
 
@@ -166,6 +172,37 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     return 0
 
 
+def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Prove that restore points come back as they were saved."""
+    from backup.verification import Verification
+
+    stop = StopRequest()
+    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    verification = Verification(settings, outputs.chosen(settings), console, stop, arguments.sample)
+    failed = verification.verify(arguments.domains, arguments.at)
+    _print(f"{failed} domains failed\n" if failed else "all that was read is as it was saved\n")
+    return 3 if failed else 0
+
+
+def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Prove that a domain comes back, by having it back for a while."""
+    from backup.drill import Drill
+
+    stop = StopRequest()
+    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        name = Drill(settings, outputs.chosen(settings), console, stop, arguments.boot).drill(
+            arguments.domain
+        )
+    except (ConfigError, Interrupted):
+        raise
+    except BackupError as error:
+        console.error(error)
+        return 3
+    _print(f"{name} comes back as it was saved\n")
+    return 0
+
+
 def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show whether a backup could work."""
     from backup.preflight import examine
@@ -203,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
     parser.set_defaults(
-        config=None, log_level="info", progress="auto", run=back_up, domains=[], dry_run=False
+        config=None, log_level="info", progress="auto", run=back_up, domains=[], dry_run=False, verify=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
 
@@ -217,6 +254,11 @@ def _parser() -> argparse.ArgumentParser:
         "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
     )
     backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
+    backup.add_argument(
+        "--verify",
+        action="store_true",
+        help="hold each image against its snapshot when it is saved",
+    )
     listed = add("list", show_list, "show what is backed up, and why the rest is not")
     listed.add_argument("--json", action="store_true", help="for programs")
     points = add("restore-points", show_points, "show what could be restored")
@@ -225,6 +267,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     points.add_argument("--json", action="store_true", help="for programs")
     _add_restore(add("restore", restore, "bring a domain's images back, and the domain with them"))
+    verified = add("verify", verify, "read restore points back, and hold them against what was saved")
+    verified.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+    )
+    verified.add_argument(
+        "--at", metavar="latest|RUN|TIME", default="latest", help="as for restore; default: latest"
+    )
+    verified.add_argument(
+        "--sample",
+        metavar="PERCENT",
+        type=_part,
+        default=1.0,
+        help="read whole images, drawn by chance, that come to this part of all bytes, such as 5%%",
+    )
+    drilled = add("drill", drill, "restore a domain into DRILL_POOL, verify it, and remove it again")
+    drilled.add_argument(
+        "domain",
+        metavar="DOMAIN",
+        nargs="?",
+        default="",
+        help="name or UUID; default: the one whose last drill is longest ago",
+    )
+    drilled.add_argument("--boot", action="store_true", help="boot it too, without a network")
     add("check", check, "look whether backups can work, and what to mend")
     add("cleanup", clean_up, "let guests go and remove snapshots that killed runs left")
     return parser
@@ -281,6 +346,17 @@ def _common_options() -> _Parser:
         "--progress", choices=("auto", "always", "never"), help="default: auto, on a terminal"
     )
     return common
+
+
+def _part(text: str) -> float:
+    """Read a percentage. Raises argparse.ArgumentTypeError."""
+    try:
+        part = float(text.rstrip("%")) / 100
+    except ValueError:
+        part = 0
+    if not 0 < part <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no percentage: more than 0 %, up to 100 %")
+    return part
 
 
 def _stream_id(descriptor: int) -> str:

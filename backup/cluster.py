@@ -210,6 +210,12 @@ class Cluster:
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
             raise ClusterError(message, "who removes snapshots that are not theirs?")
 
+    @contextmanager
+    def head_reader(self, image: Image) -> Iterator[ImageReader]:
+        """Open an image that nobody writes to for reading, as it is now. Raises ClusterError."""
+        with self.errors("cannot open or close", image), self.opened(image) as opened:
+            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS)
+
     def allow_snapshots(self, image: Image) -> None:
         """Raise ClusterError unless the user may make snapshots in the image's pool.
 

@@ -131,6 +131,19 @@ class Hypervisor:
         with libvirt_errors("cannot start the domain", f"it is defined: virsh start {uuid} tells more"):
             handle.create()
 
+    def run_once(self, xml: str) -> None:
+        """Run a domain that is not defined; libvirt destroys it when this connection ends."""
+        connection = self._connection()
+        with libvirt_errors("cannot start the domain"):
+            connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
+
+    def destroy(self, uuid: str) -> None:
+        """End a domain at once; that it has ended counts as success."""
+        with suppress(DomainGone):
+            handle = self._handle(uuid)
+            with libvirt_errors("cannot destroy the domain"):
+                handle.destroy()
+
     def probe_agent(self, domain: Domain, timeout: int) -> None:
         """Ask the guest agent whether it is there; see GuestAgent.probe."""
         self._agent(domain, timeout).probe()

@@ -19,13 +19,26 @@ from .freeze import Holder, Standstill
 from .hypervisor import Hypervisor
 from .journal import Journal
 from .lock import lock_of
-from .model import Consistency, Domain, Gap, Image, JobResult, Level, Phase, RestorePoint, State, Status
+from .model import (
+    Consistency,
+    Domain,
+    Gap,
+    Image,
+    JobResult,
+    Level,
+    Phase,
+    RestorePoint,
+    SavedImage,
+    State,
+    Status,
+)
 from .protocols import Output, Reporter, SnapshotSource
 from .selection import covered, effective, require_covered
 from .settings import Settings
 from .slots import Slots
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared, remove_leftovers
 from .stop import StopRequest
+from .verify import against_snapshot, pieces_of
 
 PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
 
@@ -35,7 +48,7 @@ class JobOrder:
     """What a worker is told to do.
 
     `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
-    to have.
+    to have. `verify`: hold each image against its snapshot before that is removed.
     """
 
     run: str
@@ -43,6 +56,7 @@ class JobOrder:
     uuid: str
     uri: str = ""
     min_age: int = 0
+    verify: bool = False
 
 
 @dataclass
@@ -59,9 +73,23 @@ class DomainJob:
     def check_stop(self) -> None:
         self.stop.check()
 
-    def release(self, source: SnapshotSource) -> None:
+    def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
+        """Hold what the output has against the snapshot, if that was ordered; then begin to remove it."""
         assert self._snapshots
+        if self.order.verify and image.size:
+            self._verify(source, image)
         self._snapshots.release(source)
+
+    def _verify(self, source: SnapshotSource, image: SavedImage) -> None:
+        def progress(done: int) -> None:
+            self.reporter.progress(self.order.name, image.target, done, image.size)
+
+        with (
+            source.open() as reader,
+            self.output.image(image.restore_id, image.target, self.check_stop) as content,
+        ):
+            against_snapshot(pieces_of(content, image.size), image, reader, progress)
+        self.reporter.message(Level.INFO, self.order.name, f"{image.target} ({image.image}) verified")
 
     def run(self) -> JobResult:
         """Back the domain up and tell how it went; only bugs are raised."""

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from . import __version__
+from .checksums import ALGORITHM, Checksums
 from .errors import BackupError
 from .model import Consistency, Definition, Layout, PointId, RestorePoint, SavedDomain, SavedImage
 
@@ -25,14 +26,18 @@ LIVE_XML = "domain-live.xml"
 NVRAM = "nvram.fd"
 
 
-def pack(point: RestorePoint, images: Sequence[SavedImage]) -> bytes:
-    """Give the tar file: the manifest, the domain's inactive and live XML, its NVRAM."""
+def pack(point: RestorePoint, images: Sequence[SavedImage], checksums: Mapping[str, Checksums]) -> bytes:
+    """Give the tar file: the manifest, the domain's inactive and live XML, its NVRAM, and the checksums.
+
+    These are by the targets of the images' disks; vda.xxh3 is missing where all of vda is a hole.
+    """
     definition = point.definition
-    members = {
+    members: dict[str, bytes | bytearray] = {
         MANIFEST: json.dumps(_manifest(point, images), indent=2).encode() + b"\n",
         INACTIVE_XML: definition.inactive_xml.encode(),
         LIVE_XML: definition.live_xml.encode(),
         NVRAM: definition.nvram,
+        **{_checksums_file(target): one.packed for target, one in checksums.items()},
     }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -67,6 +72,7 @@ def unpack(packed: bytes) -> SavedDomain:
                 content["nvram_path"],
                 members.get(NVRAM, b""),
             ),
+            checksums=_checksums(content, members),
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         message = f"the restore point's manifest can't be read ({type(error).__name__}: {error})"
@@ -77,6 +83,17 @@ def _members(packed: bytes) -> Mapping[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         files = ((entry.name, tar.extractfile(entry)) for entry in tar)
         return {name: file.read() for name, file in files if file}
+
+
+def _checksums(content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    if content.get("checksums") != ALGORITHM:
+        return {}
+    targets = [image["target"] for image in content["images"]]
+    return {target: members.get(_checksums_file(target), b"") for target in targets}
+
+
+def _checksums_file(target: str) -> str:
+    return f"{target.replace('/', '_')}.xxh3"
 
 
 def _image(told: Mapping[str, Any]) -> SavedImage:
@@ -97,6 +114,7 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
         "consistency": point.consistency,
         "frozen_seconds": round(point.frozen_seconds, 3),
         "nvram_path": point.definition.nvram_path,
+        "checksums": ALGORITHM,
         "images": [asdict(image) for image in images],
         "not_covered": [
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -210,7 +211,7 @@ class SavedImage:
 class SavedDomain:
     """What a restore point's manifest says: all that it takes to have the domain again, but for the bytes.
 
-    `not_covered` are the targets of disks that were not saved.
+    `not_covered` are the targets of disks that were not saved, `checksums` by target what checksums.py packs.
     """
 
     point: PointId
@@ -220,6 +221,7 @@ class SavedDomain:
     images: tuple[SavedImage, ...]
     not_covered: tuple[str, ...]
     definition: Definition
+    checksums: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class NewImage:
         self._saved = saved
         self._force = force
         self._reporter = reporter
-        self._filling = replace(image, name=image.name + RESTORING)
+        self.filling = replace(image, name=image.name + RESTORING)
         self._replaced = replace(image, name=image.name + REPLACED)
         self._begun = False
 
@@ -49,19 +49,19 @@ class NewImage:
             message = f"there is an image {self._replaced}: a restore was killed as it replaced {self.image}"
             hint = f"rename it back, or remove it: rbd rename {self._replaced} {self.image}"
             raise BackupError(message, hint)
-        if self._exists(self._filling):
-            if self.cluster.watchers(self._filling):
+        if self._exists(self.filling):
+            if self.cluster.watchers(self.filling):
                 raise BackupError(f"another restore of {self.image} is under way")
-            self._remove(self._filling)
-            text = f"removed {self._filling} that a killed restore left"
+            self._remove(self.filling)
+            text = f"removed {self.filling} that a killed restore left"
             self._reporter.message(Level.WARNING, "", text)
 
     @contextmanager
     def opened(self) -> Iterator[ImageWriter]:
         """Make the image under its temporary name, and open it for writing. Raises ClusterError."""
         self._begun = True
-        self._create(self._filling)
-        image, cluster = self._filling, self.cluster
+        self._create(self.filling)
+        image, cluster = self.filling, self.cluster
         with cluster.errors("cannot open or close", image), cluster.opened(image, read_only=False) as opened:
             yield ImageWriter(cluster, image, opened, WRITE_FLAGS)
             opened.flush()
@@ -73,7 +73,7 @@ class NewImage:
         if replacing:
             self._rename(self.image, self._replaced)
         try:
-            self._rename(self._filling, self.image)
+            self._rename(self.filling, self.image)
         except BaseException:
             if replacing:
                 self._rename(self._replaced, self.image)
@@ -85,7 +85,7 @@ class NewImage:
     def discard(self) -> None:
         """Remove what was made, unless it was committed; already gone counts as success."""
         if self._begun:
-            self._remove(self._filling)
+            self._remove(self.filling)
 
     def _require_no_other(self) -> None:
         """Raise BackupError if an image is in the way that must not be replaced."""

@@ -82,8 +82,11 @@ class Job(Protocol):
     def check_stop(self) -> None:
         """Raise if the job has to end; called at every place where it safely can."""
 
-    def release(self, source: SnapshotSource) -> None:
-        """Say that a snapshot is needed no more: its removal begins."""
+    def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
+        """Say that all of an image has arrived. Where that was to be proven at once, raises Mismatch.
+
+        Then the snapshot is needed no more: its removal begins.
+        """
 
 
 class Output(Protocol):

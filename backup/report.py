@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from .errors import BackupError, reason
 from .model import JobResult, Status
+from .proof import Proof
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class RunResult:
         return 3 if failed or self.errors else 0
 
 
-def write_report(result: RunResult, path: str) -> None:
-    """Replace the report file in one step. Raises BackupError."""
+def write_report(result: RunResult, path: str, proofs: Mapping[str, Proof]) -> None:
+    """Replace the report file in one step. `proofs` are by the domains' UUIDs. Raises BackupError."""
     try:
         with tempfile.NamedTemporaryFile("w", dir=Path(path).parent, delete=False) as file:
             try:
-                json.dump(_as_json(result), file, indent=2)
+                json.dump(_as_json(result, proofs), file, indent=2)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -57,7 +58,7 @@ def write_report(result: RunResult, path: str) -> None:
         raise BackupError(f"cannot write the report {path}: {reason(error)}", "see REPORT_FILE") from error
 
 
-def _as_json(result: RunResult) -> dict[str, object]:
+def _as_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, object]:
     return {
         "run": result.run,
         "host": result.host,
@@ -65,11 +66,13 @@ def _as_json(result: RunResult) -> dict[str, object]:
         "finished": result.finished.isoformat(timespec="seconds"),
         "exit_code": result.exit_code,
         "errors": list(result.errors),
-        "domains": [_domain(one) for one in (*result.results, *result.not_selected)],
+        "domains": [
+            _domain(one, proofs.get(one.uuid, Proof())) for one in (*result.results, *result.not_selected)
+        ],
     }
 
 
-def _domain(one: JobResult) -> dict[str, object]:
+def _domain(one: JobResult, proof: Proof) -> dict[str, object]:
     return {
         "name": one.name,
         "uuid": one.uuid,
@@ -78,6 +81,9 @@ def _domain(one: JobResult) -> dict[str, object]:
         "consistency": one.consistency,
         "frozen_seconds": round(one.frozen_seconds, 3),
         "seconds": round(one.seconds, 3),
+        "last_verified": proof.verified or None,
+        "last_drill": proof.drilled or None,
+        "proof_failure": proof.failure,
         "images": [
             {
                 "image": image.image,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from .cleanly import undone_by
@@ -14,10 +14,12 @@ from .model import Level, SavedImage
 from .protocols import Output, Reporter, RestoreTarget
 from .refill import refill
 from .stop import StopRequest
+from .throttle import Throttle
 from .units import size_text
 
+Wanted = Sequence[tuple[SavedImage, RestoreTarget]]
+
 STOP_POLL = 0.1  # seconds between two looks at whether to stop
-PROGRESS_INTERVAL = 5.0  # seconds between two reports of how far an image is
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,22 @@ class Restore:
     reporter: Reporter
     stop: StopRequest
 
-    def bring_back(self, wanted: Sequence[tuple[SavedImage, RestoreTarget]]) -> Sequence[RestoredImage]:
+    def bring_back(self, wanted: Wanted) -> Sequence[RestoredImage]:
         """Restore each image to its target.
 
         Whatever is raised, BackupError among it, nothing is left of what was begun, but for what had its
         name already when a later one could not be given its own.
+        """
+        with self.filled(wanted) as restored:
+            for _, target in wanted:
+                target.commit()
+        return restored
+
+    @contextmanager
+    def filled(self, wanted: Wanted) -> Iterator[Sequence[RestoredImage]]:
+        """Have all images complete, under their temporary names, during the block.
+
+        What it does not commit is gone afterwards. Raises BackupError.
         """
         for _, target in wanted:
             target.require_free()
@@ -61,18 +74,14 @@ class Restore:
                             self.stop.request(error)  # the others need not go on
             restored = [future.result() for future in filling]
             self.stop.check()
-            for _, target in wanted:
-                target.commit()
-        return restored
+            yield restored
 
     def _fill(self, saved: SavedImage, target: RestoreTarget) -> RestoredImage:
         self.stop.check()
-        began = next_told = time.monotonic()
+        began, throttle = time.monotonic(), Throttle()
 
         def progress(done: int) -> None:
-            nonlocal next_told
-            if time.monotonic() >= next_told:
-                next_told = time.monotonic() + PROGRESS_INTERVAL
+            if throttle.due():
                 self.reporter.progress(self.domain, saved.target, done, saved.size)
 
         written = 0

@@ -14,14 +14,12 @@ from .hypervisor import Hypervisor
 from .model import ClusterAddress, Image, Level, SavedDomain, SavedImage, image_named
 from .new_file import NewFile
 from .new_image import NewImage, require_room
-from .protocols import Output, Reporter, RestoreTarget
-from .restore import Restore, RestoredImage
+from .protocols import Output, Reporter
+from .restore import Restore, RestoredImage, Wanted
 from .restore_points import chosen
 from .restored_domain import RestoredDomain
 from .settings import Settings
 from .stop import StopRequest
-
-Wanted = Sequence[tuple[SavedImage, RestoreTarget]]
 
 
 @dataclass(frozen=True)

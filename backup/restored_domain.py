@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from .cleanly import undone_by
 from .disk_xml import Places
 from .domain_xml import disks
 from .errors import BackupError, reason
@@ -80,6 +83,21 @@ class RestoredDomain:
                     text = f"{image.target} is as it was in the definition: its image is not restored"
                     self.reporter.message(Level.WARNING, self.name, text)
         return xml
+
+    @contextmanager
+    def running_once(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> Iterator[str]:
+        """Run the copy, isolated, during the block, which gets its XML; nothing is left of it afterwards."""
+        change = Redefinition(self.name, self.uuid, True, images, monitors, isolated=True)
+        xml, _ = redefined(self.saved.definition.inactive_xml, change)
+        try:
+            if self._nvram_path:
+                self._write_nvram(self._nvram_path)
+            with undone_by(partial(self.hypervisor.destroy, self.uuid), self.reporter, self.name):
+                self.hypervisor.run_once(xml)
+                yield xml
+        finally:
+            if self._nvram_path:
+                Path(self._nvram_path).unlink(missing_ok=True)
 
     def define(self, xml: str, start: bool) -> None:
         """Put its NVRAM in place, define it, and start it where asked. Raises BackupError."""

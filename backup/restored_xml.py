@@ -14,13 +14,17 @@ from xml.etree.ElementTree import Element
 from .errors import BackupError
 from .model import Image
 
+# Devices that are the network's, the node's or somebody's on it, who expects another domain behind them.
+REACHING_OUT = ("interface", "hostdev", "redirdev", "filesystem", "graphics", "shmem", "vsock")
+
 
 @dataclass(frozen=True)
 class Redefinition:
     """What becomes of a saved domain.
 
     `images` are the restored ones, by their disks' target names. `monitors` are the hosts, (address, port),
-    of the cluster that they are in. A `copy` may run beside the domain that was saved.
+    of the cluster that they are in. A `copy` may run beside the domain that was saved; one that is `isolated`
+    has nothing at all that reaches beyond it.
     """
 
     name: str
@@ -28,6 +32,7 @@ class Redefinition:
     copy: bool
     images: Mapping[str, Image]
     monitors: Sequence[tuple[str, str]]
+    isolated: bool = False
 
 
 def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
@@ -51,17 +56,33 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
             devices.remove(disk)
             left_out.append(_target(disk))
     if change.copy:
-        for interface in devices.findall("interface"):
-            for mac in interface.findall("mac"):
-                interface.remove(mac)
-        for nvram in domain.findall("./os/nvram"):
-            _renamed_nvram(nvram, change.name)
+        _part_from_the_other(domain, devices, change.name)
+    if change.isolated:
+        _remove(devices, *REACHING_OUT)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
+
+
+def _part_from_the_other(domain: Element, devices: Element, name: str) -> None:
+    """Leave a copy nothing that belongs to the domain that was saved."""
+    for interface in devices.findall("interface"):
+        _remove(interface, "mac")
+    for nvram in domain.findall("./os/nvram"):
+        _renamed_nvram(nvram, name)
+    for log in (*devices.findall("serial"), *devices.findall("console")):
+        if log.get("type") == "file":  # the other domain writes there
+            log.set("type", "pty")
+            _remove(log, "source")
 
 
 def nvram_beside(path: str, name: str) -> str:
     """Give the path for a copy's NVRAM: named as libvirt itself would name it."""
     return os.path.join(os.path.dirname(path), f"{name}_VARS.fd")
+
+
+def _remove(element: Element, *names: str) -> None:
+    for name in names:
+        for child in element.findall(name):
+            element.remove(child)
 
 
 def _pointed(disk: Element, change: Redefinition) -> bool:

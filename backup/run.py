@@ -20,6 +20,7 @@ from .largest import largest_first
 from .model import Domain, JobResult, Level, PointId, Status
 from .node import only_run
 from .pool import Pool
+from .proof import note_verified
 from .protocols import Output, Reporter
 from .report import RunResult
 from .selection import Choice, choose
@@ -69,8 +70,8 @@ class Run:
     run: str = field(default_factory=new_run_id)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
-    def back_up(self, names: Sequence[str]) -> RunResult:
-        """Back up the selected domains.
+    def back_up(self, names: Sequence[str], verify: bool = False) -> RunResult:
+        """Back up the selected domains; `verify` each image against its snapshot before that is removed.
 
         Raises AlreadyRunning; ConfigError for names that no domain has; BackupError when nothing could be
         done at all. What happens to single domains is in the result.
@@ -89,7 +90,7 @@ class Run:
             choices = look(names, hypervisors, settings, self.reporter)
             domains = self._ordered(choices, names, hypervisors)
             min_age = 0 if names else settings.min_age
-            orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age) for one in domains]
+            orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age, verify) for one in domains]
             results: Sequence[JobResult] = ()
             if orders:
                 with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
@@ -101,9 +102,19 @@ class Run:
                     tell_of_dead_locks(unlocked, self.reporter)
                     results = self._tried(orders, pool)
                 self._tidy_output(left, domains, results, hypervisors)
+        if verify:
+            self._note_verified(results)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else _not_selected(choices)
         return replace(self.result(results), errors=unreachable, not_selected=not_selected)
+
+    def _note_verified(self, results: Sequence[JobResult]) -> None:
+        for result in results:
+            if result.status is Status.SAVED:
+                try:
+                    note_verified(self.settings.state_dir, result.uuid, result.name, self.run)
+                except BackupError as error:
+                    self.reporter.message(Level.WARNING, result.name, str(error))
 
     def _pool(self, lifeline: Connection) -> Pool:
         return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)

@@ -106,6 +106,9 @@ class Settings:
     lock_wait: int = _constant(_whole(0))
     runtime_dir: str = _constant(_absolute)
     lock_duration: int = _constant(_whole(3, 3600))
+    drill_pool: str = _constant(_text)
+    drill_boot_timeout: int = _constant(_whole(1))
+    state_dir: str = _constant(_absolute)
     report_file: str = _constant(_absolute_or_none)
 
     @property

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Callable
 
+from .checksums import Checksums
 from .errors import BackupError
 from .model import Extent
 from .pipe_sink import PipeSink
@@ -19,21 +21,33 @@ WINDOW_READS = 64
 HOLE_STEP = 1 << 30  # bytes of a hole between two reports of progress
 
 
-def copy(reader: SnapshotReader, sink: PipeSink, progress: Callable[[int], None] = lambda done: None) -> int:
-    """Send the whole snapshot, holes as zeros, and return how many of its bytes were read.
+@dataclass(frozen=True)
+class Copied:
+    """How many bytes of a snapshot were read, and the checksums of what was sent."""
 
-    Memory is bounded by WINDOW_BYTES and what the sink keeps. Raises BackupError.
+    data_bytes: int
+    checksums: Checksums
+
+
+def copy(
+    reader: SnapshotReader, sink: PipeSink, progress: Callable[[int], None] = lambda done: None
+) -> Copied:
+    """Send the whole snapshot, holes as zeros.
+
+    Memory is bounded by WINDOW_BYTES, what the sink keeps, and the checksums (7 bytes per MiB). Raises
+    BackupError.
     """
-    data_bytes = 0
-    for offset, data in _read_ahead(reader, _reads(reader.extents())):
+    data_bytes, checksums = 0, Checksums()
+    for offset, data in read_ahead(reader, _reads(reader.extents())):
         if offset < sink.sent:
             raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
         _fill(sink, offset, progress)
+        checksums.note(offset, data)
         sink.write(data)
         data_bytes += len(data)
         progress(sink.sent)
     _fill(sink, reader.size, progress)
-    return data_bytes
+    return Copied(data_bytes, checksums)
 
 
 def _fill(sink: PipeSink, end: int, progress: Callable[[int], None]) -> None:
@@ -62,7 +76,7 @@ def _reads(extents: Iterable[Extent]) -> Iterator[Extent]:
         yield Extent(start, end - start)
 
 
-def _read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Iterator[tuple[int, bytes]]:
+def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, data) in order, with as many reads under way as the window has room for."""
     pending: deque[tuple[Extent, Callable[[], bytes]]] = deque()
     room = WINDOW_BYTES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,8 +15,7 @@ from .process import signal_when_parent_dies
 from .protocols import Output
 from .settings import Settings
 from .stop import StopRequest
-
-PROGRESS_INTERVAL = 5.0  # seconds between two reports of how far an image is
+from .throttle import Throttle
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class PipeReporter:
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
-        self._next_progress = 0.0
+        self._throttle = Throttle()
 
     def message(self, level: Level, domain: str, text: str) -> None:
         self.send(Message(level, domain, text))
@@ -65,8 +63,7 @@ class PipeReporter:
         self.send(PhaseBegun(domain, phase, limit))
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        if time.monotonic() >= self._next_progress:
-            self._next_progress = time.monotonic() + PROGRESS_INTERVAL
+        if self._throttle.due():
             self.send(Progress(domain, target, done, size))
 
     def send(self, item: FromWorker) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from backup.protocols import Output
 from backup.settings import Settings
 
-from .restic import Restic
-
 
 def chosen(settings: Settings) -> Output:
     """Give the output that OUTPUT names."""
+    from .restic import Restic  # only now: main tells of modules that are missing
+
     return {"restic": Restic.from_settings}[settings.output](settings)

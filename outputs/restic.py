@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
 from backup import manifest, stream
+from backup.checksums import Checksums
 from backup.errors import BackupError, reason
 from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedImage
 from backup.pipe_source import PipeSource
 from backup.protocols import Job, SnapshotSource
 from backup.settings import Settings
+from backup.stream import Copied
 from backup.units import size_text
 
 from .restic_points import MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
@@ -88,11 +90,14 @@ class Restic:
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
         """Save the images one after another, then the manifest, without which nothing of it counts."""
-        images = []
+        images, checksums = [], {}
         for source in sources:
-            images.append(self._unlocked(partial(self._save_image, point, source, job), point, job))
-            job.release(source)
-        self._unlocked(partial(self._save_manifest, point, images, job), point, job)
+            save = partial(self._save_image, point, source, job)
+            image, checksums[source.disk.target] = self._unlocked(save, point, job)
+            images.append(image)
+            job.image_saved(source, image)
+        packed = manifest.pack(point, images, checksums)
+        self._unlocked(partial(self._save_manifest, point, packed, job), point, job)
         return tuple(images)
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
@@ -172,23 +177,25 @@ class Restic:
                 job.check_stop()
                 time.sleep(STOP_POLL)
 
-    def _save_manifest(self, point: RestorePoint, images: Sequence[SavedImage], job: Job) -> None:
+    def _save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
         arguments = _arguments(point, MANIFEST_FILE, MANIFEST_TAG, f"node={point.host}")
         with self.program.backup(arguments, job.check_stop) as backup:
-            backup.sink.write(manifest.pack(point, images))
+            backup.sink.write(packed)
 
-    def _save_image(self, point: RestorePoint, source: SnapshotSource, job: Job) -> SavedImage:
+    def _save_image(
+        self, point: RestorePoint, source: SnapshotSource, job: Job
+    ) -> tuple[SavedImage, Checksums]:
         started = time.monotonic()
         target, domain = source.disk.target, point.domain.name
         with source.open() as reader:
-            data_bytes, summary = 0, Summary("", 0, 0)
+            copied, summary = Copied(0, Checksums()), Summary("", 0, 0)
             if reader.size:  # restic takes no empty stdin: the manifest alone tells of an image of no bytes
                 tags = [f"disk={target}", f"image={source.image}", f"size={reader.size}"]
                 if source.disk.encryption:
                     tags.append(f"encryption={source.disk.encryption}")
                 arguments = _arguments(point, _file_name(target), *tags)
                 with self.program.backup(arguments, job.check_stop) as backup:
-                    data_bytes = stream.copy(
+                    copied = stream.copy(
                         reader,
                         backup.sink,
                         lambda done: job.reporter.progress(domain, target, done, reader.size),
@@ -202,14 +209,14 @@ class Restic:
                 target=target,
                 image=str(source.image),
                 size=reader.size,
-                data_bytes=data_bytes,
+                data_bytes=copied.data_bytes,
                 stored_bytes=summary.added,
                 seconds=time.monotonic() - started,
                 restore_id=summary.snapshot_id,
                 layout=reader.layout,
             )
         job.reporter.message(Level.INFO, domain, f"{target} {_told(saved)}")
-        return saved
+        return saved, copied.checksums
 
     def _require_version(self) -> None:
         printed = self.program.call("version", limit=PROBE_LIMIT)

@@ -69,7 +69,7 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
     for unit in (ROOT / "res").glob("*.timer"):
         (tmp_path / unit.name).write_text(unit.read_text())
     units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 2
+    assert len(units) == 4
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
     )

@@ -43,6 +43,7 @@ class Node:
             "RESTIC_PASSWORD_FILE": str(self.password_file),
             "RUNTIME_DIR": str(self.runtime_dir),
             "REPORT_FILE": str(self.report_file),
+            "STATE_DIR": str(directory / "state"),
             "LOCK_DURATION": 6,
         }
         self.environment: dict[str, str] = {}  # further variables for main.py

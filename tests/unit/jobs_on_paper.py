@@ -39,7 +39,7 @@ class JobOnPaper:
     def check_stop(self) -> None:
         self.stop.check()
 
-    def release(self, source: SnapshotSource) -> None:
+    def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
         self.released.append(source)
 
 

@@ -218,9 +218,9 @@ def test_an_interpreter_without_ceph_s_modules_is_told_which_one_has_them(node: 
     done = node.start(("list",), command=without_packages)
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
-    assert error == f"error: this interpreter ({PYTHON}) has no module libvirt, rados, rbd"
+    assert error == f"error: this interpreter ({PYTHON}) has no module libvirt, rados, rbd, xxhash"
     assert "/usr/bin/python3 main.py" in hint
-    assert "apt-get install python3-libvirt python3-rados python3-rbd" in hint
+    assert "apt-get install python3-libvirt python3-rados python3-rbd python3-xxhash" in hint
 
 
 @pytest.mark.skipif(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from backup.checksums import Checksums
 from backup.errors import BackupError
 from backup.manifest import pack, unpack
 from backup.model import ClusterAddress, Definition, Disk, PointId, SavedDomain, SavedImage
@@ -29,7 +30,7 @@ def unpacked(packed: bytes) -> dict[str, bytes]:
 
 
 def test_it_tells_what_was_saved_from_where_and_how() -> None:
-    manifest = json.loads(unpacked(pack(POINT, [SAVED]))["manifest.json"])
+    manifest = json.loads(unpacked(pack(POINT, [SAVED], {}))["manifest.json"])
     assert manifest["format"] == 1
     assert (manifest["run"], manifest["host"]) == (RUN, "node1")
     assert manifest["taken"] == "2024-02-03T04:05:06.789000+00:00"
@@ -56,14 +57,14 @@ def test_it_tells_what_was_saved_from_where_and_how() -> None:
 
 
 def test_it_tells_which_disks_it_does_not_cover_and_why() -> None:
-    manifest = json.loads(unpacked(pack(POINT, [SAVED]))["manifest.json"])
+    manifest = json.loads(unpacked(pack(POINT, [SAVED], {}))["manifest.json"])
     assert manifest["not_covered"] == [{"target": "sda", "source": "", "reason": "a cdrom without a medium"}]
 
 
 def not_covered(disks: Sequence[Disk], *saved: SavedImage) -> dict[str, str]:
     """Give what the manifest says of the disks that these images do not cover."""
     point = restore_point(domain(disks=disks))
-    manifest = json.loads(unpacked(pack(point, saved))["manifest.json"])
+    manifest = json.loads(unpacked(pack(point, saved, {}))["manifest.json"])
     return {one["target"]: one["reason"] for one in manifest["not_covered"]}
 
 
@@ -80,7 +81,7 @@ def test_images_of_one_name_in_two_clusters_are_both_covered() -> None:
 
 def test_the_definition_is_in_files_of_its_own() -> None:
     definition = Definition("<domain>größe</domain>", "<domain id='1'/>", "/nvram/web.fd", b"\0\1nvram")
-    files = unpacked(pack(replace(POINT, definition=definition), [SAVED]))
+    files = unpacked(pack(replace(POINT, definition=definition), [SAVED], {}))
     assert json.loads(files.pop("manifest.json"))["nvram_path"] == "/nvram/web.fd"
     assert files == {
         "domain.xml": "<domain>größe</domain>".encode(),
@@ -90,12 +91,12 @@ def test_the_definition_is_in_files_of_its_own() -> None:
 
 
 def test_a_domain_that_was_shut_off_has_no_live_definition_and_maybe_no_nvram() -> None:
-    files = unpacked(pack(replace(POINT, definition=Definition("<domain/>")), [SAVED]))
+    files = unpacked(pack(replace(POINT, definition=Definition("<domain/>")), [SAVED], {}))
     assert set(files) == {"manifest.json", "domain.xml"}
 
 
 def test_the_definition_is_unpacked_for_its_owner_alone_as_it_may_hold_passwords() -> None:
-    with tarfile.open(fileobj=io.BytesIO(pack(POINT, [SAVED]))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(pack(POINT, [SAVED], {}))) as tar:
         assert {member.mode for member in tar} == {0o600}
         assert {member.mtime for member in tar} == {POINT.taken.timestamp()}
 
@@ -103,12 +104,28 @@ def test_the_definition_is_unpacked_for_its_owner_alone_as_it_may_hold_passwords
 def test_what_was_packed_is_read_back() -> None:
     definition = Definition("<domain/>", "<domain id='1'/>", "/nvram/web", b"\0variables")
     point = replace(POINT, definition=definition)
-    assert unpack(pack(point, [SAVED])) == SavedDomain(
-        PointId(RUN, UUID), "web", POINT.taken, POINT.consistency, (SAVED,), ("sda",), definition
+    checksums = Checksums()
+    checksums.note(0, b"data")
+    images = (SAVED, replace(SAVED, target="vdb.backing1"))
+    packed = pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()})
+    assert unpack(packed) == SavedDomain(
+        PointId(RUN, UUID),
+        "web",
+        POINT.taken,
+        POINT.consistency,
+        images,
+        ("sda",),
+        definition,
+        {"vda": bytes(checksums.packed), "vdb.backing1": b""},
     )
 
 
-@pytest.mark.parametrize("packed", [b"", b"garbage" * 1000, pack(POINT, [SAVED])[:700]])
+def test_an_older_version_s_manifest_has_no_checksums_which_is_not_none_of_any_data() -> None:
+    older = pack(POINT, [SAVED], {}).replace(b'"checksums"', b'"CHECKSUMS"')
+    assert unpack(older).checksums == {}
+
+
+@pytest.mark.parametrize("packed", [b"", b"garbage" * 1000, pack(POINT, [SAVED], {})[:700]])
 def test_what_is_no_manifest_is_an_error_with_a_way_out(packed: bytes) -> None:
     with pytest.raises(BackupError, match="can't be read") as caught:
         unpack(packed)
@@ -116,6 +133,6 @@ def test_what_is_no_manifest_is_an_error_with_a_way_out(packed: bytes) -> None:
 
 
 def test_a_manifest_of_another_format_is_refused() -> None:
-    other = pack(POINT, [SAVED]).replace(b'"format": 1', b'"format": 2')
+    other = pack(POINT, [SAVED], {}).replace(b'"format": 1', b'"format": 2')
     with pytest.raises(BackupError, match="format 2, this version reads format 1"):
         unpack(other)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backup.model import Consistency, Disk, JobResult, SavedImage, Status
+from backup.proof import Proof
 from backup.report import RunResult, write_report
 
 from .raising import raises
@@ -64,7 +65,13 @@ def test_the_exit_code_tells_failures_and_interruptions(
 def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("of the last run")
-    write_report(run_of(SAVED, FAILED, errors=(LOST,)), str(path))
+    proof = Proof(
+        "web",
+        verified="2024-02-01T00:00:00+00:00",
+        drilled="2024-02-02T00:00:00+00:00",
+        failure="it is damaged",
+    )
+    write_report(run_of(SAVED, FAILED, errors=(LOST,)), str(path), {UUID: proof})
     report = json.loads(path.read_text())
     domains = report.pop("domains")
     assert report == {
@@ -83,6 +90,9 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) 
         "consistency": "filesystem",
         "frozen_seconds": 0.123,
         "seconds": 2.5,
+        "last_verified": "2024-02-01T00:00:00+00:00",
+        "last_drill": "2024-02-02T00:00:00+00:00",
+        "proof_failure": "it is damaged",
         "images": [
             {
                 "image": "vms/web-root",
@@ -105,7 +115,7 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) 
 
 def test_a_report_can_be_read_by_monitoring_and_leaves_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    write_report(run_of(SAVED), str(path))
+    write_report(run_of(SAVED), str(path), {})
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert [*tmp_path.iterdir()] == [path]
 
@@ -114,7 +124,7 @@ def test_a_report_that_can_t_be_written_is_one_line_and_leaves_no_draft(tmp_path
     path = tmp_path / "report.json"
     path.mkdir()
     with raises(f"cannot write the report {path}: is a directory"):
-        write_report(run_of(SAVED), str(path))
+        write_report(run_of(SAVED), str(path), {})
     with raises(f"cannot write the report {path}/x/y: no such file or directory"):
-        write_report(run_of(SAVED), f"{path}/x/y")
+        write_report(run_of(SAVED), f"{path}/x/y", {})
     assert [*tmp_path.iterdir()] == [path]

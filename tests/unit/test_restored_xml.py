@@ -26,6 +26,7 @@ XML = f"""
     </disk>
     <disk type='file' device='disk'><source file='/srv/x.img'/><target dev='vdc'/></disk>
     <disk type='file' device='cdrom'><target dev='sda'/></disk>
+    <serial type='file'><source path='/var/log/web.log'/></serial>
     <interface type='bridge'><mac address='52:54:00:00:00:01'/><source bridge='br0'/></interface>
   </devices>
 </domain>"""
@@ -74,6 +75,13 @@ def test_a_copy_has_no_part_in_what_belongs_to_the_other() -> None:
     assert domain.findtext("./sysinfo/system/entry") == OTHER_UUID
     assert domain.find("./devices/interface/mac") is None
     assert domain.findtext("./os/nvram") == "/var/lib/libvirt/qemu/nvram/two_VARS.fd"
+    assert domain.find("./devices/serial/source") is None
+    assert domain.find("./devices/interface/source") is not None
+
+
+def test_an_isolated_one_reaches_nobody() -> None:
+    xml, _ = redefined(XML, change(copy=True, isolated=True))
+    assert ElementTree.fromstring(xml).find("./devices/interface") is None
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def sent(snapshot: MemorySnapshot) -> tuple[bytes, int]:
         arriving = threads.submit(read_all, ours)
         try:
             with PipeSink(theirs, go_on) as sink:
-                data_bytes = copy(snapshot, sink)
+                data_bytes = copy(snapshot, sink).data_bytes
                 assert sink.sent == snapshot.size
         finally:
             os.close(theirs)

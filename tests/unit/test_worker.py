@@ -6,7 +6,7 @@ import multiprocessing
 
 import pytest
 
-from backup import worker
+from backup import throttle
 from backup.model import Level
 from backup.worker import Message, PipeReporter, Progress
 
@@ -22,7 +22,7 @@ def test_every_message_is_sent_but_progress_only_every_few_seconds(monkeypatch: 
         assert [one.text for one in sent if isinstance(one, Message)] == ["0", "1", "2"]
         assert [one for one in sent if isinstance(one, Progress)] == [Progress("web", "vda", 0, 9)]
         assert not ours.poll()
-        monkeypatch.setattr(worker, "PROGRESS_INTERVAL", 0)
+        monkeypatch.setattr(throttle, "PROGRESS_INTERVAL", 0)
         reporter = PipeReporter(theirs)
         for done in range(3):
             reporter.progress("web", "vda", done, 9)

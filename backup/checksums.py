@@ -1,0 +1,35 @@
+"""Checksums of an image's bytes, taken while they are streamed: what a read-back is held against.
+
+A record per read: offset (8 bytes), length (4 bytes), both big-endian, and the xxh3-128 digest (16 bytes) of
+what was read there. No read crosses a multiple of 4 MiB, and each such piece of the image has one record at
+the most. What has none was a hole.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import xxhash
+
+ALGORITHM = "xxh3-128"
+RECORD = struct.Struct(">QI16s")
+
+
+@dataclass
+class Checksums:
+    """The records of one image, in ascending order."""
+
+    packed: bytearray = field(default_factory=bytearray)
+
+    def note(self, offset: int, data: bytes) -> None:
+        self.packed += RECORD.pack(offset, len(data), digest(data))
+
+    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (offset, length, digest)."""
+        return RECORD.iter_unpack(self.packed)
+
+
+def digest(data: bytes | bytearray | memoryview) -> bytes:
+    return xxhash.xxh3_128_digest(data)

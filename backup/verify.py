@@ -1,0 +1,97 @@
+"""Proof that what an output gives back is what was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Callable, Union
+
+from . import stream
+from .checksums import Checksums, digest
+from .errors import BackupError
+from .model import Extent, Layout, SavedImage
+from .pipe_source import PipeSource
+from .protocols import SnapshotReader
+from .refill import PIECE, filled, require_end
+
+SHOWN = 3  # places of a damaged image that are told one by one
+
+Progress = Callable[[int], None]
+Piece = Union[bytes, bytearray]
+
+
+class Mismatch(BackupError):
+    """An image comes back with other bytes than were saved."""
+
+
+def pieces_of(source: PipeSource, size: int) -> Iterator[bytearray]:
+    """Yield what an output gives back, in pieces; each is valid until the next. Raises BackupError."""
+    buffer = bytearray(PIECE)
+    for start in range(0, size, PIECE):
+        yield filled(source, buffer, start, size)
+    require_end(source, size)
+
+
+def pieces_read(reader: SnapshotReader) -> Iterator[bytes]:
+    """Yield every byte of an image, whatever is listed as a hole, in pieces. Raises BackupError."""
+    starts = range(0, reader.size, PIECE)
+    extents = (Extent(start, min(PIECE, reader.size - start)) for start in starts)
+    return (data for _, data in stream.read_ahead(reader, extents))
+
+
+def against_checksums(
+    pieces: Iterable[Piece], image: SavedImage, checksums: Checksums, progress: Progress
+) -> None:
+    """Hold what comes back against the checksums of what was sent. Raises Mismatch."""
+    records = iter(checksums)
+    record = next(records, None)
+    wrong, start = [], 0
+    for piece in pieces:
+        data, expected = Extent(start, 0), digest(b"")
+        if record and record[0] < start + PIECE:
+            data, expected = Extent(*record[:2]), record[2]
+            record = next(records, None)
+        first, end = data.offset - start, data.offset - start + data.length
+        if digest(memoryview(piece)[first:end]) != expected or any(_zeros_broken(piece, first, end)):
+            wrong.append(data if data.length else Extent(start, len(piece)))
+        start += len(piece)
+        progress(start)
+    _require_none(wrong, image)
+
+
+def against_snapshot(
+    pieces: Iterable[Piece], image: SavedImage, reader: SnapshotReader, progress: Progress
+) -> None:
+    """Hold what comes back against the snapshot itself. Raises Mismatch."""
+    wrong, start = [], 0
+    for piece, data in zip(pieces, pieces_read(reader)):
+        if piece != data:
+            wrong.append(Extent(start, len(data)))
+        start += len(data)
+        progress(start)
+    _require_none(wrong, image)
+
+
+def object_number(offset: int, layout: Layout) -> int:
+    """Tell in which of an image's objects a byte lies (docs.ceph.com, "File striping")."""
+    unit, count = layout.stripe_unit, layout.stripe_count
+    block = offset // unit
+    stripe, position = divmod(block, count)
+    return stripe // (layout.object_size // unit) * count + position
+
+
+def _zeros_broken(piece: Piece, first: int, end: int) -> Iterator[bool]:
+    """Tell whether there are other bytes than zeros before or after the data."""
+    yield piece[:first] != bytes(first)
+    yield piece[end:] != bytes(len(piece) - end)
+
+
+def _require_none(wrong: list[Extent], image: SavedImage) -> None:
+    if not wrong:
+        return
+    places = [
+        f"{one.length} bytes at offset {one.offset} (object {object_number(one.offset, image.layout)})"
+        for one in wrong[:SHOWN]
+    ]
+    more = f", and {len(wrong) - SHOWN} more places" if len(wrong) > SHOWN else ""
+    message = f"{image.target} ({image.image}) does not come back as it was saved: {', '.join(places)}{more}"
+    raise Mismatch(message, "the repository is damaged: see restic check --read-data; back it up again")

@@ -1,0 +1,78 @@
+"""A drill has a domain back for a while, proves it, and leaves nothing."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.provoke import restic_script
+from tests.integration.node import Node, wait_until
+from tests.integration.test_verify import ALTERED
+from tests.lab import Lab
+from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, WEB
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(node: Node, lab: Lab) -> Iterator[None]:
+    node.constants["DRILL_POOL"] = "ssd"
+    before = (lab.rbd("ls", "ssd"), lab.virsh("list", "--all", "--name"))
+    yield
+    assert (lab.rbd("ls", "ssd"), lab.virsh("list", "--all", "--name")) == before
+
+
+def test_a_guest_boots_from_its_backup_and_its_agent_answers(node: Node) -> None:
+    assert node.run("backup", WEB).returncode == 0
+    done = node.run("drill", WEB, "--boot")
+    assert done.returncode == 0, done.stderr
+    assert f"{WEB} comes back as it was saved" in done.stdout
+    assert f"{WEB}: booted in" in done.stderr
+    assert node.run("backup", WEB).returncode == 0
+    assert node.report()["domains"][WEB]["last_drill"] > "2020"
+
+
+def test_each_domain_has_its_turn(node: Node) -> None:
+    assert node.run("backup", ARCHIVE, MEDIA, DATABASE).returncode == 0
+    told = [node.run("drill").stdout.split()[0] for _ in range(3)]
+    assert sorted(told) == sorted([ARCHIVE, MEDIA, DATABASE])
+
+
+def test_what_does_not_come_back_as_it_was_saved_fails_the_drill(node: Node) -> None:
+    assert node.run("backup", ARCHIVE).returncode == 0
+    done = node.run("drill", RESTIC_BINARY=restic_script(node, ALTERED))
+    assert done.returncode == 3
+    assert "does not come back as it was saved" in done.stderr
+    assert node.run("backup", ARCHIVE).returncode == 0
+    archive = node.report()["domains"][ARCHIVE]
+    assert (archive["last_drill"], "object 10" in archive["proof_failure"]) == (None, True)
+
+
+def test_a_guest_that_does_not_boot_in_time_fails_the_drill(node: Node) -> None:
+    assert node.run("backup", WEB).returncode == 0
+    done = node.run("drill", WEB, "--boot", DRILL_BOOT_TIMEOUT=1)
+    assert done.returncode == 3
+    assert "did not answer within 1 s" in done.stderr
+
+
+def test_without_a_pool_it_is_said_which_constant_to_set(node: Node) -> None:
+    done = node.run("drill", DRILL_POOL="")
+    assert (done.returncode, "DRILL_POOL is not set" in done.stderr) == (2, True)
+
+
+def test_an_interrupted_drill_leaves_no_guest_and_no_image(node: Node, lab: Lab) -> None:
+    assert node.run("backup", WEB).returncode == 0
+    with node.started("drill", WEB, "--boot") as process:
+        wait_until(lambda: f"{WEB}-drill" in lab.virsh("list", "--name"), 60, "the guest is started")
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+
+
+def test_a_killed_drill_leaves_no_guest_and_the_next_one_removes_its_images(node: Node, lab: Lab) -> None:
+    assert node.run("backup", WEB).returncode == 0
+    with node.started("drill", WEB, "--boot") as process:
+        wait_until(lambda: f"{WEB}-drill" in lab.virsh("list", "--name"), 60, "the guest is started")
+        process.kill()
+    wait_until(lambda: f"{WEB}-drill" not in lab.virsh("list", "--name"), 60, "libvirt has ended the guest")
+    wait_until(lambda: node.run("drill", WEB).returncode == 0, 60, "the killed one's clients are forgotten")
