@@ -11,7 +11,7 @@ from .errors import BackupError
 from .model import Extent, Layout, SavedImage
 from .pipe_source import PipeSource
 from .protocols import SnapshotReader
-from .refill import PIECE, filled, require_end
+from .refill import PIECE, ZERO_PIECE, filled, require_end
 
 SHOWN = 3  # places of a damaged image that are told one by one
 
@@ -81,8 +81,8 @@ def object_number(offset: int, layout: Layout) -> int:
 
 def _zeros_broken(piece: Piece, first: int, end: int) -> Iterator[bool]:
     """Tell whether there are other bytes than zeros before or after the data."""
-    yield piece[:first] != bytes(first)
-    yield piece[end:] != bytes(len(piece) - end)
+    yield not piece.startswith(ZERO_PIECE[:first])
+    yield not piece.startswith(ZERO_PIECE[: len(piece) - end], end)
 
 
 def _require_none(wrong: list[Extent], image: SavedImage) -> None:
