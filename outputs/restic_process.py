@@ -174,7 +174,7 @@ class Program:
                 bufsize=0,
                 cwd="/",
                 env=self._environment(),
-                preexec_fn=partial(_in_child, os.getpid()),
+                preexec_fn=partial(_in_child, os.getpid(), arguments[0]),
             )
         except OSError as error:
             raise ResticError(f"cannot start {self.binary}: {reason(error)}", "see RESTIC_BINARY") from error
@@ -218,13 +218,14 @@ class Program:
         return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
 
 
-def _in_child(parent: int) -> None:
+def _in_child(parent: int, command: str) -> None:
     # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
     # be lost, and the end of stdin after it commit what there is.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # When the worker is killed, stdin ends too: the interrupt comes first.
     signal_when_parent_dies(signal.SIGINT, parent)
-    let_others_first()
+    if command == "backup":  # who restores is waited for
+        let_others_first()
 
 
 def _outlet(name: str) -> IO[bytes]:

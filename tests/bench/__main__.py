@@ -16,6 +16,7 @@ from typing import Callable
 from tests.lab import Lab, running_lab
 
 from .bench import Bench
+from .comeback import comeback
 from .guests import freeze, write_latency
 from .races import domains, fragments, latency, main_race, sizes
 from .starts import starts
@@ -29,6 +30,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "freeze": freeze,
     "start": starts,
     "sizes": sizes,
+    "restore": comeback,
 }
 
 
