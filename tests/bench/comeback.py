@@ -30,7 +30,8 @@ def comeback(bench: Bench) -> str:
                 costs.setdefault(name, []).append(cost)
                 say(f"back, round {number + 1}: {name}: {cost.seconds:.1f} s")
                 if BACK in bench.lab.rbd("ls", POOL).decode().split():
-                    _require_equal(contestant, made)
+                    if not number:  # reading both once more takes longer than what is measured
+                        _require_equal(contestant, made)
                     bench.lab.delete_image(f"{POOL}/{BACK}")
         contestant.remove()
     medians = {name: median(found) for name, found in costs.items()}
