@@ -86,7 +86,7 @@ class DomainJob:
 
         with (
             source.open() as reader,
-            self.output.image(image.restore_id, image.target, self.check_stop) as content,
+            self.output.image(image, self.check_stop) as content,
         ):
             against_snapshot(pieces_of(content, image.size), image, reader, progress)
         self.reporter.message(Level.INFO, self.order.name, f"{image.target} ({image.image}) verified")

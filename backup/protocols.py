@@ -9,7 +9,6 @@ from typing import Callable, Optional, Protocol, Union
 
 from .errors import BackupError
 from .model import Disk, Extent, HeldPoint, Image, Layout, Level, Phase, PointId, RestorePoint, SavedImage
-from .pipe_source import PipeSource
 
 
 class SnapshotReader(Protocol):
@@ -74,6 +73,15 @@ class Reporter(Protocol):
     def progress(self, domain: str, target: str, done: int, size: int) -> None: ...
 
 
+class Source(Protocol):
+    """A saved image's bytes, one after the other. `received` counts them."""
+
+    received: int
+
+    def fill(self, buffer: memoryview) -> int:
+        """Fill the buffer and return its length, or less where there is no more. Raises BackupError."""
+
+
 class Job(Protocol):
     """What an output may ask of the job that it works for."""
 
@@ -121,10 +129,8 @@ class Output(Protocol):
     def manifest(self, point: HeldPoint) -> bytes:
         """Give a complete restore point's manifest, as it was packed. Raises BackupError."""
 
-    def image(
-        self, restore_id: str, target: str, check_stop: Callable[[], None]
-    ) -> AbstractContextManager[PipeSource]:
-        """Open an image, the disk's of this target name, for reading from its first to its last byte.
+    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
+        """Open an image for reading from its first to its last byte.
 
         Raises BackupError after the block if not all of it could be read.
         """

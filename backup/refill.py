@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Callable
 
 from .errors import BackupError
-from .pipe_source import PipeSource, WriterEnded
-from .protocols import ImageWriter, WrittenBytes
+from .pipe_source import WriterEnded
+from .protocols import ImageWriter, Source, WrittenBytes
 
 PIECE = 4 << 20  # bytes; an RBD object's usual size, and aligned to it
 PIECES = 8  # of which writes are under way
@@ -17,7 +17,7 @@ ZERO_PIECE = bytes(PIECE)
 
 
 def refill(
-    source: PipeSource, size: int, writer: ImageWriter, progress: Callable[[int], None] = lambda done: None
+    source: Source, size: int, writer: ImageWriter, progress: Callable[[int], None] = lambda done: None
 ) -> int:
     """Write the source's bytes, those that are not zero, and return how many were written.
 
@@ -50,7 +50,7 @@ def refill(
     return written
 
 
-def filled(source: PipeSource, buffer: bytearray, offset: int, size: int) -> bytearray:
+def filled(source: Source, buffer: bytearray, offset: int, size: int) -> bytearray:
     """Give the source's next piece, in the buffer where it is a whole one. Raises WriterEnded."""
     length = min(PIECE, size - offset)
     got = source.fill(memoryview(buffer)[:length])
@@ -59,7 +59,7 @@ def filled(source: PipeSource, buffer: bytearray, offset: int, size: int) -> byt
     return buffer if length == PIECE else buffer[:length]
 
 
-def require_end(source: PipeSource, size: int) -> None:
+def require_end(source: Source, size: int) -> None:
     """Raise BackupError if there is more to come."""
     if source.fill(memoryview(bytearray(1))):
         raise BackupError(f"the output gave more than the {size} bytes of the image")

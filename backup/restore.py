@@ -87,7 +87,7 @@ class Restore:
         written = 0
         with target.opened() as writer:
             if saved.size:  # an image of no bytes is in the manifest alone
-                with self.output.image(saved.restore_id, saved.target, self.stop.check) as source:
+                with self.output.image(saved, self.stop.check) as source:
                     written = refill(source, saved.size, writer, progress)
         restored = RestoredImage(saved, str(target), written, time.monotonic() - began)
         self.reporter.message(Level.INFO, self.domain, _told(restored))

@@ -90,7 +90,7 @@ class Verification:
             if throttle.due():
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
-        with self.output.image(image.restore_id, image.target, self.stop.check) as source:
+        with self.output.image(image, self.stop.check) as source:
             against_checksums(pieces_of(source, image.size), image, checksums, progress)
 
     def _failed(self, failures: dict[str, str], uuid: str, name: str, error: BackupError) -> None:

@@ -9,8 +9,7 @@ from . import stream
 from .checksums import Checksums, digest
 from .errors import BackupError
 from .model import Extent, Layout, SavedImage
-from .pipe_source import PipeSource
-from .protocols import SnapshotReader
+from .protocols import SnapshotReader, Source
 from .refill import PIECE, ZERO_PIECE, filled, require_end
 
 SHOWN = 3  # places of a damaged image that are told one by one
@@ -23,7 +22,7 @@ class Mismatch(BackupError):
     """An image comes back with other bytes than were saved."""
 
 
-def pieces_of(source: PipeSource, size: int) -> Iterator[bytearray]:
+def pieces_of(source: Source, size: int) -> Iterator[bytearray]:
     """Yield what an output gives back, in pieces; each is valid until the next. Raises BackupError."""
     buffer = bytearray(PIECE)
     for start in range(0, size, PIECE):

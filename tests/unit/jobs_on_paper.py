@@ -17,8 +17,7 @@ from typing import Callable, Optional
 from backup.errors import BackupError
 from backup.job import JobOrder
 from backup.model import HeldPoint, JobResult, Level, Phase, PointId, RestorePoint, SavedImage, Status
-from backup.pipe_source import PipeSource
-from backup.protocols import Job, Output, Reporter, SnapshotSource
+from backup.protocols import Job, Output, Reporter, SnapshotSource, Source
 from backup.settings import Settings
 from backup.stop import StopRequest
 from backup.worker import PipeReporter, Progress
@@ -66,9 +65,7 @@ class NoOutput:
     def manifest(self, point: HeldPoint) -> bytes:
         raise AssertionError
 
-    def image(
-        self, restore_id: str, target: str, check_stop: Callable[[], None]
-    ) -> AbstractContextManager[PipeSource]:
+    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
         raise AssertionError
 
     def incomplete(self) -> Sequence[PointId]:

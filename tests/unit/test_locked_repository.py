@@ -13,7 +13,7 @@ import pytest
 
 from backup.errors import Interrupted
 from backup.model import Level
-from outputs import restic
+from outputs import restic_repository
 from outputs.restic import Restic
 from outputs.restic_process import ResticError
 
@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restic, "LOCK_PAUSE", 0.05)
+    monkeypatch.setattr(restic_repository, "LOCK_PAUSE", 0.05)
 
 
 @contextmanager

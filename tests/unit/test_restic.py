@@ -16,7 +16,7 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.model import PointId, SavedImage
-from outputs import restic
+from outputs import restic_repository
 from outputs.restic import Restic
 
 from .jobs_on_paper import JobOnPaper
@@ -215,7 +215,7 @@ def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, rep
 def test_discard_tries_again_only_while_the_repository_is_locked(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, calls: int
 ) -> None:
-    monkeypatch.setattr(restic, "DISCARD_PAUSES", (0.001, 0.001))
+    monkeypatch.setattr(restic_repository, "DISCARD_PAUSES", (0.001, 0.001))
     fake = tmp_path / "fake-restic"
     fake.write_text(f"#!/bin/sh\necho call >>{tmp_path}/calls\nexit {code}\n")
     fake.chmod(0o700)

@@ -1,0 +1,214 @@
+"""A restic repository: what lies in it, how it is read back, how what does not count is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Callable, Optional, TypeVar
+
+from backup.errors import BackupError, reason
+from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedImage
+from backup.protocols import Job, Source
+from backup.settings import Settings
+
+from .restic_points import MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
+from .restic_process import Program, ResticError
+
+MANIFEST_FILE = "definition.tar"
+OLDEST_VERSION = (0, 14, 0)
+PROBE_LIMIT = 20  # seconds for a look at the repository
+CALL_LIMIT = 120  # seconds for listing and removing snapshots
+DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to remove snapshots while others are at work
+STOP_POLL = 0.2  # seconds between two looks at whether the job has to stop
+LOCK_PAUSE = 5.0  # seconds between attempts to save while another program has the repository to itself
+
+Result = TypeVar("Result")
+Self = TypeVar("Self", bound="Repository")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A restic repository; all of backup.protocols.Output but for how images are saved.
+
+    `lock_wait`: seconds to wait for another program that has the repository to itself.
+    """
+
+    program: Program
+    lock_wait: float = 0
+
+    @classmethod
+    def from_settings(cls: type[Self], settings: Settings) -> Self:
+        return cls(
+            Program(
+                binary=settings.restic_binary,
+                repository=settings.restic_repository,
+                password_file=settings.restic_password_file,
+                environment=settings.restic_environment,
+                options=tuple(settings.restic_options),
+                stall_timeout=settings.output_stall_timeout,
+            ),
+            settings.lock_wait,
+        )
+
+    def configuration_errors(self) -> Sequence[BackupError]:
+        """Tell what is missing: a repository, a password, a password file that is closed to others."""
+        errors = []
+        given = self.program.environment
+        if not self.program.repository and not {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE"} & set(given):
+            errors.append(
+                BackupError("RESTIC_REPOSITORY is not set", "name the repository that backups go to")
+            )
+        if self.program.password_file:
+            errors += _password_file_errors(Path(self.program.password_file))
+        elif not {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"} & set(given):
+            errors.append(BackupError("RESTIC_PASSWORD_FILE is not set", "name a file with the password"))
+        return errors
+
+    def problems(self) -> Sequence[BackupError]:
+        """Tell what keeps the repository from taking a backup: version, location, password."""
+        try:
+            self._require_version()
+            self.program.call("cat", "config", "--no-lock", "--quiet", limit=PROBE_LIMIT)
+        except ResticError as error:
+            return [error]
+        return []
+
+    def last_saved(self, uuid: str) -> Optional[datetime]:
+        """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
+        tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
+        return max(map(time_of, self._snapshots("--latest=1", tags)), default=None)
+
+    def restore_points(self) -> Sequence[HeldPoint]:
+        """Ask the repository for all restore points, of whichever node and domain."""
+        self._require_version()
+        return held_points(self._snapshots(f"--tag={TAG}"))
+
+    def manifest(self, point: HeldPoint) -> bytes:
+        """Read the definition back, as it was packed."""
+        with self.program.dump(point.manifest_id, MANIFEST_FILE, lambda: None) as source:
+            return source.read()
+
+    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
+        """Read an image back, as `restic dump` gives it."""
+        return self.program.dump(image.restore_id, file_name(image.target), check_stop)
+
+    def incomplete(self) -> Sequence[PointId]:
+        """Ask the repository for images that no manifest counts; the version is asked first."""
+        self._require_version()
+        return sorted(incomplete(self._snapshots(f"--tag={TAG}")))
+
+    def discard(self, points: Collection[PointId], patient: bool) -> None:
+        """Remove images that no manifest counts, and the locks of dead processes.
+
+        Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
+        """
+        for pause in (*DISCARD_PAUSES, None) if patient else (None,):
+            try:
+                self._discard(points)
+                return
+            except ResticError as error:
+                if pause is None or not error.locked:
+                    raise
+                time.sleep(pause)
+
+    def _discard(self, points: Collection[PointId]) -> None:
+        # A restic that was interrupted as it took its lock may have left it (0.14), one that had to be
+        # killed has. Locks of live processes are not touched.
+        self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
+        if points:
+            snapshots = self._snapshots(f"--tag={TAG}")
+            doomed = incomplete(snapshots) & set(points)
+            ids = [one["id"] for one in snapshots if point_id(one) in doomed]
+            if ids:
+                self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
+
+    def _snapshots(self, *which: str) -> Sequence[Mapping[str, Any]]:
+        """List snapshots; without a lock, as nobody waits for a look."""
+        listed = self.program.call("snapshots", "--json", "--no-lock", *which, limit=CALL_LIMIT)
+        return json.loads(listed) or ()
+
+    def unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
+        """Save as soon as no other program, such as a prune, has the repository to itself."""
+        began = time.monotonic()
+        told = False
+        while True:
+            try:
+                return save()
+            except ResticError as error:
+                if not error.locked or time.monotonic() > began + self.lock_wait:
+                    raise
+                if not told:
+                    told = True
+                    text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error.message}"
+                    job.reporter.message(Level.WARNING, point.domain.name, text)
+            with suppress(ResticError):  # the next attempt tells
+                self.program.call("unlock", "--quiet", limit=CALL_LIMIT)  # of dead programs alone
+            pause = time.monotonic() + LOCK_PAUSE
+            while time.monotonic() < pause:
+                job.check_stop()
+                time.sleep(STOP_POLL)
+
+    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
+        """Save the manifest: from now on the restore point counts."""
+        arguments = (f"--stdin-filename={MANIFEST_FILE}", *named(point, MANIFEST_TAG, f"node={point.host}"))
+
+        def save() -> None:
+            with self.program.backup(arguments, job.check_stop) as backup:
+                backup.sink.write(packed)
+
+        self.unlocked(save, point, job)
+
+    def _require_version(self) -> None:
+        printed = self.program.call("version", limit=PROBE_LIMIT)
+        found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
+        if not found:
+            raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
+        if tuple(map(int, found.groups())) < OLDEST_VERSION:
+            oldest = ".".join(map(str, OLDEST_VERSION))
+            message = f"restic is {'.'.join(found.groups())}, {oldest} or newer is needed"
+            raise ResticError(message, "see RESTIC_BINARY")
+
+
+def named(point: RestorePoint, *tags: str) -> list[str]:
+    """Give the arguments that name a snapshot.
+
+    All of a restore point have the time of the domain's snapshots, so that `restic forget` keeps or
+    removes them together.
+    """
+    common = (TAG, f"run={point.run}", f"uuid={point.domain.uuid}", f"consistency={point.consistency.value}")
+    return [
+        f"--host={point.domain.name}",
+        f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
+        *(f"--tag={encoded(tag)}" for tag in (*common, *tags)),
+    ]
+
+
+def file_name(target: str) -> str:
+    """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
+    return f"{target.replace('/', '_')}.img"
+
+
+def _password_file_errors(path: Path) -> list[BackupError]:
+    try:
+        status = path.stat()
+        empty = not path.read_bytes().strip()
+    except OSError as error:
+        return [
+            BackupError(
+                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "put the repository's password there"
+            )
+        ]
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is open to others ({mode})", f"chmod 0600 {path}")]
+    if empty:
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "put the repository's password there")]
+    return []
