@@ -81,8 +81,20 @@ SNAPSHOT_DELETES = 2
 
 # --- Where backups go ---------------------------------------------------------------------------
 
-# The module of outputs/ that takes them.
+# The module of outputs/ that takes them. "restic": each image is streamed whole into restic, which stores
+# what is new of it. "restic_incremental": only what has changed since the last run is read. For that each
+# image keeps the last run's snapshot until the next, and the node needs /dev/fuse and python3-pyfuse3. Both
+# can have the same repository, and be changed for each other at any time; see README, "Reading only changes".
 OUTPUT = "restic"
+
+# For "restic_incremental". Days after which an image is read as a whole again, whatever is said to have
+# changed; 0: never. Each run also compares a random sample.
+FULL_READ_DAYS = 30
+
+# For "restic_incremental". True: take what has changed from the images' object maps (feature fast-diff), in
+# an instant for any size, where they are valid. Ceph's have had errors (trackers 42248, 53784, 53885, 61616):
+# only with a librbd that has these mended. False: ask for each object, about 15 s per TiB.
+FAST_DIFF = False
 
 # The restic program: a name on PATH, or a path.
 RESTIC_BINARY = "restic"

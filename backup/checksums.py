@@ -8,7 +8,7 @@ the most. What has none was a hole.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import xxhash
@@ -31,5 +31,13 @@ class Checksums:
         return RECORD.iter_unpack(self.packed)
 
 
+def packed(records: Iterable[tuple[int, int, bytes]]) -> Checksums:
+    """Put the records of an image's parts in order."""
+    return Checksums(bytearray().join(RECORD.pack(*record) for record in sorted(records)))
+
+
 def digest(data: bytes | bytearray | memoryview) -> bytes:
     return xxhash.xxh3_128_digest(data)
+
+
+NO_RECORD = (0, digest(b""))  # length and digest of the data of a piece that was a hole

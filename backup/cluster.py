@@ -16,7 +16,7 @@ import rbd
 
 from .errors import BackupError, NotNow
 from .image_reader import ImageReader
-from .model import ClusterAddress, Image, Layout
+from .model import ClusterAddress, Image, Layout, SnapshotId
 
 # Nobody reads these bytes again soon, so the OSD need not keep them in its cache. NOCACHE, other
 # than DONTNEED, leaves in the cache what other clients put there (rados.h).
@@ -193,9 +193,18 @@ class Cluster:
                 hint = f"rbd children {image}@{name}; rbd snap unprotect {image}@{name}"
                 raise SnapshotInUse(message, hint, errno.EBUSY) from error
 
-    def snapshot_names(self, image: Image) -> list[str]:
+    def snapshot_ids(self, image: Image) -> dict[str, int]:
+        """Give the ids of the image's snapshots by their names."""
         with self.errors("cannot list the snapshots of", image), self.opened(image) as opened:
-            return [snapshot["name"] for snapshot in opened.list_snaps()]
+            return {snapshot["name"]: snapshot["id"] for snapshot in opened.list_snaps()}
+
+    def snapshot_names(self, image: Image) -> list[str]:
+        return list(self.snapshot_ids(image))
+
+    def rename_snapshot(self, image: Image, name: str, new: str) -> None:
+        action = f"cannot rename snapshot {name} of"
+        with self.errors(action, image), self.opened(image, read_only=False) as opened:
+            opened.rename_snap(name, new)
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
@@ -205,7 +214,9 @@ class Cluster:
         """
         action = f"cannot open or close snapshot {snapshot} of"
         with self.errors(action, image), self.opened(image, snapshot=snapshot) as opened:
-            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS)
+            number = opened.snap_get_id(snapshot)
+            source = SnapshotId(self.fsid, opened.id() if not opened.old_format() else image.name, number)
+            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, source)
         if snapshot not in self.snapshot_names(image):
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
             raise ClusterError(message, "who removes snapshots that are not theirs?")
@@ -214,7 +225,7 @@ class Cluster:
     def head_reader(self, image: Image) -> Iterator[ImageReader]:
         """Open an image that nobody writes to for reading, as it is now. Raises ClusterError."""
         with self.errors("cannot open or close", image), self.opened(image) as opened:
-            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS)
+            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, SnapshotId())
 
     def allow_snapshots(self, image: Image) -> None:
         """Raise ClusterError unless the user may make snapshots in the image's pool.

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Callable
 
 from .errors import BackupError
-from .model import Extent, Image, Layout
+from .model import Extent, Image, Layout, SnapshotId
 
 if TYPE_CHECKING:
     from .cluster import Cluster
 
 # Allocation is listed this many bytes of image at a time, so that a list stays small for any size.
 EXTENT_SLAB = 4 << 30
+LISTINGS = 2  # slabs that are listed at a time
 
 
 class ImageReader:
     """A snapshot, open for reading. `size` is its own, whatever the image has become since."""
 
-    def __init__(self, cluster: Cluster, image: Image, opened: Any, layout: Layout, read_flags: int) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        image: Image,
+        opened: Any,
+        layout: Layout,
+        read_flags: int,
+        source: SnapshotId,
+    ) -> None:
         """`opened` is the rbd.Image."""
         self._cluster = cluster
         self._image = image
@@ -27,34 +38,46 @@ class ImageReader:
         self._read_flags = read_flags
         self.size = int(opened.size())
         self.layout = layout
+        self.source = source
 
-    def extents(self) -> Generator[Extent, None, None]:
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         """Yield what is allocated, parents of a clone included, in ascending order.
 
         The exact listing, object by object: the fast one (whole_object, from the object map) has been
-        wrong more than once (Ceph trackers 42248, 53784, 53885, 61616). It asks for each object there could
-        be, so the next slab is listed while this one is read.
+        wrong more than once (Ceph trackers 42248, 53784, 53885, 61616).
         """
-        if not self.size:
-            return
-        with ThreadPoolExecutor(1, thread_name_prefix="listing") as thread:
-            coming = thread.submit(self._listed, 0)
-            for start in range(0, self.size, EXTENT_SLAB):
-                found = coming.result()
-                if start + EXTENT_SLAB < self.size:
-                    coming = thread.submit(self._listed, start + EXTENT_SLAB)
-                yield from found
 
-    def _listed(self, start: int) -> Sequence[Extent]:
-        found: list[tuple[int, int]] = []
+        def allocated(slab: Extent) -> Sequence[Extent]:
+            found: list[Extent] = []
 
-        def note(offset: int, length: int, exists: bool) -> None:
-            if exists:
-                found.append((offset, length))
+            def note(offset: int, length: int, exists: bool) -> None:
+                if exists:
+                    found.append(Extent(offset, length))
 
-        with self._cluster.errors("cannot list what is allocated in", self._image):
-            self._opened.diff_iterate(start, min(EXTENT_SLAB, self.size - start), None, note)
-        return [Extent(offset, length) for offset, length in sorted(found)]
+            with self._cluster.errors("cannot list what is allocated in", self._image):
+                self._opened.diff_iterate(slab.offset, slab.length, None, note)
+            return sorted(found, key=attrgetter("offset"))
+
+        return _listed_ahead(within or Extent(0, self.size), allocated)
+
+    def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+        """Yield all that may differ from the older snapshot of this name, in ascending order.
+
+        What was discarded since is among it. `fast`: whole objects, from the object map; see `extents` for
+        why that is not the default.
+        """
+
+        def changed(slab: Extent) -> Sequence[Extent]:
+            found: list[Extent] = []
+
+            def note(offset: int, length: int, _exists: bool) -> None:
+                found.append(Extent(offset, length))
+
+            with self._cluster.errors(f"cannot list what has changed since {since} in", self._image):
+                self._opened.diff_iterate(slab.offset, slab.length, since, note, True, fast)
+            return sorted(found, key=attrgetter("offset"))
+
+        return _listed_ahead(Extent(0, self.size), changed)
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
         """Start to read; the returned call waits for the bytes, exactly `length` of them."""
@@ -79,3 +102,25 @@ class ImageReader:
             return data
 
         return wait
+
+
+def _listed_ahead(
+    whole: Extent, listed: Callable[[Extent], Sequence[Extent]]
+) -> Generator[Extent, None, None]:
+    """Yield what is listed of an extent, in slabs; the next are listed while one is worked on.
+
+    A listing asks for each object that there could be.
+    """
+    end = whole.offset + whole.length
+    slabs = [Extent(start, min(EXTENT_SLAB, end - start)) for start in range(whole.offset, end, EXTENT_SLAB)]
+    if len(slabs) == 1:
+        yield from listed(slabs[0])
+        return
+    with ThreadPoolExecutor(LISTINGS, thread_name_prefix="listing") as threads:
+        coming = deque(threads.submit(listed, slab) for slab in slabs[:LISTINGS])
+        for slab in slabs[LISTINGS:]:
+            found = coming.popleft().result()
+            coming.append(threads.submit(listed, slab))
+            yield from found
+        for rest in coming:
+            yield from rest.result()

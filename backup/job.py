@@ -18,6 +18,7 @@ from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill
 from .hypervisor import Hypervisor
 from .journal import Journal
+from .kept import based
 from .lock import lock_of
 from .model import (
     Consistency,
@@ -78,7 +79,8 @@ class DomainJob:
         assert self._snapshots
         if self.order.verify and image.size:
             self._verify(source, image)
-        self._snapshots.release(source)
+        if not self.output.keeps_snapshots:
+            self._snapshots.release(source)
 
     def _verify(self, source: SnapshotSource, image: SavedImage) -> None:
         def progress(done: int) -> None:
@@ -127,6 +129,8 @@ class DomainJob:
         waits = 2 * settings.output_stall_timeout + settings.lock_wait
         self._begin(Phase.STREAM, waits + settings.ceph_timeout)
         images = self.output.save(point, snapshots.snapshots, self)
+        if self.output.keeps_snapshots:
+            stack.callback(snapshots.keep, domain)
         return replace(
             result,
             consistency=point.consistency,
@@ -169,6 +173,8 @@ class DomainJob:
         snapshots = prepared(covered(domain, settings), clusters, self.order.run)
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
+        if self.output.keeps_snapshots:
+            snapshots = based(snapshots, domain, self.output)
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
         deletions = Slots(settings.runtime_dir, "deletion", settings.snapshot_deletes)
@@ -179,7 +185,10 @@ class DomainJob:
 
         What somebody else keeps there does not stop the backup, but fails it after all is saved.
         """
-        remove = partial(remove_leftovers, snapshot.cluster, snapshot.image, domain, self.reporter)
+        spared = {snapshot.base.snapshot} if snapshot.base else set()
+        remove = partial(
+            remove_leftovers, snapshot.cluster, snapshot.image, domain, self.reporter, spared=spared
+        )
         try:
             remove()
         except SnapshotInUse:

@@ -12,22 +12,29 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from . import __version__
 from .checksums import ALGORITHM, Checksums
 from .errors import BackupError
-from .model import Consistency, Definition, Layout, PointId, RestorePoint, SavedDomain, SavedImage
+from .model import Consistency, Definition, Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 INACTIVE_XML = "domain.xml"
 LIVE_XML = "domain-live.xml"
 NVRAM = "nvram.fd"
+CHECKSUMS, TIMES = ".xxh3", ".times"  # endings, after a disk's target
 
 
-def pack(point: RestorePoint, images: Sequence[SavedImage], checksums: Mapping[str, Checksums]) -> bytes:
-    """Give the tar file: the manifest, the domain's inactive and live XML, its NVRAM, and the checksums.
+def pack(
+    point: RestorePoint,
+    images: Sequence[SavedImage],
+    checksums: Mapping[str, Checksums],
+    times: Mapping[str, bytes] = MappingProxyType({}),
+) -> bytes:
+    """Give the tar file: the manifest, the domain's inactive and live XML, its NVRAM, checksums and times.
 
     These are by the targets of the images' disks; vda.xxh3 is missing where all of vda is a hole.
     """
@@ -37,7 +44,8 @@ def pack(point: RestorePoint, images: Sequence[SavedImage], checksums: Mapping[s
         INACTIVE_XML: definition.inactive_xml.encode(),
         LIVE_XML: definition.live_xml.encode(),
         NVRAM: definition.nvram,
-        **{_checksums_file(target): one.packed for target, one in checksums.items()},
+        **{_file(target, CHECKSUMS): one.packed for target, one in checksums.items()},
+        **{_file(target, TIMES): one for target, one in times.items()},
     }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -72,7 +80,10 @@ def unpack(packed: bytes) -> SavedDomain:
                 content["nvram_path"],
                 members.get(NVRAM, b""),
             ),
-            checksums=_checksums(content, members),
+            checksums=_by_target(CHECKSUMS, content, members)
+            if content.get("checksums") == ALGORITHM
+            else {},
+            times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         message = f"the restore point's manifest can't be read ({type(error).__name__}: {error})"
@@ -86,19 +97,22 @@ def _members(packed: bytes) -> Mapping[str, bytes]:
 
 
 def _checksums(content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    if content.get("checksums") != ALGORITHM:
-        return {}
+    return _by_target(CHECKSUMS, content, members) if content.get("checksums") == ALGORITHM else {}
+
+
+def _by_target(ending: str, content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
     targets = [image["target"] for image in content["images"]]
-    return {target: members.get(_checksums_file(target), b"") for target in targets}
+    return {target: members.get(_file(target, ending), b"") for target in targets}
 
 
-def _checksums_file(target: str) -> str:
-    return f"{target.replace('/', '_')}.xxh3"
+def _file(target: str, ending: str) -> str:
+    return f"{target.replace('/', '_')}{ending}"
 
 
 def _image(told: Mapping[str, Any]) -> SavedImage:
     layout = told["layout"]
-    return SavedImage(**{**told, "layout": Layout(**{**layout, "features": tuple(layout["features"])})})
+    layout = Layout(**{**layout, "features": tuple(layout["features"])})
+    return SavedImage(**{**told, "layout": layout, "source": SnapshotId(**told.get("source", {}))})
 
 
 def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:

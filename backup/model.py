@@ -194,8 +194,23 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class SnapshotId:
+    """What tells a snapshot from all others, whatever it and its image are called by now: Ceph's own ids."""
+
+    cluster: str = ""
+    image: str = ""
+    snapshot: int = 0
+
+
+@dataclass(frozen=True)
 class SavedImage:
-    """An image whose every byte the output has."""
+    """An image whose every byte the output has. Sizes in bytes.
+
+    `data_bytes` is what of it was allocated, `read_bytes` what was read this time, `stored_bytes` what the
+    output grew by: for an output that saves all disks at once, the first of them has it all. `source` is the
+    snapshot that it was read from. `segment_size` is that of its files, 0 where it is one file; `full_read`
+    when (ISO 8601) all of it was last read, for outputs that do not read all each time.
+    """
 
     target: str
     image: str
@@ -205,13 +220,18 @@ class SavedImage:
     seconds: float
     restore_id: str
     layout: Layout
+    read_bytes: int = 0
+    source: SnapshotId = SnapshotId()
+    segment_size: int = 0
+    full_read: str = ""
 
 
 @dataclass(frozen=True)
 class SavedDomain:
     """What a restore point's manifest says: all that it takes to have the domain again, but for the bytes.
 
-    `not_covered` are the targets of disks that were not saved, `checksums` by target what checksums.py packs.
+    `not_covered` are the targets of disks that were not saved, `checksums` by target what checksums.py packs,
+    `times` by target when each segment of an image last changed, as the output packs it.
     """
 
     point: PointId
@@ -222,6 +242,7 @@ class SavedDomain:
     not_covered: tuple[str, ...]
     definition: Definition
     checksums: Mapping[str, bytes]
+    times: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

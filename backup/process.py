@@ -15,6 +15,8 @@ SPAWN = multiprocessing.get_context("spawn")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)  # system call without a name in libc
 IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE = 1, 3 << 13  # linux/ioprio.h
+CLONE_NEWNS = 1 << 17  # linux/sched.h
+MS_REC, MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
 NICE = 10  # of what guests and their storage come before
 
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork, where loading could deadlock
@@ -36,6 +38,19 @@ def let_others_first() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     if IOPRIO_SET is not None:  # elsewhere the unit's IOSchedulingClass does it
         _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
+
+
+def own_mounts() -> None:
+    """Let this thread, and what it starts from now on, have mounts of its own (man 7 mount_namespaces).
+
+    What others mount and unmount is seen here too, but not the other way round. Raises OSError.
+    """
+    for done, what in (
+        (_libc.unshare(CLONE_NEWNS), "unshare CLONE_NEWNS"),
+        (_libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None), "mount MS_SLAVE"),
+    ):
+        if done != 0:
+            raise OSError(ctypes.get_errno(), what)
 
 
 @contextmanager

@@ -5,10 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Callable, Optional, Protocol, Union
+from typing import TYPE_CHECKING, Callable, Optional, Protocol, Union
 
 from .errors import BackupError
-from .model import Disk, Extent, HeldPoint, Image, Layout, Level, Phase, PointId, RestorePoint, SavedImage
+from .model import (
+    Disk,
+    Extent,
+    HeldPoint,
+    Image,
+    Layout,
+    Level,
+    Phase,
+    PointId,
+    RestorePoint,
+    SavedDomain,
+    SavedImage,
+    SnapshotId,
+)
+
+if TYPE_CHECKING:
+    from .base import Base
 
 
 class SnapshotReader(Protocol):
@@ -16,9 +32,16 @@ class SnapshotReader(Protocol):
 
     size: int
     layout: Layout
+    source: SnapshotId
 
-    def extents(self) -> Iterator[Extent]:
-        """Yield what is allocated, in ascending order and without overlaps."""
+    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
+        """Yield what is allocated, everywhere or in an extent, in ascending order and without overlaps."""
+
+    def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+        """Yield all that may differ from an older snapshot of the image, in ascending order.
+
+        `since` is its name. `fast`: as the object map has it, where that can be trusted.
+        """
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
         """Start to read; the returned call waits for the bytes, exactly `length` of them."""
@@ -59,6 +82,10 @@ class SnapshotSource(Protocol):
     @property
     def image(self) -> Image: ...
 
+    @property
+    def base(self) -> Optional[Base]:
+        """What this backup can build on, None if everything has to be read."""
+
     def open(self) -> AbstractContextManager[SnapshotReader]: ...
 
 
@@ -98,7 +125,13 @@ class Job(Protocol):
 
 
 class Output(Protocol):
-    """A destination of backups. Instances are pickled on their way to the workers."""
+    """A destination of backups. Instances are pickled on their way to the workers.
+
+    `keeps_snapshots`: a domain's snapshots are kept until its next backup, which then saves only what has
+    changed since.
+    """
+
+    keeps_snapshots: bool
 
     def configuration_errors(self) -> Sequence[BackupError]:
         """What of the settings alone cannot work, without a look at the destination."""
@@ -112,6 +145,12 @@ class Output(Protocol):
         """Save every image and then, last, the manifest that makes them a restore point.
 
         Raises BackupError, and has then left nothing that counts as a restore point.
+        """
+
+    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+        """Give the newest complete restore point of a domain that one of these runs saved, to build on.
+
+        None if there is none, or none that this output can build on. Raises BackupError.
         """
 
     def last_saved(self, uuid: str) -> Optional[datetime]:

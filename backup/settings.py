@@ -71,6 +71,10 @@ def _whole(low: int, high: int | None = None) -> Check:
     return check
 
 
+def _yes_or_no(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "has to be True or False"
+
+
 def _constant(check: Check, secret: bool = False) -> Any:
     return field(repr=not secret, metadata={"check": check})
 
@@ -96,7 +100,9 @@ class Settings:
     max_read_rate: int = _constant(_whole(0))
     replica_reads: str = _constant(_one_of("", "balance", "localize"))
     snapshot_deletes: int = _constant(_whole(1, 64))
-    output: str = _constant(_one_of("restic"))
+    output: str = _constant(_one_of("restic", "restic_incremental"))
+    full_read_days: int = _constant(_whole(0))
+    fast_diff: bool = _constant(_yes_or_no)
     restic_binary: str = _constant(_required)
     restic_repository: str = _constant(_text)
     restic_password_file: str = _constant(_absolute_or_none)

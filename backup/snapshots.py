@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Callable
+from dataclasses import dataclass, field, replace
+from typing import Callable, Optional
 
+from .base import Base
 from .cleanly import undone_by
 from .cluster import Cluster, ImageGone
 from .connect import Clusters
@@ -25,11 +26,21 @@ def owned_prefix(uuid: str) -> str:
     return f"virt-rbd-backup.{uuid}."
 
 
+def kept_prefix(uuid: str) -> str:
+    """What the names of those begin with that the next run is to build on: no leftovers."""
+    return f"virt-rbd-backup.kept.{uuid}."
+
+
+def run_of(name: str) -> str:
+    """Tell which run made a snapshot of this name of ours."""
+    return name.rpartition(".")[2]
+
+
 @dataclass(frozen=True)
 class DiskSnapshot:
     """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
 
-    `users` is how many disks of the domain have the image.
+    `users` is how many disks of the domain have the image. `base` is what its backup can build on.
     """
 
     disk: Disk
@@ -37,6 +48,7 @@ class DiskSnapshot:
     cluster: Cluster
     name: str
     users: int = 1
+    base: Optional[Base] = field(default=None, compare=False)
 
     def create(self) -> None:
         self.cluster.create_snapshot(self.image, self.name)
@@ -127,6 +139,26 @@ class DomainSnapshots:
             if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
         ]
 
+    def keep(self, domain: Domain) -> None:
+        """Keep them for the next run, under a name that says so; what was kept for this one is removed.
+
+        One that can't be renamed stays too, and serves the next run under the name it has. Raises the first
+        error.
+        """
+        steps = [self._threads.submit(self._keep, one, domain) for one, _ in self._started]
+        self._started = []
+        wait(steps)
+        for step in steps:
+            step.result()
+
+    def _keep(self, snapshot: DiskSnapshot, domain: Domain) -> None:
+        name = kept_prefix(domain.uuid) + run_of(snapshot.name)
+        snapshot.cluster.rename_snapshot(snapshot.image, snapshot.name, name)
+        for old in leftovers(snapshot.cluster, snapshot.image, domain, kept=True):
+            if old != name:
+                with self._deletions.one():
+                    snapshot.cluster.remove_snapshot(snapshot.image, old)
+
     def release(self, source: SnapshotSource) -> None:
         """Begin to remove one that is needed no more; `remove` raises what comes of it."""
         for snapshot, _ in self._started:
@@ -167,22 +199,36 @@ def gone_afterwards(
         yield domain_snapshots
 
 
-def leftovers(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
-    """Name the snapshots of this image that are this domain's and ours; none where the image is gone."""
+def leftovers(cluster: Cluster, image: Image, domain: Domain, kept: bool = False) -> list[str]:
+    """Name the snapshots of this image that are this domain's and ours; none where the image is gone.
+
+    `kept`: those too that are kept for the next run.
+    """
     try:
         names = cluster.snapshot_names(image)
     except ImageGone:
         return []  # where it matters, the job itself will say so
-    return [name for name in names if name.startswith(owned_prefix(domain.uuid))]
+    prefixes = (owned_prefix(domain.uuid), kept_prefix(domain.uuid)) if kept else owned_prefix(domain.uuid)
+    return [name for name in names if name.startswith(prefixes)]
 
 
-def remove_leftovers(cluster: Cluster, image: Image, domain: Domain, reporter: Reporter) -> None:
+def remove_leftovers(
+    cluster: Cluster,
+    image: Image,
+    domain: Domain,
+    reporter: Reporter,
+    kept: bool = False,
+    spared: Collection[str] = (),
+) -> None:
     """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
 
-    Raises the first error once all were tried.
+    `kept`: what was kept for the next run, too. What is `spared` by its name stays. Raises the first error
+    once all were tried.
     """
     errors = []
-    for name in leftovers(cluster, image, domain):
+    for name in leftovers(cluster, image, domain, kept):
+        if name in spared:
+            continue
         try:
             cluster.remove_snapshot(image, name)
         except BackupError as error:

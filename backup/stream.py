@@ -29,6 +29,14 @@ class Copied:
     checksums: Checksums
 
 
+def pieces(reader: SnapshotReader, within: Extent | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield (offset, data) of all data, or of those in an extent, in order; what is not yielded is a hole.
+
+    A piece never crosses a multiple of READ_SIZE, and each such part of the image gives one at the most.
+    """
+    return read_ahead(reader, _reads(reader.extents(within)))
+
+
 def copy(
     reader: SnapshotReader, sink: PipeSink, progress: Callable[[int], None] = lambda done: None
 ) -> Copied:
@@ -38,7 +46,7 @@ def copy(
     BackupError.
     """
     data_bytes, checksums = 0, Checksums()
-    for offset, data in read_ahead(reader, _reads(reader.extents())):
+    for offset, data in pieces(reader):
         if offset < sink.sent:
             raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
         _fill(sink, offset, progress)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Callable, Union
 
 from . import stream
-from .checksums import Checksums, digest
+from .checksums import NO_RECORD, Checksums, digest
 from .errors import BackupError
 from .model import Extent, Layout, SavedImage
 from .protocols import SnapshotReader, Source
@@ -45,16 +45,22 @@ def against_checksums(
     record = next(records, None)
     wrong, start = [], 0
     for piece in pieces:
-        data, expected = Extent(start, 0), digest(b"")
+        expected = (start, *NO_RECORD)
         if record and record[0] < start + PIECE:
-            data, expected = Extent(*record[:2]), record[2]
+            expected = record
             record = next(records, None)
-        first, end = data.offset - start, data.offset - start + data.length
-        if digest(memoryview(piece)[first:end]) != expected or any(_zeros_broken(piece, first, end)):
-            wrong.append(data if data.length else Extent(start, len(piece)))
+        if differs(piece, start, expected):
+            wrong.append(Extent(*expected[:2]) if expected[1] else Extent(start, len(piece)))
         start += len(piece)
         progress(start)
     _require_none(wrong, image)
+
+
+def differs(piece: Piece, start: int, record: tuple[int, int, bytes]) -> bool:
+    """Tell whether a piece, from `start` on, is not what its record says: data, and zeros around it."""
+    offset, length, expected = record
+    first, end = offset - start, offset - start + length
+    return digest(memoryview(piece)[first:end]) != expected or any(_zeros_broken(piece, first, end))
 
 
 def against_snapshot(

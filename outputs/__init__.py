@@ -8,6 +8,11 @@ from backup.settings import Settings
 
 def chosen(settings: Settings) -> Output:
     """Give the output that OUTPUT names."""
-    from .restic import Restic  # only now: main tells of modules that are missing
+    # only now: main tells of modules that are missing
+    if settings.output == "restic_incremental":
+        from .restic_incremental import ResticIncremental
 
-    return {"restic": Restic.from_settings}[settings.output](settings)
+        return ResticIncremental.from_settings(settings)
+    from .restic import Restic
+
+    return Restic.from_settings(settings)

@@ -67,6 +67,8 @@ class Restic(Repository):
                 seconds=time.monotonic() - started,
                 restore_id=summary.snapshot_id,
                 layout=reader.layout,
+                read_bytes=copied.data_bytes,
+                source=reader.source,
             )
         job.reporter.message(Level.INFO, domain, f"{target} {_told(saved)}")
         return saved, copied.checksums

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import unquote
 
 from backup.model import HeldImage, HeldPoint, PointId
@@ -19,6 +19,11 @@ Listed = Sequence[Mapping[str, Any]]  # what `restic snapshots --json` prints
 def encoded(tag: str) -> str:
     """Encode what restic would split at, as in URLs."""
     return "".join(f"%{ord(char):02X}" if char in "%," or not char.isprintable() else char for char in tag)
+
+
+def segments_tag(target: str, image: str, size: int) -> str:
+    """Name a disk in the snapshot that holds the segments of all of a domain's disks."""
+    return f"segments.{target}={size} {image}"
 
 
 def time_of(snapshot: Mapping[str, Any]) -> datetime:
@@ -54,15 +59,21 @@ def _point(which: PointId, snapshots: Listed) -> HeldPoint:
         taken=time_of(manifest or snapshots[0]),
         consistency=tags.get("consistency", ""),
         node=tags.get("node", ""),
-        images=tuple(_image(one) for one in snapshots if one is not manifest),
+        images=tuple(image for one in snapshots if one is not manifest for image in _images(one)),
         manifest_id=manifest["id"] if manifest else "",
     )
 
 
-def _image(snapshot: Mapping[str, Any]) -> HeldImage:
+def _images(snapshot: Mapping[str, Any]) -> Iterator[HeldImage]:
     tags = _values(snapshot)
-    size: Optional[int] = int(tags["size"]) if tags.get("size", "").isdigit() else None
-    return HeldImage(tags.get("disk", ""), tags.get("image", ""), size, snapshot["id"])
+    segmented = {name: value for name, value in tags.items() if name.startswith("segments.")}
+    for name, value in segmented.items():
+        size, _, image = value.partition(" ")
+        yield HeldImage(name.partition(".")[2], image, int(size), snapshot["id"])
+    if not segmented:
+        size = tags.get("size", "")
+        known = int(size) if size.isdigit() else None
+        yield HeldImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"])
 
 
 def _values(snapshot: Mapping[str, Any]) -> Mapping[str, str]:

@@ -23,6 +23,7 @@ from backup.process import let_others_first, signal_when_parent_dies
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
 WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
+HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
 MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 
@@ -122,6 +123,30 @@ class Program:
             message = f"restic saved {backup.summary.processed} bytes of {sink.sent} that were sent"
             raise ResticError(message, "the restore point does not count")
 
+    def backup_files(
+        self,
+        arguments: Sequence[str],
+        directory: str,
+        look: Callable[[], None],
+        give_up: Callable[[], None],
+    ) -> Summary:
+        """Run `restic backup` of a directory's content; `look` raises what has to end it.
+
+        Raises ResticError unless restic could read every file. After an interrupt `give_up` is called, which
+        has to end reads that get no answer: not before, as restic leaves out what it can't read.
+        """
+        # changes its directory as a program of its own: until then it has our open files, the file system's
+        # connection among them, and must not wait for an answer of that file system
+        before = ("env", f"--chdir={directory}")
+        command = ("backup", "--json", "--quiet", *arguments, ".")
+        with self._child(command, subprocess.DEVNULL, before=before, give_up=give_up) as child:
+            while child.process.poll() is None:
+                look()
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(WAIT_POLL)
+        self._require_success("backup", child)
+        return _summary(child.stdout)
+
     @contextmanager
     def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeSource]:
         """Run `restic dump`; the block reads a file's bytes, all of them unless it raises.
@@ -149,32 +174,40 @@ class Program:
             raise ended
 
     @contextmanager
-    def _child(self, arguments: Sequence[str], stdin: int, pipe: IO[bytes] | None = None) -> Iterator[Child]:
+    def _child(
+        self,
+        arguments: Sequence[str],
+        stdin: int,
+        pipe: IO[bytes] | None = None,
+        before: Sequence[str] = (),
+        give_up: Callable[[], None] | None = None,
+    ) -> Iterator[Child]:
         """Start restic; whatever happens in the block, it has ended after it.
 
-        What it prints goes into `pipe`, or is there afterwards.
+        What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
         """
         with _outlet("stdout") as stdout, _outlet("stderr") as stderr:
-            child = Child(self._start(arguments, stdin, pipe or stdout, stderr))
+            command = [*before, self.binary, *self.options, *arguments]
+            child = Child(self._start(command, arguments[0], stdin, pipe or stdout, stderr))
             try:
                 yield child
             finally:
-                _end(child.process)
+                _end(child.process, give_up)
                 child.stdout, child.stderr = _text(stdout), _text(stderr)
 
     def _start(
-        self, arguments: Sequence[str], stdin: int, stdout: IO[bytes], stderr: IO[bytes]
+        self, command: Sequence[str], name: str, stdin: int, stdout: IO[bytes], stderr: IO[bytes]
     ) -> subprocess.Popen[bytes]:
         try:
             return subprocess.Popen(
-                [self.binary, *self.options, *arguments],
+                command,
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 bufsize=0,
                 cwd="/",
                 env=self._environment(),
-                preexec_fn=partial(_in_child, os.getpid(), arguments[0]),
+                preexec_fn=partial(_in_child, os.getpid(), name),
             )
         except OSError as error:
             raise ResticError(f"cannot start {self.binary}: {reason(error)}", "see RESTIC_BINARY") from error
@@ -233,14 +266,19 @@ def _outlet(name: str) -> IO[bytes]:
     return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Make sure that it has ended, and that the end of its stdin is not what ended it.
+def _end(process: subprocess.Popen[bytes], give_up: Callable[[], None] | None) -> None:
+    """Make sure that it has ended, and that the end of what it reads is not what ended it.
 
-    End of stdin looks like success to restic, so it is interrupted first. Not by SIGTERM, which
-    leaves a lock with restic 0.14; and from 0.17 on it only looks at the signal when stdin ends.
+    End of stdin looks like success to restic, so it is interrupted first, and what it reads given up then.
+    Not by SIGTERM, which leaves a lock with restic 0.14; and from 0.17 on it only looks at the signal when
+    stdin ends.
     """
     if process.poll() is None:
         process.send_signal(signal.SIGINT)
+        if give_up:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(HEAD_START)
+            give_up()
     if process.stdin:
         process.stdin.close()
     try:

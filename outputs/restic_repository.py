@@ -7,20 +7,22 @@ import os
 import re
 import stat
 import time
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
 from backup.errors import BackupError, reason
-from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedImage
+from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.protocols import Job, Source
 from backup.settings import Settings
 
 from .restic_points import MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
 from .restic_process import Program, ResticError
+from .segment_source import SegmentSource
+from .segments import Segments
 
 MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
@@ -44,6 +46,8 @@ class Repository:
     program: Program
     lock_wait: float = 0
 
+    keeps_snapshots = False
+
     @classmethod
     def from_settings(cls: type[Self], settings: Settings) -> Self:
         return cls(
@@ -56,7 +60,13 @@ class Repository:
                 stall_timeout=settings.output_stall_timeout,
             ),
             settings.lock_wait,
+            **cls._own(settings),
         )
+
+    @classmethod
+    def _own(cls, settings: Settings) -> Mapping[str, Any]:
+        """Give what is a class's own."""
+        return {}
 
     def configuration_errors(self) -> Sequence[BackupError]:
         """Tell what is missing: a repository, a password, a password file that is closed to others."""
@@ -81,6 +91,10 @@ class Repository:
             return [error]
         return []
 
+    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+        """Give nothing: all is read each time."""
+        return None
+
     def last_saved(self, uuid: str) -> Optional[datetime]:
         """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
@@ -96,9 +110,13 @@ class Repository:
         with self.program.dump(point.manifest_id, MANIFEST_FILE, lambda: None) as source:
             return source.read()
 
-    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
-        """Read an image back, as `restic dump` gives it."""
-        return self.program.dump(image.restore_id, file_name(image.target), check_stop)
+    @contextmanager
+    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> Iterator[Source]:
+        """Read an image back, as `restic dump` gives it: a file, or an archive of its segments."""
+        segments = Segments(image.target, image.size, image.segment_size)
+        path = f"/{segments.directory}" if image.segment_size else file_name(image.target)
+        with self.program.dump(image.restore_id, path, check_stop) as source:
+            yield SegmentSource(source, segments) if image.segment_size else source
 
     def incomplete(self) -> Sequence[PointId]:
         """Ask the repository for images that no manifest counts; the version is asked first."""

@@ -16,7 +16,17 @@ from typing import Callable, Optional
 
 from backup.errors import BackupError
 from backup.job import JobOrder
-from backup.model import HeldPoint, JobResult, Level, Phase, PointId, RestorePoint, SavedImage, Status
+from backup.model import (
+    HeldPoint,
+    JobResult,
+    Level,
+    Phase,
+    PointId,
+    RestorePoint,
+    SavedDomain,
+    SavedImage,
+    Status,
+)
 from backup.protocols import Job, Output, Reporter, SnapshotSource, Source
 from backup.settings import Settings
 from backup.stop import StopRequest
@@ -45,6 +55,8 @@ class JobOnPaper:
 class NoOutput:
     """Satisfies protocols.Output for jobs that never ask it."""
 
+    keeps_snapshots = False
+
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()
 
@@ -54,6 +66,9 @@ class NoOutput:
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
+        raise AssertionError
+
+    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
         raise AssertionError
 
     def last_saved(self, uuid: str) -> Optional[datetime]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Callable, Optional
 
+from backup.base import Base
 from backup.errors import BackupError
-from backup.model import Disk, Extent, Image, Layout
+from backup.model import Disk, Extent, Image, Layout, SnapshotId
 
 from .samples import LAYOUT, rbd_disk
 
@@ -24,6 +25,9 @@ class MemorySnapshot:
     data: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     fails_at: int | None = None
     layout: Layout = LAYOUT
+    source: SnapshotId = SnapshotId("fsid", "image-id", 7)  # noqa: RUF009
+    base: str = ""
+    changed: Sequence[Extent] = ()
     reads: list[Extent] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
     most_pending: int = 0
@@ -38,9 +42,16 @@ class MemorySnapshot:
             content[offset : offset + len(data)] = data
         return bytes(content)
 
-    def extents(self) -> Iterator[Extent]:
+    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
+        start, end = (within.offset, within.offset + within.length) if within else (0, self.size)
         for offset, data in sorted(self.data.items()):
-            yield Extent(offset, len(data))
+            first, last = max(start, offset), min(end, offset + len(data))
+            if first < last:
+                yield Extent(first, last - first)
+
+    def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+        assert since == self.base
+        yield from self.changed
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
         number = len(self.reads)
@@ -71,6 +82,7 @@ class MemorySource:
 
     snapshot: MemorySnapshot
     disk: Disk = field(default_factory=rbd_disk)
+    base: Optional[Base] = None
 
     @property
     def image(self) -> Image:

@@ -11,7 +11,7 @@ import rbd
 from backup import image_reader
 from backup.cluster import ClusterError
 from backup.image_reader import ImageReader
-from backup.model import Extent, Image
+from backup.model import Extent, Image, SnapshotId
 
 from .paper_cluster import PaperCluster
 from .raising import raises
@@ -29,6 +29,7 @@ class PaperImage:
         self.bytes = bytes(number % 251 for number in range(size))
         self.allocated = allocated
         self.asked: list[tuple[int, int]] = []  # what was to be listed
+        self.compared: list[tuple[str | None, bool]] = []  # with which snapshot, and by whole objects
         self.error: Exception | None = None
         self.result: int | None = None  # other than the number of bytes
         self.lost = 0  # bytes at the end of a read
@@ -37,10 +38,20 @@ class PaperImage:
     def size(self) -> int:
         return len(self.bytes)
 
-    def diff_iterate(self, offset: int, length: int, from_snapshot: None, note: Note) -> None:
+    def diff_iterate(
+        self,
+        offset: int,
+        length: int,
+        from_snapshot: Optional[str],
+        note: Note,
+        include_parent: bool = True,
+        whole_object: bool = False,
+    ) -> None:
+        assert include_parent
         if self.error:
             raise self.error
         self.asked.append((offset, length))
+        self.compared.append((from_snapshot, whole_object))
         for start, count, exists in self.allocated:
             if offset <= start < offset + length:
                 note(start, count, exists)
@@ -61,7 +72,7 @@ class PaperImage:
 
 
 def reader_of(image: PaperImage) -> ImageReader:
-    return ImageReader(PaperCluster(), Image("vms", "root"), image, LAYOUT, FLAGS)
+    return ImageReader(PaperCluster(), Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
 
 
 @pytest.fixture(autouse=True)
@@ -74,15 +85,29 @@ def test_what_is_allocated_is_listed_in_order_a_slab_at_a_time_to_the_very_end()
     reader = reader_of(image)
     assert reader.size == 250
     assert [*reader.extents()] == [Extent(0, 10), Extent(40, 10), Extent(110, 90), Extent(249, 1)]
-    assert image.asked == [(0, 100), (100, 100), (200, 50)]
+    assert sorted(image.asked) == [(0, 100), (100, 100), (200, 50)]
 
 
-def test_the_next_slab_and_no_more_is_listed_while_one_is_read() -> None:
+def test_the_next_two_slabs_and_no_more_are_listed_while_one_is_read() -> None:
     image = PaperImage(450, [(0, 10, True), (110, 10, True)])
     extents = reader_of(image).extents()
     next(extents)
-    extents.close()  # waits for the listing that is under way: the image is closed next
-    assert image.asked == [(0, 100), (100, 100)]
+    extents.close()  # waits for the listings that are under way: the image is closed next
+    assert sorted(image.asked) == [(0, 100), (100, 100), (200, 100)]
+
+
+def test_of_a_part_what_is_allocated_is_listed_of_that_part() -> None:
+    image = PaperImage(450, [(0, 10, True), (110, 10, True), (250, 10, True)])
+    assert [*reader_of(image).extents(Extent(100, 150))] == [Extent(110, 10)]
+    assert sorted(image.asked) == [(100, 100), (200, 50)]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_changes_are_what_was_written_and_what_was_discarded(fast: bool) -> None:
+    image = PaperImage(150, [(110, 5, True), (40, 10, False), (0, 10, True)])
+    changes = [*reader_of(image).changes("before", fast)]
+    assert changes == [Extent(0, 10), Extent(40, 10), Extent(110, 5)]
+    assert image.compared == [("before", fast)] * 2
 
 
 @pytest.mark.parametrize("size", [0, 100])

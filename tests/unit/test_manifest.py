@@ -14,11 +14,12 @@ import pytest
 from backup.checksums import Checksums
 from backup.errors import BackupError
 from backup.manifest import pack, unpack
-from backup.model import ClusterAddress, Definition, Disk, PointId, SavedDomain, SavedImage
+from backup.model import ClusterAddress, Definition, Disk, PointId, SavedDomain, SavedImage, SnapshotId
 
 from .samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 
-SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT)
+SOURCE = SnapshotId("fsid", "image-id", 7)
+SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT, 512, SOURCE)
 DISKS = (rbd_disk(), Disk("sda", "", not_covered="a cdrom without a medium"))
 POINT = restore_point(domain(disks=DISKS))
 
@@ -52,6 +53,10 @@ def test_it_tells_what_was_saved_from_where_and_how() -> None:
                 "stripe_count": 1,
                 "data_pool": "",
             },
+            "read_bytes": 512,
+            "source": {"cluster": "fsid", "image": "image-id", "snapshot": 7},
+            "segment_size": 0,
+            "full_read": "",
         }
     ]
 

@@ -1,0 +1,169 @@
+"""restic again, but it reads only what has changed: one `restic backup` of a domain's segments as files.
+
+restic takes a file as unchanged, and does not open it, if its size and times are those that the parent
+snapshot has (restic.readthedocs.io, "File change detection"). So a segment gets a new time exactly when a
+byte of it may differ from the parent's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Optional
+
+from backup import manifest
+from backup.errors import BackupError, reason
+from backup.model import Level, RestorePoint, SavedDomain, SavedImage
+from backup.pipe_sink import Stalled
+from backup.protocols import Job, SnapshotSource
+from backup.settings import Settings
+from backup.units import size_text
+
+from .restic_points import TAG, held_points, segments_tag
+from .restic_process import ResticError, Summary
+from .restic_repository import Repository, named
+from .segment_files import SegmentFiles, mounted
+from .segmented_disk import SegmentedDisk, planned
+from .segments import pack_times
+
+MOUNTPOINT = "segments"  # in RUNTIME_DIR
+
+
+@dataclass(frozen=True)
+class ResticIncremental(Repository):
+    """Saves what has changed since the snapshots that were kept. Satisfies backup.protocols.Output.
+
+    `mountpoint` is a directory. `full_read_days`: after how many days all is read again, 0 for never.
+    `fast_diff`: trust the images' object maps.
+    """
+
+    mountpoint: str = ""
+    full_read_days: int = 0
+    fast_diff: bool = False
+
+    keeps_snapshots = True
+
+    @classmethod
+    def _own(cls, settings: Settings) -> Mapping[str, Any]:
+        return {
+            "mountpoint": f"{settings.runtime_dir}/{MOUNTPOINT}",
+            "full_read_days": settings.full_read_days,
+            "fast_diff": settings.fast_diff,
+        }
+
+    def problems(self) -> Sequence[BackupError]:
+        """Tell what keeps it from working: the repository, or the kernel's file systems in user space."""
+        try:
+            with open("/dev/fuse", "rb"):
+                return super().problems()
+        except OSError as error:
+            hint = "modprobe fuse; in a container or a unit with PrivateDevices, let it have the device"
+            return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint), *super().problems()]
+
+    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+        """Read the manifest of the newest restore point of these runs, if it is one of segments."""
+        for point in reversed(held_points(self._snapshots(f"--tag={TAG},uuid={uuid}"))):
+            if point.manifest_id and point.id.run in runs:
+                saved = manifest.unpack(self.manifest(point))
+                parents = {image.restore_id for image in saved.images if image.segment_size}
+                held = {image.restore_id for image in point.images}
+                if any(one.startswith(parent) for parent in parents for one in held):
+                    return saved
+        return None
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        """Save the segments that have changed, then the manifest, without which nothing of it counts."""
+        with ExitStack() as stack:
+            disks = [self._planned(point, source, stack, job) for source in sources]
+            began = time.monotonic()
+            summary = self.unlocked(partial(self._save_segments, point, disks, job), point, job)
+            seconds = time.monotonic() - began
+        checksums = {disk.target: disk.checksums() for disk in disks}
+        images = [
+            disk.saved(checksums[disk.target], point.taken, seconds, summary.snapshot_id) for disk in disks
+        ]
+        images[0] = replace(images[0], stored_bytes=summary.added)
+        for disk, image in zip(disks, images):
+            job.reporter.message(Level.INFO, point.domain.name, _told(disk, image, summary))
+            job.image_saved(disk.source, image)
+        times = {disk.target: pack_times(disk.files.times) for disk in disks}
+        self.save_manifest(point, manifest.pack(point, images, checksums, times), job)
+        return tuple(images)
+
+    def _planned(
+        self, point: RestorePoint, source: SnapshotSource, stack: ExitStack, job: Job
+    ) -> SegmentedDisk:
+        reader = stack.enter_context(source.open())
+        tell = partial(_tell, job, point.domain.name)
+        patience = timedelta(days=self.full_read_days)
+        return planned(source, reader, point.taken, patience, self.fast_diff, tell)
+
+    def _save_segments(self, point: RestorePoint, disks: Sequence[SegmentedDisk], job: Job) -> Summary:
+        files = SegmentFiles([disk.files for disk in disks])
+        parents = {disk.base.saved.restore_id for disk in disks if disk.base}
+        tags = [segments_tag(one.target, str(one.source.image), one.files.reader.size) for one in disks]
+        arguments = (
+            "--ignore-inode",  # a disk that comes or goes moves the others'
+            *([f"--parent={parent}" for parent in parents] or ["--force"]),
+            *named(point, *tags),
+        )
+        Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
+        with mounted(files, self.mountpoint):
+            changed = sum(disk.changed_bytes for disk in disks)
+            watch = _Watch(files, changed, self.program.stall_timeout, point.domain.name, job)
+            summary = self.program.backup_files(arguments, self.mountpoint, watch.look, files.give_up)
+        size = sum(disk.files.reader.size for disk in disks)
+        missing = sum(disk.missing for disk in disks)
+        if summary.processed != size or missing:
+            message = (
+                f"the images have {size} bytes, restic saved {summary.processed}; "
+                f"it did not read {missing} of the changed segments"
+            )
+            raise ResticError(message, "the restore point does not count")
+        return summary
+
+
+class _Watch:
+    """Looks after a restic that reads segments: errors of their readers, stalls, progress."""
+
+    def __init__(self, files: SegmentFiles, size: int, patience: float, domain: str, job: Job) -> None:
+        """`size` is how many bytes are expected to be read."""
+        self._files = files
+        self._size = size
+        self._patience = patience
+        self._domain = domain
+        self._job = job
+        self._served, self._since = 0, time.monotonic()
+
+    def look(self) -> None:
+        """Raise what has to end it."""
+        self._job.check_stop()
+        if self._files.error:
+            raise self._files.error
+        now = time.monotonic()
+        if self._files.served != self._served:
+            self._served, self._since = self._files.served, now
+            self._job.reporter.progress(self._domain, "", self._served, max(self._size, self._served))
+        elif now > self._since + self._patience:
+            message = f"the output took no byte for {self._patience:.0f} s"
+            raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT")
+
+
+def _tell(job: Job, domain: str, level: Level, text: str) -> None:
+    job.reporter.message(level, domain, text)
+
+
+def _told(disk: SegmentedDisk, image: SavedImage, summary: Summary) -> str:
+    count = len(disk.files.segments)
+    new = f", {size_text(summary.added)} new for the whole domain" if image.stored_bytes else ""
+    return (
+        f"{image.target} ({image.image}) saved: {size_text(image.size)}, {len(disk.files.read)} of {count} "
+        f"segments read, {size_text(image.read_bytes)} of data{new}, in {image.seconds:.1f} s"
+    )

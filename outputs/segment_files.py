@@ -1,0 +1,174 @@
+"""The snapshots of a domain as files that restic can read: a read-only file system, of this process alone."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyfuse3
+import trio
+
+from backup.checksums import Checksums
+from backup.errors import BackupError
+from backup.process import own_mounts
+from backup.protocols import SnapshotReader
+
+from .segment_reader import Answer, SegmentReader
+from .segments import PER_DIRECTORY, Segments, segment_name, subdirectory_name
+
+CACHED = 3600.0  # seconds that the kernel may keep what it knows of a file: nothing of it changes
+DISK = 32  # an inode's number is the disk's in the upper bits, and in the lower what it is of the disk
+SUBDIRECTORY = 1 << (DISK - 1)  # from here on subdirectories, below it segments, from 1
+FAILED_POLL = 0.05  # seconds
+
+
+@dataclass
+class DiskFiles:
+    """One disk's snapshot: its segments with their times (nanoseconds since 1970), and who reads them.
+
+    `read` has the checksums of each segment that was read as a whole.
+    """
+
+    segments: Segments
+    times: Sequence[int]
+    reader: SnapshotReader
+    read: dict[int, Checksums] = field(default_factory=dict)
+
+
+class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
+    """The file system: a directory for each disk, subdirectories, segments.
+
+    `served` counts the bytes that were read. Where a read fails, `error` says why, and who reads waits until
+    `give_up` is called. Before that it has to be stopped: restic leaves out a file that it can't read.
+    """
+
+    def __init__(self, disks: Sequence[DiskFiles]) -> None:
+        super().__init__()
+        self.served = 0
+        self.error: BackupError | None = None
+        self.token: trio.lowlevel.TrioToken
+        self._given_up = False
+        self._disks = disks
+        self._open: dict[int, tuple[DiskFiles, int, SegmentReader]] = {}
+        self._handles = 0
+
+    def give_up(self) -> None:
+        """Let the reads that can't be answered fail, now and from now on."""
+        self._given_up = True
+
+    async def getattr(self, inode: int, ctx: Any = None) -> Any:
+        return self._attributes(inode)
+
+    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
+        for known, inode in self._entries(parent):
+            if known == name:
+                return self._attributes(inode)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return inode
+
+    async def readdir(self, inode: int, start: int, token: Any) -> None:
+        for number, (name, entry) in enumerate(self._entries(inode)):
+            if number >= start and not pyfuse3.readdir_reply(
+                token, name, self._attributes(entry), number + 1
+            ):
+                break
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
+        disk, number = self._disks[(inode >> DISK) - 1], inode % SUBDIRECTORY - 1
+        self._handles += 1
+        self._open[self._handles] = (disk, number, SegmentReader(disk.reader, disk.segments.extent(number)))
+        # past the kernel's cache: larger requests, and nobody reads it twice
+        return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
+
+    async def read(self, handle: int, offset: int, length: int) -> Answer:
+        disk, number, segment = self._open[handle]
+        while (answer := segment.at_once(offset, length)) is None:
+            try:
+                await trio.to_thread.run_sync(segment.load, offset)
+            except BackupError as error:
+                await self._fail(error)
+        self.served += len(answer)
+        if segment.complete:
+            disk.read[number] = segment.checksums
+        return answer
+
+    async def release(self, handle: int) -> None:
+        _, _, segment = self._open.pop(handle)
+        await trio.to_thread.run_sync(segment.close)
+
+    async def _fail(self, error: BackupError) -> None:
+        self.error = self.error or error
+        while not self._given_up:
+            await trio.sleep(FAILED_POLL)
+        raise pyfuse3.FUSEError(errno.EIO)
+
+    def _entries(self, inode: int) -> Iterator[tuple[bytes, int]]:
+        """Yield (name, inode) of what is in a directory."""
+        if inode == pyfuse3.ROOT_INODE:
+            for number, disk in enumerate(self._disks, 1):
+                yield disk.segments.directory.encode(), number << DISK
+            return
+        number, part = inode >> DISK, inode % (1 << DISK)
+        count = len(self._disks[number - 1].segments)
+        if not part:
+            for one in range(-(-count // PER_DIRECTORY)):
+                yield subdirectory_name(one).encode(), inode + SUBDIRECTORY + one
+        else:
+            first = (part - SUBDIRECTORY) * PER_DIRECTORY
+            for one in range(first, min(count, first + PER_DIRECTORY)):
+                yield segment_name(one).encode(), (number << DISK) + 1 + one
+
+    def _attributes(self, inode: int) -> Any:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.entry_timeout = entry.attr_timeout = CACHED
+        part = inode % (1 << DISK)
+        if inode == pyfuse3.ROOT_INODE or not 0 < part < SUBDIRECTORY:
+            entry.st_mode = stat.S_IFDIR | 0o500
+            entry.st_nlink = 2
+        else:
+            disk = self._disks[(inode >> DISK) - 1]
+            entry.st_mode = stat.S_IFREG | 0o400
+            entry.st_nlink = 1
+            entry.st_size = disk.segments.extent(part - 1).length
+            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = disk.times[part - 1]
+        return entry
+
+
+@contextmanager
+def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
+    """Have the files there during the block, for the programs that this thread starts and for nobody else.
+
+    The mount is in a namespace of their own: it ends with the last of them, however that ends. Raises
+    BackupError.
+    """
+    try:
+        own_mounts()
+        pyfuse3.init(files, directory, {"fsname=virt-rbd-backup", "ro", "default_permissions"})
+    except (OSError, RuntimeError) as error:
+        message = f"cannot mount a file system on {directory}: {error}"
+        raise BackupError(message, "see main.py check") from error
+    serves = threading.Event()
+    serving = threading.Thread(target=trio.run, args=(_serve, files, serves), name="segments", daemon=True)
+    serving.start()
+    serves.wait()
+    try:
+        yield
+    finally:
+        files.give_up()
+        trio.from_thread.run_sync(pyfuse3.terminate, trio_token=files.token)
+        serving.join()
+        pyfuse3.close(unmount=True)
+
+
+async def _serve(files: SegmentFiles, serves: threading.Event) -> None:
+    files.token = trio.lowlevel.current_trio_token()
+    serves.set()
+    await pyfuse3.main()

@@ -1,0 +1,76 @@
+"""An image's bytes out of the archive that restic makes of its segments."""
+
+from __future__ import annotations
+
+import tarfile
+
+from backup.errors import BackupError
+from backup.pipe_source import PipeSource
+
+from .segments import Segments
+
+
+class SegmentSource:
+    """Reads the segments' bytes, one segment after the other. `received` counts them.
+
+    `restic dump` of a directory gives a tar with its files in the order of their names. Satisfies
+    backup.protocols.Source.
+    """
+
+    def __init__(self, archive: PipeSource, segments: Segments) -> None:
+        self.received = 0
+        self._archive = archive
+        self._segments = segments
+        self._next = 0  # segment
+        self._left = 0  # bytes of the one before it
+        self._padding = 0  # bytes after it
+
+    def fill(self, buffer: memoryview) -> int:
+        """Fill the buffer and return its length, or less where there is no more. Raises BackupError."""
+        filled = 0
+        while filled < len(buffer):
+            if not self._left and not self._begin_segment():
+                break
+            wanted = buffer[filled : filled + self._left]
+            got = self._archive.fill(wanted)
+            self._left -= got
+            filled += got
+            if got < len(wanted):
+                break
+        self.received += filled
+        return filled
+
+    def _begin_segment(self) -> bool:
+        """Go to the next segment's first byte. Raises BackupError if the archive has another file there."""
+        self._skip(self._padding)
+        while entry := self._entry():
+            size = -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            if not entry.isreg():  # a directory, or what a header has no room for
+                self._skip(size)
+                continue
+            if self._next == len(self._segments):
+                raise BackupError(f"the output gave a file too many: {entry.name}")
+            name, length = self._segments.path(self._next), self._segments.extent(self._next).length
+            if entry.name.strip("/") != name or entry.size != length:
+                message = f"the output gave {entry.name} of {entry.size} bytes, not {name} of {length}"
+                raise BackupError(message, "another restore point may do; see restic check --read-data")
+            self._next += 1
+            self._left, self._padding = length, size - length
+            return True
+        self._padding = 0
+        return False
+
+    def _entry(self) -> tarfile.TarInfo | None:
+        block = bytearray(tarfile.BLOCKSIZE)
+        if self._archive.fill(memoryview(block)) < len(block) or not any(block):
+            while self._archive.fill(memoryview(block)):  # or restic could not end
+                pass
+            return None
+        try:
+            return tarfile.TarInfo.frombuf(bytes(block), tarfile.ENCODING, "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise BackupError(f"the output gave no archive: {error}") from error
+
+    def _skip(self, length: int) -> None:
+        if length:
+            self._archive.fill(memoryview(bytearray(length)))

@@ -1,0 +1,126 @@
+"""One disk in a backup of segments: which of them have to be read, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain
+from typing import Callable, Optional
+
+from backup.base import Base
+from backup.changes import spot_check
+from backup.checksums import Checksums, packed
+from backup.model import Level, SavedImage
+from backup.protocols import SnapshotReader, SnapshotSource
+
+from .segment_files import DiskFiles
+from .segments import Segments, unpack_times
+
+Tell = Callable[[Level, str], None]
+
+
+@dataclass(frozen=True)
+class SegmentedDisk:
+    """A disk's segments, and the numbers of those that may differ from the base's."""
+
+    source: SnapshotSource
+    files: DiskFiles
+    changed: Collection[int]
+    base: Optional[Base]
+
+    @property
+    def target(self) -> str:
+        return self.source.disk.target
+
+    @property
+    def changed_bytes(self) -> int:
+        return sum(self.files.segments.extent(number).length for number in self.changed)
+
+    @property
+    def missing(self) -> int:
+        """How many of the changed segments were not read as a whole."""
+        return len(set(self.changed) - set(self.files.read))
+
+    def checksums(self) -> Checksums:
+        """Give those of all segments: of what was read now, and the base's of everything else."""
+        read, size = self.files.read, self.files.segments.segment_size
+        before = self.base.checksums if self.base else ()
+        return packed(chain((one for one in before if one[0] // size not in read), *read.values()))
+
+    def saved(self, checksums: Checksums, taken: datetime, seconds: float, restore_id: str) -> SavedImage:
+        reader = self.files.reader
+        return SavedImage(
+            target=self.target,
+            image=str(self.source.image),
+            size=reader.size,
+            data_bytes=sum(length for _, length, _ in checksums),
+            stored_bytes=0,
+            seconds=seconds,
+            restore_id=restore_id,
+            layout=reader.layout,
+            read_bytes=sum(length for one in self.files.read.values() for _, length, _ in one),
+            source=reader.source,
+            segment_size=self.files.segments.segment_size,
+            full_read=self.base.saved.full_read if self.base else taken.isoformat(),
+        )
+
+
+def planned(
+    source: SnapshotSource,
+    reader: SnapshotReader,
+    taken: datetime,
+    patience: timedelta,
+    fast: bool,
+    tell: Tell,
+) -> SegmentedDisk:
+    """Find out what has to be read: all of it, where there is no base that can be trusted.
+
+    `patience` is how long after all was read it is read again. Raises BackupError.
+    """
+    segments = Segments.of(source.disk.target, reader.size)
+    everything = range(len(segments))
+    base = source.base
+    why = _unfit(base, segments, taken, patience)
+    changed: Collection[int] = everything
+    if base and not why:
+        changed = _changed(reader, base, segments, fast)
+        unchanged = [segments.extent(number) for number in everything if number not in changed]
+        wrong = spot_check(reader, base, unchanged)
+        if wrong:
+            why = (
+                f"{wrong.length} bytes at {wrong.offset} are not as they were saved, although Ceph says that "
+                "they have not changed: restore points since the last full read may lack changes"
+            )
+            tell(Level.ERROR, f"{source.disk.target} ({source.image}): {why}")
+    if not base or why:
+        tell(Level.INFO, f"{source.disk.target} ({source.image}) is read as a whole: {why}")
+        base, changed = None, everything
+    before = unpack_times(base.times) if base else ()
+    # later than all that there were, even if the clock was set back
+    now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in before), 0)
+    times = [now if number in changed else before[number] for number in everything]
+    return SegmentedDisk(source, DiskFiles(segments, times, reader), changed, base)
+
+
+def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: timedelta) -> str:
+    """Tell why everything has to be read, "" if it need not be."""
+    if not base:
+        return "there is no snapshot of an earlier backup to compare it with"
+    if base.saved.segment_size != segments.segment_size:
+        return "its segments have another size now"
+    if patience and datetime.fromisoformat(base.saved.full_read) + patience <= taken:
+        return f"it was last so on {base.saved.full_read[:10]} (FULL_READ_DAYS)"
+    return ""
+
+
+def _changed(reader: SnapshotReader, base: Base, segments: Segments, fast: bool) -> Collection[int]:
+    before = Segments(segments.target, base.saved.size, base.saved.segment_size)
+    changed = {
+        number
+        for number in range(len(segments))
+        if number >= len(before) or before.extent(number) != segments.extent(number)
+    }
+    for extent in reader.changes(base.snapshot, fast):
+        changed.update(segments.touched(extent))
+    return changed

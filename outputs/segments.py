@@ -1,0 +1,69 @@
+"""How an image is cut into files: each is read again as a whole when a byte of it has changed."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backup.model import Extent
+
+SMALLEST = 16 << 20  # bytes; smaller ones make scattered changes cheaper, and every run dearer
+MOST = 16384  # of an image: restic looks at each in every run, which takes it 0.1 ms
+PER_DIRECTORY = 128  # restic writes the whole list of a directory anew when one file of it has changed
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The files of one disk's image, by their numbers from 0. Sizes in bytes."""
+
+    target: str
+    size: int
+    segment_size: int
+
+    @classmethod
+    def of(cls, target: str, size: int) -> Segments:
+        """Cut an image of this size: 16 MiB up to 256 GiB, then twice as much for twice the size."""
+        segment_size = SMALLEST
+        while segment_size * MOST < size:
+            segment_size *= 2
+        return cls(target, size, segment_size)
+
+    def __len__(self) -> int:
+        return -(-self.size // self.segment_size)
+
+    @property
+    def directory(self) -> str:
+        """The disk's directory; its subdirectories hold PER_DIRECTORY segments each."""
+        return self.target.replace("/", "_")
+
+    def path(self, number: int) -> str:
+        """Give a segment's path. Their order is that of their bytes in the image."""
+        return f"{self.directory}/{subdirectory_name(number // PER_DIRECTORY)}/{segment_name(number)}"
+
+    def extent(self, number: int) -> Extent:
+        """Tell where in the image it lies. All have the same length but the last."""
+        start = number * self.segment_size
+        return Extent(start, min(self.segment_size, self.size - start))
+
+    def touched(self, extent: Extent) -> range:
+        """Tell which segments have bytes of an extent."""
+        end = min(extent.offset + extent.length, self.size)
+        return range(extent.offset // self.segment_size, -(-end // self.segment_size))
+
+
+def subdirectory_name(number: int) -> str:
+    return f"{number:04d}"
+
+
+def segment_name(number: int) -> str:
+    return f"{number:06d}"
+
+
+def pack_times(times: Sequence[int]) -> bytes:
+    """Pack the segments' times, in nanoseconds since 1970, for the manifest: 8 bytes each, big-endian."""
+    return struct.pack(f">{len(times)}q", *times)
+
+
+def unpack_times(packed: bytes) -> tuple[int, ...]:
+    return struct.unpack(f">{len(packed) // 8}q", packed)
