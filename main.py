@@ -187,11 +187,11 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
     return 1 if problems else 0
 
 
-def clean_up(_arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Thaw and remove what killed runs left."""
     from backup.cleanup import clean_node
 
-    return 3 if clean_node(settings, console) else 0
+    return 3 if clean_node(settings, console, arguments.all) else 0
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {

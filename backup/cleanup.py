@@ -20,9 +20,10 @@ from .snapshots import leftovers, remove_leftovers
 from .stop import StopRequest
 
 
-def clean_node(settings: Settings, reporter: Reporter) -> int:
+def clean_node(settings: Settings, reporter: Reporter, kept: bool = False) -> int:
     """Let all domains of this node go and remove their leftovers; return how many that failed for.
 
+    `kept`: remove too what is kept for the next run.
     Raises AlreadyRunning while a run is active, as what it left is not left.
     """
     with only_run(settings.runtime_dir):
@@ -34,7 +35,7 @@ def clean_node(settings: Settings, reporter: Reporter) -> int:
                 reporter.message(Level.ERROR, "", str(error))
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]
-                failed += remove_all_leftovers(own, hypervisor, settings, reporter)
+                failed += remove_all_leftovers(own, hypervisor, settings, reporter, kept)
     return failed
 
 
@@ -65,14 +66,18 @@ def let_go_noted(settings: Settings, reporter: Reporter, uuid: str | None = None
 
 
 def remove_all_leftovers(
-    domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings, reporter: Reporter
+    domains: Sequence[Domain],
+    hypervisor: Hypervisor,
+    settings: Settings,
+    reporter: Reporter,
+    kept: bool = False,
 ) -> int:
     """Remove the snapshots and locks that killed runs left; return how many domains that failed for."""
     failed = 0
     with Clusters(hypervisor, settings, settings.ceph_timeout) as clusters:
         for domain in domains:
             try:
-                _remove(domain, clusters, settings, reporter)
+                _remove(domain, clusters, settings, reporter, kept)
             except LockHeld as error:
                 reporter.message(Level.INFO, domain.name, error.message)
             except BackupError as error:
@@ -81,13 +86,13 @@ def remove_all_leftovers(
     return failed
 
 
-def _remove(domain: Domain, clusters: Clusters, settings: Settings, reporter: Reporter) -> None:
+def _remove(domain: Domain, clusters: Clusters, settings: Settings, reporter: Reporter, kept: bool) -> None:
     images = [(clusters.at(disk.address), disk.image) for disk in domain.disks if disk.image]
     if not images:
         return
     lock = lock_of(domain, clusters, settings.lock_duration)
-    if not lock.exists() and not any(leftovers(*one, domain) for one in images):
+    if not lock.exists() and not any(leftovers(*one, domain, kept) for one in images):
         return
     with lock.held(StopRequest(), reporter, domain.name):
         for cluster, image in images:
-            remove_leftovers(cluster, image, domain, reporter)
+            remove_leftovers(cluster, image, domain, reporter, kept)

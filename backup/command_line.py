@@ -116,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     drilled.add_argument("--boot", action="store_true", help="boot it too, without a network")
     add("check", "look whether backups can work, and what to mend")
-    add("cleanup", "let guests go and remove snapshots that killed runs left")
+    cleaned = add("cleanup", "let guests go and remove snapshots that killed runs left")
+    cleaned.add_argument(
+        "--all",
+        action="store_true",
+        help="those too that restic_incremental keeps: its next backups then read everything",
+    )
     return parser
 
 

@@ -234,7 +234,8 @@ def remove_leftovers(
         except BackupError as error:
             errors.append(error)
             continue
-        text = f"removed snapshot {name} of {image} that a killed run left"
+        left = "a killed run left" if name.startswith(owned_prefix(domain.uuid)) else "was kept"
+        text = f"removed snapshot {name} of {image} that {left}"
         reporter.message(Level.WARNING, domain.name, text)
     if errors:
         raise errors[0]

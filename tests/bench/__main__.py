@@ -16,6 +16,7 @@ from typing import Callable
 from tests.lab import Lab, running_lab
 
 from .bench import Bench
+from .changing import changing, terabyte
 from .comeback import comeback
 from .guests import freeze, write_latency
 from .races import domains, fragments, latency, main_race, sizes
@@ -31,6 +32,8 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "start": starts,
     "sizes": sizes,
     "restore": comeback,
+    "changes": changing,
+    "terabyte": terabyte,
 }
 
 
