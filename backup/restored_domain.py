@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 
 from .cleanly import undone_by
+from .copied_xml import nvram_beside
 from .disk_xml import Places
 from .domain_xml import disks
 from .errors import BackupError, reason
 from .hypervisor import Hypervisor
 from .model import Image, Level, SavedDomain, State
 from .protocols import Reporter
-from .restored_xml import Redefinition, nvram_beside, redefined
+from .restored_xml import Redefinition, redefined
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,8 @@ class RestoredDomain:
         """Give its XML with these images; say what can't be as it was. Raises BackupError."""
         change = Redefinition(self.name, self.uuid, self.copy, images, monitors)
         xml, left_out = redefined(self.saved.definition.inactive_xml, change)
-        for target in left_out:
-            text = f"{target} is left out of the copy's definition: it was not restored"
-            self.reporter.message(Level.WARNING, self.name, text)
+        for what in left_out:
+            self.reporter.message(Level.WARNING, self.name, f"left out of the copy's definition: {what}")
         if not self.copy:
             for image in self.saved.images:
                 if image.target not in images:

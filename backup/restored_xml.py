@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
+from .copied_xml import isolate, part_from_the_other
 from .errors import BackupError
 from .model import Image
-
-# Devices that are the network's, the node's or somebody's on it, who expects another domain behind them.
-REACHING_OUT = ("interface", "hostdev", "redirdev", "filesystem", "graphics", "shmem", "vsock")
 
 
 @dataclass(frozen=True)
@@ -36,9 +33,9 @@ class Redefinition:
 
 
 def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
-    """Give the XML, and the targets of the disks that were left out of it.
+    """Give the XML, and what was left out of it.
 
-    A copy has no part in disks that were not restored, nor network addresses that are another's. Raises
+    A copy has no part in disks that were not restored, nor in anything else that is another's. Raises
     BackupError for a disk that can't be pointed at its restored image.
     """
     domain = ElementTree.fromstring(xml)
@@ -52,37 +49,14 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
     assert devices is not None, "libvirt always writes it"
     left_out = []
     for disk in devices.findall("disk"):
-        if not _pointed(disk, change) and change.copy and disk.get("device", "disk") == "disk":
+        if not _pointed(disk, change) and change.copy and disk.get("device") != "cdrom":
             devices.remove(disk)
-            left_out.append(_target(disk))
+            left_out.append(f"{_target(disk)}, which was not restored")
     if change.copy:
-        _part_from_the_other(domain, devices, change.name)
+        left_out += part_from_the_other(domain, devices, change.name)
     if change.isolated:
-        _remove(devices, *REACHING_OUT)
+        isolate(devices)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
-
-
-def _part_from_the_other(domain: Element, devices: Element, name: str) -> None:
-    """Leave a copy nothing that belongs to the domain that was saved."""
-    for interface in devices.findall("interface"):
-        _remove(interface, "mac")
-    for nvram in domain.findall("./os/nvram"):
-        _renamed_nvram(nvram, name)
-    for log in (*devices.findall("serial"), *devices.findall("console")):
-        if log.get("type") == "file":  # the other domain writes there
-            log.set("type", "pty")
-            _remove(log, "source")
-
-
-def nvram_beside(path: str, name: str) -> str:
-    """Give the path for a copy's NVRAM: named as libvirt itself would name it."""
-    return os.path.join(os.path.dirname(path), f"{name}_VARS.fd")
-
-
-def _remove(element: Element, *names: str) -> None:
-    for name in names:
-        for child in element.findall(name):
-            element.remove(child)
 
 
 def _pointed(disk: Element, change: Redefinition) -> bool:
@@ -126,14 +100,6 @@ def _lead_to(source: Element, monitors: Sequence[tuple[str, str]]) -> None:
         source.remove(host)
     for address, port in monitors:
         source.insert(0, Element("host", {"name": address, "port": port}))
-
-
-def _renamed_nvram(nvram: Element, name: str) -> None:
-    source = nvram.find("source")  # since libvirt 8.5, where nvram has a type
-    if source is not None and source.get("file"):
-        source.set("file", nvram_beside(source.get("file", ""), name))
-    elif nvram.text and nvram.text.strip():
-        nvram.text = nvram_beside(nvram.text.strip(), name)
 
 
 def _target(disk: Element) -> str:

@@ -68,7 +68,7 @@ def test_a_domain_is_as_it_was_but_on_its_restored_images() -> None:
 def test_a_copy_has_no_part_in_what_belongs_to_the_other() -> None:
     images = {"vda": image("vms/web-root-copy")}
     xml, left_out = redefined(XML, change(copy=True, name="two", uuid=OTHER_UUID, images=images))
-    assert left_out == ["vdb", "vdc"]
+    assert left_out == ["vdb, which was not restored", "vdc, which was not restored"]
     assert set(disks(xml)) == {"vda", "sda"}
     domain = ElementTree.fromstring(xml)
     assert (domain.findtext("name"), domain.findtext("uuid")) == ("two", OTHER_UUID)
