@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, SubElement
 
 from .domain_xml import AGENT_CHANNEL
+from .override import ELEMENT, NAMESPACE
 
 COMMAND_LINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
+BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
 
 # Character devices, and their types that lead to nothing outside of their QEMU.
 CONSOLES = ("serial", "console", "parallel")
@@ -44,8 +46,8 @@ def part_from_the_other(domain: Element, devices: Element, name: str) -> Sequenc
     return left_out
 
 
-def isolate(devices: Element) -> None:
-    """Leave a copy no device that reaches beyond it."""
+def isolate(domain: Element, devices: Element) -> None:
+    """Leave a copy nothing that reaches beyond it, and no part in backups."""
     for device in list(devices):
         if device.tag not in SELF_CONTAINED or _reaches_out(device):
             devices.remove(device)
@@ -54,6 +56,7 @@ def isolate(devices: Element) -> None:
         elif device.tag == "audio":  # sound cards refer to it
             device.set("type", "none")
             remove(device, *[child.tag for child in device])
+    _keep_out_of_backups(domain)
 
 
 def nvram_beside(path: str, name: str) -> str:
@@ -65,6 +68,14 @@ def remove(element: Element, *names: str) -> None:
     for name in names:
         for child in element.findall(name):
             element.remove(child)
+
+
+def _keep_out_of_backups(domain: Element) -> None:
+    metadata = domain.find("metadata")
+    if metadata is None:
+        metadata = SubElement(domain, "metadata")
+    remove(metadata, BACKUP)
+    SubElement(metadata, BACKUP, {"enabled": "no"})
 
 
 def _renamed_nvram(nvram: Element, name: str) -> None:

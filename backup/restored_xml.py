@@ -55,7 +55,7 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
     if change.copy:
         left_out += part_from_the_other(domain, devices, change.name)
     if change.isolated:
-        isolate(devices)
+        isolate(domain, devices)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Iterator
 
@@ -64,6 +65,8 @@ def test_an_interrupted_drill_leaves_no_guest_and_no_image(node: Node, lab: Lab)
     assert node.run("backup", WEB).returncode == 0
     with node.started("drill", WEB, "--boot") as process:
         wait_until(lambda: f"{WEB}-drill" in lab.virsh("list", "--name"), 60, "the guest is started")
+        (listed,) = [one for one in json.loads(node.run("list", "--json").stdout) if "-drill" in one["name"]]
+        assert not listed["selected"], listed
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from backup.model import Override
+from backup.override import override
 from backup.restored_xml import redefined
 
 from .test_restored_xml import change
@@ -144,3 +146,19 @@ def test_an_isolated_one_plays_its_sound_to_nobody() -> None:
     sound = '<sound model="ich9"><audio id="1" /></sound>'
     domain, _ = of_a_copy(f"{sound}<audio id='1' type='spice'><input voices='1'/></audio>", isolated=True)
     assert shown(domain) == f'{sound}<audio id="1" type="none" />'
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "",
+        "<metadata><x:y xmlns:x='z'/></metadata>",
+        "<metadata><backup xmlns='virt-rbd-backup' freeze='required'/></metadata>",
+        "<metadata><b:backup xmlns:b='other' enabled='yes'/></metadata>",
+    ],
+)
+def test_an_isolated_one_is_not_backed_up_whatever_the_saved_domain_said(metadata: str) -> None:
+    domain, _ = of_a_copy("", isolated=True, beside=metadata)
+    assert override(ElementTree.tostring(domain, encoding="unicode")) == Override(enabled=False)
+    domain, _ = of_a_copy("", beside=metadata)
+    assert override(ElementTree.tostring(domain, encoding="unicode")) == override(f"<d>{metadata}</d>")
