@@ -280,9 +280,12 @@ class Cluster:
         return json.loads(answer)
 
     def monitors(self) -> list[tuple[str, str]]:
-        """Give (address, port) of each monitor, as all versions of clients can reach it."""
+        """Give (address, port) of each monitor, as all versions of clients can reach it.
+
+        An IPv6 address without its brackets, as in libvirt's XML.
+        """
         hosts = [one["public_addr"].split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
-        return [(address, port) for address, _, port in hosts]
+        return [(address.strip("[]"), port) for address, _, port in hosts]
 
     def has_pool(self, name: str) -> bool:
         with self.errors(f"cannot look for pool {name}"):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
-from .copied_xml import isolate, part_from_the_other
+from .copied_xml import isolate, part_from_the_other, remove
 from .errors import BackupError
 from .model import Image
 
@@ -47,6 +47,7 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
         genid.text = None
     devices = domain.find("devices")
     assert devices is not None, "libvirt always writes it"
+    change = replace(change, images=_with_sharers(devices, change.images))
     left_out = []
     for disk in devices.findall("disk"):
         if not _pointed(disk, change) and change.copy and disk.get("device") != "cdrom":
@@ -59,32 +60,48 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
     return ElementTree.tostring(domain, encoding="unicode"), left_out
 
 
+def _with_sharers(devices: Element, images: Mapping[str, Image]) -> Mapping[str, Image]:
+    """Add the disks that had the same image as one that was restored: it was saved once for all of them."""
+    layers = [one for disk in devices.findall("disk") for one in _layers(disk)]
+    restored = {_origin(layer): images[target] for target, layer in layers if target in images}
+    shared = {target: restored[_origin(layer)] for target, layer in layers if _origin(layer) in restored}
+    return {**shared, **images}
+
+
+def _origin(layer: Element) -> tuple[object, ...]:
+    """Give what tells where a layer's image was."""
+    places = [one for name in ("source", "source/host", "source/config") for one in layer.findall(name)]
+    snapshot = layer.find("source/snapshot") is not None
+    return (layer.get("type"), snapshot, *(tuple(sorted(one.attrib.items())) for one in places))
+
+
 def _pointed(disk: Element, change: Redefinition) -> bool:
     """Point a disk and the layers below it at what was restored of them; tell whether that is all of it."""
-    targets = [
-        (_target(disk) + (f".backing{n}" if n else ""), layer) for n, layer in enumerate(_layers(disk))
-    ]
-    for target, layer in targets:
+    layers = list(_layers(disk))
+    for target, layer in layers:
         if target in change.images:
             _point(layer, target, change.images[target], change)
-    return all(target in change.images for target, _ in targets)
+    return all(target in change.images for target, _ in layers)
 
 
-def _layers(disk: Element) -> Iterator[Element]:
+def _layers(disk: Element) -> Iterator[tuple[str, Element]]:
+    """Yield the disk and what lies below it, with their targets: vda, vda.backing1, ..."""
     layer: Element | None = disk
+    count = 0
     while layer is not None and layer.find("source") is not None:
-        yield layer
-        layer = layer.find("backingStore")
+        yield _target(disk) + (f".backing{count}" if count else ""), layer
+        layer, count = layer.find("backingStore"), count + 1
 
 
 def _point(layer: Element, target: str, image: Image, change: Redefinition) -> None:
-    source, kind = layer.find("source"), layer.get("type")
+    source = layer.find("source")
     assert source is not None, "it had an image"
-    if kind == "network":
-        source.set("name", str(image))
+    if layer.get("type") in ("network", "volume"):
+        layer.set("type", "network")  # a volume is of the pool, and the cluster, that it was in
+        for name in ("pool", "volume"):
+            source.attrib.pop(name, None)
+        source.attrib.update(protocol="rbd", name=str(image))
         _lead_to(source, change.monitors)
-    elif kind == "volume":
-        source.set("volume", image.name)
     elif source.get("dev") != f"/dev/rbd/{image}":
         message = f"{target} is the kernel's device {source.get('dev')}, which can't lead to {image}"
         hint = f"restore without --define; then rbd map {image}, and virsh define the manifest's domain.xml"
@@ -92,14 +109,14 @@ def _point(layer: Element, target: str, image: Image, change: Redefinition) -> N
 
 
 def _lead_to(source: Element, monitors: Sequence[tuple[str, str]]) -> None:
-    """Name the cluster's monitors, unless one that is named is one of them."""
-    hosts = source.findall("host")
-    if not hosts or {host.get("name") for host in hosts} & {address for address, _ in monitors}:
+    """Name the cluster's monitors, unless one that is named is one of them.
+
+    Where none is named, a file on the node does, which may be another cluster's.
+    """
+    if {host.get("name") for host in source.findall("host")} & {address for address, _ in monitors}:
         return
-    for host in hosts:
-        source.remove(host)
-    for address, port in monitors:
-        source.insert(0, Element("host", {"name": address, "port": port}))
+    remove(source, "host", "config")
+    source.extend(Element("host", {"name": address, "port": port}) for address, port in monitors)
 
 
 def _target(disk: Element) -> str:

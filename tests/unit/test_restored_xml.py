@@ -9,6 +9,7 @@ import pytest
 from backup.errors import BackupError
 from backup.restored_xml import Redefinition, redefined
 
+from .paper_cluster import PaperCluster
 from .samples import OTHER_UUID, UUID, image
 
 XML = f"""
@@ -37,6 +38,10 @@ BOTH = {"vda": image("scratch/web-root"), "vdb": image("scratch/web-data")}
 def change(copy: bool = False, **changes: object) -> Redefinition:
     values = {"name": "web", "uuid": UUID, "images": BOTH, "monitors": MONITORS, "copy": copy, **changes}
     return Redefinition(**values)  # type: ignore[arg-type]
+
+
+def domain_with(devices: str) -> str:
+    return f"<domain><name>x</name><uuid>x</uuid><devices>{devices}</devices></domain>"
 
 
 def disks(xml: str) -> dict[str, dict[str, str]]:
@@ -84,33 +89,82 @@ def test_an_isolated_one_reaches_nobody() -> None:
     assert ElementTree.fromstring(xml).find("./devices/interface") is None
 
 
+OTHERS = [("10.9.9.1", "6789"), ("fd00::1", "6790")]
+
+
 @pytest.mark.parametrize(
-    ("monitors", "named"),
-    [(MONITORS, ["10.0.0.1"]), ([("10.9.9.1", "6789"), ("10.9.9.2", "6790")], ["10.9.9.1", "10.9.9.2"])],
+    ("inside", "monitors", "kept"),
+    [
+        ("<host name='10.0.0.1'/><host name='gone'/><config file='/etc/ceph/a.conf'/>", MONITORS, True),
+        ("<host name='fd00::1' port='6789'/>", OTHERS, True),
+        ("<host name='10.0.0.1' port='6789'/>", OTHERS, False),
+        ("<host name='10.0.0.1'/><config file='/etc/ceph/a.conf'/>", OTHERS, False),
+        ("<config file='/etc/ceph/a.conf'/>", MONITORS, False),
+        ("", MONITORS, False),
+    ],
 )
-def test_the_monitors_are_those_of_the_cluster_that_the_images_are_in(
-    monitors: list[tuple[str, str]], named: list[str]
+def test_a_disk_leads_to_the_cluster_that_its_image_is_in(
+    inside: str, monitors: list[tuple[str, str]], kept: bool
 ) -> None:
-    xml, _ = redefined(XML, change(monitors=monitors))
-    hosts = ElementTree.fromstring(xml).findall("./devices/disk/source/host")
-    assert sorted(host.get("name", "") for host in hosts) == named
+    before = f"<source protocol='rbd' name='a/b'>{inside}</source>"
+    disk = f"<disk type='network'>{before}<target dev='vda'/></disk>"
+    xml, _ = redefined(domain_with(disk), change(images={"vda": image("a/b")}, monitors=monitors))
+    source = ElementTree.fromstring(xml).find("./devices/disk/source")
+    assert source is not None
+    if kept:
+        assert ElementTree.tostring(source) == ElementTree.tostring(ElementTree.fromstring(before))
+    else:
+        assert [(one.tag, one.get("name"), one.get("port")) for one in source] == [
+            ("host", *monitor) for monitor in monitors
+        ]
 
 
-def test_a_layer_and_a_volume_are_pointed_at_their_images() -> None:
+def test_monitors_are_named_as_libvirt_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = PaperCluster()
+    addresses = ("10.9.9.1:6789/0", "[fd00::1]:6790/0")
+    dump = {"mons": [{"public_addr": address} for address in addresses]}
+    monkeypatch.setattr(cluster, "ask", lambda _: dump)
+    assert cluster.monitors() == OTHERS
+
+
+def test_a_layer_is_pointed_at_its_image() -> None:
     disk = """<disk type='network' device='disk'><source protocol='rbd' name='a/top'/>
     <backingStore type='network'><source protocol='rbd' name='a/base'/></backingStore>
-    <target dev='vda'/></disk>
-    <disk type='volume' device='disk'><source pool='p' volume='data'/><target dev='vdb'/></disk>"""
-    xml = f"<domain><name>x</name><uuid>x</uuid><devices>{disk}</devices></domain>"
-    images = {"vda": image("b/top"), "vda.backing1": image("b/base"), "vdb": image("a/data-2")}
-    domain = ElementTree.fromstring(redefined(xml, change(images=images))[0])
-    assert [one.get("name") for one in domain.iter("source")][:2] == ["b/top", "b/base"]
-    assert disks(redefined(xml, change(images=images))[0])["vdb"] == {"pool": "p", "volume": "data-2"}
+    <target dev='vda'/></disk>"""
+    images = {"vda": image("b/top"), "vda.backing1": image("b/base")}
+    domain = ElementTree.fromstring(redefined(domain_with(disk), change(images=images))[0])
+    assert [one.get("name") for one in domain.iter("source")] == ["b/top", "b/base"]
+
+
+def test_a_volume_becomes_an_image_as_its_pool_may_be_another_one_s() -> None:
+    disk = "<disk type='volume' device='disk'><source pool='p' volume='data'/><target dev='vda'/></disk>"
+    domain = ElementTree.fromstring(redefined(domain_with(disk), change())[0])
+    (disk_after,) = domain.findall("./devices/disk")
+    assert (disk_after.get("type"), source_of(disk_after)) == (
+        "network",
+        {"protocol": "rbd", "name": "scratch/web-root"},
+    )
+    assert len(disk_after.findall("./source/host")) == len(MONITORS)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_disks_of_one_image_stay_together(copy: bool) -> None:
+    def disk(target: str, inside: str = "<host name='a'/>") -> str:
+        source = f"<source protocol='rbd' name='vms/web-root'>{inside}</source>"
+        return f"<disk type='network' device='disk'>{source}<target dev='{target}'/></disk>"
+
+    elsewhere = disk("vdc", "<host name='b'/>") + disk("vdd", "<host name='a'/><snapshot name='s'/>")
+    xml = domain_with(disk("vda") + disk("vdb") + elsewhere)
+    after, left_out = redefined(xml, change(copy, images={"vda": image("scratch/web-root")}))
+    names = {target: source["name"] for target, source in disks(after).items()}
+    both = {"vda": "scratch/web-root", "vdb": "scratch/web-root"}
+    others = {"vdc": "vms/web-root", "vdd": "vms/web-root"}
+    assert names == (both if copy else {**both, **others})
+    assert len(left_out) == (2 if copy else 0)
 
 
 def test_a_kernel_device_can_not_lead_to_another_image() -> None:
-    disk = "<disk type='block'><source dev='/dev/rbd/vms/a'/><target dev='vda'/></disk>"
-    xml = f"<domain><name>x</name><uuid>x</uuid><devices>{disk}</devices></domain>"
+    xml = domain_with("<disk type='block'><source dev='/dev/rbd/vms/a'/><target dev='vda'/></disk>")
     redefined(xml, change(images={"vda": image("vms/a")}))
     with pytest.raises(BackupError, match="kernel's device /dev/rbd/vms/a, which can't lead to vms/b"):
         redefined(xml, change(images={"vda": image("vms/b")}))
