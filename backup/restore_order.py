@@ -119,10 +119,7 @@ class Restorer:
             ]
             restored = restore.bring_back(wanted)
             if domain:
-                try:
-                    domain.define(xml, order.start)
-                except BackupError as error:
-                    raise NotDefined(f"the images are restored, but {error.message}", error.hint) from error
+                define_on_images(domain, xml, order.start)
         return restored
 
     def _saved(self) -> SavedDomain:
@@ -143,8 +140,23 @@ class Restorer:
             raise ConfigError([BackupError(message, "name one: --config FILE")])
         hypervisor = stack.enter_context(Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout))
         domain = RestoredDomain.of(saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter)
-        domain.require_free()
+        domain.require_definable()
         return domain
+
+
+def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
+    """Define the domain on its restored images, and start it where asked. Raises NotDefined."""
+    try:
+        domain.define(xml)
+    except BackupError as error:
+        once_more = "then restore once more, with --force, as the images are there now"
+        hint = "; ".join(filter(None, (error.hint, once_more)))
+        raise NotDefined(f"the images are restored, but {error.message}", hint) from error
+    if start:
+        try:
+            domain.start()
+        except BackupError as error:
+            raise NotDefined(f"the domain is restored, but {error.message}", error.hint) from error
 
 
 def restore_cluster(settings: Settings) -> Cluster:

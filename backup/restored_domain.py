@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,11 @@ from .disk_xml import Places
 from .domain_xml import disks
 from .errors import BackupError, reason
 from .hypervisor import Hypervisor
-from .model import Image, Level, SavedDomain, State
+from .model import Disk, Image, Level, SavedDomain, State
 from .protocols import Reporter
 from .restored_xml import Redefinition, redefined
+
+RESTORING = ".virt-rbd-backup.restoring"  # end of a name under which an NVRAM is written
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class RestoredDomain:
         return (self.name, self.uuid) != (self.saved.name, self.saved.point.uuid)
 
     def require_free(self) -> None:
-        """Raise BackupError unless the domain may be defined."""
+        """Raise BackupError unless the domain's name and UUID are free, or may be taken."""
         for other in self.hypervisor.domains():
             if other.uuid == self.uuid and other.name == self.name and self.force:
                 if other.state is not State.SHUT_OFF:
@@ -67,21 +69,37 @@ class RestoredDomain:
             elif other.name == self.name:
                 message = f"another domain {other.name} (UUID {other.uuid}) is defined here"
                 raise BackupError(message, "--name NEW --new-uuid defines it beside that one")
+
+    def require_definable(self) -> None:
+        """Raise BackupError unless the domain may be defined, and its NVRAM be written."""
+        self.require_free()
         path = self._nvram_path
-        if path and os.path.exists(path) and not self.force:
-            raise BackupError(f"the NVRAM {path} exists", "move it out of the way, or --force replaces it")
+        if path:
+            self._require_writable(path)
+            if os.path.exists(path) and not self.force:
+                hint = "move it out of the way, or --force replaces it"
+                raise BackupError(f"the NVRAM {path} exists", hint)
 
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
         """Give its XML with these images; say what can't be as it was. Raises BackupError."""
         change = Redefinition(self.name, self.uuid, self.copy, images, monitors)
         xml, left_out = redefined(self.saved.definition.inactive_xml, change)
-        for what in left_out:
-            self.reporter.message(Level.WARNING, self.name, f"left out of the copy's definition: {what}")
-        if not self.copy:
-            for image in self.saved.images:
-                if image.target not in images:
-                    text = f"{image.target} is as it was in the definition: its image is not restored"
-                    self.reporter.message(Level.WARNING, self.name, text)
+        targets = {disk.target for disk in _disks_of(self.saved.definition.inactive_xml)}
+        kept = [one.target for one in self.saved.images if one.target in targets - set(images)]
+        for text in (
+            *(f"left out of the copy's definition: {what}" for what in left_out),
+            *(
+                f"{target} is as it was in the definition: its image is not restored"
+                for target in kept
+                if not self.copy
+            ),
+            *(
+                f"{target} is restored, but not in the definition: the domain had it only while it ran"
+                for target in images
+                if target not in targets
+            ),
+        ):
+            self.reporter.message(Level.WARNING, self.name, text)
         return xml
 
     @contextmanager
@@ -89,26 +107,29 @@ class RestoredDomain:
         """Run the copy, isolated, during the block, which gets its XML; nothing is left of it afterwards."""
         change = Redefinition(self.name, self.uuid, True, images, monitors, isolated=True)
         xml, _ = redefined(self.saved.definition.inactive_xml, change)
-        try:
+        with ExitStack() as stack:
             if self._nvram_path:
-                self._write_nvram(self._nvram_path)
-            with undone_by(partial(self.hypervisor.destroy, self.uuid), self.reporter, self.name):
-                self.hypervisor.run_once(xml)
-                yield xml
-        finally:
-            if self._nvram_path:
-                Path(self._nvram_path).unlink(missing_ok=True)
+                self._require_writable(self._nvram_path)
+                remove = partial(_remove_nvram, self._nvram_path)
+                stack.enter_context(undone_by(remove, self.reporter, self.name))
+                self._write_nvram(self._nvram_path)  # over what a killed drill left: no domain has that name
+            destroy = partial(self.hypervisor.destroy, self.uuid)
+            stack.enter_context(undone_by(destroy, self.reporter, self.name))
+            self.hypervisor.run_once(xml)
+            yield xml
 
-    def define(self, xml: str, start: bool) -> None:
-        """Put its NVRAM in place, define it, and start it where asked. Raises BackupError."""
-        if self._nvram_path:
-            self._write_nvram(self._nvram_path)
-        self.hypervisor.define(xml)
+    def define(self, xml: str) -> None:
+        """Define it, and put its NVRAM in place. Raises BackupError, also if its place is taken by now."""
+        self.require_definable()
+        with self._nvram_replaced():
+            self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
         self._tell_of_secrets(xml)
-        if start:
-            self.hypervisor.start(self.uuid)
-            self.reporter.message(Level.INFO, self.name, "started")
+
+    def start(self) -> None:
+        """Start it. Raises HypervisorError."""
+        self.hypervisor.start(self.uuid)
+        self.reporter.message(Level.INFO, self.name, "started")
 
     @property
     def _nvram_path(self) -> str:
@@ -117,25 +138,59 @@ class RestoredDomain:
             return ""
         return nvram_beside(definition.nvram_path, self.name) if self.copy else definition.nvram_path
 
-    def _write_nvram(self, path: str) -> None:
+    def _require_writable(self, nvram_path: str) -> None:
         if not self.hypervisor.local:
-            message = f"the NVRAM {path} can't be written to another node, {self.hypervisor.uri}"
+            message = f"the NVRAM {nvram_path} can't be written to another node, {self.hypervisor.uri}"
             raise BackupError(message, "restore on that node, with its own libvirt as LIBVIRT_URI")
-        try:
-            with open(path, "wb", opener=_closed_to_others) as file:
-                file.write(self.saved.definition.nvram)
-        except OSError as error:
-            hint = f"make {Path(path).parent}; libvirt's package does"
-            raise BackupError(f"cannot write the NVRAM {path}: {reason(error)}", hint) from error
+        directory = os.path.dirname(nvram_path)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            message = f"cannot write the NVRAM {nvram_path}: {directory} is missing, or can't be written to"
+            raise BackupError(message, f"make {directory}; libvirt's package does")
+
+    @contextmanager
+    def _nvram_replaced(self) -> Iterator[None]:
+        """Have the NVRAM ready, beside what is there, during the block, and in its place afterwards."""
+        if not self._nvram_path:
+            yield
+            return
+        filling = f"{self._nvram_path}{RESTORING}"
+        with undone_by(partial(_remove_nvram, filling), self.reporter, self.name):
+            self._write_nvram(filling)
+            yield
+            with _nvram_errors("write", self._nvram_path):
+                os.replace(filling, self._nvram_path)
+
+    def _write_nvram(self, path: str) -> None:
+        with _nvram_errors("write", path), open(path, "wb", opener=_closed_to_others) as file:
+            file.write(self.saved.definition.nvram)
 
     def _tell_of_secrets(self, xml: str) -> None:
         """Say what keys libvirt has not got: the domain is defined, but will not start."""
-        addresses = {disk.address for disk in disks(xml, Places(lambda _: "<pool/>", lambda _: None))}
-        for address in addresses:
+        for address in {disk.address for disk in _disks_of(xml)}:
             try:
                 self.hypervisor.secret(address)
             except BackupError as error:
                 self.reporter.message(Level.WARNING, self.name, str(error))
+
+
+def _disks_of(xml: str) -> Sequence[Disk]:
+    """Give a definition's disks by what it alone tells of them."""
+    return disks(xml, Places(lambda _: "<pool/>", lambda _: None))
+
+
+def _remove_nvram(path: str) -> None:
+    """Remove it; already gone counts as success."""
+    with _nvram_errors("remove", path):
+        Path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _nvram_errors(action: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = f"is there room in {Path(path).parent}, and may it be written to?"
+        raise BackupError(f"cannot {action} the NVRAM {path}: {reason(error)}", hint) from error
 
 
 def _closed_to_others(path: str, flags: int) -> int:
