@@ -291,6 +291,18 @@ class Cluster:
         with self.errors(f"cannot look for pool {name}"):
             return bool(self._rados.pool_exists(name))
 
+    def require_namespace(self, image: Image) -> None:
+        """Raise ClusterError if there is no namespace that the image could be in."""
+        if not image.namespace:
+            return
+        with self.errors("cannot look for the namespace of", image):
+            try:
+                there = rbd.RBD().namespace_exists(self.pool_of(image), image.namespace)
+            except rbd.PermissionError:  # this user sees its namespace alone
+                return
+        if not there:
+            raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
+
     def pool_of(self, image: Image) -> Any:
         """Give the rados.Ioctx of the image's pool and namespace."""
         key = (image.pool, image.namespace)
@@ -334,6 +346,8 @@ class Cluster:
         message = f"{what}: {os.strerror(number).lower() if number else words}"
         if number == errno.ENOENT and image:
             hint = f"was it renamed, or moved? see rbd ls {image.place}; rbd trash ls --all {image.place}"
+            if image.namespace:
+                hint += f"; is there its namespace? rbd namespace create {image.place}"
             return ImageGone(message, hint, number)
         return ClusterError(message, self._hint(number, image), number)
 

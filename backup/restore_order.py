@@ -200,6 +200,8 @@ def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mappin
         needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += image.data_bytes
     for pool, data_bytes in needed.items():
         require_room(cluster, pool, data_bytes)
+    for image in images:
+        cluster.require_namespace(places[image.target])
 
 
 def _spelled(option: str) -> str:

@@ -115,7 +115,7 @@ def test_what_is_there_is_never_overwritten_unasked(node: Node, lab: Lab, tmp_pa
         ("--suffix", SUFFIX, "--define", "--new-uuid"): f"another domain {ARCHIVE}",
         ("--suffix", SUFFIX, "--define", "--name", COPY): f"domain {ARCHIVE} with the UUID",
         ("--to-pool", "nowhere"): "there is no pool nowhere",
-        ("--to-pool", "vms/nowhere"): "no such file or directory",
+        ("--to-pool", "vms/nowhere"): "hint: rbd namespace create vms/nowhere",
     }.items():
         done = node.run("restore", ARCHIVE, *words)
         assert (done.returncode, told in done.stderr, "hint: " in done.stderr) == (1, True, True), done.stderr
