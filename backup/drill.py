@@ -20,7 +20,7 @@ from .proof import Proof, note_proof, now, proofs
 from .protocols import Output, Reporter
 from .restore import Restore
 from .restore_order import restore_cluster
-from .restore_points import chosen
+from .restore_points import as_held, chosen
 from .restored_domain import RestoredDomain
 from .settings import Settings
 from .stop import StopRequest
@@ -56,7 +56,7 @@ class Drill:
             raise ConfigError(errors)
         points = self.output.restore_points()
         point = chosen(points, name or due(points, proofs(settings.state_dir)), "latest")
-        saved = manifest.unpack(self.output.manifest(point))
+        saved = as_held(manifest.unpack(self.output.manifest(point)), point)
         text = f"drill of the restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, text)
         try:

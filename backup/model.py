@@ -247,12 +247,16 @@ class SavedDomain:
 
 @dataclass(frozen=True)
 class HeldImage:
-    """An image as an output lists it. `size` in bytes, None where the manifest alone tells."""
+    """An image as an output lists it. `size` in bytes, None where the manifest alone tells.
+
+    `original_id` is what it was saved as, where the output has given it another id since.
+    """
 
     target: str
     image: str
     size: Optional[int]
     restore_id: str
+    original_id: str = ""
 
 
 @dataclass(frozen=True)

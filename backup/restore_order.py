@@ -11,12 +11,12 @@ from . import manifest
 from .cluster import Cluster
 from .errors import BackupError, ConfigError, NotDefined
 from .hypervisor import Hypervisor
-from .model import ClusterAddress, Image, Level, SavedDomain, SavedImage, image_named
+from .model import ClusterAddress, HeldPoint, Image, Level, SavedDomain, SavedImage, image_named
 from .new_file import NewFile
 from .new_image import NewImage, require_room
 from .protocols import Output, Reporter
 from .restore import Restore, RestoredImage, Wanted
-from .restore_points import chosen
+from .restore_points import chosen, images_held
 from .restored_domain import RestoredDomain
 from .settings import Settings
 from .stop import StopRequest
@@ -98,8 +98,9 @@ class Restorer:
         order.require_sense()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        saved = self._saved()
-        images = _disks(saved, order.disks)
+        point = chosen(self.output.restore_points(), order.domain, order.at)
+        saved = self._saved(point)
+        images = images_held(_disks(saved, order.disks), point)
         if (order.to_file or order.to_image) and len(images) > 1:
             message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
             raise ConfigError([BackupError(message, "name one: --disk TARGET")])
@@ -122,8 +123,7 @@ class Restorer:
                 define_on_images(domain, xml, order.start)
         return restored
 
-    def _saved(self) -> SavedDomain:
-        point = chosen(self.output.restore_points(), self.order.domain, self.order.at)
+    def _saved(self, point: HeldPoint) -> SavedDomain:
         saved = manifest.unpack(self.output.manifest(point))
         text = f"restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, f"{text}, {saved.consistency.value}")

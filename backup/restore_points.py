@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 
 from .console import table
 from .errors import BackupError, ConfigError
-from .model import HeldPoint
+from .model import HeldPoint, SavedDomain, SavedImage
 from .restore import RestoredImage
 from .units import size_text
 
@@ -61,6 +62,26 @@ def chosen(points: Sequence[HeldPoint], name: str, at: str) -> HeldPoint:
         message = f"the restore point of {name} from run {newest.id.run} is not complete: it has no manifest"
         raise ConfigError([BackupError(message, "its run failed, or is still under way; see --at latest")])
     return newest
+
+
+def as_held(saved: SavedDomain, point: HeldPoint) -> SavedDomain:
+    """Give what the manifest says with its images as the output has them now; see `images_held`."""
+    return replace(saved, images=images_held(saved.images, point))
+
+
+def images_held(images: Sequence[SavedImage], point: HeldPoint) -> tuple[SavedImage, ...]:
+    """Give a restore point's images by the ids that they have now. Raises BackupError if one is gone."""
+    return tuple(_held(image, point) if image.size else image for image in images)
+
+
+def _held(image: SavedImage, point: HeldPoint) -> SavedImage:
+    for held in point.images:
+        ids = (held.restore_id, held.original_id)  # a manifest may have the beginning of one alone
+        if any(one.startswith(image.restore_id) for one in ids):
+            return replace(image, restore_id=held.restore_id)
+    message = f"the restore point of {point.domain} from run {point.id.run} lacks {image.target}"
+    hint = f"its image {image.image} was removed from the output; main.py restore-points {point.domain}"
+    raise BackupError(message, f"{hint} lists others for --at")
 
 
 def _require_one_domain(points: Sequence[HeldPoint], name: str) -> None:

@@ -13,7 +13,7 @@ from .errors import BackupError, ConfigError
 from .model import Level, SavedDomain, SavedImage
 from .proof import note_proof, note_verified
 from .protocols import Output, Reporter
-from .restore_points import chosen, of_domains
+from .restore_points import as_held, chosen, of_domains
 from .settings import Settings
 from .stop import StopRequest
 from .throttle import Throttle
@@ -46,7 +46,8 @@ class Verification:
         saved = {}
         for uuid, name in of.items():
             try:
-                saved[uuid] = manifest.unpack(self.output.manifest(chosen(points, uuid, at)))
+                point = chosen(points, uuid, at)
+                saved[uuid] = as_held(manifest.unpack(self.output.manifest(point)), point)
                 _require_checksums(saved[uuid])
             except BackupError as error:
                 self._failed(failures, uuid, name, error)

@@ -66,14 +66,15 @@ def _point(which: PointId, snapshots: Listed) -> HeldPoint:
 
 def _images(snapshot: Mapping[str, Any]) -> Iterator[HeldImage]:
     tags = _values(snapshot)
+    original = snapshot.get("original") or ""  # what `restic tag` or `restic copy` has made it of
     segmented = {name: value for name, value in tags.items() if name.startswith("segments.")}
     for name, value in segmented.items():
         size, _, image = value.partition(" ")
-        yield HeldImage(name.partition(".")[2], image, int(size), snapshot["id"])
+        yield HeldImage(name.partition(".")[2], image, int(size), snapshot["id"], original)
     if not segmented:
         size = tags.get("size", "")
         known = int(size) if size.isdigit() else None
-        yield HeldImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"])
+        yield HeldImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"], original)
 
 
 def _values(snapshot: Mapping[str, Any]) -> Mapping[str, str]:

@@ -181,6 +181,27 @@ def test_an_incomplete_restore_point_is_refused_and_latest_is_the_newest_complet
     assert _digest(lab, f"vms/{ARCHIVE}{SUFFIX}") == _digest(lab, f"vms/{ARCHIVE}")
 
 
+def test_a_restore_point_comes_back_after_its_ids_have_changed_and_is_refused_when_it_lacks_an_image(
+    node: Node, lab: Lab, pair: str
+) -> None:
+    assert node.run("backup", pair).returncode == 0
+    before = _images(lab)
+    node.restic("tag", "--add", "keep", "--host", pair)
+    assert node.run("verify", pair).returncode == 0
+    done = node.run("restore", pair, "--suffix", SUFFIX, "--disk", "vda")
+    assert done.returncode == 0, done.stderr
+    assert _digest(lab, f"vms/pair01-a{SUFFIX}") == _digest(lab, "vms/pair01-a")
+    lab.delete_image(f"vms/pair01-a{SUFFIX}")
+    (vdb,) = node.snapshots("disk=vdb", "keep")
+    node.restic("forget", vdb["id"])
+    for command in (("restore", "--suffix", SUFFIX), ("verify",), ("drill",)):
+        done = node.run(command[0], pair, *command[1:], DRILL_POOL="ssd")
+        assert done.returncode in (1, 3)
+        assert "lacks vdb" in done.stderr, done.stderr
+        assert _images(lab) == before
+    assert node.run("restore", pair, "--suffix", SUFFIX, "--disk", "vda").returncode == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_restore_leaves_nothing(
     node: Node, lab: Lab, pair: str, number: signal.Signals

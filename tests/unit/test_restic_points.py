@@ -26,11 +26,11 @@ def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_fir
         [
             listed("1", UUID, RUN, "disk=vda", encoded(f"image={name}"), "size=4096"),
             listed("2", UUID, OLDER_RUN, "definition"),
-            listed("3", UUID, RUN, "disk=vdb", "image=vms/b"),
+            {**listed("3", UUID, RUN, "disk=vdb", "image=vms/b"), "original": "0"},
             listed("4", UUID, RUN, "definition", "node=node1"),
         ]
     )[::-1]
-    images = (HeldImage("vda", name, 4096, "1"), HeldImage("vdb", "vms/b", None, "3"))
+    images = (HeldImage("vda", name, 4096, "1"), HeldImage("vdb", "vms/b", None, "3", "0"))
     assert newer == HeldPoint(PointId(RUN, UUID), "web", SECOND, "paused", "node1", images, "4")
     assert (older.id.run, older.images, older.manifest_id) == (OLDER_RUN, (), "2")
 

@@ -8,10 +8,11 @@ from datetime import timedelta
 import pytest
 
 from backup.errors import ConfigError
-from backup.model import HeldImage, HeldPoint, PointId
-from backup.restore_points import chosen, of_domains, points_json, points_table
+from backup.model import HeldImage, HeldPoint, PointId, SavedImage
+from backup.restore_points import chosen, images_held, of_domains, points_json, points_table
 
-from .samples import MIB, OTHER_UUID, RUN, TAKEN, UUID
+from .raising import raises
+from .samples import LAYOUT, MIB, OTHER_UUID, RUN, TAKEN, UUID
 
 IMAGES = (HeldImage("vda", "vms/web-root", 16 * MIB, "0123"), HeldImage("vdb", "vms/web-data", None, "4567"))
 WEB = HeldPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
@@ -99,6 +100,30 @@ def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of
 def test_what_means_no_restore_point_is_refused(name: str, at: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         chosen([WEB, HALF, LATER, NEWEST], name, at)
+
+
+def saved(target: str, restore_id: str, size: int = MIB) -> SavedImage:
+    return SavedImage(target, f"vms/{target}", size, 0, 0, 0.0, restore_id, LAYOUT)
+
+
+def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
+    point = replace(
+        WEB,
+        images=(
+            HeldImage("vda", "vms/vda", MIB, "aaaa5555"),  # of an attempt that failed
+            HeldImage("vda", "vms/vda", MIB, "bbbb5555", "0123abcd"),  # tagged since
+            HeldImage("vdb", "vms/vdb", MIB, "4567abcd"),
+        ),
+    )
+    images = (saved("vda", "0123abcd"), saved("vdb", "4567"), saved("vdc", "", size=0))
+    assert [image.restore_id for image in images_held(images, point)] == ["bbbb5555", "4567abcd", ""]
+
+
+def test_a_restore_point_that_lacks_an_image_is_refused_but_not_its_other_images() -> None:
+    point = replace(WEB, images=(HeldImage("vda", "vms/vda", MIB, "aaaa"), *IMAGES[1:]))
+    with raises(f"the restore point of web from run {RUN} lacks vda"):
+        images_held((saved("vda", "0123"), saved("vdb", "4567")), point)
+    assert images_held((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
 
 
 def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
