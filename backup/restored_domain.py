@@ -145,7 +145,8 @@ class RestoredDomain:
         directory = os.path.dirname(nvram_path)
         if not os.access(directory, os.W_OK | os.X_OK):
             message = f"cannot write the NVRAM {nvram_path}: {directory} is missing, or can't be written to"
-            raise BackupError(message, f"make {directory}; libvirt's package does")
+            hint = "libvirt's package makes it; a service may write to its ReadWritePaths alone"
+            raise BackupError(message, hint)
 
     @contextmanager
     def _nvram_replaced(self) -> Iterator[None]:
