@@ -18,6 +18,7 @@ from .node import prepare_runtime_dir, require_writable
 from .protocols import Output
 from .selection import choose, effective, require_covered
 from .settings import Settings
+from .snapshots import kept_snapshots
 
 PATIENCE = 10  # seconds for an answer of Ceph
 AGENT_PATIENCE = 5  # seconds for an answer of a guest agent
@@ -124,9 +125,12 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 
 
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
-    return _tried(
-        f"domain {domain.name}, disk {disk.target}: image {image}", lambda: cluster.identified(image)
-    )
+    subject = f"domain {domain.name}, disk {disk.target}: image {image}"
+    found = _tried(subject, lambda: cluster.identified(image))
+    if found.problem is None and (kept := kept_snapshots(cluster, image, domain)):
+        held = f"holds {', '.join(kept)} for restic_incremental (main.py cleanup --all removes it)"
+        return Finding(f"{subject} {held}")
+    return found
 
 
 def _tried(subject: str, look: Callable[[], object]) -> Finding:

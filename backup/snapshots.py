@@ -212,6 +212,11 @@ def leftovers(cluster: Cluster, image: Image, domain: Domain, kept: bool = False
     return [name for name in names if name.startswith(prefixes)]
 
 
+def kept_snapshots(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
+    """Name those of a domain's snapshots that are kept for its next run."""
+    return [name for name in cluster.snapshot_names(image) if name.startswith(kept_prefix(domain.uuid))]
+
+
 def remove_leftovers(
     cluster: Cluster,
     image: Image,

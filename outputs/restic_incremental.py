@@ -21,6 +21,7 @@ from backup.errors import BackupError, reason
 from backup.model import Level, RestorePoint, SavedDomain, SavedImage
 from backup.pipe_sink import Stalled
 from backup.protocols import Job, SnapshotSource
+from backup.restore_points import as_held
 from backup.settings import Settings
 from backup.units import size_text
 
@@ -66,13 +67,15 @@ class ResticIncremental(Repository):
             return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint), *super().problems()]
 
     def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
-        """Read the manifest of the newest restore point of these runs, if it is one of segments."""
+        """Read the manifest of the newest restore point of these runs that this output has saved."""
         for point in reversed(held_points(self._snapshots(f"--tag={TAG},uuid={uuid}"))):
             if point.manifest_id and point.id.run in runs:
-                saved = manifest.unpack(self.manifest(point))
-                parents = {image.restore_id for image in saved.images if image.segment_size}
-                held = {image.restore_id for image in point.images}
-                if any(one.startswith(parent) for parent in parents for one in held):
+                packed = self.manifest(point)
+                try:
+                    saved = as_held(manifest.unpack(packed), point)
+                except BackupError:  # images were removed from it, or another version wrote it: no base
+                    continue
+                if any(image.segment_size for image in saved.images):
                     return saved
         return None
 

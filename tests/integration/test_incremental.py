@@ -1,0 +1,155 @@
+"""Only what has changed is read, and what is saved is the whole image all the same."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import rados
+import rbd
+
+from tests.integration.changing_domain import NAME, changing_domain
+from tests.integration.node import Node, snapshot_names
+from tests.lab import Lab
+from tests.lab.sample import ARCHIVE, MIB, WEB
+
+ROUNDS = 10
+SPEC = f"vms/{ARCHIVE}"
+STREAMING = "restic"
+
+
+@pytest.fixture
+def incremental(node: Node) -> Iterator[Node]:
+    """A node that keeps snapshots, all of which are gone in the end."""
+    node.constants["OUTPUT"] = "restic_incremental"
+    yield node
+    assert node.run("cleanup", "--all").returncode == 0
+
+
+def saved(node: Node, *words: str, **constants: object) -> str:
+    """Back up, and give what was said of it."""
+    done = node.run("backup", *words, **constants)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def segments_read(said: str, target: str = "vda") -> tuple[int, int]:
+    """Tell how many of how many segments of a disk were read."""
+    found = re.search(rf"{target} \(.*\) saved: .*, (\d+) of (\d+) segments read", said)
+    assert found, said
+    return int(found[1]), int(found[2])
+
+
+def write(lab: Lab, offset: int, data: bytes) -> None:
+    with (
+        rados.Rados(conffile=str(lab.ceph_conf)) as cluster,
+        cluster.open_ioctx("vms") as pool,
+        rbd.Image(pool, ARCHIVE) as image,
+    ):
+        image.write(data, offset)
+
+
+def test_after_any_changes_every_image_is_saved_bit_for_bit(
+    incremental: Node, lab: Lab, tmp_path: Path
+) -> None:
+    counts = []
+    with changing_domain(lab) as domain:
+        for number in range(ROUNDS):
+            said = saved(incremental, NAME, FULL_READ_DAYS=0)
+            counts += [segments_read(said, target) for target in ("vda", "vdb", "vdc", "vdd", "vde")]
+            domain.require_saved(incremental, tmp_path / "restored")
+            shutil.rmtree(tmp_path / "restored")
+            if number == 3:
+                domain.roll_back("vda")
+            if number == 5:
+                domain.flatten("vde")
+            domain.change()
+        assert incremental.run("cleanup", "--all").returncode == 0
+    later = counts[5:]
+    assert sum(read for read, _ in later) < sum(count for _, count in later), "not everything was read again"
+
+
+def test_what_has_not_changed_is_not_read_and_one_snapshot_is_kept(incremental: Node, lab: Lab) -> None:
+    read, count = segments_read(saved(incremental, ARCHIVE))
+    assert (read, count) == (7, 7)
+    (first,) = snapshot_names(lab, SPEC)
+    assert segments_read(saved(incremental, ARCHIVE)) == (0, 7)
+    (second,) = snapshot_names(lab, SPEC)
+    assert first != second
+    assert "kept" in second
+    write(lab, 50 * MIB, b"changed")
+    assert segments_read(saved(incremental, ARCHIVE)) == (1, 7)
+    assert incremental.run("verify", ARCHIVE).returncode == 0
+
+
+def test_another_node_goes_on_where_the_first_left_off(incremental: Node) -> None:
+    saved(incremental, ARCHIVE)
+    done = incremental.run_elsewhere("backup", ARCHIVE)
+    assert segments_read(done.stderr) == (0, 7)
+
+
+def test_without_its_snapshot_or_its_restore_point_everything_is_read(incremental: Node, lab: Lab) -> None:
+    saved(incremental, ARCHIVE)
+    lab.rbd("snap", "purge", "--no-progress", SPEC)
+    assert segments_read(saved(incremental, ARCHIVE)) == (7, 7)
+    for snapshot in incremental.snapshots("virt-rbd-backup"):
+        incremental.restic("forget", snapshot["id"])
+    said = saved(incremental, ARCHIVE)
+    assert segments_read(said) == (7, 7)
+    assert "is read as a whole: there is no snapshot of an earlier backup" in said
+    assert len(snapshot_names(lab, SPEC)) == 1, "what no restore point is of is removed"
+
+
+def test_an_image_under_another_name_is_the_same_and_another_image_of_its_name_is_not(
+    incremental: Node, lab: Lab
+) -> None:
+    saved(incremental, ARCHIVE)
+    lab.rbd("rename", SPEC, "vms/moved")
+    try:
+        lab.create_image(SPEC, 100 * MIB)
+        said = saved(incremental, ARCHIVE)
+        assert segments_read(said) == (7, 7)
+        assert incremental.run("cleanup", "--all").returncode == 0
+        lab.delete_image(SPEC)
+    finally:
+        lab.rbd("rename", "vms/moved", SPEC)
+    assert segments_read(saved(incremental, ARCHIVE)) == (0, 7), "its own restore point is still there"
+
+
+def test_all_is_read_again_after_some_days(incremental: Node) -> None:
+    saved(incremental, ARCHIVE, FULL_READ_DAYS=30)
+    assert segments_read(saved(incremental, ARCHIVE, FULL_READ_DAYS=30)) == (0, 7)
+
+
+def test_the_outputs_can_take_turns_on_one_repository(incremental: Node, lab: Lab) -> None:
+    saved(incremental, ARCHIVE)
+    (kept,) = snapshot_names(lab, SPEC)
+    saved(incremental, ARCHIVE, OUTPUT=STREAMING)
+    assert snapshot_names(lab, SPEC) == [kept]
+    for output in (STREAMING, "restic_incremental"):
+        assert incremental.run("verify", "--at", kept.rpartition(".")[2], OUTPUT=output).returncode == 0
+        assert incremental.run("verify", OUTPUT=output).returncode == 0
+    assert segments_read(saved(incremental, ARCHIVE)) == (0, 7)
+
+
+def test_a_running_domain_comes_back_and_its_drill_boots(incremental: Node, lab: Lab) -> None:
+    saved(incremental, WEB)
+    lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
+    assert segments_read(saved(incremental, WEB))[0] < 16
+    done = incremental.run("drill", WEB, "--boot", DRILL_POOL="ssd")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_kept_is_seen_by_check_and_removed_on_demand(incremental: Node, lab: Lab) -> None:
+    saved(incremental, ARCHIVE)
+    assert incremental.run("cleanup").returncode == 0
+    (kept,) = snapshot_names(lab, SPEC)
+    told = incremental.run("check", OUTPUT=STREAMING).stdout
+    assert kept in told
+    assert "main.py cleanup --all" in told
+    done = incremental.run("cleanup", "--all")
+    assert f"removed snapshot {kept}" in done.stderr
+    assert snapshot_names(lab, SPEC) == []
