@@ -18,7 +18,7 @@ from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill
 from .hypervisor import Hypervisor
 from .journal import Journal
-from .kept import based
+from .kept import Bases
 from .lock import lock_of
 from .model import (
     Consistency,
@@ -37,7 +37,14 @@ from .protocols import Output, Reporter, SnapshotSource
 from .selection import covered, effective, require_covered
 from .settings import Settings
 from .slots import Slots
-from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared, remove_leftovers
+from .snapshots import (
+    DiskSnapshot,
+    DomainSnapshots,
+    gone_afterwards,
+    leftovers,
+    prepared,
+    remove_leftovers,
+)
 from .stop import StopRequest
 from .verify import against_snapshot, pieces_of
 
@@ -174,7 +181,8 @@ class DomainJob:
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         if self.output.keeps_snapshots:
-            snapshots = based(snapshots, domain, self.output)
+            bases = stack.enter_context(Bases(snapshots, domain, self.output))
+            snapshots = [replace(snapshot, bases=bases) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
         deletions = Slots(settings.runtime_dir, "deletion", settings.snapshot_deletes)
@@ -185,6 +193,8 @@ class DomainJob:
 
         What somebody else keeps there does not stop the backup, but fails it after all is saved.
         """
+        if not leftovers(snapshot.cluster, snapshot.image, domain):
+            return  # without asking for the base
         spared = {snapshot.base.snapshot} if snapshot.base else set()
         remove = partial(
             remove_leftovers, snapshot.cluster, snapshot.image, domain, self.reporter, spared=spared

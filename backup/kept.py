@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
 from typing import Optional
 
 from .base import Base
@@ -13,19 +13,34 @@ from .protocols import Output
 from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, run_of
 
 
-def based(snapshots: Sequence[DiskSnapshot], domain: Domain, output: Output) -> Sequence[DiskSnapshot]:
-    """Give the snapshots that are to be made, each with what its backup can build on.
+class Bases:
+    """What the backups of a domain's images can build on; looked for while the snapshots are made.
 
     That is the newest restore point in the output of which a snapshot is still there: both were taken at the
-    same moment by the same run, or all of the image is read. Only for the holder of the domain's lock. Raises
-    BackupError.
+    same moment by the same run, or all of the image is read. Only for the holder of the domain's lock.
     """
-    held = [_ours(snapshot, domain.uuid) for snapshot in snapshots]
-    runs = {run_of(name) for names in held for name in names}
-    saved = output.base(domain.uuid, runs) if runs else None
-    if not saved:
-        return snapshots
-    return [replace(one, base=_base(one, names, saved)) for one, names in zip(snapshots, held)]
+
+    def __init__(self, snapshots: Sequence[DiskSnapshot], domain: Domain, output: Output) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
+        self._found = self._thread.submit(_found, tuple(snapshots), domain.uuid, output)
+
+    def __enter__(self) -> Bases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def of(self, snapshot: DiskSnapshot) -> Optional[Base]:
+        """Give an image's base, None if everything has to be read. Waits for it; raises BackupError."""
+        return self._found.result().get(snapshot)
+
+
+def _found(snapshots: Sequence[DiskSnapshot], uuid: str, output: Output) -> Mapping[DiskSnapshot, Base]:
+    held = {snapshot: _ours(snapshot, uuid) for snapshot in snapshots}
+    runs = {run_of(name) for names in held.values() for name in names}
+    saved = output.base(uuid, runs) if runs else None
+    found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
+    return {snapshot: base for snapshot, base in found.items() if base}
 
 
 def _ours(snapshot: DiskSnapshot, uuid: str) -> Mapping[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 from .base import Base
 from .cleanly import undone_by
@@ -17,6 +17,9 @@ from .errors import BackupError, NotNow
 from .model import Disk, Domain, Image, Level
 from .protocols import Reporter, SnapshotReader, SnapshotSource
 from .slots import Slots
+
+if TYPE_CHECKING:
+    from .kept import Bases
 
 STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
 
@@ -40,7 +43,7 @@ def run_of(name: str) -> str:
 class DiskSnapshot:
     """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
 
-    `users` is how many disks of the domain have the image. `base` is what its backup can build on.
+    `users` is how many disks of the domain have the image. `bases` knows what its backup can build on.
     """
 
     disk: Disk
@@ -48,7 +51,11 @@ class DiskSnapshot:
     cluster: Cluster
     name: str
     users: int = 1
-    base: Optional[Base] = field(default=None, compare=False)
+    bases: Optional[Bases] = field(default=None, compare=False)
+
+    @property
+    def base(self) -> Optional[Base]:
+        return self.bases.of(self) if self.bases else None
 
     def create(self) -> None:
         self.cluster.create_snapshot(self.image, self.name)
