@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import rados
 import rbd
 
-from .cluster import FEATURES, Cluster, ImageGone
-from .errors import BackupError
+from .cluster import FEATURES, Cluster, ClusterError, ImageGone
+from .errors import BackupError, NotNow
 from .image_writer import ImageWriter
 from .model import Image, Layout, Level, SavedImage
 from .protocols import Reporter
@@ -21,12 +25,19 @@ REPLACED = ".virt-rbd-backup.replaced"  # and of one whose place a restored imag
 
 WRITE_FLAGS = rados.LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL | rados.LIBRADOS_OP_FLAG_FADVISE_NOCACHE
 
+# Ceph forgets a client that died, such as the QEMU of a drill, after 30 seconds (osd_client_watch_timeout).
+REMOVE_LIMIT = 40.0  # seconds for an image that such a client had open
+REMOVE_POLL = 1.0  # seconds between two attempts
+
 # Implied by options of their own (rbd_image_options), and refused in a mask.
 IMPLIED = ("striping", "data-pool")
 
 
 class NewImage:
-    """A saved image on its way into a cluster. Satisfies protocols.RestoreTarget."""
+    """A saved image on its way into a cluster. Satisfies protocols.RestoreTarget.
+
+    Who has an image open under the temporary name owns it: it stays open until it is committed or discarded.
+    """
 
     def __init__(self, cluster: Cluster, image: Image, saved: SavedImage, force: bool, reporter: Reporter):
         """`force`: take the place of an image that nobody uses."""
@@ -37,7 +48,8 @@ class NewImage:
         self._reporter = reporter
         self.filling = replace(image, name=image.name + RESTORING)
         self._replaced = replace(image, name=image.name + REPLACED)
-        self._begun = False
+        self._id = ""  # of the image that was made
+        self._undo = ExitStack()
 
     def __str__(self) -> str:
         return str(self.image)
@@ -51,7 +63,7 @@ class NewImage:
             raise BackupError(message, hint)
         if self._exists(self.filling):
             if self.cluster.watchers(self.filling):
-                raise BackupError(f"another restore of {self.image} is under way")
+                raise self._under_way()
             self._remove(self.filling)
             text = f"removed {self.filling} that a killed restore left"
             self._reporter.message(Level.WARNING, "", text)
@@ -59,16 +71,24 @@ class NewImage:
     @contextmanager
     def opened(self) -> Iterator[ImageWriter]:
         """Make the image under its temporary name, and open it for writing. Raises ClusterError."""
-        self._begun = True
-        self._create(self.filling)
         image, cluster = self.filling, self.cluster
-        with cluster.errors("cannot open or close", image), cluster.opened(image, read_only=False) as opened:
+        self._create(image)
+        self._undo.callback(self._remove_own)
+        with cluster.errors("cannot open or flush", image):
+            opened = cluster.opened(image, read_only=False)
+            self._undo.callback(self._close, opened)
+            self._id = opened.id()
+            if cluster.watchers(image) > 1:  # another restore took it for a leftover before it was open
+                raise self._under_way()
             yield ImageWriter(cluster, image, opened, WRITE_FLAGS)
             opened.flush()
 
     def commit(self) -> None:
         """Give the image its name. Raises BackupError if it is another's by now."""
         self._require_no_other()
+        if not self._is_own(self.filling):
+            message = f"{self.filling} is no longer the image that was filled"
+            raise BackupError(message, "was this node cut off from the cluster? another restore removed it")
         replacing = self._exists(self.image)
         if replacing:
             self._rename(self.image, self._replaced)
@@ -78,14 +98,13 @@ class NewImage:
             if replacing:
                 self._rename(self._replaced, self.image)
             raise
-        self._begun = False
+        self._undo.close()
         if replacing:
             self._remove(self._replaced)
 
     def discard(self) -> None:
         """Remove what was made, unless it was committed; already gone counts as success."""
-        if self._begun:
-            self._remove(self.filling)
+        self._undo.close()
 
     def _require_no_other(self) -> None:
         """Raise BackupError if an image is in the way that must not be replaced."""
@@ -113,22 +132,40 @@ class NewImage:
             return False
         return True
 
+    def _is_own(self, image: Image) -> bool:
+        """Tell whether what has this name is what was made here."""
+        with self.cluster.errors("cannot open", image):
+            try:
+                with self.cluster.opened(image) as opened:
+                    return self._id in ("", opened.id())
+            except rbd.ImageNotFound:
+                return False
+
+    def _under_way(self) -> BackupError:
+        message = f"another restore of {self.image} is under way, or was killed within the last half minute"
+        return NotNow(message, "wait for it, or try again in a minute")
+
     def _create(self, image: Image) -> None:
         layout, pool = self._saved.layout, self.cluster.pool_of(image)
         mask = sum(FEATURES[name] for name in layout.features if name not in IMPLIED)
         fancy = "striping" in layout.features
+        create = partial(
+            rbd.RBD().create,
+            pool,
+            image.name,
+            self._saved.size,
+            order=layout.object_size.bit_length() - 1,
+            old_format=False,
+            features=mask,
+            stripe_unit=layout.stripe_unit if fancy else None,
+            stripe_count=layout.stripe_count if fancy else None,
+            data_pool=self._data_pool(layout),
+        )
         with self.cluster.errors("cannot create", image):
-            rbd.RBD().create(
-                pool,
-                image.name,
-                self._saved.size,
-                order=layout.object_size.bit_length() - 1,
-                old_format=False,
-                features=mask,
-                stripe_unit=layout.stripe_unit if fancy else None,
-                stripe_count=layout.stripe_count if fancy else None,
-                data_pool=self._data_pool(layout),
-            )
+            try:
+                create()
+            except rbd.ImageExists as error:
+                raise self._under_way() from error
 
     def _data_pool(self, layout: Layout) -> str | None:
         if not layout.data_pool:
@@ -144,6 +181,25 @@ class NewImage:
     def _rename(self, image: Image, to: Image) -> None:
         with self.cluster.errors(f"cannot rename to {to} the", image):
             rbd.RBD().rename(self.cluster.pool_of(image), image.name, to.name)
+
+    def _close(self, opened: Any) -> None:
+        with self.cluster.errors("cannot close", self.filling):
+            opened.close()
+
+    def _remove_own(self) -> None:
+        """Remove what was made, as soon as no dead client has it open any more."""
+        if not self._is_own(self.filling):
+            return
+        deadline = time.monotonic() + REMOVE_LIMIT
+        while True:
+            try:
+                self._remove(self.filling)
+            except ClusterError as error:
+                if error.number != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(REMOVE_POLL)
+            else:
+                return
 
     def _remove(self, image: Image) -> None:
         with self.cluster.errors("cannot remove", image):

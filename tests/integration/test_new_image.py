@@ -1,0 +1,101 @@
+"""backup/new_image.py: a restored image has one owner from its making to its naming."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import rbd
+
+from backup.cluster import Cluster
+from backup.errors import BackupError, NotNow
+from backup.model import ClusterAddress, Image, SavedImage
+from backup.new_image import NewImage
+from tests.lab import Lab
+from tests.lab.sample import MIB
+from tests.unit.recorder import Recorder
+from tests.unit.samples import LAYOUT
+
+POOL = "ssd"
+IMAGE = Image(POOL, "owned-vda")
+
+
+@pytest.fixture
+def cluster(lab: Lab) -> Iterator[Cluster]:
+    with Cluster(ClusterAddress(), "", str(lab.ceph_conf), 20) as cluster:
+        before = _names(cluster)
+        yield cluster
+        for name in _names(cluster) - before:
+            rbd.RBD().remove(cluster.pool_of(IMAGE), name)
+
+
+def _names(cluster: Cluster) -> set[str]:
+    return set(rbd.RBD().list(cluster.pool_of(IMAGE)))
+
+
+def _new(cluster: Cluster, image: Image = IMAGE, force: bool = False) -> NewImage:
+    saved = SavedImage("vda", "vms/vda", MIB, 0, 0, 0.0, "", LAYOUT)
+    return NewImage(cluster, image, saved, force, Recorder())
+
+
+def _fill(target: NewImage, content: bytes) -> None:
+    with target.opened() as writer:
+        writer.start_write(0, content)()
+
+
+def _content(cluster: Cluster, image: Image = IMAGE) -> bytes:
+    with cluster.opened(image) as opened:
+        return bytes(opened.read(0, 5))
+
+
+def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Cluster) -> None:
+    first, second = _new(cluster), _new(cluster)
+    _fill(first, b"first")
+    with pytest.raises(NotNow, match="another restore of ssd/owned-vda is under way, or was killed within"):
+        second.require_free()
+    first.commit()
+    first.discard()
+    assert _content(cluster) == b"first"
+
+
+def test_who_comes_second_does_not_remove_what_the_first_has_made(cluster: Cluster) -> None:
+    first, second = _new(cluster), _new(cluster)
+    _fill(first, b"first")
+    with pytest.raises(NotNow), second.opened():
+        raise AssertionError("the block must not begin")
+    second.discard()
+    first.commit()
+    assert _content(cluster) == b"first"
+    assert cluster.watchers(IMAGE) == 0
+
+
+def test_an_image_that_was_replaced_under_the_temporary_name_is_neither_named_nor_removed(
+    cluster: Cluster,
+) -> None:
+    first, pool = _new(cluster), cluster.pool_of(IMAGE)
+    _fill(first, b"first")
+    rbd.RBD().rename(pool, first.filling.name, "owned-aside")
+    rbd.RBD().create(pool, first.filling.name, MIB)
+    with pytest.raises(BackupError, match="is no longer the image that was filled"):
+        first.commit()
+    first.discard()
+    assert {first.filling.name, "owned-aside"} <= _names(cluster)
+    assert IMAGE.name not in _names(cluster)
+
+
+def test_what_a_dead_client_still_has_open_is_removed_as_soon_as_it_is_forgotten(
+    lab: Lab, cluster: Cluster
+) -> None:
+    target = _new(cluster)
+    _fill(target, b"first")
+    with Cluster(ClusterAddress(), "", str(lab.ceph_conf), 20) as other:
+        opened = other.opened(target.filling, read_only=False)
+        began = time.monotonic()
+        closing = threading.Timer(2, opened.close)
+        closing.start()
+        target.discard()
+        closing.join()
+    assert time.monotonic() - began >= 2
+    assert target.filling.name not in _names(cluster)
