@@ -90,6 +90,9 @@ class NewFile:
                 self._raw.unlink()
         self._begun = False
 
+    def keep(self) -> None:
+        """Do nothing: its name replaced what was there."""
+
     def discard(self) -> None:
         """Remove what was made, unless it was committed; already gone counts as success."""
         if self._begun:

@@ -49,6 +49,7 @@ class NewImage:
         self.filling = replace(image, name=image.name + RESTORING)
         self._replaced = replace(image, name=image.name + REPLACED)
         self._id = ""  # of the image that was made
+        self._opened: Any = None
         self._undo = ExitStack()
 
     def __str__(self) -> str:
@@ -76,7 +77,8 @@ class NewImage:
         self._undo.callback(self._remove_own)
         with cluster.errors("cannot open or flush", image):
             opened = cluster.opened(image, read_only=False)
-            self._undo.callback(self._close, opened)
+            self._opened = opened
+            self._undo.callback(self._close)
             self._id = opened.id()
             if cluster.watchers(image) > 1:  # another restore took it for a leftover before it was open
                 raise self._under_way()
@@ -89,21 +91,25 @@ class NewImage:
         if not self._is_own(self.filling):
             message = f"{self.filling} is no longer the image that was filled"
             raise BackupError(message, "was this node cut off from the cluster? another restore removed it")
-        replacing = self._exists(self.image)
-        if replacing:
+        if self._exists(self.image):
             self._rename(self.image, self._replaced)
+            self._undo.callback(self._rename, self._replaced, self.image)
+        self._rename(self.filling, self.image)
+        self._undo.callback(self._rename_back)
+
+    def keep(self) -> None:
+        """Remove what the image has taken the place of; nothing of it is undone from now on."""
+        self._undo.pop_all()
         try:
-            self._rename(self.filling, self.image)
-        except BaseException:
-            if replacing:
-                self._rename(self._replaced, self.image)
-            raise
-        self._undo.close()
-        if replacing:
-            self._remove(self._replaced)
+            self._close()
+            if self._exists(self._replaced):
+                self._remove(self._replaced)
+        except BackupError as error:  # the image is there, and has its name
+            text = f"{self.image} is restored, but {error}; what it was before: rbd rm {self._replaced}"
+            self._reporter.message(Level.WARNING, "", text)
 
     def discard(self) -> None:
-        """Remove what was made, unless it was committed; already gone counts as success."""
+        """Remove what was made, and give what was there its name back; already gone counts as success."""
         self._undo.close()
 
     def _require_no_other(self) -> None:
@@ -182,9 +188,13 @@ class NewImage:
         with self.cluster.errors(f"cannot rename to {to} the", image):
             rbd.RBD().rename(self.cluster.pool_of(image), image.name, to.name)
 
-    def _close(self, opened: Any) -> None:
-        with self.cluster.errors("cannot close", self.filling):
-            opened.close()
+    def _rename_back(self) -> None:
+        if self._is_own(self.image):
+            self._rename(self.image, self.filling)
+
+    def _close(self) -> None:
+        with self.cluster.errors("cannot close", self.image):
+            self._opened.close()
 
     def _remove_own(self) -> None:
         """Remove what was made, as soon as no dead client has it open any more."""

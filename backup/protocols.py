@@ -69,8 +69,11 @@ class RestoreTarget(Protocol):
     def commit(self) -> None:
         """Give it its name. Raises BackupError if the name is another's by now."""
 
+    def keep(self) -> None:
+        """Remove what it has taken the place of. Raises nothing that an admin could act on."""
+
     def discard(self) -> None:
-        """Remove what was made, unless it was committed."""
+        """Remove what was made, and give what was there its name back, unless it was to be kept."""
 
 
 class SnapshotSource(Protocol):

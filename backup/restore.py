@@ -45,19 +45,21 @@ class Restore:
     def bring_back(self, wanted: Wanted) -> Sequence[RestoredImage]:
         """Restore each image to its target.
 
-        Whatever is raised, BackupError among it, nothing is left of what was begun, but for what had its
-        name already when a later one could not be given its own.
+        Whatever is raised, BackupError among it, nothing is left of what was begun, and what was to be
+        replaced is there as before.
         """
         with self.filled(wanted) as restored:
             for _, target in wanted:
                 target.commit()
+            for _, target in wanted:  # each has its name: there is no way back, and no need of one
+                target.keep()
         return restored
 
     @contextmanager
     def filled(self, wanted: Wanted) -> Iterator[Sequence[RestoredImage]]:
         """Have all images complete, under their temporary names, during the block.
 
-        What it does not commit is gone afterwards. Raises BackupError.
+        What it does not keep is gone afterwards. Raises BackupError.
         """
         for _, target in wanted:
             target.require_free()

@@ -90,6 +90,7 @@ class ScratchImage:
                 with target.opened() as writer:
                     refill(source, len(content), writer)
                 target.commit()
+                target.keep()
             finally:
                 target.discard()
         exported = self._lab.rbd("export", "--no-progress", str(back), "-")

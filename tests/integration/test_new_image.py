@@ -11,8 +11,8 @@ import rbd
 
 from backup.cluster import Cluster
 from backup.errors import BackupError, NotNow
-from backup.model import ClusterAddress, Image, SavedImage
-from backup.new_image import NewImage
+from backup.model import ClusterAddress, Image, Level, SavedImage
+from backup.new_image import REPLACED, NewImage
 from tests.lab import Lab
 from tests.lab.sample import MIB
 from tests.unit.recorder import Recorder
@@ -35,9 +35,11 @@ def _names(cluster: Cluster) -> set[str]:
     return set(rbd.RBD().list(cluster.pool_of(IMAGE)))
 
 
-def _new(cluster: Cluster, image: Image = IMAGE, force: bool = False) -> NewImage:
+def _new(
+    cluster: Cluster, image: Image = IMAGE, force: bool = False, reporter: Recorder | None = None
+) -> NewImage:
     saved = SavedImage("vda", "vms/vda", MIB, 0, 0, 0.0, "", LAYOUT)
-    return NewImage(cluster, image, saved, force, Recorder())
+    return NewImage(cluster, image, saved, force, reporter or Recorder())
 
 
 def _fill(target: NewImage, content: bytes) -> None:
@@ -56,6 +58,7 @@ def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Clu
     with pytest.raises(NotNow, match="another restore of ssd/owned-vda is under way, or was killed within"):
         second.require_free()
     first.commit()
+    first.keep()
     first.discard()
     assert _content(cluster) == b"first"
 
@@ -67,6 +70,7 @@ def test_who_comes_second_does_not_remove_what_the_first_has_made(cluster: Clust
         raise AssertionError("the block must not begin")
     second.discard()
     first.commit()
+    first.keep()
     assert _content(cluster) == b"first"
     assert cluster.watchers(IMAGE) == 0
 
@@ -99,3 +103,36 @@ def test_what_a_dead_client_still_has_open_is_removed_as_soon_as_it_is_forgotten
         closing.join()
     assert time.monotonic() - began >= 2
     assert target.filling.name not in _names(cluster)
+
+
+def test_where_one_of_several_can_not_be_named_all_that_was_there_stays(cluster: Cluster) -> None:
+    places = [IMAGE, Image(POOL, "owned-vdb")]
+    for place in places:
+        rbd.RBD().create(cluster.pool_of(place), place.name, MIB)
+        with cluster.opened(place, read_only=False) as old:
+            old.write(b"older", 0)
+    targets = [_new(cluster, place, force=True) for place in places]
+    for target in targets:
+        _fill(target, b"newer")
+    targets[0].commit()
+    assert _content(cluster, places[0]) == b"newer"
+    with cluster.opened(places[1], read_only=False), pytest.raises(BackupError, match="is in use"):
+        targets[1].commit()
+    for target in targets:
+        target.discard()
+    assert [_content(cluster, place) for place in places] == [b"older", b"older"]
+    assert {name for name in _names(cluster) if "owned" in name} == {place.name for place in places}
+
+
+def test_an_old_image_that_can_not_be_removed_is_told_and_the_new_one_is_kept(cluster: Cluster) -> None:
+    rbd.RBD().create(cluster.pool_of(IMAGE), IMAGE.name, MIB)
+    recorder = Recorder()
+    target = _new(cluster, force=True, reporter=recorder)
+    _fill(target, b"newer")
+    target.commit()
+    with cluster.opened(Image(POOL, f"{IMAGE.name}{REPLACED}"), read_only=False):
+        target.keep()
+    target.discard()
+    assert _content(cluster) == b"newer"
+    (told,) = recorder.told(Level.WARNING)
+    assert told.startswith(f"{IMAGE} is restored, but cannot remove image {IMAGE}{REPLACED}: ")
