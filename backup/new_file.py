@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 from .errors import BackupError, reason
 from .model import SavedImage
+from .process import signal_when_parent_dies
 from .protocols import WrittenBytes
 from .units import size_text
 
 RESTORING = ".restoring"  # end of a name under which a file is filled
-CONVERT_LIMIT = 24 * 3600  # seconds for qemu-img; a large file on a slow disk
+CONVERT_POLL = 0.2  # seconds between two looks at whether to stop
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)  # of a file system that has none, such as exFAT
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class NewFile:
         self._raw = self._path.with_name(self._path.name + RESTORING)
         self._qcow2 = self._path.with_name(f"{self._raw.name}.qcow2")
         self._converted = self._path.suffix == ".qcow2"
-        self._begun = False
+        self._undo = ExitStack()
 
     def __str__(self) -> str:
         return str(self._path)
@@ -56,6 +61,9 @@ class NewFile:
     def require_free(self) -> None:
         """Raise BackupError unless the file may be made, and its file system has room for it."""
         self._require_no_other()
+        for left in (self._raw, self._qcow2):
+            if os.path.lexists(left):
+                raise _left_over(left)
         directory = self._path.parent
         with _errors("cannot restore to", self._path):
             room = os.statvfs(directory)
@@ -68,36 +76,60 @@ class NewFile:
             raise BackupError(message, "name a file on another file system")
 
     @contextmanager
-    def opened(self) -> Iterator[FileWriter]:
-        """Make the file under a temporary name, of the image's size, and open it for writing."""
-        self._begun = True
+    def opened(self, check_stop: Callable[[], None]) -> Iterator[FileWriter]:
+        """Make the file under a temporary name, of the image's size, and open it for writing.
+
+        After the block it gets its form.
+        """
         with _errors("cannot restore to", self._path):
-            # 0600: it holds what a guest keeps to itself
-            descriptor = os.open(self._raw, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            descriptor = self._made(self._raw)
             with os.fdopen(descriptor, "rb+"):
                 os.ftruncate(descriptor, self._saved.size)
                 yield FileWriter(self._raw, descriptor)
                 os.fsync(descriptor)
+            if self._converted:
+                with os.fdopen(self._made(self._qcow2), "rb") as file:
+                    self._convert(check_stop)
+                    os.fsync(file.fileno())
 
     def commit(self) -> None:
-        """Give the file its form and its name. Raises BackupError if the name is another's by now."""
+        """Give the file its name. Raises BackupError if that is another's by now."""
         self._require_no_other()
-        if self._converted:
-            self._convert()
         with _errors("cannot restore to", self._path):
-            os.replace(self._qcow2 if self._converted else self._raw, self._path)
-            if self._converted:
-                self._raw.unlink()
-        self._begun = False
+            self._name(self._qcow2 if self._converted else self._raw)
+            self._undo.close()
 
     def keep(self) -> None:
-        """Do nothing: its name replaced what was there."""
+        """Do nothing: what was there is gone already."""
 
     def discard(self) -> None:
         """Remove what was made, unless it was committed; already gone counts as success."""
-        if self._begun:
-            self._raw.unlink(missing_ok=True)
-            self._qcow2.unlink(missing_ok=True)
+        self._undo.close()
+
+    def _made(self, path: Path) -> int:
+        """Make a file, where there is none, and open it. It is removed in the end."""
+        try:
+            # 0600: it holds what a guest keeps to itself
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError as error:
+            raise _left_over(path) from error
+        self._undo.callback(path.unlink, missing_ok=True)
+        return descriptor
+
+    def _name(self, made: Path) -> None:
+        """Give it its name, which nobody else can have got since we looked."""
+        if self._force:
+            os.replace(made, self._path)
+            return
+        try:
+            os.link(made, self._path)
+        except FileExistsError:
+            self._require_no_other()
+            raise
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.replace(made, self._path)
 
     def _require_no_other(self) -> None:
         with _errors("cannot restore to", self._path):
@@ -110,19 +142,45 @@ class NewFile:
         if not self._force:
             raise BackupError(f"{self._path} exists", "name a new file, or --force replaces it")
 
-    def _convert(self) -> None:
-        with _errors("cannot restore to", self._path):  # qemu-img would make one that others may read
-            os.close(os.open(self._qcow2, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+    def _convert(self, check_stop: Callable[[], None]) -> None:
         command = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=CONVERT_LIMIT
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                preexec_fn=partial(_in_child, os.getpid()),
             )
         except FileNotFoundError as error:
             raise BackupError("there is no qemu-img", "apt-get install qemu-utils") from error
-        if done.returncode:
-            words = done.stderr.decode(errors="replace").strip()
-            raise BackupError(f"qemu-img failed with exit code {done.returncode}: {words}")
+        with process:
+            try:
+                words = _last_words(process, check_stop)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise BackupError(f"qemu-img failed with exit code {process.returncode}: {words}")
+
+
+def _left_over(path: Path) -> BackupError:
+    message = f"{path} exists: another restore is under way, or was killed"
+    return BackupError(message, f"if no other is at work on it: rm {path}")
+
+
+def _in_child(parent: int) -> None:
+    os.setpgid(0, 0)  # a terminal's Ctrl-C is for us: we end it then
+    signal_when_parent_dies(signal.SIGTERM, parent)
+
+
+def _last_words(process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> str:
+    """Wait for its end, and give what it says on its standard error."""
+    while True:
+        try:
+            return process.communicate(timeout=CONVERT_POLL)[1].decode(errors="replace").strip()
+        except subprocess.TimeoutExpired:
+            check_stop()
 
 
 @contextmanager

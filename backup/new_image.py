@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Callable
 
 import rados
 import rbd
@@ -70,7 +70,7 @@ class NewImage:
             self._reporter.message(Level.WARNING, "", text)
 
     @contextmanager
-    def opened(self) -> Iterator[ImageWriter]:
+    def opened(self, _check_stop: Callable[[], None]) -> Iterator[ImageWriter]:
         """Make the image under its temporary name, and open it for writing. Raises ClusterError."""
         image, cluster = self.filling, self.cluster
         self._create(image)

@@ -63,8 +63,8 @@ class RestoreTarget(Protocol):
     def require_free(self) -> None:
         """Raise BackupError if something is in the way that must not be replaced."""
 
-    def opened(self) -> AbstractContextManager[ImageWriter]:
-        """Make it under a temporary name, and open it for writing."""
+    def opened(self, check_stop: Callable[[], None], /) -> AbstractContextManager[ImageWriter]:
+        """Make it under a temporary name, and open it for writing; after the block it is complete."""
 
     def commit(self) -> None:
         """Give it its name. Raises BackupError if the name is another's by now."""

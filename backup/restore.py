@@ -87,7 +87,7 @@ class Restore:
                 self.reporter.progress(self.domain, saved.target, done, saved.size)
 
         written = 0
-        with target.opened() as writer:
+        with target.opened(self.stop.check) as writer:
             if saved.size:  # an image of no bytes is in the manifest alone
                 with self.output.image(saved, self.stop.check) as source:
                     written = refill(source, saved.size, writer, progress)

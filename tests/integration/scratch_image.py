@@ -87,7 +87,7 @@ class ScratchImage:
         target = NewImage(self._cluster, back, saved, False, _NOBODY)
         with source_of(content) as source:
             try:
-                with target.opened() as writer:
+                with target.opened(lambda: None) as writer:
                     refill(source, len(content), writer)
                 target.commit()
                 target.keep()

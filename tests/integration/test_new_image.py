@@ -43,7 +43,7 @@ def _new(
 
 
 def _fill(target: NewImage, content: bytes) -> None:
-    with target.opened() as writer:
+    with target.opened(lambda: None) as writer:
         writer.start_write(0, content)()
 
 
@@ -66,7 +66,7 @@ def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Clu
 def test_who_comes_second_does_not_remove_what_the_first_has_made(cluster: Cluster) -> None:
     first, second = _new(cluster), _new(cluster)
     _fill(first, b"first")
-    with pytest.raises(NotNow), second.opened():
+    with pytest.raises(NotNow), second.opened(lambda: None):
         raise AssertionError("the block must not begin")
     second.discard()
     first.commit()

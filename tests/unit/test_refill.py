@@ -11,7 +11,7 @@ from typing import Callable
 
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, Interrupted
 from backup.model import SavedImage
 from backup.new_file import NewFile
 from backup.pipe_sink import Stalled
@@ -20,10 +20,16 @@ from backup.protocols import WrittenBytes
 from backup.refill import PIECE, PIECES, refill
 from tests.integration.scratch_image import source_of
 
+from .raising import raises
 from .samples import LAYOUT, MIB
+from .waiting import runs
 
 PAGE = 4096
 RANDOM = random.Random(6)
+
+
+def go_on() -> None:
+    """Nobody asks to stop."""
 
 
 class SlowWriter:
@@ -108,16 +114,19 @@ def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
         PipeSource(out, lambda: None, patience=0).fill(memoryview(bytearray(1)))
 
 
+def new_file(path: Path, force: bool = False) -> NewFile:
+    return NewFile(str(path), SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT), force)
+
+
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[NewFile]:
-    saved = SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT)
-    yield NewFile(str(tmp_path / "vda.raw"), saved, force=False)
+    yield new_file(tmp_path / "vda.raw")
     assert list(tmp_path.glob("*restoring*")) == []
 
 
 def test_a_file_has_its_name_only_when_it_is_whole(target: NewFile, tmp_path: Path) -> None:
     target.require_free()
-    with target.opened() as writer:
+    with target.opened(go_on) as writer:
         writer.start_write(MIB, b"x")()
     assert not (tmp_path / "vda.raw").exists()
     target.commit()
@@ -126,12 +135,96 @@ def test_a_file_has_its_name_only_when_it_is_whole(target: NewFile, tmp_path: Pa
 
 
 def test_a_file_that_was_made_meanwhile_is_not_overwritten(target: NewFile, tmp_path: Path) -> None:
-    with target.opened():
+    with target.opened(go_on):
         (tmp_path / "vda.raw").write_text("precious")
     with pytest.raises(BackupError, match="exists"):
         target.commit()
     target.discard()
     assert (tmp_path / "vda.raw").read_text() == "precious"
+
+
+def test_a_file_that_is_made_at_the_last_moment_is_not_overwritten(
+    target: NewFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with target.opened(go_on):
+        pass
+    link = os.link
+
+    def come_first(made: Path, path: Path) -> None:
+        path.write_text("precious")
+        link(made, path)
+
+    monkeypatch.setattr(os, "link", come_first)
+    with pytest.raises(BackupError, match="exists"):
+        target.commit()
+    target.discard()
+    assert (tmp_path / "vda.raw").read_text() == "precious"
+
+
+def test_a_file_system_without_links_takes_files_too(
+    target: NewFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with target.opened(go_on):
+        pass
+    target.commit()
+    assert (tmp_path / "vda.raw").stat().st_size == 3 * MIB
+
+
+@pytest.mark.parametrize("left", ["vda.raw.restoring", "vda.raw.restoring.qcow2"])
+def test_what_another_restore_is_filling_is_left_alone(tmp_path: Path, left: str) -> None:
+    target = new_file(tmp_path / "vda.raw", force=True)
+    (tmp_path / left).write_text("another's")
+    with raises(f"{tmp_path / left} exists: another restore is under way, or was killed"):
+        target.require_free()
+    target.discard()
+    assert (tmp_path / left).read_text() == "another's"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_is_planted_under_the_temporary_name_is_not_written_to(
+    tmp_path: Path, link: bool
+) -> None:
+    target, planted, linked = new_file(tmp_path / "vda.raw"), tmp_path / "vda.raw.restoring", tmp_path / "x"
+    linked.write_text("another's")
+    if link:
+        planted.symlink_to(linked)
+    else:
+        planted.write_text("another's")
+    with pytest.raises(BackupError, match=r"restoring exists"), target.opened(go_on):
+        raise AssertionError("the block must not begin")
+    target.discard()
+    assert planted.read_text() == linked.read_text() == "another's"
+
+
+@pytest.fixture
+def slow_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have a qemu-img that takes for ever; give the file that it writes its pid to."""
+    program, told = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $$ >{told}.new; mv {told}.new {told}; exec sleep 100\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    return told
+
+
+def test_a_request_to_stop_ends_the_conversion_and_a_terminal_s_ctrl_c_does_not(
+    slow_qemu_img: Path, tmp_path: Path
+) -> None:
+    def check_stop() -> None:
+        if slow_qemu_img.exists():
+            assert os.getpgid(int(slow_qemu_img.read_text())) != os.getpgid(0)
+            raise Interrupted("interrupted", 2)
+
+    target = new_file(tmp_path / "vda.qcow2")
+    with pytest.raises(Interrupted), target.opened(check_stop):
+        pass
+    target.discard()
+    assert not runs(int(slow_qemu_img.read_text()))
+    assert list(tmp_path.glob("vda*")) == []
 
 
 def test_a_file_system_without_room_is_refused(target: NewFile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +239,6 @@ def test_a_write_that_the_disk_refuses_is_an_error(target: NewFile, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", refuse)
-    with pytest.raises(BackupError, match="no space left on device"), target.opened() as writer:
+    with pytest.raises(BackupError, match="no space left on device"), target.opened(go_on) as writer:
         writer.start_write(0, b"x")
     target.discard()
