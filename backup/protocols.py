@@ -162,13 +162,13 @@ class Output(Protocol):
         Raises BackupError.
         """
 
-    def restore_points(self) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         """List all restore points, the oldest first, and what is left of those that are not complete.
 
         Raises BackupError.
         """
 
-    def manifest(self, point: HeldPoint) -> bytes:
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         """Give a complete restore point's manifest, as it was packed. Raises BackupError."""
 
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:

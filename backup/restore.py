@@ -74,8 +74,8 @@ class Restore:
                     for future in done:
                         if isinstance(error := future.exception(), BackupError):
                             self.stop.request(error)  # the others need not go on
+            self.stop.check()  # before what a restic says that got the same signal
             restored = [future.result() for future in filling]
-            self.stop.check()
             yield restored
 
     def _fill(self, saved: SavedImage, target: RestoreTarget) -> RestoredImage:

@@ -22,6 +22,7 @@ from backup.process import let_others_first, signal_when_parent_dies
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
+STREAMING = ("backup", "dump")  # commands whose end, if we are to stop, is our own doing
 WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
 HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
@@ -85,15 +86,13 @@ class Program:
     options: Sequence[str]
     stall_timeout: float  # seconds without progress of a backup
 
-    def call(self, *arguments: str, limit: float) -> str:
+    def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""
         with self._child(arguments, subprocess.DEVNULL) as child:
-            try:
-                child.process.wait(limit)
-            except subprocess.TimeoutExpired as error:
+            if not _ended(child.process, limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
-                raise ResticError(message, "is the repository's host reachable?") from error
-        self._require_success(arguments[0], child)
+                raise ResticError(message, "is the repository's host reachable?")
+        self._require_success(arguments[0], child, check_stop)
         return child.stdout
 
     @contextmanager
@@ -115,7 +114,7 @@ class Program:
                     closed = error  # restic's own words say more, if it has any
             child.process.stdin.close()
             self._wait(child.process, check_stop)
-        self._require_success("backup", child)
+        self._require_success("backup", child, check_stop)
         if closed:
             raise closed
         backup.summary = _summary(child.stdout)
@@ -169,7 +168,7 @@ class Program:
                 except WriterEnded as error:
                     ended = error  # restic's own words say more, if it has any
             self._wait(child.process, check_stop)
-        self._require_success("dump", child)
+        self._require_success("dump", child, check_stop)
         if ended:
             raise ended
 
@@ -223,19 +222,15 @@ class Program:
 
     def _wait(self, process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> None:
         """Wait for its end after the last byte."""
-        began = time.monotonic()
-        while process.poll() is None:
-            check_stop()
-            if time.monotonic() > began + self.stall_timeout:
-                message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
-                raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(WAIT_POLL)
+        if not _ended(process, self.stall_timeout, check_stop):
+            message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
+            raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
 
-    def _require_success(self, command: str, child: Child) -> None:
+    def _require_success(self, command: str, child: Child, check_stop: Callable[[], None]) -> None:
         code = child.process.returncode
         if code == 0:
             return
+        check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         message = f"restic {command} {how}"
         words = self._without_secrets(_last_words(child.stderr))
@@ -257,6 +252,8 @@ def _in_child(parent: int, command: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # When the worker is killed, stdin ends too: the interrupt comes first.
     signal_when_parent_dies(signal.SIGINT, parent)
+    if command in STREAMING:
+        os.setpgid(0, 0)  # a terminal's Ctrl-C is for us
     if command == "backup":  # who restores is waited for
         let_others_first()
 
@@ -286,6 +283,18 @@ def _end(process: subprocess.Popen[bytes], give_up: Callable[[], None] | None) -
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def _ended(process: subprocess.Popen[bytes], limit: float, check_stop: Callable[[], None]) -> bool:
+    """Wait for its end, and tell whether it came within `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while process.poll() is None:
+        check_stop()
+        if time.monotonic() > deadline:
+            return False
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(min(WAIT_POLL, limit))
+    return True
 
 
 def _text(outlet: IO[bytes]) -> str:

@@ -100,14 +100,14 @@ class Repository:
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
         return max(map(time_of, self._snapshots("--latest=1", tags)), default=None)
 
-    def restore_points(self) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         """Ask the repository for all restore points, of whichever node and domain."""
         self._require_version()
-        return held_points(self._snapshots(f"--tag={TAG}"))
+        return held_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
-    def manifest(self, point: HeldPoint) -> bytes:
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         """Read the definition back, as it was packed."""
-        with self.program.dump(point.manifest_id, MANIFEST_FILE, lambda: None) as source:
+        with self.program.dump(point.manifest_id, MANIFEST_FILE, check_stop) as source:
             return source.read()
 
     @contextmanager
@@ -148,9 +148,12 @@ class Repository:
             if ids:
                 self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
 
-    def _snapshots(self, *which: str) -> Sequence[Mapping[str, Any]]:
+    def _snapshots(
+        self, *which: str, check_stop: Callable[[], None] = lambda: None
+    ) -> Sequence[Mapping[str, Any]]:
         """List snapshots; without a lock, as nobody waits for a look."""
-        listed = self.program.call("snapshots", "--json", "--no-lock", *which, limit=CALL_LIMIT)
+        arguments = ("snapshots", "--json", "--no-lock", *which)
+        listed = self.program.call(*arguments, limit=CALL_LIMIT, check_stop=check_stop)
         return json.loads(listed) or ()
 
     def unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:

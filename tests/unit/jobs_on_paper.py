@@ -74,10 +74,10 @@ class NoOutput:
     def last_saved(self, uuid: str) -> Optional[datetime]:
         raise AssertionError
 
-    def restore_points(self) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         raise AssertionError
 
-    def manifest(self, point: HeldPoint) -> bytes:
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         raise AssertionError
 
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
+import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Callable
 
@@ -16,11 +19,15 @@ from backup.model import SavedImage
 from backup.new_file import NewFile
 from backup.pipe_sink import Stalled
 from backup.pipe_source import PipeSource, WriterEnded
-from backup.protocols import WrittenBytes
+from backup.protocols import Source, WrittenBytes
 from backup.refill import PIECE, PIECES, refill
+from backup.restore import Restore
+from backup.stop import StopRequest
 from tests.integration.scratch_image import source_of
 
+from .jobs_on_paper import NoOutput
 from .raising import raises
+from .recorder import Recorder
 from .samples import LAYOUT, MIB
 from .waiting import runs
 
@@ -114,8 +121,11 @@ def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
         PipeSource(out, lambda: None, patience=0).fill(memoryview(bytearray(1)))
 
 
+SAVED = SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT)
+
+
 def new_file(path: Path, force: bool = False) -> NewFile:
-    return NewFile(str(path), SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT), force)
+    return NewFile(str(path), SAVED, force)
 
 
 @pytest.fixture
@@ -205,7 +215,7 @@ def slow_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have a qemu-img that takes for ever; give the file that it writes its pid to."""
     program, told = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho $$ >{told}.new; mv {told}.new {told}; exec sleep 100\n")
+    program.write_text(f"#!/bin/sh\necho $$ >{told}.new; mv {told}.new {told}; exec sleep 20\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     return told
@@ -219,9 +229,10 @@ def test_a_request_to_stop_ends_the_conversion_and_a_terminal_s_ctrl_c_does_not(
             assert os.getpgid(int(slow_qemu_img.read_text())) != os.getpgid(0)
             raise Interrupted("interrupted", 2)
 
-    target = new_file(tmp_path / "vda.qcow2")
+    target, began = new_file(tmp_path / "vda.qcow2"), time.monotonic()
     with pytest.raises(Interrupted), target.opened(check_stop):
         pass
+    assert time.monotonic() - began < 10
     target.discard()
     assert not runs(int(slow_qemu_img.read_text()))
     assert list(tmp_path.glob("vda*")) == []
@@ -242,3 +253,22 @@ def test_a_write_that_the_disk_refuses_is_an_error(target: NewFile, monkeypatch:
     with pytest.raises(BackupError, match="no space left on device"), target.opened(go_on) as writer:
         writer.start_write(0, b"x")
     target.discard()
+
+
+class KilledOutput(NoOutput):
+    """An output whose program got the signal that we got, and was ended by it."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+
+    def image(self, _image: SavedImage, _check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
+        self.stop.request(Interrupted("interrupted", signal.SIGTERM))
+        raise BackupError("restic dump was killed by SIGTERM")
+
+
+def test_a_signal_that_the_output_s_program_got_too_is_told_as_our_own(tmp_path: Path) -> None:
+    stop, target = StopRequest(), new_file(tmp_path / "vda.raw")
+    restore = Restore("web", KilledOutput(stop), 1, Recorder(), stop)
+    with raises("interrupted", Interrupted):
+        restore.bring_back([(SAVED, target)])
+    assert list(tmp_path.iterdir()) == []

@@ -314,3 +314,37 @@ def test_more_words_than_a_pipe_holds_do_not_block_restic(script: Script) -> Non
     with script(*lines).backup(ARGUMENTS, go_on) as backup:
         backup.sink.write(b"abc")
     assert backup.summary
+
+
+@pytest.mark.parametrize("command", ["call", "dump"])
+def test_a_signal_that_restic_got_too_is_told_as_our_own(script: Script, command: str) -> None:
+    stop = StopRequest()
+    program = script("kill -INT $$; sleep 100")
+
+    def check_stop() -> None:
+        if not children():
+            stop.request(Interrupted("interrupted", signal.SIGINT))
+        stop.check()
+
+    with raises("interrupted", Interrupted):
+        if command == "call":
+            program.call("snapshots", limit=10, check_stop=check_stop)
+        else:
+            with program.dump("latest", "vda.img", check_stop) as source:
+                source.read()
+
+
+def test_a_request_to_stop_is_heard_while_a_call_takes_its_time(
+    script: Script, small_interrupt_limit: None
+) -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("interrupted", signal.SIGTERM))
+    with raises("interrupted", Interrupted):
+        script("exec sleep 10").call("snapshots", limit=10, check_stop=stop.check)
+
+
+def test_a_terminal_s_ctrl_c_is_not_for_a_restic_that_streams(script: Script, tmp_path: Path) -> None:
+    told = tmp_path / "group"
+    with script(f"ps -o pgid= -p $$ >{told}").dump("latest", "vda.img", go_on) as source:
+        source.read()
+    assert int(told.read_text()) != os.getpgid(0)
