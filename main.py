@@ -146,14 +146,14 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Prove that restore points come back as they were saved."""
-    from backup.verification import Verification
+    from backup.verification import Verification, proven
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     verification = Verification(settings, outputs.chosen(settings), console, stop, arguments.sample)
-    failed = verification.verify(arguments.domains, arguments.at)
-    _print(f"{failed} domains failed\n" if failed else "all that was read is as it was saved\n")
-    return 3 if failed else 0
+    verified = verification.verify(arguments.domains, arguments.at)
+    _print(proven(verified))
+    return 3 if verified.failed else 0
 
 
 def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

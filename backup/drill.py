@@ -16,7 +16,7 @@ from .hypervisor import Hypervisor
 from .libvirt_errors import HypervisorError
 from .model import HeldPoint, Image, Level, SavedDomain, State
 from .new_image import NewImage, require_room
-from .proof import Proof, note_proof, now, proofs
+from .proof import Proof, Proofs, now, proofs
 from .protocols import Output, Reporter
 from .restore import Restore
 from .restore_order import restore_cluster
@@ -54,6 +54,7 @@ class Drill:
             )
         if errors:
             raise ConfigError(errors)
+        known = Proofs(settings.state_dir, self.reporter)
         points = self.output.restore_points()
         point = chosen(points, name or due(points, proofs(settings.state_dir)), "latest")
         saved = as_held(manifest.unpack(self.output.manifest(point)), point)
@@ -63,12 +64,9 @@ class Drill:
             self._prove(saved)
         except BackupError as error:
             if not self.stop.signal_number:
-                note_proof(settings.state_dir, point.id.uuid, name=saved.name, failure=error.message)
+                known.note(point.id.uuid, saved.name, failure=error.message)
             raise
-        proven = {"drilled": now(), "drilled_run": point.id.run, "failure": ""}
-        if self.boot:
-            proven["booted"] = now()
-        note_proof(settings.state_dir, point.id.uuid, name=saved.name, **proven)
+        known.note(point.id.uuid, saved.name, drilled=now(), failure="")
         return saved.name
 
     def _prove(self, saved: SavedDomain) -> None:

@@ -11,24 +11,23 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .errors import BackupError, reason
+from .errors import reason
+from .model import Level
+from .protocols import Reporter
 
 FILE = "proofs.json"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Of one domain: when (ISO 8601) a restore point was last verified or drilled, whose run it was.
+    """Of one domain: when (ISO 8601) it was last verified, when a drill was last tried, when one went well.
 
-    `booted` is when a drill last booted it, `failure` what has failed since.
+    `failure` is what has failed since.
     """
 
-    name: str = ""
     verified: str = ""
-    verified_run: str = ""
+    tried: str = ""
     drilled: str = ""
-    drilled_run: str = ""
-    booted: str = ""
     failure: str = ""
 
 
@@ -46,23 +45,36 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def note_verified(state_dir: str, uuid: str, name: str, run: str) -> None:
-    """Note that all of a run's restore point verified just now. Raises BackupError."""
-    note_proof(state_dir, uuid, name=name, verified=now(), verified_run=run, failure="")
+class Proofs:
+    """What is known, to be changed.
+
+    Where that fails it is only said: what was proven, or was not, is as it is.
+    """
+
+    def __init__(self, state_dir: str, reporter: Reporter) -> None:
+        self._state_dir = state_dir
+        self._reporter = reporter
+
+    def note_verified(self, uuid: str, name: str) -> None:
+        """Note that all of a restore point verified just now."""
+        self.note(uuid, name, verified=now(), failure="")
+
+    def note(self, uuid: str, name: str, **changes: str) -> None:
+        """Change what is known of a domain."""
+        try:
+            _write(self._state_dir, uuid, changes)
+        except OSError as error:
+            message = f"cannot note in {self._state_dir} what was verified: {reason(error)}"
+            self._reporter.message(Level.WARNING, name, f"{message} (hint: see STATE_DIR)")
 
 
-def note_proof(state_dir: str, uuid: str, **changes: str) -> None:
-    """Change what is known of a domain. Raises BackupError."""
+def _write(state_dir: str, uuid: str, changes: Mapping[str, str]) -> None:
     before = proofs(state_dir)
     proof = replace(before.get(uuid, Proof()), **changes)
     content = {one: asdict(that) for one, that in {**before, uuid: proof}.items()}
-    try:
-        Path(state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=state_dir, delete=False) as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, Path(state_dir, FILE))
-    except OSError as error:
-        message = f"cannot note in {state_dir} what was verified: {reason(error)}"
-        raise BackupError(message, "see STATE_DIR") from error
+    Path(state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=state_dir, delete=False) as file:
+        json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, Path(state_dir, FILE))

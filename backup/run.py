@@ -20,7 +20,7 @@ from .largest import largest_first
 from .model import Domain, JobResult, Level, PointId, Status
 from .node import only_run
 from .pool import Pool
-from .proof import note_verified
+from .proof import Proofs
 from .protocols import Output, Reporter
 from .report import RunResult
 from .selection import Choice, choose
@@ -109,12 +109,10 @@ class Run:
         return replace(self.result(results), errors=unreachable, not_selected=not_selected)
 
     def _note_verified(self, results: Sequence[JobResult]) -> None:
+        known = Proofs(self.settings.state_dir, self.reporter)
         for result in results:
             if result.status is Status.SAVED:
-                try:
-                    note_verified(self.settings.state_dir, result.uuid, result.name, self.run)
-                except BackupError as error:
-                    self.reporter.message(Level.WARNING, result.name, str(error))
+                known.note_verified(result.uuid, result.name)
 
     def _pool(self, lifeline: Connection) -> Pool:
         return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)

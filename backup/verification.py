@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from . import manifest
 from .checksums import Checksums
 from .errors import BackupError, ConfigError
-from .model import Level, SavedDomain, SavedImage
-from .proof import note_proof, note_verified
+from .model import HeldPoint, Level, SavedDomain, SavedImage
+from .proof import Proofs
 from .protocols import Output, Reporter
 from .restore_points import as_held, chosen, of_domains
 from .settings import Settings
 from .stop import StopRequest
 from .throttle import Throttle
 from .units import size_text
-from .verify import against_checksums, pieces_of
+from .verify import Mismatch, against_checksums, pieces_of, require_checksums
 
 STOP_POLL = 0.1  # seconds between two looks at whether to stop
+
+
+Read = tuple[str, SavedImage, "Future[None]"]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """How many domains failed, and how many images, and bytes in them, are as they were saved."""
+
+    failed: int
+    images: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -36,49 +48,63 @@ class Verification:
     stop: StopRequest
     sample: float = 1.0
 
-    def verify(self, names: Sequence[str], at: str) -> int:
-        """Verify, tell how it went, and give how many domains failed. Raises ConfigError, BackupError."""
+    def verify(self, names: Sequence[str], at: str) -> Verified:
+        """Verify, and tell how it went. Raises ConfigError, BackupError."""
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        points = self.output.restore_points()
+        points = self.output.restore_points(self.stop.check)
         of = {point.id.uuid: point.domain for point in of_domains(points, names)}
-        failures: dict[str, str] = {}
+        if not of:
+            hint = "is RESTIC_REPOSITORY the one that backups go to? see main.py restore-points"
+            raise BackupError("there is no restore point to verify", hint)
+        failed: set[str] = set()
+        images = size = 0
+        saved = self._saved(points, of, at, failed)
+        for uuid, image, future in self._read(saved):
+            try:
+                future.result()
+            except BackupError as error:
+                if isinstance(error, Mismatch) or not self.stop.requested:  # or it is the stop's doing
+                    self._failed(failed, uuid, saved[uuid].name, error)
+            else:
+                images, size = images + 1, size + image.size
+                text = f"{image.target} ({image.image}) verified: {size_text(image.size)}"
+                self.reporter.message(Level.INFO, saved[uuid].name, text)
+        if self.sample == 1:  # a part of it proves damage, but not that there is none
+            for uuid in saved.keys() - failed:
+                self._proofs.note_verified(uuid, saved[uuid].name)
+        return Verified(len(failed), images, size)
+
+    def _saved(
+        self, points: Sequence[HeldPoint], of: Mapping[str, str], at: str, failed: set[str]
+    ) -> Mapping[str, SavedDomain]:
+        """Read the manifests of what can be verified."""
         saved = {}
         for uuid, name in of.items():
             try:
                 point = chosen(points, uuid, at)
-                saved[uuid] = as_held(manifest.unpack(self.output.manifest(point)), point)
-                _require_checksums(saved[uuid])
+                one = as_held(manifest.unpack(self.output.manifest(point, self.stop.check)), point)
+                require_checksums(one)
+                saved[uuid] = one
             except BackupError as error:
-                self._failed(failures, uuid, name, error)
-        for uuid, image, future in self._read(saved, failures):
-            try:
-                future.result()
-            except BackupError as error:
-                self._failed(failures, uuid, saved[uuid].name, error)
-            else:
-                text = f"{image.target} ({image.image}) verified: {size_text(image.size)}"
-                self.reporter.message(Level.INFO, saved[uuid].name, text)
-        for uuid, name in of.items():
-            self._note(uuid, name, saved.get(uuid), failures.get(uuid, ""))
-        return len(failures)
+                self.stop.check()
+                self._failed(failed, uuid, name, error)
+        return saved
 
-    def _read(self, saved: dict[str, SavedDomain], failures: dict[str, str]) -> Drawn:
-        images = [
-            (uuid, image) for uuid, one in saved.items() for image in one.images if uuid not in failures
-        ]
-        drawn = _drawn(images, self.sample)
-        finished: list[tuple[str, SavedImage, Future[None]]] = []
+    def _read(self, saved: Mapping[str, SavedDomain]) -> Iterator[Read]:
+        """Read images back, and yield each as soon as that has ended. Raises the reason to stop."""
+        images = [(uuid, image) for uuid, one in saved.items() for image in one.images]
         with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads:
             under_way = {
-                threads.submit(self._image, saved[uuid], image): (uuid, image) for uuid, image in drawn
+                threads.submit(self._image, saved[uuid], image): (uuid, image)
+                for uuid, image in _drawn(images, self.sample)
             }
             pending = set(under_way)
             while pending:
                 done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
-                finished += [(*under_way[future], future) for future in done]
+                for future in done:
+                    yield (*under_way[future], future)
         self.stop.check()
-        return finished
 
     def _image(self, saved: SavedDomain, image: SavedImage) -> None:
         self.stop.check()
@@ -94,30 +120,24 @@ class Verification:
         with self.output.image(image, self.stop.check) as source:
             against_checksums(pieces_of(source, image.size), image, checksums, progress)
 
-    def _failed(self, failures: dict[str, str], uuid: str, name: str, error: BackupError) -> None:
-        failures.setdefault(uuid, error.message)
+    def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
+        """Tell it, and note the domain's first failure at once: a long verification may be interrupted."""
         self.reporter.message(Level.ERROR, name, str(error))
+        if uuid not in failed and not isinstance(error, ConfigError):  # a --at that fits none proves nothing
+            self._proofs.note(uuid, name, failure=error.message)
+        failed.add(uuid)
 
-    def _note(self, uuid: str, name: str, saved: SavedDomain | None, failure: str) -> None:
-        """Note it for the report; a sample proves damage, but not that there is none."""
-        if self.sample < 1 and not failure:
-            return
-        try:
-            if failure or not saved:
-                note_proof(self.settings.state_dir, uuid, name=name, failure=failure)
-            else:
-                note_verified(self.settings.state_dir, uuid, name, saved.point.run)
-        except BackupError as error:
-            self.reporter.message(Level.WARNING, name, str(error))
+    @property
+    def _proofs(self) -> Proofs:
+        return Proofs(self.settings.state_dir, self.reporter)
 
 
-Drawn = Sequence[tuple[str, SavedImage, "Future[None]"]]
-
-
-def _require_checksums(saved: SavedDomain) -> None:
-    if missing := [image.target for image in saved.images if image.target not in saved.checksums]:
-        message = f"run {saved.point.run} saved no checksums of {', '.join(missing)}: an older version did it"
-        raise BackupError(message, "what is saved from now on can be verified")
+def proven(verified: Verified) -> str:
+    """Give the line that tells of a whole verification."""
+    read = f"(images: {verified.images}, {size_text(verified.size)})"
+    if verified.failed:
+        return f"domains that failed: {verified.failed}; what else was read is as it was saved {read}\n"
+    return f"all that was read is as it was saved {read}\n"
 
 
 def _drawn(images: Sequence[tuple[str, SavedImage]], sample: float) -> Sequence[tuple[str, SavedImage]]:

@@ -8,7 +8,7 @@ from typing import Callable, Union
 from . import stream
 from .checksums import NO_RECORD, Checksums, digest
 from .errors import BackupError
-from .model import Extent, Layout, SavedImage
+from .model import Extent, Layout, SavedDomain, SavedImage
 from .protocols import SnapshotReader, Source
 from .refill import PIECE, ZERO_PIECE, filled, require_end
 
@@ -35,6 +35,13 @@ def pieces_read(reader: SnapshotReader) -> Iterator[bytes]:
     starts = range(0, reader.size, PIECE)
     extents = (Extent(start, min(PIECE, reader.size - start)) for start in starts)
     return (data for _, data in stream.read_ahead(reader, extents))
+
+
+def require_checksums(saved: SavedDomain) -> None:
+    """Raise BackupError if there are images without checksums."""
+    if missing := [image.target for image in saved.images if image.target not in saved.checksums]:
+        message = f"run {saved.point.run} saved no checksums of {', '.join(missing)}: an older version did it"
+        raise BackupError(message, "what is saved from now on can be verified")
 
 
 def against_checksums(

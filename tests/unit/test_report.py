@@ -66,7 +66,6 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image(tmp_path: Path) 
     path = tmp_path / "report.json"
     path.write_text("of the last run")
     proof = Proof(
-        "web",
         verified="2024-02-01T00:00:00+00:00",
         drilled="2024-02-02T00:00:00+00:00",
         failure="it is damaged",

@@ -12,17 +12,17 @@ import pytest
 
 from backup.checksums import Checksums
 from backup.errors import BackupError
-from backup.model import Layout, SavedImage
+from backup.model import Layout, Level, SavedImage
 from backup.pipe_sink import PipeSink
 from backup.pipe_source import PipeSource
-from backup.proof import Proof, note_proof, note_verified, proofs
+from backup.proof import Proof, Proofs, proofs
 from backup.stream import copy
 from backup.verify import Mismatch, against_checksums, against_snapshot, object_number, pieces_of
 from tests.integration.scratch_image import source_of
 
 from .memory_snapshot import MemorySnapshot
-from .raising import raises
-from .samples import LAYOUT, MIB, OTHER_UUID, RUN, UUID
+from .recorder import Recorder
+from .samples import LAYOUT, MIB, OTHER_UUID, UUID
 from .test_stream import SHAPES, read_all
 
 SCATTERED = {MIB: b"a" * 5000, 5 * MIB + 1: b"b" * MIB, 12 * MIB: b"c" * (3 * MIB)}
@@ -126,23 +126,28 @@ def test_the_object_is_the_one_that_the_layout_puts_the_byte_in(
     assert {offset: object_number(offset, layout) for offset in objects} == objects
 
 
-def test_a_proof_is_kept_and_a_failure_does_not_forget_when_it_was_last_good(tmp_path: Path) -> None:
+def test_a_proof_is_kept_and_a_failure_does_not_forget_when_it_was_last_good(
+    tmp_path: Path, recorder: Recorder
+) -> None:
     state = tmp_path / "state"
+    known = Proofs(str(state), recorder)
     assert proofs(str(state)) == {}
-    note_verified(str(state), UUID, "web", RUN)
-    note_proof(str(state), OTHER_UUID, name="db", failure="it is damaged")
+    known.note_verified(UUID, "web")
+    known.note(OTHER_UUID, "db", failure="it is damaged")
     good = proofs(str(state))[UUID]
-    note_proof(str(state), UUID, failure="it is damaged now")
+    known.note(UUID, "web", failure="it is damaged now")
     assert proofs(str(state)) == {
         UUID: replace(good, failure="it is damaged now"),
-        OTHER_UUID: Proof("db", failure="it is damaged"),
+        OTHER_UUID: Proof(failure="it is damaged"),
     }
     assert [path.name for path in state.iterdir()] == ["proofs.json"]
     (state / "proofs.json").write_text("garbage")
     assert proofs(str(state)) == {}, "what can't be read is not known"
+    assert recorder.messages == []
 
 
-def test_a_proof_that_can_not_be_noted_is_one_line(tmp_path: Path) -> None:
+def test_a_proof_that_can_not_be_noted_is_a_warning(tmp_path: Path, recorder: Recorder) -> None:
     (tmp_path / "state").touch()
-    with raises(f"cannot note in {tmp_path}/state what was verified: file exists"):
-        note_verified(f"{tmp_path}/state", UUID, "web", RUN)
+    Proofs(f"{tmp_path}/state", recorder).note_verified(UUID, "web")
+    text = f"cannot note in {tmp_path}/state what was verified: file exists (hint: see STATE_DIR)"
+    assert recorder.messages == [(Level.WARNING, "web", text)]

@@ -1,0 +1,58 @@
+"""An output that holds restore points in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Callable
+
+from backup import manifest
+from backup.checksums import Checksums
+from backup.errors import BackupError
+from backup.model import HeldPoint, PointId, SavedImage
+from backup.protocols import Source
+from tests.integration.scratch_image import source_of
+
+from .jobs_on_paper import NoOutput
+from .samples import LAYOUT, MIB, RUN, TAKEN, domain, restore_point
+
+CONTENT = b"saved" + bytes(MIB - 5)
+
+
+@dataclass
+class HeldPoints(NoOutput):
+    """Holds a restore point of each domain, given by UUID and name, with the same image.
+
+    `given` is what an image comes back as, by the name of its domain. Satisfies protocols.Output.
+    """
+
+    domains: Mapping[str, str]
+    given: Mapping[str, bytes] = field(default_factory=dict)
+    read: list[str] = field(default_factory=list)  # names of the domains whose manifests were read
+
+    def configuration_errors(self) -> Sequence[BackupError]:
+        return ()
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return [
+            HeldPoint(PointId(RUN, uuid), name, TAKEN, "offline", "node1", (), "manifest")
+            for uuid, name in self.domains.items()
+        ]
+
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        check_stop()
+        self.read.append(point.domain)
+        checksums = Checksums()
+        checksums.note(0, CONTENT[:4096])
+        image = SavedImage("vda", f"vms/{point.domain}", MIB, 4096, 0, 0.0, point.domain, LAYOUT)
+        of = restore_point(domain(point.domain, point.id.uuid))
+        return manifest.pack(of, [image], {"vda": checksums})
+
+    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
+        return self._source(image)
+
+    @contextmanager
+    def _source(self, image: SavedImage) -> Iterator[Source]:
+        with source_of(self.given.get(image.restore_id, CONTENT)) as source:
+            yield source

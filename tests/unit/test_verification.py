@@ -1,0 +1,97 @@
+"""backup/verification.py: what failed is told and noted at once, and nothing else is."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.model import HeldPoint, Level, SavedImage
+from backup.proof import proofs
+from backup.stop import StopRequest
+from backup.verification import Verification, Verified
+
+from .held_points import CONTENT, HeldPoints
+from .raising import raises
+from .recorder import Recorder
+from .samples import MIB, OTHER_UUID, UUID, settings
+
+BOTH = {UUID: "web", OTHER_UUID: "db"}
+DAMAGED = b"S" + CONTENT[1:]
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> str:
+    return str(tmp_path / "state")
+
+
+def verification(output: HeldPoints, state_dir: str, recorder: Recorder, stop: StopRequest) -> Verification:
+    return Verification(settings(state_dir=state_dir, workers=1), output, recorder, stop)
+
+
+def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) -> None:
+    output = HeldPoints(BOTH, {"web": DAMAGED})
+    verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified == Verified(failed=1, images=1, size=MIB)
+    known = proofs(state_dir)
+    assert "does not come back as it was saved" in known[UUID].failure
+    assert (known[OTHER_UUID].verified > "2020", known[OTHER_UUID].failure) == (True, "")
+
+
+def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> None:
+    with raises("there is no restore point to verify"):
+        verification(HeldPoints({}), state_dir, recorder, StopRequest()).verify((), "latest")
+
+
+def test_a_time_that_no_restore_point_fits_proves_nothing(state_dir: str, recorder: Recorder) -> None:
+    verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "2020-01-01")
+    assert (verified.failed, proofs(state_dir)) == (2, {})
+
+
+class Stopping(HeldPoints):
+    """The stop is requested when the second image is to be read, whose program gets the signal too."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__(BOTH, {"web": DAMAGED, "db": DAMAGED})
+        self.stop = stop
+        self.images = 0
+
+    def image(self, image: SavedImage, check_stop: Callable[[], None]):  # type: ignore[no-untyped-def]
+        self.images += 1
+        if self.images == 2:
+            self.stop.request(Interrupted("interrupted", signal.SIGINT))
+            raise BackupError("restic dump was killed by SIGINT")
+        return super().image(image, check_stop)
+
+
+def test_what_was_found_before_an_interrupt_is_told_and_noted_and_the_rest_is_not(
+    state_dir: str, recorder: Recorder
+) -> None:
+    stop = StopRequest()
+    with raises("interrupted", Interrupted):
+        verification(Stopping(stop), state_dir, recorder, stop).verify((), "latest")
+    (told,) = recorder.told(Level.ERROR)
+    (known,) = proofs(state_dir).values()
+    assert "does not come back as it was saved" in told
+    assert "does not come back as it was saved" in known.failure
+
+
+class StoppingEarly(HeldPoints):
+    """The stop is requested while the first manifest is read."""
+
+    stop = StopRequest()
+
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        self.read.append(point.domain)
+        self.stop.request(Interrupted("interrupted", signal.SIGINT))
+        raise BackupError("restic dump was killed by SIGINT")
+
+
+def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Recorder) -> None:
+    output = StoppingEarly(BOTH)
+    with raises("interrupted", Interrupted):
+        verification(output, state_dir, recorder, output.stop).verify((), "latest")
+    assert (output.read, recorder.messages, proofs(state_dir)) == (["web"], [], {})
