@@ -18,7 +18,7 @@ import config
 import outputs
 from backup import command_line
 from backup.console import Console, finding, listing, selection_json, summary
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven
 from backup.model import Level
 from backup.proof import proofs
 from backup.report import RunResult, write_report
@@ -32,6 +32,9 @@ MODULES = {
     "rbd": "python3-rbd",
     "xxhash": "python3-xxhash",
 }
+
+# Of errors that do not mean that nothing could be done, which is 1.
+EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
 
 
 def main(words: Sequence[str]) -> int:
@@ -60,7 +63,7 @@ def main(words: Sequence[str]) -> int:
         return 128 + error.signal_number
     except BackupError as error:
         console.error(error)
-        return 11 if isinstance(error, AlreadyRunning) else 3 if isinstance(error, NotDefined) else 1
+        return EXIT_CODES.get(type(error), 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
 
@@ -162,15 +165,7 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        name = Drill(settings, outputs.chosen(settings), console, stop, arguments.boot).drill(
-            arguments.domain
-        )
-    except (ConfigError, Interrupted):
-        raise
-    except BackupError as error:
-        console.error(error)
-        return 3
+    name = Drill(settings, outputs.chosen(settings), console, stop, arguments.boot).drill(arguments.domain)
     _print(f"{name} comes back as it was saved\n")
     return 0
 

@@ -68,6 +68,10 @@ class NotDefined(BackupError):
     """A domain's images are restored, but the domain itself is not there, or does not run."""
 
 
+class NotProven(BackupError):
+    """A drill has failed: that the domain comes back as it was saved is not proven."""
+
+
 class Interrupted(BackupError):
     """The run was asked to stop, by the signal of this number."""
 

@@ -11,8 +11,8 @@ import pytest
 from tests.faults.provoke import restic_script
 from tests.integration.node import Node, wait_until
 from tests.integration.test_verify import ALTERED
-from tests.lab import Lab
-from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, WEB
+from tests.lab import Lab, RbdDisk
+from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +31,30 @@ def test_a_guest_boots_from_its_backup_and_its_agent_answers(node: Node) -> None
     assert f"{WEB}: booted in" in done.stderr
     assert node.run("backup", WEB).returncode == 0
     assert node.report()["domains"][WEB]["last_drill"] > "2020"
+
+
+def test_a_guest_without_an_agent_is_not_said_to_have_booted(node: Node) -> None:
+    assert node.run("backup", DATABASE).returncode == 0
+    done = node.run("drill", DATABASE, "--boot", DRILL_BOOT_TIMEOUT=3)
+    assert done.returncode == 0, done.stderr
+    assert "that it booted nobody could ask" in done.stderr
+    assert "booted in" not in done.stderr
+
+
+def test_nothing_is_written_into_the_pool_that_production_has_its_data_in(node: Node, lab: Lab) -> None:
+    make_image(lab, "vms/pooled01", 8 * MIB, {0: MIB}, "--data-pool", "ssd")
+    lab.define_domain("pooled01", [RbdDisk("vda", "vms/pooled01")])
+    try:
+        assert node.run("backup", "pooled01").returncode == 0
+        place = f"vms/{lab.virsh('domuuid', 'pooled01').strip()}.vda.virt-rbd-backup.restoring"
+        look = f"rbd --conf {lab.ceph_conf} info --format json {place} >{node.directory}/info"
+        script = restic_script(node, f'case "$*" in *dump*vda.img*) {look};; esac')
+        done = node.run("drill", DRILL_POOL="vms", RESTIC_BINARY=script)
+        assert done.returncode == 0, done.stderr
+        assert "data_pool" not in json.loads((node.directory / "info").read_text())
+    finally:
+        lab.undefine_domain("pooled01")
+        lab.delete_image("vms/pooled01")
 
 
 def test_each_domain_has_its_turn(node: Node) -> None:

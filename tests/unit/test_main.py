@@ -71,6 +71,20 @@ def test_what_could_be_restored_is_shown_without_libvirt_or_ceph(node: Node) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("verify", "there is no restore point to verify"),
+        ("drill", "there is no complete restore point to drill"),
+    ],
+)
+def test_a_repository_with_no_restore_point_proves_nothing(node: Node, command: str, told: str) -> None:
+    done = node.run(command, DRILL_POOL="scratch")
+    error, hint = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, error) == (1, "", f"error: {told}")
+    assert "restore-points" in hint
+
+
 @pytest.mark.parametrize("line", NONSENSE)
 def test_words_that_make_no_sense_are_a_usage_error_of_two_lines(answers: dict[str, Done], line: str) -> None:
     done = answers[line]
