@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -95,8 +95,8 @@ class Drill:
     def _verify(self, saved: SavedDomain, image: SavedImage, restored: Image, cluster: Cluster) -> None:
         """Hold what lies in the cluster against what was saved."""
         checksums = Checksums(bytearray(saved.checksums[image.target]))
-        with cluster.head_reader(restored) as reader:
-            against_checksums(pieces_read(reader), image, checksums, lambda _: self.stop.check())
+        with cluster.head_reader(restored) as reader, closing(pieces_read(reader)) as pieces:
+            against_checksums(pieces, image, checksums, lambda _: self.stop.check())
         self.reporter.message(Level.INFO, saved.name, f"{image.target} verified in {restored.place}")
 
     def _boot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
 from .model import Image
@@ -26,12 +27,11 @@ class ImageWriter:
         action = f"cannot write {len(data)} bytes at {offset} of"
         with self._cluster.errors(action, self._image):
             completion = self._opened.aio_write(data, offset, lambda _: None, self._write_flags)
+        return partial(self._wait, completion, action, data)
 
-        def wait() -> None:
-            assert data, "librbd does not copy them"
-            completion.wait_for_complete_and_cb()
-            result = completion.get_return_value()
-            if result < 0:
-                raise self._cluster.failure(action, self._image, -result)
-
-        return wait
+    def _wait(self, completion: Any, action: str, _data: WrittenBytes) -> None:
+        """Wait for a write; its bytes are held until then, as librbd does not copy them."""
+        completion.wait_for_complete_and_cb()
+        result = completion.get_return_value()
+        if result < 0:
+            raise self._cluster.failure(action, self._image, -result)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Callable
 
 from .errors import BackupError
 from .pipe_source import WriterEnded
 from .protocols import ImageWriter, Source, WrittenBytes
+from .stream import READ_SIZE
 
-PIECE = 4 << 20  # bytes; an RBD object's usual size, and aligned to it
+PIECE = READ_SIZE  # checksums are of reads, of which none crosses a multiple of it
 PIECES = 8  # of which writes are under way
 ZERO_PAGE = bytes(4096)  # what a disk allocates at the least
 ZERO_PIECE = bytes(PIECE)
@@ -25,25 +26,24 @@ def refill(
     BackupError, also where the source does not give exactly `size` bytes.
     """
     free = [bytearray(PIECE) for _ in range(PIECES)]
-    under_way: deque[tuple[bytearray, Sequence[Callable[[], None]]]] = deque()
+    under_way: deque[tuple[bytearray, deque[Callable[[], None]]]] = deque()
     written = 0
     try:
         for offset in range(0, size, PIECE):
             if not free:
-                buffer, waits = under_way.popleft()
-                _settle(waits)
-                free.append(buffer)
+                _settle(under_way[0][1])
+                free.append(under_way.popleft()[0])
             buffer = free.pop()
             piece = filled(source, buffer, offset, size)
-            waits = []
+            waits: deque[Callable[[], None]] = deque()
             under_way.append((buffer, waits))
             for start, part in _not_zero(piece):
                 waits.append(writer.start_write(offset + start, part))
                 written += len(part)
             progress(offset + len(piece))
         require_end(source, size)
-        while under_way:
-            _settle(under_way.popleft()[1])
+        for _, waits in under_way:
+            _settle(waits)
     finally:
         for _, waits in under_way:  # librbd must not complete into an image that is closed
             _settle_whatever_comes(waits)
@@ -84,14 +84,15 @@ def _not_zero(piece: bytearray) -> Iterator[tuple[int, WrittenBytes]]:
         yield start, bytes(piece[start:])
 
 
-def _settle(waits: Sequence[Callable[[], None]]) -> None:
-    for wait in waits:
-        wait()
+def _settle(waits: deque[Callable[[], None]]) -> None:
+    """Wait for each write once, whatever becomes of it."""
+    while waits:
+        waits.popleft()()
 
 
-def _settle_whatever_comes(waits: Sequence[Callable[[], None]]) -> None:
-    for wait in waits:
+def _settle_whatever_comes(waits: deque[Callable[[], None]]) -> None:
+    while waits:
         try:
-            wait()
+            _settle(waits)
         except BackupError:
             continue  # the first error is on its way already

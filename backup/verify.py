@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Callable, Union
 
 from . import stream
@@ -30,8 +30,11 @@ def pieces_of(source: Source, size: int) -> Iterator[bytearray]:
     require_end(source, size)
 
 
-def pieces_read(reader: SnapshotReader) -> Iterator[bytes]:
-    """Yield every byte of an image, whatever is listed as a hole, in pieces. Raises BackupError."""
+def pieces_read(reader: SnapshotReader) -> Generator[bytes, None, None]:
+    """Yield every byte of an image, whatever is listed as a hole, in pieces. Raises BackupError.
+
+    To be closed before the image is: reads are under way.
+    """
     starts = range(0, reader.size, PIECE)
     extents = (Extent(start, min(PIECE, reader.size - start)) for start in starts)
     return (data for _, data in stream.read_ahead(reader, extents))
@@ -61,6 +64,11 @@ def against_checksums(
         start += len(piece)
         progress(start)
     _require_none(wrong, image)
+    if start != image.size:
+        raise Mismatch(f"{image.target} ({image.image}) has {image.size} bytes, {start} came back")
+    if record:
+        message = f"{image.target} ({image.image}) has checksums beyond its {image.size} bytes"
+        raise Mismatch(message, "the manifest is damaged: back it up again")
 
 
 def differs(piece: Piece, start: int, record: tuple[int, int, bytes]) -> bool:
@@ -74,6 +82,8 @@ def against_snapshot(
     pieces: Iterable[Piece], image: SavedImage, reader: SnapshotReader, progress: Progress
 ) -> None:
     """Hold what comes back against the snapshot itself. Raises Mismatch."""
+    if reader.size != image.size:
+        raise Mismatch(f"{image.target} ({image.image}) has {reader.size} bytes, {image.size} are saved")
     wrong, start = [], 0
     for piece, data in zip(pieces, pieces_read(reader)):
         if piece != data:

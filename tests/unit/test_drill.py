@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from backup import manifest
+from backup.cluster import Cluster
 from backup.drill import Drill, due
 from backup.errors import BackupError, Interrupted, NotNow, NotProven
-from backup.model import HeldPoint, Level, SavedDomain
+from backup.model import HeldPoint, Image, Level, SavedDomain
 from backup.proof import Proof, proofs
 from backup.stop import StopRequest
 
 from .held_points import HeldPoints
+from .memory_snapshot import MemorySnapshot
 from .raising import raises
 from .recorder import Recorder
-from .samples import OTHER_UUID, UUID, settings
+from .samples import MIB, OTHER_UUID, UUID, settings
 
 BOTH = {UUID: "web", OTHER_UUID: "db"}
 
@@ -100,3 +104,28 @@ def test_what_has_no_checksums_can_not_be_proven(
     with pytest.raises(NotProven, match="saved no checksums of vda"):
         Drill(changed, HeldPoints(BOTH), recorder, StopRequest()).drill("web")
     assert proofs(state_dir)[UUID].drilled == ""
+
+
+class ClusterOnPaper:
+    """Has one image, in which no read may be under way when it is closed."""
+
+    @contextmanager
+    def head_reader(self, _image: Image) -> Iterator[MemorySnapshot]:
+        snapshot = MemorySnapshot(20 * MIB)
+        try:
+            yield snapshot
+        finally:
+            self.pending = set(snapshot.pending)
+
+
+def test_an_image_is_not_closed_over_reads_when_a_drill_is_interrupted(
+    state_dir: str, recorder: Recorder
+) -> None:
+    stop, cluster, output = StopRequest(), ClusterOnPaper(), HeldPoints(BOTH)
+    saved = manifest.unpack(output.manifest(output.restore_points()[0]))
+    stop.request(Interrupted("interrupted", signal.SIGINT))
+    with raises("interrupted", Interrupted):
+        Drill(settings(), output, recorder, stop)._verify(
+            saved, saved.images[0], Image("scratch", "vda"), cast(Cluster, cluster)
+        )
+    assert cluster.pending == set()

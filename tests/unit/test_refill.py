@@ -115,6 +115,14 @@ def test_a_write_that_fails_is_told_and_the_others_are_waited_for() -> None:
     assert writer.under_way == 0
 
 
+def test_the_other_writes_of_the_piece_whose_write_fails_are_waited_for_too() -> None:
+    content = (b"x" * PAGE + bytes(PAGE)) * 3
+    writer = SlowWriter(len(content), failing_at=0)
+    with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
+        refill(source, len(content), writer)
+    assert writer.under_way == 0
+
+
 def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
     out, into = os.pipe()
     with os.fdopen(out), os.fdopen(into), pytest.raises(Stalled, match="gave no byte"):

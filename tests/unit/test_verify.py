@@ -17,10 +17,11 @@ from backup.pipe_sink import PipeSink
 from backup.pipe_source import PipeSource
 from backup.proof import Proof, Proofs, proofs
 from backup.stream import copy
-from backup.verify import Mismatch, against_checksums, against_snapshot, object_number, pieces_of
+from backup.verify import Mismatch, against_checksums, against_snapshot, object_number, pieces_of, pieces_read
 from tests.integration.scratch_image import source_of
 
 from .memory_snapshot import MemorySnapshot
+from .raising import raises
 from .recorder import Recorder
 from .samples import LAYOUT, MIB, OTHER_UUID, UUID
 from .test_stream import SHAPES, read_all
@@ -106,6 +107,21 @@ def test_more_or_fewer_bytes_are_no_proof(size: int) -> None:
     content, checksums = streamed(MemorySnapshot(20 * MIB, SCATTERED))
     with pytest.raises(BackupError, match="the output gave"):
         verify(content, checksums, size)
+
+
+def test_checksums_beyond_the_end_are_no_proof() -> None:
+    content, checksums = streamed(MemorySnapshot(20 * MIB, SCATTERED))
+    checksums.note(24 * MIB, b"x")
+    with raises(f"vda (vms/web-root) has checksums beyond its {20 * MIB} bytes", Mismatch):
+        verify(content, checksums, 20 * MIB)
+
+
+def test_an_image_that_has_another_size_in_the_cluster_is_no_proof() -> None:
+    shorter, pieces = MemorySnapshot(16 * MIB), [bytes(4 * MIB)] * 5
+    with raises(f"vda (vms/web-root) has {20 * MIB} bytes, {16 * MIB} came back", Mismatch):
+        against_checksums(pieces_read(shorter), saved(20 * MIB), Checksums(), lambda _: None)
+    with raises(f"vda (vms/web-root) has {16 * MIB} bytes, {20 * MIB} are saved", Mismatch):
+        against_snapshot(pieces, saved(20 * MIB), shorter, lambda _: None)
 
 
 @pytest.mark.parametrize(
