@@ -181,7 +181,7 @@ class DomainJob:
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         if self.output.keeps_snapshots:
-            bases = stack.enter_context(Bases(snapshots, domain, self.output))
+            bases = stack.enter_context(Bases(snapshots, domain, self.output, self.check_stop))
             snapshots = [replace(snapshot, bases=bases) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)

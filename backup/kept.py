@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Optional
+from typing import Callable, Optional
 
 from .base import Base
 from .checksums import Checksums
@@ -20,9 +20,15 @@ class Bases:
     same moment by the same run, or all of the image is read. Only for the holder of the domain's lock.
     """
 
-    def __init__(self, snapshots: Sequence[DiskSnapshot], domain: Domain, output: Output) -> None:
+    def __init__(
+        self,
+        snapshots: Sequence[DiskSnapshot],
+        domain: Domain,
+        output: Output,
+        check_stop: Callable[[], None],
+    ) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
-        self._found = self._thread.submit(_found, tuple(snapshots), domain.uuid, output)
+        self._found = self._thread.submit(_found, tuple(snapshots), domain.uuid, output, check_stop)
 
     def __enter__(self) -> Bases:
         return self
@@ -35,10 +41,12 @@ class Bases:
         return self._found.result().get(snapshot)
 
 
-def _found(snapshots: Sequence[DiskSnapshot], uuid: str, output: Output) -> Mapping[DiskSnapshot, Base]:
+def _found(
+    snapshots: Sequence[DiskSnapshot], uuid: str, output: Output, check_stop: Callable[[], None]
+) -> Mapping[DiskSnapshot, Base]:
     held = {snapshot: _ours(snapshot, uuid) for snapshot in snapshots}
     runs = {run_of(name) for names in held.values() for name in names}
-    saved = output.base(uuid, runs) if runs else None
+    saved = output.base(uuid, runs, check_stop) if runs else None
     found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
     return {snapshot: base for snapshot, base in found.items() if base}
 

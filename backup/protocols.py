@@ -150,7 +150,7 @@ class Output(Protocol):
         Raises BackupError, and has then left nothing that counts as a restore point.
         """
 
-    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         """Give the newest complete restore point of a domain that one of these runs saved, to build on.
 
         None if there is none, or none that this output can build on. Raises BackupError.

@@ -98,7 +98,7 @@ class Restorer:
         order.require_sense()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        point = chosen(self.output.restore_points(), order.domain, order.at)
+        point = chosen(self.output.restore_points(self.stop.check), order.domain, order.at)
         saved = self._saved(point)
         images = images_held(_disks(saved, order.disks), point)
         if (order.to_file or order.to_image) and len(images) > 1:
@@ -124,7 +124,7 @@ class Restorer:
         return restored
 
     def _saved(self, point: HeldPoint) -> SavedDomain:
-        saved = manifest.unpack(self.output.manifest(point))
+        saved = manifest.unpack(self.output.manifest(point, self.stop.check))
         text = f"restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, f"{text}, {saved.consistency.value}")
         if saved.not_covered:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from backup import manifest
 from backup.errors import BackupError, reason
@@ -66,11 +66,11 @@ class ResticIncremental(Repository):
             hint = "modprobe fuse; in a container or a unit with PrivateDevices, let it have the device"
             return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint), *super().problems()]
 
-    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         """Read the manifest of the newest restore point of these runs that this output has saved."""
         for point in reversed(held_points(self._snapshots(f"--tag={TAG},uuid={uuid}"))):
             if point.manifest_id and point.id.run in runs:
-                packed = self.manifest(point)
+                packed = self.manifest(point, check_stop)
                 try:
                     saved = as_held(manifest.unpack(packed), point)
                 except BackupError:  # images were removed from it, or another version wrote it: no base

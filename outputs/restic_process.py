@@ -143,7 +143,7 @@ class Program:
                 look()
                 with suppress(subprocess.TimeoutExpired):
                     child.process.wait(WAIT_POLL)
-        self._require_success("backup", child)
+        self._require_success("backup", child, look)
         return _summary(child.stdout)
 
     @contextmanager

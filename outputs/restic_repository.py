@@ -91,7 +91,7 @@ class Repository:
             return [error]
         return []
 
-    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         """Give nothing: all is read each time."""
         return None
 

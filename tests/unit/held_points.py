@@ -10,7 +10,7 @@ from typing import Callable
 from backup import manifest
 from backup.checksums import Checksums
 from backup.errors import BackupError
-from backup.model import HeldPoint, PointId, SavedImage
+from backup.model import HeldImage, HeldPoint, PointId, SavedImage
 from backup.protocols import Source
 from tests.integration.scratch_image import source_of
 
@@ -36,7 +36,7 @@ class HeldPoints(NoOutput):
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return [
-            HeldPoint(PointId(RUN, uuid), name, TAKEN, "offline", "node1", (), "manifest")
+            HeldPoint(PointId(RUN, uuid), name, TAKEN, "offline", "node1", (_image(name),), "manifest")
             for uuid, name in self.domains.items()
         ]
 
@@ -56,3 +56,7 @@ class HeldPoints(NoOutput):
     def _source(self, image: SavedImage) -> Iterator[Source]:
         with source_of(self.given.get(image.restore_id, CONTENT)) as source:
             yield source
+
+
+def _image(domain: str) -> HeldImage:
+    return HeldImage("vda", f"vms/{domain}", MIB, domain)

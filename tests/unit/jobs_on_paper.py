@@ -68,7 +68,7 @@ class NoOutput:
     ) -> tuple[SavedImage, ...]:
         raise AssertionError
 
-    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         raise AssertionError
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
