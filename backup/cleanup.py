@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cluster import LockHeld
+from .cluster_errors import LockHeld
 from .connect import Clusters
 from .errors import BackupError
 from .freeze import Holder

@@ -14,7 +14,7 @@ from typing import Any
 import rados
 import rbd
 
-from .errors import BackupError, NotNow
+from .cluster_errors import ClusterError, LockHeld, SnapshotInUse, failure
 from .image_reader import ImageReader
 from .model import ClusterAddress, Image, Layout, SnapshotId
 
@@ -43,27 +43,6 @@ class Claim(int, Enum):
     TAKE = 0  # it has to be free
     TAKE_OR_RENEW = 1 << 0
     RENEW = 1 << 1  # it has to be ours already
-
-
-class ClusterError(BackupError):
-    """Ceph refused or did not answer. `number` is the errno, 0 where there is none."""
-
-    def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
-        super().__init__(message, hint)
-        self.number = number
-        self.passing = number in (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN)
-
-
-class ImageGone(ClusterError):
-    """The image, or its pool, does not exist."""
-
-
-class SnapshotInUse(ClusterError):
-    """The snapshot can't be removed: it is protected, or has clones."""
-
-
-class LockHeld(NotNow):
-    """Somebody else holds the lock."""
 
 
 class Cluster:
@@ -287,6 +266,11 @@ class Cluster:
         hosts = [one["public_addr"].split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
         return [(address.strip("[]"), port) for address, _, port in hosts]
 
+    def has_valid_object_map(self, opened: Any) -> bool:
+        """Tell whether an open image, or snapshot, has an object map that fast-diff may take for true."""
+        invalid = rbd.RBD_FLAG_OBJECT_MAP_INVALID | rbd.RBD_FLAG_FAST_DIFF_INVALID
+        return bool(opened.features() & rbd.RBD_FEATURE_FAST_DIFF) and not opened.flags() & invalid
+
     def has_pool(self, name: str) -> bool:
         with self.errors(f"cannot look for pool {name}"):
             return bool(self._rados.pool_exists(name))
@@ -342,29 +326,4 @@ class Cluster:
 
     def failure(self, action: str, image: Image | None, number: int, words: str = "") -> ClusterError:
         """Give the error for an errno, or for Ceph's own words where there is none."""
-        what = f"{action} image {image}" if image else action
-        message = f"{what}: {os.strerror(number).lower() if number else words}"
-        if number == errno.ENOENT and image:
-            hint = f"was it renamed, or moved? see rbd ls {image.place}; rbd trash ls --all {image.place}"
-            if image.namespace:
-                hint += f"; is there its namespace? rbd namespace create {image.place}"
-            return ImageGone(message, hint, number)
-        return ClusterError(message, self._hint(number, image), number)
-
-    def _hint(self, number: int, image: Image | None) -> str:
-        pool = image.pool if image else "..."
-        if number == errno.ETIMEDOUT:
-            return (
-                f"no answer within {self.timeout} s: see ceph status (is it up, is it full?); is the key of "
-                f"client.{self.user} right? (a wrong key shows as a time-out); see CEPH_TIMEOUT"
-            )
-        if number in (errno.EPERM, errno.EACCES):
-            return (
-                f"ceph auth caps client.{self.user} mon 'profile rbd' osd 'profile rbd pool={pool}' "
-                "(and every other pool it uses)"
-            )
-        if number == errno.ENOENT:
-            return "is there a keyring for this user?"
-        if number == errno.EDQUOT:
-            return f"the snapshot limit is reached: see rbd snap limit, image {image}"
-        return ""
+        return failure(action, image, number, words, self.user, self.timeout)

@@ -63,9 +63,10 @@ class ImageReader:
     def changes(self, since: str, fast: bool) -> Iterator[Extent]:
         """Yield all that may differ from the older snapshot of this name, in ascending order.
 
-        What was discarded since is among it. `fast`: whole objects, from the object map; see `extents` for
-        why that is not the default.
+        What was discarded since is among it. `fast`: whole objects, from the object maps where Ceph itself
+        does not distrust one of them; see `extents` for why that is not the default.
         """
+        whole_objects = fast and self._has_valid_object_maps(since)
 
         def changed(slab: Extent) -> Sequence[Extent]:
             found: list[Extent] = []
@@ -74,10 +75,20 @@ class ImageReader:
                 found.append(Extent(offset, length))
 
             with self._cluster.errors(f"cannot list what has changed since {since} in", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, since, note, True, fast)
+                self._opened.diff_iterate(slab.offset, slab.length, since, note, True, whole_objects)
             return sorted(found, key=attrgetter("offset"))
 
         return _listed_ahead(Extent(0, self.size), changed)
+
+    def _has_valid_object_maps(self, since: str) -> bool:
+        """Look at those of both snapshots, and at the image's own, through which all changes went."""
+        cluster = self._cluster
+        with (
+            cluster.errors("cannot open", self._image),
+            cluster.opened(self._image, snapshot=since) as before,
+            cluster.opened(self._image) as head,
+        ):
+            return all(map(cluster.has_valid_object_map, (before, self._opened, head)))
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
         """Start to read; the returned call waits for the bytes, exactly `length` of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 
-from .cluster import LockHeld
+from .cluster_errors import LockHeld
 from .connect import Clusters
 from .errors import BackupError
 from .hypervisors import Hypervisors

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Optional
 
 from .cleanly import undone_by
-from .cluster import LockHeld, SnapshotInUse
+from .cluster_errors import LockHeld, SnapshotInUse
 from .connect import Clusters
 from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill

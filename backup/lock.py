@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .cleanly import undone_by
-from .cluster import Claim, Cluster, LockHeld
+from .cluster import Claim, Cluster
+from .cluster_errors import LockHeld
 from .connect import Clusters
 from .errors import BackupError
 from .model import Domain, Image

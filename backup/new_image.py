@@ -13,7 +13,8 @@ from typing import Any, Callable
 import rados
 import rbd
 
-from .cluster import FEATURES, Cluster, ClusterError, ImageGone
+from .cluster import FEATURES, Cluster
+from .cluster_errors import ClusterError, ImageGone
 from .errors import BackupError, NotNow
 from .image_writer import ImageWriter
 from .model import Image, Layout, Level, SavedImage

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from .base import Base
 from .cleanly import undone_by
-from .cluster import Cluster, ImageGone
+from .cluster import Cluster
+from .cluster_errors import ImageGone
 from .connect import Clusters
 from .errors import BackupError, NotNow
 from .model import Disk, Domain, Image, Level

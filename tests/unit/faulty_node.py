@@ -15,7 +15,8 @@ import pytest
 
 from backup import cleanup, freeze
 from backup.cleanup import let_go_noted
-from backup.cluster import Claim, ClusterError
+from backup.cluster import Claim
+from backup.cluster_errors import ClusterError
 from backup.errors import BackupError
 from backup.job import DomainJob, JobOrder
 from backup.libvirt_errors import HypervisorError

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
-from backup.cluster import Claim, Cluster, ClusterError, ImageGone, LockHeld
+from backup.cluster import Claim, Cluster
+from backup.cluster_errors import ClusterError, ImageGone, LockHeld
 from backup.connect import Clusters
 from backup.image_reader import ImageReader
 from backup.model import ClusterAddress, Image
@@ -28,6 +30,7 @@ class PaperCluster(Cluster):
         self.locks: dict[str, str] = {}
         self.claims: list[Claim] = []
         self.failing: set[tuple[str, str]] = set()  # ("open", "create" or "remove", image)
+        self.distrusted: set[str] = set()  # image@snapshot or image@head whose object map is not valid
         self.open: set[str] = set()  # images that are kept open
         self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
         self.go_on = threading.Event()
@@ -60,6 +63,13 @@ class PaperCluster(Cluster):
             yield
         finally:
             self.open.remove(str(image))
+
+    @contextmanager
+    def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Iterator[Any]:
+        yield f"{image}@{snapshot or 'head'}"
+
+    def has_valid_object_map(self, opened: Any) -> bool:
+        return opened not in self.distrusted
 
     def create_snapshot(self, image: Image, name: str) -> None:
         if self.together:

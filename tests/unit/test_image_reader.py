@@ -9,7 +9,7 @@ import pytest
 import rbd
 
 from backup import image_reader
-from backup.cluster import ClusterError
+from backup.cluster_errors import ClusterError
 from backup.image_reader import ImageReader
 from backup.model import Extent, Image, SnapshotId
 
@@ -100,6 +100,15 @@ def test_of_a_part_what_is_allocated_is_listed_of_that_part() -> None:
     image = PaperImage(450, [(0, 10, True), (110, 10, True), (250, 10, True)])
     assert [*reader_of(image).extents(Extent(100, 150))] == [Extent(110, 10)]
     assert sorted(image.asked) == [(100, 100), (200, 50)]
+
+
+@pytest.mark.parametrize("distrusted", ["vms/root@before", "vms/root@head"])
+def test_object_maps_that_ceph_distrusts_are_not_asked(distrusted: str) -> None:
+    image, cluster = PaperImage(100, [(0, 10, True)]), PaperCluster()
+    cluster.distrusted = {distrusted}
+    reader = ImageReader(cluster, Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
+    assert [*reader.changes("before", fast=True)] == [Extent(0, 10)]
+    assert image.compared == [("before", False)]
 
 
 @pytest.mark.parametrize("fast", [False, True])

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from backup.cluster import Claim, LockHeld
+from backup.cluster import Claim
+from backup.cluster_errors import LockHeld
 from backup.errors import BackupError
 from backup.lock import DomainLock, lock_of
 from backup.stop import StopRequest

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from backup.cluster import ImageGone
+from backup.cluster_errors import ImageGone
 from backup.model import ClusterAddress, Disk, Image
 from backup.slots import Slots
 from backup.snapshots import DiskSnapshot, DomainSnapshots, prepared

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from backup import run
-from backup.cluster import ClusterError, LockHeld
+from backup.cluster_errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job import JobOrder
 from backup.model import JobResult, PointId, Status
