@@ -122,11 +122,11 @@ class ResticIncremental(Repository):
             changed = sum(disk.changed_bytes for disk in disks)
             watch = _Watch(files, changed, self.program.stall_timeout, point.domain.name, job)
             summary = self.program.backup_files(arguments, self.mountpoint, watch.look, files.give_up)
-        size = sum(disk.files.reader.size for disk in disks)
+        size = sum(disk.files.size for disk in disks)
         missing = sum(disk.missing for disk in disks)
         if summary.processed != size or missing:
             message = (
-                f"the images have {size} bytes, restic saved {summary.processed}; "
+                f"the files have {size} bytes, restic saved {summary.processed}; "
                 f"it did not read {missing} of the changed segments"
             )
             raise ResticError(message, "the restore point does not count")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +18,13 @@ from backup.errors import BackupError
 from backup.process import own_mounts
 from backup.protocols import SnapshotReader
 
-from .segment_reader import Answer, SegmentReader
-from .segments import PER_DIRECTORY, Segments, segment_name, subdirectory_name
+from .segment_reader import Answer, SegmentReader, ZerosReader
+from .segments import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 
 CACHED = 3600.0  # seconds that the kernel may keep what it knows of a file: nothing of it changes
 DISK = 32  # an inode's number is the disk's in the upper bits, and in the lower what it is of the disk
 SUBDIRECTORY = 1 << (DISK - 1)  # from here on subdirectories, below it segments, from 1
+ZEROS_FILE = SUBDIRECTORY - 1
 FAILED_POLL = 0.05  # seconds
 
 
@@ -31,13 +32,20 @@ FAILED_POLL = 0.05  # seconds
 class DiskFiles:
     """One disk's snapshot: its segments with their times (nanoseconds since 1970), and who reads them.
 
-    `read` has the checksums of each segment that was read as a whole.
+    `holes` are those of nothing but zeros. `read` has the checksums of each segment that was read as a whole.
     """
 
     segments: Segments
     times: Sequence[int]
+    holes: Collection[int]
     reader: SnapshotReader
     read: dict[int, Checksums] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Tell how many bytes all files have."""
+        holes = self.segments.segment_size * len(self.holes)
+        return self.segments.size - holes + (self.segments.segment_size if holes else 0)
 
 
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
@@ -54,7 +62,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         self.token: trio.lowlevel.TrioToken
         self._given_up = False
         self._disks = disks
-        self._open: dict[int, tuple[DiskFiles, int, SegmentReader]] = {}
+        self._open: dict[int, tuple[DiskFiles, int, SegmentReader | ZerosReader]] = {}
         self._handles = 0
 
     def give_up(self) -> None:
@@ -83,9 +91,17 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
         disk, number = self._disks[(inode >> DISK) - 1], inode % SUBDIRECTORY - 1
         self._handles += 1
-        self._open[self._handles] = (disk, number, SegmentReader(disk.reader, disk.segments.extent(number)))
+        if inode % (1 << DISK) == ZEROS_FILE:
+            zeros = ZerosReader(disk.segments.segment_size)
+            self._open[self._handles] = (disk, number, zeros)
+        else:
+            segment = SegmentReader(disk.reader, disk.segments.extent(number))
+            self._open[self._handles] = (disk, number, segment)
         # past the kernel's cache: larger requests, and nobody reads it twice
         return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        return ZEROS_LINK.encode()
 
     async def read(self, handle: int, offset: int, length: int) -> Answer:
         disk, number, segment = self._open[handle]
@@ -120,6 +136,8 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         if not part:
             for one in range(-(-count // PER_DIRECTORY)):
                 yield subdirectory_name(one).encode(), inode + SUBDIRECTORY + one
+            if self._disks[number - 1].holes:
+                yield ZEROS.encode(), inode + ZEROS_FILE
         else:
             first = (part - SUBDIRECTORY) * PER_DIRECTORY
             for one in range(first, min(count, first + PER_DIRECTORY)):
@@ -135,9 +153,14 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
             entry.st_nlink = 2
         else:
             disk = self._disks[(inode >> DISK) - 1]
-            entry.st_mode = stat.S_IFREG | 0o400
             entry.st_nlink = 1
-            entry.st_size = disk.segments.extent(part - 1).length
+            if part == ZEROS_FILE:
+                entry.st_mode = stat.S_IFREG | 0o400
+                entry.st_size = disk.segments.segment_size
+                return entry
+            hole = part - 1 in disk.holes
+            entry.st_mode = stat.S_IFLNK | 0o777 if hole else stat.S_IFREG | 0o400
+            entry.st_size = len(ZEROS_LINK) if hole else disk.segments.extent(part - 1).length
             entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = disk.times[part - 1]
         return entry
 

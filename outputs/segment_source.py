@@ -7,7 +7,9 @@ import tarfile
 from backup.errors import BackupError
 from backup.pipe_source import PipeSource
 
-from .segments import Segments
+from .segments import ZEROS, ZEROS_LINK, Segments
+
+SKIP = 1 << 20  # bytes at a time
 
 
 class SegmentSource:
@@ -24,6 +26,7 @@ class SegmentSource:
         self._next = 0  # segment
         self._left = 0  # bytes of the one before it
         self._padding = 0  # bytes after it
+        self._hole = False  # it is a link to the zeros
 
     def fill(self, buffer: memoryview) -> int:
         """Fill the buffer and return its length, or less where there is no more. Raises BackupError."""
@@ -32,7 +35,7 @@ class SegmentSource:
             if not self._left and not self._begin_segment():
                 break
             wanted = buffer[filled : filled + self._left]
-            got = self._archive.fill(wanted)
+            got = _zeroed(wanted) if self._hole else self._archive.fill(wanted)
             self._left -= got
             filled += got
             if got < len(wanted):
@@ -45,20 +48,29 @@ class SegmentSource:
         self._skip(self._padding)
         while entry := self._entry():
             size = -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-            if not entry.isreg():  # a directory, or what a header has no room for
+            name = entry.name.strip("/")
+            zeros = name == f"{self._segments.directory}/{ZEROS}"
+            if zeros or not (entry.isreg() or entry.issym()):  # a directory, what a header has no room for
                 self._skip(size)
                 continue
-            if self._next == len(self._segments):
-                raise BackupError(f"the output gave a file too many: {entry.name}")
-            name, length = self._segments.path(self._next), self._segments.extent(self._next).length
-            if entry.name.strip("/") != name or entry.size != length:
-                message = f"the output gave {entry.name} of {entry.size} bytes, not {name} of {length}"
-                raise BackupError(message, "another restore point may do; see restic check --read-data")
+            self._require(entry, name)
+            length = self._segments.extent(self._next).length
             self._next += 1
-            self._left, self._padding = length, size - length
+            self._hole = entry.issym()
+            self._left, self._padding = length, 0 if self._hole else size - length
             return True
         self._padding = 0
         return False
+
+    def _require(self, entry: tarfile.TarInfo, name: str) -> None:
+        """Raise BackupError unless it is the next segment."""
+        if self._next == len(self._segments):
+            raise BackupError(f"the output gave a file too many: {entry.name}")
+        expected, length = self._segments.path(self._next), self._segments.extent(self._next).length
+        hole = entry.issym() and entry.linkname == ZEROS_LINK and self._segments.can_be_link(self._next)
+        if name != expected or not (hole or (entry.isreg() and entry.size == length)):
+            message = f"the output gave {entry.name} of {entry.size} bytes, not {expected} of {length}"
+            raise BackupError(message, "another restore point may do; see restic check --read-data")
 
     def _entry(self) -> tarfile.TarInfo | None:
         block = bytearray(tarfile.BLOCKSIZE)
@@ -72,5 +84,10 @@ class SegmentSource:
             raise BackupError(f"the output gave no archive: {error}") from error
 
     def _skip(self, length: int) -> None:
-        if length:
-            self._archive.fill(memoryview(bytearray(length)))
+        while length:
+            length -= self._archive.fill(memoryview(bytearray(min(length, SKIP)))) or length
+
+
+def _zeroed(buffer: memoryview) -> int:
+    buffer[:] = bytes(len(buffer))
+    return len(buffer)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain
+from itertools import chain, groupby
 from typing import Callable, Optional
 
 from backup.base import Base
 from backup.changes import spot_check
 from backup.checksums import Checksums, packed
-from backup.model import Level, SavedImage
+from backup.model import Extent, Level, SavedImage
 from backup.protocols import SnapshotReader, SnapshotSource
 
 from .segment_files import DiskFiles
@@ -35,18 +35,20 @@ class SegmentedDisk:
 
     @property
     def changed_bytes(self) -> int:
-        return sum(self.files.segments.extent(number).length for number in self.changed)
+        changed = set(self.changed) - set(self.files.holes)
+        return sum(self.files.segments.extent(number).length for number in changed)
 
     @property
     def missing(self) -> int:
         """How many of the changed segments were not read as a whole."""
-        return len(set(self.changed) - set(self.files.read))
+        return len(set(self.changed) - set(self.files.read) - set(self.files.holes))
 
     def checksums(self) -> Checksums:
         """Give those of all segments: of what was read now, and the base's of everything else."""
         read, size = self.files.read, self.files.segments.segment_size
+        new = {*read, *self.changed}
         before = self.base.checksums if self.base else ()
-        return packed(chain((one for one in before if one[0] // size not in read), *read.values()))
+        return packed(chain((one for one in before if one[0] // size not in new), *read.values()))
 
     def saved(self, checksums: Checksums, taken: datetime, seconds: float, restore_id: str) -> SavedImage:
         reader = self.files.reader
@@ -100,7 +102,8 @@ def planned(
     # later than all that there were, even if the clock was set back
     now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in before), 0)
     times = [now if number in changed else before[number] for number in everything]
-    return SegmentedDisk(source, DiskFiles(segments, times, reader), changed, base)
+    holes = _holes(reader, base, segments, changed)
+    return SegmentedDisk(source, DiskFiles(segments, times, holes, reader), changed, base)
 
 
 def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: timedelta) -> str:
@@ -124,3 +127,25 @@ def _changed(reader: SnapshotReader, base: Base, segments: Segments, fast: bool)
     for extent in reader.changes(base.snapshot, fast):
         changed.update(segments.touched(extent))
     return changed
+
+
+def _holes(
+    reader: SnapshotReader, base: Optional[Base], segments: Segments, changed: Collection[int]
+) -> Collection[int]:
+    """Tell which segments have no data: of those that have not changed, the ones of which none was saved."""
+    full: set[int] = set()
+    for first, last in _runs(changed):
+        start, end = segments.extent(first).offset, segments.extent(last)
+        for extent in reader.extents(Extent(start, end.offset + end.length - start)):
+            full.update(segments.touched(extent))
+    if base:
+        saved = {offset // segments.segment_size for offset, _, _ in base.checksums}
+        full |= saved - set(changed)
+    return {n for n in range(len(segments)) if n not in full and segments.can_be_link(n)}
+
+
+def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of each run of numbers that follow one another."""
+    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        run_numbers = [number for _, number in run]
+        yield run_numbers[0], run_numbers[-1]

@@ -1,4 +1,8 @@
-"""How an image is cut into files: each is read again as a whole when a byte of it has changed."""
+"""How an image is cut into files: each is read again as a whole when a byte of it has changed.
+
+A file of nothing but holes is a symbolic link to one file of zeros: nobody reads it, and `cat` of all files in
+the order of their names gives the image all the same.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from backup.model import Extent
 
 SMALLEST = 16 << 20  # bytes; smaller ones make scattered changes cheaper, and every run dearer
 MOST = 16384  # of an image: restic looks at each in every run, which takes it 0.1 ms
+ZEROS = "zeros"  # the file's name, in the disk's directory
+ZEROS_LINK = f"../{ZEROS}"
 PER_DIRECTORY = 128  # restic writes the whole list of a directory anew when one file of it has changed
 
 
@@ -45,6 +51,10 @@ class Segments:
         """Tell where in the image it lies. All have the same length but the last."""
         start = number * self.segment_size
         return Extent(start, min(self.segment_size, self.size - start))
+
+    def can_be_link(self, number: int) -> bool:
+        """Tell whether a segment has the length of the file of zeros."""
+        return self.extent(number).length == self.segment_size
 
     def touched(self, extent: Extent) -> range:
         """Tell which segments have bytes of an extent."""
