@@ -164,7 +164,7 @@ def _tell(job: Job, domain: str, level: Level, text: str) -> None:
 
 
 def _told(disk: SegmentedDisk, image: SavedImage, summary: Summary) -> str:
-    count = len(disk.files.segments)
+    count = len(disk.files.segments) - len(disk.files.holes)
     new = f", {size_text(summary.added)} new for the whole domain" if image.stored_bytes else ""
     return (
         f"{image.target} ({image.image}) saved: {size_text(image.size)}, {len(disk.files.read)} of {count} "
