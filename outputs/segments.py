@@ -1,7 +1,7 @@
 """How an image is cut into files: each is read again as a whole when a byte of it has changed.
 
-A file of nothing but holes is a symbolic link to one file of zeros: nobody reads it, and `cat` of all files in
-the order of their names gives the image nevertheless.
+A file of nothing but holes is a symbolic link to one file of zeros: nobody reads it, and `cat` of all files
+in the order of their names gives the image nevertheless.
 """
 
 from __future__ import annotations
