@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Callable, Optional
 
 from .base import Base
 from .checksums import Checksums
-from .model import Domain, SavedDomain, SnapshotId
-from .protocols import Output
+from .cluster import Cluster
+from .cluster_errors import ImageGone
+from .model import Domain, SavedDomain, SavedImage, SnapshotId, image_named
+from .protocols import Output, SnapshotReader
 from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, run_of
 
 
@@ -66,3 +70,26 @@ def _base(snapshot: DiskSnapshot, held: Mapping[str, int], saved: SavedDomain) -
             checksums = Checksums(bytearray(saved.checksums[one.target]))
             return Base(sources[one.source], one, checksums, saved.times.get(one.target, b""))
     return None
+
+
+@contextmanager
+def snapshot_of(image: SavedImage, cluster: Optional[Cluster]) -> Iterator[Optional[SnapshotReader]]:
+    """Open the snapshot that an image was saved from; give None where it is no longer there.
+
+    Raises ClusterError.
+    """
+    place = image_named(image.image)
+    if not cluster or not place or image.source.cluster != cluster.fsid:
+        yield None
+        return
+    found = replace(place, id=image.source.image)
+    try:
+        names = cluster.snapshot_ids(found)
+    except ImageGone:
+        names = {}
+    name = next((name for name, number in names.items() if number == image.source.snapshot), None)
+    if name is None:
+        yield None
+        return
+    with cluster.reader(found, name) as reader:
+        yield reader

@@ -5,20 +5,26 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Optional
 
 from . import manifest
 from .checksums import Checksums
+from .cluster import Cluster
+from .cluster_errors import ClusterError
 from .errors import BackupError, ConfigError
+from .kept import snapshot_of
 from .model import HeldPoint, Level, SavedDomain, SavedImage
 from .proof import Proofs
 from .protocols import Output, Reporter
+from .restore_order import restore_cluster
 from .restore_points import as_held, chosen, of_domains
 from .settings import Settings
 from .stop import StopRequest
 from .throttle import Throttle
 from .units import size_text
-from .verify import Mismatch, against_checksums, pieces_of, require_checksums
+from .verify import Mismatch, against_checksums, against_snapshot, pieces_of, require_checksums
 
 STOP_POLL = 0.1  # seconds between two looks at whether to stop
 
@@ -60,7 +66,7 @@ class Verification:
         failed: set[str] = set()
         images = size = 0
         saved = self._saved(points, of, at, failed)
-        for uuid, image, future in self._read(saved):
+        for uuid, image, future in self._compared(saved):
             try:
                 future.result()
             except BackupError as error:
@@ -91,13 +97,17 @@ class Verification:
                 self._failed(failed, uuid, name, error)
         return saved
 
-    def _read(self, saved: Mapping[str, SavedDomain]) -> Iterator[Read]:
+    def _compared(self, saved: Mapping[str, SavedDomain]) -> Iterator[Read]:
         """Read images back, and yield each as soon as that has ended. Raises the reason to stop."""
         images = [(uuid, image) for uuid, one in saved.items() for image in one.images]
-        with ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads:
+        drawn = _drawn(images, self.sample)
+        with (
+            self._cluster([image for _, image in drawn]) as cluster,
+            ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads,
+        ):
             under_way = {
-                threads.submit(self._image, saved[uuid], image): (uuid, image)
-                for uuid, image in _drawn(images, self.sample)
+                threads.submit(self._image, saved[uuid], image, cluster): (uuid, image)
+                for uuid, image in drawn
             }
             pending = set(under_way)
             while pending:
@@ -106,7 +116,20 @@ class Verification:
                     yield (*under_way[future], future)
         self.stop.check()
 
-    def _image(self, saved: SavedDomain, image: SavedImage) -> None:
+    @contextmanager
+    def _cluster(self, images: Sequence[SavedImage]) -> Iterator[Optional[Cluster]]:
+        """Connect if images may have a snapshot still, that they were saved from; it may be out of reach."""
+        with ExitStack() as stack:
+            cluster = None
+            if any(image.segment_size for image in images):
+                try:
+                    cluster = stack.enter_context(restore_cluster(self.settings))
+                except ClusterError as error:
+                    text = f"kept snapshots can't be compared, but checksums: {error.message}"
+                    self.reporter.message(Level.INFO, "", text)
+            yield cluster
+
+    def _image(self, saved: SavedDomain, image: SavedImage, cluster: Optional[Cluster]) -> None:
         self.stop.check()
         if not image.size:  # in the manifest alone
             return
@@ -117,8 +140,15 @@ class Verification:
             if throttle.due():
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
-        with self.output.image(image, self.stop.check) as source:
-            against_checksums(pieces_of(source, image.size), image, checksums, progress)
+        with (
+            snapshot_of(image, cluster) as snapshot,
+            self.output.image(image, self.stop.check) as source,
+        ):
+            pieces = pieces_of(source, image.size)
+            if snapshot:  # which shows, too, what a backup of changes alone has missed
+                against_snapshot(pieces, image, snapshot, progress)
+            else:
+                against_checksums(pieces, image, checksums, progress)
 
     def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
         """Tell it, and note the domain's first failure at once: a long verification may be interrupted."""

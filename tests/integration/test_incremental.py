@@ -123,6 +123,48 @@ def test_all_is_read_again_after_some_days(incremental: Node) -> None:
     assert segments_read(saved(incremental, ARCHIVE, FULL_READ_DAYS=30)) == NOTHING
 
 
+def test_a_change_that_ceph_does_not_tell_of_is_found_by_the_sample(incremental: Node, lab: Lab) -> None:
+    saved(incremental, ARCHIVE)
+    write(lab, MIB, b"missed")
+    lying(incremental)
+    said = saved(incremental, ARCHIVE)
+    assert "4194304 bytes at 0 are not as they were saved, although Ceph says that they have not" in said
+    assert segments_read(said) == WHOLE
+    assert incremental.run("verify").returncode == 0
+
+
+def test_a_change_that_was_missed_is_found_by_verify_while_the_snapshot_is_kept(
+    incremental: Node, lab: Lab
+) -> None:
+    saved(incremental, ARCHIVE)
+    write(lab, MIB, b"missed too")
+    lying(incremental, "import random; random.sample = lambda population, k: []")
+    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
+    incremental.environment = {}
+    done = incremental.run("verify")
+    assert done.returncode == 3
+    assert "does not come back as it was saved: 4194304 bytes at offset 0 (object 0)" in done.stderr
+    done = incremental.run("verify", CEPH_CONF="/nowhere")
+    assert (done.returncode, "kept snapshots can't be compared" in done.stderr) == (0, True)
+
+
+def lying(node: Node, *lines: str) -> None:
+    """Have librbd say from now on that nothing has changed between snapshots."""
+    patch = """
+import rbd
+listed = rbd.Image.diff_iterate
+class Image(rbd.Image):
+    def diff_iterate(self, offset, length, since, note, *rest):
+        if since is None:
+            listed(self, offset, length, since, note, *rest)
+rbd.Image = Image
+"""
+    modules = node.directory / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text("\n".join((patch, *lines)))
+    node.environment["PYTHONPATH"] = str(modules)
+
+
 def test_the_outputs_can_take_turns_on_one_repository(incremental: Node, lab: Lab) -> None:
     saved(incremental, ARCHIVE)
     (kept,) = snapshot_names(lab, SPEC)
