@@ -18,7 +18,7 @@ from tests.lab import Lab, running_lab
 from .bench import Bench
 from .changing import changing, terabyte
 from .comeback import comeback
-from .guests import freeze, write_latency
+from .guests import freeze, keeping, write_latency
 from .races import domains, fragments, latency, main_race, sizes
 from .starts import starts
 
@@ -34,6 +34,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "restore": comeback,
     "changes": changing,
     "terabyte": terabyte,
+    "keeping": keeping,
 }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -81,6 +83,36 @@ def write_latency(bench: Bench) -> str:
             say(f"write latency, {' '.join(rows[-1])}")
         contestant.remove()
     return markdown(("during", "writes", "median", "99 of 100 within", "longest"), rows)
+
+
+def keeping(bench: Bench) -> str:
+    """A client writes 4 KiB a hundred times a second into 1 GiB of data, without a snapshot and with one."""
+    with ExitStack() as stack:
+        written = stack.enter_context(subject(bench.lab, bench.directory, "kept", GIB, spread(GIB, GIB)))
+        bench.lab.rbd("snap", "purge", "--no-progress", written.spec)
+        conf = {"rbd_cache": "false"}
+        cluster = stack.enter_context(rados.Rados(conffile=str(bench.lab.ceph_conf), conf=conf))
+        pool = stack.enter_context(cluster.open_ioctx(POOL))
+        image = stack.enter_context(rbd.Image(pool, written.name))
+        writer = Writer(image)
+        rows = []
+        for name in ("no snapshot", "a snapshot that is kept"):
+            before = _allocated(bench)
+            with writer.noted() as seconds:
+                time.sleep(IDLE)
+            grown = (_allocated(bench) - before) / MIB
+            rows.append((*_told(name, seconds), f"{grown:.1f} MiB"))
+            say(f"keeping, {' '.join(rows[-1])}")
+            image.create_snap("kept")
+    return markdown(("with", "writes", "median", "99 of 100 within", "longest", "space that it took"), rows)
+
+
+def _allocated(bench: Bench) -> int:
+    """Give the bytes that the lab's OSD has allocated."""
+    socket = next((bench.lab.directory / "ceph").rglob("*osd.0*.asok"))
+    command = ["ceph", "--admin-daemon", str(socket), "perf", "dump", "bluestore"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    return int(json.loads(printed)["bluestore"]["bluestore_allocated"])
 
 
 def _told(name: str, seconds: Sequence[float]) -> Sequence[str]:
