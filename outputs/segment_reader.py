@@ -7,6 +7,7 @@ from typing import Union
 
 from backup import stream
 from backup.checksums import Checksums
+from backup.errors import BackupError
 from backup.model import Extent
 from backup.protocols import SnapshotReader
 
@@ -66,7 +67,11 @@ class SegmentReader:
             self.close()
             self._begin(position)
             self._pieces = stream.pieces(self._reader, Extent(position, self._end - position))
-        piece = next(self._pieces, None)
+        try:
+            piece = next(self._pieces, None)
+        except BackupError:
+            self._pieces = None  # it has ended, and the rest would look like a hole to who asks again
+            raise
         if piece:
             self._offset, self._data = piece
             self.checksums.note(*piece)
