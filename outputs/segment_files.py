@@ -58,7 +58,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     def __init__(self, disks: Sequence[DiskFiles]) -> None:
         super().__init__()
         self.served = 0
-        self.error: BackupError | None = None
+        self.error: Exception | None = None
         self.token: trio.lowlevel.TrioToken
         self._given_up = False
         self._disks = disks
@@ -108,7 +108,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         while (answer := segment.at_once(offset, length)) is None:
             try:
                 await trio.to_thread.run_sync(segment.load, offset)
-            except BackupError as error:
+            except Exception as error:  # a bug too: without an answer restic would hang
                 await self._fail(error)
         self.served += len(answer)
         if segment.complete:
@@ -119,7 +119,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         _, _, segment = self._open.pop(handle)
         await trio.to_thread.run_sync(segment.close)
 
-    async def _fail(self, error: BackupError) -> None:
+    async def _fail(self, error: Exception) -> None:
         self.error = self.error or error
         while not self._given_up:
             await trio.sleep(FAILED_POLL)

@@ -7,7 +7,6 @@ from typing import Union
 
 from backup import stream
 from backup.checksums import Checksums
-from backup.errors import BackupError
 from backup.model import Extent
 from backup.protocols import SnapshotReader
 
@@ -69,7 +68,7 @@ class SegmentReader:
             self._pieces = stream.pieces(self._reader, Extent(position, self._end - position))
         try:
             piece = next(self._pieces, None)
-        except BackupError:
+        except BaseException:
             self._pieces = None  # it has ended, and the rest would look like a hole to who asks again
             raise
         if piece:
