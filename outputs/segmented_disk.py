@@ -45,10 +45,12 @@ class SegmentedDisk:
 
     def checksums(self) -> Checksums:
         """Give those of all segments: of what was read now, and the base's of everything else."""
-        read, size = self.files.read, self.files.segments.segment_size
-        new = {*read, *self.changed}
-        before = self.base.checksums if self.base else ()
-        return packed(chain((one for one in before if one[0] // size not in new), *read.values()))
+        read, segments = self.files.read, self.files.segments
+        before = self.base.checksums if self.base else ()  # of an image that may have been larger
+        kept = {*range(len(segments))} - {*read} - {*self.changed}
+        return packed(
+            chain((one for one in before if one[0] // segments.segment_size in kept), *read.values())
+        )
 
     def saved(self, checksums: Checksums, taken: datetime, seconds: float, restore_id: str) -> SavedImage:
         reader = self.files.reader
