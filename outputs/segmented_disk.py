@@ -114,7 +114,8 @@ def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: 
         return "there is no snapshot of an earlier backup to compare it with"
     if base.saved.segment_size != segments.segment_size:
         return "its segments have another size now"
-    if patience and datetime.fromisoformat(base.saved.full_read) + patience <= taken:
+    # whichever was first: a clock that was wrong once must not put it off for years
+    if patience and abs(taken - datetime.fromisoformat(base.saved.full_read)) >= patience:
         return f"it was last so on {base.saved.full_read[:10]} (FULL_READ_DAYS)"
     return ""
 
