@@ -32,6 +32,7 @@ MODULES = {
     "rbd": "python3-rbd",
     "xxhash": "python3-xxhash",
 }
+OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}
 
 # Of errors that do not mean that nothing could be done, which is 1.
 EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
@@ -52,7 +53,7 @@ def main(words: Sequence[str]) -> int:
     try:
         override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG")
         settings = load(vars(config), Path(override) if override else None)
-        _require_modules()
+        _require_modules({**MODULES, **OUTPUT_MODULES.get(settings.output, {})})
         return COMMANDS[arguments.command](arguments, settings, console)
     except ConfigError as error:
         for one in error.errors:
@@ -207,10 +208,11 @@ def _stream_id(descriptor: int) -> str:
     return f"{status.st_dev}:{status.st_ino}"
 
 
-def _require_modules() -> None:
-    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+def _require_modules(modules: Mapping[str, str]) -> None:
+    """Raise BackupError unless all of these are there; each is given with its package."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        packages = " ".join(MODULES[name] for name in missing)
+        packages = " ".join(modules[name] for name in missing)
         raise BackupError(
             f"this interpreter ({sys.executable}) has no module {', '.join(missing)}",
             f"run it with the distribution's own: /usr/bin/python3 main.py; apt-get install {packages}",

@@ -237,6 +237,20 @@ def test_an_interpreter_without_ceph_s_modules_is_told_which_one_has_them(node: 
     assert "apt-get install python3-libvirt python3-rados python3-rbd python3-xxhash" in hint
 
 
+@pytest.mark.parametrize("command", ["check", "backup"])
+def test_what_an_output_alone_needs_is_missed_where_it_is_chosen(node: Node, command: str) -> None:
+    (node.directory / "sitecustomize.py").write_text("import sys; sys.modules['pyfuse3'] = None")
+    without_fuse = ("env", f"PYTHONPATH={node.directory}", PYTHON, str(MAIN))
+    node.configure(OUTPUT="restic_incremental")
+    done = node.start((command,), command=without_fuse)
+    assert (done.returncode, done.stdout) == (1, "")
+    error, hint = done.stderr.splitlines()
+    assert error == f"error: this interpreter ({PYTHON}) has no module pyfuse3"
+    assert hint.endswith("; apt-get install python3-pyfuse3")
+    node.configure()
+    assert "no module" not in node.start((command,), command=without_fuse).stderr
+
+
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="takes root's leave to be process 1"
 )
