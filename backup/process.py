@@ -45,12 +45,9 @@ def own_mounts() -> None:
 
     What others mount and unmount is seen here too, but not the other way round. Raises OSError.
     """
-    for done, what in (
-        (_libc.unshare(CLONE_NEWNS), "unshare CLONE_NEWNS"),
-        (_libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None), "mount MS_SLAVE"),
-    ):
-        if done != 0:
-            raise OSError(ctypes.get_errno(), what)
+    if _libc.unshare(CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 @contextmanager

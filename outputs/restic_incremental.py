@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,8 +19,9 @@ from typing import Any, Callable, Optional
 
 from backup import manifest
 from backup.errors import BackupError, reason
-from backup.model import Level, RestorePoint, SavedDomain, SavedImage
+from backup.model import Level, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.pipe_sink import Stalled
+from backup.process import own_mounts
 from backup.protocols import Job, SnapshotSource
 from backup.restore_points import as_held
 from backup.settings import Settings
@@ -59,12 +61,16 @@ class ResticIncremental(Repository):
 
     def problems(self) -> Sequence[BackupError]:
         """Tell what keeps it from working: the repository, or the kernel's file systems in user space."""
-        try:
-            with open("/dev/fuse", "rb"):
-                return super().problems()
-        except OSError as error:
-            hint = "modprobe fuse; in a container or a unit with PrivateDevices, let it have the device"
-            return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint), *super().problems()]
+        return [*_fuse_problems(), *super().problems()]
+
+    def incomplete(self) -> Sequence[PointId]:
+        """Ask the repository for images that no manifest counts.
+
+        Before a run holds any domain still: then it is known too whether anything could be saved.
+        """
+        for problem in _fuse_problems():
+            raise problem
+        return super().incomplete()
 
     def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         """Read the manifest of the newest restore point of these runs that this output has saved."""
@@ -157,6 +163,24 @@ class _Watch:
         elif now > self._since + self._patience:
             message = f"the output took no byte for {self._patience:.0f} s"
             raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT")
+
+
+def _fuse_problems() -> Sequence[BackupError]:
+    try:
+        with open("/dev/fuse", "rb"):
+            pass
+    except OSError as error:
+        hint = "modprobe fuse; in a container or a unit with PrivateDevices, let it have the device"
+        return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
+    try:
+        with ThreadPoolExecutor(1) as thread:  # which alone has them, until it ends
+            thread.submit(own_mounts).result()
+    except OSError as error:
+        hint = (
+            "it takes root, with CAP_SYS_ADMIN; in a unit no RestrictNamespaces, and SystemCallFilter=@mount"
+        )
+        return [BackupError(f"cannot have mounts of its own: {reason(error)}", hint)]
+    return ()
 
 
 def _tell(job: Job, domain: str, level: Level, text: str) -> None:
