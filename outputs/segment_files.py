@@ -37,8 +37,8 @@ class DiskFiles:
 
     segments: Segments
     times: Sequence[int]
-    holes: Collection[int]
     reader: SnapshotReader
+    holes: Collection[int] = ()
     read: dict[int, Checksums] = field(default_factory=dict)
 
     @property

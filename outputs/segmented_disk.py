@@ -105,7 +105,7 @@ def planned(
     now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in before), 0)
     times = [now if number in changed else before[number] for number in everything]
     holes = _holes(reader, base, segments, changed)
-    return SegmentedDisk(source, DiskFiles(segments, times, holes, reader), changed, base)
+    return SegmentedDisk(source, DiskFiles(segments, times, reader, holes), changed, base)
 
 
 def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: timedelta) -> str:

@@ -95,7 +95,7 @@ def keeping(bench: Bench) -> str:
         pool = stack.enter_context(cluster.open_ioctx(POOL))
         image = stack.enter_context(rbd.Image(pool, written.name))
         writer = Writer(image)
-        rows = []
+        rows: list[Sequence[str]] = []
         for name in ("no snapshot", "a snapshot that is kept"):
             if rows:
                 image.create_snap("kept")

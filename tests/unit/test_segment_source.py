@@ -182,3 +182,34 @@ def test_a_stall_is_told_as_what_it_is() -> None:
         source = SegmentSource(PipeSource(out, lambda: None, patience=0), SEGMENTS)
         with raises("the output gave no byte for 0 s"):
             source.fill(memoryview(bytearray(SIZE)))
+
+
+def with_links(numbers: Sequence[int], target: str = "../zeros") -> bytes:
+    """Pack the segments, of which some are links, and the file of zeros after them."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (path, part) in enumerate(GOOD):
+            entry = tarfile.TarInfo(f"/{path}")
+            if number in numbers:
+                entry.type, entry.linkname = tarfile.SYMTYPE, target
+                tar.addfile(entry)
+            else:
+                entry.size = len(part)
+                tar.addfile(entry, io.BytesIO(part))
+        zeros = tarfile.TarInfo(f"/{SEGMENTS.directory}/zeros")
+        zeros.size = SEGMENT
+        tar.addfile(zeros, io.BytesIO(bytes(SEGMENT)))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("numbers", [[0], [1, 2], [0, 1, 2]])
+def test_a_link_to_the_zeros_is_a_hole(numbers: Sequence[int]) -> None:
+    parts = [bytes(SEGMENT) if number in numbers else part for number, part in enumerate(PARTS)]
+    assert come_back(with_links(numbers)) == b"".join(parts)
+
+
+def test_a_link_to_anything_else_or_of_a_segment_that_is_shorter_is_none() -> None:
+    with raises("the output gave"):
+        come_back(with_links([1], target="/etc/passwd"))
+    with raises("the output gave"):
+        come_back(with_links([3]))

@@ -66,7 +66,7 @@ def run(
 def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
     """Read what has changed, as restic does."""
     found = {}
-    for number in disk.changed:
+    for number in {*disk.changed} - {*disk.files.holes}:
         extent = disk.files.segments.extent(number)
         segment = SegmentReader(disk.files.reader, extent)
         found[number] = read_in_order(segment, 0, extent.length, MIB)
@@ -97,7 +97,8 @@ def unchanged(*changed: Extent, data: Mapping[int, bytes] = DATA, size: int = SI
 def test_without_a_base_everything_is_read_and_why_is_said() -> None:
     first = run(MemorySnapshot(SIZE, DATA))
     assert first.all_read()
-    assert first.disk.changed_bytes == SIZE
+    assert {*first.disk.files.holes} == {3}
+    assert first.disk.changed_bytes == SIZE - SEGMENT
     assert {*first.disk.files.times} == {int(TAKEN.timestamp() * 1e9)}
     why = "is read as a whole: there is no snapshot of an earlier backup to compare it with"
     assert first.told == [(Level.INFO, f"vda (vms/web-root) {why}")]
@@ -174,7 +175,9 @@ def test_segments_that_are_new_or_of_another_length_are_read(
     assert {*disk.changed} == changed
     assert disk.base is base
     assert len(disk.files.times) == len(disk.files.segments)
-    assert disk.changed_bytes == sum(disk.files.segments.extent(number).length for number in changed)
+    holes = {number for number in range(len(disk.files.segments)) if disk.files.segments.can_be_link(number)}
+    assert {*disk.files.holes} == holes
+    assert disk.changed_bytes == sum(disk.files.segments.extent(number).length for number in changed - holes)
 
 
 def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_checksums() -> None:
@@ -195,6 +198,9 @@ def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_ch
         for number, time in enumerate(disk.files.times):
             length = disk.files.segments.extent(number).length
             was = held.get(number)
+            if number in disk.files.holes:
+                files[number] = (time, bytes(length))
+                continue
             files[number] = was if was and (was[0], len(was[1])) == (time, length) else (time, fresh[number])
         assert b"".join(part for _, part in files.values()) == content
         assert [*disk.checksums()] == checksums_of(snapshot, Extent(0, size))
@@ -238,6 +244,18 @@ def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
     read(disk)
     assert [offset for offset, _, _ in disk.checksums()] == [MIB, 9 * MIB]
     assert disk.saved(disk.checksums(), TAKEN, 1.0, "id").data_bytes == 10_000
+
+
+def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_them_becomes_one() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    filled = {at: part for at, part in LIES["data in a hole"].items() if at != 9 * MIB}
+    later = run(unchanged(Extent(30 * MIB, 1), Extent(9 * MIB, 5000), data=filled), base).disk
+    assert {*later.files.holes} == {1}
+    assert {*read(later)} == {3}
+    assert [offset for offset, _, _ in later.checksums()] == [MIB, 17 * MIB, 30 * MIB, 38 * MIB]
+    last = run(unchanged(data=filled), base_of(later)).disk
+    assert {*last.files.holes} == {1}
+    assert last.changed_bytes == 0
 
 
 def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,10 +413,10 @@ def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
 
 def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
     disk = run(MemorySnapshot(SIZE, DATA)).disk
-    assert disk.missing == 5
+    assert disk.missing == 4, "and one is a hole"
     read(disk)
     assert disk.missing == 0
-    del disk.files.read[3]
+    del disk.files.read[4]
     assert disk.missing == 1
 
 
