@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.left_behind import left_behind
+from tests.integration.left_behind import require_clean
 from tests.integration.node import Node
 from tests.lab import Lab, running_lab
-from tests.lab.sample import DATABASE, WEB, add_sample_domains
+from tests.lab.sample import add_sample_domains
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +33,4 @@ def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     """A node with an empty repository; after the test nothing may be left and the guests have to write."""
     node = Node(lab, tmp_path)
     yield node
-    assert left_behind(lab, node) == []
-    for name in (WEB, DATABASE):
-        lab.wait_for_ticks(name, beyond=lab.ticks(name))
-    node.restic("check")
+    require_clean(lab, node)

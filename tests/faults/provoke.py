@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ blocked() { touch /mnt/vda/probe & usleep 300000; kill -0 $! 2>/dev/null; }
 until blocked; do :; done
 """
 AGENT = "$(pidof qemu-ga)"
+# The shell waits for its restic's lock.
+ONCE_LOCKED = 'until ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; do :; done'
 
 
 @contextmanager
@@ -141,11 +144,17 @@ def restic_script(node: Node, lines: str) -> str:
 
 
 class HeldBackRestic:
-    """A restic that waits, before it begins with this file, until it is let go."""
+    """A restic that waits, before it begins with this file, until it is let go.
 
-    def __init__(self, node: Node, file_name: str) -> None:
+    `afterwards`: once it has saved it; then it does not end.
+    """
+
+    def __init__(self, node: Node, file_name: str, afterwards: bool = False) -> None:
         self._waits, self._may_go = node.directory / "waits", node.directory / "may-go"
+        self._waits.unlink(missing_ok=True)
         wait = f"touch {self._waits}; until [ -e {self._may_go} ]; do sleep 0.05; done"
+        if afterwards:
+            wait = f'restic "$@"; {wait}'
         self.path = restic_script(node, f'case "$*" in *stdin-filename={file_name}*) {wait};; esac')
 
     def reached(self) -> None:
@@ -158,9 +167,49 @@ class HeldBackRestic:
 
 
 @contextmanager
+def repository_taken(node: Node) -> Iterator[Callable[[], None]]:
+    """Have another host's `restic check` hold the repository, until what is yielded is called.
+
+    That waits for its end.
+    """
+    environment = {
+        **os.environ,
+        "RESTIC_REPOSITORY": str(node.repository),
+        "RESTIC_PASSWORD_FILE": str(node.password_file),
+        "RESTIC_CACHE_DIR": str(node.directory / "cache of another host"),
+    }
+    line = f"hostname another-host; restic check >&2 & {ONCE_LOCKED}; kill -STOP $!; echo $!; wait $!"
+    command = ["unshare", "--uts", "sh", "-c", line]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        check = int(other.stdout.readline())
+
+        def let_go() -> None:
+            os.kill(check, signal.SIGCONT)
+            assert other.wait(60) == 0
+
+        try:
+            yield let_go
+        finally:
+            if other.poll() is None:
+                let_go()
+
+
+def lines_until(process: subprocess.Popen[str], words: str) -> list[str]:
+    """Read what a run prints up to the line with these words."""
+    assert process.stdout
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if words in line:
+            break
+    return lines
+
+
+@contextmanager
 def deletions_held_back(node: Node) -> Iterator[Callable[[], None]]:
     """Keep the node from deleting snapshots, one at a time, until what is yielded is called."""
-    node.runtime_dir.mkdir(mode=0o700)
+    node.runtime_dir.mkdir(mode=0o700, exist_ok=True)
     with (node.runtime_dir / "deletion.0.lock").open("w") as slot:
         fcntl.flock(slot, fcntl.LOCK_EX)
         yield lambda: fcntl.flock(slot, fcntl.LOCK_UN)

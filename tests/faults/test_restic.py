@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.provoke import restic_script
+from tests.faults.provoke import ONCE_LOCKED, lines_until, repository_taken, restic_script
 from tests.integration.node import Node
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
 from tests.quick_repository import make_repository
-
-# The shell waits for its restic's lock.
-ONCE_LOCKED = 'until ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; do :; done'
 
 # What restic does about the images of one domain each, and what is told of it.
 FAULTS = {
@@ -86,32 +81,14 @@ def test_without_a_working_repository_no_guest_is_touched(
 
 
 def test_a_repository_that_another_host_has_to_itself_is_waited_for(node: Node) -> None:
-    environment = {
-        **os.environ,
-        "RESTIC_REPOSITORY": str(node.repository),
-        "RESTIC_PASSWORD_FILE": str(node.password_file),
-        "RESTIC_CACHE_DIR": str(node.directory / "cache of another host"),
-    }
-    line = f"hostname another-host; restic check >&2 & {ONCE_LOCKED}; kill -STOP $!; echo $!; wait $!"
-    command = ["unshare", "--uts", "sh", "-c", line]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
-        assert other.stdout
-        check = int(other.stdout.readline())
-        with node.started("backup", ARCHIVE, LOCK_WAIT=60) as process:
-            assert process.stdout
-            lines = []
-            try:
-                for line in process.stdout:
-                    lines.append(line)
-                    if "waiting up to 60 s (LOCK_WAIT)" in line:
-                        break
-                assert list(node.repository.glob("locks/*")), f"it is a live one: {lines}"
-            finally:
-                os.kill(check, signal.SIGCONT)
-            assert other.wait(60) == 0
-            lines += process.stdout
-            assert process.wait(60) == 0, lines
-    assert any("waiting up to 60 s (LOCK_WAIT)" in line for line in lines), lines
+    waiting = "waiting up to 60 s (LOCK_WAIT)"
+    with repository_taken(node) as let_go, node.started("backup", ARCHIVE, LOCK_WAIT=60) as process:
+        lines = lines_until(process, waiting)
+        assert list(node.repository.glob("locks/*")), f"it is a live one: {lines}"
+        let_go()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, [*lines, output]
+    assert waiting in lines[-1], lines
 
 
 @pytest.fixture

@@ -10,6 +10,15 @@ import rbd
 
 from tests.integration.node import PREFIX, Node
 from tests.lab import Lab
+from tests.lab.sample import DATABASE, WEB
+
+
+def require_clean(lab: Lab, node: Node) -> None:
+    """Have nothing of ours left, guests that write, and a sound repository."""
+    assert left_behind(lab, node) == []
+    for name in (WEB, DATABASE):
+        lab.wait_for_ticks(name, beyond=lab.ticks(name))
+    node.restic("check")
 
 
 def left_behind(lab: Lab, node: Node) -> Sequence[str]:

@@ -72,9 +72,15 @@ class Node:
 
     def run_elsewhere(self, *words: str, **constants: Any) -> subprocess.CompletedProcess[str]:
         """Run a command on another node, with a host name and a runtime directory of its own."""
-        command = self.command(*words, RUNTIME_DIR=str(self.directory / "other-node"), **constants)
-        line = 'hostname other-node; exec "$@"'
-        return self._run(["unshare", "--uts", "sh", "-c", line, "sh", *command])
+        runtime_dir = str(self.directory / "other-node")
+        changed = ("unshare", "--uts", "sh", "-c", 'hostname other-node; exec "$@"', "sh")
+        return self.run_within(changed, *words, RUNTIME_DIR=runtime_dir, **constants)
+
+    def run_within(
+        self, changed: Sequence[str], *words: str, **constants: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in surroundings that the words before it make."""
+        return self._run([*changed, *self.command(*words, **constants)])
 
     def _run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
