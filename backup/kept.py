@@ -66,7 +66,8 @@ def _base(snapshot: DiskSnapshot, held: Mapping[str, int], saved: SavedDomain) -
     image = snapshot.image.id or snapshot.image.name
     sources = {SnapshotId(snapshot.cluster.fsid, image, number): name for name, number in held.items()}
     for one in saved.images:
-        if one.target == snapshot.disk.target and one.source in sources:
+        known = one.target in saved.checksums  # another version's may be of another kind
+        if known and one.target == snapshot.disk.target and one.source in sources:
             checksums = Checksums(bytearray(saved.checksums[one.target]))
             return Base(sources[one.source], one, checksums, saved.times.get(one.target, b""))
     return None
