@@ -122,9 +122,7 @@ def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: 
 
 def _changed(reader: SnapshotReader, base: Base, segments: Segments, fast: bool) -> Collection[int]:
     before = Segments(segments.target, base.saved.size, base.saved.segment_size)
-    changed = {
-        number for number in range(len(segments)) if before.extent(number) != segments.extent(number)
-    }
+    changed = {number for number in range(len(segments)) if before.extent(number) != segments.extent(number)}
     for extent in reader.changes(base.snapshot, fast):
         changed.update(segments.touched(extent))
     return changed

@@ -27,9 +27,10 @@ class PaperCluster(Cluster):
         self.ids: dict[str, str] = {}  # of images, by the names that they have now
         self.watching: dict[str, int] = {}  # clients that have an image open
         self.snapshots: dict[str, set[str]] = {}
+        self.numbers: dict[tuple[str, str], int] = {}  # ids of snapshots, by image and name
         self.locks: dict[str, str] = {}
         self.claims: list[Claim] = []
-        self.failing: set[tuple[str, str]] = set()  # ("open", "create" or "remove", image)
+        self.failing: set[tuple[str, str]] = set()  # ("open", "create", "rename" or "remove", image)
         self.distrusted: set[str] = set()  # image@snapshot or image@head whose object map is not valid
         self.open: set[str] = set()  # images that are kept open
         self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
@@ -89,6 +90,16 @@ class PaperCluster(Cluster):
         if str(image) not in self.snapshots:
             raise ImageGone(f"cannot list the snapshots of image {image}: no such file or directory")
         return sorted(self.snapshots[str(image)])
+
+    def snapshot_ids(self, image: Image) -> dict[str, int]:
+        names = self.snapshot_names(image)
+        return {name: self.numbers.setdefault((str(image), name), len(self.numbers) + 1) for name in names}
+
+    def rename_snapshot(self, image: Image, name: str, new: str) -> None:
+        if ("rename", str(image)) in self.failing:
+            raise ClusterError(f"cannot rename snapshot {name} of image {image}: connection timed out")
+        self.numbers[(str(image), new)] = self.snapshot_ids(image)[name]
+        self.snapshots[str(image)] ^= {name, new}
 
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
         if self.claim_hangs.is_set():
