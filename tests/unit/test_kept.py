@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Optional
+from typing import Callable, Optional
 
 import pytest
 
 from backup.checksums import Checksums
 from backup.errors import BackupError
-from backup.kept import based
+from backup.kept import Bases
 from backup.model import (
     Consistency,
     Definition,
@@ -78,7 +78,7 @@ class KeepsPoints(NoOutput):
     keeps_snapshots: bool = True
     asked: list[tuple[str, set[str]]] = field(default_factory=list)
 
-    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         self.asked.append((uuid, {*runs}))
         if not self.images:
             return None
@@ -88,6 +88,12 @@ class KeepsPoints(NoOutput):
         return SavedDomain(
             point, "web", TAKEN, consistency, tuple(self.images), (), Definition(""), checksums, times
         )
+
+
+def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
+    """Give the snapshots as a job has them, once their bases are known."""
+    with Bases(snapshots, of, output, lambda: None) as found:
+        return [replace(one, bases=found) for one in snapshots]
 
 
 def bases(
@@ -190,8 +196,10 @@ def test_a_disk_that_is_new_has_no_base_and_keeps_the_others_from_none(cluster: 
 
 def test_a_manifest_without_checksums_is_no_base(cluster: PaperCluster) -> None:
     class ByAnotherVersion(KeepsPoints):
-        def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
-            found = super().base(uuid, runs)
+        def base(
+            self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]
+        ) -> Optional[SavedDomain]:
+            found = super().base(uuid, runs, check_stop)
             assert found
             return replace(found, checksums={})
 
