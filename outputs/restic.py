@@ -14,8 +14,8 @@ from backup.protocols import Job, SnapshotSource
 from backup.stream import Copied
 from backup.units import size_text
 
-from .restic_process import ResticError, Summary
 from .restic_repository import Repository, file_name, named
+from .restic_words import ResticError, Summary
 
 
 @dataclass(frozen=True)

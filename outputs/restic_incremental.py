@@ -28,8 +28,8 @@ from backup.settings import Settings
 from backup.units import size_text
 
 from .restic_points import TAG, held_points, segments_tag
-from .restic_process import ResticError, Summary
 from .restic_repository import Repository, named
+from .restic_words import ResticError, Summary
 from .segment_files import SegmentFiles, mounted
 from .segmented_disk import SegmentedDisk, planned
 from .segments import pack_times

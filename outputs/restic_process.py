@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -12,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import IO, Any, Callable
+from typing import IO, Callable
 
-from backup.errors import BackupError, reason
+from backup.errors import reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.pipe_source import PipeSource, WriterEnded
 from backup.process import let_others_first, signal_when_parent_dies
+
+from .restic_words import ResticError, Summary, last_words, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
@@ -26,7 +27,6 @@ STREAMING = ("backup", "dump")  # commands whose end, if we are to stop, is our 
 WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
 HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
-MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 
 # restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
@@ -36,26 +36,6 @@ HINTS = {
     LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT",
     WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
 }
-
-
-class ResticError(BackupError):
-    """restic failed; the message ends with its own words.
-
-    `locked` tells that another program has the repository to itself.
-    """
-
-    def __init__(self, message: str, hint: str = "", locked: bool = False) -> None:
-        super().__init__(message, hint)
-        self.passing = self.locked = locked
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What restic says of a snapshot that it has saved. Bytes read, and bytes that the repository grew by."""
-
-    snapshot_id: str
-    processed: int
-    added: int
 
 
 @dataclass
@@ -117,7 +97,7 @@ class Program:
         self._require_success("backup", child, check_stop)
         if closed:
             raise closed
-        backup.summary = _summary(child.stdout)
+        backup.summary = summary_in(child.stdout)
         if backup.summary.processed != sink.sent:
             message = f"restic saved {backup.summary.processed} bytes of {sink.sent} that were sent"
             raise ResticError(message, "the restore point does not count")
@@ -144,7 +124,7 @@ class Program:
                 with suppress(subprocess.TimeoutExpired):
                     child.process.wait(WAIT_POLL)
         self._require_success("backup", child, look)
-        return _summary(child.stdout)
+        return summary_in(child.stdout)
 
     @contextmanager
     def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeSource]:
@@ -233,7 +213,7 @@ class Program:
         check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
         message = f"restic {command} {how}"
-        words = self._without_secrets(_last_words(child.stderr))
+        words = self._without_secrets(last_words(child.stderr))
         locked = code == LOCKED or (code == 1 and LOCKED_WORDS in child.stderr)
         other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
         hint = HINTS.get(LOCKED if locked else code, other_hint)
@@ -300,39 +280,3 @@ def _ended(process: subprocess.Popen[bytes], limit: float, check_stop: Callable[
 def _text(outlet: IO[bytes]) -> str:
     outlet.seek(0)
     return outlet.read().decode(errors="replace")
-
-
-def _summary(printed: str) -> Summary:
-    for line in printed.splitlines():
-        item = _json(line)
-        if item.get("message_type") == "summary":
-            added = item.get("data_added_packed", item["data_added"])  # packed: since 0.18
-            return Summary(str(item["snapshot_id"]), int(item["total_bytes_processed"]), int(added))
-    raise ResticError("restic ended well but did not say what it saved", "is RESTIC_BINARY really restic?")
-
-
-def _last_words(printed: str) -> str:
-    """Give the last lines of restic's standard error: text, or from 0.18 on JSON.
-
-    Left out is where in its own source an error arose: a function, and then in a line of its own the file.
-    """
-    lines = []
-    printed_lines = printed.splitlines()
-    for line, next_line in zip(printed_lines, [*printed_lines[1:], ""]):
-        if "\t" in (line[:1], next_line[:1]):
-            continue
-        item = _json(line)
-        error = item.get("error")
-        nested = error.get("message", "") if isinstance(error, dict) else ""
-        words = str(item.get("message") or nested or ("" if item else line)).strip()
-        if words:
-            lines.append(words)
-    return "; ".join(lines[-MESSAGE_LINES:])
-
-
-def _json(line: str) -> dict[str, Any]:
-    try:
-        item = json.loads(line)
-    except ValueError:
-        return {}
-    return item if isinstance(item, dict) else {}

@@ -20,7 +20,8 @@ from backup.protocols import Job, Source
 from backup.settings import Settings
 
 from .restic_points import MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
-from .restic_process import Program, ResticError
+from .restic_process import Program
+from .restic_words import ResticError
 from .segment_source import SegmentSource
 from .segments import Segments
 

@@ -112,7 +112,8 @@ def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: 
     """Tell why everything has to be read, "" if it need not be."""
     if not base:
         return "there is no snapshot of an earlier backup to compare it with"
-    if base.saved.segment_size != segments.segment_size:
+    before = Segments(segments.target, base.saved.size, base.saved.segment_size)
+    if base.saved.segment_size != segments.segment_size or len(unpack_times(base.times)) != len(before):
         return "its segments have another size now"
     # whichever was first: a clock that was wrong once must not put it off for years
     if patience and abs(taken - datetime.fromisoformat(base.saved.full_read)) >= patience:

@@ -15,7 +15,7 @@ from backup.errors import Interrupted
 from backup.model import Level
 from outputs import restic_repository
 from outputs.restic import Restic
-from outputs.restic_process import ResticError
+from outputs.restic_words import ResticError
 
 from .jobs_on_paper import JobOnPaper
 from .memory_snapshot import MemorySnapshot, MemorySource

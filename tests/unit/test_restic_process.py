@@ -18,7 +18,8 @@ from backup.errors import BackupError, Interrupted
 from backup.stop import StopRequest
 from outputs import restic_process
 from outputs.restic import Restic
-from outputs.restic_process import Backup, Program, ResticError
+from outputs.restic_process import Backup, Program
+from outputs.restic_words import ResticError
 from tests.quick_repository import PASSWORD
 
 from .raising import raises

@@ -18,7 +18,7 @@ from backup.errors import (
 from backup.libvirt_errors import HypervisorError
 from backup.model import Image, State, image_named
 from backup.units import size_text
-from outputs.restic_process import ResticError
+from outputs.restic_words import ResticError
 
 
 @pytest.mark.parametrize(
