@@ -115,6 +115,8 @@ class ResticIncremental(Repository):
         return planned(source, reader, point.taken, patience, self.fast_diff, tell)
 
     def _save_segments(self, point: RestorePoint, disks: Sequence[SegmentedDisk], job: Job) -> Summary:
+        for disk in disks:
+            disk.files.read.clear()  # what an attempt before this one has read proves nothing of it
         files = SegmentFiles([disk.files for disk in disks])
         parents = {disk.base.saved.restore_id for disk in disks if disk.base}
         tags = [segments_tag(one.target, str(one.source.image), one.files.reader.size) for one in disks]

@@ -17,7 +17,7 @@ from backup.checksums import Checksums
 from backup.errors import BackupError, Interrupted
 from backup.model import Extent, Level, PointId, SavedImage
 from backup.pipe_sink import Stalled
-from outputs import restic_incremental, restic_process
+from outputs import restic_incremental, restic_process, restic_repository
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_points import segments_tag
 from outputs.restic_process import ResticError
@@ -42,6 +42,7 @@ FAKE = """#!/bin/sh
 cd {directory}
 trap 'echo interrupted >>calls; exit 130' INT
 echo "$*" >>calls
+[ -e locked ] && rm locked && exit 11
 case "$*" in
 *--stdin*) cat >manifest.tar; processed=$(wc -c <manifest.tar) ;;
 *snapshots*) cat snapshots.json; exit ;;
@@ -72,6 +73,9 @@ class FakeRestic:
 
     def hang(self) -> None:
         (self.directory / "hangs").touch()
+
+    def is_locked_once(self) -> None:
+        (self.directory / "locked").touch()
 
     def saves(self, count: int) -> None:
         """Let it say that it has saved so many bytes of files."""
@@ -217,6 +221,7 @@ class Mount:
 def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mount:
     mount = Mount(tmp_path / "calls")
     monkeypatch.setattr(restic_incremental, "mounted", mount)
+    monkeypatch.setattr(restic_repository, "LOCK_PAUSE", 0.0)
     monkeypatch.setattr(restic_process, "WAIT_POLL", 0.02)
     monkeypatch.setattr(restic_process, "HEAD_START", 0.1)
     return mount
@@ -389,6 +394,31 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
     with raises("the output took no byte for 0 s", Stalled):
         save(restic, repository, source(), job=OnceItRuns(restic=restic), stall_timeout=0.1)
     assert restic.calls()[1:] == ["interrupted", "gave up"]
+
+
+def test_a_repository_that_is_locked_is_waited_for(
+    restic: FakeRestic, repository: Repository, mount: Mount, recorder: Recorder
+) -> None:
+    restic.saves(SIZE)
+    restic.is_locked_once()
+    (saved,) = save(restic, repository, source(), job=JobOnPaper(recorder), lock_wait=60)
+    assert saved.restore_id == SAVED
+    assert len(mount.files) == 2
+    assert recorder.told(Level.WARNING)[0].startswith("waiting up to 60 s (LOCK_WAIT)")
+
+
+def test_what_was_read_by_an_attempt_that_failed_does_not_count(
+    restic: FakeRestic, repository: Repository, mount: Mount
+) -> None:
+    class Locked(Recorder):
+        def message(self, level: Level, domain: str, text: str) -> None:
+            if level is Level.WARNING:
+                mount.reads = {}
+
+    restic.saves(SIZE)
+    restic.is_locked_once()
+    with pytest.raises(ResticError, match="did not read 2 of the changed segments"):
+        save(restic, repository, source(), job=JobOnPaper(Locked()), lock_wait=60)
 
 
 def test_progress_is_of_what_is_expected_to_be_read(
