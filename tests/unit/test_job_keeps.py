@@ -1,0 +1,154 @@
+"""backup/job.py with an output that reads only what has changed: what is kept, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from backup.errors import BackupError
+from backup.model import (
+    Consistency,
+    Definition,
+    PointId,
+    RestorePoint,
+    SavedDomain,
+    SavedImage,
+    SnapshotId,
+    Status,
+)
+from backup.protocols import Job, SnapshotSource
+
+from .paper_node import PaperNode, PaperOutput
+from .samples import FSID, LAYOUT, RUN, TAKEN, UUID, domain, rbd_disk
+
+BEFORE = "20230101T000000Z-efgh"
+OWNED, KEPT = f"virt-rbd-backup.{UUID}.", f"virt-rbd-backup.kept.{UUID}."
+IMAGES = ("vms/root", "vms/data")
+
+
+class KeepingOutput(PaperOutput):
+    """Reads only what has changed since snapshot 7 of each image, which the run BEFORE has saved."""
+
+    keeps_snapshots = True
+    bases: Sequence[str] = ()  # names of the snapshots that were built on, "" for none
+    there: Sequence[set[str]] = ()  # what there was while it saved
+    error: BackupError | None = None
+
+    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+        if BEFORE not in runs:
+            return None
+        images = tuple(
+            SavedImage(target, name, 1, 1, 1, 0.1, "id", LAYOUT, source=SnapshotId(FSID, f"id of {name}", 7))
+            for target, name in zip(("vda", "vdb"), IMAGES)
+        )
+        checksums = {"vda": b"", "vdb": b""}
+        point = PointId(BEFORE, uuid)
+        return SavedDomain(
+            point, "web", TAKEN, Consistency.CRASH, images, (), Definition(""), checksums, checksums
+        )
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        self.bases = [source.base.snapshot if source.base else "" for source in sources]
+        self.there = [self.node.ours(name) for name in IMAGES]
+        images = super().save(point, sources, job)
+        for source, image in zip(sources, images):
+            job.image_saved(source, image)
+        if self.error:
+            raise self.error
+        return images
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperNode:
+    disks = [rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")]
+    node = PaperNode(tmp_path, monkeypatch, domain(disks=disks))
+    node.output = KeepingOutput(node)
+    return node
+
+
+def keeping(node: PaperNode) -> KeepingOutput:
+    assert isinstance(node.output, KeepingOutput)
+    return node.output
+
+
+def add(node: PaperNode, name: str, number: int = 7) -> None:
+    for image in IMAGES:
+        node.cluster.snapshots[image].add(name)
+        node.cluster.numbers[(image, name)] = number
+
+
+def left(node: PaperNode) -> list[set[str]]:
+    return [node.ours(name) for name in IMAGES]
+
+
+def test_the_first_run_builds_on_nothing_and_keeps_its_snapshots(node: PaperNode) -> None:
+    assert node.back_up().status is Status.SAVED
+    assert keeping(node).bases == ["", ""]
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+    assert all("foreign" in names for names in node.cluster.snapshots.values())
+
+
+@pytest.mark.parametrize("prefix", [KEPT, OWNED], ids=["kept", "left by a run that was killed at its end"])
+def test_the_next_run_builds_on_them_and_keeps_its_own_alone(node: PaperNode, prefix: str) -> None:
+    add(node, f"{prefix}{BEFORE}")
+    assert node.back_up().status is Status.SAVED
+    assert keeping(node).bases == [f"{prefix}{BEFORE}"] * 2
+    assert keeping(node).there == [{f"{prefix}{BEFORE}", f"{OWNED}{RUN}"}] * 2
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+
+
+def test_a_backup_that_fails_leaves_what_the_next_one_builds_on(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    keeping(node).error = BackupError("restic failed")
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "restic failed")
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_what_no_restore_point_is_of_goes_before_anything_is_saved(node: PaperNode) -> None:
+    add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
+    node.back_up()
+    assert keeping(node).there == [{f"{OWNED}{RUN}"}] * 2
+
+
+def test_a_snapshot_that_can_t_be_renamed_is_a_failure_of_what_is_saved_and_a_base_all_the_same(
+    node: PaperNode,
+) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    node.cluster.failing = {("rename", "vms/data")}
+    result = node.back_up()
+    assert result.status is Status.FAILED
+    assert result.reason.startswith(f"saved, but cannot rename snapshot {OWNED}{RUN} of image vms/data")
+    assert left(node) == [{f"{KEPT}{RUN}"}, {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}]
+
+
+def test_an_output_that_reads_everything_touches_nothing_that_is_kept(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    node.output = PaperOutput(node)
+    assert node.back_up().status is Status.SAVED
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    node.cluster.ids = {"vms/root": "id of another"}
+    node.back_up()
+    assert keeping(node).bases == ["", f"{KEPT}{BEFORE}"]
+
+
+def test_a_repository_that_can_t_be_asked_fails_the_backup_before_the_guest_is_held(node: PaperNode) -> None:
+    class Unreachable(KeepingOutput):
+        def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+            raise BackupError("restic snapshots failed")
+
+    add(node, f"{KEPT}{BEFORE}")
+    node.output = Unreachable(node)
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "restic snapshots failed")
+    assert node.hypervisor.asked == []
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
