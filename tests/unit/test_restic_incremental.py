@@ -17,6 +17,7 @@ from backup.checksums import Checksums
 from backup.errors import BackupError, Interrupted
 from backup.model import Extent, Level, PointId, SavedImage
 from backup.pipe_sink import Stalled
+from backup.verify import pieces_of
 from outputs import restic_incremental, restic_process, restic_repository
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_points import segments_tag
@@ -32,6 +33,7 @@ from .repository import Repository
 from .samples import LAYOUT, MIB, RUN, TAKEN, UUID, domain, rbd_disk, restore_point, settings
 from .test_restic_points import listed
 from .test_segment_files import Kernel, now
+from .test_segment_source import archive
 from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -427,6 +429,19 @@ def test_progress_is_of_what_is_expected_to_be_read(
     restic.saves(SIZE)
     save(restic, repository, source(), job=JobOnPaper(recorder))
     assert recorder.progressed == [("web", "", SIZE, SIZE)]
+
+
+def test_an_image_comes_back_from_its_segments_and_a_file_from_a_file(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    content = MemorySnapshot(SIZE, DATA).content
+    parts = [("vda/0000/000000", content[:SMALLEST]), ("vda/0000/000001", content[SMALLEST:])]
+    restic.holds([], {"old": archive(parts), "file": content})
+    output = restic.output(repository)
+    for one in (image("old", size=SIZE), image("file", size=SIZE, segment_size=0)):
+        with output.image(one, lambda: None) as source:
+            assert b"".join(map(bytes, pieces_of(source, SIZE))) == content
+    assert [call.split()[-2:] for call in restic.calls()] == [["old", "/vda"], ["file", "vda.img"]]
 
 
 def test_without_the_kernel_s_file_systems_in_user_space_it_can_t_work(
