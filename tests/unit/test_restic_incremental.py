@@ -19,11 +19,12 @@ from backup.model import Extent, Level, PointId, SavedImage
 from backup.pipe_sink import Stalled
 from backup.verify import pieces_of
 from outputs import restic_incremental, restic_process, restic_repository
+from outputs import segments as cut
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_points import segments_tag
 from outputs.restic_process import ResticError
 from outputs.segment_files import SegmentFiles
-from outputs.segments import SMALLEST, pack_times, unpack_times
+from outputs.segments import pack_times, unpack_times
 
 from .jobs_on_paper import JobOnPaper
 from .memory_snapshot import MemorySnapshot, MemorySource
@@ -38,6 +39,7 @@ from .waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
+SEGMENT = 4 * MIB
 PARENT = "0123abcd"
 SAVED = "4567cdef" * 8
 FAKE = """#!/bin/sh
@@ -54,6 +56,11 @@ esac
 printf '{{"message_type": "summary", "snapshot_id": "%s", "data_added": 77, ' {saved}
 echo "\\"total_bytes_processed\\": $processed}}"
 """
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "SMALLEST", SEGMENT)
 
 
 class FakeRestic:
@@ -98,7 +105,7 @@ OLD, NEWER = "20240101T000000Z-aaaa", "20240102T000000Z-bbbb"
 
 
 def image(restore_id: str, target: str = "vda", **changes: Any) -> SavedImage:
-    one = SavedImage(target, f"vms/{target}", 4096, 0, 0, 1.0, restore_id, LAYOUT, segment_size=SMALLEST)
+    one = SavedImage(target, f"vms/{target}", 4096, 0, 0, 1.0, restore_id, LAYOUT, segment_size=SEGMENT)
     return replace(one, **changes)
 
 
@@ -229,8 +236,8 @@ def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mount:
     return mount
 
 
-SIZE = SMALLEST + 5000
-DATA = {MIB: b"a" * 5000, SMALLEST + 4999: b"z"}
+SIZE = SEGMENT + 5000
+DATA = {MIB: b"a" * 5000, SEGMENT + 4999: b"z"}
 
 
 def source(target: str = "vda", base: Base | None = None, **changes: Any) -> MemorySource:
@@ -287,7 +294,7 @@ def test_all_disks_are_saved_in_one_go_and_then_the_manifest(
     assert unpack_times(packed.times["vdb"]) == (int(TAKEN.timestamp() * 1e9),) * 2
     assert packed.checksums["vda"] == base().checksums.packed
     first = recorder.told(Level.INFO)[2]
-    assert first.startswith("vda (vms/vda) saved: 16.0 MiB, 2 of 2 segments read, 4.9 KiB of data, 77 B new")
+    assert first.startswith("vda (vms/vda) saved: 4.0 MiB, 2 of 2 segments read, 4.9 KiB of data, 77 B new")
     assert mount.directory == f"{restic.directory}/run/segments"
 
 
@@ -296,7 +303,7 @@ def test_what_has_changed_is_read_with_the_last_restore_point_as_parent(
 ) -> None:
     mount.reads = {"vda": [1], "vdb": []}
     restic.saves(2 * SIZE)
-    changed = source(base=base(), changed=[Extent(SMALLEST, 1)])
+    changed = source(base=base(), changed=[Extent(SEGMENT, 1)])
     images = save(restic, repository, changed, source("vdb", base=base("vdb")))
     (segments, _) = backups(restic)
     assert f"--parent={PARENT}" in segments
@@ -435,7 +442,7 @@ def test_an_image_comes_back_from_its_segments_and_a_file_from_a_file(
     restic: FakeRestic, repository: Repository
 ) -> None:
     content = MemorySnapshot(SIZE, DATA).content
-    parts = [("vda/0000/000000", content[:SMALLEST]), ("vda/0000/000001", content[SMALLEST:])]
+    parts = [("vda/0000/000000", content[:SEGMENT]), ("vda/0000/000001", content[SEGMENT:])]
     restic.holds([], {"old": archive(parts), "file": content})
     output = restic.output(repository)
     for one in (image("old", size=SIZE), image("file", size=SIZE, segment_size=0)):

@@ -15,8 +15,9 @@ import trio
 from backup.errors import BackupError
 from backup.model import Extent
 from outputs import segment_files
+from outputs import segments as cut
 from outputs.segment_files import DiskFiles, SegmentFiles
-from outputs.segments import SMALLEST, Segments
+from outputs.segments import Segments
 
 from .memory_snapshot import MemorySnapshot
 from .samples import MIB
@@ -24,12 +25,18 @@ from .test_segment_reader import checksums_of
 from .test_stream import noise
 
 ASKED = 1 << 20
+SEGMENT = 8 * MIB
 ROOT = pyfuse3.ROOT_INODE
 SECOND = 1_700_000_000 * 10**9
 
 
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "SMALLEST", SEGMENT)
+
+
 def disk(
-    target: str = "vda", size: int = 2 * SMALLEST + 100, data: dict[int, bytes] | None = None, **more: Any
+    target: str = "vda", size: int = 2 * SEGMENT + 100, data: dict[int, bytes] | None = None, **more: Any
 ) -> DiskFiles:
     """Give a disk whose segment n has the time SECOND + n."""
     segments = Segments.of(target, size)
@@ -131,7 +138,7 @@ async def all_inodes(kernel: Kernel, paths: Sequence[str]) -> Sequence[int]:
 
 
 def test_the_files_are_the_segments_of_all_disks_and_nothing_else(kernel_of: KernelOf) -> None:
-    disks = [disk(), disk("vdb", 300 * SMALLEST), disk("cciss/c0d0", 1), disk("vdc", 0)]
+    disks = [disk(), disk("vdb", 300 * SEGMENT), disk("cciss/c0d0", 1), disk("vdc", 0)]
     kernel = kernel_of(*disks)
     inodes = now(lambda: tree(kernel))
     paths = [one.segments.path(number) for one in disks for number in range(len(one.segments))]
@@ -142,7 +149,7 @@ def test_the_files_are_the_segments_of_all_disks_and_nothing_else(kernel_of: Ker
 
 
 def test_a_list_that_is_taken_in_parts_lacks_nothing_and_has_nothing_twice(kernel_of: KernelOf) -> None:
-    kernel = kernel_of(disk(size=128 * SMALLEST))
+    kernel = kernel_of(disk(size=128 * SEGMENT))
     directory = now(lambda: kernel.inode("vda/0000"))
     whole = now(lambda: kernel.list(directory, 1000))
     assert len({*whole}) == len(whole) == 128
@@ -166,17 +173,17 @@ def attributes(kernel: Kernel, path: str) -> Any:
 @pytest.mark.parametrize(
     ("path", "size", "time"),
     [
-        ("vda/0000/000000", SMALLEST, SECOND),
-        ("vda/0000/000001", SMALLEST, SECOND + 1),
+        ("vda/0000/000000", SEGMENT, SECOND),
+        ("vda/0000/000001", SEGMENT, SECOND + 1),
         ("vda/0000/000002", 100, SECOND + 2),
-        ("vdb/0000/000000", SMALLEST, SECOND),
+        ("vdb/0000/000000", SEGMENT, SECOND),
         ("vdb/0001/000128", 7, SECOND + 128),
     ],
 )
 def test_a_file_has_its_segment_s_size_and_its_time_to_the_nanosecond(
     kernel_of: KernelOf, path: str, size: int, time: int
 ) -> None:
-    found = attributes(kernel_of(disk("vda"), disk("vdb", 128 * SMALLEST + 7)), path)
+    found = attributes(kernel_of(disk("vda"), disk("vdb", 128 * SEGMENT + 7)), path)
     assert stat.S_ISREG(found.st_mode)
     assert (found.st_size, found.st_mtime_ns, found.st_ctime_ns) == (size, time, time)
     assert not found.st_mode & 0o277, "nobody else may read it, nobody may write"
@@ -193,7 +200,7 @@ def test_directories_are_the_same_in_every_run(kernel_of: KernelOf, path: str) -
 def test_each_file_has_its_segment_s_bytes_and_checksums_and_what_was_served_is_counted(
     kernel_of: KernelOf,
 ) -> None:
-    data = {5 * MIB: noise(70_000), SMALLEST - 3: b"across", 2 * SMALLEST + 99: b"!"}
+    data = {MIB: noise(70_000), SEGMENT - 3: b"across", 2 * SEGMENT + 99: b"!"}
     disks = [disk(data=data), disk("vdb", 7, {0: b"1234567"})]
     kernel = kernel_of(*disks)
 
@@ -209,7 +216,7 @@ def test_each_file_has_its_segment_s_bytes_and_checksums_and_what_was_served_is_
     first: Any = disks[0].reader
     assert b"".join(content[disks[0].segments.path(number)] for number in range(3)) == first.content
     assert content["vdb/0000/000000"] == b"1234567"
-    assert kernel.files.served == 2 * SMALLEST + 107
+    assert kernel.files.served == 2 * SEGMENT + 107
     assert {*disks[0].read} == {0, 1, 2}
     for number, checksums in disks[0].read.items():
         assert [*checksums] == checksums_of(first, disks[0].segments.extent(number))
@@ -217,12 +224,12 @@ def test_each_file_has_its_segment_s_bytes_and_checksums_and_what_was_served_is_
 
 
 def test_a_file_that_was_not_read_to_its_end_counts_as_not_read(kernel_of: KernelOf) -> None:
-    one = disk(data={0: b"x", SMALLEST: b"y"})
+    one = disk(data={0: b"x", SEGMENT: b"y"})
     kernel = kernel_of(one)
 
     async def read_some() -> None:
         first, second = await kernel.open("vda/0000/000000"), await kernel.open("vda/0000/000001")
-        await kernel.read(first, SMALLEST - 1)
+        await kernel.read(first, SEGMENT - 1)
         await kernel.read(second, start=1)
         for handle in (first, second):
             await kernel.files.release(handle)
@@ -242,7 +249,7 @@ class Meeting(MemorySnapshot):
 
 
 def test_several_files_are_read_at_the_same_time(kernel_of: KernelOf) -> None:
-    reader = Meeting(2 * SMALLEST, {number * MIB: bytes([number + 1]) for number in range(32)})
+    reader = Meeting(2 * SEGMENT, {number * MIB: bytes([number + 1]) for number in range(4)})
     one = DiskFiles(Segments.of("vda", reader.size), [0, 0], reader)
     kernel = kernel_of(one)
     content: dict[int, bytes] = {}
@@ -347,7 +354,7 @@ def test_once_it_is_given_up_a_read_that_fails_is_no_longer_waited_for(kernel_of
 
 
 def test_a_file_that_is_closed_early_has_no_reads_under_way(kernel_of: KernelOf) -> None:
-    one = disk(data={0: bytes([1]) * SMALLEST})
+    one = disk(data={0: bytes([1]) * SEGMENT})
     kernel = kernel_of(one)
     reader: Any = one.reader
 

@@ -45,11 +45,13 @@ def read_in_order(segment: SegmentReader, start: int, end: int, at_once: int = A
     return b"".join(read(segment, at, min(at_once, end - at)) for at in range(start, end, at_once))
 
 
-def checksums_of(snapshot: MemorySnapshot, segment: Extent) -> list[tuple[int, int, bytes]]:
+def checksums_of(
+    snapshot: MemorySnapshot, segment: Extent, piece: int = READ_SIZE
+) -> list[tuple[int, int, bytes]]:
     """Give the records of what is there, piece by piece."""
     checksums, content = Checksums(), snapshot.content
-    for start in range(segment.offset, segment.offset + segment.length, READ_SIZE):
-        extents = [*snapshot.extents(Extent(start, min(READ_SIZE, snapshot.size - start)))]
+    for start in range(segment.offset, segment.offset + segment.length, piece):
+        extents = [*snapshot.extents(Extent(start, min(piece, snapshot.size - start)))]
         if extents:
             first, end = extents[0].offset, extents[-1].offset + extents[-1].length
             checksums.note(first, content[first:end])

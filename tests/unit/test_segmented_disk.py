@@ -9,31 +9,34 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from backup import changes
+from backup import changes, stream
 from backup.base import Base
 from backup.errors import BackupError
 from backup.model import Extent, Level, SnapshotId
-from backup.stream import READ_SIZE
 from outputs import segments as cut
 from outputs.segment_reader import SegmentReader
 from outputs.segmented_disk import SegmentedDisk, planned
 from outputs.segments import pack_times, unpack_times
 
 from .memory_snapshot import MemorySnapshot, MemorySource
-from .samples import MIB, TAKEN
+from .samples import TAKEN
 from .test_segment_reader import checksums_of, read_in_order
 
-SEGMENT = 8 * MIB  # two reads' worth
+UNIT = 16 << 10  # stands for a MiB: it takes less time
+READ = 4 * UNIT
+SEGMENT = 2 * READ
 DAY = timedelta(days=1)
 NEVER = timedelta(0)
 KEPT = "kept"
-DATA = {MIB: b"a" * 5000, 9 * MIB: b"b" * 5000, 17 * MIB: b"c" * 100, 38 * MIB: b"d"}
-SIZE = 40 * MIB  # five segments
+DATA = {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000, 17 * UNIT: b"c" * 100, 38 * UNIT: b"d"}
+SIZE = 40 * UNIT  # five segments
 
 
 @pytest.fixture(autouse=True)
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cut, "SMALLEST", SEGMENT)
+    monkeypatch.setattr(stream, "READ_SIZE", READ)
+    monkeypatch.setattr(changes, "READ_SIZE", READ)
 
 
 @dataclass
@@ -69,7 +72,7 @@ def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
     for number in {*disk.changed} - {*disk.files.holes}:
         extent = disk.files.segments.extent(number)
         segment = SegmentReader(disk.files.reader, extent)
-        found[number] = read_in_order(segment, 0, extent.length, MIB)
+        found[number] = read_in_order(segment, 0, extent.length, UNIT)
         assert segment.complete
         disk.files.read[number] = segment.checksums
     return found
@@ -203,7 +206,7 @@ def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_ch
                 continue
             files[number] = was if was and (was[0], len(was[1])) == (time, length) else (time, fresh[number])
         assert b"".join(part for _, part in files.values()) == content
-        assert [*disk.checksums()] == checksums_of(snapshot, Extent(0, size))
+        assert [*disk.checksums()] == checksums_of(snapshot, Extent(0, size), READ)
         assert disk.missing == 0
         held, base, old = files, base_of(disk, taken), content
         taken += dice.choice((DAY, -DAY, timedelta()))
@@ -216,17 +219,17 @@ def changed_at_random(size: int, data: dict[int, bytes], dice: random.Random) ->
     data = dict(data)
     kind = dice.choice(("write", "write", "discard", "resize", "nothing"))
     if kind == "resize":
-        size = dice.choice((SIZE, 17 * MIB + 513, 25 * MIB, 48 * MIB))
+        size = dice.choice((SIZE, 17 * UNIT + 513, 25 * UNIT, 48 * UNIT))
     elif kind == "discard" and data:
         del data[dice.choice([*data])]
     elif kind == "write":
-        data[dice.randrange(0, size // MIB) * MIB] = dice.randbytes(dice.choice((1, 4096, MIB)))
+        data[dice.randrange(0, size // UNIT) * UNIT] = dice.randbytes(dice.choice((1, 4096, UNIT)))
     return size, {at: part[: size - at] for at, part in data.items() if at < size}
 
 
 def difference(old: bytes, new: bytes) -> Sequence[Extent]:
     """List what differs, in pages; what one of them lacks is no difference, as an image's end is none."""
-    step = 256 << 10
+    step = UNIT // 4
     both = min(len(old), len(new))
     places = (
         at
@@ -238,11 +241,11 @@ def difference(old: bytes, new: bytes) -> Sequence[Extent]:
 
 def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
     disk = run(
-        MemorySnapshot(9 * MIB + 5000, {MIB: b"a" * 5000, 9 * MIB: b"b" * 5000}),
+        MemorySnapshot(9 * UNIT + 5000, {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000}),
         saved(MemorySnapshot(SIZE, DATA)),
     ).disk
     read(disk)
-    assert [offset for offset, _, _ in disk.checksums()] == [MIB, 9 * MIB]
+    assert [offset for offset, _, _ in disk.checksums()] == [UNIT, 9 * UNIT]
     assert disk.saved(disk.checksums(), TAKEN, 1.0, "id").data_bytes == 10_000
 
 
@@ -303,12 +306,12 @@ def test_the_day_of_the_last_full_read_is_handed_on_from_run_to_run() -> None:
 
 
 LIES = {
-    "a byte of the data": {**DATA, 9 * MIB: b"b" * 4999 + b"!"},
-    "data before it": {**DATA, 9 * MIB - 1: b"!"},
-    "data behind it": {**DATA, 9 * MIB + 5000: b"!"},
-    "data in a hole": {**DATA, 30 * MIB: b"!"},
-    "a hole where data was": {at: part for at, part in DATA.items() if at != 17 * MIB},
-    "zeros where data was": {**DATA, 17 * MIB: bytes(100)},
+    "a byte of the data": {**DATA, 9 * UNIT: b"b" * 4999 + b"!"},
+    "data before it": {**DATA, 9 * UNIT - 1: b"!"},
+    "data behind it": {**DATA, 9 * UNIT + 5000: b"!"},
+    "data in a hole": {**DATA, 30 * UNIT: b"!"},
+    "a hole where data was": {at: part for at, part in DATA.items() if at != 17 * UNIT},
+    "zeros where data was": {**DATA, 17 * UNIT: bytes(100)},
     "the image's first byte": {**DATA, 0: b"!"},
     "the image's last byte": {**DATA, SIZE - 1: b"!"},
 }
@@ -327,19 +330,19 @@ def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that
     assert "are not as they were saved, although Ceph says that they have not changed" in text
     assert "is read as a whole: " in why
     read(later.disk)
-    assert [*later.disk.checksums()] == checksums_of(unchanged(data=LIES[lie]), Extent(0, SIZE))
+    assert [*later.disk.checksums()] == checksums_of(unchanged(data=LIES[lie]), Extent(0, SIZE), READ)
     assert base_of(later.disk).saved.full_read == TAKEN.isoformat()
 
 
 def test_where_a_lie_is_found_is_told() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).told
-    assert f"{4 * MIB} bytes at {28 * MIB} are not as they were saved" in text
+    assert f"{4 * UNIT} bytes at {28 * UNIT} are not as they were saved" in text
 
 
 def test_what_is_said_to_have_changed_may_have_and_is_no_lie() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    later = run(unchanged(Extent(30 * MIB, 1), data=LIES["data in a hole"]), base)
+    later = run(unchanged(Extent(30 * UNIT, 1), data=LIES["data in a hole"]), base)
     assert {*later.disk.changed} == {3}
     assert later.told == []
 
@@ -377,8 +380,8 @@ def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are
 
 
 def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -> None:
-    size = 1600 * MIB
-    data = {number * 80 * MIB: b"x" for number in range(20)}
+    size = 1600 * UNIT
+    data = {number * 80 * UNIT: b"x" for number in range(20)}
     base, seen = saved_unread(MemorySnapshot(size, data)), set()
     for _ in range(3):
         later = MemorySnapshot(size, data)
@@ -388,7 +391,7 @@ def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -
         assert len(of_data) >= changes.SAMPLE == 16
         assert len(later.reads) - len(of_data) <= 16
         assert len(later.reads) > 20
-        assert all(one.offset % READ_SIZE == 0 and one.length == READ_SIZE for one in later.reads)
+        assert all(one.offset % READ == 0 and one.length == READ for one in later.reads)
         assert later.reads == sorted(later.reads, key=lambda one: one.offset)
         seen.add(tuple(later.reads))
     assert len(seen) == 3, "each run draws its own"
@@ -407,7 +410,7 @@ def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
     later = MemorySnapshot(SIZE, {0: b"!" * SIZE})
     assert changes.spot_check(later, base, []) is None
     assert later.reads == []
-    assert changes.spot_check(later, base, [Extent(SEGMENT, SEGMENT)]) == Extent(SEGMENT, READ_SIZE)
+    assert changes.spot_check(later, base, [Extent(SEGMENT, SEGMENT)]) == Extent(SEGMENT, READ)
     assert all(SEGMENT <= one.offset < 2 * SEGMENT for one in later.reads)
 
 
@@ -422,7 +425,7 @@ def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
 
 def test_what_was_saved_is_told_with_what_was_read_for_it_and_where_it_came_from() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    snapshot = replace(unchanged(Extent(9 * MIB, 1)), source=SnapshotId("fsid", "image-id", 8))
+    snapshot = replace(unchanged(Extent(9 * UNIT, 1)), source=SnapshotId("fsid", "image-id", 8))
     disk = run(snapshot, base, TAKEN + DAY).disk
     read(disk)
     told = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
