@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from operator import attrgetter
+from collections.abc import Iterator, Sequence
 
 from . import stream
 from .base import Base
@@ -20,22 +19,41 @@ SAMPLE = 16  # pieces of READ_SIZE: so many of what was data, and so many of wha
 def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) -> Extent | None:
     """Compare some of what is said to be as it was saved with the base's checksums.
 
-    Gives the first piece that is not, None if all are. The extents begin at multiples of READ_SIZE. Raises
-    BackupError.
+    Gives the first piece that is not, None if all are. The extents are in order, and begin at multiples of
+    READ_SIZE. Raises BackupError.
     """
-    records = {record[0] // READ_SIZE: record for record in base.checksums}
-    pieces = [
-        Extent(start, min(READ_SIZE, extent.offset + extent.length - start))
-        for extent in unchanged
-        for start in range(extent.offset, extent.offset + extent.length, READ_SIZE)
-    ]
-    data = [piece for piece in pieces if piece.offset // READ_SIZE in records]
-    drawn = {*_some(pieces), *_some(data)}
-    for start, piece in stream.read_ahead(reader, iter(sorted(drawn, key=attrgetter("offset")))):
-        if differs(piece, start, records.get(start // READ_SIZE, (start, *NO_RECORD))):
+    drawn = sorted({*_anything(unchanged), *_data(base, unchanged)})
+    reads = (Extent(start, length) for start, length in drawn)
+    for start, piece in stream.read_ahead(reader, reads):
+        record = base.checksums.first_in(start, start + len(piece))
+        if differs(piece, start, record or (start, *NO_RECORD)):
             return Extent(start, len(piece))
     return None
 
 
-def _some(pieces: Sequence[Extent]) -> Sequence[Extent]:
-    return random.sample(pieces, min(SAMPLE, len(pieces)))
+def _anything(extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
+    """Draw (offset, length) of pieces, each as likely as any other."""
+    counts = [-(-extent.length // READ_SIZE) for extent in extents]
+    total = sum(counts)
+    for number in random.sample(range(total), min(SAMPLE, total)):
+        for extent, count in zip(extents, counts):
+            if number < count:
+                yield _piece(extent, number)
+                break
+            number -= count
+
+
+def _data(base: Base, extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
+    """Draw (offset, length) of pieces that had data; fewer where much has changed."""
+    records = base.checksums
+    for number in random.sample(range(len(records)), min(SAMPLE, len(records))):
+        offset, _, _ = records[number]
+        for extent in extents:
+            if extent.offset <= offset < extent.offset + extent.length:
+                yield _piece(extent, (offset - extent.offset) // READ_SIZE)
+                break
+
+
+def _piece(extent: Extent, number: int) -> tuple[int, int]:
+    start = extent.offset + number * READ_SIZE
+    return start, min(READ_SIZE, extent.offset + extent.length - start)

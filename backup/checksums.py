@@ -26,14 +26,33 @@ class Checksums:
     def note(self, offset: int, data: bytes) -> None:
         self.packed += RECORD.pack(offset, len(data), digest(data))
 
+    def __len__(self) -> int:
+        return len(self.packed) // RECORD.size
+
+    def __getitem__(self, number: int) -> tuple[int, int, bytes]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return RECORD.unpack_from(self.packed, number * RECORD.size)
+
+    def first_in(self, start: int, end: int) -> tuple[int, int, bytes] | None:
+        """Give the first record whose data begin from `start` on and before `end`, None if there is none."""
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self[middle][0] < start:
+                low = middle + 1
+            else:
+                high = middle
+        return self[low] if low < len(self) and self[low][0] < end else None
+
     def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield (offset, length, digest)."""
         return RECORD.iter_unpack(self.packed)
 
 
 def packed(records: Iterable[tuple[int, int, bytes]]) -> Checksums:
-    """Put the records of an image's parts in order."""
-    return Checksums(bytearray().join(RECORD.pack(*record) for record in sorted(records)))
+    """Pack records that are in order."""
+    return Checksums(bytearray().join(RECORD.pack(*record) for record in records))
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:

@@ -77,6 +77,7 @@ class DomainJob:
     reporter: Reporter
     stop: StopRequest
     _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
+    _bases: Optional[Bases] = field(default=None, init=False)
 
     def check_stop(self) -> None:
         self.stop.check()
@@ -136,8 +137,8 @@ class DomainJob:
         waits = 2 * settings.output_stall_timeout + settings.lock_wait
         self._begin(Phase.STREAM, waits + settings.ceph_timeout)
         images = self.output.save(point, snapshots.snapshots, self)
-        if self.output.keeps_snapshots:
-            stack.callback(snapshots.keep, domain)
+        if self._bases:
+            stack.callback(self._keep, snapshots, self._bases, domain)
         return replace(
             result,
             consistency=point.consistency,
@@ -145,6 +146,13 @@ class DomainJob:
             images=images,
             not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
         )
+
+    def _keep(self, snapshots: DomainSnapshots, bases: Bases, domain: Domain) -> None:
+        """Keep the snapshots of what is saved, and nothing else."""
+        operations = 4 * len(snapshots.snapshots)
+        self._begin(Phase.TIDY, operations * self.settings.ceph_timeout)
+        snapshots.keep(domain)
+        bases.remove_dropped(self.reporter)
 
     def _begin(self, phase: Phase, limit: float) -> None:
         """Enter a phase whose operations on the cluster and the output are limited to this in all."""
@@ -181,8 +189,8 @@ class DomainJob:
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
         if self.output.keeps_snapshots:
-            bases = stack.enter_context(Bases(snapshots, domain, self.output, self.check_stop))
-            snapshots = [replace(snapshot, bases=bases) for snapshot in snapshots]
+            self._bases = stack.enter_context(Bases(snapshots, domain, self.output, self.check_stop))
+            snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
         deletions = Slots(settings.runtime_dir, "deletion", settings.snapshot_deletes)

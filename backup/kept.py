@@ -13,8 +13,8 @@ from .checksums import Checksums
 from .cluster import Cluster
 from .cluster_errors import ImageGone
 from .model import Domain, SavedDomain, SavedImage, SnapshotId, image_named
-from .protocols import Output, SnapshotReader
-from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, run_of
+from .protocols import Output, Reporter, SnapshotReader
+from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, remove_leftovers, run_of
 
 
 class Bases:
@@ -31,8 +31,12 @@ class Bases:
         output: Output,
         check_stop: Callable[[], None],
     ) -> None:
+        self._snapshots = tuple(snapshots)
+        self._domain = domain
+        self._output = output
+        self._check_stop = check_stop
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
-        self._found = self._thread.submit(_found, tuple(snapshots), domain.uuid, output, check_stop)
+        self._found = self._thread.submit(self._find)
 
     def __enter__(self) -> Bases:
         return self
@@ -42,17 +46,33 @@ class Bases:
 
     def of(self, snapshot: DiskSnapshot) -> Optional[Base]:
         """Give an image's base, None if everything has to be read. Waits for it; raises BackupError."""
-        return self._found.result().get(snapshot)
+        return self._found.result()[1].get(snapshot)
+
+    def remove_dropped(self, reporter: Reporter) -> None:
+        """Remove what was kept of images that the domain has no more, or that are left out by now.
+
+        Raises BackupError.
+        """
+        saved, _ = self._found.result()
+        clusters = {one.cluster.fsid: one.cluster for one in self._snapshots}
+        current = {_id(one) for one in self._snapshots}
+        for image in saved.images if saved else ():
+            cluster, place = clusters.get(image.source.cluster), image_named(image.image)
+            if cluster and place and (image.source.cluster, image.source.image) not in current:
+                place = replace(place, id=image.source.image)
+                remove_leftovers(cluster, place, self._domain, reporter, kept=True)
+
+    def _find(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
+        uuid = self._domain.uuid
+        held = {snapshot: _ours(snapshot, uuid) for snapshot in self._snapshots}
+        runs = {run_of(name) for names in held.values() for name in names}
+        saved = self._output.base(uuid, runs, self._check_stop) if runs else None
+        found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
+        return saved, {snapshot: base for snapshot, base in found.items() if base}
 
 
-def _found(
-    snapshots: Sequence[DiskSnapshot], uuid: str, output: Output, check_stop: Callable[[], None]
-) -> Mapping[DiskSnapshot, Base]:
-    held = {snapshot: _ours(snapshot, uuid) for snapshot in snapshots}
-    runs = {run_of(name) for names in held.values() for name in names}
-    saved = output.base(uuid, runs, check_stop) if runs else None
-    found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
-    return {snapshot: base for snapshot, base in found.items() if base}
+def _id(snapshot: DiskSnapshot) -> tuple[str, str]:
+    return snapshot.cluster.fsid, snapshot.image.id or snapshot.image.name
 
 
 def _ours(snapshot: DiskSnapshot, uuid: str) -> Mapping[str, int]:
@@ -63,8 +83,7 @@ def _ours(snapshot: DiskSnapshot, uuid: str) -> Mapping[str, int]:
 
 
 def _base(snapshot: DiskSnapshot, held: Mapping[str, int], saved: SavedDomain) -> Optional[Base]:
-    image = snapshot.image.id or snapshot.image.name
-    sources = {SnapshotId(snapshot.cluster.fsid, image, number): name for name, number in held.items()}
+    sources = {SnapshotId(*_id(snapshot), number): name for name, number in held.items()}
     for one in saved.images:
         known = one.target in saved.checksums  # another version's may be of another kind
         if known and one.target == snapshot.disk.target and one.source in sources:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from backup import manifest
-from backup.errors import BackupError, reason
+from backup.errors import BackupError, Interrupted, reason
 from backup.model import Level, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.pipe_sink import Stalled
 from backup.process import own_mounts
@@ -76,10 +76,11 @@ class ResticIncremental(Repository):
         """Read the manifest of the newest restore point of these runs that this output has saved."""
         for point in reversed(held_points(self._snapshots(f"--tag={TAG},uuid={uuid}"))):
             if point.manifest_id and point.id.run in runs:
-                packed = self.manifest(point, check_stop)
                 try:
-                    saved = as_held(manifest.unpack(packed), point)
-                except BackupError:  # images were removed from it, or another version wrote it: no base
+                    saved = as_held(manifest.unpack(self.manifest(point, check_stop)), point)
+                except Interrupted:
+                    raise
+                except BackupError:  # damaged, without its images, or another version's: no base
                     continue
                 if any(image.segment_size for image in saved.images):
                     return saved

@@ -6,7 +6,7 @@ import errno
 import stat
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,7 +186,8 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
         yield
     finally:
         files.give_up()
-        trio.from_thread.run_sync(pyfuse3.terminate, trio_token=files.token)
+        with suppress(trio.RunFinishedError):  # by an error of its own, which its thread has told
+            trio.from_thread.run_sync(pyfuse3.terminate, trio_token=files.token)
         serving.join()
         pyfuse3.close(unmount=True)
 

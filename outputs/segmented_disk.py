@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import chain, groupby
+from heapq import merge
+from itertools import groupby
 from typing import Callable, Optional
 
 from backup.base import Base
@@ -48,9 +49,9 @@ class SegmentedDisk:
         read, segments = self.files.read, self.files.segments
         before = self.base.checksums if self.base else ()  # of an image that may have been larger
         kept = {*range(len(segments))} - {*read} - {*self.changed}
-        return packed(
-            chain((one for one in before if one[0] // segments.segment_size in kept), *read.values())
-        )
+        old = (one for one in before if one[0] // segments.segment_size in kept)
+        new = (one for number in sorted(read) for one in read[number])
+        return packed(merge(old, new))
 
     def saved(self, checksums: Checksums, taken: datetime, seconds: float, restore_id: str) -> SavedImage:
         reader = self.files.reader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import pytest
 
@@ -37,7 +37,7 @@ class KeepingOutput(PaperOutput):
     there: Sequence[set[str]] = ()  # what there was while it saved
     error: BackupError | None = None
 
-    def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
         if BEFORE not in runs:
             return None
         images = tuple(
@@ -141,14 +141,15 @@ def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None
     assert keeping(node).bases == ["", f"{KEPT}{BEFORE}"]
 
 
-def test_a_repository_that_can_t_be_asked_fails_the_backup_before_the_guest_is_held(node: PaperNode) -> None:
+def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new(node: PaperNode) -> None:
     class Unreachable(KeepingOutput):
-        def base(self, uuid: str, runs: Collection[str]) -> Optional[SavedDomain]:
+        def base(
+            self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]
+        ) -> Optional[SavedDomain]:
             raise BackupError("restic snapshots failed")
 
     add(node, f"{KEPT}{BEFORE}")
     node.output = Unreachable(node)
     result = node.back_up()
     assert (result.status, result.reason) == (Status.FAILED, "restic snapshots failed")
-    assert node.hypervisor.asked == []
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2

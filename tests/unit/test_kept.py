@@ -215,6 +215,18 @@ def test_an_image_of_the_old_format_is_known_by_its_name(cluster: PaperCluster) 
     assert found.base
 
 
+def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
+    add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
+    one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
+    snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
+    with Bases(snapshots, one_disk, KeepsPoints(BOTH), lambda: None) as found:
+        found.remove_dropped(recorder)
+    assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
+
+
 def test_names_tell_the_run_and_whose_they_are() -> None:
     assert (owned_prefix(UUID) + RUN, kept_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
     assert run_of(f"{OWNED}{RUN}") == run_of(f"{KEPT}{RUN}") == RUN

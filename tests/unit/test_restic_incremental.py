@@ -22,7 +22,7 @@ from outputs import restic_incremental, restic_process, restic_repository
 from outputs import segments as cut
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_points import segments_tag
-from outputs.restic_process import ResticError
+from outputs.restic_words import ResticError
 from outputs.segment_files import SegmentFiles
 from outputs.segments import pack_times, unpack_times
 
@@ -130,7 +130,7 @@ def found(restic: FakeRestic, repository: Repository, points: Sequence[Any], *ru
     restic.holds(
         snapshots, {name: packed for _, packed in map(tuple, points) for name, packed in packed.items()}
     )
-    base = restic.output(repository).base(UUID, {*runs})
+    base = restic.output(repository).base(UUID, {*runs}, lambda: None)
     return base.images[0].restore_id if base else ""
 
 
@@ -335,7 +335,7 @@ def test_without_every_byte_there_is_no_manifest(
     mount.reads = {"vda": reads}
     restic.saves(processed)
     job = JobOnPaper()
-    told = f"the images have {SIZE} bytes, restic saved {processed}"
+    told = f"the files have {SIZE} bytes, restic saved {processed}"
     with raises(f"{told}; it did not read {missing} of the changed segments", ResticError):
         save(restic, repository, source(), job=job)
     assert len(backups(restic)) == 1

@@ -369,7 +369,7 @@ def test_a_file_that_is_closed_early_has_no_reads_under_way(kernel_of: KernelOf)
 
 
 def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: KernelOf) -> None:
-    one = disk(size=3 * SMALLEST, data={0: b"x"})
+    one = disk(size=3 * SEGMENT, data={0: b"x"})
     one.holes = {1, 2}
     kernel = kernel_of(one)
 
@@ -378,12 +378,12 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
         assert stat.S_ISLNK((await kernel.files.getattr(link)).st_mode)
         assert await kernel.files.readlink(link, None) == b"../zeros"
         zeros = await kernel.inode("vda/zeros")
-        assert (await kernel.files.getattr(zeros)).st_size == SMALLEST
-        assert await kernel.read(await kernel.open("vda/zeros")) == bytes(SMALLEST)
+        assert (await kernel.files.getattr(zeros)).st_size == SEGMENT
+        assert await kernel.read(await kernel.open("vda/zeros")) == bytes(SEGMENT)
         assert stat.S_ISREG((await kernel.files.getattr(await kernel.inode("vda/0000/000000"))).st_mode)
 
     now(look)
-    assert one.size == 2 * SMALLEST, "a segment with data, and the zeros once"
+    assert one.size == 2 * SEGMENT, "a segment with data, and the zeros once"
     assert one.read == {}, "the zeros are no segment"
 
 

@@ -251,11 +251,11 @@ def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
 
 def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_them_becomes_one() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    filled = {at: part for at, part in LIES["data in a hole"].items() if at != 9 * MIB}
-    later = run(unchanged(Extent(30 * MIB, 1), Extent(9 * MIB, 5000), data=filled), base).disk
+    filled = {at: part for at, part in LIES["data in a hole"].items() if at != 9 * UNIT}
+    later = run(unchanged(Extent(30 * UNIT, 1), Extent(9 * UNIT, 5000), data=filled), base).disk
     assert {*later.files.holes} == {1}
     assert {*read(later)} == {3}
-    assert [offset for offset, _, _ in later.checksums()] == [MIB, 17 * MIB, 30 * MIB, 38 * MIB]
+    assert [offset for offset, _, _ in later.checksums()] == [UNIT, 17 * UNIT, 30 * UNIT, 38 * UNIT]
     last = run(unchanged(data=filled), base_of(later)).disk
     assert {*last.files.holes} == {1}
     assert last.changed_bytes == 0
