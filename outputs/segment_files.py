@@ -51,23 +51,52 @@ class DiskFiles:
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     """The file system: a directory for each disk, subdirectories, segments.
 
-    `served` counts the bytes that were read. Where a read fails, `error` says why, and who reads waits until
-    `give_up` is called. Before that it has to be stopped: restic leaves out a file that it can't read.
+    `served` counts the bytes that were read. Where a read fails, or all of it does, `error` says why, and who
+    reads waits until `give_up` is called. Before that it has to be stopped: restic leaves out a file that it
+    can't read.
     """
 
     def __init__(self, disks: Sequence[DiskFiles]) -> None:
         super().__init__()
         self.served = 0
-        self.error: Exception | None = None
-        self.token: trio.lowlevel.TrioToken
-        self._given_up = False
+        self.error: BaseException | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._given_up = threading.Event()
         self._disks = disks
         self._open: dict[int, tuple[DiskFiles, int, SegmentReader | ZerosReader]] = {}
         self._handles = 0
 
     def give_up(self) -> None:
         """Let the reads that can't be answered fail, now and from now on."""
-        self._given_up = True
+        self._given_up.set()
+
+    def serve(self, serves: threading.Event) -> None:
+        """Serve what was mounted until `stop` is called, then unmount it. The body of a thread.
+
+        `serves` is set when it does. Whatever ends it, nobody waits for an answer after it.
+        """
+        try:
+            trio.run(self._serve, serves)
+        except BaseException as error:  # out of memory, or a bug: to be raised where restic is looked after
+            self.error = self.error or error
+            serves.set()
+            self._given_up.wait()
+        finally:
+            pyfuse3.close(unmount=True)
+            for _, _, segment in self._open.values():  # before their images are closed
+                segment.close()
+
+    async def _serve(self, serves: threading.Event) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        serves.set()
+        await pyfuse3.main()
+
+    def stop(self) -> None:
+        """End `serve`; what is read from now on fails."""
+        self.give_up()
+        if self._token:
+            with suppress(trio.RunFinishedError):  # it ended by itself
+                trio.from_thread.run_sync(pyfuse3.terminate, trio_token=self._token)
 
     async def getattr(self, inode: int, ctx: Any = None) -> Any:
         return self._attributes(inode)
@@ -121,7 +150,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
 
     async def _fail(self, error: Exception) -> None:
         self.error = self.error or error
-        while not self._given_up:
+        while not self._given_up.is_set():
             await trio.sleep(FAILED_POLL)
         raise pyfuse3.FUSEError(errno.EIO)
 
@@ -179,20 +208,11 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
         message = f"cannot mount a file system on {directory}: {error}"
         raise BackupError(message, "see main.py check") from error
     serves = threading.Event()
-    serving = threading.Thread(target=trio.run, args=(_serve, files, serves), name="segments", daemon=True)
+    serving = threading.Thread(target=files.serve, args=(serves,), name="segments", daemon=True)
     serving.start()
     serves.wait()
     try:
         yield
     finally:
-        files.give_up()
-        with suppress(trio.RunFinishedError):  # by an error of its own, which its thread has told
-            trio.from_thread.run_sync(pyfuse3.terminate, trio_token=files.token)
+        files.stop()
         serving.join()
-        pyfuse3.close(unmount=True)
-
-
-async def _serve(files: SegmentFiles, serves: threading.Event) -> None:
-    files.token = trio.lowlevel.current_trio_token()
-    serves.set()
-    await pyfuse3.main()

@@ -23,6 +23,7 @@ from .memory_snapshot import MemorySnapshot
 from .samples import MIB
 from .test_segment_reader import checksums_of
 from .test_stream import noise
+from .waiting import wait_until
 
 ASKED = 1 << 20
 SEGMENT = 8 * MIB
@@ -390,3 +391,27 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
 def test_without_a_hole_there_is_no_file_of_zeros(kernel_of: KernelOf) -> None:
     kernel = kernel_of(disk())
     assert [name for name, _ in now(lambda: kernel.list(1 << 32))] == [b"0000"]
+
+
+def test_a_file_system_that_ends_by_itself_leaves_nobody_waiting_for_an_answer(
+    kernel_of: KernelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = kernel_of(disk(data={0: noise(MIB)}))
+    unmounted = threading.Event()
+
+    async def ends_by_itself() -> None:
+        await kernel.files.read(await kernel.open("vda/0000/000000"), 0, ASKED)
+        raise MemoryError
+
+    monkeypatch.setattr(pyfuse3, "main", ends_by_itself)
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: unmounted.set())
+    serves = threading.Event()
+    serving = threading.Thread(target=kernel.files.serve, args=(serves,), daemon=True)
+    serving.start()
+    wait_until(lambda: kernel.files.error, 5, "the error is there to be raised")
+    assert not unmounted.is_set(), "restic has to be interrupted before"
+    kernel.files.give_up()
+    assert unmounted.wait(5), "which ends what waits"
+    kernel.files.stop()
+    serving.join(5)
+    assert not serving.is_alive()
