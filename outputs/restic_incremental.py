@@ -173,15 +173,13 @@ def _fuse_problems() -> Sequence[BackupError]:
         with open("/dev/fuse", "rb"):
             pass
     except OSError as error:
-        hint = "modprobe fuse; in a container or a unit with PrivateDevices, let it have the device"
+        hint = "modprobe fuse; a container has to have the device, and a unit res/restic-incremental.conf"
         return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
     try:
         with ThreadPoolExecutor(1) as thread:  # which alone has them, until it ends
             thread.submit(own_mounts).result()
     except OSError as error:
-        hint = (
-            "it takes root, with CAP_SYS_ADMIN; in a unit no RestrictNamespaces, and SystemCallFilter=@mount"
-        )
+        hint = "it takes root with CAP_SYS_ADMIN, in a unit res/restic-incremental.conf"
         return [BackupError(f"cannot have mounts of its own: {reason(error)}", hint)]
     return ()
 
