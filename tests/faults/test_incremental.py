@@ -25,7 +25,7 @@ from tests.faults.provoke import (
     stopped,
 )
 from tests.integration.left_behind import left_behind, require_clean
-from tests.integration.node import PREFIX, SLOW, Node, parent, snapshot_names, wait_until
+from tests.integration.node import PREFIX, SLOW, Node, parent, wait_until
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import MIB, make_image
 
@@ -68,15 +68,15 @@ def node(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 @dataclass(frozen=True)
 class Held:
-    """Our snapshots in the cluster, and those in the repository."""
+    """What of ours there is in the cluster and as processes, and the snapshots in the repository."""
 
     kept: Sequence[str]
     saved: Sequence[str]
 
 
 def held(node: Node) -> Held:
-    kept = [f"{spec}@{name}" for spec, _ in IMAGES.values() for name in snapshot_names(node.lab, spec)]
-    return Held(kept, sorted(one["id"] for one in node.snapshots()))
+    saved = (path.name for path in (node.repository / "snapshots").iterdir())
+    return Held(sorted(left_behind(node.lab, node)), sorted(saved))
 
 
 @pytest.fixture
@@ -92,10 +92,9 @@ def before(node: Node) -> Iterator[Held]:
     yield held(node)
     in_the_end = held(node).kept
     (run,) = {name.rpartition(".")[2] for name in in_the_end}
-    assert len(in_the_end) == len(IMAGES), "one of each image"
+    assert len(in_the_end) == len(IMAGES), "one of each image, and nothing else"
     assert all(".kept." in name for name in in_the_end)
     assert node.snapshots(f"run={run}", "definition"), "it is of a restore point that counts"
-    assert sorted(left_behind(node.lab, node)) == sorted(in_the_end), "nothing else is left"
     assert mounts(node) == []
 
 
@@ -272,11 +271,11 @@ def _killed_with_its_manifest_saved(node: Node) -> None:
         restic.reached()
         kill(*node.workers())
         wait_until(lambda: not node.processes(""), 30, "all have ended")
-    expire_lock(node)
 
 
 def test_a_run_that_was_killed_when_its_manifest_was_saved_is_built_on(node: Node, before: Held) -> None:
     _killed_with_its_manifest_saved(node)
+    expire_lock(node)
     after = held(node)
     assert len(after.kept) == 2 * len(before.kept), "the old ones, and those of the run that was killed"
     assert len(after.saved) == len(before.saved) + 2, "it is complete"
@@ -291,6 +290,7 @@ def test_a_run_that_was_killed_when_its_manifest_was_saved_is_built_on(node: Nod
 
 def test_cleanup_after_such_a_run_leaves_what_was_kept_before(node: Node, before: Held) -> None:
     _killed_with_its_manifest_saved(node)
+    expire_lock(node)
     clean_up(node)
     assert held(node).kept == before.kept
 
