@@ -32,7 +32,7 @@ MODULES = {
     "rbd": "python3-rbd",
     "xxhash": "python3-xxhash",
 }
-OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}
+OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}  # to save
 
 # Of errors that do not mean that nothing could be done, which is 1.
 EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
@@ -53,7 +53,8 @@ def main(words: Sequence[str]) -> int:
     try:
         override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG")
         settings = load(vars(config), Path(override) if override else None)
-        _require_modules({**MODULES, **OUTPUT_MODULES.get(settings.output, {})})
+        saves = arguments.command in ("backup", "check")
+        _require_modules({**MODULES, **(OUTPUT_MODULES.get(settings.output, {}) if saves else {})})
         return COMMANDS[arguments.command](arguments, settings, console)
     except ConfigError as error:
         for one in error.errors:
@@ -127,7 +128,7 @@ def show_points(arguments: argparse.Namespace, settings: Settings, _console: Con
     """Show what could be restored."""
     from backup.restore_points import of_domains, points_json, points_table
 
-    output = outputs.chosen(settings)
+    output = outputs.readable(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     points = of_domains(output.restore_points(), arguments.domains)
@@ -143,7 +144,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    restored = Restorer(order, settings, outputs.chosen(settings), console, stop).restore()
+    restored = Restorer(order, settings, outputs.readable(settings), console, stop).restore()
     _print(restored_table(restored))
     return 0
 
@@ -154,7 +155,7 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    verification = Verification(settings, outputs.chosen(settings), console, stop, arguments.sample)
+    verification = Verification(settings, outputs.readable(settings), console, stop, arguments.sample)
     verified = verification.verify(arguments.domains, arguments.at)
     _print(proven(verified))
     return 3 if verified.failed else 0
@@ -166,7 +167,7 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    name = Drill(settings, outputs.chosen(settings), console, stop, arguments.boot).drill(arguments.domain)
+    name = Drill(settings, outputs.readable(settings), console, stop, arguments.boot).drill(arguments.domain)
     _print(f"{name} comes back as it was saved\n")
     return 0
 

@@ -13,6 +13,11 @@ def chosen(settings: Settings) -> Output:
         from .restic_incremental import ResticIncremental
 
         return ResticIncremental.from_settings(settings)
+    return readable(settings)
+
+
+def readable(settings: Settings) -> Output:
+    """Give an output that reads back what the one that OUTPUT names has saved, and needs less for it."""
     from .restic import Restic
 
     return Restic.from_settings(settings)

@@ -247,6 +247,8 @@ def test_what_an_output_alone_needs_is_missed_where_it_is_chosen(node: Node, com
     error, hint = done.stderr.splitlines()
     assert error == f"error: this interpreter ({PYTHON}) has no module pyfuse3"
     assert hint.endswith("; apt-get install python3-pyfuse3")
+    reading = node.start(("restore-points",), command=without_fuse)
+    assert "pyfuse3" not in reading.stderr, "to read back takes no file system"
     node.configure()
     assert "no module" not in node.start((command,), command=without_fuse).stderr
 
