@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,10 +70,16 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
         (tmp_path / unit.name).write_text(unit.read_text())
     units = sorted(str(path) for path in tmp_path.iterdir())
     assert len(units) == 4
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert _verified(units) == ""
+    drop_in = tmp_path / "virt-rbd-backup.service.d"
+    drop_in.mkdir()
+    (drop_in / "incremental.conf").write_text((ROOT / "res/restic-incremental.conf").read_text())
+    assert _verified(units) == ""
+
+
+def _verified(units: Sequence[str]) -> str:
+    command = ["systemd-analyze", "verify", "--man=no", *units]
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
 
 
 def _part(path: str) -> str:
