@@ -46,7 +46,7 @@ class Restic(Repository):
                 tags = [f"disk={target}", f"image={source.image}", f"size={reader.size}"]
                 if source.disk.encryption:
                     tags.append(f"encryption={source.disk.encryption}")
-                arguments = (f"--stdin-filename={file_name(target)}", *named(point, *tags))
+                arguments = (*named(point, *tags), f"--stdin-filename={file_name(target)}")
                 with self.program.backup(arguments, job.check_stop) as backup:
                     copied = stream.copy(
                         reader,

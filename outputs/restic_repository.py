@@ -180,7 +180,7 @@ class Repository:
 
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
         """Save the manifest: from now on the restore point counts."""
-        arguments = (f"--stdin-filename={MANIFEST_FILE}", *named(point, MANIFEST_TAG, f"node={point.host}"))
+        arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
 
         def save() -> None:
             with self.program.backup(arguments, job.check_stop) as backup:
