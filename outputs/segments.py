@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from backup.model import Extent
 
-SMALLEST = 16 << 20  # bytes; smaller ones make scattered changes cheaper, and every run dearer
+# Bytes. With 16 MiB a first backup takes 1.13 times as long as streaming and one after scattered changes of a
+# tenth of the objects 0.35 times, with 4 MiB 1.02 and 0.28; a run without changes takes as long with either.
+SMALLEST = 4 << 20
 MOST = 16384  # of an image: restic looks at each in every run, which takes it 0.1 ms
 ZEROS = "zeros"  # the file's name, in the disk's directory
 ZEROS_LINK = f"../{ZEROS}"
@@ -29,7 +31,7 @@ class Segments:
 
     @classmethod
     def of(cls, target: str, size: int) -> Segments:
-        """Cut an image of this size: 16 MiB up to 256 GiB, then twice as much for twice the size."""
+        """Cut an image of this size: 4 MiB up to 64 GiB, then twice as much for twice the size."""
         segment_size = SMALLEST
         while segment_size * MOST < size:
             segment_size *= 2

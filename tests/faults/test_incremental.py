@@ -31,8 +31,8 @@ from tests.lab.sample import MIB, make_image
 
 NAME = "keeping"
 IMAGES = {"vda": ("vms/keeping-first", 4 * MIB), "vdb": ("vms/keeping", 112 * MIB)}
-SEGMENT = 16 * MIB
-COUNT = 7  # of vdb's
+SEGMENT = 4 * MIB
+COUNT = 28  # of vdb's
 RESTIC = "--ignore-inode"  # the restic that reads segments
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
