@@ -16,7 +16,7 @@ from .test_restic_points import listed
 GIB, TIB = 1 << 30, 1 << 40
 SIZES = (
     *(0, 1, 512, SMALLEST - 1, SMALLEST, SMALLEST + 1, 100 * MIB),
-    *(256 * GIB - 1, 256 * GIB, 256 * GIB + 1, 300 * GIB, TIB, 16 * TIB - 512, 16 * TIB),
+    *(64 * GIB - 1, 64 * GIB, 64 * GIB + 1, 100 * GIB, TIB, 16 * TIB - 512, 16 * TIB),
 )
 
 
@@ -49,8 +49,8 @@ def test_the_order_of_names_is_that_of_bytes() -> None:
 
 def test_a_segment_is_as_small_as_the_number_of_files_allows() -> None:
     sizes = {size: Segments.of("vda", size).segment_size for size in SIZES}
-    assert {size for size, segment in sizes.items() if segment == SMALLEST == 16 * MIB} == set(SIZES[:9])
-    assert sizes[256 * GIB + 1] == sizes[300 * GIB] == 32 * MIB
+    assert {size for size, segment in sizes.items() if segment == SMALLEST == 4 * MIB} == set(SIZES[:9])
+    assert sizes[64 * GIB + 1] == sizes[100 * GIB] == 8 * MIB
     assert (sizes[TIB], sizes[16 * TIB]) == (64 * MIB, GIB)
 
 
