@@ -93,7 +93,7 @@ FULL_READ_DAYS = 30
 
 # For "restic_incremental". True: take what has changed from the images' object maps (feature fast-diff), in
 # an instant for any size, where they are valid. Ceph's have had errors (trackers 42248, 53784, 53885, 61616):
-# only with a librbd that has these mended. False: ask for each object, about 15 s per TiB.
+# only with a librbd that has these mended. False: ask for each object, some 20 s per TiB.
 FAST_DIFF = False
 
 # The restic program: a name on PATH, or a path.
