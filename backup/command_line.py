@@ -75,9 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, parents=[_common_options()], help=text, description=f"{text}.")
 
     backup = add("backup", "back up domains (the default)")
-    backup.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
-    )
+    _add_domains(backup)
     backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
     backup.add_argument(
         "--verify",
@@ -87,15 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     listed = add("list", "show what is backed up, and why the rest is not")
     listed.add_argument("--json", action="store_true", help="for programs")
     points = add("restore-points", "show what could be restored")
-    points.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
-    )
+    _add_domains(points)
     points.add_argument("--json", action="store_true", help="for programs")
     _add_restore(add("restore", "bring a domain's images back, and the domain with them"))
     verified = add("verify", "read restore points back, and hold them against what was saved")
-    verified.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
-    )
+    _add_domains(verified)
     verified.add_argument(
         "--at", metavar="latest|RUN|TIME", default="latest", help="as for restore; default: latest"
     )
@@ -123,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         help="those too that restic_incremental keeps: its next backups then read everything",
     )
     return parser
+
+
+def _add_domains(command: _Parser) -> None:
+    command.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+    )
 
 
 def _add_restore(command: _Parser) -> None:

@@ -80,9 +80,7 @@ def unpack(packed: bytes) -> SavedDomain:
                 content["nvram_path"],
                 members.get(NVRAM, b""),
             ),
-            checksums=_by_target(CHECKSUMS, content, members)
-            if content.get("checksums") == ALGORITHM
-            else {},
+            checksums=_checksums(content, members),
             times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:

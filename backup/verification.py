@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from . import manifest
 from .checksums import Checksums
@@ -140,15 +140,35 @@ class Verification:
             if throttle.due():
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
-        with (
-            snapshot_of(image, cluster) as snapshot,
-            self.output.image(image, self.stop.check) as source,
-        ):
-            pieces = pieces_of(source, image.size)
-            if snapshot:  # which shows, too, what a backup of changes alone has missed
-                against_snapshot(pieces, image, snapshot, progress)
-            else:
-                against_checksums(pieces, image, checksums, progress)
+        if self._is_as_its_snapshot(saved.name, image, cluster, progress):
+            return
+        with self.output.image(image, self.stop.check) as source:
+            against_checksums(pieces_of(source, image.size), image, checksums, progress)
+
+    def _is_as_its_snapshot(
+        self, domain: str, image: SavedImage, cluster: Optional[Cluster], progress: Callable[[int], None]
+    ) -> bool:
+        """Compare with the snapshot, which shows too what a backup of changes alone has missed.
+
+        False where there is none, or none any more: the next backup may remove it meanwhile, and what is read
+        of it then is zeros. Raises Mismatch.
+        """
+        try:
+            with snapshot_of(image, cluster) as snapshot:
+                if snapshot:
+                    with self.output.image(image, self.stop.check) as source:
+                        against_snapshot(pieces_of(source, image.size), image, snapshot, progress)
+                return snapshot is not None
+        except ClusterError as error:
+            text = (
+                f"{image.target} is compared with checksums, its snapshot could not be read: {error.message}"
+            )
+            self.reporter.message(Level.INFO, domain, text)
+        except Mismatch:
+            with suppress(ClusterError), snapshot_of(image, cluster) as snapshot:
+                if snapshot:
+                    raise
+        return False
 
     def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
         """Tell it, and note the domain's first failure at once: a long verification may be interrupted."""

@@ -102,8 +102,9 @@ def planned(
         tell(Level.INFO, f"{source.disk.target} ({source.image}) is read as a whole: {why}")
         base, changed = None, everything
     before = unpack_times(base.times) if base else ()
-    # later than all that there were, even if the clock was set back
-    now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in before), 0)
+    # later than all that there were, trusted or not, even if the clock was set back
+    known = unpack_times(source.base.times) if source.base else ()
+    now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in known), 0)
     times = [now if number in changed else before[number] for number in everything]
     holes = _holes(reader, base, segments, changed)
     return SegmentedDisk(source, DiskFiles(segments, times, reader, holes), changed, base)

@@ -305,6 +305,13 @@ def test_the_day_of_the_last_full_read_is_handed_on_from_run_to_run() -> None:
     assert base_of(last.disk, TAKEN + 30 * DAY).saved.full_read == (TAKEN + 30 * DAY).isoformat()
 
 
+def test_times_are_new_even_where_the_base_is_not_trusted_and_the_clock_was_set_back() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    again = run(unchanged(), base, TAKEN - 31 * DAY, patience=30 * DAY)
+    assert again.all_read()
+    assert min(again.disk.files.times) > max(unpack_times(base.times))
+
+
 LIES = {
     "a byte of the data": {**DATA, 9 * UNIT: b"b" * 4999 + b"!"},
     "data before it": {**DATA, 9 * UNIT - 1: b"!"},

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import pytest
 
+from backup import verification as verification_module
 from backup.errors import BackupError, Interrupted
 from backup.model import HeldPoint, Level, SavedImage
 from backup.proof import proofs
@@ -15,6 +18,7 @@ from backup.stop import StopRequest
 from backup.verification import Verification, Verified
 
 from .held_points import CONTENT, HeldPoints
+from .memory_snapshot import MemorySnapshot
 from .raising import raises
 from .recorder import Recorder
 from .samples import MIB, OTHER_UUID, UUID, settings
@@ -95,3 +99,18 @@ def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Re
     with raises("interrupted", Interrupted):
         verification(output, state_dir, recorder, output.stop).verify((), "latest")
     assert (output.read, recorder.messages, proofs(state_dir)) == (["web"], [], {})
+
+
+@pytest.mark.parametrize(("still_there", "failed"), [(True, 2), (False, 0)])
+def test_a_snapshot_that_a_backup_removed_meanwhile_proves_nothing(
+    state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, still_there: bool, failed: int
+) -> None:
+    looks = iter([True, still_there] * len(BOTH))
+
+    @contextmanager
+    def removed_meanwhile(_image: SavedImage, _cluster: object) -> Iterator[Optional[MemorySnapshot]]:
+        yield MemorySnapshot(MIB) if next(looks) else None  # zeros, as of one that is being removed
+
+    monkeypatch.setattr(verification_module, "snapshot_of", removed_meanwhile)
+    verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified.failed == failed
