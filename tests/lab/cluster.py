@@ -23,6 +23,8 @@ POOLS = ("vms", "ssd")
 # Seconds. 0.8 of it is how long placement groups stay readable without a sign of their OSD: a test that
 # stops the OSD for longer leaves some that wait for ever (seen with Ceph 16.2).
 HEARTBEAT_GRACE = 75
+# Seconds until a killed client's watch of an image is forgotten; clients give a sign of life every 5.
+WATCH_TIMEOUT = 12
 USER = "libvirt"
 PLACEMENT_GROUPS = 8
 
@@ -61,6 +63,7 @@ log to file = false
 log to stderr = true
 admin socket = {directory}/$name.asok
 osd memory target = 1073741824
+osd client watch timeout = {watch_timeout}
 bluestore block create = true
 bluestore block size = 21474836480
 """
@@ -104,6 +107,7 @@ class Cluster:
                 ipv6=":" in self.address,
                 auth=self.auth,
                 grace=HEARTBEAT_GRACE,
+                watch_timeout=WATCH_TIMEOUT,
                 directory=self.directory,
             )
         )
