@@ -142,5 +142,8 @@ STATE_DIR = "/var/lib/virt-rbd-backup"
 # three times within them.
 LOCK_DURATION = 120
 
+# Days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.
+REPORT_DAYS = 35
+
 # File that each run's report is written to, as JSON, whatever came of the run; "": none.
 REPORT_FILE = ""

@@ -20,8 +20,7 @@ from backup import command_line
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven
 from backup.model import Level
-from backup.proof import proofs
-from backup.report import RunResult, write_report
+from backup.publish import publish
 from backup.settings import Settings, load
 from backup.stop import StopRequest
 
@@ -83,20 +82,12 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
         result = run.back_up(arguments.domains, arguments.verify)
     except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
         raise
-    except BackupError:
-        _report(run.result((), nothing_done=True), settings, console)
+    except BackupError as error:
+        publish(run.nothing_done(arguments.domains, error), settings, console)
         raise
-    _report(result, settings, console)
+    publish(result, settings, console)
     _print(summary(result))
     return result.exit_code
-
-
-def _report(result: RunResult, settings: Settings, console: Console) -> None:
-    if settings.report_file:
-        try:
-            write_report(result, settings.report_file, proofs(settings.state_dir))
-        except BackupError as error:  # the domains are as they are: the exit code tells of them
-            console.error(error)
 
 
 def _print(text: str) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from .cleanly import undone_by
 from .errors import BackupError, DomainGone, FreezeFailed, FrozenAlready
@@ -41,6 +42,7 @@ class Standstill:
     consistency: Consistency
     seconds_for_snapshots: float
     started: float = field(default_factory=time.monotonic)
+    since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
     thawed: int = 0  # file systems that were frozen until it was let go
 

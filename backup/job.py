@@ -78,6 +78,8 @@ class DomainJob:
     stop: StopRequest
     _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
     _bases: Optional[Bases] = field(default=None, init=False)
+    _stand: Optional[Standstill] = field(default=None, init=False)
+    _leftovers: int = field(default=0, init=False)
 
     def check_stop(self) -> None:
         self.stop.check()
@@ -114,7 +116,14 @@ class DomainJob:
             reason = f"saved, but {error.message}" if result.images else error.message
             passing = error.passing and not result.images
             result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
-        return replace(result, seconds=time.monotonic() - started)
+        stand = self._stand
+        return replace(
+            result,
+            seconds=time.monotonic() - started,
+            frozen_seconds=stand.seconds if stand else 0.0,
+            frozen_at=stand.since if stand and stand.seconds else None,
+            leftovers=self._leftovers,
+        )
 
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
         """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
@@ -142,7 +151,7 @@ class DomainJob:
         return replace(
             result,
             consistency=point.consistency,
-            frozen_seconds=point.frozen_seconds,
+            taken=point.taken,
             images=images,
             not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
         )
@@ -201,9 +210,11 @@ class DomainJob:
 
         What somebody else keeps there does not stop the backup, but fails it after all is saved.
         """
-        if not leftovers(snapshot.cluster, snapshot.image, domain):
+        found = leftovers(snapshot.cluster, snapshot.image, domain)
+        if not found:
             return  # without asking for the base
         spared = {snapshot.base.snapshot} if snapshot.base else set()
+        self._leftovers += len({*found} - spared)
         remove = partial(
             remove_leftovers, snapshot.cluster, snapshot.image, domain, self.reporter, spared=spared
         )
@@ -238,6 +249,7 @@ class DomainJob:
         holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
         with snapshots.kept_open(), holder.held_still(domain) as stand:
+            self._stand = stand
             snapshots.create(stand.seconds_left, self.check_stop)
             taken = datetime.now(timezone.utc)
         if shared or self._in_use_by_others(domain, snapshots, settings):

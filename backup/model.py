@@ -275,6 +275,15 @@ class HeldPoint:
     manifest_id: str
 
 
+class Phase(str, Enum):
+    """What a job is doing."""
+
+    PREPARE = "preparing"  # connecting, locking, removing leftovers
+    SNAPSHOT = "making snapshots"  # with the guest held still
+    STREAM = "streaming"
+    TIDY = "tidying up"  # removing snapshots and the lock
+
+
 class Status(str, Enum):
     """How a job ended."""
 
@@ -284,8 +293,22 @@ class Status(str, Enum):
 
 
 @dataclass(frozen=True)
+class Timeline:
+    """When a job did what: in which of the run's lanes, 1 to WORKERS, and when each of its phases began."""
+
+    lane: int
+    started: datetime
+    finished: datetime
+    phases: tuple[tuple[Phase, datetime], ...]
+
+
+@dataclass(frozen=True)
 class JobResult:
-    """How the backup of one domain ended. A failure that is `passing` is worth a second attempt."""
+    """How the backup of one domain ended. A failure that is `passing` is worth a second attempt.
+
+    `frozen_at` is since when the domain was held still, `taken` the moment of its snapshots, `leftovers` how
+    many snapshots of killed runs were found. `timeline` is there if it was begun.
+    """
 
     name: str
     uuid: str
@@ -294,9 +317,13 @@ class JobResult:
     hint: str = ""
     consistency: Optional[Consistency] = None
     frozen_seconds: float = 0.0
+    frozen_at: Optional[datetime] = None
+    taken: Optional[datetime] = None
     seconds: float = 0.0
     images: tuple[SavedImage, ...] = field(default=())
     not_covered: tuple[Disk, ...] = field(default=())
+    leftovers: int = 0
+    timeline: Optional[Timeline] = None
     passing: bool = False
 
 
@@ -315,12 +342,3 @@ class Level(int, Enum):
     WARNING = 4
     INFO = 6
     DEBUG = 7
-
-
-class Phase(str, Enum):
-    """What a job is doing."""
-
-    PREPARE = "preparing"  # connecting, locking, removing leftovers
-    SNAPSHOT = "making snapshots"  # with the guest held still
-    STREAM = "streaming"
-    TIDY = "tidying up"  # removing snapshots and the lock

@@ -10,13 +10,15 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
 
 from .errors import reason
 from .job import JobOrder
-from .model import JobResult, Level, Status
+from .model import JobResult, Level, Phase, Status, Timeline
 from .process import SPAWN, signals_blocked
 from .protocols import Output, Reporter
 from .settings import Settings
@@ -33,6 +35,9 @@ class Worker:
 
     order: JobOrder
     process: SpawnProcess
+    lane: int
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    phases: list[tuple[Phase, datetime]] = field(default_factory=list)
     result: JobResult | None = None
     begun: PhaseBegun | None = None
     deadline: float = math.inf  # of time.monotonic()
@@ -42,6 +47,16 @@ class Worker:
         """Note a sign of life."""
         if self.begun and not self.hung:
             self.deadline = time.monotonic() + self.begun.limit
+
+    def enters(self, begun: PhaseBegun) -> None:
+        """Note that it enters a phase."""
+        self.begun = begun
+        self.phases.append((begun.phase, datetime.now(timezone.utc)))
+        self.lives()
+
+    @property
+    def timeline(self) -> Timeline:
+        return Timeline(self.lane, self.started, datetime.now(timezone.utc), tuple(self.phases))
 
 
 @dataclass
@@ -72,10 +87,10 @@ class Pool:
             pipe.close()  # which ends it
             process.join()
 
-    def warm_up(self, count: int) -> None:
+    def warm_up(self, number: int) -> None:
         """Start that many workers at the most ahead of their orders: it takes each a quarter of a second."""
         with suppress(OSError):  # their jobs will tell
-            while len(self._spare) < min(count, self.settings.workers):
+            while len(self._spare) < min(number, self.settings.workers):
                 self._spare.append(self._spawned())
 
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
@@ -109,7 +124,9 @@ class Pool:
             message = f"cannot start its worker process: {reason(error)}"
             self._done(JobResult(order.name, order.uuid, Status.FAILED, message))
             return
-        self._active[pipe] = Worker(order, process)
+        taken = {worker.lane for worker in self._active.values()}
+        lane = next(number for number in count(1) if number not in taken)
+        self._active[pipe] = Worker(order, process, lane)
         with suppress(OSError):  # it was killed before it began, which is met where it is waited for
             pipe.send(order)
 
@@ -169,8 +186,7 @@ class Pool:
         elif isinstance(item, Progress):
             self.reporter.progress(item.domain, item.target, item.done, item.size)
         elif isinstance(item, PhaseBegun):
-            worker.begun = item
-            worker.lives()
+            worker.enters(item)
             self.reporter.phase(item.domain, item.phase, item.limit)
         else:
             worker.result = item
@@ -190,7 +206,7 @@ class Pool:
         if worker.hung and result.status is Status.FAILED:
             hint = "do libvirt, the cluster and the output answer? see main.py check"
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
-        self._done(result)
+        self._done(replace(result, timeline=worker.timeline))
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)

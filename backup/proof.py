@@ -1,30 +1,34 @@
-"""When each domain was last proven to come back: a file in STATE_DIR, which survives the run."""
+"""When each domain was last saved, and last proven to come back: a file in STATE_DIR."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
 from .errors import reason
 from .model import Level
 from .protocols import Reporter
+from .whole_file import write_whole
 
 FILE = "proofs.json"
 
 
 @dataclass(frozen=True)
 class Proof:
-    """Of one domain: when (ISO 8601) it was last verified, when a drill was last tried, when one went well.
+    """Of one domain, as ISO 8601: of when its newest restore point is that this node made, when one was last
+    verified, when a drill was last tried, and when one went well.
 
     `failure` is what has failed since.
     """
 
+    saved: str = ""
     verified: str = ""
     tried: str = ""
     drilled: str = ""
@@ -61,20 +65,34 @@ class Proofs:
 
     def note(self, uuid: str, name: str, **changes: str) -> None:
         """Change what is known of a domain."""
+        self.note_all({uuid: changes}, name)
+
+    def note_all(self, changes: Mapping[str, Mapping[str, str]], name: str = "") -> None:
+        """Change what is known of domains, by their UUIDs."""
         try:
-            _write(self._state_dir, uuid, changes)
+            _write(self._state_dir, changes)
         except OSError as error:
-            message = f"cannot note in {self._state_dir} what was verified: {reason(error)}"
+            message = f"cannot note in {self._state_dir} what was saved or verified: {reason(error)}"
             self._reporter.message(Level.WARNING, name, f"{message} (hint: see STATE_DIR)")
 
 
-def _write(state_dir: str, uuid: str, changes: Mapping[str, str]) -> None:
-    before = proofs(state_dir)
-    proof = replace(before.get(uuid, Proof()), **changes)
-    content = {one: asdict(that) for one, that in {**before, uuid: proof}.items()}
-    Path(state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=state_dir, delete=False) as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, Path(state_dir, FILE))
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Have the directory to oneself during the block, as far as those go that ask for it. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flock(descriptor, LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(state_dir: str, changes: Mapping[str, Mapping[str, str]]) -> None:
+    directory = Path(state_dir)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(directory):  # backup, verify and drill may end together
+        known = dict(proofs(state_dir))
+        for uuid, of_one in changes.items():
+            known[uuid] = replace(known.get(uuid, Proof()), **of_one)
+        content = {uuid: asdict(one) for uuid, one in known.items()}
+        write_whole(directory / FILE, json.dumps(content, indent=2).encode())

@@ -1,23 +1,25 @@
-"""What a run came to: its results, as values and as the JSON of REPORT_FILE."""
+"""What a run came to: its results, as values and as JSON."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
-from .errors import BackupError, reason
-from .model import JobResult, Status
+from . import __version__
+from .model import JobResult, SavedImage, Status, Timeline
 from .proof import Proof
+
+SCHEMA = 1  # of report.schema.json; what reads version 1 goes on reading as long as it stays
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run that has ended; `signal_number` is the signal that ended it, 0 for none."""
+    """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
+
+    `named` are the domains, or patterns, that the admin named on the command line; then no others were
+    looked at.
+    """
 
     run: str
     host: str
@@ -26,8 +28,10 @@ class RunResult:
     results: Sequence[JobResult]
     signal_number: int = 0
     nothing_done: bool = False
+    named: Sequence[str] = ()
     errors: Sequence[str] = ()  # what kept domains from being looked at, such as a libvirt out of reach
     not_selected: Sequence[JobResult] = ()
+    verified: bool = False  # each image that was saved, against its snapshot
 
     @property
     def exit_code(self) -> int:
@@ -40,36 +44,26 @@ class RunResult:
         return 3 if failed or self.errors else 0
 
 
-def write_report(result: RunResult, path: str, proofs: Mapping[str, Proof]) -> None:
-    """Replace the report file in one step. `proofs` are by the domains' UUIDs. Raises BackupError."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=Path(path).parent, delete=False) as file:
-            try:
-                json.dump(_as_json(result, proofs), file, indent=2)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-    except OSError as error:
-        raise BackupError(f"cannot write the report {path}: {reason(error)}", "see REPORT_FILE") from error
-
-
-def _as_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, object]:
+def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, object]:
+    """Give the report as res/report.schema.json has it. `proofs` are by the domains' UUIDs."""
     return {
+        "schema": SCHEMA,
+        "version": __version__,
         "run": result.run,
         "host": result.host,
-        "started": result.started.isoformat(timespec="seconds"),
-        "finished": result.finished.isoformat(timespec="seconds"),
+        "started": _moment(result.started),
+        "finished": _moment(result.finished),
         "exit_code": result.exit_code,
+        "named": list(result.named),
         "errors": list(result.errors),
         "domains": [
             _domain(one, proofs.get(one.uuid, Proof())) for one in (*result.results, *result.not_selected)
         ],
     }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="milliseconds") if moment else None
 
 
 def _domain(one: JobResult, proof: Proof) -> dict[str, object]:
@@ -78,26 +72,44 @@ def _domain(one: JobResult, proof: Proof) -> dict[str, object]:
         "uuid": one.uuid,
         "status": one.status,
         "reason": one.reason,
+        "hint": one.hint,
         "consistency": one.consistency,
+        "taken": _moment(one.taken),
+        "frozen_at": _moment(one.frozen_at),
         "frozen_seconds": round(one.frozen_seconds, 3),
         "seconds": round(one.seconds, 3),
+        "leftovers": one.leftovers,
+        "timeline": _timeline(one.timeline) if one.timeline else None,
+        "last_saved": proof.saved or None,
         "last_verified": proof.verified or None,
         "last_drill": proof.drilled or None,
         "proof_failure": proof.failure,
-        "images": [
-            {
-                "image": image.image,
-                "target": image.target,
-                "size": image.size,
-                "data_bytes": image.data_bytes,
-                "stored_bytes": image.stored_bytes,
-                "seconds": round(image.seconds, 3),
-                "restore_id": image.restore_id,
-            }
-            for image in one.images
-        ],
+        "images": [_image(image) for image in one.images],
         "not_covered": [
             {"target": disk.target, "source": disk.source, "reason": disk.not_covered}
             for disk in one.not_covered
         ],
+    }
+
+
+def _timeline(timeline: Timeline) -> dict[str, object]:
+    return {
+        "lane": timeline.lane,
+        "started": _moment(timeline.started),
+        "finished": _moment(timeline.finished),
+        "phases": [{"phase": phase, "started": _moment(began)} for phase, began in timeline.phases],
+    }
+
+
+def _image(image: SavedImage) -> dict[str, object]:
+    return {
+        "image": image.image,
+        "target": image.target,
+        "size": image.size,
+        "data_bytes": image.data_bytes,
+        "read_bytes": image.read_bytes,
+        "skipped_bytes": image.size - image.read_bytes,
+        "stored_bytes": image.stored_bytes,
+        "seconds": round(image.seconds, 3),
+        "restore_id": image.restore_id,
     }

@@ -20,7 +20,6 @@ from .largest import largest_first
 from .model import Domain, JobResult, Level, PointId, Status
 from .node import only_run
 from .pool import Pool
-from .proof import Proofs
 from .protocols import Output, Reporter
 from .report import RunResult
 from .selection import Choice, choose
@@ -102,17 +101,15 @@ class Run:
                     tell_of_dead_locks(unlocked, self.reporter)
                     results = self._tried(orders, pool)
                 self._tidy_output(left, domains, results, hypervisors)
-        if verify:
-            self._note_verified(results)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else _not_selected(choices)
-        return replace(self.result(results), errors=unreachable, not_selected=not_selected)
-
-    def _note_verified(self, results: Sequence[JobResult]) -> None:
-        known = Proofs(self.settings.state_dir, self.reporter)
-        for result in results:
-            if result.status is Status.SAVED:
-                known.note_verified(result.uuid, result.name)
+        return replace(
+            self._result(results),
+            named=tuple(names),
+            errors=unreachable,
+            not_selected=not_selected,
+            verified=verify,
+        )
 
     def _pool(self, lifeline: Connection) -> Pool:
         return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)
@@ -135,7 +132,11 @@ class Run:
         let_go_noted(self.settings, self.reporter)
         return results
 
-    def result(self, results: Sequence[JobResult], nothing_done: bool = False) -> RunResult:
+    def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
+        """Give what the run has come to that ended like this before any job."""
+        return replace(self._result(()), nothing_done=True, named=tuple(names), errors=(error.message,))
+
+    def _result(self, results: Sequence[JobResult]) -> RunResult:
         """Give what the run has come to by now."""
         return RunResult(
             run=self.run,
@@ -144,7 +145,6 @@ class Run:
             finished=datetime.now(timezone.utc),
             results=results,
             signal_number=self.stop.signal_number,
-            nothing_done=nothing_done,
         )
 
     def _ordered(

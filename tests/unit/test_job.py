@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Callable
 
@@ -43,9 +43,33 @@ def test_what_is_saved_tells_of_which_moment_and_how_consistent_it_is_and_nothin
     assert 0 < result.seconds < 10
     assert abs((datetime.now(timezone.utc) - point.taken).total_seconds()) < 10
     assert point.frozen_seconds == result.frozen_seconds > 0
+    assert result.taken == point.taken
+    assert result.frozen_at
+    assert result.frozen_at < point.taken < result.frozen_at + timedelta(seconds=result.frozen_seconds)
     assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}
     (text,) = node.recorder.told(Level.INFO)
     assert text.startswith("2 snapshots made, filesystem, stood still for ")
+
+
+def test_what_fails_after_its_snapshots_still_tells_how_long_the_guest_stood_still(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make(domain())
+
+    def fail(*_: object) -> None:
+        raise BackupError("the repository is full")
+
+    monkeypatch.setattr(node.output, "save", fail)
+    result = node.back_up()
+    assert (result.status, result.consistency, result.taken) == (Status.FAILED, None, None)
+    assert result.frozen_at
+    assert result.frozen_seconds > 0
+
+
+def test_what_killed_runs_left_is_counted(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA))
+    node.cluster.snapshots["vms/data"] |= {f"{OURS}{run}" for run in ("a", "b")}
+    assert [node.back_up().leftovers for _ in range(2)] == [2, 0]
 
 
 def test_the_domain_s_own_freeze_counts(make: MakeNode) -> None:
@@ -153,7 +177,8 @@ def test_a_request_to_stop_is_heard_before_the_guest_is_held(make: MakeNode) -> 
 
 def test_a_domain_that_did_not_have_to_stand_still_is_not_said_to_have(make: MakeNode) -> None:
     node = make(domain(state=State.SHUT_OFF))
-    assert node.back_up().frozen_seconds == 0
+    result = node.back_up()
+    assert (result.frozen_seconds, result.frozen_at) == (0, None)
     assert node.recorder.told(Level.INFO) == ["1 snapshot made, offline"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from backup import pool
 from backup.errors import Interrupted
 from backup.job import JobOrder
-from backup.model import JobResult, Level, Status
+from backup.model import JobResult, Level, Phase, Status, Timeline
 from backup.pool import Pool
 from backup.stop import StopRequest
 
@@ -86,6 +86,25 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
     assert (Level.INFO, "good", "nearly there") in all_done.recorder.messages
     assert (Level.ERROR, "failed", "failed: no snapshots (hint: look)") in all_done.recorder.messages
     assert all_done.recorder.progressed == [("good", "vda", 1, 2)]
+
+
+def test_each_job_tells_when_it_did_what_and_none_shares_its_lane() -> None:
+    results = done("good", "too", "slow", "killed", workers=2).results
+    lanes: dict[int, list[Timeline]] = {1: [], 2: []}
+    for result in results.values():
+        assert result.timeline
+        lanes[result.timeline.lane].append(result.timeline)
+    for lane in lanes.values():
+        lane.sort(key=lambda one: one.started)
+        assert all(one.finished <= other.started for one, other in pairwise(lane))
+    assert results["slow"].timeline
+    ((phase, began),) = results["slow"].timeline.phases
+    assert phase is Phase.STREAM
+    assert results["slow"].timeline.started < began < results["slow"].timeline.finished
+
+
+def pairwise(lane: Sequence[Timeline]) -> Iterator[tuple[Timeline, Timeline]]:
+    return zip(lane, lane[1:])
 
 
 def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:

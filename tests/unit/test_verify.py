@@ -165,5 +165,5 @@ def test_a_proof_is_kept_and_a_failure_does_not_forget_when_it_was_last_good(
 def test_a_proof_that_can_not_be_noted_is_a_warning(tmp_path: Path, recorder: Recorder) -> None:
     (tmp_path / "state").touch()
     Proofs(f"{tmp_path}/state", recorder).note_verified(UUID, "web")
-    text = f"cannot note in {tmp_path}/state what was verified: file exists (hint: see STATE_DIR)"
+    text = f"cannot note in {tmp_path}/state what was saved or verified: file exists (hint: see STATE_DIR)"
     assert recorder.messages == [(Level.WARNING, "web", text)]
