@@ -1,35 +1,50 @@
-"""The command line's words: commands, options, and what their help says."""
+"""The command line's words: commands, options, and what their help says.
+
+The manual page and the shells' completions are made from `parser` too.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import NoReturn
+import shlex
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn, Protocol
 
-from . import __version__
+from . import PROGRAM, __version__
 from .model import Level
 
-EXIT_CODES = """\
+DESCRIPTION = "Back up libvirt domains whose disks are Ceph RBD images, into restic."
+EPILOG = f"""\
+without a command: backup
+
 exit codes:
   0    every selected domain is saved, or there was nothing to do
   1    nothing could be done
   2    usage or configuration error
   3    at least one domain failed
   11   another run is active on this node
-  129, 130, 143   interrupted"""
+  129, 130, 143   interrupted
 
-RESTORE_EXAMPLES = """\
-A domain that was lost, as it was, and started:
-  main.py restore web01 --define --start
-As a copy beside the running one, in another pool:
-  main.py restore web01 --to-pool scratch --define --name web01-copy --new-uuid
-One disk of the day before yesterday, into a file:
-  main.py restore web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2"""
+examples:
+  {PROGRAM} check                            before the first backup: can it work?
+  {PROGRAM}                                  back up all selected domains
+  {PROGRAM} backup web01                     back up one of them
+  {PROGRAM} restore web01 --define --start   have a lost domain again"""
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
     """Read the words; `command` is the command's name. Wrong ones end the program with exit code 2."""
-    return _parser().parse_args(_with_suffix(words))
+    whole, commands = _parsers()
+    arguments, unknown = whole.parse_known_args(_with_suffix(words))
+    if unknown:
+        commands[arguments.command].refuse(unknown[0])
+    return arguments
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the parser of all commands, for what describes them elsewhere."""
+    return _parsers()[0]
 
 
 def _with_suffix(words: Sequence[str]) -> Sequence[str]:
@@ -44,24 +59,51 @@ def _with_suffix(words: Sequence[str]) -> Sequence[str]:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, and in another what was probably meant."""
+
     def error(self, message: str) -> NoReturn:
-        self.exit(
-            2,
-            f"error: {message}\nhint: see `{self.prog} --help`; to back up one domain: main.py backup NAME\n",
-        )
+        self._end(message, f"see `{self.prog} --help`")
+
+    def refuse(self, word: str) -> NoReturn:
+        """Say that this word has no meaning for the command."""
+        name = word.split("=")[0]
+        near = get_close_matches(name, self._option_string_actions, 1) if name.startswith("-") else ()
+        hint = f"did you mean `{self.prog} {near[0]}`?" if near else f"see `{self.prog} --help`"
+        self._end(f"`{self.prog}` has no use for {shlex.quote(name)}", hint)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "command" and value not in (action.choices or ()):
+            shown, near = shlex.quote(value), get_close_matches(value, _names(action.choices), 1)
+            hint = f"to back up a domain of that name: {PROGRAM} backup {shown}; see `{PROGRAM} --help`"
+            self._end(f"{shown} is no command", f"did you mean `{PROGRAM} {near[0]}`?" if near else hint)
+        super()._check_value(action, value)
+
+    def _end(self, message: str, hint: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nhint: {hint}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="main.py",
-        description="Back up libvirt domains whose disks are Ceph RBD images, into restic.",
-        epilog=f"without a command: backup\n\n{EXIT_CODES}",
+def _names(choices: Iterable[Any] | None) -> Sequence[str]:
+    return [str(choice) for choice in choices or ()]
+
+
+class _Add(Protocol):
+    """Adds a command: its name, what it does, and examples of the words after its name."""
+
+    def __call__(self, name: str, does: str, *examples: str) -> _Parser: ...
+
+
+def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+    """Give the parser of the whole, and those of its commands by their names."""
+    whole = _Parser(
+        prog=PROGRAM,
+        description=DESCRIPTION,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[_common_options()],
     )
-    parser.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    parser.set_defaults(
+    whole.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
+    whole.set_defaults(
         config=None,
         log_level="info",
         progress="auto",
@@ -71,69 +113,52 @@ def _parser() -> argparse.ArgumentParser:
         verify=False,
     )
 
-    def add(name: str, text: str) -> _Parser:
-        return commands.add_parser(name, parents=[_common_options()], help=text, description=f"{text}.")
+    def add(name: str, does: str, *examples: str) -> _Parser:
+        return commands.add_parser(
+            name,
+            parents=[_common_options()],
+            help=does,
+            description=f"{does[0].upper()}{does[1:]}.",
+            epilog="\n".join(("examples:", *(f"  {PROGRAM} {name} {one}".rstrip() for one in examples))),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
-    backup = add("backup", "back up domains (the default)")
-    _add_domains(backup)
-    backup.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
-    backup.add_argument(
-        "--verify",
-        action="store_true",
-        help="hold each image against its snapshot when it is saved",
-    )
-    listed = add("list", "show what is backed up, and why the rest is not")
-    listed.add_argument("--json", action="store_true", help="for programs")
-    points = add("restore-points", "show what could be restored")
-    _add_domains(points)
-    points.add_argument("--json", action="store_true", help="for programs")
-    _add_restore(add("restore", "bring a domain's images back, and the domain with them"))
-    verified = add("verify", "read restore points back, and hold them against what was saved")
-    _add_domains(verified)
-    verified.add_argument(
-        "--at", metavar="latest|RUN|TIME", default="latest", help="as for restore; default: latest"
-    )
-    verified.add_argument(
-        "--sample",
-        metavar="PERCENT",
-        type=_part,
-        default=1.0,
-        help="read whole images, drawn by chance, that come to this part of all bytes, such as 5%%",
-    )
-    drilled = add("drill", "restore a domain into DRILL_POOL, verify it, and remove it again")
-    drilled.add_argument(
-        "domain",
-        metavar="DOMAIN",
-        nargs="?",
-        default="",
-        help="name or UUID; default: the one whose last drill is longest ago",
-    )
-    drilled.add_argument("--boot", action="store_true", help="boot it too, without a network")
-    add("check", "look whether backups can work, and what to mend")
-    cleaned = add("cleanup", "let guests go and remove snapshots that killed runs left")
-    cleaned.add_argument(
-        "--all",
-        action="store_true",
-        help="those too that restic_incremental keeps: its next backups then read everything",
-    )
-    return parser
+    for add_command in (_backup, _list, _restore_points, _restore, _verify, _drill, _check, _cleanup):
+        add_command(add)
+    return whole, dict(commands.choices)
 
 
-def _add_domains(command: _Parser) -> None:
+def _backup(add: _Add) -> None:
+    command = add("backup", "back up domains (the default)", "", "web01 'db*'", "--dry-run", "--verify web01")
+    _domains(command)
+    command.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
     command.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+        "--verify", action="store_true", help="hold each image against its snapshot when it is saved"
     )
 
 
-def _add_restore(command: _Parser) -> None:
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.epilog = RESTORE_EXAMPLES
+def _list(add: _Add) -> None:
+    _json(add("list", "show what is backed up, and why the rest is not", "", "--json"))
+
+
+def _restore_points(add: _Add) -> None:
+    command = add("restore-points", "show what could be restored", "", "web01", "--json")
+    _domains(command)
+    _json(command)
+
+
+def _restore(add: _Add) -> None:
+    command = add(
+        "restore",
+        "bring a domain's images back, and the domain with them",
+        "web01 --define --start",
+        "web01 --to-pool scratch --define --name web01-copy --new-uuid",
+        "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2",
+    )
     command.add_argument("domain", metavar="DOMAIN", help="name or UUID; it need not exist any more")
-    command.add_argument(
-        "--at",
-        metavar="latest|RUN|TIME",
-        default="latest",
-        help="a run's id, or the newest of up to a time in UTC, such as 2026-11-25T03:00; default: latest",
+    _at(
+        command,
+        "a run's id, or the newest of up to a time in UTC, such as 2026-11-25T03:00; default: latest",
     )
     command.add_argument(
         "--disk",
@@ -165,17 +190,91 @@ def _add_restore(command: _Parser) -> None:
     )
 
 
+def _verify(add: _Add) -> None:
+    command = add(
+        "verify",
+        "read restore points back, and hold them against what was saved",
+        "",
+        "--sample 5%",
+        "web01 --at 2026-11-23",
+    )
+    _domains(command)
+    _at(command, "as for restore; default: latest")
+    command.add_argument(
+        "--sample",
+        metavar="PERCENT",
+        type=_part,
+        default=1.0,
+        help="read whole images, drawn by chance, that come to this part of all bytes, such as 5%%",
+    )
+
+
+def _drill(add: _Add) -> None:
+    command = add(
+        "drill", "restore a domain into DRILL_POOL, verify it, and remove it again", "--boot", "web01 --boot"
+    )
+    command.add_argument(
+        "domain",
+        metavar="DOMAIN",
+        nargs="?",
+        default="",
+        help="name or UUID; default: the one whose last drill is longest ago",
+    )
+    command.add_argument("--boot", action="store_true", help="boot it too, without a network")
+
+
+def _check(add: _Add) -> None:
+    add(
+        "check",
+        "look whether backups can work, and what to mend",
+        "",
+        "--config /etc/virt-rbd-backup/config.py",
+    )
+
+
+def _cleanup(add: _Add) -> None:
+    command = add("cleanup", "let guests go and remove snapshots that killed runs left", "", "--all")
+    command.add_argument(
+        "--all",
+        action="store_true",
+        help="those too that restic_incremental keeps: its next backups then read everything",
+    )
+
+
+def _domains(command: _Parser) -> None:
+    command.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
+    )
+
+
+def _json(command: _Parser) -> None:
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _at(command: _Parser, text: str) -> None:
+    command.add_argument("--at", metavar="latest|RUN|TIME", default="latest", help=text)
+
+
 def _common_options() -> _Parser:
     """Give the options that may stand before and after the command, without defaults of their own."""
-    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    parent = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = parent.add_argument_group("common options")
     common.add_argument(
         "--config", metavar="FILE", help="Python file whose constants override those of config.py"
     )
-    common.add_argument("--log-level", choices=[level.name.lower() for level in Level], help="default: info")
     common.add_argument(
-        "--progress", choices=("auto", "always", "never"), help="default: auto, on a terminal"
+        "--log-level",
+        metavar="LEVEL",
+        choices=[level.name.lower() for level in Level],
+        help="error, warning, info or debug; default: info",
     )
-    return common
+    common.add_argument(
+        "--progress",
+        metavar="WHEN",
+        choices=("auto", "always", "never"),
+        help="auto, always or never; default: auto, on a terminal",
+    )
+    return parent
 
 
 def _part(text: str) -> float:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from . import manifest
+from . import PROGRAM, manifest
 from .checksums import Checksums
 from .cluster import Cluster
 from .domain_xml import AGENT_CHANNEL
@@ -158,5 +158,5 @@ def due(points: Sequence[HeldPoint], known: Mapping[str, Proof]) -> str:
     """
     candidates = {point.id.uuid for point in points if point.manifest_id}
     if not candidates:
-        raise BackupError("there is no complete restore point to drill", "see main.py restore-points")
+        raise BackupError("there is no complete restore point to drill", f"see {PROGRAM} restore-points")
     return min(sorted(candidates), key=lambda uuid: known.get(uuid, Proof()).tried)

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+from . import PROGRAM
 from .cleanly import undone_by
 from .errors import BackupError, DomainGone, FreezeFailed, FrozenAlready
 from .hypervisor import Hypervisor
@@ -70,7 +71,7 @@ class Holder:
         if self.journal.holds(domain.uuid):
             # a new note would take the old one's place, and nobody would ever let the guest go
             message = "the guest may still stand still since an earlier backup"
-            raise BackupError(message, f"virsh domfsthaw {domain.uuid}; then main.py cleanup")
+            raise BackupError(message, f"virsh domfsthaw {domain.uuid}; then {PROGRAM} cleanup")
         if domain.state is State.RUNNING:
             with ExitStack() as stack:
                 yield self._hold(domain, stack)
@@ -116,7 +117,7 @@ class Holder:
             raise BackupError(message, f"on that node: virsh domfsthaw {domain.uuid}")
         if state is State.SAVED:
             message = "the guest was saved while it stood still, and will come back like that"
-            raise BackupError(message, "start it, then main.py cleanup")
+            raise BackupError(message, f"start it, then {PROGRAM} cleanup")
         if hold is Hold.FREEZE:
             return self.hypervisor.thaw(domain, self._agent_timeout)
         self.hypervisor.resume(domain)

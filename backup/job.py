@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Optional
 
+from . import PROGRAM
 from .cleanly import undone_by
 from .cluster_errors import LockHeld, SnapshotInUse
 from .connect import Clusters
@@ -196,7 +197,7 @@ class DomainJob:
         self._lock(domain, clusters, stack)
         snapshots = prepared(covered(domain, settings), clusters, self.order.run)
         if not snapshots:
-            raise BackupError("the domain no longer has an RBD image to back up", "see `main.py list`")
+            raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         if self.output.keeps_snapshots:
             self._bases = stack.enter_context(Bases(snapshots, domain, self.output, self.check_stop))
             snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]

@@ -15,7 +15,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from . import __version__
+from . import PROGRAM, __version__
 from .checksums import ALGORITHM, Checksums
 from .errors import BackupError
 from .model import Consistency, Definition, Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
@@ -85,7 +85,7 @@ def unpack(packed: bytes) -> SavedDomain:
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         message = f"the restore point's manifest can't be read ({type(error).__name__}: {error})"
-        raise BackupError(message, "another restore point may do; see main.py restore-points") from error
+        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points") from error
 
 
 def _members(packed: bytes) -> Mapping[str, bytes]:

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
 
+from . import PROGRAM
 from .errors import reason
 from .job import JobOrder
 from .model import JobResult, Level, Phase, Status, Timeline
@@ -204,7 +205,7 @@ class Pool:
             result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)
             self.worker_died(order)
         if worker.hung and result.status is Status.FAILED:
-            hint = "do libvirt, the cluster and the output answer? see main.py check"
+            hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
         self._done(replace(result, timeline=worker.timeline))
 

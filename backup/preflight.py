@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Callable
 
+from . import PROGRAM
 from .cluster import Cluster
 from .connect import Clusters
 from .errors import BackupError, FrozenAlready
@@ -128,7 +129,7 @@ def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Findin
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
     found = _tried(subject, lambda: cluster.identified(image))
     if found.problem is None and (kept := kept_snapshots(cluster, image, domain)):
-        held = f"holds {', '.join(kept)} for restic_incremental (main.py cleanup --all removes it)"
+        held = f"holds {', '.join(kept)} for restic_incremental ({PROGRAM} cleanup --all removes it)"
         return Finding(f"{subject} {held}")
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from . import manifest
+from . import PROGRAM, manifest
 from .cluster import Cluster
 from .errors import BackupError, ConfigError, NotDefined
 from .hypervisor import Hypervisor
@@ -65,7 +65,7 @@ class RestoreOrder:
         if self.to_pool and not image_named(f"{self.to_pool}/image"):
             errors.append(f"--to-pool {self.to_pool}: this is no POOL or POOL/NAMESPACE")
         if errors:
-            raise ConfigError([BackupError(error, "see main.py restore --help") for error in errors])
+            raise ConfigError([BackupError(error, f"see {PROGRAM} restore --help") for error in errors])
 
     def place_of(self, image: Image) -> Image:
         """Give the image that a saved image becomes."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 
+from . import PROGRAM
 from .console import table
 from .errors import BackupError, ConfigError
 from .model import HeldPoint, SavedDomain, SavedImage
@@ -56,7 +57,7 @@ def chosen(points: Sequence[HeldPoint], name: str, at: str) -> HeldPoint:
         found = [point for point in of_it if point.id.run.startswith(at)]
     if not found:
         message = f"there is no complete restore point of {name} that {at!r} could mean"
-        raise ConfigError([BackupError(message, f"main.py restore-points {name} lists them")])
+        raise ConfigError([BackupError(message, f"{PROGRAM} restore-points {name} lists them")])
     newest = found[-1]
     if not newest.manifest_id:
         message = f"the restore point of {name} from run {newest.id.run} is not complete: it has no manifest"
@@ -80,7 +81,7 @@ def _held(image: SavedImage, point: HeldPoint) -> SavedImage:
         if any(one.startswith(image.restore_id) for one in ids):
             return replace(image, restore_id=held.restore_id)
     message = f"the restore point of {point.domain} from run {point.id.run} lacks {image.target}"
-    hint = f"its image {image.image} was removed from the output; main.py restore-points {point.domain}"
+    hint = f"its image {image.image} was removed from the output; {PROGRAM} restore-points {point.domain}"
     raise BackupError(message, f"{hint} lists others for --at")
 
 
@@ -160,7 +161,7 @@ def _matches(point: HeldPoint, name: str) -> bool:
 def _nothing_of(name: str, points: Sequence[HeldPoint]) -> BackupError:
     domains = sorted({point.domain for point in points})
     near = difflib.get_close_matches(name, domains, n=1)
-    hint = f"did you mean {near[0]}?" if near else "see `main.py restore-points` for all that there are"
+    hint = f"did you mean {near[0]}?" if near else f"see `{PROGRAM} restore-points` for all that there are"
     return BackupError(f"there is no restore point of a domain {name!r}", hint)
 
 

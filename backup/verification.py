@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from . import manifest
+from . import PROGRAM, manifest
 from .checksums import Checksums
 from .cluster import Cluster
 from .cluster_errors import ClusterError
@@ -61,7 +61,7 @@ class Verification:
         points = self.output.restore_points(self.stop.check)
         of = {point.id.uuid: point.domain for point in of_domains(points, names)}
         if not of:
-            hint = "is RESTIC_REPOSITORY the one that backups go to? see main.py restore-points"
+            hint = f"is RESTIC_REPOSITORY the one that backups go to? see {PROGRAM} restore-points"
             raise BackupError("there is no restore point to verify", hint)
         failed: set[str] = set()
         images = size = 0

@@ -13,6 +13,7 @@ from typing import Any
 import pyfuse3
 import trio
 
+from backup import PROGRAM
 from backup.checksums import Checksums
 from backup.errors import BackupError
 from backup.process import own_mounts
@@ -206,7 +207,7 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
         pyfuse3.init(files, directory, {"fsname=virt-rbd-backup", "ro", "default_permissions"})
     except (OSError, RuntimeError) as error:
         message = f"cannot mount a file system on {directory}: {error}"
-        raise BackupError(message, "see main.py check") from error
+        raise BackupError(message, f"see {PROGRAM} check") from error
     serves = threading.Event()
     serving = threading.Thread(target=files.serve, args=(serves,), name="segments", daemon=True)
     serving.start()
