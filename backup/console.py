@@ -9,6 +9,7 @@ from typing import Callable, TextIO
 
 from .errors import BackupError
 from .model import Disk, Finding, Gap, JobResult, Level, Phase
+from .printable import one_line
 from .report import RunResult
 from .selection import Choice
 from .units import size_text
@@ -36,7 +37,7 @@ class Console:
         if level <= self.level:
             mark = f"<{level.value}>" if self.in_journal else ""
             who = f"{domain}: " if domain else ""
-            self._write(f"{mark}{LABELS.get(level, '')}{_one_line(who + text)}")
+            self._write(f"{mark}{LABELS.get(level, '')}{one_line(who + text)}")
 
     def phase(self, domain: str, phase: Phase, limit: float) -> None:
         self.message(Level.DEBUG, domain, f"{phase.value}, for at most {limit:.0f} s without a sign of life")
@@ -50,7 +51,7 @@ class Console:
         """Write an error and, on a line of its own, its hint."""
         self.message(Level.ERROR, "", error.message)
         if error.hint:
-            self._write(f"hint: {_one_line(error.hint)}")
+            self._write(f"hint: {one_line(error.hint)}")
 
     def _write(self, line: str) -> None:
         try:
@@ -67,9 +68,9 @@ def _on_standard_error(level: Level, show_progress: bool, in_journal: bool) -> C
 def finding(found: Finding) -> str:
     """Give what was looked at, and the problem with its hint where there is one."""
     if found.problem is None:
-        return f"ok       {_one_line(found.subject)}\n"
-    text = f"PROBLEM  {_one_line(found.subject)}: {_one_line(found.problem.message)}\n"
-    return text + (f"         hint: {_one_line(found.problem.hint)}\n" if found.problem.hint else "")
+        return f"ok       {one_line(found.subject)}\n"
+    text = f"PROBLEM  {one_line(found.subject)}: {one_line(found.problem.message)}\n"
+    return text + (f"         hint: {one_line(found.problem.hint)}\n" if found.problem.hint else "")
 
 
 def summary(result: RunResult) -> str:
@@ -82,7 +83,7 @@ def summary(result: RunResult) -> str:
         for status in ("saved", "failed", "skipped")
     ]
     told = ", ".join(f"{count} {status}" for status, count in counts if count) or "nothing to do"
-    errors = "".join(f"{_one_line(error)}\n" for error in result.errors)
+    errors = "".join(f"{one_line(error)}\n" for error in result.errors)
     return f"{table(head, rows)}{errors}run {result.run}: {told} in {seconds:.0f} s\n"
 
 
@@ -149,7 +150,7 @@ def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Give left-aligned columns, two spaces apart."""
-    lines = [[_one_line(cell) for cell in row] for row in (head, *rows)]
+    lines = [[one_line(cell) for cell in row] for row in (head, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() + "\n" for line in lines
@@ -167,8 +168,3 @@ def _summary_row(one: JobResult) -> tuple[str, ...]:
         f"{one.seconds:.1f} s",
         f"{one.status.value}: {one.reason}" if one.reason else one.status.value,
     )
-
-
-def _one_line(text: str) -> str:
-    """Names come from outside: let none of them forge a line or move the cursor."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
