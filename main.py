@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable
 
@@ -18,11 +19,12 @@ import config
 import outputs
 from backup import command_line
 from backup.console import Console, finding, listing, selection_json, summary
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
 from backup.model import Level
 from backup.publish import publish
 from backup.settings import Settings, load
 from backup.stop import StopRequest
+from backup.whole_file import write_whole
 
 # Modules that only distributions package, and their package in Debian.
 MODULES = {
@@ -32,6 +34,7 @@ MODULES = {
     "xxhash": "python3-xxhash",
 }
 OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}  # to save
+PAGE_MODULES = {"jinja2": "python3-jinja2"}
 
 # Of errors that do not mean that nothing could be done, which is 1.
 EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
@@ -175,6 +178,38 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
     return 1 if problems else 0
 
 
+def show_report(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Show what a past run came to."""
+    from backup.history import History
+    from backup.past_runs import past_runs
+    from backup.report_text import report_text
+
+    made = datetime.now(timezone.utc)
+    past = past_runs(History(settings.state_dir, settings.report_days), arguments.run, made.date())
+    if past.left_out:
+        console.message(Level.WARNING, "", f"left out {past.left_out} reports of another version")
+    if arguments.html:
+        _require_modules(PAGE_MODULES)
+        from backup.page import page
+
+        _write(arguments.html, page(past, made))
+    else:
+        _print(json.dumps(past.report, indent=2) + "\n" if arguments.json else report_text(past.report))
+    return 0
+
+
+def _write(path: str, content: bytes) -> None:
+    """Write a file that everybody may read; "-" is standard output."""
+    if path == "-":
+        _print(content.decode())
+        return
+    try:
+        write_whole(Path(path), content, 0o644)
+    except OSError as error:
+        hint = "is its directory there, and may you write into it? in a service, see ReadWritePaths="
+        raise BackupError(f"cannot write {path}: {reason(error)}", hint) from error
+
+
 def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Thaw and remove what killed runs left."""
     from backup.cleanup import clean_node
@@ -190,6 +225,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
     "verify": verify,
     "drill": drill,
     "check": check,
+    "report": show_report,
     "cleanup": clean_up,
 }
 

@@ -123,7 +123,17 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    for add_command in (_backup, _list, _restore_points, _restore, _verify, _drill, _check, _cleanup):
+    for add_command in (
+        _backup,
+        _list,
+        _restore_points,
+        _restore,
+        _verify,
+        _drill,
+        _check,
+        _report,
+        _cleanup,
+    ):
         add_command(add)
     return whole, dict(commands.choices)
 
@@ -232,6 +242,25 @@ def _check(add: _Add) -> None:
     )
 
 
+def _report(add: _Add) -> None:
+    command = add(
+        "report",
+        "show what a past run came to, as text or as a page",
+        "",
+        "--html /srv/www/backup.html",
+        "--run 20261125T020003Z-abcd --json",
+    )
+    command.add_argument("--run", metavar="RUN", default="", help="a run's id; default: the newest")
+    form = command.add_mutually_exclusive_group()
+    _json(form)
+    form.add_argument(
+        "--html",
+        metavar="FILE",
+        default="",
+        help="write a page that holds the last 30 days too; -: to standard output",
+    )
+
+
 def _cleanup(add: _Add) -> None:
     command = add("cleanup", "let guests go and remove snapshots that killed runs left", "", "--all")
     command.add_argument(
@@ -247,7 +276,7 @@ def _domains(command: _Parser) -> None:
     )
 
 
-def _json(command: _Parser) -> None:
+def _json(command: argparse._ActionsContainer) -> None:
     command.add_argument("--json", action="store_true", help="for programs")
 
 

@@ -19,14 +19,14 @@ class History:
     """One file a run, named for it: run ids sort by time."""
 
     def __init__(self, state_dir: str, days: int) -> None:
-        self._directory = Path(state_dir, "reports")
+        self.directory = Path(state_dir, "reports")
         self._days = days
 
     def keep(self, report: Report) -> None:
         """Keep a report, and no longer those older than REPORT_DAYS. Raises OSError."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = gzip.compress(json.dumps(report).encode(), mtime=0)
-        write_whole(self._directory / f"{report['run']}.json.gz", content)
+        write_whole(self.directory / f"{report['run']}.json.gz", content)
         oldest = f"{datetime.now(timezone.utc) - timedelta(days=self._days):%Y%m%dT%H%M%SZ}"
         for path in self._paths():
             if path.name < oldest:
@@ -41,4 +41,4 @@ class History:
                 continue  # damaged, or removed meanwhile: the others tell what they can
 
     def _paths(self) -> Sequence[Path]:
-        return sorted(self._directory.glob("*.json.gz"))
+        return sorted(self.directory.glob("*.json.gz"))

@@ -1,4 +1,4 @@
-"""Sizes as people read them."""
+"""Sizes and times as people read them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,15 @@ def size_text(size: float) -> str:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     raise AssertionError("unreachable")
+
+
+def duration_text(seconds: float) -> str:
+    """Give a number of seconds: 0.32 s, 45 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 9.995:
+        return f"{seconds:.2f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

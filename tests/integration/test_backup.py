@@ -30,7 +30,10 @@ def test_all_domains_are_saved_each_as_consistently_as_it_can_be(node: Node, lab
         assert 0 < report["domains"][name]["frozen_seconds"] < 5
     assert report["domains"][ARCHIVE]["frozen_seconds"] == 0
     assert "\x1b" not in done.stdout + done.stderr
-    _assert_no_secret(lab, done.stdout + done.stderr + node.report_file.read_text())
+    page = node.run("report", "--html", "-").stdout
+    assert "4 domains saved" in page
+    assert page.count('class="day ') > 4, "of the legend, and of today"
+    _assert_no_secret(lab, done.stdout + done.stderr + page + node.report_file.read_text())
 
 
 def test_the_repository_tells_domain_image_run_and_consistency_of_each_snapshot(node: Node) -> None:

@@ -46,6 +46,7 @@ class Node:
             "RESTIC_OPTIONS": ["--no-cache"],
             "RUNTIME_DIR": str(self.runtime_dir),
             "REPORT_FILE": str(self.report_file),
+            "STATE_DIR": str(directory / "state"),
         }
 
     def configure(self, **constants: Any) -> None:

@@ -17,7 +17,7 @@ from backup.errors import (
 )
 from backup.libvirt_errors import HypervisorError
 from backup.model import Image, State, image_named
-from backup.units import size_text
+from backup.units import duration_text, size_text
 from outputs.restic_words import ResticError
 
 
@@ -35,6 +35,21 @@ from outputs.restic_words import ResticError
 )
 def test_a_size_is_shown_with_a_binary_unit(size: float, text: str) -> None:
     assert size_text(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.316, "0.32 s"),
+        (9.999, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3599.7, "1 h 00 min"),
+        (26 * 3600 + 65, "26 h 01 min"),
+    ],
+)
+def test_a_time_is_shown_with_the_detail_that_matters(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""What the numbers of a report come to."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from .history import Report
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """The sums over some images: bytes, and the seconds that they took one after the other."""
+
+    size: int
+    data: int
+    read: int
+    skipped: int
+    stored: int
+    seconds: float
+
+    @property
+    def rate(self) -> Optional[float]:
+        """Bytes read per second; None where nothing was."""
+        return self.read / self.seconds if self.read and self.seconds else None
+
+
+def amounts(domains: Iterable[Mapping[str, Any]]) -> Amounts | None:
+    """Sum up what the domains of a report have; None where no image is saved."""
+    images = [image for domain in domains for image in domain["images"]]
+    if not images:
+        return None
+    members = ("size", "data_bytes", "read_bytes", "skipped_bytes", "stored_bytes", "seconds")
+    return Amounts(*(sum(image[member] for image in images) for member in members))
+
+
+def count(report: Report, status: str) -> int:
+    return sum(domain["status"] == status for domain in report["domains"])
+
+
+def verdict(report: Report) -> str:
+    """Say in words what the exit code means."""
+    saved, failed = count(report, "saved"), count(report, "failed")
+    code = report["exit_code"]
+    if code > 128:
+        return f"Interrupted by {signal.Signals(code - 128).name}, {saved} saved"
+    if code == 1:
+        return "Nothing could be done"
+    if failed:
+        return f"{failed} of {saved + failed} domains failed"
+    if report["errors"]:
+        return f"{_domains(saved)} saved, others could not be looked at"
+    return f"{_domains(saved)} saved" if saved else "Nothing to do"
+
+
+def _domains(number: int) -> str:
+    return f"{number} domain{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What went wrong with these domains, or with none in particular, and what to do about it."""
+
+    what: str
+    hint: str = ""
+    domains: tuple[str, ...] = ()
+
+
+def problems(report: Report) -> Sequence[Problem]:
+    """Give the run's errors, and its failures; domains that failed alike are one problem."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for domain in report["domains"]:
+        if domain["status"] == "failed":
+            alike.setdefault((domain["reason"], domain["hint"]), []).append(domain["name"])
+    for domain in report["domains"]:
+        if domain["proof_failure"]:
+            what = f"a verification or drill has failed: {domain['proof_failure']}"
+            alike.setdefault((what, ""), []).append(domain["name"])
+    found = [Problem(error) for error in report["errors"]]
+    return found + [Problem(what, hint, tuple(names)) for (what, hint), names in alike.items()]

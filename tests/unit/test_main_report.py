@@ -1,0 +1,81 @@
+"""main.py report as an admin runs it."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from .program_node import MAIN, PYTHON, Node
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
+    """A node of which a run failed."""
+    node = Node(tmp_path_factory.mktemp("node"))
+    node.run()
+    return node
+
+
+def test_the_last_run_is_told_as_text_and_as_json(node: Node) -> None:
+    report = json.loads(node.report_file.read_text())
+    done = node.run("report")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"run {report['run']} on ")
+    assert lines[1] == "1 of 1 domains failed (exit code 3)"
+    assert lines[-2:] == [
+        f"web: there is no {node.directory}/no.conf",
+        "hint: set CEPH_CONF to the cluster's configuration file",
+    ]
+    assert json.loads(node.run("report", "--run", report["run"], "--json").stdout) == report
+
+
+def test_the_page_takes_the_place_of_the_last_one_for_everybody_to_read(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("of the last run")
+    done = node.run("report", "--html", str(path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert path.read_text().startswith("<!doctype html>")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(tmp_path.iterdir()) == [path], "no draft"
+    assert node.run("report", "--html", "-").stdout.rstrip().endswith("</html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error", "hint"),
+    [
+        (("--html", "/nowhere/x"), 1, "cannot write /nowhere/x: no such file or directory", "directory"),
+        (("--html", "/"), 1, "cannot write /: ", "directory"),
+        (("--run", "x"), 2, "there is no report of a run 'x'", "the newest is 2"),
+        (("--html", "x", "--json"), 2, "argument --json: not allowed with argument --html", "--help"),
+        (("web",), 2, "`main.py report` has no use for web", "--help"),
+    ],
+)
+def test_what_can_t_be_is_one_error_with_a_hint(
+    node: Node, words: tuple[str, ...], code: int, error: str, hint: str
+) -> None:
+    done = node.run("report", *words)
+    told, way_out = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told.startswith(f"error: {error}")
+    assert hint in way_out
+
+
+def test_without_a_run_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    done = Node(tmp_path).run("report")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: there is no report in {tmp_path}/state/reports\nhint: ")
+
+
+def test_only_the_page_needs_jinja(node: Node) -> None:
+    (node.directory / "sitecustomize.py").write_text("import sys; sys.modules['jinja2'] = None")
+    without = ("env", f"PYTHONPATH={node.directory}", PYTHON, str(MAIN))
+    assert node.start(("report",), command=without).returncode == 0
+    done = node.start(("report", "--html", "-"), command=without)
+    assert done.returncode == 1
+    error, hint = done.stderr.splitlines()
+    assert error == f"error: this interpreter ({PYTHON}) has no module jinja2"
+    assert hint.endswith("; apt-get install python3-jinja2")
