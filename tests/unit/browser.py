@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 PROGRAM = "chromium-headless-shell"
 LIMIT = 30.0  # seconds for one answer
@@ -94,7 +94,7 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def _message(self, wanted: Any) -> Any:
+    def _message(self, wanted: Callable[[Any], bool]) -> Any:
         """Wait for the message that is wanted; others are of no interest."""
         deadline = time.monotonic() + LIMIT
         while True:

@@ -23,7 +23,7 @@ FORMS = {  # width, height, what is preferred
     "dark phone": (360, 740, "dark"),
 }
 GROUNDS = {"light": (0xF6, 0xF7, 0xF8), "dark": (0x12, 0x14, 0x17)}  # --page
-LONG = "a-name-that-has-no-end-" * 10
+LONG = "a_name_that_has_no_end_" * 10
 
 
 @pytest.fixture(scope="module")
