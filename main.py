@@ -188,7 +188,7 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
     past = past_runs(History(settings.state_dir, settings.report_days), arguments.run, made.date())
     if past.left_out:
         console.message(Level.WARNING, "", f"left out {past.left_out} reports of another version")
-    if arguments.html:
+    if arguments.html is not None:
         _require_modules(PAGE_MODULES)
         from backup.page import page
 

@@ -256,7 +256,6 @@ def _report(add: _Add) -> None:
     form.add_argument(
         "--html",
         metavar="FILE",
-        default="",
         help="write a page that holds the last 30 days too; -: to standard output",
     )
 
