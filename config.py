@@ -147,3 +147,7 @@ REPORT_DAYS = 35
 
 # File that each run's report is written to, as JSON, whatever came of the run; "": none.
 REPORT_FILE = ""
+
+# File for Prometheus, by node_exporter's textfile collector, that tells how each domain and the last run are,
+# such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom"; "": none. Needs python3-prometheus-client.
+METRICS_FILE = ""

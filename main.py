@@ -21,7 +21,7 @@ from backup import command_line
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
 from backup.model import Level
-from backup.publish import publish
+from backup.publish import publish, publish_metrics
 from backup.settings import Settings, load
 from backup.stop import StopRequest
 from backup.whole_file import write_whole
@@ -35,6 +35,7 @@ MODULES = {
 }
 OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}  # to save
 PAGE_MODULES = {"jinja2": "python3-jinja2"}
+METRICS_MODULES = {"prometheus_client": "python3-prometheus-client"}
 
 # Of errors that do not mean that nothing could be done, which is 1.
 EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
@@ -55,8 +56,7 @@ def main(words: Sequence[str]) -> int:
     try:
         override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG")
         settings = load(vars(config), Path(override) if override else None)
-        saves = arguments.command in ("backup", "check")
-        _require_modules({**MODULES, **(OUTPUT_MODULES.get(settings.output, {}) if saves else {})})
+        _require_modules(_modules(arguments.command, settings))
         return COMMANDS[arguments.command](arguments, settings, console)
     except ConfigError as error:
         for one in error.errors:
@@ -150,7 +150,10 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     verification = Verification(settings, outputs.readable(settings), console, stop, arguments.sample)
-    verified = verification.verify(arguments.domains, arguments.at)
+    try:
+        verified = verification.verify(arguments.domains, arguments.at)
+    finally:  # what was found counts, though it were interrupted
+        publish_metrics(settings, console)
     _print(proven(verified))
     return 3 if verified.failed else 0
 
@@ -161,7 +164,11 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    name = Drill(settings, outputs.readable(settings), console, stop, arguments.boot).drill(arguments.domain)
+    trial = Drill(settings, outputs.readable(settings), console, stop, arguments.boot)
+    try:
+        name = trial.drill(arguments.domain)
+    finally:  # that it failed is to be known, too
+        publish_metrics(settings, console)
     _print(f"{name} comes back as it was saved\n")
     return 0
 
@@ -234,6 +241,16 @@ def _stream_id(descriptor: int) -> str:
     """Give what JOURNAL_STREAM names the journal by (man 5 systemd.exec)."""
     status = os.fstat(descriptor)
     return f"{status.st_dev}:{status.st_ino}"
+
+
+def _modules(command: str, settings: Settings) -> Mapping[str, str]:
+    """Give the modules that the command needs, with their packages."""
+    modules = dict(MODULES)
+    if command in ("backup", "check"):
+        modules.update(OUTPUT_MODULES.get(settings.output, {}))
+    if settings.metrics_file and command in ("backup", "check", "verify", "drill"):
+        modules.update(METRICS_MODULES)
+    return modules
 
 
 def _require_modules(modules: Mapping[str, str]) -> None:

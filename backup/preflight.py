@@ -33,6 +33,8 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
     yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
     if settings.report_file:
         yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
+    if settings.metrics_file:
+        yield _tried(f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file))
     yield from _output(settings, output)
     try:
         hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout)

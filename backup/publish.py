@@ -1,8 +1,9 @@
-"""Where the report of a run goes: REPORT_FILE, and the history in STATE_DIR."""
+"""Where the report of a run goes: REPORT_FILE, the history in STATE_DIR, and METRICS_FILE."""
 
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 from .errors import BackupError, reason
@@ -31,7 +32,24 @@ def publish(result: RunResult, settings: Settings, reporter: Reporter) -> Report
     except OSError as error:
         message = f"cannot keep the report in {settings.state_dir}: {reason(error)}"
         _tell(BackupError(message, "see STATE_DIR"), reporter)
+    publish_metrics(settings, reporter, report)
     return report
+
+
+def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | None = None) -> None:
+    """Write METRICS_FILE, if there is to be one. `newest` is the report of a run, which may not be kept."""
+    if not settings.metrics_file:
+        return
+    from .metrics import exposition  # which needs a package that nothing else does
+
+    kept = History(settings.state_dir, settings.report_days).newest_first()
+    reports = chain([newest], (one for one in kept if one["run"] != newest["run"])) if newest else kept
+    try:
+        content = exposition(reports, proofs(settings.state_dir))
+        write_whole(Path(settings.metrics_file), content, 0o644)
+    except OSError as error:
+        message = f"cannot write the metrics {settings.metrics_file}: {reason(error)}"
+        _tell(BackupError(message, "see METRICS_FILE"), reporter)
 
 
 def _note_saved(result: RunResult, settings: Settings, reporter: Reporter) -> None:

@@ -57,7 +57,9 @@ def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, obj
         "named": list(result.named),
         "errors": list(result.errors),
         "domains": [
-            _domain(one, proofs.get(one.uuid, Proof())) for one in (*result.results, *result.not_selected)
+            _domain(one, proofs.get(one.uuid, Proof()), selected)
+            for selected, ones in ((True, result.results), (False, result.not_selected))
+            for one in ones
         ],
     }
 
@@ -66,10 +68,11 @@ def _moment(moment: datetime | None) -> str | None:
     return moment.isoformat(timespec="milliseconds") if moment else None
 
 
-def _domain(one: JobResult, proof: Proof) -> dict[str, object]:
+def _domain(one: JobResult, proof: Proof, selected: bool) -> dict[str, object]:
     return {
         "name": one.name,
         "uuid": one.uuid,
+        "selected": selected,
         "status": one.status,
         "reason": one.reason,
         "hint": one.hint,

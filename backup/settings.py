@@ -58,6 +58,13 @@ def _absolute_or_none(value: Any) -> str | None:
     return None if value == "" else _absolute(value)
 
 
+def _metrics_file(value: Any) -> str | None:
+    if wrong := _absolute_or_none(value):
+        return wrong
+    good = value == "" or value.endswith(".prom")
+    return None if good else "has to end in .prom: node_exporter reads no other files"
+
+
 def _one_of(*choices: str) -> Check:
     return lambda value: None if value in choices else f"has to be one of {', '.join(map(repr, choices))}"
 
@@ -117,6 +124,7 @@ class Settings:
     state_dir: str = _constant(_absolute)
     report_days: int = _constant(_whole(1))
     report_file: str = _constant(_absolute_or_none)
+    metrics_file: str = _constant(_metrics_file)
 
     @property
     def libvirt_uris(self) -> tuple[str, ...]:

@@ -255,6 +255,27 @@ def test_what_an_output_alone_needs_is_missed_where_it_is_chosen(node: Node, com
     assert "no module" not in node.start((command,), command=without_fuse).stderr
 
 
+@pytest.mark.parametrize("command", ["check", "backup", "verify", "drill"])
+def test_what_metrics_alone_need_is_missed_where_there_are_to_be_some(node: Node, command: str) -> None:
+    (node.directory / "sitecustomize.py").write_text("import sys; sys.modules['prometheus_client'] = None")
+    without_client = ("env", f"PYTHONPATH={node.directory}", PYTHON, str(MAIN))
+    node.configure(METRICS_FILE=str(node.directory / "backup.prom"))
+    done = node.start((command,), command=without_client)
+    assert (done.returncode, "; apt-get install python3-prometheus-client" in done.stderr) == (1, True)
+    assert "no module" not in node.start(("list",), command=without_client).stderr
+    node.configure()
+    assert "no module" not in node.start((command,), command=without_client).stderr
+
+
+@pytest.mark.parametrize("command", ["backup", "verify", "drill"])
+def test_metrics_are_written_whatever_came_of_it(node: Node, command: str) -> None:
+    path = node.directory / "backup.prom"
+    constants = {"METRICS_FILE": str(path), "STATE_DIR": str(node.directory / "state"), "DRILL_POOL": "x"}
+    assert node.run(command, RESTIC_BINARY="/nowhere/restic", **constants).returncode == 1
+    assert "virt_rbd_backup_build_info" in path.read_text()
+    assert ("virt_rbd_backup_run_exit_code 1.0" in path.read_text()) == (command == "backup")
+
+
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="takes root's leave to be process 1"
 )

@@ -91,6 +91,7 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image() -> None:
     assert saved == {
         "name": "web",
         "uuid": UUID,
+        "selected": True,
         "status": "saved",
         "reason": "",
         "hint": "",

@@ -93,6 +93,8 @@ WRONG = {
     "RUNTIME_DIR = '/run/\\0'": "has to be an absolute path",
     "LOCK_DURATION = 2": "has to be a whole number from 3 to 3600",
     "REPORT_FILE = None": "has to be an absolute path",
+    "METRICS_FILE = 'x.prom'": "has to be an absolute path",
+    "METRICS_FILE = '/srv/metrics.txt'": "has to end in .prom: node_exporter reads no other files",
 }
 
 
