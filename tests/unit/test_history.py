@@ -23,8 +23,11 @@ SAVED = JobResult("web", UUID, Status.SAVED, taken=TAKEN)
 FAILED = JobResult("db", OTHER_UUID, Status.FAILED, reason="no answer", taken=TAKEN)
 
 
+NOW = datetime.now(timezone.utc)
+
+
 def run_id(days_ago: float) -> str:
-    return f"{datetime.now(timezone.utc) - timedelta(days=days_ago):%Y%m%dT%H%M%SZ}-abcd"
+    return f"{NOW - timedelta(days=days_ago):%Y%m%dT%H%M%SZ}-abcd"
 
 
 def published(directory: Path, *results: JobResult, days_ago: float = 0, **changes: Any) -> Recorder:
