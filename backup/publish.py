@@ -49,7 +49,8 @@ def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | Non
         write_whole(Path(settings.metrics_file), content, 0o644)
     except OSError as error:
         message = f"cannot write the metrics {settings.metrics_file}: {reason(error)}"
-        _tell(BackupError(message, "see METRICS_FILE"), reporter)
+        hint = "see METRICS_FILE, and ReadWritePaths in the unit"
+        _tell(BackupError(message, hint), reporter)
 
 
 def _note_saved(result: RunResult, settings: Settings, reporter: Reporter) -> None:

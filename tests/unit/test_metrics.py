@@ -171,9 +171,10 @@ def test_a_state_directory_that_is_full_does_not_hide_this_run(tmp_path: Path) -
 def test_a_file_that_can_t_be_written_is_one_line_and_hinders_nothing(tmp_path: Path) -> None:
     path, recorder = tmp_path / "missing/backup.prom", Recorder()
     publish(run_of(SAVED), told_in(tmp_path, metrics_file=str(path)), recorder)
-    assert recorder.told(Level.ERROR) == [
-        f"cannot write the metrics {path}: no such file or directory (hint: see METRICS_FILE)"
-    ]
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith(
+        f"cannot write the metrics {path}: no such file or directory (hint: see METRICS_FILE"
+    )
 
 
 def expressions() -> dict[str, str]:
