@@ -10,10 +10,15 @@ from .connect import Clusters
 from .errors import BackupError
 from .hypervisors import Hypervisors
 from .lock import lock_of
-from .model import Domain, Level, PointId
+from .model import Domain, HeldPoint, Level, PointId
 from .protocols import Output, Reporter
 from .settings import Settings
 from .stop import StopRequest
+
+
+def incomplete(points: Sequence[HeldPoint]) -> Sequence[PointId]:
+    """Name those of which there are images, but no manifest: they are under way, or in vain."""
+    return [point.id for point in points if not point.manifest_id]
 
 
 def tell_of_dead_locks(removal: Future[None], reporter: Reporter) -> None:
@@ -30,7 +35,8 @@ def discard_own(run: str, output: Output, reporter: Reporter, patient: bool) -> 
     What can't be removed does not count anyway.
     """
     try:
-        output.discard([point for point in output.incomplete() if point.run == run], patient)
+        left = incomplete(output.restore_points())
+        output.discard([point for point in left if point.run == run], patient)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_left(run)}: {error}")
 

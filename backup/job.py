@@ -25,6 +25,7 @@ from .model import (
     Consistency,
     Domain,
     Gap,
+    HeldPoint,
     Image,
     JobResult,
     Level,
@@ -57,7 +58,8 @@ class JobOrder:
     """What a worker is told to do.
 
     `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
-    to have. `verify`: hold each image against its snapshot before that is removed.
+    to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
+    complete restore points as the run listed them, before its first job.
     """
 
     run: str
@@ -66,6 +68,7 @@ class JobOrder:
     uri: str = ""
     min_age: int = 0
     verify: bool = False
+    known: Sequence[HeldPoint] = ()
 
 
 @dataclass
@@ -199,7 +202,9 @@ class DomainJob:
         if not snapshots:
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         if self.output.keeps_snapshots:
-            self._bases = stack.enter_context(Bases(snapshots, domain, self.output, self.check_stop))
+            self._bases = stack.enter_context(
+                Bases(snapshots, domain, self.output, self.order.known, self.check_stop)
+            )
             snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)

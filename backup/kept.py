@@ -12,7 +12,7 @@ from .base import Base
 from .checksums import Checksums
 from .cluster import Cluster
 from .cluster_errors import ImageGone
-from .model import Domain, SavedDomain, SavedImage, SnapshotId, image_named
+from .model import Domain, HeldPoint, SavedDomain, SavedImage, SnapshotId, image_named
 from .protocols import Output, Reporter, SnapshotReader
 from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, remove_leftovers, run_of
 
@@ -29,11 +29,14 @@ class Bases:
         snapshots: Sequence[DiskSnapshot],
         domain: Domain,
         output: Output,
+        known: Sequence[HeldPoint],
         check_stop: Callable[[], None],
     ) -> None:
+        """`known` are the domain's restore points as the run listed them."""
         self._snapshots = tuple(snapshots)
         self._domain = domain
         self._output = output
+        self._known = known
         self._check_stop = check_stop
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
         self._found = self._thread.submit(self._find)
@@ -66,7 +69,7 @@ class Bases:
         uuid = self._domain.uuid
         held = {snapshot: _ours(snapshot, uuid) for snapshot in self._snapshots}
         runs = {run_of(name) for names in held.values() for name in names}
-        saved = self._output.base(uuid, runs, self._check_stop) if runs else None
+        saved = self._output.base(uuid, runs, self._known, self._check_stop) if runs else None
         found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
         return saved, {snapshot: base for snapshot, base in found.items() if base}
 

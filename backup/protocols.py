@@ -150,10 +150,14 @@ class Output(Protocol):
         Raises BackupError, and has then left nothing that counts as a restore point.
         """
 
-    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
+    def base(
+        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
         """Give the newest complete restore point of a domain that one of these runs saved, to build on.
 
-        None if there is none, or none that this output can build on. Raises BackupError.
+        `known` are the domain's as `ready` listed them, maybe hours ago: where one of these runs is not among
+        them, the destination is asked again. None if there is none, or none that this output can build on.
+        Raises BackupError.
         """
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
@@ -177,8 +181,8 @@ class Output(Protocol):
         Raises BackupError after the block if not all of it could be read.
         """
 
-    def incomplete(self) -> Sequence[PointId]:
-        """Tell of which restore points there are images, but no manifest: they are under way, or in vain.
+    def ready(self) -> Sequence[HeldPoint]:
+        """Make sure, before a run, that backups can be taken, and list what `restore_points` does.
 
         Raises BackupError: what keeps the destination from taking a backup.
         """

@@ -14,10 +14,10 @@ from multiprocessing.connection import Connection
 from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
 from .hypervisors import Hypervisors
-from .incomplete import discard_of_dead, discard_own, tell_of_dead_locks
+from .incomplete import discard_of_dead, discard_own, incomplete, tell_of_dead_locks
 from .job import JobOrder
 from .largest import largest_first
-from .model import Domain, JobResult, Level, PointId, Status
+from .model import Domain, HeldPoint, JobResult, Level, PointId, Status
 from .node import only_run
 from .pool import Pool
 from .protocols import Output, Reporter
@@ -83,24 +83,23 @@ class Run:
             ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
         ):
-            found = beside.submit(self.output.incomplete)  # a second each, in which libvirt answers
+            found = beside.submit(self.output.ready)  # a second each, in which libvirt answers
             unlocked = beside.submit(self.output.discard, (), False)
             let_go_noted(settings, self.reporter)
-            choices = look(names, hypervisors, settings, self.reporter)
-            domains = self._ordered(choices, names, hypervisors)
-            min_age = 0 if names else settings.min_age
-            orders = [JobOrder(self.run, one.name, one.uuid, one.uri, min_age, verify) for one in domains]
             results: Sequence[JobResult] = ()
-            if orders:
-                with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
-                    pool.warm_up(len(orders))
+            with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
+                pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
+                choices = look(names, hypervisors, settings, self.reporter)
+                domains = self._ordered(choices, names, hypervisors)
+                pool.warm_up(len(domains))
+                if domains:
                     wait([found])
-                    wait([unlocked])
                     self.stop.check()
-                    left = found.result()  # what takes no backup keeps all of them from being saved
-                    tell_of_dead_locks(unlocked, self.reporter)
-                    results = self._tried(orders, pool)
-                self._tidy_output(left, domains, results, hypervisors)
+                    held = found.result()  # what takes no backup keeps all of them from being saved
+                    results = self._tried(self._orders(domains, held, bool(names), verify), pool)
+            if domains:
+                tell_of_dead_locks(unlocked, self.reporter)
+                self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else _not_selected(choices)
         return replace(
@@ -110,6 +109,19 @@ class Run:
             not_selected=not_selected,
             verified=verify,
         )
+
+    def _orders(
+        self, domains: Sequence[Domain], held: Sequence[HeldPoint], named: bool, verify: bool
+    ) -> Sequence[JobOrder]:
+        min_age = 0 if named else self.settings.min_age
+        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain in domains}
+        for point in held if self.output.keeps_snapshots else ():
+            if point.id.uuid in known:
+                known[point.id.uuid].append(point)
+        return [
+            JobOrder(self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid]))
+            for one in domains
+        ]
 
     def _pool(self, lifeline: Connection) -> Pool:
         return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)

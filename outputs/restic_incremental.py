@@ -19,7 +19,7 @@ from typing import Any, Callable, Optional
 
 from backup import manifest
 from backup.errors import BackupError, Interrupted, reason
-from backup.model import Level, PointId, RestorePoint, SavedDomain, SavedImage
+from backup.model import HeldPoint, Level, RestorePoint, SavedDomain, SavedImage
 from backup.pipe_sink import Stalled
 from backup.process import own_mounts
 from backup.protocols import Job, SnapshotSource
@@ -63,18 +63,32 @@ class ResticIncremental(Repository):
         """Tell what keeps it from working: the repository, or the kernel's file systems in user space."""
         return [*_fuse_problems(), *super().problems()]
 
-    def incomplete(self) -> Sequence[PointId]:
-        """Ask the repository for images that no manifest counts.
-
-        Before a run holds any domain still: then it is known too whether anything could be saved.
-        """
+    def ready(self) -> Sequence[HeldPoint]:
+        """Ask for the kernel's file systems in user space too, before a run holds any domain still."""
         for problem in _fuse_problems():
             raise problem
-        return super().incomplete()
+        return super().ready()
 
-    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
-        """Read the manifest of the newest restore point of these runs that this output has saved."""
-        for point in reversed(held_points(self._snapshots(f"--tag={TAG},uuid={uuid}"))):
+    def base(
+        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
+        """Read the manifest of the newest restore point of these runs that this output has saved.
+
+        What is known does if it has all of these runs: another node may have saved the domain since. It can't
+        be read where `restic tag` has changed the ids since.
+        """
+        found = None
+        if {*runs} <= {point.id.run for point in known if point.manifest_id}:
+            found = self._newest(known, runs, check_stop)
+        return found or self._newest(self._held(uuid, check_stop), runs, check_stop)
+
+    def _held(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[HeldPoint]:
+        return held_points(self._snapshots(f"--tag={TAG},uuid={uuid}", check_stop=check_stop))
+
+    def _newest(
+        self, points: Sequence[HeldPoint], runs: Collection[str], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
+        for point in reversed(points):
             if point.manifest_id and point.id.run in runs:
                 try:
                     saved = as_held(manifest.unpack(self.manifest(point, check_stop)), point)

@@ -92,7 +92,9 @@ class Repository:
             return [error]
         return []
 
-    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
+    def base(
+        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
         """Give nothing: all is read each time."""
         return None
 
@@ -119,10 +121,9 @@ class Repository:
         with self.program.dump(image.restore_id, path, check_stop) as source:
             yield SegmentSource(source, segments) if image.segment_size else source
 
-    def incomplete(self) -> Sequence[PointId]:
-        """Ask the repository for images that no manifest counts; the version is asked first."""
-        self._require_version()
-        return sorted(incomplete(self._snapshots(f"--tag={TAG}")))
+    def ready(self) -> Sequence[HeldPoint]:
+        """Ask the repository for all restore points; the version is asked first."""
+        return self.restore_points()
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
         """Remove images that no manifest counts, and the locks of dead processes.

@@ -68,7 +68,9 @@ class NoOutput:
     ) -> tuple[SavedImage, ...]:
         raise AssertionError
 
-    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
+    def base(
+        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
         raise AssertionError
 
     def last_saved(self, uuid: str) -> Optional[datetime]:
@@ -83,7 +85,7 @@ class NoOutput:
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
         raise AssertionError
 
-    def incomplete(self) -> Sequence[PointId]:
+    def ready(self) -> Sequence[HeldPoint]:
         raise AssertionError
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:

@@ -8,7 +8,19 @@ from datetime import datetime, timezone
 from typing import Any
 
 import config
-from backup.model import Consistency, Definition, Disk, Domain, Gap, Image, Layout, RestorePoint, State
+from backup.model import (
+    Consistency,
+    Definition,
+    Disk,
+    Domain,
+    Gap,
+    HeldPoint,
+    Image,
+    Layout,
+    PointId,
+    RestorePoint,
+    State,
+)
 from backup.settings import Settings, load
 
 MIB = 1 << 20
@@ -69,3 +81,8 @@ def restore_point(of: Domain, run: str = RUN, taken: datetime = TAKEN) -> Restor
         consistency=Consistency.FILESYSTEM,
         frozen_seconds=0.1234,
     )
+
+
+def held_point(run: str = RUN, uuid: str = UUID, manifest_id: str = "") -> HeldPoint:
+    """Give a restore point as an output lists it; without a manifest's id it is not complete."""
+    return HeldPoint(PointId(run, uuid), "web", TAKEN, "crash", "node1", (), manifest_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
+from typing import Callable
 
 import pytest
 
@@ -11,13 +12,13 @@ from backup import incomplete
 from backup.errors import BackupError
 from backup.hypervisors import Hypervisors
 from backup.incomplete import discard_of_dead, discard_own, tell_of_dead_locks
-from backup.model import Domain, Level, PointId
+from backup.model import Domain, HeldPoint, Level, PointId
 
 from .jobs_on_paper import NoOutput
 from .paper_cluster import PaperCluster, PaperClusters
 from .paper_node import LOCK
 from .recorder import Recorder
-from .samples import OTHER_UUID, RUN, URI, UUID, domain, settings
+from .samples import OTHER_UUID, RUN, URI, UUID, domain, held_point, settings
 
 OWN = PointId(RUN, UUID)
 DEAD = PointId("20200101T000000Z-dead", UUID)
@@ -32,8 +33,8 @@ class Left(NoOutput):
         self.refuses = False
         self.cluster: PaperCluster | None = None
 
-    def incomplete(self) -> Sequence[PointId]:
-        return list(self.points)
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return [held_point(point.run, point.uuid) for point in self.points]
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
         assert self.cluster is None or LOCK in self.cluster.locks, "without the domain's lock"
@@ -61,6 +62,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
 
 def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
     discard_of_dead([DEAD, ELSEWHERE], domains, OneHypervisor(), output, settings(), recorder)
+
+
+def test_what_has_no_manifest_is_incomplete() -> None:
+    points = [held_point(), held_point(DEAD.run, manifest_id="manifest")]
+    assert incomplete.incomplete(points) == [OWN]
 
 
 def test_a_run_discards_its_own_alone() -> None:

@@ -12,6 +12,7 @@ from backup.errors import BackupError
 from backup.model import (
     Consistency,
     Definition,
+    HeldPoint,
     PointId,
     RestorePoint,
     SavedDomain,
@@ -37,7 +38,9 @@ class KeepingOutput(PaperOutput):
     there: Sequence[set[str]] = ()  # what there was while it saved
     error: BackupError | None = None
 
-    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
+    def base(
+        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
         if BEFORE not in runs:
             return None
         images = tuple(
@@ -144,7 +147,7 @@ def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None
 def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new(node: PaperNode) -> None:
     class Unreachable(KeepingOutput):
         def base(
-            self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]
+            self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
         ) -> Optional[SavedDomain]:
             raise BackupError("restic snapshots failed")
 

@@ -16,6 +16,7 @@ from backup.model import (
     Definition,
     Disk,
     Domain,
+    HeldPoint,
     Level,
     PointId,
     SavedDomain,
@@ -39,7 +40,7 @@ from .jobs_on_paper import NoOutput
 from .paper_cluster import PaperCluster, PaperClusters
 from .raising import raises
 from .recorder import Recorder
-from .samples import FSID, LAYOUT, OTHER_UUID, RUN, TAKEN, UUID, domain, image, rbd_disk
+from .samples import FSID, LAYOUT, OTHER_UUID, RUN, TAKEN, UUID, domain, held_point, image, rbd_disk
 
 BEFORE, EARLIER = "20240102T000000Z-bbbb", "20240101T000000Z-aaaa"
 KEPT = f"virt-rbd-backup.kept.{UUID}."
@@ -77,9 +78,13 @@ class KeepsPoints(NoOutput):
     images: Sequence[SavedImage] = ()
     keeps_snapshots: bool = True
     asked: list[tuple[str, set[str]]] = field(default_factory=list)
+    known: Sequence[HeldPoint] = ()
 
-    def base(self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]) -> Optional[SavedDomain]:
+    def base(
+        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+    ) -> Optional[SavedDomain]:
         self.asked.append((uuid, {*runs}))
+        self.known = known
         if not self.images:
             return None
         checksums = {one.target: f"checksums of {one.target}".encode() for one in self.images}
@@ -92,7 +97,7 @@ class KeepsPoints(NoOutput):
 
 def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
     """Give the snapshots as a job has them, once their bases are known."""
-    with Bases(snapshots, of, output, lambda: None) as found:
+    with Bases(snapshots, of, output, (), lambda: None) as found:
         return [replace(one, bases=found) for one in snapshots]
 
 
@@ -136,6 +141,14 @@ def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_ot
     output = KeepsPoints()
     assert bases(cluster, output) == [None, None]
     assert output.asked == [(UUID, {EARLIER, BEFORE})]
+
+
+def test_the_output_gets_what_the_run_has_listed(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    output, known = KeepsPoints(), [held_point(BEFORE, manifest_id="manifest")]
+    with Bases(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
+        pass
+    assert output.known == known
 
 
 def test_without_any_snapshot_the_output_is_not_even_asked(cluster: PaperCluster) -> None:
@@ -197,9 +210,9 @@ def test_a_disk_that_is_new_has_no_base_and_keeps_the_others_from_none(cluster: 
 def test_a_manifest_without_checksums_is_no_base(cluster: PaperCluster) -> None:
     class ByAnotherVersion(KeepsPoints):
         def base(
-            self, uuid: str, runs: Collection[str], check_stop: Callable[[], None]
+            self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
         ) -> Optional[SavedDomain]:
-            found = super().base(uuid, runs, check_stop)
+            found = super().base(uuid, runs, known, check_stop)
             assert found
             return replace(found, checksums={})
 
@@ -222,7 +235,7 @@ def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
     add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
     one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
     snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
-    with Bases(snapshots, one_disk, KeepsPoints(BOTH), lambda: None) as found:
+    with Bases(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
         found.remove_dropped(recorder)
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
 

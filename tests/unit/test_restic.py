@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from backup.errors import BackupError, Interrupted
+from backup.incomplete import incomplete
 from backup.model import PointId, SavedImage
 from outputs import restic_repository
 from outputs.restic import Restic
@@ -197,13 +198,13 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
 def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
     shutil.copytree(saved.repository.path, repository.path, dirs_exist_ok=True)  # complete, of this run
     output = Restic(repository.program())
-    assert output.incomplete() == []
+    assert incomplete(output.ready()) == []
     complete = set(repository.snapshots())
     half = PointId(RUN, "incomplete")
     tags = ("--tag=virt-rbd-backup", f"--tag=run={half.run}", f"--tag=uuid={half.uuid}")
     with repository.program().backup(tags, lambda: None) as backup:
         backup.sink.write(b"half a restore point")
-    assert output.incomplete() == [half]
+    assert incomplete(output.ready()) == [half]
     output.discard([PointId("20200101T000000Z-othr", half.uuid), PointId(RUN, UUID)], patient=False)
     assert len(repository.snapshots()) == len(complete) + 1
     output.discard([half], patient=False)

@@ -21,7 +21,7 @@ from backup.verify import pieces_of
 from outputs import restic_incremental, restic_process, restic_repository
 from outputs import segments as cut
 from outputs.restic_incremental import ResticIncremental
-from outputs.restic_points import segments_tag
+from outputs.restic_points import held_points, segments_tag
 from outputs.restic_words import ResticError
 from outputs.segment_files import SegmentFiles
 from outputs.segments import pack_times, unpack_times
@@ -124,13 +124,20 @@ def point(
     return dated, {f"manifest{number}": packed}
 
 
-def found(restic: FakeRestic, repository: Repository, points: Sequence[Any], *runs: str) -> str:
-    """Tell the restic snapshot that the next backup would build on."""
+def found(
+    restic: FakeRestic,
+    repository: Repository,
+    points: Sequence[Any],
+    *runs: str,
+    known: Sequence[Any] = (),
+) -> str:
+    """Tell the restic snapshot that the next backup would build on; `known` are the run's points."""
     snapshots = [one for snapshots, _ in points for one in snapshots]
     restic.holds(
         snapshots, {name: packed for _, packed in map(tuple, points) for name, packed in packed.items()}
     )
-    base = restic.output(repository).base(UUID, {*runs}, lambda: None)
+    listed_before = held_points([one for snapshots, _ in known for one in snapshots])
+    base = restic.output(repository).base(UUID, {*runs}, listed_before, lambda: None)
     return base.images[0].restore_id if base else ""
 
 
@@ -142,6 +149,31 @@ def test_the_base_is_the_newest_restore_point_of_the_runs(restic: FakeRestic, re
     assert found(restic, repository, points, "20230101T000000Z-xxxx") == ""
     assert found(restic, repository, points) == ""
     assert f"--tag=virt-rbd-backup,uuid={UUID}" in restic.calls()[0]
+
+
+def test_what_the_run_has_listed_is_not_listed_again(restic: FakeRestic, repository: Repository) -> None:
+    points = [point(OLD, 1, [image("old")]), point(NEWER, 2, [image("new")])]
+    assert found(restic, repository, points, NEWER, known=points) == "new"
+    (only,) = restic.calls()
+    assert " dump " in only
+
+
+def test_what_another_node_has_saved_since_the_run_listed_is_found(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    old, new = point(OLD, 1, [image("old")]), point(NEWER, 2, [image("new")])
+    assert found(restic, repository, [old, new], NEWER, known=[old]) == "new"
+    assert found(restic, repository, [old, new], OLD, NEWER, known=[old]) == "new"
+    unfinished = point(NEWER, 2, [image("new")], complete=False)
+    assert found(restic, repository, [old, new], NEWER, known=[old, unfinished]) == "new"
+
+
+def test_what_has_another_id_than_the_run_has_listed_is_found(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    snapshots, packed = point(NEWER, 2, [image("new")])
+    before = [{**one, "id": f"{one['id']} before restic tag"} for one in snapshots]
+    assert found(restic, repository, [(snapshots, packed)], NEWER, known=[(before, {})]) == "new"
 
 
 def test_there_is_no_base_in_an_empty_repository(restic: FakeRestic, repository: Repository) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -12,7 +13,7 @@ from backup import run
 from backup.cluster_errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job import JobOrder
-from backup.model import JobResult, PointId, Status
+from backup.model import HeldPoint, JobResult, PointId, Status
 from backup.report import RunResult
 from backup.run import Run
 from backup.stop import StopRequest
@@ -21,7 +22,7 @@ from .disk_elements import rbd
 from .driver_node import domain_element, node_uri
 from .jobs_on_paper import NoOutput
 from .recorder import Recorder
-from .samples import OTHER_UUID, RUN, UUID, settings
+from .samples import OTHER_UUID, RUN, UUID, held_point, settings
 
 STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "passing": Status.FAILED}
 
@@ -61,8 +62,11 @@ class Discards(NoOutput):
     def __init__(self) -> None:
         self.discarded: list[Collection[PointId]] = []
 
-    def incomplete(self) -> Sequence[PointId]:
-        return [PointId(RUN, UUID), PointId("20200101T000000Z-othr", OTHER_UUID)]
+    def ready(self) -> Sequence[HeldPoint]:
+        return self.restore_points()
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return [held_point(RUN, UUID), held_point("20200101T000000Z-othr", OTHER_UUID)]
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
         self.discarded.append(points)

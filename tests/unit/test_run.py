@@ -13,7 +13,7 @@ from backup import run
 from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
 from backup.libvirt_errors import HypervisorError
-from backup.model import JobResult, Level, PointId, Status
+from backup.model import HeldPoint, JobResult, Level, PointId, Status
 from backup.report import RunResult
 from backup.run import Run
 from backup.stop import StopRequest
@@ -22,14 +22,16 @@ from .disk_elements import rbd
 from .driver_node import SHUT_OFF, domain_element, node_uri
 from .jobs_on_paper import NoOutput
 from .recorder import Recorder
-from .samples import OTHER_UUID, RUN, UUID, settings
+from .samples import OTHER_UUID, RUN, UUID, held_point, settings
 
 
 class NothingLeft(NoOutput):
-    """Has nothing to tidy up."""
+    """Has restore points, and nothing to tidy up."""
 
-    def incomplete(self) -> Sequence[PointId]:
-        return ()
+    held: Sequence[HeldPoint] = ()
+
+    def ready(self) -> Sequence[HeldPoint]:
+        return self.held
 
     def discard(self, points: Collection[PointId], patient: bool) -> None:
         assert not points
@@ -94,6 +96,20 @@ def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(
         JobOrder(RUN, "web", UUID, uris[1], 3600),
     ]
     assert (result.exit_code, result.errors, recorder.messages) == (0, [], [])
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_output_that_builds_on_restore_points_gets_each_domain_s_own_with_the_order(
+    keeps: bool, uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
+) -> None:
+    output = NothingLeft()
+    output.keeps_snapshots = keeps
+    held = [held_point("first", UUID, "1"), held_point("second", UUID, "2"), held_point("first", "gone", "3")]
+    output.held = held
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    Run(chosen, output, Recorder(), StopRequest(), RUN).back_up(())
+    known = {order.name: list(order.known) for order in pool.orders}
+    assert known == {"db": [], "web": held[:2] if keeps else []}
 
 
 def test_domains_that_are_named_are_saved_whatever_min_age_says(
