@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import IO, Callable
 
 from backup.errors import reason
@@ -65,6 +66,18 @@ class Program:
     environment: Mapping[str, str] = field(repr=False)
     options: Sequence[str]
     stall_timeout: float  # seconds without progress of a backup
+
+    def may_have_locks(self) -> bool:
+        """Tell whether there may be locks: where a look into a directory says no, that saves a call.
+
+        Of a repository that a path names, and nothing else could (restic's design.rst, "Repository Layout").
+        """
+        if self.environment or self.options or not self.repository:
+            return True
+        try:
+            return bool(os.listdir(Path("/", self.repository, "locks")))
+        except OSError:  # a path that is none, such as "sftp:host:/backups"
+            return True
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""

@@ -142,7 +142,8 @@ class Repository:
     def _discard(self, points: Collection[PointId]) -> None:
         # A restic that was interrupted as it took its lock may have left it (0.14), one that had to be
         # killed has. Locks of live processes are not touched.
-        self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
+        if self.program.may_have_locks():
+            self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
         if points:
             snapshots = self._snapshots(f"--tag={TAG}")
             doomed = incomplete(snapshots) & set(points)

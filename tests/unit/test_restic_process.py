@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -349,3 +350,26 @@ def test_a_terminal_s_ctrl_c_is_not_for_a_restic_that_streams(script: Script, tm
     with script(f"ps -o pgid= -p $$ >{told}").dump("latest", "vda.img", go_on) as source:
         source.read()
     assert int(told.read_text()) != os.getpgid(0)
+
+
+def test_a_directory_without_locks_tells_so_by_itself(repository: Repository) -> None:
+    program = replace(repository.program(), options=())
+    assert not program.may_have_locks()
+    (repository.path / "locks" / ("0" * 64)).touch()
+    assert program.may_have_locks()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"repository": "sftp:host:/backups"},
+        {"repository": "/nowhere"},
+        {"repository": ""},
+        {"options": ("--repo=/elsewhere",)},
+        {"environment": {"RESTIC_REPOSITORY": "/elsewhere"}},
+    ],
+)
+def test_where_a_repository_can_not_be_looked_into_there_may_be_locks(
+    repository: Repository, other: Any
+) -> None:
+    assert replace(repository.program(), **{"options": (), **other}).may_have_locks()
