@@ -13,7 +13,7 @@ from backup import job
 from backup.job import DomainJob, JobOrder
 from backup.journal import Journal
 from backup.libvirt_errors import HypervisorError
-from backup.model import Domain, JobResult, RestorePoint, SavedImage
+from backup.model import Domain, HeldPoint, JobResult, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
 from backup.stop import StopRequest
 
@@ -76,9 +76,11 @@ class PaperNode:
     def hypervisor(self) -> PaperHypervisor:
         return self.hypervisors[URI]
 
-    def back_up(self, min_age: int = 0, uri: str = URI, **constants: Any) -> JobResult:
+    def back_up(
+        self, min_age: int = 0, uri: str = URI, known: Sequence[HeldPoint] = (), **constants: Any
+    ) -> JobResult:
         """Do the job of web, as `uri` listed it, and see that nothing of it stays behind."""
-        order = JobOrder(RUN, "web", UUID, uri, min_age)
+        order = JobOrder(RUN, "web", UUID, uri, min_age, known=known)
         uris = {"libvirt_uri": [URI, OTHER_URI], "runtime_dir": str(self.directory)}
         held_before = set(self.cluster.locks)
         result = DomainJob(

@@ -23,7 +23,7 @@ from backup.model import (
 from backup.protocols import Job, SnapshotSource
 
 from .paper_node import PaperNode, PaperOutput
-from .samples import FSID, LAYOUT, RUN, TAKEN, UUID, domain, rbd_disk
+from .samples import FSID, LAYOUT, RUN, TAKEN, UUID, domain, held_point, rbd_disk
 
 BEFORE = "20230101T000000Z-efgh"
 OWNED, KEPT = f"virt-rbd-backup.{UUID}.", f"virt-rbd-backup.kept.{UUID}."
@@ -36,11 +36,13 @@ class KeepingOutput(PaperOutput):
     keeps_snapshots = True
     bases: Sequence[str] = ()  # names of the snapshots that were built on, "" for none
     there: Sequence[set[str]] = ()  # what there was while it saved
+    known: Sequence[HeldPoint] = ()
     error: BackupError | None = None
 
     def base(
         self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
     ) -> Optional[SavedDomain]:
+        self.known = known
         if BEFORE not in runs:
             return None
         images = tuple(
@@ -135,6 +137,13 @@ def test_an_output_that_reads_everything_touches_nothing_that_is_kept(node: Pape
     node.output = PaperOutput(node)
     assert node.back_up().status is Status.SAVED
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_the_output_is_told_what_the_run_has_listed(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    known = [held_point(BEFORE, manifest_id="manifest")]
+    node.back_up(known=known)
+    assert keeping(node).known == known
 
 
 def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None:
