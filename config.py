@@ -151,3 +151,7 @@ REPORT_FILE = ""
 # File for Prometheus, by node_exporter's textfile collector, that tells how each domain and the last run are,
 # such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom"; "": none. Needs python3-prometheus-client.
 METRICS_FILE = ""
+
+# Seconds between two lines that tell how far a job is, in the journal and on terminals that can't show the
+# live view; 0: none.
+PROGRESS_INTERVAL = 60

@@ -20,10 +20,12 @@ import outputs
 from backup import command_line
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
+from backup.faces import displayed
 from backup.model import Level
 from backup.publish import publish, publish_metrics
 from backup.settings import Settings, load
 from backup.stop import StopRequest
+from backup.title import set_title
 from backup.whole_file import write_whole
 
 # Modules that only distributions package, and their package in Debian.
@@ -46,11 +48,10 @@ def main(words: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):  # names come in all alphabets, whatever the locale
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     arguments = command_line.parsed(words)
+    set_title(arguments.command)
     console = Console(
         sys.stderr,
         level=Level[arguments.log_level.upper()],
-        show_progress=arguments.progress == "always"
-        or (arguments.progress == "auto" and sys.stderr.isatty()),
         in_journal=os.environ.get("JOURNAL_STREAM") == _stream_id(sys.stderr.fileno()),
     )
     try:
@@ -80,15 +81,16 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
         return _show(arguments.domains, False, settings, console)
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    run = Run(settings, outputs.chosen(settings), console, stop)
-    try:
-        result = run.back_up(arguments.domains, arguments.verify)
-    except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
-        raise
-    except BackupError as error:
-        publish(run.nothing_done(arguments.domains, error), settings, console)
-        raise
-    publish(result, settings, console)
+    with displayed(console, arguments.progress, settings.progress_interval) as display:
+        run = Run(settings, outputs.chosen(settings), display, stop)
+        try:
+            result = run.back_up(arguments.domains, arguments.verify)
+        except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
+            raise
+        except BackupError as error:
+            publish(run.nothing_done(arguments.domains, error), settings, display)
+            raise
+        publish(result, settings, display)
     _print(summary(result))
     return result.exit_code
 
@@ -138,7 +140,8 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    restored = Restorer(order, settings, outputs.readable(settings), console, stop).restore()
+    with displayed(console, arguments.progress, settings.progress_interval) as display:
+        restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
     _print(restored_table(restored))
     return 0
 
@@ -149,11 +152,13 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    verification = Verification(settings, outputs.readable(settings), console, stop, arguments.sample)
-    try:
-        verified = verification.verify(arguments.domains, arguments.at)
-    finally:  # what was found counts, though it were interrupted
-        publish_metrics(settings, console)
+    output = outputs.readable(settings)
+    with displayed(console, arguments.progress, settings.progress_interval) as display:
+        verification = Verification(settings, output, display, stop, arguments.sample)
+        try:
+            verified = verification.verify(arguments.domains, arguments.at)
+        finally:  # what was found counts, though it were interrupted
+            publish_metrics(settings, display)
     _print(proven(verified))
     return 3 if verified.failed else 0
 
@@ -164,11 +169,13 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
     stop = StopRequest()
     stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    trial = Drill(settings, outputs.readable(settings), console, stop, arguments.boot)
-    try:
-        name = trial.drill(arguments.domain)
-    finally:  # that it failed is to be known, too
-        publish_metrics(settings, console)
+    output = outputs.readable(settings)
+    with displayed(console, arguments.progress, settings.progress_interval) as display:
+        trial = Drill(settings, output, display, stop, arguments.boot)
+        try:
+            name = trial.drill(arguments.domain)
+        finally:  # that it failed is to be known, too
+            publish_metrics(settings, display)
     _print(f"{name} comes back as it was saved\n")
     return 0
 

@@ -300,7 +300,7 @@ def _common_options() -> _Parser:
         "--progress",
         metavar="WHEN",
         choices=("auto", "always", "never"),
-        help="auto, always or never; default: auto, on a terminal",
+        help="auto, always or never; default: auto, on a terminal and in the journal",
     )
     return parent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,26 +27,27 @@ class Console:
 
     stream: TextIO
     level: Level = Level.INFO
-    show_progress: bool = False
     in_journal: bool = False
 
     def __reduce__(self) -> tuple[Callable[..., Console], tuple[object, ...]]:
         """Write to standard error in another process too, which has inherited it."""
-        return _on_standard_error, (self.level, self.show_progress, self.in_journal)
+        return _on_standard_error, (self.level, self.in_journal)
 
     def message(self, level: Level, domain: str, text: str) -> None:
         if level <= self.level:
-            mark = f"<{level.value}>" if self.in_journal else ""
-            who = f"{domain}: " if domain else ""
-            self._write(f"{mark}{LABELS.get(level, '')}{one_line(who + text)}")
+            self._write(self.line(level, domain, text))
 
-    def phase(self, domain: str, phase: Phase, limit: float) -> None:
-        self.message(Level.DEBUG, domain, f"{phase.value}, for at most {limit:.0f} s without a sign of life")
+    def line(self, level: Level, domain: str, text: str) -> str:
+        """Give the line of a message."""
+        mark = f"<{level.value}>" if self.in_journal else ""
+        who = f"{domain}: " if domain else ""
+        return f"{mark}{LABELS.get(level, '')}{one_line(who + text)}"
+
+    def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
+        self.message(Level.DEBUG, domain, phase.value)
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        if self.show_progress:
-            text = f"{target} {100 * done // size} % of {size_text(size)}"
-            self.message(Level.INFO, domain, text)
+        """Say nothing: whoever has much to do reports to a display."""
 
     def error(self, error: BackupError) -> None:
         """Write an error and, on a line of its own, its hint."""
@@ -61,8 +63,8 @@ class Console:
             return  # the terminal is gone: nobody reads this, but the run has guests to let go
 
 
-def _on_standard_error(level: Level, show_progress: bool, in_journal: bool) -> Console:
-    return Console(sys.stderr, level, show_progress, in_journal)
+def _on_standard_error(level: Level, in_journal: bool) -> Console:
+    return Console(sys.stderr, level, in_journal)
 
 
 def finding(found: Finding) -> str:

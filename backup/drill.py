@@ -15,16 +15,17 @@ from .domain_xml import AGENT_CHANNEL
 from .errors import BackupError, ConfigError, DomainGone, Interrupted, NotNow, NotProven
 from .hypervisor import Hypervisor
 from .libvirt_errors import HypervisorError
-from .model import HeldPoint, Image, Level, SavedDomain, SavedImage, State
+from .model import HeldPoint, Image, Level, Phase, SavedDomain, SavedImage, State
 from .new_image import NewImage, require_room
 from .proof import Proof, Proofs, now, proofs
-from .protocols import Output, Reporter
+from .protocols import Output, RunReporter
 from .restore import Restore
 from .restore_order import restore_cluster
 from .restore_points import as_held, chosen
 from .restored_domain import RestoredDomain
 from .settings import Settings
 from .stop import StopRequest
+from .throttle import Throttle
 from .verify import against_checksums, pieces_read, require_checksums
 
 BOOT_POLL = 1.0  # seconds between two looks at a guest that boots
@@ -37,7 +38,7 @@ class Drill:
 
     settings: Settings
     output: Output
-    reporter: Reporter
+    reporter: RunReporter
     stop: StopRequest
     boot: bool = False
 
@@ -76,6 +77,8 @@ class Drill:
         text = f"drill of the restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, text)
         require_checksums(saved)
+        size = sum(image.size for image in saved.images)
+        self.reporter.planned(saved.point.uuid, saved.name, 2 * size)  # restored, and read back
         pool, _, namespace = self.settings.drill_pool.partition("/")
         with ExitStack() as stack:
             cluster = stack.enter_context(restore_cluster(self.settings))
@@ -86,6 +89,7 @@ class Drill:
                 wanted.append((image, NewImage(cluster, place, image, False, self.reporter)))
             restore = Restore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
             stack.enter_context(restore.filled(wanted))
+            self.reporter.phase(saved.name, Phase.VERIFY)
             for image, target in wanted:
                 self._verify(saved, image, target.filling, cluster)
             if self.boot:
@@ -94,9 +98,16 @@ class Drill:
 
     def _verify(self, saved: SavedDomain, image: SavedImage, restored: Image, cluster: Cluster) -> None:
         """Hold what lies in the cluster against what was saved."""
+        throttle = Throttle()
+
+        def progress(done: int) -> None:
+            self.stop.check()
+            if throttle.due(done, image.size):
+                self.reporter.progress(saved.name, image.target, done, image.size)
+
         checksums = Checksums(bytearray(saved.checksums[image.target]))
         with cluster.head_reader(restored) as reader, closing(pieces_read(reader)) as pieces:
-            against_checksums(pieces, image, checksums, lambda _: self.stop.check())
+            against_checksums(pieces, image, checksums, progress)
         self.reporter.message(Level.INFO, saved.name, f"{image.target} verified in {restored.place}")
 
     def _boot(
@@ -104,6 +115,7 @@ class Drill:
     ) -> None:
         """Boot it without a network, and wait until its agent answers."""
         settings = self.settings
+        self.reporter.phase(saved.name, Phase.BOOT)
         with Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout) as hypervisor:
             name = f"{saved.name}-drill"
             domain = RestoredDomain.of(saved, hypervisor, name, True, False, self.reporter)

@@ -59,7 +59,8 @@ class JobOrder:
 
     `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
     to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
-    complete restore points as the run listed them, before its first job.
+    complete restore points as the run listed them, before its first job. `size`: the bytes that this will
+    pass along, for whoever watches; 0 if that is not known.
     """
 
     run: str
@@ -69,6 +70,7 @@ class JobOrder:
     min_age: int = 0
     verify: bool = False
     known: Sequence[HeldPoint] = ()
+    size: int = 0
 
 
 @dataclass
@@ -100,11 +102,13 @@ class DomainJob:
         def progress(done: int) -> None:
             self.reporter.progress(self.order.name, image.target, done, image.size)
 
+        self._begin(Phase.VERIFY, self._output_limit)
         with (
             source.open() as reader,
             self.output.image(image, self.check_stop) as content,
         ):
             against_snapshot(pieces_of(content, image.size), image, reader, progress)
+        self._begin(Phase.STREAM, self._output_limit)
         self.reporter.message(Level.INFO, self.order.name, f"{image.target} ({image.image}) verified")
 
     def run(self) -> JobResult:
@@ -147,8 +151,7 @@ class DomainJob:
             if disk.gap is Gap.FOREIGN:
                 text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"
                 self.reporter.message(Level.INFO, domain.name, text)
-        waits = 2 * settings.output_stall_timeout + settings.lock_wait
-        self._begin(Phase.STREAM, waits + settings.ceph_timeout)
+        self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)
         if self._bases:
             stack.callback(self._keep, snapshots, self._bases, domain)
@@ -171,6 +174,11 @@ class DomainJob:
         """Enter a phase whose operations on the cluster and the output are limited to this in all."""
         patience = PATIENCE + 2 * self.settings.libvirt_timeout
         self.reporter.phase(self.order.name, phase, patience + limit)
+
+    @property
+    def _output_limit(self) -> int:
+        settings = self.settings
+        return 2 * settings.output_stall_timeout + settings.lock_wait + settings.ceph_timeout
 
     def _found(self, stack: ExitStack) -> tuple[Hypervisor, Domain]:
         """Look the domain up where it was listed, else where it may have migrated to since.

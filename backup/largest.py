@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 
 from .connect import Clusters
 from .errors import BackupError
@@ -16,13 +17,16 @@ LOOKS = 16  # images that are asked for their size at the same time
 PATIENCE = 10  # seconds for Ceph; what can't be told by then, the job itself will tell
 
 
-def largest_first(domains: Sequence[Domain], hypervisors: Hypervisors, settings: Settings) -> list[Domain]:
-    """Sort by the sum of the images' sizes; an image that can't be opened counts as empty."""
+def largest_first(
+    domains: Sequence[Domain], hypervisors: Hypervisors, settings: Settings
+) -> list[tuple[Domain, int]]:
+    """Sort by the sum of the images' sizes, and give it; an image that can't be opened counts as empty."""
     sizes: dict[Disk, int] = {}
     for hypervisor in hypervisors:
         disks = [disk for domain in domains if domain.uri == hypervisor.uri for disk in domain.disks]
         sizes.update(_sizes(disks, hypervisor, settings))
-    return sorted(domains, key=lambda domain: sum(sizes[disk] for disk in domain.disks), reverse=True)
+    sums = [(domain, sum(sizes[disk] for disk in domain.disks)) for domain in domains]
+    return sorted(sums, key=itemgetter(1), reverse=True)
 
 
 def _sizes(disks: Sequence[Disk], hypervisor: Hypervisor, settings: Settings) -> dict[Disk, int]:

@@ -281,6 +281,9 @@ class Phase(str, Enum):
     PREPARE = "preparing"  # connecting, locking, removing leftovers
     SNAPSHOT = "making snapshots"  # with the guest held still
     STREAM = "streaming"
+    VERIFY = "verifying"
+    RESTORE = "restoring"
+    BOOT = "booting"
     TIDY = "tidying up"  # removing snapshots and the lock
 
 

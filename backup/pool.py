@@ -21,7 +21,7 @@ from .errors import reason
 from .job import JobOrder
 from .model import JobResult, Level, Phase, Status, Timeline
 from .process import SPAWN, signals_blocked
-from .protocols import Output, Reporter
+from .protocols import Output, RunReporter
 from .settings import Settings
 from .stop import StopRequest
 from .worker import Message, PhaseBegun, Progress, work
@@ -69,7 +69,7 @@ class Pool:
 
     settings: Settings
     output: Output
-    reporter: Reporter
+    reporter: RunReporter
     stop: StopRequest
     lifeline: Connection
     worker_died: Callable[[JobOrder], None]
@@ -98,6 +98,8 @@ class Pool:
         """Do the jobs in this order; when stopped, wait for the workers to clean up."""
         waiting = deque(orders)
         self._results = []
+        for order in orders:
+            self.reporter.planned(order.uuid, order.name, order.size)
         self._run(waiting)
         interrupted = "interrupted before it began"
         return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
@@ -112,8 +114,9 @@ class Pool:
                 self._tell_to_stop()
             if self.stop.insisted:
                 self._kill()
-            for worker in self._active.values():
-                self._end_if_hung(worker)
+            for unheard, worker in self._active.items():
+                if not unheard.poll():  # or it was this process that was stopped
+                    self._end_if_hung(worker)
             for pipe in wait(list(self._active), STOP_POLL):
                 assert isinstance(pipe, Connection)
                 self._receive(pipe)
@@ -211,6 +214,7 @@ class Pool:
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)
+        self.reporter.ended(result.uuid, failed=result.status is Status.FAILED)
         if result.status is Status.FAILED:
             hint = f" (hint: {result.hint})" if result.hint else ""
             self.reporter.message(Level.ERROR, result.name, f"failed: {result.reason}{hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -97,10 +98,23 @@ class Reporter(Protocol):
 
     def message(self, level: Level, domain: str, text: str) -> None: ...
 
-    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+    def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
         """Say that a job enters a phase, and that it hangs if nothing more is said for `limit` seconds."""
 
-    def progress(self, domain: str, target: str, done: int, size: int) -> None: ...
+    def progress(self, domain: str, target: str, done: int, size: int) -> None:
+        """Say how many of an image's bytes have passed; of all that is to be read where `target` is "".
+
+        Never waits: not all of it has to be shown.
+        """
+
+
+class RunReporter(Reporter, Protocol):
+    """Takes what there is to say of several jobs, too."""
+
+    def planned(self, uuid: str, domain: str, size: int) -> None:
+        """Say that a job is to come, for the second time too; it is to pass `size` bytes, 0 if unknown."""
+
+    def ended(self, uuid: str, failed: bool) -> None: ...
 
 
 class Source(Protocol):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from .cleanly import undone_by
 from .errors import BackupError
-from .model import Level, SavedImage
-from .protocols import Output, Reporter, RestoreTarget
+from .model import Level, Phase, SavedImage
+from .protocols import Output, RestoreTarget, RunReporter
 from .refill import refill
 from .stop import StopRequest
 from .throttle import Throttle
@@ -39,7 +39,7 @@ class Restore:
     domain: str
     output: Output
     workers: int
-    reporter: Reporter
+    reporter: RunReporter
     stop: StopRequest
 
     def bring_back(self, wanted: Wanted) -> Sequence[RestoredImage]:
@@ -48,6 +48,7 @@ class Restore:
         Whatever is raised, BackupError among it, nothing is left of what was begun, and what was to be
         replaced is there as before.
         """
+        self.reporter.planned(self.domain, self.domain, sum(saved.size for saved, _ in wanted))
         with self.filled(wanted) as restored:
             for _, target in wanted:
                 target.commit()
@@ -63,6 +64,7 @@ class Restore:
         """
         for _, target in wanted:
             target.require_free()
+        self.reporter.phase(self.domain, Phase.RESTORE)
         with ExitStack() as stack:
             for _, target in wanted:
                 stack.enter_context(undone_by(target.discard, self.reporter, self.domain))
@@ -83,7 +85,7 @@ class Restore:
         began, throttle = time.monotonic(), Throttle()
 
         def progress(done: int) -> None:
-            if throttle.due():
+            if throttle.due(done, saved.size):
                 self.reporter.progress(self.domain, saved.target, done, saved.size)
 
         written = 0

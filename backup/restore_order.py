@@ -14,7 +14,7 @@ from .hypervisor import Hypervisor
 from .model import ClusterAddress, HeldPoint, Image, Level, SavedDomain, SavedImage, image_named
 from .new_file import NewFile
 from .new_image import NewImage, require_room
-from .protocols import Output, Reporter
+from .protocols import Output, RunReporter
 from .restore import Restore, RestoredImage, Wanted
 from .restore_points import chosen, images_held
 from .restored_domain import RestoredDomain
@@ -85,7 +85,7 @@ class Restorer:
     order: RestoreOrder
     settings: Settings
     output: Output
-    reporter: Reporter
+    reporter: RunReporter
     stop: StopRequest
 
     def restore(self) -> Sequence[RestoredImage]:

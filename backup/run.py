@@ -20,7 +20,7 @@ from .largest import largest_first
 from .model import Domain, HeldPoint, JobResult, Level, PointId, Status
 from .node import only_run
 from .pool import Pool
-from .protocols import Output, Reporter
+from .protocols import Output, Reporter, RunReporter
 from .report import RunResult
 from .selection import Choice, choose
 from .settings import Settings
@@ -64,7 +64,7 @@ class Run:
 
     settings: Settings
     output: Output
-    reporter: Reporter
+    reporter: RunReporter
     stop: StopRequest
     run: str = field(default_factory=new_run_id)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
@@ -90,14 +90,15 @@ class Run:
             with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
                 pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
                 choices = look(names, hypervisors, settings, self.reporter)
-                domains = self._ordered(choices, names, hypervisors)
-                pool.warm_up(len(domains))
-                if domains:
+                sized = self._ordered(choices, names, hypervisors)
+                pool.warm_up(len(sized))
+                if sized:
                     wait([found])
                     self.stop.check()
                     held = found.result()  # what takes no backup keeps all of them from being saved
-                    results = self._tried(self._orders(domains, held, bool(names), verify), pool)
-            if domains:
+                    results = self._tried(self._orders(sized, held, bool(names), verify), pool)
+            if sized:
+                domains = [domain for domain, _ in sized]
                 tell_of_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -111,16 +112,19 @@ class Run:
         )
 
     def _orders(
-        self, domains: Sequence[Domain], held: Sequence[HeldPoint], named: bool, verify: bool
+        self, sized: Sequence[tuple[Domain, int]], held: Sequence[HeldPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         min_age = 0 if named else self.settings.min_age
-        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain in domains}
+        passes = 0 if self.output.keeps_snapshots else 1 + verify  # 0: nobody knows what has changed
+        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain, _ in sized}
         for point in held if self.output.keeps_snapshots else ():
             if point.id.uuid in known:
                 known[point.id.uuid].append(point)
         return [
-            JobOrder(self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid]))
-            for one in domains
+            JobOrder(
+                self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid]), passes * size
+            )
+            for one, size in sized
         ]
 
     def _pool(self, lifeline: Connection) -> Pool:
@@ -161,8 +165,8 @@ class Run:
 
     def _ordered(
         self, choices: Sequence[Choice], names: Sequence[str], hypervisors: Hypervisors
-    ) -> Sequence[Domain]:
-        """Give the selected domains, the largest first."""
+    ) -> Sequence[tuple[Domain, int]]:
+        """Give the selected domains with the sizes of their images, the largest first."""
         domains = [choice.domain for choice in choices if not choice.skipped]
         chosen = {domain.uuid for domain in domains}
         for choice in choices:

@@ -125,6 +125,7 @@ class Settings:
     report_days: int = _constant(_whole(1))
     report_file: str = _constant(_absolute_or_none)
     metrics_file: str = _constant(_metrics_file)
+    progress_interval: int = _constant(_whole(0))
 
     @property
     def libvirt_uris(self) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ def copy(
         data_bytes += len(data)
         progress(sink.sent)
     _fill(sink, reader.size, progress)
+    progress(sink.sent)
     return Copied(data_bytes, checksums)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from .cluster import Cluster
 from .cluster_errors import ClusterError
 from .errors import BackupError, ConfigError
 from .kept import snapshot_of
-from .model import HeldPoint, Level, SavedDomain, SavedImage
+from .model import HeldPoint, Level, Phase, SavedDomain, SavedImage
 from .proof import Proofs
-from .protocols import Output, Reporter
+from .protocols import Output, RunReporter
 from .restore_order import restore_cluster
 from .restore_points import as_held, chosen, of_domains
 from .settings import Settings
@@ -50,7 +51,7 @@ class Verification:
 
     settings: Settings
     output: Output
-    reporter: Reporter
+    reporter: RunReporter
     stop: StopRequest
     sample: float = 1.0
 
@@ -66,7 +67,7 @@ class Verification:
         failed: set[str] = set()
         images = size = 0
         saved = self._saved(points, of, at, failed)
-        for uuid, image, future in self._compared(saved):
+        for uuid, image, future in self._compared(saved, failed):
             try:
                 future.result()
             except BackupError as error:
@@ -97,10 +98,17 @@ class Verification:
                 self._failed(failed, uuid, name, error)
         return saved
 
-    def _compared(self, saved: Mapping[str, SavedDomain]) -> Iterator[Read]:
-        """Read images back, and yield each as soon as that has ended. Raises the reason to stop."""
+    def _compared(self, saved: Mapping[str, SavedDomain], failed: Container[str]) -> Iterator[Read]:
+        """Read images back, and yield each as soon as that has ended. Raises the reason to stop.
+
+        `failed` then has those whose images are not as they were saved.
+        """
         images = [(uuid, image) for uuid, one in saved.items() for image in one.images]
         drawn = _drawn(images, self.sample)
+        left = Counter(uuid for uuid, _ in drawn)
+        for uuid in left:
+            size = sum(image.size for of, image in drawn if of == uuid)
+            self.reporter.planned(uuid, saved[uuid].name, size)
         with (
             self._cluster([image for _, image in drawn]) as cluster,
             ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads,
@@ -113,7 +121,11 @@ class Verification:
             while pending:
                 done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
                 for future in done:
-                    yield (*under_way[future], future)
+                    uuid, image = under_way[future]
+                    yield uuid, image, future
+                    left[uuid] -= 1
+                    if not left[uuid]:
+                        self.reporter.ended(uuid, failed=uuid in failed)
         self.stop.check()
 
     @contextmanager
@@ -135,9 +147,10 @@ class Verification:
             return
         checksums = Checksums(bytearray(saved.checksums[image.target]))
         throttle = Throttle()
+        self.reporter.phase(saved.name, Phase.VERIFY)
 
         def progress(done: int) -> None:
-            if throttle.due():
+            if throttle.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
         if self._is_as_its_snapshot(saved.name, image, cluster, progress):

@@ -15,6 +15,7 @@ from .node import only_run
 from .process import SPAWN, signals_blocked
 from .protocols import Reporter
 from .settings import Settings
+from .title import set_title
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None
     os.setsid()  # neither a terminal's Ctrl-C nor its end are meant for this process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    set_title("watchdog")
     with suppress(EOFError):
         lifeline.recv_bytes()  # nothing is ever sent
     if Journal(settings.runtime_dir).notes():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Union
+from typing import Callable, Union
 
 from .job import DomainJob, JobOrder
 from .model import JobResult, Level, Phase
@@ -16,6 +18,7 @@ from .protocols import Output
 from .settings import Settings
 from .stop import StopRequest
 from .throttle import Throttle
+from .title import set_title
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,35 @@ FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
 
 
 class PipeReporter:
-    """Sends what the job reports to the main process. Satisfies protocols.Reporter."""
+    """Sends what the job reports to the main process. Satisfies protocols.Reporter.
 
-    def __init__(self, pipe: Connection) -> None:
+    Progress for which the pipe has no room is dropped: a main process that was stopped does not read, and the
+    stream must not wait for it. `set_title` gets what this process is doing.
+    """
+
+    def __init__(self, pipe: Connection, set_title: Callable[[str], None] = lambda text: None) -> None:
         self._pipe = pipe
+        self._set_title = set_title
+        self._phase, self._target = Phase.PREPARE, ""
         self._throttle = Throttle()
+        self._room = select.poll()
+        self._room.register(pipe, select.POLLOUT)
 
     def message(self, level: Level, domain: str, text: str) -> None:
         self.send(Message(level, domain, text))
 
-    def phase(self, domain: str, phase: Phase, limit: float) -> None:
+    def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
+        self._phase, self._target = phase, ""
+        self._set_title(f"{domain}: {phase.value}")
         self.send(PhaseBegun(domain, phase, limit))
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        if self._throttle.due():
+        if not self._throttle.due(done, size):
+            return
+        if target != self._target:
+            self._target = target
+            self._set_title(f"{domain}: {self._phase.value} {target}".rstrip())
+        if self._room.poll(0):
             self.send(Progress(domain, target, done, size))
 
     def send(self, item: FromWorker) -> None:
@@ -92,9 +110,10 @@ def work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal_when_parent_dies(signal.SIGTERM, main_process)
+    set_title("worker")
     try:
         order: JobOrder = pipe.recv()
     except EOFError:
         return
-    reporter = PipeReporter(pipe)
+    reporter = PipeReporter(pipe, set_title)
     reporter.send(DomainJob(order, settings, output, reporter, stop).run())

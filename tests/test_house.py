@@ -20,6 +20,8 @@ CHOKE_POINTS = {
     "libvirt_qemu": {"backup/guest_agent.py"},
     "rados": {"backup/cluster.py", "backup/new_image.py"},
     "rbd": {"backup/cluster.py", "backup/new_image.py"},
+    "rich": {"backup/live.py"},
+    "setproctitle": {"backup/title.py"},
 }
 
 

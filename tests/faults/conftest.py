@@ -7,19 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import MIB, make_image
-
-
-@pytest.fixture(scope="package")
-def large(lab: Lab) -> Iterator[str]:
-    """A domain that is shut off, with two images, the second of which takes a while."""
-    make_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
-    make_image(lab, "vms/large", 256 * MIB, {0: 200 * MIB})
-    lab.define_domain("large", [RbdDisk("vda", "vms/large-first"), RbdDisk("vdb", "vms/large")])
-    yield "large"
-    lab.undefine_domain("large")
-    lab.delete_image("vms/large-first")
-    lab.delete_image("vms/large")
+from tests.lab.sample import MIB
 
 
 @pytest.fixture(scope="package")

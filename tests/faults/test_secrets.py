@@ -87,7 +87,7 @@ def test_no_process_has_a_secret_that_is_not_its_own(node: Node, secrets: Mappin
         restic.reached()
         children = node.processes("--stdin-filename=vda.img")
         lines = [_strings(pid, "cmdline") for pid in node.processes("")]
-        environments = [_strings(pid, "environ") for pid in node.processes("python3")]
+        environments = [_strings(pid, "environ") for pid in node.processes("virt-rbd-backup: ")]
         names = {line.partition("=")[0] for pid in children for line in _strings(pid, "environ")}
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in node.runtime_dir.rglob("*")}
         top = stat.S_IMODE(node.runtime_dir.stat().st_mode)

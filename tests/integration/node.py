@@ -9,11 +9,12 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Callable
 
+from tests.integration.terminal import Terminal, on_terminal
 from tests.lab import Lab
 from tests.quick_repository import PASSWORD, make_repository
 
@@ -109,6 +110,10 @@ class Node:
             finally:
                 process.kill()
 
+    def on_terminal(self, *words: str, **constants: Any) -> AbstractContextManager[Terminal]:
+        """Start a command on a terminal of its own."""
+        return on_terminal(self.command(*words, **constants), self._environment)
+
     def processes(self, word: str) -> Sequence[int]:
         """Give the pids of this node's processes with the word in their command lines."""
         mark = str(self.directory)
@@ -119,12 +124,12 @@ class Node:
         ]
 
     def workers(self) -> Sequence[int]:
-        """Give the pids of the processes that do jobs."""
-        return [pid for pid in self.processes("spawn_main") if os.getsid(pid) != pid]
+        """Give the pids of a started command's processes that do jobs, by their titles."""
+        return [pid for pid in self.processes("virt-rbd-backup: ") if os.getsid(pid) != pid]
 
     def watchdogs(self) -> Sequence[int]:
-        """Give the pid of the run's watchdog, which has a session of its own."""
-        return [pid for pid in self.processes("spawn_main") if os.getsid(pid) == pid]
+        """Give the pid of the run's watchdog, which has a session of its own by then."""
+        return self.processes("virt-rbd-backup: watchdog")
 
     def report(self) -> dict[str, Any]:
         """Give the last run's report, its domains by their names."""

@@ -57,20 +57,12 @@ def test_a_name_can_neither_forge_a_line_nor_move_the_cursor(stream: io.StringIO
     )
 
 
-def test_progress_is_shown_only_where_it_is_wanted(stream: io.StringIO) -> None:
-    Console(stream).progress("web", "vda", 1, 3 << 30)
-    assert stream.getvalue() == ""
-    Console(stream, show_progress=True).progress("web", "vda", 1 << 30, 3 << 30)
-    assert stream.getvalue() == "web: vda 33 % of 3.0 GiB\n"
-
-
 def test_a_terminal_that_hangs_up_does_not_end_the_run() -> None:
     ours, theirs = pty.openpty()
     terminal = os.fdopen(theirs, "w")
-    console = Console(terminal, show_progress=True)
+    console = Console(terminal)
     os.close(ours)
     console.message(Level.WARNING, "", "stopping: waiting for the workers to clean up")
-    console.progress("web", "vda", 1, 2)
     console.error(BackupError("interrupted", "the hint"))
     with suppress(OSError):
         terminal.close()

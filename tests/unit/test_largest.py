@@ -54,7 +54,7 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Order:
         domains = [named(name, *images) for name, images in first.items()]
         domains += [named(name, *images, second=True) for name, images in second.items()]
         with Hypervisors(uris) as hypervisors:
-            return [one.name for one in largest_first(domains, hypervisors, settings())]
+            return [one.name for one, _ in largest_first(domains, hypervisors, settings())]
 
     return ordered
 

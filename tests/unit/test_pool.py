@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -172,3 +173,18 @@ def test_a_worker_that_can_still_clean_up_when_it_hung_is_not_killed() -> None:
 
 def test_progress_is_a_sign_of_life() -> None:
     assert done("slow").results["slow"].status is Status.SAVED
+
+
+def test_a_main_process_that_did_not_listen_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = iter([0.7])  # once, for longer than the worker may be silent
+
+    monkeypatch.setattr(StopsAt, "progress", lambda *_: time.sleep(next(stops, 0)))
+    all_done = done("slow")
+    assert all_done.results["slow"].status is Status.SAVED
+    assert all_done.recorder.told(Level.ERROR) == []
+
+
+def test_a_run_s_jobs_are_told_before_they_begin_and_as_they_end() -> None:
+    recorder = done("failed", "good").recorder
+    assert recorder.plan == [(UUID, "failed", 0), (UUID, "good", 0)]
+    assert sorted(recorder.ends) == [(UUID, False), (UUID, True)]

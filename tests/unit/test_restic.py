@@ -189,7 +189,7 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
     job = JobOnPaper(recorder)
     point = restore_point(domain(disks=[source.disk for source in sources]))
     Restic(repository.program(str(fake))).save(point, sources, job)
-    assert recorder.progressed == [("web", "vdb", 4 * MIB + 1, size)]
+    assert recorder.progressed == [("web", "vdb", 4 * MIB + 1, size), ("web", "vdb", size, size)]
     ((_, name, text),) = recorder.messages
     assert name == "web"
     assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of it data, 3.0 MiB new, in ")

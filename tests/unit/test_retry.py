@@ -77,7 +77,7 @@ def back_up(
 ) -> RunResult:
     monkeypatch.setattr(run, "Pool", pool)
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext())
-    monkeypatch.setattr(run, "largest_first", lambda domains, *_: domains)
+    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))
     uri = node_uri(directory / "node.xml", *domains)
     chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"))

@@ -65,7 +65,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
     pool = PoolOnPaper()
     monkeypatch.setattr(run, "Pool", pool)
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext())
-    monkeypatch.setattr(run, "largest_first", lambda domains, *_: domains)
+    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     return pool
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from backup import verification as verification_module
 from backup.errors import BackupError, Interrupted
-from backup.model import HeldPoint, Level, SavedImage
+from backup.model import HeldPoint, Level, Phase, SavedImage
 from backup.proof import proofs
 from backup.stop import StopRequest
 from backup.verification import Verification, Verified
@@ -43,6 +43,17 @@ def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) 
     known = proofs(state_dir)
     assert "does not come back as it was saved" in known[UUID].failure
     assert (known[OTHER_UUID].verified > "2020", known[OTHER_UUID].failure) == (True, "")
+
+
+def test_how_far_each_domain_is_and_how_it_ended_is_reported(state_dir: str, recorder: Recorder) -> None:
+    output = HeldPoints(BOTH, {"web": DAMAGED})
+    verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert sorted(recorder.plan) == [(UUID, "web", MIB), (OTHER_UUID, "db", MIB)]
+    assert {(domain, phase) for domain, phase, _ in recorder.phases} == {
+        (name, Phase.VERIFY) for name in ("web", "db")
+    }
+    assert set(recorder.progressed) == {("web", "vda", MIB, MIB), ("db", "vda", MIB, MIB)}
+    assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]
 
 
 def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Callable
@@ -39,3 +40,11 @@ def children() -> list[int]:
 def open_files() -> int:
     """Count this process's file descriptors."""
     return len(os.listdir("/proc/self/fd"))
+
+
+def waits_for_nobody(call: Callable[[], object]) -> None:
+    """Make the call. Fails the test if it has not returned after ten seconds."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits"

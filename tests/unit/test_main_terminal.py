@@ -1,0 +1,62 @@
+"""main.py on a terminal of its own, which may be stopped, and within a service."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.integration.terminal import on_terminal
+
+from .program_node import MAIN, PYTHON, Node
+from .waiting import wait_until
+
+STOP, GO_ON = b"\x13", b"\x11"  # Ctrl-S and Ctrl-Q
+COMMAND = (PYTHON, str(MAIN), "backup")
+FAILED = "error: web: failed: "
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    node = Node(tmp_path)
+    node.configure(STATE_DIR=str(tmp_path / "state"))
+    return node
+
+
+def environment(node: Node) -> Mapping[str, str]:
+    return {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(node.settings)}
+
+
+def test_a_failure_stands_above_the_view_which_is_gone_in_the_end(node: Node) -> None:
+    with on_terminal(COMMAND, environment(node)) as terminal:
+        modes = terminal.modes()
+        terminal.wait_for("running for 0:0")
+        assert terminal.read_to_end() == 3
+        assert terminal.modes() == modes
+    assert FAILED in terminal.text()
+    left = terminal.written.rpartition("\x1b[2K")[2]  # what came after the view was erased
+    assert [line.split()[0] for line in left.splitlines()] == ["domain", "web", "run"]
+    assert "\x1b[?25l" not in terminal.written, "the cursor was never hidden"
+
+
+def test_a_terminal_that_is_stopped_holds_up_neither_the_run_nor_its_report(node: Node) -> None:
+    with on_terminal(COMMAND, environment(node)) as terminal:
+        terminal.wait_for("running for 0:0")
+        terminal.type(STOP)
+        wait_until(node.report_file.exists, 30, "the report")
+        assert terminal.process.poll() is None, "it has something to say yet"
+        terminal.type(GO_ON)
+        assert terminal.read_to_end() == 3
+    assert FAILED in terminal.text()
+
+
+def test_a_service_s_status_tells_the_end(node: Node) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(node.directory / "notify"))
+        manager.settimeout(10)
+        done = node.start((), ("env", f"NOTIFY_SOCKET={manager.getsockname()}", *COMMAND))
+        assert done.returncode == 3
+        assert manager.recv(4096) == b"STATUS=ended: 1 failed"
