@@ -19,6 +19,7 @@ from .bench import Bench
 from .changing import changing, terabyte
 from .comeback import comeback
 from .guests import freeze, keeping, write_latency
+from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
 from .starts import starts
 
@@ -35,6 +36,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "changes": changing,
     "terabyte": terabyte,
     "keeping": keeping,
+    "progress": progress,
 }
 
 
