@@ -17,7 +17,7 @@ from typing import Callable
 
 import config
 import outputs
-from backup import command_line
+from backup import PROGRAM, command_line
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
 from backup.faces import displayed
@@ -39,6 +39,9 @@ OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}  # to sa
 PAGE_MODULES = {"jinja2": "python3-jinja2"}
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client"}
 
+# The settings of the command that an installation brings.
+INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
+
 # Of errors that do not mean that nothing could be done, which is 1.
 EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
 
@@ -55,7 +58,7 @@ def main(words: Sequence[str]) -> int:
         in_journal=os.environ.get("JOURNAL_STREAM") == _stream_id(sys.stderr.fileno()),
     )
     try:
-        override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG")
+        override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
         settings = load(vars(config), Path(override) if override else None)
         _require_modules(_modules(arguments.command, settings))
         return COMMANDS[arguments.command](arguments, settings, console)

@@ -1,0 +1,129 @@
+"""res/install puts the program below a root, keeps what is the admin's, and takes itself away again."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+UNITS = ("virt-rbd-backup.service", "virt-rbd-backup.timer")
+
+
+def install(root: Path, *words: str, script: Path = ROOT / "res/install") -> subprocess.CompletedProcess[str]:
+    command = ["/usr/bin/python3", str(script), "--destdir", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def files(root: Path) -> dict[Path, tuple[int, bytes]]:
+    """Give mode and content of all there is, but for what Python compiles: it is not the same each time."""
+    return {
+        path: (path.lstat().st_mode, path.read_bytes() if path.is_file() else b"")
+        for path in root.rglob("*")
+        if "__pycache__" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fresh")
+    done = install(root)
+    assert (done.returncode, done.stderr) == (0, "")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path, fresh: Path) -> Path:
+    """Give a root that it is installed below."""
+    shutil.copytree(fresh, tmp_path / "root", symlinks=True)
+    return tmp_path / "root"
+
+
+def test_the_program_runs_from_where_it_was_put(root: Path) -> None:
+    program = root / "opt/virt-rbd-backup/main.py"
+    done = subprocess.run(["/usr/bin/python3", program, "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("virt-rbd-backup 0")
+    assert (root / "usr/local/sbin/virt-rbd-backup").readlink() == Path("/opt/virt-rbd-backup/main.py")
+    for unit in UNITS:
+        assert (root / "etc/systemd/system" / unit).read_bytes() == (ROOT / "res" / unit).read_bytes()
+
+
+def test_the_settings_are_for_their_owner_alone(root: Path) -> None:
+    settings = root / "etc/virt-rbd-backup/config.py"
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o600
+    assert stat.S_IMODE(settings.parent.stat().st_mode) == 0o700
+
+
+def test_a_second_time_changes_nothing(root: Path) -> None:
+    before = files(root)
+    assert install(root).returncode == 0
+    assert files(root) == before
+
+
+def test_a_dry_run_tells_each_step_and_takes_none(tmp_path: Path, root: Path) -> None:
+    done = install(tmp_path / "fresh", "--dry-run")
+    assert f"would copy the program, version 0.1.0, to {tmp_path}/fresh/opt/virt-rbd-backup" in done.stdout
+    assert not (tmp_path / "fresh").exists()
+    before = files(root)
+    assert "would remove" in install(root, "--uninstall", "--purge", "--dry-run").stdout
+    assert files(root) == before
+
+
+def test_an_upgrade_keeps_the_settings_and_tells_what_is_new(tmp_path: Path, root: Path) -> None:
+    settings = root / "etc/virt-rbd-backup/config.py"
+    settings.write_text("WORKERS = 1\n")
+    newer = tmp_path / "newer"
+    shutil.copytree(root / "opt/virt-rbd-backup", newer)
+    config = (newer / "config.py").read_text()
+    config = config.replace("WORKERS = 3", "WORKERS = 4").replace("LOCK_WAIT = 3600", "NEW = 1")
+    (newer / "config.py").write_text(config)
+    version = newer / "backup/__init__.py"
+    version.write_text(version.read_text().replace('"0.1.0"', '"9.0"'))
+    told = install(root, script=newer / "res/install").stdout
+    assert "version 0.1.0 becomes 9.0" in told
+    assert "new setting: NEW = 1" in told
+    assert "new default: WORKERS = 4, was 3" in told
+    assert "no longer a setting: LOCK_WAIT" in told
+    assert settings.read_text() == "WORKERS = 1\n"
+
+
+@pytest.mark.parametrize(
+    "edited", ["opt/virt-rbd-backup/config.py", "etc/systemd/system/virt-rbd-backup.service"]
+)
+def test_what_an_admin_has_edited_is_not_replaced(root: Path, edited: str) -> None:
+    with (root / edited).open("a") as file:
+        file.write("# mine\n")
+    before = files(root)
+    done = install(root)
+    assert (done.returncode, f"{edited} was edited" in done.stderr) == (1, True)
+    assert files(root) == before
+
+
+def test_beside_the_package_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "usr/share/virt-rbd-backup").mkdir(parents=True)
+    assert "Debian's package is installed" in install(tmp_path).stderr
+    assert not (tmp_path / "opt").exists()
+
+
+def test_a_clone_in_its_place_is_not_replaced(root: Path) -> None:
+    (root / "opt/virt-rbd-backup/.git").mkdir()
+    assert "is a git clone" in install(root).stderr
+    assert "is a git clone" in install(root, "--uninstall").stderr
+
+
+def test_uninstalled_from_its_own_copy_it_leaves_what_is_the_admins(root: Path) -> None:
+    password = root / "etc/virt-rbd-backup/restic-password"
+    password.write_text("secret")
+    own = root / "opt/virt-rbd-backup/res/install"
+    assert install(root, "--uninstall", script=own).returncode == 0
+    assert {path.name for path in root.rglob("*") if path.is_file()} == {"config.py", "restic-password"}
+    assert install(root, "--uninstall", "--purge").returncode == 0
+    assert [path for path in root.rglob("*") if path.is_file()] == [password]
+
+
+def test_purging_without_uninstalling_is_refused(root: Path) -> None:
+    done = install(root, "--purge")
+    assert (done.returncode, "--purge goes with --uninstall" in done.stderr) == (2, True)
