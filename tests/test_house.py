@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from backup import __version__
+from main import MODULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,6 +81,35 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
     drop_in.mkdir()
     (drop_in / "incremental.conf").write_text((ROOT / "res/restic-incremental.conf").read_text())
     assert _verified(units) == ""
+
+
+@pytest.mark.parametrize("drop_in", ["", "restic-incremental.conf", "unprivileged.conf"])
+def test_the_service_is_locked_in(tmp_path: Path, drop_in: str) -> None:
+    service = str(shutil.copy(ROOT / "res/virt-rbd-backup.service", tmp_path))
+    if drop_in:
+        (tmp_path / "virt-rbd-backup.service.d").mkdir()
+        shutil.copy(ROOT / "res" / drop_in, tmp_path / "virt-rbd-backup.service.d")
+    assert _exposure(service) <= 3.0
+
+
+def test_the_drill_is_locked_in() -> None:
+    assert _exposure(str(ROOT / "res/virt-rbd-backup-drill.service")) <= 3.0
+
+
+def _exposure(service: str) -> float:
+    """Give systemd's own mark, from 0 (good) to 10."""
+    command = ["systemd-analyze", "security", "--offline=yes", service]
+    told = subprocess.run(command, capture_output=True, text=True).stdout
+    return float(told.split("Overall exposure level for ")[1].split()[1])
+
+
+def test_the_package_has_the_version_of_the_program() -> None:
+    assert (ROOT / "debian/changelog").read_text().split()[1] == f"({__version__})"
+
+
+def test_the_package_depends_on_the_modules_that_the_program_asks_for() -> None:
+    depends = (ROOT / "debian/control").read_text().split("\nDepends:")[1].split(":Depends}")[0]
+    assert [package for package in MODULES.values() if package not in depends] == []
 
 
 def _verified(units: Sequence[str]) -> str:
