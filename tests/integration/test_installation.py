@@ -1,0 +1,116 @@
+"""Installed on a machine with systemd, the units do their work, under all the limits that they set."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.node import Node
+from tests.lab import Lab
+from tests.lab.machine import Machine, machine
+from tests.lab.sample import ARCHIVE, WEB
+
+ROOT = Path(__file__).parents[2]
+ETC = "/etc/virt-rbd-backup"
+DROP_INS = "/etc/systemd/system/virt-rbd-backup{}.service.d"
+# What is not in the usual place here: the cluster's files, and a repository on this node.
+PLACES = "[Service]\nBindReadOnlyPaths={lab}\nBindPaths={node}\nReadWritePaths={node}\n"
+
+
+@pytest.fixture
+def booted(node: Node, tmp_path: Path) -> Iterator[Machine]:
+    with machine(tmp_path / "systemd.log") as booted:
+        yield booted
+
+
+def test_the_services_work_under_their_limits(booted: Machine, node: Node, lab: Lab) -> None:
+    done = booted.run(str(ROOT / "res/install"))
+    assert done.returncode == 0, done.stdout
+    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE])
+    start(booted, "virt-rbd-backup.service")
+    assert saved(node) == {WEB: "filesystem", ARCHIVE: "offline"}
+    start(booted, "virt-rbd-backup-drill.service")
+
+    incremental = f"{ROOT}/res/restic-incremental.conf"
+    booted.run("install", "-D", "-t", DROP_INS.format(""), incremental)
+    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE], OUTPUT="restic_incremental")
+    start(booted, "virt-rbd-backup.service")
+    assert saved(node) == {WEB: "filesystem", ARCHIVE: "offline"}
+    start(booted, "virt-rbd-backup.service")
+    assert "what has changed" in booted.run("journalctl").stdout
+    done = booted.run("virt-rbd-backup", "backup", ARCHIVE)  # by hand
+    assert done.returncode == 0, done.stdout
+    done = booted.run("virt-rbd-backup", "cleanup", "--all")
+    assert done.returncode == 0, done.stdout
+
+
+def configure(booted: Machine, node: Node, lab: Lab, **constants: object) -> None:
+    """Give the machine its settings, and its services the places that are theirs here."""
+    own = {
+        "RUNTIME_DIR": "/run/virt-rbd-backup",
+        "STATE_DIR": "/var/lib/virt-rbd-backup",
+        "DRILL_POOL": "ssd",
+    }
+    node.command(**{**own, **constants})
+    booted.run("cp", str(node.directory / "settings.py"), f"{ETC}/config.py")
+    (node.directory / "places.conf").write_text(PLACES.format(lab=lab.directory, node=node.directory))
+    for kind in ("", "-drill"):
+        booted.run("install", "-D", "-t", DROP_INS.format(kind), f"{node.directory}/places.conf")
+    booted.run("systemctl", "daemon-reload")
+
+
+def start(booted: Machine, service: str) -> None:
+    done = booted.run("systemctl", "start", service, timeout=180)
+    assert done.returncode == 0, booted.run("journalctl", "--no-pager", f"--unit={service}").stdout
+
+
+def saved(node: Node) -> dict[str, str]:
+    """Give the consistency of each domain that the last run has saved."""
+    domains = node.report()["domains"].values()
+    return {one["name"]: one["consistency"] for one in domains if one["status"] == "saved"}
+
+
+def test_the_package_brings_a_service_that_works(
+    booted: Machine, node: Node, lab: Lab, tmp_path: Path
+) -> None:
+    build = tmp_path / "build"
+    build.mkdir()
+    done = subprocess.run([ROOT / "tests/build-package", build], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (package,) = build.glob("*.deb")
+    done = booted.run("dpkg", "--install", str(package))
+    assert done.returncode == 0, done.stdout
+    assert booted.run("systemctl", "is-active", "virt-rbd-backup.timer").stdout == "active\n"
+    assert booted.run("systemctl", "is-active", "virt-rbd-backup-drill.timer").stdout == "inactive\n"
+    configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE])
+    start(booted, "virt-rbd-backup.service")
+    assert saved(node) == {ARCHIVE: "offline"}
+    done = booted.run("dpkg", "--purge", "virt-rbd-backup")
+    assert done.returncode == 0, done.stdout
+    assert booted.run("systemctl", "cat", "virt-rbd-backup.service").returncode != 0
+
+
+def test_an_ordinary_user_saves_too(booted: Machine, node: Node, lab: Lab) -> None:
+    booted.run(str(ROOT / "res/install"))
+    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE], CEPH_CONF="/etc/ceph/ceph.conf")
+    for line in (
+        "groupadd --force --system libvirt",  # what Debian's libvirt does
+        "chgrp -R libvirt /run/libvirt && chmod -R g+rwX /run/libvirt",
+        f"install -D -m 0644 {lab.ceph_conf} /etc/ceph/ceph.conf",
+        *without_root(),
+        f"chown -R virt-rbd-backup: {node.directory}",
+        "systemctl daemon-reload",
+    ):
+        done = booted.run("sh", "-ec", line)
+        assert done.returncode == 0, done.stdout
+    start(booted, "virt-rbd-backup.service")
+    assert saved(node) == {WEB: "filesystem", ARCHIVE: "offline"}
+
+
+def without_root() -> list[str]:
+    """Give what the README says to do."""
+    section = (ROOT / "README.md").read_text().split("**Without root.**")[1]
+    return section.split("```sh\n")[1].split("```")[0].splitlines()
