@@ -155,3 +155,27 @@ METRICS_FILE = ""
 # Seconds between two lines that tell how far a job is, in the journal and on terminals that can't show the
 # live view; 0: none.
 PROGRESS_INTERVAL = 60
+
+# --- Telling somebody, and the admin's own steps ------------------------------------------------
+
+# A program that gets each run's report, as JSON, on its standard input when the run ends: a list of its path
+# and its arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]; []: none.
+NOTIFY_COMMAND = []
+
+# When it is told: "always"; "failure": when the exit code is not 0; "change": when something fails that did
+# not the last time, or works again.
+NOTIFY_ON = "failure"
+
+# Seconds after which it is ended.
+NOTIFY_TIMEOUT = 60
+
+# A URL that is asked for when a run ends: as it is when all went well, with "/fail" after it otherwise, as
+# healthchecks.io and its likes have it; "": none. Who knows it can forge it: it is never shown.
+PING_URL = ""
+
+# Directory with programs to run: before-run.d, before-freeze.d, after-thaw.d, after-job.d, after-run.d. They
+# run as root; see README, "Hooks". "": none.
+HOOKS = ""
+
+# Seconds that each hook may take before it is ended and counts as failed.
+HOOK_TIMEOUT = 60

@@ -21,8 +21,11 @@ from backup import PROGRAM, command_line
 from backup.console import Console, finding, listing, selection_json, summary
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
 from backup.faces import displayed
+from backup.history import History
 from backup.model import Level
+from backup.protocols import Reporter
 from backup.publish import publish, publish_metrics
+from backup.report import RunResult
 from backup.settings import Settings, load
 from backup.stop import StopRequest
 from backup.title import set_title
@@ -91,11 +94,20 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
         except (AlreadyRunning, ConfigError):  # no run of its own, and nothing that a report would change
             raise
         except BackupError as error:
-            publish(run.nothing_done(arguments.domains, error), settings, display)
+            _tell(run.nothing_done(arguments.domains, error), settings, display, stop)
             raise
-        publish(result, settings, display)
+        _tell(result, settings, display, stop)
     _print(summary(result))
     return result.exit_code
+
+
+def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
+    """Put the report everywhere, then tell who wants to know."""
+    from backup.notify import tell
+
+    report = publish(result, settings, reporter)
+    history = History(settings.state_dir, settings.report_days)
+    tell(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
 
 
 def _print(text: str) -> None:

@@ -8,8 +8,10 @@ from .cluster_errors import LockHeld
 from .connect import Clusters
 from .errors import BackupError
 from .freeze import Holder
+from .hooks import Hooks
 from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
+from .job_hooks import run_owed
 from .journal import Journal
 from .lock import lock_of
 from .model import Domain, Level, State
@@ -27,7 +29,7 @@ def clean_node(settings: Settings, reporter: Reporter, kept: bool = False) -> in
     Raises AlreadyRunning while a run is active, as what it left is not left.
     """
     with only_run(settings.runtime_dir):
-        failed = let_go_noted(settings, reporter)
+        failed = let_go_noted(settings, reporter) + run_owed(Hooks(settings, "", reporter))
         with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors:
             domains = hypervisors.domains()
             for error in hypervisors.unreachable:

@@ -80,13 +80,8 @@ def summary(result: RunResult) -> str:
     head = ("domain", "consistency", "frozen", "images", "size", "data", "time", "result")
     rows = [_summary_row(one) for one in result.results]
     seconds = (result.finished - result.started).total_seconds()
-    counts = [
-        (status, sum(one.status == status for one in result.results))
-        for status in ("saved", "failed", "skipped")
-    ]
-    told = ", ".join(f"{count} {status}" for status, count in counts if count) or "nothing to do"
     errors = "".join(f"{one_line(error)}\n" for error in result.errors)
-    return f"{table(head, rows)}{errors}run {result.run}: {told} in {seconds:.0f} s\n"
+    return f"{table(head, rows)}{errors}run {result.run}: {result.summary} in {seconds:.0f} s\n"
 
 
 def listing(choices: Sequence[Choice]) -> str:

@@ -17,7 +17,9 @@ from .cluster_errors import LockHeld, SnapshotInUse
 from .connect import Clusters
 from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill
+from .hooks import Hooks
 from .hypervisor import Hypervisor
+from .job_hooks import JobHooks
 from .journal import Journal
 from .kept import Bases
 from .lock import lock_of
@@ -86,6 +88,10 @@ class DomainJob:
     _bases: Optional[Bases] = field(default=None, init=False)
     _stand: Optional[Standstill] = field(default=None, init=False)
     _leftovers: int = field(default=0, init=False)
+    _hooks: JobHooks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hooks = JobHooks(Hooks(self.settings, self.order.run, self.reporter, self.order.name))
 
     def check_stop(self) -> None:
         self.stop.check()
@@ -118,6 +124,7 @@ class DomainJob:
         try:
             with ExitStack() as stack:
                 result = self._saved(result, stack)
+            self._hooks.require_success()
         except Skipped as error:
             result = replace(result, status=Status.SKIPPED, reason=error.message)
         except BackupError as error:
@@ -125,13 +132,14 @@ class DomainJob:
             passing = error.passing and not result.images
             result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
         stand = self._stand
-        return replace(
+        result = replace(
             result,
             seconds=time.monotonic() - started,
             frozen_seconds=stand.seconds if stand else 0.0,
             frozen_at=stand.since if stand and stand.seconds else None,
             leftovers=self._leftovers,
         )
+        return self._hooks.after_job(result)
 
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
         """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
@@ -145,8 +153,10 @@ class DomainJob:
         operations = settings.workers * 2 * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
-        self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
-        point = self._take(domain, hypervisor, snapshots)
+        with self._hooks.around_freeze(domain, self.check_stop) as told:
+            self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
+            point = self._take(domain, hypervisor, snapshots)
+            told["CONSISTENCY"] = point.consistency.value
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
                 text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"

@@ -279,6 +279,7 @@ class Phase(str, Enum):
     """What a job is doing."""
 
     PREPARE = "preparing"  # connecting, locking, removing leftovers
+    HOOKS = "running hooks"
     SNAPSHOT = "making snapshots"  # with the guest held still
     STREAM = "streaming"
     VERIFY = "verifying"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Callable
 
-from . import PROGRAM
+from . import PROGRAM, hooks
 from .cluster import Cluster
 from .connect import Clusters
 from .errors import BackupError, FrozenAlready
@@ -35,6 +36,7 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
         yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
     if settings.metrics_file:
         yield _tried(f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file))
+    yield from _programs(settings)
     yield from _output(settings, output)
     try:
         hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout)
@@ -48,6 +50,18 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
             chosen = [one.domain for one in choices if one.domain.uri == hypervisor.uri and not one.skipped]
             yield Finding(f"libvirt at {hypervisor.uri}: {len(chosen)} domains to back up")
             yield from _domains(chosen, hypervisor, settings)
+
+
+def _programs(settings: Settings) -> Iterator[Finding]:
+    """Look at the admin's own programs; none is run."""
+    if settings.notify_command:
+        name = settings.notify_command[0]
+        missing = (
+            None if shutil.which(name) else BackupError("there is no such program", "see NOTIFY_COMMAND")
+        )
+        yield Finding(f"NOTIFY_COMMAND {name}", missing)
+    if settings.hooks:
+        yield from hooks.look_at(settings)
 
 
 def _output(settings: Settings, output: Output) -> Iterator[Finding]:

@@ -43,6 +43,14 @@ class RunResult:
         failed = any(result.status is Status.FAILED for result in self.results)
         return 3 if failed or self.errors else 0
 
+    @property
+    def summary(self) -> str:
+        """How many domains came to what, such as "3 saved, 1 failed"."""
+        if self.nothing_done:
+            return "nothing could be done"
+        counts = [(sum(one.status is status for one in self.results), status.value) for status in Status]
+        return ", ".join(f"{count} {status}" for count, status in counts if count) or "nothing to do"
+
 
 def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, object]:
     """Give the report as res/report.schema.json has it. `proofs` are by the domains' UUIDs."""

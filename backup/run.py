@@ -13,9 +13,11 @@ from multiprocessing.connection import Connection
 
 from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
+from .hooks import Hooks, When, about_run
 from .hypervisors import Hypervisors
 from .incomplete import discard_of_dead, discard_own, incomplete, tell_of_dead_locks
 from .job import JobOrder
+from .job_hooks import run_owed
 from .largest import largest_first
 from .model import Domain, HeldPoint, JobResult, Level, PointId, Status
 from .node import only_run
@@ -69,6 +71,10 @@ class Run:
     run: str = field(default_factory=new_run_id)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
+    @property
+    def _hooks(self) -> Hooks:
+        return Hooks(self.settings, self.run, self.reporter)
+
     def back_up(self, names: Sequence[str], verify: bool = False) -> RunResult:
         """Back up the selected domains; `verify` each image against its snapshot before that is removed.
 
@@ -77,15 +83,33 @@ class Run:
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
+        with only_run(self.settings.runtime_dir):
+            try:
+                self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
+                result = self._backed_up(names, verify)
+            except BaseException:
+                self._after_run(replace(self._result(()), nothing_done=True))
+                raise
+            return self._after_run(result)
+
+    def _after_run(self, result: RunResult) -> RunResult:
+        """Run the hooks that come last, whatever the run came to; give what it comes to with them."""
+        try:
+            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_insisted)
+        except BackupError as error:
+            self.reporter.message(Level.ERROR, "", str(error))
+            result = replace(result, errors=[*result.errors, error.message])
+        return replace(result, finished=datetime.now(timezone.utc))
+
+    def _backed_up(self, names: Sequence[str], verify: bool) -> RunResult:
         settings = self.settings
         with (
-            only_run(settings.runtime_dir),
             ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
         ):
             found = beside.submit(self.output.ready)  # a second each, in which libvirt answers
             unlocked = beside.submit(self.output.discard, (), False)
-            let_go_noted(settings, self.reporter)
+            self._let_go()
             results: Sequence[JobResult] = ()
             with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
                 pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
@@ -145,8 +169,13 @@ class Run:
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Take the jobs through the workers, then let go whom they could not."""
         results = pool.run(orders)
-        let_go_noted(self.settings, self.reporter)
+        self._let_go()
         return results
+
+    def _let_go(self, uuid: str | None = None) -> None:
+        """Let go whom killed workers left standing still, and run the hooks that they owe: all, or of one."""
+        let_go_noted(self.settings, self.reporter, uuid)
+        run_owed(self._hooks, uuid, self.stop.check_insisted)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Give what the run has come to that ended like this before any job."""
@@ -178,7 +207,7 @@ class Run:
 
     def _worker_died(self, order: JobOrder) -> None:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
-        let_go_noted(self.settings, self.reporter, order.uuid)
+        self._let_go(order.uuid)
 
     def _tidy_output(
         self,

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 
 from .errors import BackupError, ConfigError, reason
 
+MAY_HOLD_PASSWORDS = ("RESTIC_ENVIRONMENT", "RESTIC_REPOSITORY", "NOTIFY_COMMAND", "PING_URL")
+
 # Tells what a value has to be, or None where it is fine.
 Check = Callable[[Any], Optional[str]]
 
@@ -63,6 +65,18 @@ def _metrics_file(value: Any) -> str | None:
         return wrong
     good = value == "" or value.endswith(".prom")
     return None if good else "has to end in .prom: node_exporter reads no other files"
+
+
+def _url_or_none(value: Any) -> str | None:
+    if value == "":
+        return None
+    try:
+        good = _text(value) is None and value.isascii() and value.isprintable() and " " not in value
+        if good and (parts := urlsplit(value)).scheme in ("http", "https") and parts.hostname:
+            return None
+    except ValueError:
+        pass
+    return "has to be a URL, http://... or https://..."
 
 
 def _one_of(*choices: str) -> Check:
@@ -126,6 +140,12 @@ class Settings:
     report_file: str = _constant(_absolute_or_none)
     metrics_file: str = _constant(_metrics_file)
     progress_interval: int = _constant(_whole(0))
+    notify_command: Sequence[str] = _constant(_texts, secret=True)
+    notify_on: str = _constant(_one_of("always", "failure", "change"))
+    notify_timeout: int = _constant(_whole(1, 3600))
+    ping_url: str = _constant(_url_or_none, secret=True)
+    hooks: str = _constant(_absolute_or_none)
+    hook_timeout: int = _constant(_whole(1, 86400))
 
     @property
     def libvirt_uris(self) -> tuple[str, ...]:
@@ -171,13 +191,10 @@ def _constants(module: Mapping[str, Any], known: Container[str]) -> dict[str, An
 def _run(path: Path) -> dict[str, Any]:
     """Execute a settings file, provided that nobody else could have written it."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError([BackupError(f"{path} is no file", "name a Python file of constants")])
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or status.st_uid not in (0, os.geteuid()):
-            mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
-            hint = f"it is executed: chown root {path}; chmod go-w {path}"
-            raise ConfigError([BackupError(f"{path} can be written by others ({mode})", hint)])
+        if wrong := written_by_others(path):
+            raise ConfigError([wrong])
         return runpy.run_path(str(path))
     except OSError as error:
         raise ConfigError([BackupError(f"cannot read {path}: {reason(error)}", "see --config")]) from error
@@ -189,6 +206,16 @@ def _run(path: Path) -> dict[str, Any]:
         # not the error's own words, which may quote a password that lacks its quotes
         message = f"{where}: this is no valid setting ({type(error).__name__})"
         raise ConfigError([BackupError(message, 'the file has to be Python: NAME = "value"')]) from error
+
+
+def written_by_others(path: Path) -> BackupError | None:
+    """Tell whether somebody else could have written what is executed here. Raises OSError."""
+    status = path.stat()
+    if not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and status.st_uid in (0, os.geteuid()):
+        return None
+    mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+    hint = f"it is executed: chown root {path}; chmod go-w {path}"
+    return BackupError(f"{path} can be written by others ({mode})", hint)
 
 
 def _line_in(path: Path, error: BaseException) -> int | None:
@@ -208,4 +235,4 @@ def _unknown(name: str, known: Mapping[str, Field[Any]]) -> BackupError:
 
 def _shown(name: str, value: Any) -> str:
     """Give the value, but for those that may hold passwords."""
-    return "..." if name in ("RESTIC_ENVIRONMENT", "RESTIC_REPOSITORY") else repr(value)
+    return "..." if name in MAY_HOLD_PASSWORDS else repr(value)

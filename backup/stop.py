@@ -48,6 +48,11 @@ class StopRequest:
         if self._reason is not None:
             raise self._reason
 
+    def check_insisted(self) -> None:
+        """Raise the reason to stop if a second signal came: for what is done although one did."""
+        if self.insisted:
+            self.check()
+
     def on_signals(self, *numbers: signal.Signals) -> None:
         """Let these signals request the stop."""
         if threading.current_thread() is not threading.main_thread():

@@ -58,7 +58,7 @@ def _asked(lab: Lab, name: str, command: str, arguments: object) -> Any:
     return json.loads(lab.virsh("qemu-agent-command", name, call))["return"]
 
 
-def _done_in_guest(lab: Lab, name: str, lines: str) -> None:
+def done_in_guest(lab: Lab, name: str, lines: str) -> None:
     """Have the guest run lines of shell to their end."""
     pid = in_guest(lab, name, lines)
     wait_until(lambda: _asked(lab, name, "guest-exec-status", {"pid": pid})["exited"], 30, lines)
@@ -78,12 +78,12 @@ def kill_agent(lab: Lab, name: str, seconds: int, when: str = "") -> None:
 @contextmanager
 def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
     """Have the guest agent run lines of shell at the moment "freeze" or "thaw", during the block."""
-    _done_in_guest(lab, name, f"cat >/run/on-{moment} <<'EOF'\n{lines}\nEOF")
+    done_in_guest(lab, name, f"cat >/run/on-{moment} <<'EOF'\n{lines}\nEOF")
     try:
         yield
     finally:
         wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
-        _done_in_guest(lab, name, f"rm -f /run/on-{moment}*")
+        done_in_guest(lab, name, f"rm -f /run/on-{moment}*")
 
 
 def freeze_status(lab: Lab, name: str) -> str:

@@ -12,6 +12,8 @@ import pytest
 
 from backup import __version__
 
+from .hook_files import HookFiles
+from .listening import web_server
 from .program_node import MAIN, PYTHON, Done, Node
 from .samples import UUID
 
@@ -226,6 +228,45 @@ def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
         "2",
     ]
     assert [line.strip().split(":")[0] for line in lines if line.startswith(" ")] == ["hint", "hint"]
+
+
+def test_a_run_that_can_do_nothing_tells_so_to_those_who_want_to_know(node: Node) -> None:
+    files = HookFiles(node.directory)
+    files.add("before-run.d/10-mount", "echo no such host; exit 32")
+    notify = files.add("notify", f"cat >{node.directory}/told")
+    failure = "hook before-run.d/10-mount failed with exit code 32: no such host"
+    with web_server() as web:
+        done = node.run(
+            HOOKS=str(files.directory), NOTIFY_COMMAND=[str(notify)], PING_URL=f"{web.url}/hunter2"
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["hook before-run.d/10-mount: no such host", f"error: {failure}"]
+    told = json.loads((node.directory / "told").read_text())
+    assert (told["exit_code"], told["errors"], told["domains"]) == (1, [failure], [])
+    assert [(path, body.split(": ")[-1]) for _, path, body in web.asked] == [
+        ("/hunter2/fail", "nothing could be done")
+    ]
+
+
+def test_who_is_told_of_changes_hears_of_a_failure_once(node: Node) -> None:
+    files = HookFiles(node.directory)
+    notify = files.add("notify")
+    heard = []
+    for _ in range(2):
+        node.run("backup", NOTIFY_COMMAND=[str(notify)], NOTIFY_ON="change")
+        heard.append(len(files.ran))
+    assert heard == [1, 1]
+
+
+def test_check_looks_at_hooks_and_at_who_is_to_be_told_and_runs_none(node: Node) -> None:
+    files = HookFiles(node.directory)
+    files.add("before-run.d/10-mount")
+    files.add("before-run.d/20-x", mode=0o777)
+    done = node.run("check", HOOKS=str(files.directory), NOTIFY_COMMAND=["/nowhere/mail", "root"])
+    assert "PROBLEM  NOTIFY_COMMAND /nowhere/mail: there is no such program\n" in done.stdout
+    assert "ok       hook before-run.d/10-mount\n" in done.stdout
+    assert "PROBLEM  hook before-run.d/20-x: " in done.stdout
+    assert files.ran == []
 
 
 def test_an_interpreter_without_ceph_s_modules_is_told_which_one_has_them(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import Any
 import pytest
 
 from backup import run
+from backup.errors import AlreadyRunning, ConfigError
 from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
 from backup.libvirt_errors import HypervisorError
 from backup.model import HeldPoint, JobResult, Level, PointId, Status
+from backup.node import only_run
 from backup.report import RunResult
 from backup.run import Run
 from backup.stop import StopRequest
 
 from .disk_elements import rbd
 from .driver_node import SHUT_OFF, domain_element, node_uri
+from .hook_files import HookFiles
 from .jobs_on_paper import NoOutput
+from .raising import raises
 from .recorder import Recorder
 from .samples import OTHER_UUID, RUN, UUID, held_point, settings
 
@@ -162,3 +167,81 @@ def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
     result = back_up(tmp_path, recorder, uris)
     assert (result.exit_code, result.errors) == (3, ["cannot list the domains: connection lost"])
     assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> HookFiles:
+    return HookFiles(tmp_path)
+
+
+AROUND = ["before-run.d/x", "after-run.d/x"]
+
+
+def hooked(
+    directory: Path, recorder: Recorder, uris: Sequence[str], files: HookFiles, *names: str
+) -> RunResult:
+    """Do a run with hooks around it that tell of the node's lock, and all that they know."""
+    for name in AROUND:
+        if not (files.directory / name).exists():
+            files.add(name, f"flock --nonblock {directory}/run/run.lock echo alone; env | grep ^VIRT | sort")
+    result = back_up(directory, recorder, uris, *names, hooks=str(files.directory))
+    assert not [text for text in recorder.told(Level.INFO) if "alone" in text]
+    return result
+
+
+def test_hooks_are_run_around_a_run_while_it_is_the_only_one(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    assert hooked(tmp_path, recorder, uris, files).exit_code == 0
+    assert files.ran == AROUND
+    told = [text.split(": VIRT_RBD_BACKUP_")[1] for text in recorder.told(Level.INFO)]
+    host = f"HOST={socket.gethostname()}"
+    assert told[:3] == [host, "PHASE=before-run", f"RUN={RUN}"]
+    assert told[3:] == ["EXIT_CODE=0", host, "PHASE=after-run", f"RUN={RUN}", "SUMMARY=2 saved"]
+
+
+def test_a_failing_before_run_is_the_end_of_the_run(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    files.add("before-run.d/x", "exit 3")
+    with raises("hook before-run.d/x failed with exit code 3"):
+        hooked(tmp_path, recorder, uris, files)
+    assert (pool.orders, files.ran) == ((), AROUND)
+    assert "EXIT_CODE=1" in "".join(recorder.told(Level.INFO))
+
+
+def test_a_failing_after_run_is_told_in_the_report_and_the_exit_code(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    files.add("after-run.d/x", "exit 3")
+    result = hooked(tmp_path, recorder, uris, files)
+    failure = "hook after-run.d/x failed with exit code 3"
+    assert (result.exit_code, result.errors, recorder.told(Level.ERROR)) == (3, [failure], [failure])
+    assert {one.status for one in result.results} == {Status.SAVED}
+
+
+def test_after_run_is_run_though_the_run_comes_to_nothing(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    with pytest.raises(ConfigError):
+        hooked(tmp_path, recorder, uris, files, "no-such-domain")
+    assert files.ran == AROUND
+
+
+def test_a_run_that_is_not_the_only_one_has_no_hooks(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    with only_run(str(tmp_path / "run")), pytest.raises(AlreadyRunning):
+        hooked(tmp_path, recorder, uris, files)
+    assert files.ran == []
+
+
+def test_what_killed_workers_owe_is_run_before_anything_is_backed_up(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    files.add("after-thaw.d/x")
+    (tmp_path / "run/hooked").mkdir(parents=True)
+    (tmp_path / "run").chmod(0o700)
+    (tmp_path / f"run/hooked/{UUID}.json").write_text(f'{{"DOMAIN": "web", "UUID": "{UUID}"}}')
+    assert hooked(tmp_path, recorder, uris, files).exit_code == 0
+    assert files.ran == ["before-run.d/x", "after-thaw.d/x", "after-run.d/x"]

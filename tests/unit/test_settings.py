@@ -95,6 +95,22 @@ WRONG = {
     "REPORT_FILE = None": "has to be an absolute path",
     "METRICS_FILE = 'x.prom'": "has to be an absolute path",
     "METRICS_FILE = '/srv/metrics.txt'": "has to end in .prom: node_exporter reads no other files",
+    "NOTIFY_COMMAND = '/usr/bin/mail root'": "has to be a list of strings",
+    "NOTIFY_ON = 'never'": "has to be one of 'always', 'failure', 'change'",
+    "NOTIFY_TIMEOUT = 0": "has to be a whole number from 1 to 3600",
+    "HOOKS = 'hooks'": "has to be an absolute path",
+    "HOOK_TIMEOUT = 0": "has to be a whole number from 1 to 86400",
+    **dict.fromkeys(
+        [
+            "PING_URL = None",
+            "PING_URL = 'hc-ping.com/uuid'",
+            "PING_URL = 'file:///etc/passwd'",
+            "PING_URL = 'https://'",
+            "PING_URL = 'https://host/a b'",
+            "PING_URL = 'https://[host/'",
+        ],
+        "has to be a URL, http://... or https://...",
+    ),
 }
 
 
@@ -122,6 +138,9 @@ def test_a_wrong_value_is_shown_as_python_has_it(override: Path) -> None:
         "LIBVIRT_URI = ['qemu:///system']",
         "INCLUDE_DOMAINS = ('web', 'db-*')",
         "RESTIC_PASSWORD_FILE = ''",
+        "PING_URL = ''",
+        "PING_URL = 'http://localhost:8000/ping/x?create=1'",
+        "NOTIFY_COMMAND = ['/usr/bin/mail', 'root']",
         "RESTIC_ENVIRONMENT = {'AWS_ACCESS_KEY_ID': 'x'}",
     ],
 )
@@ -219,8 +238,10 @@ def test_an_error_in_the_file_names_its_line(override: Path, text: str, line: in
         "RESTIC_ENVIRONMENT = {'RESTIC_PASSWORD': ['hunter2']}",
         "RESTIC_ENVIRONMENT = {'RESTIC_PASSWORD': hunter2}",
         "RESTIC_REPOSITORY = ['rest:https://backup:hunter2@host/']",
+        "PING_URL = 'hc-ping.com/hunter2'",
+        "NOTIFY_COMMAND = 'post https://hooks/hunter2'",
     ],
-    ids=["environment", "forgotten quotes", "repository"],
+    ids=["environment", "forgotten quotes", "repository", "ping", "webhook"],
 )
 def test_an_error_does_not_show_what_may_hold_a_password(override: Path, line: str) -> None:
     override.write_text(line)
