@@ -6,19 +6,18 @@ The manual page and the shells' completions are made from `parser` too.
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
-from typing import Any, NoReturn, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from . import PROGRAM, __version__
 from .model import Level
+from .parser import Parser, examples_text
 
 DESCRIPTION = "Back up libvirt domains whose disks are Ceph RBD images, into restic."
-EPILOG = f"""\
-without a command: backup
+EPILOG = """\
+Without a command: backup
 
-exit codes:
+Exit codes:
   0    every selected domain is saved, or there was nothing to do
   1    nothing could be done
   2    usage or configuration error
@@ -26,11 +25,13 @@ exit codes:
   11   another run is active on this node
   129, 130, 143   interrupted
 
-examples:
-  {PROGRAM} check                            before the first backup: can it work?
-  {PROGRAM}                                  back up all selected domains
-  {PROGRAM} backup web01                     back up one of them
-  {PROGRAM} restore web01 --define --start   have a lost domain again"""
+"""
+EXAMPLES = {
+    f"{PROGRAM} check": "before the first backup: can it work?",
+    PROGRAM: "back up all selected domains",
+    f"{PROGRAM} backup web01": "back up one of them",
+    f"{PROGRAM} restore web01 --define --start": "have a lost domain again",
+}
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -58,51 +59,22 @@ def _with_suffix(words: Sequence[str]) -> Sequence[str]:
     return joined
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and in another what was probably meant."""
-
-    def error(self, message: str) -> NoReturn:
-        self._end(message, f"see `{self.prog} --help`")
-
-    def refuse(self, word: str) -> NoReturn:
-        """Say that this word has no meaning for the command."""
-        name = word.split("=")[0]
-        near = get_close_matches(name, self._option_string_actions, 1) if name.startswith("-") else ()
-        hint = f"did you mean `{self.prog} {near[0]}`?" if near else f"see `{self.prog} --help`"
-        self._end(f"`{self.prog}` has no use for {shlex.quote(name)}", hint)
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.dest == "command" and value not in (action.choices or ()):
-            shown, near = shlex.quote(value), get_close_matches(value, _names(action.choices), 1)
-            hint = f"to back up a domain of that name: {PROGRAM} backup {shown}; see `{PROGRAM} --help`"
-            self._end(f"{shown} is no command", f"did you mean `{PROGRAM} {near[0]}`?" if near else hint)
-        super()._check_value(action, value)
-
-    def _end(self, message: str, hint: str) -> NoReturn:
-        self.exit(2, f"error: {message}\nhint: {hint}\n")
-
-
-def _names(choices: Iterable[Any] | None) -> Sequence[str]:
-    return [str(choice) for choice in choices or ()]
-
-
 class _Add(Protocol):
-    """Adds a command: its name, what it does, and examples of the words after its name."""
+    """Adds a command: its name, what it does, and by examples of the words after its name what these do."""
 
-    def __call__(self, name: str, does: str, *examples: str) -> _Parser: ...
+    def __call__(self, name: str, does: str, examples: Mapping[str, str]) -> Parser: ...
 
 
-def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
     """Give the parser of the whole, and those of its commands by their names."""
-    whole = _Parser(
+    whole = Parser(
         prog=PROGRAM,
         description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EPILOG + examples_text(EXAMPLES),
         parents=[_common_options()],
     )
     whole.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
-    commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="Commands", parser_class=Parser)
     whole.set_defaults(
         config=None,
         log_level="info",
@@ -113,14 +85,15 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         verify=False,
     )
 
-    def add(name: str, does: str, *examples: str) -> _Parser:
+    def add(name: str, does: str, examples: Mapping[str, str]) -> Parser:
         return commands.add_parser(
             name,
             parents=[_common_options()],
             help=does,
             description=f"{does[0].upper()}{does[1:]}.",
-            epilog="\n".join(("examples:", *(f"  {PROGRAM} {name} {one}".rstrip() for one in examples))),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=examples_text(
+                {f"{PROGRAM} {name} {words}".rstrip(): done for words, done in examples.items()}
+            ),
         )
 
     for add_command in (
@@ -139,7 +112,16 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
 
 
 def _backup(add: _Add) -> None:
-    command = add("backup", "back up domains (the default)", "", "web01 'db*'", "--dry-run", "--verify web01")
+    command = add(
+        "backup",
+        "back up domains (the default)",
+        {
+            "": "all that are selected",
+            "web01 'db*'": "these alone",
+            "--dry-run": "see first what would be backed up",
+            "--verify web01": "and hold each image against its snapshot at once",
+        },
+    )
     _domains(command)
     command.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
     command.add_argument(
@@ -148,11 +130,17 @@ def _backup(add: _Add) -> None:
 
 
 def _list(add: _Add) -> None:
-    _json(add("list", "show what is backed up, and why the rest is not", "", "--json"))
+    _json(
+        add(
+            "list",
+            "show what is backed up, and why the rest is not",
+            {"": "as a table", "--json": "for programs"},
+        )
+    )
 
 
 def _restore_points(add: _Add) -> None:
-    command = add("restore-points", "show what could be restored", "", "web01", "--json")
+    command = add("restore-points", "show what could be restored", {"": "of all domains", "web01": "of one"})
     _domains(command)
     _json(command)
 
@@ -161,9 +149,11 @@ def _restore(add: _Add) -> None:
     command = add(
         "restore",
         "bring a domain's images back, and the domain with them",
-        "web01 --define --start",
-        "web01 --to-pool scratch --define --name web01-copy --new-uuid",
-        "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2",
+        {
+            "web01 --define --start": "a domain that was lost, as it was, and started",
+            "web01 --to-pool scratch --define --name web01-copy --new-uuid": "a copy beside the running one",
+            "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2": "one disk of that day, as a file",
+        },
     )
     command.add_argument("domain", metavar="DOMAIN", help="name or UUID; it need not exist any more")
     _at(
@@ -204,9 +194,11 @@ def _verify(add: _Add) -> None:
     command = add(
         "verify",
         "read restore points back, and hold them against what was saved",
-        "",
-        "--sample 5%",
-        "web01 --at 2026-11-23",
+        {
+            "": "the newest of each domain",
+            "--sample 5%": "a little of it every day",
+            "web01 --at 2026-11-23": "of one domain, the newest of that day or before",
+        },
     )
     _domains(command)
     _at(command, "as for restore; default: latest")
@@ -221,7 +213,9 @@ def _verify(add: _Add) -> None:
 
 def _drill(add: _Add) -> None:
     command = add(
-        "drill", "restore a domain into DRILL_POOL, verify it, and remove it again", "--boot", "web01 --boot"
+        "drill",
+        "restore a domain into DRILL_POOL, verify it, and remove it again",
+        {"--boot": "the domain whose turn it is", "web01 --boot": "this one"},
     )
     command.add_argument(
         "domain",
@@ -237,8 +231,7 @@ def _check(add: _Add) -> None:
     add(
         "check",
         "look whether backups can work, and what to mend",
-        "",
-        "--config /etc/virt-rbd-backup/config.py",
+        {"": "with these settings", "--config new.py": "with others, before they are put in place"},
     )
 
 
@@ -246,9 +239,11 @@ def _report(add: _Add) -> None:
     command = add(
         "report",
         "show what a past run came to, as text or as a page",
-        "",
-        "--html /srv/www/backup.html",
-        "--run 20261125T020003Z-abcd --json",
+        {
+            "": "the last run, as text",
+            "--html /srv/www/backup.html": "as a page, with the last 30 days",
+            "--run 20261125T020003Z-abcd --json": "another run, for programs",
+        },
     )
     command.add_argument("--run", metavar="RUN", default="", help="a run's id; default: the newest")
     form = command.add_mutually_exclusive_group()
@@ -261,7 +256,11 @@ def _report(add: _Add) -> None:
 
 
 def _cleanup(add: _Add) -> None:
-    command = add("cleanup", "let guests go and remove snapshots that killed runs left", "", "--all")
+    command = add(
+        "cleanup",
+        "let guests go and remove snapshots that killed runs left",
+        {"": "after a run that was killed", "--all": "before restic_incremental is given up"},
+    )
     command.add_argument(
         "--all",
         action="store_true",
@@ -269,7 +268,7 @@ def _cleanup(add: _Add) -> None:
     )
 
 
-def _domains(command: _Parser) -> None:
+def _domains(command: Parser) -> None:
     command.add_argument(
         "domains", metavar="DOMAIN", nargs="*", help="name, UUID or glob pattern; default: all"
     )
@@ -279,14 +278,14 @@ def _json(command: argparse._ActionsContainer) -> None:
     command.add_argument("--json", action="store_true", help="for programs")
 
 
-def _at(command: _Parser, text: str) -> None:
+def _at(command: Parser, text: str) -> None:
     command.add_argument("--at", metavar="latest|RUN|TIME", default="latest", help=text)
 
 
-def _common_options() -> _Parser:
+def _common_options() -> Parser:
     """Give the options that may stand before and after the command, without defaults of their own."""
-    parent = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common = parent.add_argument_group("common options")
+    parent = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = parent.add_argument_group("Common options")
     common.add_argument(
         "--config", metavar="FILE", help="Python file whose constants override those of config.py"
     )

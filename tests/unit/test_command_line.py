@@ -17,8 +17,8 @@ def commands() -> Mapping[str, argparse.ArgumentParser]:
 
 
 def examples(help_text: str) -> list[str]:
-    _, _, text = help_text.partition("examples:\n")
-    return [line.split("   ")[0].strip() for line in text.splitlines()]
+    _, _, text = help_text.partition("Examples:\n")
+    return [line.strip() for line in text.splitlines()[::2]]
 
 
 @pytest.mark.parametrize("name", ["", *commands()])
