@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backup.days import Days
+from backup.model import Phase
 from backup.page import page
 from backup.past_runs import PastRuns, past_runs
 
@@ -171,8 +172,16 @@ PAIRS = [(text, ground) for text in ("ink", "soft") for ground in ("page", "card
 PAIRS += [("failed", "page"), ("soft", "empty"), ("on-icon", "saved"), ("on-icon", "failed")]
 PAIRS += [(f"on-{kind}", kind) for kind in ("filesystem", "paused", "offline", "crash")]
 PAIRS += [("on-day-failed", "day-failed"), ("on-day-skipped", "day-skipped")]
-PAIRS += [("on-bar", phase) for phase in ("prepare", "snapshot", "stream", "tidy")]
+PAIRS += [("on-bar", phase) for phase in ("prepare", "snapshot", "stream", "verify", "tidy")]
 PAIRS += [("on-bad", f"bad-{phase}") for phase in ("prepare", "snapshot", "stream")]
+
+
+def test_each_phase_of_a_backup_has_a_colour() -> None:
+    schema = json.loads((Path(__file__).parents[2] / "res/report.schema.json").read_text())
+    phases = schema["$defs"]["timeline"]["properties"]["phases"]["items"]["properties"]["phase"]["enum"]
+    for phase in phases:
+        kind = Phase(phase).name.lower()
+        assert re.search(rf"(^|}} |, )\.{kind}(, \.\w+)* {{ fill:", STYLES, re.MULTILINE), kind
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
