@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.provoke import done_in_guest
+from tests.integration.left_behind import left_behind
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, DATABASE, WEB
@@ -72,7 +73,7 @@ def test_a_hook_that_fails_or_hangs_costs_its_own_domain_alone(node: Node, files
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_hook_ends_with_its_worker_and_what_it_began_is_undone(
-    node: Node, files: HookFiles, number: signal.Signals
+    node: Node, files: HookFiles, lab: Lab, number: signal.Signals
 ) -> None:
     pids = node.directory / "pids"
     files.add("before-freeze.d/10-x", f"sleep 1000 & echo $$ $! >{pids}; wait")
@@ -84,6 +85,11 @@ def test_a_hook_ends_with_its_worker_and_what_it_began_is_undone(
         output, _ = process.communicate(timeout=60)
     assert process.returncode == (3 if number == signal.SIGKILL else 143), output
     assert not [pid for pid in pids.read_text().split() if runs(int(pid))]
+
+    def clean() -> bool:
+        return node.run("cleanup").returncode == 0 and not left_behind(lab, node)
+
+    wait_until(clean, 60, "the lock of a worker that was killed has expired, and is removed")
     assert files.ran == ["before-freeze.d/10-x", "after-thaw.d/10-x"]
 
 
