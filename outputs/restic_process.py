@@ -183,6 +183,12 @@ class Program:
             child = Child(self._start(command, arguments[0], stdin, pipe or stdout, stderr))
             try:
                 yield child
+            except Stalled as stalled:
+                _end(child.process, give_up)
+                # restic 0.18 tries for minutes what a repository refuses, and says so
+                words = self._without_secrets(last_words(_text(stderr)))
+                message = f"{stalled.message}: {words}" if words else stalled.message
+                raise Stalled(message, stalled.hint) from None
             finally:
                 _end(child.process, give_up)
                 child.stdout, child.stderr = _text(stdout), _text(stderr)

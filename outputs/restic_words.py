@@ -8,6 +8,7 @@ from typing import Any
 
 from backup.errors import BackupError
 
+CLEAR_LINE = "\x1b[2K"  # comes before what 0.18 says of an interrupt
 MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 
 
@@ -46,7 +47,7 @@ def last_words(printed: str) -> str:
     Left out is where in its own source an error arose: a function, and then in a line of its own the file.
     """
     lines = []
-    printed_lines = printed.splitlines()
+    printed_lines = printed.replace(CLEAR_LINE, "").splitlines()
     for line, next_line in zip(printed_lines, [*printed_lines[1:], ""]):
         if "\t" in (line[:1], next_line[:1]):
             continue

@@ -43,9 +43,10 @@ def test_restic_that_does_not_end_after_the_last_byte_stalls_and_is_ended(
 ) -> None:
     path = f"{tmp_path}/fake-restic"
     with open(path, "w") as file:
-        file.write("#!/bin/sh\ncat >/dev/null\nexec sleep 60\n")
+        says = r"printf 'read-only, \033[2Ktrying again' >&2"
+        file.write(f"#!/bin/sh\ncat >/dev/null\n{says}\nexec sleep 60\n")
     os.chmod(path, 0o700)
     program = repository.program(path, stall_timeout=0.1)
-    late = pytest.raises(Stalled, match="did not end within 0 s after the last byte")
+    late = pytest.raises(Stalled, match="did not end within 0 s after the last byte: read-only, trying again")
     with late, program.backup((), go_on) as backup:
         backup.sink.write(b"all of it")
