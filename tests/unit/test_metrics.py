@@ -56,7 +56,7 @@ def text_of(*runs: RunResult, known: Mapping[str, Proof] | None = None) -> str:
 def values(text: str) -> dict[str, float]:
     """Give each sample by its name, without the prefix, and its labels but the UUID."""
     found = {}
-    for family in text_string_to_metric_families(text):  # type: ignore[no-untyped-call]
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = " ".join(value for name, value in sample.labels.items() if name != "uuid")
             found[f"{sample.name[len('virt_rbd_backup_') :]} {labels}".strip()] = sample.value
