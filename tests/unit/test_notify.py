@@ -239,8 +239,9 @@ def test_res_has_a_program_that_mails_the_report() -> None:
         command = [str(RES / "notify-mail"), f"--server={mail.address}", "me@example.org", "you@example.org"]
         recorder = tell_of(result_of(SAVED, failed), notify_command=command)
     assert recorder.told(Level.ERROR) == []
-    assert {"rcpt TO:<me@example.org>", "rcpt TO:<you@example.org>"} <= set(mail.lines)
-    begin, end = mail.lines.index("data"), mail.lines.index(".")
+    words = [line.lower() for line in mail.lines]  # some versions of smtplib shout
+    assert {"rcpt to:<me@example.org>", "rcpt to:<you@example.org>"} <= set(words)
+    begin, end = words.index("data"), words.index(".")
     message = message_from_string("\n".join(mail.lines[begin + 1 : end]), policy=policy.default)
     assert message["Subject"] == "backup on node1: 1 saved, 1 failed"
     assert isinstance(message, EmailMessage)
