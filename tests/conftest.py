@@ -36,7 +36,7 @@ def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     require_clean(lab, node)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def large(lab: Lab) -> Iterator[str]:
     """A domain that is shut off, with two images, the second of which takes a while."""
     make_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
