@@ -14,6 +14,7 @@ from tests.lab.machine import Machine, machine
 from tests.lab.sample import ARCHIVE, WEB
 
 ROOT = Path(__file__).parents[2]
+QEMU_UID = 64055  # whom libvirtd has to know, as Debian has compiled it in
 ETC = "/etc/virt-rbd-backup"
 DROP_INS = "/etc/systemd/system/virt-rbd-backup{}.service.d"
 # What is not in the usual place here: the cluster's files, and a repository on this node.
@@ -51,10 +52,12 @@ def configure(booted: Machine, node: Node, lab: Lab, **constants: object) -> Non
     own = {
         "RUNTIME_DIR": "/run/virt-rbd-backup",
         "STATE_DIR": "/var/lib/virt-rbd-backup",
+        "RESTIC_PASSWORD_FILE": f"{ETC}/restic-password",
         "DRILL_POOL": "ssd",
     }
     node.command(**{**own, **constants})
     booted.run("cp", str(node.directory / "settings.py"), f"{ETC}/config.py")
+    booted.run("cp", "--preserve=mode", str(node.password_file), f"{ETC}/restic-password")
     (node.directory / "places.conf").write_text(PLACES.format(lab=lab.directory, node=node.directory))
     for kind in ("", "-drill"):
         booted.run("install", "-D", "-t", DROP_INS.format(kind), f"{node.directory}/places.conf")
@@ -100,7 +103,7 @@ def test_an_ordinary_user_saves_too(booted: Machine, node: Node, lab: Lab) -> No
         "chgrp -R libvirt /run/libvirt && chmod -R g+rwX /run/libvirt",
         f"install -D -m 0644 {lab.ceph_conf} /etc/ceph/ceph.conf",
         *without_root(),
-        f"chown -R virt-rbd-backup: {node.directory}",
+        f"chown virt-rbd-backup: {node.directory} && chown -R virt-rbd-backup: {node.repository}",
         "systemctl daemon-reload",
     ):
         done = booted.run("sh", "-ec", line)
@@ -110,6 +113,9 @@ def test_an_ordinary_user_saves_too(booted: Machine, node: Node, lab: Lab) -> No
 
 
 def without_root() -> list[str]:
-    """Give what the README says to do."""
+    """Give what the README says to do, with a user that the lab's libvirtd knows, which is outside."""
     section = (ROOT / "README.md").read_text().split("**Without root.**")[1]
-    return section.split("```sh\n")[1].split("```")[0].splitlines()
+    lines = section.split("```sh\n")[1].split("```")[0]
+    known = f"--non-unique --gid {QEMU_UID}"
+    made = f"groupadd {known} virt-rbd-backup && useradd {known} --uid {QEMU_UID}"
+    return lines.replace("useradd", made).splitlines()
