@@ -14,7 +14,7 @@ if [ $$ != 1 ]; then
     mkdir "$group"
     echo $$ >"$group/cgroup.procs"
     code=0
-    unshare --mount --pid --ipc --uts --cgroup --fork --kill-child "$0" || code=$?
+    setpriv --pdeathsig KILL unshare --mount --pid --ipc --uts --cgroup --fork --kill-child "$0" || code=$?
     echo $$ >/mnt/cgroup.procs
     find "$group" -depth -type d -exec rmdir {} +
     exit $code

@@ -28,6 +28,7 @@ class Machine:
             [*ENDS_WITH_US, *within, *words],
             env=ENVIRONMENT,
             cwd="/",
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -54,7 +55,10 @@ def machine(log: Path) -> Iterator[Machine]:
                 os.kill(
                     pid, signal.SIGKILL
                 )  # and with it all that runs there; what started it then tidies up
-            outer.wait(20)
+            try:
+                outer.wait(20)
+            finally:
+                outer.kill()
 
 
 def _systemd(pid: int) -> int:
