@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.left_behind import require_clean
 from tests.integration.node import Node
-from tests.lab import Lab, RbdDisk, running_lab
-from tests.lab.sample import MIB, add_sample_domains, make_image
+from tests.lab import Lab, running_lab
+from tests.lab.sample import add_sample_domains
 
 
 @pytest.fixture(scope="session")
@@ -34,15 +34,3 @@ def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     node = Node(lab, tmp_path)
     yield node
     require_clean(lab, node)
-
-
-@pytest.fixture(scope="module")
-def large(lab: Lab) -> Iterator[str]:
-    """A domain that is shut off, with two images, the second of which takes a while."""
-    make_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
-    make_image(lab, "vms/large", 256 * MIB, {0: 200 * MIB})
-    lab.define_domain("large", [RbdDisk("vda", "vms/large-first"), RbdDisk("vdb", "vms/large")])
-    yield "large"
-    lab.undefine_domain("large")
-    lab.delete_image("vms/large-first")
-    lab.delete_image("vms/large")

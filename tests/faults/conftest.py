@@ -7,7 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import MIB
+from tests.lab.sample import MIB, large_domain
+
+
+@pytest.fixture(scope="package")
+def large(lab: Lab) -> Iterator[str]:
+    """Give all faults the domain with a large image: clients that were killed keep it open for a while."""
+    with large_domain(lab) as name:
+        yield name
 
 
 @pytest.fixture(scope="package")

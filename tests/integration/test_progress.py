@@ -5,10 +5,21 @@ from __future__ import annotations
 import re
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.integration.node import SLOW, Node, wait_until
-from tests.lab.sample import ARCHIVE, WEB
+from tests.lab import Lab
+from tests.lab.sample import ARCHIVE, WEB, large_domain
+
+
+@pytest.fixture(scope="module")
+def large(lab: Lab) -> Iterator[str]:
+    """Give a domain with an image that takes a while."""
+    with large_domain(lab) as name:
+        yield name
 
 
 def test_a_terminal_shows_each_job_through_resizes_and_is_left_as_it_was(node: Node, large: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import rados
 import rbd
@@ -48,6 +48,18 @@ def add_sample_domains(lab: Lab) -> None:
     lab.start_domain(WEB, wait_for_agent=True)
     for name in (WEB, DATABASE):
         lab.wait_for_ticks(name)
+
+
+@contextmanager
+def large_domain(lab: Lab) -> Iterator[str]:
+    """Have a domain during the block that is shut off, with two images, the second of which takes a while."""
+    make_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
+    make_image(lab, "vms/large", 256 * MIB, {0: 200 * MIB})
+    lab.define_domain("large", [RbdDisk("vda", "vms/large-first"), RbdDisk("vdb", "vms/large")])
+    yield "large"
+    lab.undefine_domain("large")
+    lab.delete_image("vms/large-first")
+    lab.delete_image("vms/large")
 
 
 def make_image(lab: Lab, spec: str, size: int, data: Mapping[int, int], *options: str) -> None:
