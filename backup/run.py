@@ -84,6 +84,7 @@ class Run:
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         with only_run(self.settings.runtime_dir):
+            let_go_noted(self.settings, self.reporter)  # no guest stands still while a hook runs
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)

@@ -14,6 +14,7 @@ from backup import run
 from backup.errors import AlreadyRunning, ConfigError
 from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
+from backup.journal import Hold, Journal
 from backup.libvirt_errors import HypervisorError
 from backup.model import HeldPoint, JobResult, Level, PointId, Status
 from backup.node import only_run
@@ -27,7 +28,7 @@ from .hook_files import HookFiles
 from .jobs_on_paper import NoOutput
 from .raising import raises
 from .recorder import Recorder
-from .samples import OTHER_UUID, RUN, UUID, held_point, settings
+from .samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 
 
 class NothingLeft(NoOutput):
@@ -245,3 +246,13 @@ def test_what_killed_workers_owe_is_run_before_anything_is_backed_up(
     (tmp_path / f"run/hooked/{UUID}.json").write_text(f'{{"DOMAIN": "web", "UUID": "{UUID}"}}')
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert files.ran == ["before-run.d/x", "after-thaw.d/x", "after-run.d/x"]
+
+
+def test_whom_a_killed_run_left_standing_still_is_let_go_before_any_hook_is_waited_for(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    Journal(str(tmp_path / "run")).write(domain(uri=uris[0]), Hold.PAUSE)
+    files.add("before-run.d/x", f"ls {tmp_path}/run/held")
+    assert hooked(tmp_path, recorder, uris, files).exit_code == 0
+    assert [text for text in recorder.told(Level.INFO) if ".json" in text] == []
