@@ -151,7 +151,8 @@ class Holder:
             except HypervisorError as error:
                 raise FreezeFailed(error.message, "see the guest agent's log in the guest") from error
             if count == 0:
-                raise FreezeFailed("the guest agent found no file system to freeze")
+                hint = "is one mounted in the guest, of a kind that can be frozen?"
+                raise FreezeFailed("the guest agent found no file system to freeze", hint)
             yield stand
         if stand.thawed == 0:
             # somebody else thawed it, or Windows did after its ten seconds: nobody knows when
