@@ -63,7 +63,10 @@ def machine(log: Path) -> Iterator[Machine]:
 
 def _systemd(pid: int) -> int:
     """Find it below a process, 0 if it has not come so far."""
-    while pid and Path(f"/proc/{pid}/comm").read_text() != "systemd\n":
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        pid = int(children[0]) if children else 0
+    try:
+        while pid and Path(f"/proc/{pid}/comm").read_text() != "systemd\n":
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            pid = int(children[0]) if children else 0
+    except (FileNotFoundError, ProcessLookupError):  # a mount or the like, which has just ended
+        return 0
     return pid
