@@ -56,7 +56,7 @@ class AdminProgram:
                 for line in _lines(out, process, check_stop):
                     last.append(line)
                     tell(line)
-            except BaseException:
+            except BaseException:  # whatever it was, the program does not outlive it
                 process.terminate()
                 process.wait()
                 _end_rest(process.pid)

@@ -6,7 +6,6 @@ No guest stands still while one of them runs.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,6 +16,7 @@ from .errors import BackupError, Interrupted, reason
 from .hooks import Hooks, When, about_domain, about_job
 from .model import Domain, JobResult, Level, Status
 from .settings import Settings
+from .whole_file import write_whole
 
 DIRECTORY = "hooked"  # in RUNTIME_DIR: a note for each domain whose after-thaw hooks are owed
 
@@ -86,7 +86,7 @@ def run_owed(hooks: Hooks, uuid: str | None = None, check_stop: Callable[[], Non
         except BackupError as error:
             failed += 1
             hooks.reporter.message(Level.ERROR, name, str(error))
-        except (OSError, ValueError, KeyError):  # killed while it wrote, before any hook
+        except (OSError, ValueError, KeyError):  # none of ours, which are written whole before any hook
             pass
         _erase(note)
     return failed
@@ -104,10 +104,7 @@ def _erase(note: Path) -> None:
 def _write(note: Path, told: Mapping[str, str]) -> None:
     try:
         note.parent.mkdir(mode=0o700, exist_ok=True)
-        with note.open("w") as file:
-            json.dump(told, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write_whole(note, json.dumps(told).encode())
     except OSError as error:
         message = f"cannot note in {note} that hooks are about to be run: {reason(error)}"
         raise BackupError(message, "see RUNTIME_DIR") from error

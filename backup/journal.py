@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -12,6 +11,7 @@ from typing import Union
 
 from .errors import BackupError, reason
 from .model import Domain
+from .whole_file import write_whole
 
 
 class Hold(str, Enum):
@@ -40,14 +40,10 @@ class Journal:
     def write(self, domain: Domain, hold: Hold) -> None:
         """Note that the domain is about to be held. Raises BackupError."""
         path = self._path(domain.uuid)
-        draft = path.with_suffix(".draft")
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            with draft.open("w") as file:
-                json.dump(asdict(Note(domain.uuid, domain.name, hold, domain.uri)), file)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
+            note = Note(domain.uuid, domain.name, hold, domain.uri)
+            write_whole(path, json.dumps(asdict(note)).encode())
         except OSError as error:
             message = f"cannot note in {path} that the guest is about to stand still: {reason(error)}"
             raise BackupError(message, "see RUNTIME_DIR") from error

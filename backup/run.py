@@ -88,7 +88,7 @@ class Run:
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)
-            except BaseException:
+            except BaseException:  # whatever it was, after-run undoes what before-run has done
                 self._after_run(replace(self._result(()), nothing_done=True))
                 raise
             return self._after_run(result)

@@ -16,6 +16,6 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), mode)
             os.replace(file.name, path)
-        except BaseException:
+        except BaseException:  # of any kind, Ctrl-C included: no draft stays
             os.unlink(file.name)
             raise
