@@ -109,7 +109,8 @@ class ImageReader:
                 raise self._cluster.failure(action, self._image, -result)
             if data is None or len(data) != length:
                 got = 0 if data is None else len(data)
-                raise BackupError(f"{action} image {self._image}: got only {got} bytes")
+                message = f"{action} image {self._image}: got only {got} bytes"
+                raise BackupError(message, "see ceph health detail; the next run tries again")
             return data
 
         return wait

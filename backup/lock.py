@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from . import PROGRAM
 from .cleanly import undone_by
 from .cluster import Claim, Cluster
 from .cluster_errors import LockHeld
@@ -105,4 +106,4 @@ def lock_of(domain: Domain, clusters: Clusters, duration: int) -> DomainLock:
             owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
             name = f"virt-rbd-backup.lock.{domain.uuid}"
             return DomainLock(clusters.at(disk.address), disk.image, name, owner, duration)
-    raise BackupError("the domain has no RBD image")
+    raise BackupError("the domain has no RBD image", f"see {PROGRAM} list")

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Callable
 
+from . import PROGRAM
 from .errors import BackupError
 from .pipe_source import WriterEnded
 from .protocols import ImageWriter, Source, WrittenBytes
@@ -62,7 +63,8 @@ def filled(source: Source, buffer: bytearray, offset: int, size: int) -> bytearr
 def require_end(source: Source, size: int) -> None:
     """Raise BackupError if there is more to come."""
     if source.fill(memoryview(bytearray(1))):
-        raise BackupError(f"the output gave more than the {size} bytes of the image")
+        message = f"the output gave more than the {size} bytes of the image"
+        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points")
 
 
 def _not_zero(piece: bytearray) -> Iterator[tuple[int, WrittenBytes]]:

@@ -180,7 +180,8 @@ def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:
 def _image(saved: SavedImage) -> Image:
     image = image_named(saved.image)
     if image is None:
-        raise BackupError(f"the manifest names an image {saved.image!r}, which is none")
+        message = f"the manifest names an image {saved.image!r}, which is none"
+        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points")
     return image
 
 

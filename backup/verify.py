@@ -12,6 +12,7 @@ from .model import Extent, Layout, SavedDomain, SavedImage
 from .protocols import SnapshotReader, Source
 from .refill import PIECE, ZERO_PIECE, filled, require_end
 
+DAMAGED = "the repository is damaged: see restic check --read-data; back it up again"
 SHOWN = 3  # places of a damaged image that are told one by one
 
 Progress = Callable[[int], None]
@@ -65,7 +66,7 @@ def against_checksums(
         progress(start)
     _require_none(wrong, image)
     if start != image.size:
-        raise Mismatch(f"{image.target} ({image.image}) has {image.size} bytes, {start} came back")
+        raise Mismatch(f"{image.target} ({image.image}) has {image.size} bytes, {start} came back", DAMAGED)
     if record:
         message = f"{image.target} ({image.image}) has checksums beyond its {image.size} bytes"
         raise Mismatch(message, "the manifest is damaged: back it up again")
@@ -83,7 +84,8 @@ def against_snapshot(
 ) -> None:
     """Hold what comes back against the snapshot itself. Raises Mismatch."""
     if reader.size != image.size:
-        raise Mismatch(f"{image.target} ({image.image}) has {reader.size} bytes, {image.size} are saved")
+        message = f"{image.target} ({image.image}) has {reader.size} bytes, {image.size} are saved"
+        raise Mismatch(message, DAMAGED)
     wrong, start = [], 0
     for piece, data in zip(pieces, pieces_read(reader)):
         if piece != data:
@@ -116,4 +118,4 @@ def _require_none(wrong: list[Extent], image: SavedImage) -> None:
     ]
     more = f", and {len(wrong) - SHOWN} more places" if len(wrong) > SHOWN else ""
     message = f"{image.target} ({image.image}) does not come back as it was saved: {', '.join(places)}{more}"
-    raise Mismatch(message, "the repository is damaged: see restic check --read-data; back it up again")
+    raise Mismatch(message, DAMAGED)

@@ -10,6 +10,7 @@ from backup.pipe_source import PipeSource
 from .segments import ZEROS, ZEROS_LINK, Segments
 
 SKIP = 1 << 20  # bytes at a time
+UNSOUND = "another restore point may do; see restic check --read-data"
 
 
 class SegmentSource:
@@ -65,12 +66,12 @@ class SegmentSource:
     def _require(self, entry: tarfile.TarInfo, name: str) -> None:
         """Raise BackupError unless it is the next segment."""
         if self._next == len(self._segments):
-            raise BackupError(f"the output gave a file too many: {entry.name}")
+            raise BackupError(f"the output gave a file too many: {entry.name}", UNSOUND)
         expected, length = self._segments.path(self._next), self._segments.extent(self._next).length
         hole = entry.issym() and entry.linkname == ZEROS_LINK and self._segments.can_be_link(self._next)
         if name != expected or not (hole or (entry.isreg() and entry.size == length)):
             message = f"the output gave {entry.name} of {entry.size} bytes, not {expected} of {length}"
-            raise BackupError(message, "another restore point may do; see restic check --read-data")
+            raise BackupError(message, UNSOUND)
 
     def _entry(self) -> tarfile.TarInfo | None:
         block = bytearray(tarfile.BLOCKSIZE)
@@ -81,7 +82,7 @@ class SegmentSource:
         try:
             return tarfile.TarInfo.frombuf(bytes(block), tarfile.ENCODING, "surrogateescape")
         except tarfile.HeaderError as error:
-            raise BackupError(f"the output gave no archive: {error}") from error
+            raise BackupError(f"the output gave no archive: {error}", UNSOUND) from error
 
     def _skip(self, length: int) -> None:
         while length:
