@@ -13,6 +13,7 @@ import rados
 import rbd
 
 from tests.integration.node import Node
+from tests.integration.random_changes import change
 from tests.lab import Lab, RbdDisk
 
 MIB = 1 << 20
@@ -26,7 +27,6 @@ KINDS: Mapping[str, Sequence[str]] = {
     "vde": ("clone",),
 }
 CHANGES = 4  # of an image in a round
-LENGTHS = (1, 4096, 70_000, MIB, 5 * MIB)
 
 
 class ChangingDomain:
@@ -45,21 +45,7 @@ class ChangingDomain:
         """Change each image a little."""
         for target in KINDS:
             with rbd.Image(self._pool, self.image(target)) as image:
-                for _ in range(CHANGES):
-                    self._change(image, self._random.choice(("write", "write", "discard", "zero", "resize")))
-
-    def _change(self, image: Any, kind: str) -> None:
-        size = image.size()
-        offset = self._random.randrange(size)
-        length = min(self._random.choice(LENGTHS), size - offset)
-        if kind == "write":
-            image.write(self._random.randbytes(length), offset)
-        elif kind == "discard":
-            image.discard(offset, length)
-        elif kind == "zero":
-            image.write_zeroes(offset, length)
-        else:
-            image.resize(self._random.randrange(1, LARGEST))
+                change(image, self._random, CHANGES, LARGEST)
 
     def roll_back(self, target: str) -> None:
         """Take an image back to what it was in the beginning."""

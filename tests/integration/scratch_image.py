@@ -23,11 +23,11 @@ from backup.pipe_sink import PipeSink
 from backup.pipe_source import PipeSource
 from backup.protocols import SnapshotReader
 from backup.refill import refill
+from tests.integration.random_changes import change
 from tests.lab import Lab
 
 MIB = 1 << 20
 CHANGES = 12  # in a round
-LENGTHS = (1, 511, 4096, 65536, MIB, 5 * MIB)
 PAGE = 4096  # bytes; what a disk allocates at the least
 COMPARED = "compared"
 _NOBODY = Console(StringIO())
@@ -47,23 +47,10 @@ class ScratchImage:
     def create(self, size: int, options: Sequence[str] = ()) -> None:
         self._lab.create_image(self.spec, size, *options)
 
-    def change(self, largest: int, resize: bool = True) -> None:
-        """Write, overwrite, discard and zero at random places; shrink and grow up to `largest` bytes."""
-        kinds = ["write", "write", "write", "discard", "zero"] + ["resize"] * resize
+    def change(self, largest: int = 0) -> None:
+        """Change it a little; `largest`: how many bytes it may have then, 0 for as many as before."""
         with rbd.Image(self._pool, self.name) as image:
-            for _ in range(CHANGES):
-                size = image.size()
-                offset = self._random.randrange(size)
-                length = min(self._random.choice(LENGTHS), size - offset)
-                kind = self._random.choice(kinds)
-                if kind == "write":
-                    image.write(self._random.randbytes(length), offset)
-                elif kind == "discard":
-                    image.discard(offset, length)
-                elif kind == "zero":
-                    image.write_zeroes(offset, length)
-                else:
-                    image.resize(self._random.randrange(1, largest))
+            change(image, self._random, CHANGES, largest)
 
     def compare(self) -> None:
         """Take a snapshot as the program does, stream it, and hold it against `rbd export`."""

@@ -92,7 +92,7 @@ def _ancestry(lab: Lab, pool: Any, scratch: Callable[[str], ScratchImage], kind:
     generations = {"clone of a clone": 2, "child of the clone of a clone": 3}.get(kind, 1)
     line = [scratch(f"{kind}, generation {number}") for number in range(generations + 1)]
     line[0].create(21 * MIB + 7)
-    line[0].change(30 * MIB, resize=False)
+    line[0].change()
     try:
         for parent, child in zip(line, line[1:]):
             _clone(lab, parent, child, ANCESTRIES[kind], protected=PROTECTED in kind)
