@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.lab import Lab
 from tests.quick_repository import PASSWORD
 
-from .contestants import CONTESTANTS, LIMIT, Contestant
+from .contestants import CONTESTANTS, LIMIT, SHARED_LIMIT, Contestant
 from .measure import Cost
 from .subjects import Subject
 from .table import median
@@ -55,7 +55,7 @@ class Bench:
             for name, contestant in contestants.items():
                 contestant.empty()
                 for kind in (FIRST, REPEATED):
-                    if name == LIMIT:
+                    if name in (LIMIT, SHARED_LIMIT):
                         _into_the_page_cache(subject.file)
                     cost = contestant.run(CONTESTANTS[name](contestant, subject))
                     costs.setdefault((kind, name), []).append(cost)

@@ -31,6 +31,19 @@ with rados.Rados(conffile=conf) as cluster, cluster.open_ioctx(pool) as ioctx:
         sys.exit(restic.wait())
 """
 
+# What nobody who saves an image can do without: reading it from the cluster. Nothing is done with the bytes.
+READING = """
+import sys
+from backup import stream
+from backup.cluster import Cluster
+from backup.model import ClusterAddress, Image
+conf, pool, name, snapshot = sys.argv[1:]
+with Cluster(ClusterAddress(), "", conf, timeout=60) as cluster:
+    with cluster.reader(Image(pool, name), snapshot) as reader:
+        for _piece in stream.pieces(reader):
+            continue
+"""
+
 
 class Contestant:
     """One way, with a repository and a cache of its own."""
@@ -63,8 +76,10 @@ class Contestant:
 
     @property
     def environment(self) -> Mapping[str, str]:
+        inherited = {n: value for n, value in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
         return {
-            **os.environ,
+            **inherited,  # an installed program has its bytecode
+            "PYTHONPYCACHEPREFIX": str(self.node.directory / "bytecode"),
             "RESTIC_REPOSITORY": str(self.node.repository),
             "RESTIC_PASSWORD_FILE": str(self.node.password_file),
             "RESTIC_CACHE_DIR": str(self.node.directory / "cache"),
@@ -114,8 +129,22 @@ def local_file(contestant: Contestant, subject: Subject) -> Sequence[str]:
     return [str(contestant.restic.path), "backup", "--force", "--quiet", str(subject.file)]
 
 
+def local_file_beside_a_reader(contestant: Contestant, subject: Subject) -> Sequence[str]:
+    """As above, while the same bytes are read from the cluster, on the same processors."""
+    line = '/usr/bin/python3 -c "$1" "${@:2:4}" & reader=$!; "${@:6}" && wait $reader'
+    place = (str(contestant.conf), POOL, subject.name, SNAPSHOT)
+    return ["bash", "-c", line, "bash", READING, *place, *local_file(contestant, subject)]
+
+
 LIMIT = "restic on a local file"
 EXPORT = "rbd export to restic"
 OURS = "virt-rbd-backup"
 LOOP = "sequential loop to restic"
-CONTESTANTS: Mapping[str, Command] = {LOOP: classic_loop, EXPORT: rbd_export, OURS: ours, LIMIT: local_file}
+SHARED_LIMIT = "the same, beside a reader of the image"
+CONTESTANTS: Mapping[str, Command] = {
+    LOOP: classic_loop,
+    EXPORT: rbd_export,
+    OURS: ours,
+    LIMIT: local_file,
+    SHARED_LIMIT: local_file_beside_a_reader,
+}

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from .bench import REPEATED, Bench, Costs, say
 from .chart import draw
-from .contestants import CONTESTANTS, EXPORT, LIMIT, LOOP, OURS
+from .contestants import CONTESTANTS, EXPORT, LIMIT, LOOP, OURS, SHARED_LIMIT
 from .measure import Cost
 from .subjects import GIB, Subject, in_a_file, spread, subject
 from .table import HEAD, cells, markdown, median
@@ -22,7 +22,7 @@ def main_race(bench: Bench) -> str:
         with in_a_file(bench.lab, made):
             costs = bench.race("main", made, list(CONTESTANTS))
         draw(costs, bench.chart)
-        return _table(costs, (EXPORT, LIMIT)) + _cpu_of_ours(costs[REPEATED, OURS], made)
+        return _table(costs, (EXPORT, LIMIT, SHARED_LIMIT)) + _cpu_of_ours(costs[REPEATED, OURS], made)
 
 
 def fragments(bench: Bench) -> str:
