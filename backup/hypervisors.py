@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Union
 
-from .errors import BackupError
+from .errors import BackupError, DomainGone
 from .hypervisor import Hypervisor
-from .model import Domain
+from .model import Domain, State
 
 
 class Hypervisors:
@@ -56,6 +56,31 @@ class Hypervisors:
     def _require_any(self) -> None:
         if not self._reached:
             raise self.unreachable[0]
+
+
+@contextmanager
+def located(uuid: str, uris: Sequence[str], timeout: int) -> Iterator[tuple[Hypervisor, Domain]]:
+    """Look a domain up in the libvirt that listed it, the first, else where it may have migrated to since.
+
+    Raises DomainGone if it is nowhere, another BackupError if that can't be told.
+    """
+    errors: list[BackupError] = []
+    with ExitStack() as stack:
+        for uri in uris:
+            try:
+                hypervisor = stack.enter_context(Hypervisor(uri, timeout))
+                domain = hypervisor.domain(uuid)
+            except BackupError as error:
+                if uri == uris[0] and not isinstance(error, DomainGone):
+                    raise  # it may run there still: no other libvirt knows it better
+                errors.append(error)
+                continue
+            if domain.state is not State.ELSEWHERE:
+                yield hypervisor, domain
+                return
+            errors.append(DomainGone("the domain migrated to another node"))
+        unknown = [error for error in errors if not isinstance(error, DomainGone)]
+        raise (unknown or errors)[0]
 
 
 def _connected(uri: str, timeout: int) -> Union[Hypervisor, BackupError]:

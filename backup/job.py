@@ -19,6 +19,7 @@ from .errors import BackupError, DomainGone, NotNow, Skipped
 from .freeze import Holder, Standstill
 from .hooks import Hooks
 from .hypervisor import Hypervisor
+from .hypervisors import located
 from .job_hooks import JobHooks
 from .journal import Journal
 from .kept import Bases
@@ -145,7 +146,10 @@ class DomainJob:
         """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
         settings = self.settings
         self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
-        hypervisor, domain = self._found(stack)
+        uris = dict.fromkeys((self.order.uri, *settings.libvirt_uris))
+        hypervisor, domain = stack.enter_context(
+            located(self.order.uuid, list(uris), settings.libvirt_timeout)
+        )
         _require_ready(domain)
         require_covered(covered(domain, self.settings))
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
@@ -189,27 +193,6 @@ class DomainJob:
     def _output_limit(self) -> int:
         settings = self.settings
         return 2 * settings.output_stall_timeout + settings.lock_wait + settings.ceph_timeout
-
-    def _found(self, stack: ExitStack) -> tuple[Hypervisor, Domain]:
-        """Look the domain up where it was listed, else where it may have migrated to since.
-
-        Raises DomainGone if it is nowhere, another BackupError if that can't be told.
-        """
-        errors: list[BackupError] = []
-        for uri in dict.fromkeys((self.order.uri, *self.settings.libvirt_uris)):
-            try:
-                hypervisor = stack.enter_context(Hypervisor(uri, self.settings.libvirt_timeout))
-                domain = hypervisor.domain(self.order.uuid)
-            except BackupError as error:
-                if uri == self.order.uri and not isinstance(error, DomainGone):
-                    raise  # it may run there still: no other libvirt knows it better
-                errors.append(error)
-                continue
-            if domain.state is not State.ELSEWHERE:
-                return hypervisor, domain
-            errors.append(DomainGone("the domain migrated to another node"))
-        unknown = [error for error in errors if not isinstance(error, DomainGone)]
-        raise (unknown or errors)[0]
 
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""

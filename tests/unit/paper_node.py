@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import pytest
 
-from backup import job
+from backup import hypervisors, job
 from backup.job import DomainJob, JobOrder
 from backup.journal import Journal
 from backup.libvirt_errors import HypervisorError
@@ -69,7 +69,7 @@ class PaperNode:
         self.output = PaperOutput(self)
         self.recorder = Recorder()
         self.stop = StopRequest()
-        monkeypatch.setattr(job, "Hypervisor", self._connect)
+        monkeypatch.setattr(hypervisors, "Hypervisor", self._connect)
         monkeypatch.setattr(job, "Clusters", lambda *_: PaperClusters(self.cluster))
 
     @property
