@@ -16,7 +16,7 @@ from typing import Callable
 from .errors import BackupError
 
 PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may ask for (man 7 pipe)
-ZEROS = bytes(128 << 10)  # of a hole at once: the reader waits while they are passed on, so not a whole pipe
+ZEROS = bytes(256 << 10)  # of a hole at once: the reader waits while they are passed on, so not a whole pipe
 WRITE_POLL = 0.5  # seconds between two looks at whether the job has to stop
 
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl.h; Python names them from 3.10 on
@@ -87,36 +87,39 @@ class PipeSink:
 
     def _write(self, data: bytes, rest: memoryview) -> int:
         """Have the pipe refer to the memory of `data`, which costs a third of a copy (man 2 vmsplice)."""
-        start = len(data) - len(rest)
-        return self._passed_on(lambda: _vmsplice(self._pipe, data, start), lambda: os.write(self._pipe, rest))
+        if self._splices:
+            try:
+                return _vmsplice(self._pipe, data, len(data) - len(rest))
+            except OSError as error:
+                self._copy_from_now_on(error)
+        return os.write(self._pipe, rest)
 
     def _write_zeros(self, length: int) -> int:
         """Have the pipe refer to the memfd's pages."""
-        return self._passed_on(
-            lambda: os.sendfile(self._pipe, self._zeros, 0, length),
-            lambda: os.write(self._pipe, memoryview(ZEROS)[:length]),
-        )
-
-    def _passed_on(self, splice: Callable[[], int], copy: Callable[[], int]) -> int:
-        """Splice; where the kernel, or a container's filter of system calls, refuses that, copy."""
         if self._splices:
             try:
-                return splice()
+                return os.sendfile(self._pipe, self._zeros, 0, length)
             except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
-                    raise
-                self._splices = False
-        return copy()
+                self._copy_from_now_on(error)
+        return os.write(self._pipe, memoryview(ZEROS)[:length])
+
+    def _copy_from_now_on(self, error: OSError) -> None:
+        """Do without splicing where the kernel, or a container's filter of system calls, refuses it."""
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+            raise error
+        self._splices = False
 
     def _push(self, write: Callable[..., int], *arguments: object) -> int:
-        began = time.monotonic()
+        """Write as much as there is room for, at least a byte. Runs a hundred thousand times per image."""
+        deadline = None
         while True:
             self._check_stop()
             try:
                 sent = write(*arguments)
             except BlockingIOError:
+                deadline = deadline or time.monotonic() + self._patience
                 self._writable.poll(WRITE_POLL * 1000)
-                if time.monotonic() > began + self._patience:
+                if time.monotonic() > deadline:
                     message = f"the output took no byte for {self._patience:.0f} s"
                     raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT") from None
             except BrokenPipeError as error:
