@@ -24,8 +24,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
         return
     with running_lab(tmp_path_factory.mktemp("lab") / "lab") as lab:
-        # in a second, as is usual, snapshots of many clients are made: here each test waits for its own
-        lab.cluster.ceph("tell", "mon.a", "injectargs", "--paxos-propose-interval=0.1")
         add_sample_domains(lab)
         yield lab
 
