@@ -120,6 +120,11 @@ OUTPUT_STALL_TIMEOUT = 1200
 # domain's backup fails. The guests run meanwhile, the snapshots are kept.
 LOCK_WAIT = 3600
 
+# Seconds for which a domain is tried again, at the end of the run, whose error may be transient: a
+# connection that broke, a time-out, a stall, a lock. At once, then after pauses that grow, and for the last
+# time when these seconds are over. 0: once, at once.
+RETRY_FOR = 300
+
 # --- Proving that it comes back -----------------------------------------------------------------
 
 # The pool, or pool/namespace, that `main.py drill` restores a domain into for as long as it takes. It needs

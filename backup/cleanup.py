@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from .cluster_errors import LockHeld
 from .connect import Clusters
 from .errors import BackupError
-from .freeze import Holder
 from .hooks import Hooks
 from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
 from .job_hooks import run_owed
-from .journal import Journal
 from .lock import lock_of
-from .model import Domain, Level, State
+from .model import Domain, Level
 from .node import only_run
 from .protocols import Reporter
 from .settings import Settings
 from .snapshots import leftovers, remove_leftovers
 from .stop import StopRequest
+from .thaw import let_go_noted
 
 
 def clean_node(settings: Settings, reporter: Reporter, kept: bool = False) -> int:
@@ -38,32 +37,6 @@ def clean_node(settings: Settings, reporter: Reporter, kept: bool = False) -> in
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]
                 failed += remove_all_leftovers(own, hypervisor, settings, reporter, kept)
-    return failed
-
-
-def let_go_noted(settings: Settings, reporter: Reporter, uuid: str | None = None) -> int:
-    """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
-
-    Only for the holder of the node's lock, about domains that no worker is at: nobody else can be
-    holding them still on purpose. Returns how many that failed for.
-    """
-    journal = Journal(settings.runtime_dir)
-    unreadable = journal.unreadable() if uuid is None else ()
-    for error in unreadable:  # its domain's own backup fails over it, as long as the note is there
-        reporter.message(Level.ERROR, "", str(error))
-    failed = len(unreadable)
-    for note in journal.notes():
-        if uuid not in (None, note.uuid):
-            continue
-        try:
-            with Hypervisor(note.uri, settings.libvirt_timeout) as hypervisor:
-                holder = Holder(hypervisor, journal, settings, reporter)
-                holder.let_go(Domain(note.uuid, note.name, State.RUNNING, ()), note.hold)
-            text = f"let go: a backup that was killed had left a {note.hold.value} behind"
-            reporter.message(Level.WARNING, note.name, text)
-        except BackupError as error:
-            failed += 1
-            reporter.message(Level.ERROR, note.name, str(error))
     return failed
 
 

@@ -8,19 +8,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from . import PROGRAM
 from .cleanly import undone_by
-from .errors import BackupError, DomainGone, FreezeFailed, FrozenAlready
+from .errors import BackupError, FreezeFailed, FrozenAlready
 from .hypervisor import Hypervisor
-from .journal import Hold, Journal
+from .journal import Hold, Journal, Note
 from .libvirt_errors import HypervisorError
 from .model import Consistency, Domain, Level, State
 from .protocols import Reporter
 from .settings import Settings
+from .thaw import BeyondHelp, Thaw, agent_timeout
 
-# Of FREEZE_TIMEOUT: what the guest agent gets for an answer, and when the snapshots have to be there.
-AGENT_SHARE = 1 / 3
-SNAPSHOT_SHARE = 0.9
+SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots have to be there
+GRACE = 1.0  # seconds after FREEZE_TIMEOUT in which the main process leaves the guest to its worker
+EARLIER_NOTE = 5.0  # seconds to wait for the main process to undo what an earlier backup has left
 
 # What a domain that does not run is in itself. A QEMU has flushed all disks when it was paused or saved,
 # not when the guest crashed.
@@ -68,60 +68,24 @@ class Holder:
         Raises FreezeFailed where a freeze is required and can't be had, BackupError where the domain
         could not be let go; the journal's note then stays.
         """
-        if self.journal.holds(domain.uuid):
-            # a new note would take the old one's place, and nobody would ever let the guest go
-            message = "the guest may still stand still since an earlier backup"
-            raise BackupError(message, f"virsh domfsthaw {domain.uuid}; then {PROGRAM} cleanup")
-        if domain.state is State.RUNNING:
+        if domain.state is not State.RUNNING:
+            with self._left_as_it_is(domain, domain.state) as stand:
+                yield stand
+        elif self._is_dealt_with(domain):
             with ExitStack() as stack:
                 yield self._hold(domain, stack)
-            return
-        stand = self._as_it_is(QUIET[domain.state])
+        else:
+            yield self._beside_an_earlier_note(domain)
+
+    @contextmanager
+    def _left_as_it_is(self, domain: Domain, state: State) -> Iterator[Standstill]:
+        """Leave a domain alone that does not run; what it is worth depends on whether it stays like that."""
+        stand = self._as_it_is(QUIET[state])
         yield stand
-        if self.hypervisor.state(domain.uuid) is not domain.state:
+        if self.hypervisor.state(domain.uuid) is not state:
             stand.consistency = Consistency.CRASH
-            message = f"the domain did not stay {domain.state.value} while its snapshots were made"
+            message = f"the domain did not stay {state.value} while its snapshots were made"
             self.reporter.message(Level.WARNING, domain.name, message)
-
-    def let_go(self, domain: Domain, hold: Hold) -> int:
-        """Thaw or resume a domain, for FREEZE_TIMEOUT seconds if need be, then erase its note.
-
-        Returns how many file systems were frozen until now. A domain that is gone or shut off needs
-        nothing. Raises BackupError if it may still stand still.
-        """
-        deadline = time.monotonic() + self.settings.freeze_timeout
-        pause = FIRST_RETRY
-        while True:
-            try:
-                count = self._release(domain, hold)
-                break
-            except DomainGone:
-                count = 0
-                break
-            except HypervisorError as error:
-                if time.monotonic() > deadline:
-                    verb, command = ("frozen", "domfsthaw") if hold is Hold.FREEZE else ("paused", "resume")
-                    message = f"the guest may still be {verb}: {error.message}"
-                    raise BackupError(message, f"virsh {command} {domain.uuid}") from error
-            time.sleep(pause)
-            pause = min(2 * pause, LAST_RETRY)
-        self.journal.erase(domain.uuid)
-        return count
-
-    def _release(self, domain: Domain, hold: Hold) -> int:
-        state = self.hypervisor.state(domain.uuid)
-        if state in (State.SHUT_OFF, State.CRASHED):
-            return 0
-        if state is State.ELSEWHERE:
-            message = "the guest migrated to another node while it stood still"
-            raise BackupError(message, f"on that node: virsh domfsthaw {domain.uuid}")
-        if state is State.SAVED:
-            message = "the guest was saved while it stood still, and will come back like that"
-            raise BackupError(message, f"start it, then {PROGRAM} cleanup")
-        if hold is Hold.FREEZE:
-            return self.hypervisor.thaw(domain, self._agent_timeout)
-        self.hypervisor.resume(domain)
-        return 0
 
     def _hold(self, domain: Domain, stack: ExitStack) -> Standstill:
         if self.settings.freeze != "never":
@@ -139,6 +103,31 @@ class Holder:
             return stack.enter_context(self._paused(domain))
         return self._as_it_is(Consistency.CRASH)
 
+    def _is_dealt_with(self, domain: Domain) -> bool:
+        """Wait a while for the main process to undo what an earlier backup has left; tell if it did.
+
+        A new note would take the old one's place, and nobody would ever thaw the guest.
+        """
+        deadline = time.monotonic() + EARLIER_NOTE
+        while self.journal.holds(domain.uuid):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(FIRST_RETRY)
+        return True
+
+    def _beside_an_earlier_note(self, domain: Domain) -> Standstill:
+        """Leave a guest as it is that may be frozen: it could not be frozen, and must not be paused.
+
+        Its backup is better than none. Raises FreezeFailed where a freeze is required.
+        """
+        message = "an earlier backup may have left the guest frozen or paused, and nobody can undo it yet"
+        path = self.journal.path(domain.uuid)
+        hint = f"does its guest agent run? virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
+        if self.settings.freeze == "required":
+            raise FreezeFailed(message, hint)
+        self.reporter.message(Level.ERROR, domain.name, f"{message} (hint: {hint})")
+        return self._as_it_is(Consistency.CRASH)
+
     def _as_it_is(self, consistency: Consistency) -> Standstill:
         return Standstill(consistency, self.settings.ceph_timeout)
 
@@ -147,7 +136,7 @@ class Holder:
         self._require_agent(domain)
         with self._held(domain, Hold.FREEZE, Consistency.FILESYSTEM) as stand:
             try:
-                count = self.hypervisor.freeze(domain, self._agent_timeout)
+                count = self.hypervisor.freeze(domain, agent_timeout(self.settings))
             except HypervisorError as error:
                 raise FreezeFailed(error.message, "see the guest agent's log in the guest") from error
             if count == 0:
@@ -164,6 +153,10 @@ class Holder:
 
     @contextmanager
     def _paused(self, domain: Domain) -> Iterator[Standstill]:
+        if self.hypervisor.state(domain.uuid) is State.PAUSED:  # by an admin since: not ours to resume
+            with self._left_as_it_is(domain, State.PAUSED) as stand:
+                yield stand
+            return
         with self._held(domain, Hold.PAUSE, Consistency.PAUSED) as stand:
             self.hypervisor.pause(domain)
             yield stand
@@ -171,15 +164,41 @@ class Holder:
     @contextmanager
     def _held(self, domain: Domain, hold: Hold, consistency: Consistency) -> Iterator[Standstill]:
         """Note on disk what the block is about to do, and let the domain go after it."""
-        self.journal.write(domain, hold)
-        stand = Standstill(consistency, SNAPSHOT_SHARE * self.settings.freeze_timeout)
+        limit = self.settings.freeze_timeout
+        note = self.journal.write(domain, hold, limit + GRACE)
+        stand = Standstill(consistency, SNAPSHOT_SHARE * limit)
 
         def let_go() -> None:
-            stand.thawed = self.let_go(domain, hold)
+            self.journal.releasing(note, agent_timeout(self.settings) + GRACE)
+            stand.thawed = self._let_go(note)
             stand.seconds = time.monotonic() - stand.started
 
         with undone_by(let_go, self.reporter, domain.name):
             yield stand
+
+    def _let_go(self, note: Note) -> int:
+        """Thaw or resume a domain, for FREEZE_TIMEOUT seconds if need be, then erase its note.
+
+        Returns how many file systems were frozen until now. A domain that is gone or shut off needs
+        nothing. Raises BackupError if it may still be frozen or paused: the note stays, and main tries on.
+        """
+        thaw = Thaw(note, self.hypervisor, self.settings)
+        deadline = time.monotonic() + self.settings.freeze_timeout
+        pause = FIRST_RETRY
+        while True:
+            try:
+                if thaw.attempt():
+                    break
+            except BeyondHelp:
+                self.journal.erase(note.uuid)
+                raise
+            except BackupError as error:
+                if not isinstance(error, HypervisorError) or time.monotonic() > deadline:
+                    raise thaw.failure(error) from error
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_RETRY)
+        self.journal.erase(note.uuid)
+        return thaw.thawed
 
     def _require_agent(self, domain: Domain) -> None:
         """Raise FreezeFailed unless the agent answers and the guest is not frozen."""
@@ -188,10 +207,6 @@ class Holder:
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
         try:
-            self.hypervisor.probe_agent(domain, self._agent_timeout)
+            self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
-
-    @property
-    def _agent_timeout(self) -> int:
-        return max(1, int(AGENT_SHARE * self.settings.freeze_timeout))

@@ -92,6 +92,11 @@ class Hypervisor:
         with libvirt_errors("cannot ask for the domain's state"):
             return State.BUSY if _has_job(handle) else _state(handle)
 
+    def instance(self, uuid: str) -> int:
+        """Give libvirt's id of the domain as it runs now, -1 if it does not. Raises DomainGone."""
+        with libvirt_errors("cannot ask for the domain's id"):
+            return int(self._handle(uuid).ID())
+
     def secret(self, address: ClusterAddress) -> str:
         """Give the cephx key that the disk's <auth> refers to, "" if it refers to none."""
         connection = self._connection()
@@ -214,6 +219,7 @@ class Hypervisor:
             override=found or Override(),
             uri=self.uri,
             problem=problem,
+            instance=handle.ID(),
         )
 
     def _disks(self, xml: str, inactive: str) -> tuple[Disk, ...]:

@@ -63,7 +63,7 @@ class JobOrder:
     `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
     to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
     complete restore points as the run listed them, before its first job. `size`: the bytes that this will
-    pass along, for whoever watches; 0 if that is not known.
+    pass along, for whoever watches; 0 if that is not known. `attempt`: 2 and more for retries in a run.
     """
 
     run: str
@@ -74,6 +74,7 @@ class JobOrder:
     verify: bool = False
     known: Sequence[HeldPoint] = ()
     size: int = 0
+    attempt: int = 1
 
 
 @dataclass

@@ -1,21 +1,24 @@
-"""Notes on disk of which domains are being held still, so that whoever comes next can let them go."""
+"""Notes on disk of which guests are, or are about to be, frozen or paused: whoever comes next can undo it."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import Union
+from typing import Any, Optional, Union
 
 from .errors import BackupError, reason
 from .model import Domain
+from .other_process import OtherProcess
 from .whole_file import write_whole
 
 
 class Hold(str, Enum):
-    """How a domain is being held still."""
+    """How a domain is quiesced."""
 
     FREEZE = "freeze"
     PAUSE = "pause"
@@ -23,30 +26,56 @@ class Hold(str, Enum):
 
 @dataclass(frozen=True)
 class Note:
-    """A domain of the libvirt at `uri` that is, or is about to be, held still."""
+    """A domain of the libvirt at `uri` that is, or is about to be, frozen or paused.
+
+    `instance` is libvirt's id of the running domain, -1 if unknown: a domain that was started anew has
+    another. `owner` is the process that is to undo it, `until` when at the latest, of time.monotonic(), which
+    all processes share. `releasing`: it has begun to.
+    """
 
     uuid: str
     name: str
     hold: Hold
     uri: str
+    instance: int = field(default=-1, compare=False)
+    owner: Optional[OtherProcess] = field(default=None, compare=False)
+    until: float = field(default=0.0, compare=False)
+    releasing: bool = field(default=False, compare=False)
+
+    @property
+    def owned(self) -> bool:
+        """Whether the process that is to undo it lives."""
+        return self.owner is not None and self.owner.lives()
+
+    def overdue(self, seconds: float = 0) -> bool:
+        """Tell whether it was to be undone, by so many seconds ago."""
+        return time.monotonic() > self.until + seconds
 
 
 class Journal:
-    """One file a domain; there from before the guest stands still until it provably runs again."""
+    """One file a domain; there from before the guest is quiesced until it provably runs again."""
 
     def __init__(self, runtime_dir: str) -> None:
         self._directory = Path(runtime_dir, "held")
 
-    def write(self, domain: Domain, hold: Hold) -> None:
-        """Note that the domain is about to be held. Raises BackupError."""
+    def write(self, domain: Domain, hold: Hold, seconds: float = 0.0) -> Note:
+        """Note that the domain is about to be quiesced, for so long at the most. Raises BackupError."""
         path = self._path(domain.uuid)
+        until = time.monotonic() + seconds
+        note = Note(domain.uuid, domain.name, hold, domain.uri, domain.instance, OtherProcess.own(), until)
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
-            note = Note(domain.uuid, domain.name, hold, domain.uri)
-            write_whole(path, json.dumps(asdict(note)).encode())
+            self._put(note)
         except OSError as error:
             message = f"cannot note in {path} that the guest is about to stand still: {reason(error)}"
             raise BackupError(message, "see RUNTIME_DIR") from error
+        return note
+
+    def releasing(self, note: Note, seconds: float) -> None:
+        """Note that its owner has begun to undo it, which takes it so long at the most."""
+        until = max(note.until, time.monotonic() + seconds)
+        with suppress(OSError):  # the old note does: its owner is killed a little earlier, maybe
+            self._put(replace(note, until=until, releasing=True))
 
     def erase(self, uuid: str) -> None:
         """Note that the domain runs. Raises BackupError."""
@@ -60,6 +89,10 @@ class Journal:
     def holds(self, uuid: str) -> bool:
         return self._path(uuid).exists()
 
+    def path(self, uuid: str) -> Path:
+        """Give the file, for messages."""
+        return self._path(uuid)
+
     def notes(self) -> Sequence[Note]:
         """Give those that can be read."""
         return [one for one in self._read() if isinstance(one, Note)]
@@ -71,13 +104,30 @@ class Journal:
     def _read(self) -> Iterator[Union[Note, BackupError]]:
         for path in sorted(self._directory.glob("*.json")):
             try:
-                note = json.loads(path.read_text())
-                yield Note(note["uuid"], note["name"], Hold(note["hold"]), note["uri"])
+                yield _note(json.loads(path.read_text()))
             except FileNotFoundError:
                 continue  # its worker has just erased it
             except (OSError, ValueError, KeyError, TypeError):
                 hint = f"virsh domfsthaw {path.stem}; virsh resume {path.stem}; then remove the file"
                 yield BackupError(f"cannot read {path}, the note of a guest that may stand still", hint)
 
+    def _put(self, note: Note) -> None:
+        # nobody needs it after a power cut, and a guest waits while the disk does
+        write_whole(self._path(note.uuid), json.dumps(asdict(note)).encode(), durable=False)
+
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
+
+
+def _note(told: dict[str, Any]) -> Note:
+    owner = told.get("owner")  # an older version notes less
+    return Note(
+        uuid=told["uuid"],
+        name=told["name"],
+        hold=Hold(told["hold"]),
+        uri=told["uri"],
+        instance=told.get("instance", -1),
+        owner=OtherProcess(**owner) if owner else None,
+        until=told.get("until", 0.0),
+        releasing=told.get("releasing", False),
+    )

@@ -127,7 +127,7 @@ class Domain:
     """A libvirt virtual machine as it was when it was listed.
 
     `uri` is the libvirt that knows it. `problem` is what keeps it from being backed up by its definition
-    alone.
+    alone. `instance` is libvirt's id while it runs, another each time that it is started.
     """
 
     uuid: str
@@ -138,6 +138,7 @@ class Domain:
     override: Override = Override()
     uri: str = ""
     problem: Optional[BackupError] = field(default=None, compare=False)
+    instance: int = field(default=-1, compare=False)
 
 
 @dataclass(frozen=True)

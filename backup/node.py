@@ -5,11 +5,16 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Callable, TextIO
 
 from .errors import AlreadyRunning, BackupError, reason
+
+WATCHDOG = "watchdog"  # in run.lock, in the place of a process's number
+LOCK_POLL = 0.1  # seconds
 
 
 def prepare_runtime_dir(path: str) -> None:
@@ -33,13 +38,55 @@ def require_writable(path: str) -> None:
 
 
 @contextmanager
-def only_run(runtime_dir: str) -> Iterator[None]:
-    """Be the only run on this node during the block. Raises AlreadyRunning."""
+def only_run(runtime_dir: str, check_stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Be the only run on this node during the block. Raises AlreadyRunning.
+
+    A watchdog that is just thawing what a killed run has left is waited for.
+    """
     prepare_runtime_dir(runtime_dir)
-    with Path(runtime_dir, "run.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            hint = "wait for it, or see `systemctl status virt-rbd-backup`"
-            raise AlreadyRunning("another run is active on this node", hint) from error
+    with _run_lock(runtime_dir) as file:
+        while not _locked(file):
+            holder = _holder(file)
+            if holder != WATCHDOG:
+                who = f"process {holder}" if holder else "it"
+                hint = f"wait for {who}, or see `systemctl status virt-rbd-backup`"
+                raise AlreadyRunning("another run is active on this node", hint)
+            check_stop()
+            time.sleep(LOCK_POLL)
+        _sign(file, str(os.getpid()))
         yield
+
+
+@contextmanager
+def as_watchdog(runtime_dir: str) -> Iterator[bool]:
+    """Hold a run's lock during the block, if no run holds it, as one that others wait for; yield whether."""
+    with _run_lock(runtime_dir) as file:
+        locked = _locked(file)
+        if locked:
+            _sign(file, WATCHDOG)
+        yield locked
+
+
+def _run_lock(runtime_dir: str) -> TextIO:
+    return Path(runtime_dir, "run.lock").open("a+")
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(file: TextIO) -> str:
+    """Tell who holds the lock: a process's number, WATCHDOG, "" while it has not signed yet."""
+    file.seek(0)
+    return file.read().strip()
+
+
+def _sign(file: TextIO, holder: str) -> None:
+    with suppress(OSError):  # a full directory: others then can't tell who it is
+        file.truncate(0)
+        file.write(holder)
+        file.flush()

@@ -62,7 +62,9 @@ class Worker:
 
 @dataclass
 class Pool:
-    """Takes jobs through worker processes. `worker_died` is told of jobs whose process was killed.
+    """Takes jobs through worker processes.
+
+    `worker_died` is told of jobs whose process was killed, and says why if it knows.
 
     Each worker keeps `lifeline` open, for the watchdog. After the pool's block none is left.
     """
@@ -72,7 +74,7 @@ class Pool:
     reporter: RunReporter
     stop: StopRequest
     lifeline: Connection
-    worker_died: Callable[[JobOrder], None]
+    worker_died: Callable[[JobOrder], str]
     _results: list[JobResult] = field(default_factory=list)
     _active: dict[Connection, Worker] = field(default_factory=dict)
     _spare: list[tuple[Connection, SpawnProcess]] = field(default_factory=list)
@@ -205,8 +207,9 @@ class Pool:
                 f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             )
             hint = "out of memory? see the journal of the kernel" if code == -signal.SIGKILL else ""
+            if why := self.worker_died(order):
+                how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
             result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)
-            self.worker_died(order)
         if worker.hung and result.status is Status.FAILED:
             hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 import socket
 import string
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from multiprocessing.connection import Connection
 
-from .cleanup import let_go_noted
 from .errors import BackupError, ConfigError
+from .guard import Guard, guarded
 from .hooks import Hooks, When, about_run
 from .hypervisors import Hypervisors
 from .incomplete import discard_of_dead, discard_own, incomplete, tell_of_dead_locks
@@ -24,10 +26,14 @@ from .node import only_run
 from .pool import Pool
 from .protocols import Output, Reporter, RunReporter
 from .report import RunResult
+from .retry import moments
 from .selection import Choice, choose
 from .settings import Settings
 from .stop import StopRequest
+from .thaw import let_go_noted
 from .watchdog import watched
+
+STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
 
 
 def new_run_id() -> str:
@@ -83,8 +89,9 @@ class Run:
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        with only_run(self.settings.runtime_dir):
-            let_go_noted(self.settings, self.reporter)  # no guest stands still while a hook runs
+        with only_run(self.settings.runtime_dir, self.stop.check):
+            # no guest stands still while a hook runs
+            let_go_noted(self.settings, self.reporter, check_stop=self.stop.check)
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)
@@ -112,7 +119,11 @@ class Run:
             unlocked = beside.submit(self.output.discard, (), False)
             self._let_go()
             results: Sequence[JobResult] = ()
-            with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
+            with (
+                watched(settings, self.reporter) as watchdog,
+                guarded(settings, self.reporter, watchdog) as guard,
+                self._pool(watchdog.lifeline, guard) as pool,
+            ):
                 pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
                 choices = look(names, hypervisors, settings, self.reporter)
                 sized = self._ordered(choices, names, hypervisors)
@@ -152,20 +163,35 @@ class Run:
             for one, size in sized
         ]
 
-    def _pool(self, lifeline: Connection) -> Pool:
-        return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, self._worker_died)
+    def _pool(self, lifeline: Connection, guard: Guard) -> Pool:
+        died = partial(self._worker_died, guard)
+        return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, died)
 
     def _tried(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
-        """Do all jobs, and those once more whose failure may have passed by the end."""
+        """Do all jobs, and those again, for RETRY_FOR seconds, whose error may be transient."""
         results = self._done(orders, pool)
-        again = {result.uuid for result in results if result.passing}
-        if not again or self.stop.requested:
-            return results
-        discard_own(self.run, self.output, self.reporter, patient=True)  # or both attempts would count
-        text = f"trying {len(again)} failed domains once more: what failed may have passed"
-        self.reporter.message(Level.INFO, "", text)
-        second = self._done([order for order in orders if order.uuid in again], pool)
-        return [*(result for result in results if result.uuid not in again), *second]
+        ended = time.monotonic()
+        for number, moment in enumerate(moments(self.settings.retry_for), 2):
+            again = {result.uuid for result in results if result.passing}
+            if not again or not self._waited(ended + moment, len(again)):
+                break
+            discard_own(self.run, self.output, self.reporter, patient=True)  # or both attempts would count
+            text = f"trying {len(again)} failed domains once more: what failed may have passed"
+            self.reporter.message(Level.INFO, "", text)
+            repeated = [replace(one, attempt=number) for one in orders if one.uuid in again]
+            done = self._done(repeated, pool)
+            results = [*(result for result in results if result.uuid not in again), *done]
+        return results
+
+    def _waited(self, until: float, number: int) -> bool:
+        """Wait for the time of a retry of so many domains; tell whether it is to be."""
+        seconds = until - time.monotonic()
+        if seconds > 0:
+            text = f"{number} failed domains are tried again in {seconds:.0f} s (RETRY_FOR)"
+            self.reporter.message(Level.INFO, "", text)
+        while time.monotonic() < until and not self.stop.requested:
+            time.sleep(STOP_POLL)
+        return not self.stop.requested
 
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Take the jobs through the workers, then let go whom they could not."""
@@ -206,9 +232,15 @@ class Run:
                 self.reporter.message(Level.WARNING, choice.domain.name, text)
         return largest_first(domains, hypervisors, self.settings) if domains else ()
 
-    def _worker_died(self, order: JobOrder) -> None:
-        """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
+    def _worker_died(self, guard: Guard, order: JobOrder) -> str:
+        """Thaw or resume the domain of a worker that was killed at once; its snapshots wait for the next run.
+
+        Gives why it was killed, if it was by us.
+        """
         self._let_go(order.uuid)
+        if not guard.overdue(order.uuid):
+            return ""
+        return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
 
     def _tidy_output(
         self,

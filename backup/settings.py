@@ -131,6 +131,7 @@ class Settings:
     restic_options: Sequence[str] = _constant(_texts)
     output_stall_timeout: int = _constant(_whole(1))
     lock_wait: int = _constant(_whole(0))
+    retry_for: int = _constant(_whole(0))
     runtime_dir: str = _constant(_absolute)
     lock_duration: int = _constant(_whole(3, 3600))
     drill_pool: str = _constant(_text)

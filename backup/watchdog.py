@@ -1,57 +1,142 @@
-"""The watchdog: a process that outlives all others of the run, to let guests go should they all be killed."""
+"""The watchdog: a process that outlives all others of the run, to thaw guests should they all be killed."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from .cleanup import let_go_noted
-from .errors import AlreadyRunning, BackupError, reason
-from .journal import Journal
-from .node import only_run
+from .errors import BackupError, reason
+from .journal import Journal, Note
+from .model import Level
+from .node import as_watchdog
 from .process import SPAWN, signals_blocked
 from .protocols import Reporter
 from .settings import Settings
+from .thaw import Thaws
 from .title import set_title
+
+POLL = 1.0  # seconds between two looks at the notes while the run is alive
+MARGIN = 2.0  # seconds after which it does what the main process, if that is not stopped too, has done before
+FIRST_PAUSE = 0.05  # seconds until it looks again whether it may thaw what is left; doubled up to the last
+LAST_PAUSE = 15.0
+PARTING = 10.0  # seconds that the main process waits for it at its own end
+
+
+class Watchdog:
+    """The watchdog of a run, started anew when somebody kills it. Close it.
+
+    It sleeps until the last process that holds the `lifeline` has ended: so every process that may quiesce a
+    guest has to keep it open. `reporter` is pickled on its way there.
+    """
+
+    def __init__(self, settings: Settings, reporter: Reporter) -> None:
+        """Start it. Raises BackupError."""
+        self._settings = settings
+        self._reporter = reporter
+        self._theirs, self.lifeline = SPAWN.Pipe(duplex=False)
+        self._life = self._started()
+
+    def revive(self) -> None:
+        """Start it again if it has ended, which it never does by itself while a run is active."""
+        if not self._life.poll():
+            return
+        try:
+            started = self._started()
+        except BackupError:
+            return  # the next look tries again
+        self._life.close()
+        self._life = started
+        text = "the watchdog was killed: it is started again, as without it a guest could stay frozen"
+        self._reporter.message(Level.WARNING, "", text)
+
+    def close(self) -> None:
+        """Let it end, and wait for that, unless it goes on thawing what could not be thawed by now."""
+        self._theirs.close()
+        self.lifeline.close()
+        left = [note.name for note in Journal(self._settings.runtime_dir).notes()]
+        if left:
+            text = f"{', '.join(left)} may still be frozen or paused: the watchdog tries on in the background"
+            self._reporter.message(Level.ERROR, "", text)
+        else:
+            self._life.poll(PARTING)
+        self._life.close()
+
+    def _started(self) -> Connection:
+        """Start one; what is returned can be polled, and is at its end, when it has ended."""
+        life, its_own = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(
+            target=_detached, args=(self._theirs, its_own, self._settings, self._reporter), name="watchdog"
+        )
+        try:
+            with signals_blocked(), its_own:
+                process.start()
+        except OSError as error:
+            life.close()
+            message = f"cannot start the watchdog process: {reason(error)}"
+            hint = "without it a guest could stay frozen; is this node out of memory?"
+            raise BackupError(message, hint) from error
+        process.join()
+        return life
 
 
 @contextmanager
-def watched(settings: Settings, reporter: Reporter) -> Iterator[Connection]:
-    """Have a watchdog during the block; only for the holder of the node's lock.
-
-    It sleeps until the last process that holds what is yielded has ended: so every process that may
-    hold a guest still has to keep it open. The reporter is pickled on its way there.
-    """
-    theirs, lifeline = SPAWN.Pipe(duplex=False)
-    process = SPAWN.Process(target=_watch, args=(theirs, settings, reporter), name="watchdog")
+def watched(settings: Settings, reporter: Reporter) -> Iterator[Watchdog]:
+    """Have a watchdog during the block; only for the holder of the node's lock."""
+    watchdog = Watchdog(settings, reporter)
     try:
-        with signals_blocked():
-            process.start()
-    except OSError as error:
-        message = f"cannot start the watchdog process: {reason(error)}"
-        raise BackupError(
-            message, "without it a guest could stay frozen; is this node out of memory?"
-        ) from error
-    theirs.close()
-    try:
-        yield lifeline
+        yield watchdog
     finally:
-        lifeline.close()
-        process.join()
+        watchdog.close()
+
+
+def _detached(lifeline: Connection, life: Connection, settings: Settings, reporter: Reporter) -> None:
+    """Watch in a process of its own, which no parent waits for; `life` is open as long as it lives."""
+    if os.fork() == 0:
+        try:
+            _watch(lifeline, settings, reporter)
+        finally:
+            os._exit(0)
 
 
 def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None:
-    """Wait for the end of all others; if guests are noted as held still then, let them go."""
+    """Wait for the end of all others; then thaw and resume what is noted, for as long as it takes."""
     os.setsid()  # neither a terminal's Ctrl-C nor its end are meant for this process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     set_title("watchdog")
-    with suppress(EOFError):
-        lifeline.recv_bytes()  # nothing is ever sent
-    if Journal(settings.runtime_dir).notes():
-        # a run that has begun meanwhile has let them go itself, before anything else
-        with suppress(AlreadyRunning), only_run(settings.runtime_dir):
-            let_go_noted(settings, reporter)
+    thaws = Thaws(settings, reporter)
+    while not _ended(lifeline):
+        thaws.enforce(MARGIN)
+    _thaw_all(thaws, settings)
+
+
+def _ended(lifeline: Connection) -> bool:
+    """Wait for the end of all others, but not for long."""
+    try:
+        if lifeline.poll(POLL):
+            lifeline.recv_bytes()  # nothing is ever sent
+    except EOFError:
+        return True
+    return False
+
+
+def _thaw_all(thaws: Thaws, settings: Settings) -> None:
+    """Deal with each note, between runs: each run deals with the notes first, and has its own watchdog.
+
+    The lock may still be held by a process that is being killed: its files are closed one after the other.
+    """
+    pause = FIRST_PAUSE
+    while Journal(settings.runtime_dir).notes():
+        with as_watchdog(settings.runtime_dir) as alone:
+            if alone and not thaws.round(_any):
+                return
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_PAUSE)
+
+
+def _any(_note: Note) -> bool:
+    return True

@@ -7,13 +7,17 @@ import tempfile
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Put a file in the place of what is there. Raises OSError, and has then changed nothing."""
+def write_whole(path: Path, content: bytes, mode: int = 0o600, durable: bool = True) -> None:
+    """Put a file in the place of what is there. Raises OSError, and has then changed nothing.
+
+    `durable`: it is there after a power cut too.
+    """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             os.fchmod(file.fileno(), mode)
             os.replace(file.name, path)
         except BaseException:  # of any kind, Ctrl-C included: no draft stays

@@ -46,6 +46,7 @@ class Node:
             "REPORT_FILE": str(self.report_file),
             "STATE_DIR": str(directory / "state"),
             "LOCK_DURATION": 6,
+            "RETRY_FOR": 0,
         }
         self.environment: dict[str, str] = {}  # further variables for main.py
 

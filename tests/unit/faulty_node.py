@@ -13,8 +13,7 @@ from typing import Any, Callable, NamedTuple
 import libvirt
 import pytest
 
-from backup import cleanup, freeze
-from backup.cleanup import let_go_noted
+from backup import freeze, thaw
 from backup.cluster import Claim
 from backup.cluster_errors import ClusterError
 from backup.errors import BackupError
@@ -23,12 +22,16 @@ from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, Image, JobResult, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
 from backup.stop import StopRequest
+from backup.thaw import let_go_noted
 
 from .paper_hypervisor import PaperHypervisor
 from .paper_node import LOCK, PaperNode, PaperOutput
 from .samples import URI, UUID, settings
 
-HYPERVISOR_CALLS = ("domain", "definition", "state", "probe_agent", "freeze", "thaw", "pause", "resume")
+HYPERVISOR_CALLS = (
+    *("domain", "definition", "state", "instance"),
+    *("probe_agent", "freeze", "thaw", "pause", "resume"),
+)
 CLUSTER_CALLS = (
     *("identified", "watchers", "create_snapshot", "remove_snapshot", "snapshot_names"),
     *("lock", "object_exists", "remove_lock"),
@@ -150,7 +153,7 @@ class FaultyNode(PaperNode):
         super().__init__(directory, monkeypatch, domain)
         self.boundary = boundary
         self.held_at_snapshots: dict[str, list[str]] = {}  # before and after each is made, by run
-        monkeypatch.setattr(cleanup, "Hypervisor", self._connect)
+        monkeypatch.setattr(thaw, "Hypervisor", self._connect)
         monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
         self.stepwise = StepwiseOutput(self)
         self.output = self.stepwise

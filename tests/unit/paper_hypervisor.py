@@ -45,8 +45,7 @@ class PaperHypervisor(Hypervisor):
         return not self.frozen and not self.paused
 
     def domain(self, uuid: str) -> Domain:
-        assert uuid == self.listed.uuid
-        if self.gone:
+        if self.gone or uuid != self.listed.uuid:
             raise DomainGone("the domain is no longer defined")
         found, self.listed = self.listed, self.then or self.listed
         return replace(found, state=State.PAUSED) if self.paused else found
@@ -56,6 +55,9 @@ class PaperHypervisor(Hypervisor):
 
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
+
+    def instance(self, uuid: str) -> int:
+        return self.domain(uuid).instance
 
     def probe_agent(self, domain: Domain, timeout: int) -> None:
         self._ask("probe", timeout)

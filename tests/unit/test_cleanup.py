@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from backup import cleanup, freeze
-from backup.cleanup import clean_node, let_go_noted
+from backup import hypervisors, thaw
+from backup.cleanup import clean_node
 from backup.hypervisor import Hypervisor
 from backup.journal import Hold, Journal
 from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, Level
+from backup.thaw import let_go_noted
 
 from .driver_node import domain_element, node_uri
 from .paper_hypervisor import PaperHypervisor
@@ -50,8 +51,10 @@ class Node:
 @pytest.fixture(params=Hold)
 def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     node = Node(tmp_path, request.param)
-    monkeypatch.setattr(cleanup, "Hypervisor", node.connect)
-    monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
+    for module in (thaw, hypervisors):
+        monkeypatch.setattr(module, "Hypervisor", node.connect)
+    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(thaw, "LOOK_AGAIN", 0.001)
     return node
 
 
@@ -80,11 +83,11 @@ def test_one_whose_libvirt_can_t_be_reached_costs_no_other_one(node: Node) -> No
     assert node.let_go() == 1
     assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
     assert [(level, name) for level, name, _ in node.recorder.messages] == [
-        (Level.ERROR, "web"),
         (Level.WARNING, "db"),
+        (Level.ERROR, "web"),
     ]
     assert (
-        node.recorder.messages[0][2] == f"cannot connect to libvirt at {URI}: no route to host (hint: virsh)"
+        node.recorder.messages[1][2] == f"cannot connect to libvirt at {URI}: no route to host (hint: virsh)"
     )
 
 

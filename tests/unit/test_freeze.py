@@ -314,6 +314,44 @@ def test_a_guest_that_is_no_longer_there_needs_no_thaw(guest: Guest, state: Stat
     assert guest.journal.notes() == []
 
 
+def test_a_pause_by_an_admin_just_before_ours_is_not_undone(tmp_path: Path) -> None:
+    guest = guest_of(domain(agent_connected=False), tmp_path)
+    guest.hypervisor.paused = True  # since the domain was looked up
+    with guest.held_still() as stand:
+        assert guest.journal.notes() == []
+    assert stand.consistency is Consistency.PAUSED
+    assert guest.hypervisor.asked == []
+    assert guest.hypervisor.paused
+
+
+def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_as_it_is(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(freeze, "EARLIER_NOTE", 0.01)
+    guest.journal.write(domain(), Hold.FREEZE)
+    with guest.held_still() as stand:
+        pass
+    assert stand.consistency is Consistency.CRASH
+    assert guest.hypervisor.asked == []
+    (told,) = guest.recorder.told(Level.ERROR)
+    assert told.startswith("an earlier backup may have left the guest frozen or paused")
+    assert str(guest.journal.path(UUID)) in told
+    message = "an earlier backup may have left the guest frozen or paused, and nobody can undo it yet"
+    with raises(message, FreezeFailed), guest.held_still(freeze="required"):
+        raise AssertionError("the block must not begin")
+    assert [note.uuid for note in guest.journal.notes()] == [UUID]
+
+
+def test_a_note_that_is_dealt_with_meanwhile_is_in_nobody_s_way(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.journal.write(domain(), Hold.FREEZE)
+    monkeypatch.setattr(time, "sleep", lambda _: guest.journal.erase(UUID))
+    with guest.held_still() as stand:
+        assert guest.hypervisor.frozen
+    assert stand.consistency is Consistency.FILESYSTEM
+
+
 def test_a_domain_that_was_saved_while_it_stood_still_stays_noted_as_it_comes_back_frozen(
     guest: Guest,
 ) -> None:

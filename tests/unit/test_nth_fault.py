@@ -22,7 +22,7 @@ KILLED = {Fault.KILLED_BEFORE, Fault.KILLED_AFTER}
 REMOVAL = {"lock TAKE_OR_RENEW", "remove_lock", "remove_snapshot"}
 
 # The calls that let the guest go: after a bug in one of them that is left to the main process.
-LETTING_GO = {"state", "thaw"}
+LETTING_GO = {"state", "instance", "thaw"}
 
 # What the domain has to be, before and after each snapshot, for its restore point to be called so.
 HELD = {Consistency.FILESYSTEM: "frozen", Consistency.PAUSED: "paused"}

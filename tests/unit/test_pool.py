@@ -61,8 +61,9 @@ def orders(*names: str) -> Sequence[JobOrder]:
 def done(*names: str, workers: int = 4, warm: int = 0) -> Done:
     done = Done()
 
-    def worker_died(order: JobOrder) -> None:
+    def worker_died(order: JobOrder) -> str:
         done.told_dead.append(order.name)
+        return ""
 
     end, lifeline = multiprocessing.Pipe(duplex=False)
     recorder = done.recorder
@@ -136,7 +137,7 @@ def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(wa
 def test_a_worker_that_was_killed_while_it_waited_costs_one_job_and_nothing_else() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: None)
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()

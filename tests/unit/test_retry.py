@@ -1,7 +1,8 @@
-"""backup/run.py: what failed in a way that passes gets one second chance, at the end of the run."""
+"""backup/run.py: what failed with a transient error is tried again at the end of the run."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Callable
 
 import pytest
 
-from backup import run
+from backup import retry, run
 from backup.cluster_errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job import JobOrder
-from backup.model import HeldPoint, JobResult, PointId, Status
+from backup.model import HeldPoint, JobResult, Level, PointId, Status
 from backup.report import RunResult
 from backup.run import Run
 from backup.stop import StopRequest
@@ -21,6 +22,7 @@ from backup.stop import StopRequest
 from .disk_elements import rbd
 from .driver_node import domain_element, node_uri
 from .jobs_on_paper import NoOutput
+from .no_watchdog import NoWatchdog
 from .recorder import Recorder
 from .samples import OTHER_UUID, RUN, UUID, held_point, settings
 
@@ -33,6 +35,7 @@ class ScriptedPool:
     def __init__(self, **scripts: str) -> None:
         self.scripts = {name: script.split() for name, script in scripts.items()}
         self.rounds: list[list[str]] = []
+        self.attempts: list[set[int]] = []
         self.stop = StopRequest()
 
     def __call__(self, *_: object) -> ScriptedPool:
@@ -49,6 +52,7 @@ class ScriptedPool:
 
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         self.rounds.append([order.name for order in orders])
+        self.attempts.append({order.attempt for order in orders})
         return [self._result(order) for order in orders]
 
     def _result(self, order: JobOrder) -> JobResult:
@@ -73,14 +77,18 @@ class Discards(NoOutput):
 
 
 def back_up(
-    pool: ScriptedPool, output: Discards, directory: Path, monkeypatch: pytest.MonkeyPatch
+    pool: ScriptedPool,
+    output: Discards,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    retry_for: int = 0,
 ) -> RunResult:
     monkeypatch.setattr(run, "Pool", pool)
-    monkeypatch.setattr(run, "watched", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
     monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))
     uri = node_uri(directory / "node.xml", *domains)
-    chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"))
+    chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"), retry_for=retry_for)
     return Run(chosen, output, Recorder(), pool.stop, RUN).back_up(())
 
 
@@ -101,6 +109,36 @@ def test_a_failure_that_passes_is_tried_once_more(
     assert pool.rounds == rounds
     assert {one.name: one.status.value for one in result.results} == {"db": "saved", "web": status}
     assert result.exit_code == (0 if status == "saved" else 3)
+
+
+def test_retries_go_on_with_growing_pauses_and_the_last_is_after_retry_for() -> None:
+    assert list(retry.moments(300)) == [0, 10, 30, 70, 150, 300]
+    assert list(retry.moments(15)) == [0, 10, 15]
+    assert list(retry.moments(0)) == [0]
+
+
+def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    pool = ScriptedPool(db="saved", web="passing passing passing passing saved")
+    result = back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
+    assert pool.rounds == [["db", "web"], *4 * [["web"]]]
+    assert pool.attempts == [{1}, {2}, {3}, {4}, {5}]
+    assert result.exit_code == 0
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_a_retry_tries_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ScriptedPool(db="saved", web="passing passing saved")
+
+    class StopsWhileWaiting(Recorder):
+        def message(self, level: Level, domain: str, text: str) -> None:
+            if "are tried again in 10 s (RETRY_FOR)" in text:
+                pool.stop.request(Interrupted("interrupted", 15))
+
+    monkeypatch.setattr(sys.modules[__name__], "Recorder", StopsWhileWaiting)
+    back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
+    assert pool.rounds == [["db", "web"], ["web"]]
 
 
 def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_second(

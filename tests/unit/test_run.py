@@ -26,6 +26,7 @@ from .disk_elements import rbd
 from .driver_node import SHUT_OFF, domain_element, node_uri
 from .hook_files import HookFiles
 from .jobs_on_paper import NoOutput
+from .no_watchdog import NoWatchdog
 from .raising import raises
 from .recorder import Recorder
 from .samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
@@ -70,7 +71,7 @@ class PoolOnPaper:
 def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
     pool = PoolOnPaper()
     monkeypatch.setattr(run, "Pool", pool)
-    monkeypatch.setattr(run, "watched", lambda *_: nullcontext())
+    monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
     monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     return pool
 

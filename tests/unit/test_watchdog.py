@@ -6,11 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from backup.journal import Hold, Journal
+from backup.node import only_run
+from backup.other_process import OtherProcess
 
 from .driver_node import domain_element, node_uri
 from .samples import UUID, domain
@@ -20,24 +25,42 @@ ROOT = Path(__file__).parents[2]
 
 # A run with a worker that waits; says their pids.
 RUN = """
-import os, signal, sys
-from multiprocessing.connection import Connection
+import os, signal, sys, time
+from contextlib import ExitStack
+from pathlib import Path
 from backup.console import Console
+from backup.guard import guarded
+from backup.journal import Hold, Journal
 from backup.node import only_run
 from backup.process import SPAWN
 from backup.watchdog import watched
-from tests.unit.samples import settings
+from tests.unit.driver_node import domain_element, node_uri
+from tests.unit.samples import domain, settings
 
-def worker(_lifeline):
+def worker(_lifeline, words):
+    runtime_dir, how = words
+    if how == "quiesces":
+        uri = node_uri(Path(runtime_dir).parent / "node.xml", domain_element())
+        Journal(runtime_dir).write(domain(uri=uri), Hold.PAUSE, seconds=2)
     signal.pause()
 
 if __name__ == "__main__":
     ours = settings(runtime_dir=sys.argv[1])
-    with only_run(ours.runtime_dir), watched(ours, Console(sys.stderr)) as lifeline:
-        process = SPAWN.Process(target=worker, args=(lifeline,))
+    how = sys.argv[2]
+    reporter = Console(sys.stderr)
+    with ExitStack() as stack:
+        if how != "without the lock":
+            stack.enter_context(only_run(ours.runtime_dir))
+        watchdog = stack.enter_context(watched(ours, reporter))
+        if how == "guarded":
+            stack.enter_context(guarded(ours, reporter, watchdog))
+        process = SPAWN.Process(target=worker, args=(watchdog.lifeline, sys.argv[1:]))
         process.start()
+        if how == "quiesces":
+            while not Journal(ours.runtime_dir).notes():
+                time.sleep(0.01)
         print(os.getpid(), process.pid, flush=True)
-        if sys.argv[2:] == ["ends"]:
+        if how == "ends":
             process.kill()
         process.join()
 """
@@ -64,7 +87,7 @@ def program(tmp_path: Path) -> Path:
 def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
     journal: Journal, program: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(program), str(tmp_path / "run")]
+    command = [sys.executable, str(program), str(tmp_path / "run"), ""]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -81,11 +104,80 @@ def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
         assert "let go: a backup that was killed had left a pause behind" in run.stderr.read()
 
 
-def test_a_run_that_ends_well_leaves_the_notes_to_its_own_care(
+def test_what_a_run_could_not_undo_is_undone_after_its_end(
     journal: Journal, program: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(program), str(tmp_path / "run"), "ends"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
-    assert journal.holds(UUID)
-    assert done.stderr == ""
+    assert done.stderr.splitlines()[0] == (
+        "error: web may still be frozen or paused: the watchdog tries on in the background"
+    )
+    wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+
+
+def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
+    journal: Journal, program: Path, tmp_path: Path
+) -> None:
+    """A dying process's files are closed one after the other: the lifeline may end before the lock goes."""
+    with only_run(str(tmp_path / "run")), started(program, tmp_path, "without the lock") as run:
+        assert run.stdout
+        kill(*map(int, run.stdout.readline().split()))
+        until = time.monotonic() + 0.5  # ten looks of the watchdog
+        while time.monotonic() < until:
+            assert journal.holds(UUID)
+            time.sleep(0.05)
+    wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+
+
+def test_a_watchdog_that_was_killed_is_started_again(journal: Journal, program: Path, tmp_path: Path) -> None:
+    with started(program, tmp_path, "guarded") as run:
+        assert run.stdout
+        main, worker = map(int, run.stdout.readline().split())
+        wait_until(lambda: watchdogs(main), 10, "there is a watchdog")
+        first = watchdogs(main)
+        kill(*first)
+        wait_until(lambda: watchdogs(main) - first, 10, "there is another")
+        kill(main, worker)
+        wait_until(lambda: not journal.holds(UUID), 10, "the second let the guest go")
+
+
+def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: Path, tmp_path: Path) -> None:
+    with started(program, tmp_path, "quiesces") as run:
+        assert run.stdout
+        main, worker = map(int, run.stdout.readline().split())
+        for pid in (main, worker):
+            os.kill(pid, signal.SIGSTOP)
+        journal = Journal(str(tmp_path / "run"))
+        wait_until(lambda: not journal.holds(UUID), 15, "the watchdog let the guest go")
+        assert not OtherProcess.of(worker).lives(), "it could freeze the guest when it goes on"
+        kill(main)
+
+
+@contextmanager
+def started(program: Path, tmp_path: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Start a run; kill what it may have left."""
+    command = [sys.executable, str(program), str(tmp_path / "run"), how]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        yield run
+        run.kill()
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def watchdogs(main: int) -> set[int]:
+    """Give the pids of a run's watchdogs, which are in a session of their own, with its standard output."""
+    output = os.readlink(f"/proc/{main}/fd/1")
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        pid = int(path.name)
+        with suppress(OSError):
+            if os.readlink(path / "fd/1") == output and os.getsid(pid) == pid:
+                found.add(pid)
+    return found

@@ -1,0 +1,273 @@
+"""Thawing and resuming guests, an attempt at a time, until they provably run or nobody can help them."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Callable
+
+from . import PROGRAM
+from .errors import BackupError, DomainGone
+from .hypervisor import Hypervisor
+from .hypervisors import located
+from .journal import Hold, Journal, Note
+from .libvirt_errors import HypervisorError
+from .model import Domain, Level, State
+from .other_process import OtherProcess
+from .protocols import Reporter
+from .settings import Settings
+
+AGENT_SHARE = 1 / 3  # of FREEZE_TIMEOUT: what the guest agent gets for an answer
+FIRST_PAUSE = 0.2  # seconds until a thaw or resume that failed is tried again; doubled up to the last
+LAST_PAUSE = 30.0
+LOOK_AGAIN = 1.0  # seconds between two looks for a freeze that may still be on its way
+REPORT_AGAIN = 600.0  # seconds after which a guest that can't be thawed is reported again
+
+
+class BeyondHelp(BackupError):
+    """Nothing on this node can thaw or resume the guest any more."""
+
+
+def agent_timeout(settings: Settings) -> int:
+    """Give the seconds that the guest agent gets for an answer."""
+    return max(1, int(AGENT_SHARE * settings.freeze_timeout))
+
+
+@dataclass
+class Thaw:
+    """Thaws or resumes one domain. `thawed` counts the file systems that were frozen until then."""
+
+    note: Note
+    hypervisor: Hypervisor
+    settings: Settings
+    thawed: int = 0
+
+    def attempt(self) -> bool:
+        """Try once; tell whether it is over, and the note can go.
+
+        It is not where a freeze or pause of another process, which may have been killed as it asked libvirt,
+        may still be on its way. Raises HypervisorError where another attempt may succeed, BeyondHelp where
+        none on this node will, another BackupError while the domain can't be thawed.
+        """
+        uuid = self.note.uuid
+        try:
+            state = self.hypervisor.state(uuid)
+            if state is not State.ELSEWHERE:
+                return self._released(self.hypervisor, state, self._is_anew())
+        except DomainGone:
+            state = State.SHUT_OFF
+        with suppress(DomainGone):
+            return self._released_elsewhere()
+        if state is State.ELSEWHERE:
+            message = "the guest migrated to another node while it stood still"
+            raise BeyondHelp(message, f"on that node: virsh domfsthaw {uuid}; virsh resume {uuid}")
+        return True
+
+    def failure(self, error: BackupError) -> BackupError:
+        """Give the error of an attempt as what it means for the guest."""
+        if not isinstance(error, HypervisorError):
+            return error
+        frozen = self.note.hold is Hold.FREEZE
+        state, command = ("frozen", "domfsthaw") if frozen else ("paused", "resume")
+        hint = f"virsh {command} {self.note.uuid}"
+        return BackupError(f"the guest may still be {state}: {error.message}", hint)
+
+    def _released_elsewhere(self) -> bool:
+        """Do it at another libvirt of LIBVIRT_URI where the domain runs by now. Raises DomainGone."""
+        others = [uri for uri in self.settings.libvirt_uris if uri != self.hypervisor.uri]
+        if not others:
+            raise DomainGone("no other libvirt is known")
+        with located(self.note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
+            return self._released(hypervisor, domain.state, anew=False)
+
+    def _is_anew(self) -> bool:
+        """Tell whether the domain was started since: the note's owner has never frozen or paused it then."""
+        instance = self.hypervisor.instance(self.note.uuid)
+        return -1 not in (instance, self.note.instance) and instance != self.note.instance
+
+    def _released(self, hypervisor: Hypervisor, state: State, anew: bool) -> bool:
+        if state in (State.SHUT_OFF, State.CRASHED):
+            return True
+        if state is State.SAVED:
+            message = "the guest was saved while it stood still, and will come back like that"
+            raise BackupError(message, f"start it, then {PROGRAM} cleanup")
+        if self.note.hold is Hold.PAUSE:
+            if not anew:
+                hypervisor.resume(self._domain)
+            return anew or state is State.PAUSED or self._certain
+        try:
+            self.thawed += hypervisor.thaw(self._domain, agent_timeout(self.settings))
+        except HypervisorError:
+            if anew:  # but saved while it was frozen, and restored, it can be thawed
+                return True
+            raise
+        return anew or self.thawed > 0 or self._certain
+
+    @property
+    def _certain(self) -> bool:
+        """Whether what was to be undone has happened or never will.
+
+        Its owner's calls reach libvirt one after the other, another process's may overtake them.
+        """
+        return self.note.owner == OtherProcess.own() or self.note.overdue()
+
+    @property
+    def _domain(self) -> Domain:
+        return Domain(self.note.uuid, self.note.name, State.RUNNING, (), uri=self.note.uri)
+
+
+@dataclass
+class _Attempts:
+    """What became of the attempts at one note's guest."""
+
+    due: float = 0.0
+    pause: float = FIRST_PAUSE
+    error: BackupError | None = None
+    reported: float = float("-inf")
+
+
+@dataclass
+class Thaws:
+    """Thaws and resumes guests whose notes' owners can't any more. Threads may share it.
+
+    What can't be done at once is tried again after a pause that grows. `killed` are the uuids of the domains
+    that owners were killed for.
+    """
+
+    settings: Settings
+    reporter: Reporter
+    killed: set[str] = field(default_factory=set)
+    _attempts: dict[tuple[str, float], _Attempts] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.settings.runtime_dir)
+
+    def round(self, chosen: Callable[[Note], bool]) -> int:
+        """Try those of the chosen notes whose time has come; give how many of them are left."""
+        left = 0
+        for note in self.journal.notes():
+            if chosen(note):
+                with self._lock:
+                    left += not self._tried_whatever_happens(note)
+        return left
+
+    def enforce(self, margin: float = 0) -> None:
+        """Thaw and resume what is overdue by so many seconds, and what nobody owns any more.
+
+        An owner that has not even begun to do so is stopped, or hangs: it is killed first, as whatever it has
+        still to do, such as the freeze itself, comes too late.
+        """
+
+        def is_ours(note: Note) -> bool:
+            overdue = note.overdue(margin)
+            if overdue and note.owner and note.owned and not note.releasing:
+                self.killed.add(note.uuid)
+                seconds = self.settings.freeze_timeout
+                text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): killed"
+                self.reporter.message(Level.ERROR, note.name, text)
+                note.owner.kill()
+            return overdue or not note.owned
+
+        self.round(is_ours)
+
+    def settle(
+        self, chosen: Callable[[Note], bool], seconds: float, check_stop: Callable[[], None] = lambda: None
+    ) -> int:
+        """Try the chosen notes for so many seconds; give how many are left, each with an error reported."""
+        deadline = time.monotonic() + seconds
+        while left := self.round(chosen):
+            if time.monotonic() > deadline:
+                break
+            check_stop()
+            time.sleep(FIRST_PAUSE)
+        if left:
+            with self._lock:
+                for note in filter(chosen, self.journal.notes()):
+                    self._report(note, self._of(note))
+        return left
+
+    def _of(self, note: Note) -> _Attempts:
+        return self._attempts.setdefault((note.uuid, note.until if not note.releasing else 0.0), _Attempts())
+
+    def _tried_whatever_happens(self, note: Note) -> bool:
+        """Try one; a bug, or no memory, must not end the guard or the watchdog."""
+        try:
+            return self._tried(note)
+        except Exception:
+            attempts = self._of(note)
+            attempts.due = time.monotonic() + LAST_PAUSE
+            self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
+            return False
+
+    def _tried(self, note: Note) -> bool:
+        """Try one, if its time has come; tell whether it is dealt with."""
+        attempts = self._of(note)
+        if time.monotonic() < attempts.due:
+            return False
+        try:
+            over = self._attempt(note)
+        except BeyondHelp as error:
+            self.reporter.message(Level.ERROR, note.name, str(error))
+            over = True
+        except BackupError as error:
+            attempts.error = error
+            attempts.due = time.monotonic() + attempts.pause
+            attempts.pause = min(2 * attempts.pause, LAST_PAUSE)
+            if attempts.pause == LAST_PAUSE and time.monotonic() > attempts.reported + REPORT_AGAIN:
+                self._report(note, attempts)
+            return False
+        if not over:
+            attempts.due = time.monotonic() + LOOK_AGAIN
+            return False
+        return self._erased(note)
+
+    def _attempt(self, note: Note) -> bool:
+        with Hypervisor(note.uri, self.settings.libvirt_timeout) as hypervisor:
+            thaw = Thaw(note, hypervisor, self.settings)
+            try:
+                over = thaw.attempt()
+            except BeyondHelp:
+                raise
+            except BackupError as error:
+                raise thaw.failure(error) from error
+        if over:
+            text = f"let go: a backup that was killed had left a {note.hold.value} behind"
+            self.reporter.message(Level.WARNING, note.name, text)
+        return over
+
+    def _erased(self, note: Note) -> bool:
+        try:
+            self.journal.erase(note.uuid)
+        except BackupError as error:
+            self._of(note).error = error
+            return False
+        return True
+
+    def _report(self, note: Note, attempts: _Attempts) -> None:
+        if attempts.error:
+            attempts.reported = time.monotonic()
+            self.reporter.message(Level.ERROR, note.name, str(attempts.error))
+
+
+def let_go_noted(
+    settings: Settings,
+    reporter: Reporter,
+    uuid: str | None = None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> int:
+    """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
+
+    Tries for FREEZE_TIMEOUT seconds. Only for the holder of the node's lock, about domains that no worker is
+    at: nobody else can be quiescing them on purpose. Returns how many that failed for.
+    """
+    thaws = Thaws(settings, reporter)
+    unreadable = thaws.journal.unreadable() if uuid is None else ()
+    for error in unreadable:  # its domain's own backup fails over it, as long as the note is there
+        reporter.message(Level.ERROR, "", str(error))
+    seconds = settings.freeze_timeout + 2 * LOOK_AGAIN  # what a killed worker had begun is over then
+    left = thaws.settle(lambda note: uuid in (None, note.uuid), seconds, check_stop)
+    return left + len(unreadable)
