@@ -34,6 +34,7 @@ from .thaw import let_go_noted
 from .watchdog import watched
 
 STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
+THAW = 10.0  # seconds for which the run waits until the guest of a worker that died is thawed
 
 
 def new_run_id() -> str:
@@ -199,9 +200,12 @@ class Run:
         self._let_go()
         return results
 
-    def _let_go(self, uuid: str | None = None) -> None:
-        """Let go whom killed workers left standing still, and run the hooks that they owe: all, or of one."""
-        let_go_noted(self.settings, self.reporter, uuid)
+    def _let_go(self, uuid: str | None = None, seconds: float = 0) -> None:
+        """Thaw and resume what killed workers left, and run the hooks that they owe: all, or of one domain.
+
+        What can't be thawed by then is left to the guard and the watchdog.
+        """
+        let_go_noted(self.settings, self.reporter, uuid, seconds)
         run_owed(self._hooks, uuid, self.stop.check_insisted)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
@@ -237,7 +241,7 @@ class Run:
 
         Gives why it was killed, if it was by us.
         """
-        self._let_go(order.uuid)
+        self._let_go(order.uuid, THAW)
         if not guard.overdue(order.uuid):
             return ""
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"

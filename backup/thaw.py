@@ -257,17 +257,19 @@ def let_go_noted(
     settings: Settings,
     reporter: Reporter,
     uuid: str | None = None,
+    seconds: float | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> int:
     """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
 
-    Tries for FREEZE_TIMEOUT seconds. Only for the holder of the node's lock, about domains that no worker is
-    at: nobody else can be quiescing them on purpose. Returns how many that failed for.
+    Tries for so many seconds, or FREEZE_TIMEOUT. Only for the holder of the node's lock, about domains that no
+    worker is at: nobody else can be quiescing them on purpose. Returns how many that failed for.
     """
     thaws = Thaws(settings, reporter)
     unreadable = thaws.journal.unreadable() if uuid is None else ()
     for error in unreadable:  # its domain's own backup fails over it, as long as the note is there
         reporter.message(Level.ERROR, "", str(error))
-    seconds = settings.freeze_timeout + 2 * LOOK_AGAIN  # what a killed worker had begun is over then
+    if seconds is None:
+        seconds = settings.freeze_timeout + 2 * LOOK_AGAIN  # what a killed worker had begun is over then
     left = thaws.settle(lambda note: uuid in (None, note.uuid), seconds, check_stop)
     return left + len(unreadable)
