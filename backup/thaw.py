@@ -262,8 +262,8 @@ def let_go_noted(
 ) -> int:
     """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
 
-    Tries for so many seconds, or FREEZE_TIMEOUT. Only for the holder of the node's lock, about domains that no
-    worker is at: nobody else can be quiescing them on purpose. Returns how many that failed for.
+    Tries for so many seconds, or FREEZE_TIMEOUT. Only for the holder of the node's lock, about domains that
+    no worker is at: nobody else can be quiescing them on purpose. Returns how many that failed for.
     """
     thaws = Thaws(settings, reporter)
     unreadable = thaws.journal.unreadable() if uuid is None else ()
