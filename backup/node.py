@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Callable, TextIO
+from typing import BinaryIO, Callable
 
 from .errors import AlreadyRunning, BackupError, reason
 
@@ -67,11 +67,12 @@ def as_watchdog(runtime_dir: str) -> Iterator[bool]:
         yield locked
 
 
-def _run_lock(runtime_dir: str) -> TextIO:
-    return Path(runtime_dir, "run.lock").open("a+")
+def _run_lock(runtime_dir: str) -> BinaryIO:
+    # without a buffer, which would be written once more at the end, though the directory were full
+    return Path(runtime_dir, "run.lock").open("ab+", buffering=0)
 
 
-def _locked(file: TextIO) -> bool:
+def _locked(file: BinaryIO) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,14 +80,13 @@ def _locked(file: TextIO) -> bool:
     return True
 
 
-def _holder(file: TextIO) -> str:
+def _holder(file: BinaryIO) -> str:
     """Tell who holds the lock: a process's number, WATCHDOG, "" while it has not signed yet."""
     file.seek(0)
-    return file.read().strip()
+    return file.read().decode().strip()
 
 
-def _sign(file: TextIO, holder: str) -> None:
+def _sign(file: BinaryIO, holder: str) -> None:
     with suppress(OSError):  # a full directory: others then can't tell who it is
         file.truncate(0)
-        file.write(holder)
-        file.flush()
+        file.write(holder.encode())
