@@ -148,7 +148,7 @@ class DomainJob:
         self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
         uris = dict.fromkeys((self.order.uri, *settings.libvirt_uris))
         hypervisor, domain = stack.enter_context(
-            located(self.order.uuid, list(uris), settings.libvirt_timeout)
+            located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
         )
         _require_ready(domain)
         require_covered(covered(domain, self.settings))

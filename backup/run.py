@@ -106,7 +106,7 @@ class Run:
         settings = self.settings
         with (
             ThreadPoolExecutor(2) as beside,
-            Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
+            Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
         ):
             found = beside.submit(self.output.ready)  # a second each, in which libvirt answers
             unlocked = beside.submit(self.output.discard, (), False)

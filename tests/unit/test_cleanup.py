@@ -129,7 +129,7 @@ def test_a_libvirt_that_fails_while_it_lists_does_not_keep_the_others_from_being
     uris = [node_uri(tmp_path / f"{name}.xml", domain_element()) for name in ("first", "second")]
     cleaned = []
 
-    def domains(self: Hypervisor) -> list[Domain]:
+    def domains(self: Hypervisor, _check_stop: object) -> list[Domain]:
         if self.uri == uris[0]:
             raise HypervisorError("cannot list the domains: connection lost")
         cleaned.append(self.uri)
