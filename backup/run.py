@@ -204,7 +204,7 @@ class Run:
             if named and choice.domain.uuid not in chosen:
                 text = f"named, but not backed up: {choice.skipped}"
                 self.reporter.message(Level.WARNING, choice.domain.name, text)
-        return largest_first(domains, hypervisors, self.settings) if domains else ()
+        return largest_first(domains, hypervisors, self.settings, self.stop.check) if domains else ()
 
     def _worker_died(self, order: JobOrder) -> None:
         """Let the domain of a worker that was killed go at once; its snapshots wait for the next run."""
