@@ -243,7 +243,10 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
     """Thaw and remove what killed runs left."""
     from backup.cleanup import clean_node
 
-    return 3 if clean_node(settings, console, arguments.all) else 0
+    stop = StopRequest()
+    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with displayed(console, arguments.progress, settings.progress_interval) as display:
+        return 3 if clean_node(settings, display, stop, arguments.all) else 0
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {

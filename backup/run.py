@@ -223,4 +223,4 @@ class Run:
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]
-            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter)
+            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter, self.stop)

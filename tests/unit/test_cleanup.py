@@ -12,6 +12,7 @@ from backup.hypervisor import Hypervisor
 from backup.journal import Hold, Journal
 from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, Level
+from backup.stop import StopRequest
 
 from .driver_node import domain_element, node_uri
 from .paper_hypervisor import PaperHypervisor
@@ -109,7 +110,7 @@ def test_a_domain_that_is_gone_needs_nothing(node: Node) -> None:
 
 
 def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
-    return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder)
+    return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder, StopRequest())
 
 
 def test_a_libvirt_out_of_reach_counts_as_a_failure_of_the_clean_up(

@@ -230,6 +230,13 @@ def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
     assert [line.strip().split(":")[0] for line in lines if line.startswith(" ")] == ["hint", "hint"]
 
 
+def test_cleanup_fails_over_selected_domains_alone(node: Node) -> None:
+    assert node.run("cleanup").returncode == 3
+    done = node.run("cleanup", EXCLUDE_DOMAINS=["web"])
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: web: not selected (in EXCLUDE_DOMAINS): there is no ")
+
+
 def test_a_run_that_can_do_nothing_tells_so_to_those_who_want_to_know(node: Node) -> None:
     files = HookFiles(node.directory)
     files.add("before-run.d/10-mount", "echo no such host; exit 32")
