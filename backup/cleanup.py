@@ -108,10 +108,17 @@ class Cleaner:
         skipped = {choice.domain.uuid: choice.skipped for choice in self.choices if _at(choice, hypervisor)}
         for domain in domains:
             self.reporter.planned(domain.uuid, domain.name, 0)
+        deletions = Slots(
+            settings.runtime_dir,
+            "deletion",
+            settings.snapshot_deletes,
+            partial(self.reporter.message, Level.WARNING, ""),
+            lambda: self.stop.requested,
+        )
         stack = ExitStack()
         clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
         with Calls(LOOKS, close=stack.close, grace=GRACE) as calls:
-            outcomes = [calls.submit(partial(self._clean, domain, clusters)) for domain in domains]
+            outcomes = [calls.submit(partial(self._clean, domain, clusters, deletions)) for domain in domains]
             for domain, outcome in zip(domains, outcomes):
                 has_failed = self._failed(domain, outcome, outcomes, skipped.get(domain.uuid, ""))
                 self.reporter.ended(domain.uuid, has_failed)
@@ -139,7 +146,7 @@ class Cleaner:
             self.reporter.message(Level.WARNING, domain.name, f"not selected ({skipped}): {error}")
         return False
 
-    def _clean(self, domain: Domain, clusters: Clusters) -> None:
+    def _clean(self, domain: Domain, clusters: Clusters, deletions: Slots) -> None:
         self.stop.check()
         images = self._looked_at(domain, clusters)
         if not self._is_left(domain, clusters, images):
@@ -152,7 +159,6 @@ class Cleaner:
             self.stop.check()
             lost.check()
 
-        deletions = Slots(self.settings.runtime_dir, "deletion", self.settings.snapshot_deletes)
         with lock.held(lost, self.reporter, domain.name):
             for cluster, image in images:
                 check_stop()

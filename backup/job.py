@@ -209,7 +209,10 @@ class DomainJob:
             snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
-        deletions = Slots(settings.runtime_dir, "deletion", settings.snapshot_deletes)
+        warn = partial(self.reporter.message, Level.WARNING, domain.name)
+        deletions = Slots(
+            settings.runtime_dir, "deletion", settings.snapshot_deletes, warn, lambda: self.stop.requested
+        )
         return stack.enter_context(gone_afterwards(snapshots, deletions, self.reporter, domain.name))
 
     def _remove_leftovers(self, snapshot: DiskSnapshot, domain: Domain, stack: ExitStack) -> None:
