@@ -45,8 +45,8 @@ METRICS_MODULES = {"prometheus_client": "python3-prometheus-client"}
 # The settings of the command that an installation brings.
 INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
 
-# Of errors that do not mean that nothing could be done, which is 1.
-EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
+# Of errors, those derived from them included, that do not mean that nothing could be done, which is 1.
+EXIT_CODES: Mapping[type[BackupError], int] = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
 
 
 def main(words: Sequence[str]) -> int:
@@ -74,9 +74,14 @@ def main(words: Sequence[str]) -> int:
         return 128 + error.signal_number
     except BackupError as error:
         console.error(error)
-        return EXIT_CODES.get(type(error), 1)
+        return exit_code(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def exit_code(error: BackupError) -> int:
+    """Give the exit code of an error that ends a command."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
