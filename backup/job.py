@@ -223,6 +223,8 @@ class DomainJob:
         found = leftovers(snapshot.cluster, snapshot.image, domain)
         if not found:
             return  # without asking for the base
+        if self._bases:  # which the output is asked for
+            self._begin(Phase.PREPARE, self._output_limit)
         spared = {snapshot.base.snapshot} if snapshot.base else set()
         self._leftovers += len({*found} - spared)
         remove = partial(
@@ -242,7 +244,10 @@ class DomainJob:
             if self.order.min_age:
                 raise Skipped(error.message) from error
             raise
-        saved = self.output.last_saved(domain.uuid) if self.order.min_age else None
+        if not self.order.min_age:
+            return
+        self._begin(Phase.PREPARE, self._output_limit)
+        saved = self.output.last_saved(domain.uuid)
         if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
             raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
 
