@@ -15,6 +15,7 @@ from .calls import Calls
 from .cluster import Cluster
 from .cluster_errors import LockHeld
 from .connect import Clusters
+from .drafts import remove_all_drafts
 from .errors import BackupError
 from .freeze import Holder
 from .hooks import Hooks
@@ -45,6 +46,7 @@ def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kep
     """
     with only_run(settings.runtime_dir):
         failed = let_go_noted(settings, reporter)
+        remove_all_drafts(settings)
         failed += run_owed(Hooks(settings, "", reporter), check_stop=stop.check)
         stop.check()
         with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 
 from .cleanup import let_go_noted
+from .drafts import remove_all_drafts
 from .errors import BackupError, ConfigError
 from .hooks import Hooks, When, about_run
 from .hypervisors import Hypervisors
@@ -85,6 +86,7 @@ class Run:
             raise ConfigError(errors)
         with only_run(self.settings.runtime_dir):
             let_go_noted(self.settings, self.reporter)  # no guest stands still while a hook runs
+            remove_all_drafts(self.settings)
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)
