@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -139,9 +140,7 @@ def _shown(
         with displayed(console, arguments.progress, interval, lambda: stop.requested) as display:
             yield display, stop
     finally:
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+        _unheard()
 
 
 def _heard() -> StopRequest:
@@ -149,6 +148,13 @@ def _heard() -> StopRequest:
     stop = StopRequest()
     stop.on_signals(*SIGNALS)
     return stop
+
+
+def _unheard() -> None:
+    """Have signals end the process at once: nothing is left that would have to be put right."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _print(text: str, display: Display | None = None) -> None:
@@ -180,8 +186,10 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
     from backup.hypervisors import Hypervisors
     from backup.run import look
 
-    with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors:
+    stop = _heard()
+    with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
         choices = look(names, hypervisors, settings, console)
+        _unheard()
         _print(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
         return 3 if hypervisors.unreachable else 0
 
@@ -244,9 +252,9 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
     """Show whether a backup could work."""
     from backup.preflight import examine
 
-    problems = 0
-    for found in examine(settings, outputs.chosen(settings)):
-        _print(finding(found))
+    problems, stop = 0, _heard()
+    for found in examine(settings, outputs.chosen(settings), stop.check):
+        within(math.inf, partial(_print, finding(found)), stop.check)
         problems += found.problem is not None
     _print(f"{problems} problems\n" if problems != 1 else "1 problem\n")
     return 1 if problems else 0

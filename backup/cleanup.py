@@ -115,7 +115,7 @@ class Cleaner:
             "deletion",
             settings.snapshot_deletes,
             partial(self.reporter.message, Level.WARNING, ""),
-            lambda: self.stop.requested,
+            self._is_stopping,
         )
         stack = ExitStack()
         clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
@@ -146,6 +146,11 @@ class Cleaner:
                 self.reporter.message(Level.ERROR, domain.name, str(error))
                 return True
             self.reporter.message(Level.WARNING, domain.name, f"not selected ({skipped}): {error}")
+        return False
+
+    def _is_stopping(self) -> bool:
+        """Raise the reason to stop: what waits for a slot is left to the next cleanup."""
+        self.stop.check()
         return False
 
     def _clean(self, domain: Domain, clusters: Clusters, deletions: Slots) -> None:

@@ -22,7 +22,8 @@ class Slots:
     """So many locked files in a directory. What a killed process held is free at once.
 
     What is done within a slot matters more than the limit: who has waited too long goes on without one.
-    `warn` reports that once, and from then on nobody waits. `is_stopping` tells of a request to stop.
+    `warn` reports that once, and from then on nobody waits. `is_stopping` tells of a request to stop; or it
+    raises the reason, where what is to be done can be left.
     """
 
     directory: str
