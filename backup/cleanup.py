@@ -87,7 +87,7 @@ def let_go_noted(settings: Settings, reporter: Reporter, uuid: str | None = None
     return failed
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cleaner:
     """Removes the snapshots and locks that killed runs left of domains, many at a time.
 
@@ -99,7 +99,7 @@ class Cleaner:
     stop: StopRequest
     kept: bool = False
     choices: Sequence[Choice] = ()
-    _said: list[float] = field(default_factory=lambda: [time.monotonic()])  # when progress was last reported
+    _reported: float = field(default_factory=time.monotonic)  # when progress was, last
 
     def clean(self, domains: Sequence[Domain], hypervisor: Hypervisor) -> int:
         """Clean the domains of this libvirt; return how many of the selected ones that failed for.
@@ -203,8 +203,8 @@ class Cleaner:
 
     def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:
         interval, now = self.settings.progress_interval, time.monotonic()
-        if interval and now >= self._said[0] + interval:
-            self._said[0] = now
+        if interval and now >= self._reported + interval:
+            self._reported = now
             ended = sum(outcome.done() for outcome in outcomes)
             text = f"{ended} of {len(outcomes)} domains checked for leftovers"
             self.reporter.message(Level.INFO, "", text)
