@@ -6,19 +6,24 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NoReturn
 
 import config
 import outputs
 from backup import PROGRAM, command_line
+from backup.bounded import within
 from backup.console import Console, finding, listing, selection_json, summary
+from backup.display import Display
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
 from backup.faces import displayed
 from backup.history import History
@@ -42,11 +47,16 @@ OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}  # to sa
 PAGE_MODULES = {"jinja2": "python3-jinja2"}
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client"}
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+TERMINAL_LIMIT = 60.0  # seconds for a terminal that may be stopped to take the last words
+STUCK_LIMIT = 1.0  # the same for one that has taken none before
+
 # The settings of the command that an installation brings.
 INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
 
-# Of errors that do not mean that nothing could be done, which is 1.
-EXIT_CODES = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
+# Of errors, those derived from them included, that do not mean that nothing could be done, which is 1.
+EXIT_CODES: Mapping[type[BackupError], int] = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
 
 
 def main(words: Sequence[str]) -> int:
@@ -67,16 +77,27 @@ def main(words: Sequence[str]) -> int:
         return COMMANDS[arguments.command](arguments, settings, console)
     except ConfigError as error:
         for one in error.errors:
-            console.error(one)
+            _report(one, console)
         return 2
     except Interrupted as error:
-        console.error(error)
+        _report(error, console, STUCK_LIMIT)
         return 128 + error.signal_number
     except BackupError as error:
-        console.error(error)
-        return EXIT_CODES.get(type(error), 1)
+        _report(error, console)
+        return exit_code(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _report(error: BackupError, console: Console, limit: float = TERMINAL_LIMIT) -> None:
+    """Write an error, where there is somebody to read it: a terminal may be stopped."""
+    with suppress(TimeoutError):
+        within(limit, partial(console.error, error))
+
+
+def exit_code(error: BackupError) -> int:
+    """Give the exit code of an error that ends a command."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -85,9 +106,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
     if arguments.dry_run:
         return _show(arguments.domains, False, settings, console)
-    stop = StopRequest()
-    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    with displayed(console, arguments.progress, settings.progress_interval) as display:
+    with _shown(arguments, settings, console) as (display, stop):
         run = Run(settings, outputs.chosen(settings), display, stop)
         try:
             result = run.back_up(arguments.domains, arguments.verify)
@@ -97,7 +116,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
             _tell(run.nothing_done(arguments.domains, error), settings, display, stop)
             raise
         _tell(result, settings, display, stop)
-    _print(summary(result))
+    _print(summary(result), display)
     return result.exit_code
 
 
@@ -110,13 +129,51 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
     tell(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
 
 
-def _print(text: str) -> None:
-    """Print what the exit code does not depend on: a reader that has gone is no failure."""
+@contextmanager
+def _shown(
+    arguments: argparse.Namespace, settings: Settings, console: Console
+) -> Iterator[tuple[Display, StopRequest]]:
+    """Show what happens during the block, which hears signals. After it they end the process at once."""
+    stop = _heard()
+    interval = settings.progress_interval
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with displayed(console, arguments.progress, interval, lambda: stop.requested) as display:
+            yield display, stop
+    finally:
+        _unheard()
+
+
+def _heard() -> StopRequest:
+    """Have signals request a stop, from now on."""
+    stop = StopRequest()
+    stop.on_signals(*SIGNALS)
+    return stop
+
+
+def _unheard() -> None:
+    """Have signals end the process at once: nothing is left that would have to be put right."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _print(text: str, display: Display | None = None) -> None:
+    """Print what the exit code does not depend on: a reader that has gone is no failure.
+
+    Nor is a terminal that stays stopped (Ctrl-S), the less so where it has held up the display already.
+    """
+    try:
+        if display and sys.stdout.isatty():
+            within(STUCK_LIMIT if display.given_up else TERMINAL_LIMIT, partial(_write_out, text))
+        else:  # whoever reads a pipe has time
+            _write_out(text)
     except OSError:  # what is still buffered would fail once more at exit, and change the exit code
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _write_out(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -129,8 +186,10 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
     from backup.hypervisors import Hypervisors
     from backup.run import look
 
-    with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors:
+    stop = _heard()
+    with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
         choices = look(names, hypervisors, settings, console)
+        _unheard()
         _print(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
         return 3 if hypervisors.unreachable else 0
 
@@ -153,11 +212,9 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     from backup.restore_points import restored_table
 
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
-    stop = StopRequest()
-    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    with displayed(console, arguments.progress, settings.progress_interval) as display:
+    with _shown(arguments, settings, console) as (display, stop):
         restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
-    _print(restored_table(restored))
+    _print(restored_table(restored), display)
     return 0
 
 
@@ -165,16 +222,14 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
     """Prove that restore points come back as they were saved."""
     from backup.verification import Verification, proven
 
-    stop = StopRequest()
-    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     output = outputs.readable(settings)
-    with displayed(console, arguments.progress, settings.progress_interval) as display:
+    with _shown(arguments, settings, console) as (display, stop):
         verification = Verification(settings, output, display, stop, arguments.sample)
         try:
             verified = verification.verify(arguments.domains, arguments.at)
         finally:  # what was found counts, though it were interrupted
             publish_metrics(settings, display)
-    _print(proven(verified))
+    _print(proven(verified), display)
     return 3 if verified.failed else 0
 
 
@@ -182,16 +237,14 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
     """Prove that a domain comes back, by having it back for a while."""
     from backup.drill import Drill
 
-    stop = StopRequest()
-    stop.on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     output = outputs.readable(settings)
-    with displayed(console, arguments.progress, settings.progress_interval) as display:
+    with _shown(arguments, settings, console) as (display, stop):
         trial = Drill(settings, output, display, stop, arguments.boot)
         try:
             name = trial.drill(arguments.domain)
         finally:  # that it failed is to be known, too
             publish_metrics(settings, display)
-    _print(f"{name} comes back as it was saved\n")
+    _print(f"{name} comes back as it was saved\n", display)
     return 0
 
 
@@ -199,9 +252,9 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
     """Show whether a backup could work."""
     from backup.preflight import examine
 
-    problems = 0
-    for found in examine(settings, outputs.chosen(settings)):
-        _print(finding(found))
+    problems, stop = 0, _heard()
+    for found in examine(settings, outputs.chosen(settings), stop.check):
+        within(math.inf, partial(_print, finding(found)), stop.check)
         problems += found.problem is not None
     _print(f"{problems} problems\n" if problems != 1 else "1 problem\n")
     return 1 if problems else 0
@@ -243,7 +296,8 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
     """Thaw and remove what killed runs left."""
     from backup.cleanup import clean_node
 
-    return 3 if clean_node(settings, console, arguments.all) else 0
+    with _shown(arguments, settings, console) as (display, stop):
+        return 3 if clean_node(settings, display, stop, arguments.all) else 0
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {
@@ -286,5 +340,25 @@ def _require_modules(modules: Mapping[str, str]) -> None:
         )
 
 
+def _end(code: int) -> NoReturn:
+    """End the process.
+
+    At once where a terminal that was stopped, or a pipe that nobody reads, has a thread that writes to it:
+    Python's own way to the end waits for that thread, and aborts.
+    """
+    try:
+        within(STUCK_LIMIT, _flush)
+    except TimeoutError:
+        os._exit(code)
+    except OSError:
+        pass  # which Python will meet itself
+    sys.exit(code)
+
+
+def _flush() -> None:
+    sys.stderr.flush()
+    sys.stdout.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _end(main(sys.argv[1:]))

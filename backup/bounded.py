@@ -3,53 +3,73 @@
 from __future__ import annotations
 
 import _thread
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+import time
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any, Callable, TypeVar
 
 Result = TypeVar("Result")
+CheckStop = Callable[[], None]  # raises the reason to stop, if there is one
+
+STOP_POLL = 0.2  # seconds between two looks at whether to stop
 
 
-def within(seconds: float, call: Callable[[], Result]) -> Result:
+def unstopped() -> None:
+    """Stand for a check of whether to stop where nothing but the end of the call may end the waiting."""
+
+
+def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = unstopped) -> Result:
     """Give what the call returns, or raise what it raises; TimeoutError if it has not ended in time.
 
-    The call then goes on in a thread of its own, which ends with it or with the process.
+    Raises what `check_stop` raises, which is called again and again. In both cases the call goes on in a
+    thread of its own, which ends with it or with the process.
     """
     outcome: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(call())
-        except BaseException as error:  # to be raised where it is waited for
-            outcome.set_exception(error)
-
     # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
-    _thread.start_new_thread(run, ())
+    _thread.start_new_thread(carry_out, (call, outcome))
+    return awaited(outcome, seconds, check_stop)
+
+
+def carry_out(call: Callable[[], Result], outcome: Future[Result]) -> None:
+    """Make the call; what it returns or raises is the outcome."""
     try:
-        return outcome.result(seconds)
-    except FutureTimeout as error:
-        if outcome.done():  # it was the call that raised this
-            raise
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from error
+        result = call()
+    except BaseException as error:  # to be raised where it is waited for
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(result)
+
+
+def awaited(outcome: Future[Result], seconds: float, check_stop: CheckStop = unstopped) -> Result:
+    """Wait for the outcome of a call. Raises TimeoutError, and what `check_stop` raises."""
+    deadline = time.monotonic() + seconds
+    while not outcome.done():
+        check_stop()
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError(f"no answer within {seconds:.0f} s")
+        wait([outcome], min(left, STOP_POLL))
+    return outcome.result()
 
 
 class Bounded:
     """Stands before an object of a library: each of its methods gets so many seconds to return.
 
-    What they return of the same library is bounded too. `bare` is the object itself.
+    What they return of the same library is bounded too. `bare` is the object itself. `check_stop` ends
+    the waiting earlier: only for calls that may be given up at any moment.
     """
 
-    def __init__(self, target: Any, seconds: float) -> None:
+    def __init__(self, target: Any, seconds: float, check_stop: CheckStop = unstopped) -> None:
         self.bare = target
         self._seconds = seconds
+        self._check_stop = check_stop
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.bare, name)
 
         def call(*arguments: Any) -> Any:
             bare = [one.bare if isinstance(one, Bounded) else one for one in arguments]
-            return self._bounded(within(self._seconds, partial(method, *bare)))
+            return self._bounded(within(self._seconds, partial(method, *bare), self._check_stop))
 
         return call
 
@@ -57,8 +77,12 @@ class Bounded:
         if isinstance(result, list):
             return [self._bounded(one) for one in result]
         ours = type(result).__module__ == type(self.bare).__module__
-        return Bounded(result, self._seconds) if ours else result
+        return Bounded(result, self._seconds, self._check_stop) if ours else result
 
     def within(self, seconds: float) -> Bounded:
         """Give the same with another bound."""
-        return Bounded(self.bare, seconds)
+        return Bounded(self.bare, seconds, self._check_stop)
+
+    def until_stop(self, check_stop: CheckStop) -> Bounded:
+        """Give the same whose calls, and those of what they return, are given up for a stop."""
+        return Bounded(self.bare, self._seconds, check_stop)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
 
+from .errors import BackupError
 from .model import Level
 from .protocols import Reporter
 
@@ -22,8 +24,18 @@ def undone_by(cleanup: Callable[[], None], reporter: Reporter, domain: str) -> I
     except BaseException:
         try:
             cleanup()
-        except Exception as error:  # of any kind: the block's error is the one to know
+        except BackupError as error:
             reporter.message(Level.ERROR, domain, str(error))
+        except Exception as error:  # a bug; but the block's error is the one to raise
+            _report_bug(error, reporter, domain)
         raise
     else:
         cleanup()
+
+
+def _report_bug(error: Exception, reporter: Reporter, domain: str) -> None:
+    """Report all that a traceback would say, line by line."""
+    reporter.message(Level.ERROR, domain, f"a bug in a cleanup, after another error: {error!r}")
+    for text in traceback.format_exception(type(error), error, error.__traceback__):
+        for line in text.splitlines():
+            reporter.message(Level.ERROR, domain, line)

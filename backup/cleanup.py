@@ -1,73 +1,187 @@
-"""Putting right what a killed run left: guests that stand still, snapshots, locks."""
+"""Putting right what a killed run left: guests that stand still, snapshots, locks, drafts of files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 
+from .bounded import awaited
+from .calls import Calls
+from .cluster import Cluster
 from .cluster_errors import LockHeld
 from .connect import Clusters
+from .drafts import remove_all_drafts
 from .errors import BackupError
 from .hooks import Hooks
 from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
 from .job_hooks import run_owed
 from .lock import lock_of
-from .model import Domain, Level
+from .model import Domain, Image, Level, Phase
 from .node import only_run
-from .protocols import Reporter
+from .protocols import RunReporter
+from .selection import Choice, choose, covered
 from .settings import Settings
+from .slots import Slots
 from .snapshots import leftovers, remove_leftovers
 from .stop import StopRequest
 from .thaw import let_go_noted
 
+LOOKS = 16  # domains that are cleaned at the same time
+GRACE = 4  # seconds to give back locks once there is to be a stop; a lock that is not given back expires
 
-def clean_node(settings: Settings, reporter: Reporter, kept: bool = False) -> int:
+
+def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kept: bool = False) -> int:
     """Let all domains of this node go and remove their leftovers; return how many that failed for.
 
-    `kept`: remove too what is kept for the next run.
-    Raises AlreadyRunning while a run is active, as what it left is not left.
+    Domains that are not selected are cleaned too, but what fails for them is a warning. `kept`: remove too
+    what is kept for the next run. Raises AlreadyRunning while a run is active, as what it left is not left,
+    and the reason to stop.
     """
-    with only_run(settings.runtime_dir):
-        failed = let_go_noted(settings, reporter) + run_owed(Hooks(settings, "", reporter))
-        with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors:
+    with only_run(settings.runtime_dir, stop.check):
+        failed = let_go_noted(settings, reporter, check_stop=stop.check)
+        remove_all_drafts(settings)
+        failed += run_owed(Hooks(settings, "", reporter), check_stop=stop.check)
+        stop.check()
+        with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
             domains = hypervisors.domains()
             for error in hypervisors.unreachable:
                 failed += 1
                 reporter.message(Level.ERROR, "", str(error))
+            cleaner = Cleaner(settings, reporter, stop, kept, choose(domains, settings))
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]
-                failed += remove_all_leftovers(own, hypervisor, settings, reporter, kept)
+                failed += cleaner.clean(own, hypervisor)
     return failed
 
 
-def remove_all_leftovers(
-    domains: Sequence[Domain],
-    hypervisor: Hypervisor,
-    settings: Settings,
-    reporter: Reporter,
-    kept: bool = False,
-) -> int:
-    """Remove the snapshots and locks that killed runs left; return how many domains that failed for."""
-    failed = 0
-    with Clusters(hypervisor, settings, settings.ceph_timeout) as clusters:
+@dataclass
+class Cleaner:
+    """Removes the snapshots and locks that killed runs left of domains, many at a time.
+
+    `choices` tell which domains are selected: all, unless they say otherwise.
+    """
+
+    settings: Settings
+    reporter: RunReporter
+    stop: StopRequest
+    kept: bool = False
+    choices: Sequence[Choice] = ()
+    _reported: float = field(default_factory=time.monotonic)  # when progress was, last
+
+    def clean(self, domains: Sequence[Domain], hypervisor: Hypervisor) -> int:
+        """Clean the domains of this libvirt; return how many of the selected ones that failed for.
+
+        Raises the reason to stop: at once, though a call may hang.
+        """
+        settings, failed = self.settings, 0
+        skipped = {choice.domain.uuid: choice.skipped for choice in self.choices if _at(choice, hypervisor)}
         for domain in domains:
+            self.reporter.planned(domain.uuid, domain.name, 0)
+        deletions = Slots(
+            settings.runtime_dir,
+            "deletion",
+            settings.snapshot_deletes,
+            partial(self.reporter.message, Level.WARNING, ""),
+            self._is_stopping,
+        )
+        stack = ExitStack()
+        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
+        with Calls(LOOKS, close=stack.close, grace=GRACE) as calls:
+            outcomes = [calls.submit(partial(self._clean, domain, clusters, deletions)) for domain in domains]
+            for domain, outcome in zip(domains, outcomes):
+                has_failed = self._failed(domain, outcome, outcomes, skipped.get(domain.uuid, ""))
+                self.reporter.ended(domain.uuid, has_failed)
+                failed += has_failed
+        return failed
+
+    def _failed(
+        self, domain: Domain, outcome: Future[None], outcomes: Sequence[Future[None]], skipped: str
+    ) -> bool:
+        """Wait for a domain's outcome, and tell whether it has failed and that matters."""
+
+        def check_stop() -> None:
+            self.stop.check()
+            self._report_progress(outcomes)
+
+        try:
+            awaited(outcome, math.inf, check_stop)
+        except LockHeld as error:
+            self.reporter.message(Level.INFO, domain.name, error.message)
+        except BackupError as error:
+            self.stop.check()
+            if not skipped:
+                self.reporter.message(Level.ERROR, domain.name, str(error))
+                return True
+            self.reporter.message(Level.WARNING, domain.name, f"not selected ({skipped}): {error}")
+        return False
+
+    def _is_stopping(self) -> bool:
+        """Raise the reason to stop: what waits for a slot is left to the next cleanup."""
+        self.stop.check()
+        return False
+
+    def _clean(self, domain: Domain, clusters: Clusters, deletions: Slots) -> None:
+        self.stop.check()
+        images = self._looked_at(domain, clusters)
+        if not self._is_left(domain, clusters, images):
+            return
+        self.reporter.phase(domain.name, Phase.TIDY)
+        lost = StopRequest()  # of this lock alone
+        lock = lock_of(domain, clusters, self.settings.lock_duration)
+
+        def check_stop() -> None:
+            self.stop.check()
+            lost.check()
+
+        with lock.held(lost, self.reporter, domain.name):
+            for cluster, image in images:
+                check_stop()
+                with deletions.one():
+                    remove_leftovers(cluster, image, domain, self.reporter, self.kept, check_stop=check_stop)
+
+    def _looked_at(self, domain: Domain, clusters: Clusters) -> Mapping[tuple[Cluster, Image], bool]:
+        """Tell of each image whether anything is left there.
+
+        An image that is left out by settings or metadata, and can't be looked at, is left out here too.
+        """
+        found = {}
+        of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        for disk in domain.disks:
+            if not disk.image:
+                continue
             try:
-                _remove(domain, clusters, settings, reporter, kept)
-            except LockHeld as error:
-                reporter.message(Level.INFO, domain.name, error.message)
+                cluster = clusters.at(disk.address)
+                found[cluster, disk.image] = bool(leftovers(cluster, disk.image, domain, self.kept))
             except BackupError as error:
-                failed += 1
-                reporter.message(Level.ERROR, domain.name, str(error))
-    return failed
+                if disk.target in of_backups:
+                    raise
+                text = f"{disk.target} ({disk.image}), which is not backed up: {error}"
+                self.reporter.message(Level.WARNING, domain.name, text)
+        return found
+
+    def _is_left(
+        self, domain: Domain, clusters: Clusters, images: Mapping[tuple[Cluster, Image], bool]
+    ) -> bool:
+        if any(images.values()):
+            return True
+        if all(domain.override.excludes(disk.target) for disk in domain.disks if disk.image):
+            return False  # there is no image that a lock could be beside
+        return lock_of(domain, clusters, self.settings.lock_duration).exists()
+
+    def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:
+        interval, now = self.settings.progress_interval, time.monotonic()
+        if interval and now >= self._reported + interval:
+            self._reported = now
+            ended = sum(outcome.done() for outcome in outcomes)
+            text = f"{ended} of {len(outcomes)} domains checked for leftovers"
+            self.reporter.message(Level.INFO, "", text)
 
 
-def _remove(domain: Domain, clusters: Clusters, settings: Settings, reporter: Reporter, kept: bool) -> None:
-    images = [(clusters.at(disk.address), disk.image) for disk in domain.disks if disk.image]
-    if not images:
-        return
-    lock = lock_of(domain, clusters, settings.lock_duration)
-    if not lock.exists() and not any(leftovers(*one, domain, kept) for one in images):
-        return
-    with lock.held(StopRequest(), reporter, domain.name):
-        for cluster, image in images:
-            remove_leftovers(cluster, image, domain, reporter, kept)
+def _at(choice: Choice, hypervisor: Hypervisor) -> bool:
+    return choice.domain.uri == hypervisor.uri

@@ -17,6 +17,10 @@ from .activity import Activity, Look
 from .console import Console
 from .model import Level, Phase
 
+LIMIT = 60.0  # seconds without a word written, at the end, after which nobody is taken to read any more
+STOPPED_LIMIT = 3.0  # the same once there was a request to stop
+POLL = 0.1
+
 
 class Face(Protocol):
     """Shows what happens. Its calls all come from one thread, and may take their time."""
@@ -43,11 +47,18 @@ Word = Callable[[Face], None]
 class Display:
     """Tells the faces during its block what happens. Satisfies protocols.RunReporter, in any thread.
 
-    After the block all of it is written.
+    After the block all of it is written; or none has been for so long that it is `given_up`: a terminal that
+    was stopped, or a pipe that nobody reads, must not keep the process from ending. `is_stopping` tells of a
+    request to stop.
     """
 
-    def __init__(self, console: Console, faces: Sequence[Face]) -> None:
+    def __init__(
+        self, console: Console, faces: Sequence[Face], is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.given_up = False
         self._console = console
+        self._is_stopping = is_stopping
+        self._written = 0  # words
         self._faces = faces
         self._activity = Activity(time.monotonic())
         self._lock = threading.Lock()  # of the activity; never held while something is written
@@ -60,7 +71,13 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._words.put(None)
-        self._writer.join()
+        since, before = time.monotonic(), self._written
+        while self._writer.is_alive() and not self.given_up:
+            self._writer.join(POLL)
+            if self._written != before:
+                since, before = time.monotonic(), self._written
+            limit = STOPPED_LIMIT if self._is_stopping() else LIMIT
+            self.given_up = self._writer.is_alive() and time.monotonic() > since + limit
 
     def __reduce__(self) -> tuple[Callable[..., Console], tuple[object, ...]]:
         """In another process there are lines alone."""
@@ -96,6 +113,7 @@ class Display:
                 if time.monotonic() >= due[number]:
                     face.look(self._looked())
                     due[number] = time.monotonic() + face.interval
+            self._written += 1
         for face in self._faces:
             face.close(self._looked())
 

@@ -116,7 +116,7 @@ class Drill:
         """Boot it without a network, and wait until its agent answers."""
         settings = self.settings
         self.reporter.phase(saved.name, Phase.BOOT)
-        with Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout) as hypervisor:
+        with Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check) as hypervisor:
             name = f"{saved.name}-drill"
             domain = RestoredDomain.of(saved, hypervisor, name, True, False, self.reporter)
             domain.require_free()

@@ -57,7 +57,10 @@ class DomainGone(Skipped):
 
 
 class FreezeFailed(BackupError):
-    """The guest was not frozen, and provably is not frozen now."""
+    """The freeze failed, or did not last until the thaw.
+
+    Where the thaw failed too the guest may be frozen all the same: its record in RUNTIME_DIR then stays.
+    """
 
 
 class FrozenAlready(FreezeFailed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from typing import Callable
 
 from .console import Console
 from .display import Display, Face
@@ -14,13 +15,16 @@ from .unit_status import unit_status
 DUMB = ("", "dumb", "unknown")  # terminals that can't move the cursor
 
 
-def displayed(console: Console, progress: str, interval: int) -> Display:
+def displayed(
+    console: Console, progress: str, interval: int, is_stopping: Callable[[], bool] = lambda: False
+) -> Display:
     """Show what happens during the block. `progress`: "auto", "always" or "never".
 
-    Lines tell of progress every `interval` seconds, if it is not 0.
+    Lines tell of progress every `interval` seconds, if it is not 0. `is_stopping` tells of a request to stop.
     """
     status = unit_status() if progress != "never" else None
-    return Display(console, [_words(console, progress, interval), *([status] if status else [])])
+    faces = [_words(console, progress, interval), *([status] if status else [])]
+    return Display(console, faces, is_stopping)
 
 
 def _words(console: Console, progress: str, interval: int) -> Face:

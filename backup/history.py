@@ -13,6 +13,7 @@ from typing import Any
 from .whole_file import write_whole
 
 Report = Mapping[str, Any]  # as report.schema.json has it
+REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
 
 
 class History:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import libvirt
 
 from . import domain_xml
-from .bounded import Bounded, within
+from .bounded import Bounded, CheckStop, unstopped, within
 from .disk_xml import Places
 from .errors import BackupError, DomainGone
 from .guest_agent import GuestAgent
@@ -44,10 +44,18 @@ PAUSED_IN_PASSING = {
 NOT_PAUSED = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR}
 
 
-class Hypervisor:
-    """A connection to libvirt. Close it; or use it as a context manager."""
+ANSWER_LIMIT = 5  # seconds for a libvirt that has not answered in time to show that it answers at all
+CLOSE_LIMIT = 2  # seconds to say goodbye to libvirt; a connection that hangs ends with the process
 
-    def __init__(self, uri: str, timeout: int = 60) -> None:
+
+class Hypervisor:
+    """A connection to libvirt. Close it; or use it as a context manager.
+
+    Connecting, `domains` and `domain` are given up when their `check_stop` raises the reason to stop. Nothing
+    else is: a freeze, a thaw, a pause or a resume that was begun is waited for.
+    """
+
+    def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
         """Connect. Raises HypervisorError.
 
         `timeout`, in seconds, bounds each call, beyond what a guest agent is given.
@@ -56,19 +64,22 @@ class Hypervisor:
         self._timeout = timeout
         self.local = not urlsplit(uri).hostname
         libvirt.registerErrorHandler(lambda _context, _error: None, None)  # or it writes to standard error
-        self._open = self._connect()
+        self._open = self._connect(check_stop)
 
     def __enter__(self) -> Hypervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(TimeoutError):  # it hangs; whatever was to be done has failed over that already
-            self._open.close()
+            self._open.within(min(CLOSE_LIMIT, self._timeout)).close()
 
-    def domains(self) -> Sequence[Domain]:
-        """List all domains, those that vanish meanwhile left out."""
+    def domains(self, check_stop: CheckStop = unstopped) -> Sequence[Domain]:
+        """List all domains, those that vanish meanwhile left out.
+
+        Raises HypervisorError too if libvirt hangs in the middle of it.
+        """
         with libvirt_errors("cannot list the domains"):
-            handles = self._connection().listAllDomains(0)
+            handles = self._connection(check_stop).listAllDomains(0)
         found = []
         for handle in handles:
             try:
@@ -76,13 +87,16 @@ class Hypervisor:
             except DomainGone:
                 continue
             except BackupError as error:  # this domain's failure alone
+                check_stop()
+                if isinstance(error.__cause__, TimeoutError):
+                    self._require_answer(check_stop)
                 name, uuid = handle.name(), handle.UUIDString()
                 found.append(Domain(uuid, name, State.BUSY, (), uri=self.uri, problem=error))
         return sorted(found, key=lambda domain: domain.name)
 
-    def domain(self, uuid: str) -> Domain:
+    def domain(self, uuid: str, check_stop: CheckStop = unstopped) -> Domain:
         """Look one up as it is now; busy if libvirt is at work on it. Raises DomainGone."""
-        handle = self._handle(uuid)
+        handle = self._handle(uuid, check_stop)
         found = self._described(handle)
         return replace(found, state=State.BUSY) if _has_job(handle) else found
 
@@ -182,20 +196,27 @@ class Hypervisor:
                 if error.code not in NOT_PAUSED or handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                     raise
 
-    def _connect(self) -> Any:
+    def _require_answer(self, check_stop: CheckStop) -> None:
+        """Raise HypervisorError if libvirt hangs: then all other domains would cost their time limits too."""
+        connection = self._open.within(min(ANSWER_LIMIT, self._timeout)).until_stop(check_stop)
+        with libvirt_errors(f"libvirt at {self.uri} no longer answers"):
+            connection.getLibVersion()
+
+    def _connect(self, check_stop: CheckStop = unstopped) -> Any:
         hint = f"is libvirtd running? try: virsh --connect {self.uri} list; see LIBVIRT_URI"
         with libvirt_errors(f"cannot connect to libvirt at {self.uri}", hint):
-            return Bounded(within(self._timeout, partial(libvirt.open, self.uri)), self._timeout)
+            opened = within(self._timeout, partial(libvirt.open, self.uri), check_stop)
+        return Bounded(opened, self._timeout)
 
-    def _connection(self) -> Any:
+    def _connection(self, check_stop: CheckStop = unstopped) -> Any:
         """Give the connection, a new one if libvirtd was restarted meanwhile."""
         if not self._open.isAlive():
-            self._open = self._connect()
-        return self._open
+            self._open = self._connect(check_stop)
+        return self._open if check_stop is unstopped else self._open.until_stop(check_stop)
 
-    def _handle(self, uuid: str) -> Any:
+    def _handle(self, uuid: str, check_stop: CheckStop = unstopped) -> Any:
         with libvirt_errors(f"cannot find domain {uuid}"):
-            return self._connection().lookupByUUIDString(uuid)
+            return self._connection(check_stop).lookupByUUIDString(uuid)
 
     def _agent(self, domain: Domain, timeout: int) -> GuestAgent:
         return GuestAgent(self._handle(domain.uuid), timeout, self._timeout)

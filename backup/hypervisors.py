@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Union
 
+from .bounded import CheckStop, unstopped
 from .errors import BackupError, DomainGone
 from .hypervisor import Hypervisor
 from .model import Domain, State
@@ -15,19 +16,25 @@ from .model import Domain, State
 class Hypervisors:
     """All that can be reached, in their order; `unreachable` says which can't, and why. Close it."""
 
-    def __init__(self, uris: Sequence[str], timeout: int = 60) -> None:
+    def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
         """Connect to all at the same time. Raises BackupError if none can be reached.
 
-        `timeout`, in seconds, bounds each call.
+        `timeout`, in seconds, bounds each call. `check_stop` raises the reason to stop: it ends the waiting
+        for connections and for the list of domains.
         """
+        self._check_stop = check_stop
         with ThreadPoolExecutor(len(uris)) as threads:
-            tried = list(threads.map(lambda uri: _connected(uri, timeout), uris))
+            tried = list(threads.map(lambda uri: _connected(uri, timeout, check_stop), uris))
         self.unreachable = [one for one in tried if isinstance(one, BackupError)]
         self._reached = [one for one in tried if isinstance(one, Hypervisor)]
         self._stack = ExitStack()
         for hypervisor in self._reached:
             self._stack.enter_context(hypervisor)
-        self._require_any()
+        with ExitStack() as undo:  # an error leaves no connection behind
+            undo.callback(self._stack.close)
+            check_stop()
+            self._require_any()
+            undo.pop_all()
 
     def __enter__(self) -> Hypervisors:
         return self
@@ -46,8 +53,9 @@ class Hypervisors:
         found: list[Domain] = []
         for hypervisor in list(self._reached):
             try:
-                found += hypervisor.domains()
+                found += hypervisor.domains(self._check_stop)
             except BackupError as error:
+                self._check_stop()
                 self._reached.remove(hypervisor)
                 self.unreachable.append(error)
         self._require_any()
@@ -59,18 +67,21 @@ class Hypervisors:
 
 
 @contextmanager
-def located(uuid: str, uris: Sequence[str], timeout: int) -> Iterator[tuple[Hypervisor, Domain]]:
+def located(
+    uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = unstopped
+) -> Iterator[tuple[Hypervisor, Domain]]:
     """Look a domain up in the libvirt that listed it, the first, else where it may have migrated to since.
 
-    Raises DomainGone if it is nowhere, another BackupError if that can't be told.
+    Raises DomainGone if it is nowhere, another BackupError if that can't be told, and the reason to stop.
     """
     errors: list[BackupError] = []
     with ExitStack() as stack:
         for uri in uris:
             try:
-                hypervisor = stack.enter_context(Hypervisor(uri, timeout))
-                domain = hypervisor.domain(uuid)
+                hypervisor = stack.enter_context(Hypervisor(uri, timeout, check_stop))
+                domain = hypervisor.domain(uuid, check_stop)
             except BackupError as error:
+                check_stop()
                 if uri == uris[0] and not isinstance(error, DomainGone):
                     raise  # it may run there still: no other libvirt knows it better
                 errors.append(error)
@@ -83,8 +94,8 @@ def located(uuid: str, uris: Sequence[str], timeout: int) -> Iterator[tuple[Hype
         raise (unknown or errors)[0]
 
 
-def _connected(uri: str, timeout: int) -> Union[Hypervisor, BackupError]:
+def _connected(uri: str, timeout: int, check_stop: CheckStop) -> Union[Hypervisor, BackupError]:
     try:
-        return Hypervisor(uri, timeout)
+        return Hypervisor(uri, timeout, check_stop)
     except BackupError as error:
         return error

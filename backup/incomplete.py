@@ -9,7 +9,7 @@ from .cluster_errors import LockHeld
 from .connect import Clusters
 from .errors import BackupError
 from .hypervisors import Hypervisors
-from .lock import lock_of
+from .lock import DomainLock, lock_of
 from .model import Domain, HeldPoint, Level, PointId
 from .protocols import Output, Reporter
 from .settings import Settings
@@ -48,25 +48,46 @@ def discard_of_dead(
     output: Output,
     settings: Settings,
     reporter: Reporter,
+    stop: StopRequest,
 ) -> None:
-    """Remove what other runs saved of these domains, where a domain's lock proves that they are dead."""
+    """Remove what other runs saved of these domains, where a domain's lock proves that they are dead.
+
+    A request to stop ends it early: what is left the next run removes.
+    """
     for hypervisor in hypervisors:
         with Clusters(hypervisor, settings, settings.ceph_timeout) as clusters:
             for domain in domains:
                 own = [point for point in points if point.uuid == domain.uuid]
-                if not own or domain.uri != hypervisor.uri:
+                if not own or domain.uri != hypervisor.uri or stop.requested:
                     continue
                 names = ", ".join(point.run for point in own)
                 try:
                     lock = lock_of(domain, clusters, settings.lock_duration)
-                    with lock.held(StopRequest(), reporter, domain.name):
-                        output.discard(own, patient=True)
-                    text = f"removed from the output what killed runs left: run={names}"
-                    reporter.message(Level.WARNING, domain.name, text)
+                    _discard(own, domain, lock, output, reporter, stop)
                 except LockHeld:
                     continue  # one of them may still be at it
                 except BackupError as error:
-                    reporter.message(Level.WARNING, domain.name, f"{_left(names)}: {error}")
+                    if not stop.requested:
+                        reporter.message(Level.WARNING, domain.name, f"{_left(names)}: {error}")
+                    continue
+                text = f"removed from the output what killed runs left: run={names}"
+                reporter.message(Level.WARNING, domain.name, text)
+
+
+def _discard(
+    points: Collection[PointId],
+    domain: Domain,
+    lock: DomainLock,
+    output: Output,
+    reporter: Reporter,
+    stop: StopRequest,
+) -> None:
+    """Remove them under the domain's lock, unless that is lost by then."""
+    lost = StopRequest()  # of this lock alone
+    with lock.held(lost, reporter, domain.name):
+        stop.check()
+        lost.check()
+        output.discard(points, patient=True)
 
 
 def _left(runs: str) -> str:

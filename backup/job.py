@@ -149,7 +149,7 @@ class DomainJob:
         self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
         uris = dict.fromkeys((self.order.uri, *settings.libvirt_uris))
         hypervisor, domain = stack.enter_context(
-            located(self.order.uuid, list(uris), settings.libvirt_timeout)
+            located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
         )
         _require_ready(domain)
         require_covered(covered(domain, self.settings))
@@ -210,7 +210,10 @@ class DomainJob:
             snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
-        deletions = Slots(settings.runtime_dir, "deletion", settings.snapshot_deletes)
+        warn = partial(self.reporter.message, Level.WARNING, domain.name)
+        deletions = Slots(
+            settings.runtime_dir, "deletion", settings.snapshot_deletes, warn, lambda: self.stop.requested
+        )
         return stack.enter_context(gone_afterwards(snapshots, deletions, self.reporter, domain.name))
 
     def _remove_leftovers(self, snapshot: DiskSnapshot, domain: Domain, stack: ExitStack) -> None:
@@ -221,6 +224,8 @@ class DomainJob:
         found = leftovers(snapshot.cluster, snapshot.image, domain)
         if not found:
             return  # without asking for the base
+        if self._bases:  # which the output is asked for
+            self._begin(Phase.PREPARE, self._output_limit)
         spared = {snapshot.base.snapshot} if snapshot.base else set()
         self._leftovers += len({*found} - spared)
         remove = partial(
@@ -240,7 +245,10 @@ class DomainJob:
             if self.order.min_age:
                 raise Skipped(error.message) from error
             raise
-        saved = self.output.last_saved(domain.uuid) if self.order.min_age else None
+        if not self.order.min_age:
+            return
+        self._begin(Phase.PREPARE, self._output_limit)
+        saved = self.output.last_saved(domain.uuid)
         if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
             raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
 

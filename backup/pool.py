@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
 
 from . import PROGRAM
+from .bounded import carry_out
 from .errors import reason
 from .job import JobOrder
 from .model import JobResult, Level, Phase, Status, Timeline
@@ -27,6 +31,7 @@ from .stop import StopRequest
 from .worker import Message, PhaseBegun, Progress, work
 
 STOP_POLL = 0.5  # seconds between two looks at whether the run has to stop
+START_LIMIT = 60.0  # seconds for a worker to take its order and begin; it takes a quarter of one
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
 
 
@@ -37,17 +42,18 @@ class Worker:
     order: JobOrder
     process: SpawnProcess
     lane: int
+    handed: Future[None] = field(default_factory=Future)  # when its order has gone into the pipe
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     phases: list[tuple[Phase, datetime]] = field(default_factory=list)
     result: JobResult | None = None
     begun: PhaseBegun | None = None
-    deadline: float = math.inf  # of time.monotonic()
+    deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
     hung: bool = False
 
     def lives(self) -> None:
         """Note a sign of life."""
-        if self.begun and not self.hung:
-            self.deadline = time.monotonic() + self.begun.limit
+        if not self.hung:
+            self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
 
     def enters(self, begun: PhaseBegun) -> None:
         """Note that it enters a phase."""
@@ -77,6 +83,8 @@ class Pool:
     worker_died: Callable[[JobOrder], str]
     _results: list[JobResult] = field(default_factory=list)
     _active: dict[Connection, Worker] = field(default_factory=dict)
+    _waiting: deque[JobOrder] = field(default_factory=deque)
+    _replaced: set[str] = field(default_factory=set)  # uuids of jobs whose worker did not begin
     _spare: list[tuple[Connection, SpawnProcess]] = field(default_factory=list)
 
     def __enter__(self) -> Pool:
@@ -98,7 +106,7 @@ class Pool:
 
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         """Do the jobs in this order; when stopped, wait for the workers to clean up."""
-        waiting = deque(orders)
+        waiting = self._waiting = deque(orders)
         self._results = []
         for order in orders:
             self.reporter.planned(order.uuid, order.name, order.size)
@@ -132,9 +140,9 @@ class Pool:
             return
         taken = {worker.lane for worker in self._active.values()}
         lane = next(number for number in count(1) if number not in taken)
-        self._active[pipe] = Worker(order, process, lane)
-        with suppress(OSError):  # it was killed before it began, which is met where it is waited for
-            pipe.send(order)
+        worker = self._active[pipe] = Worker(order, process, lane)
+        # a large order fits into no pipe, and a worker that is stopped takes none: nobody waits for that
+        _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
 
     def _spawned(self) -> tuple[Connection, SpawnProcess]:
         """Start a process that waits for its order. Raises OSError."""
@@ -170,7 +178,8 @@ class Pool:
         """
         if time.monotonic() < worker.deadline:
             return
-        if worker.hung:
+        if worker.hung or not worker.begun:  # one that has not begun has nothing to clean up
+            worker.hung = True
             worker.process.kill()
             return
         worker.hung = True
@@ -183,8 +192,10 @@ class Pool:
         try:
             item = pipe.recv()
         except (EOFError, OSError):  # OSError: killed in the middle of a message
-            self._ended(self._active.pop(pipe))
+            worker = self._active.pop(pipe)
+            worker.handed.exception()  # that call fails now, if it has not ended: the other end is closed
             pipe.close()
+            self._ended(worker)
             return
         worker.lives()
         if isinstance(item, Message):
@@ -202,6 +213,11 @@ class Pool:
         worker.process.join()
         code = worker.process.exitcode or 0
         order, result = worker.order, worker.result
+        if worker.hung and not worker.begun and order.uuid not in self._replaced:
+            self._replaced.add(order.uuid)
+            self._waiting.appendleft(order)
+            self.reporter.message(Level.WARNING, order.name, f"{_hung(worker)}: starting another worker")
+            return
         if result is None:
             how = (
                 f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -226,5 +242,6 @@ class Pool:
 
 
 def _hung(worker: Worker) -> str:
-    assert worker.begun
+    if not worker.begun:
+        return f"its worker process did not begin within {START_LIMIT:.0f} s"
     return f"no sign of life for {worker.begun.limit:.0f} s while {worker.begun.phase.value}"

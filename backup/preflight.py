@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Callable
 
 from . import PROGRAM, hooks
+from .bounded import CheckStop, unstopped, within
+from .calls import Calls
 from .cluster import Cluster
 from .connect import Clusters
 from .errors import BackupError, FrozenAlready
 from .hypervisor import Hypervisor
 from .hypervisors import Hypervisors
-from .model import Disk, Domain, Finding, Image, State
+from .model import ClusterAddress, Disk, Domain, Finding, Image, State
 from .node import prepare_runtime_dir, require_writable
 from .protocols import Output
 from .selection import choose, effective, require_covered
 from .settings import Settings
 from .snapshots import kept_snapshots
 
-PATIENCE = 10  # seconds for an answer of Ceph
-AGENT_PATIENCE = 5  # seconds for an answer of a guest agent
+CEPH_LIMIT = 10  # seconds for an answer of Ceph
+AGENT_LIMIT = 5  # seconds for an answer of a guest agent
 LOOKS = 16  # looks at the same time
+GRACE = 4  # seconds for agents to answer once there is to be a stop: what they are given is to be unset
 
 
-def examine(settings: Settings, output: Output) -> Iterator[Finding]:
-    """Look at everything that a backup needs, and yield each finding as it is made."""
+def examine(settings: Settings, output: Output, check_stop: CheckStop = unstopped) -> Iterator[Finding]:
+    """Look at everything that a backup needs, and yield each finding as it is made.
+
+    Raises what `check_stop` raises: at once, whatever hangs.
+    """
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding(f"interpreter {sys.executable} {version}, with libvirt, rados and rbd")
     yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
@@ -37,10 +44,11 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
     if settings.metrics_file:
         yield _tried(f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file))
     yield from _programs(settings)
-    yield from _output(settings, output)
+    yield from _output(settings, output, check_stop)
     try:
-        hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout)
+        hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, check_stop)
     except BackupError as error:
+        check_stop()
         yield Finding("libvirt", error)
         return
     with hypervisors:
@@ -49,7 +57,7 @@ def examine(settings: Settings, output: Output) -> Iterator[Finding]:
         for hypervisor in hypervisors:
             chosen = [one.domain for one in choices if one.domain.uri == hypervisor.uri and not one.skipped]
             yield Finding(f"libvirt at {hypervisor.uri}: {len(chosen)} domains to back up")
-            yield from _domains(chosen, hypervisor, settings)
+            yield from _domains(chosen, hypervisor, settings, check_stop)
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:
@@ -64,19 +72,22 @@ def _programs(settings: Settings) -> Iterator[Finding]:
         yield from hooks.look_at(settings)
 
 
-def _output(settings: Settings, output: Output) -> Iterator[Finding]:
-    problems = output.configuration_errors() or output.problems()
+def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Iterator[Finding]:
+    problems = output.configuration_errors() or within(math.inf, output.problems, check_stop)
     subject = f"output {settings.output}"
     yield from [Finding(subject, problem) for problem in problems] or [Finding(subject)]
 
 
-def _domains(domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings) -> Iterator[Finding]:
-    with ThreadPoolExecutor(LOOKS) as threads:
+def _domains(
+    domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings, check_stop: CheckStop
+) -> Iterator[Finding]:
+    stack = ExitStack()
+    clusters = stack.enter_context(Clusters(hypervisor, settings, min(CEPH_LIMIT, settings.ceph_timeout)))
+    with Calls(LOOKS, check_stop, stack.close, GRACE) as calls:
         for domain in domains:
             yield from _covered(domain)
-        yield from threads.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
-        with Clusters(hypervisor, settings, min(PATIENCE, settings.ceph_timeout)) as clusters:
-            yield from _clusters(domains, clusters, settings, threads)
+        yield from calls.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
+        yield from _clusters(domains, clusters, settings, calls)
 
 
 def _covered(domain: Domain) -> Iterator[Finding]:
@@ -107,7 +118,7 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
             raise BackupError(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
-        hypervisor.probe_agent(domain, AGENT_PATIENCE)
+        hypervisor.probe_agent(domain, AGENT_LIMIT)
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)
@@ -117,21 +128,25 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
 
 
 def _clusters(
-    domains: Sequence[Domain], clusters: Clusters, settings: Settings, threads: ThreadPoolExecutor
+    domains: Sequence[Domain], clusters: Clusters, settings: Settings, calls: Calls
 ) -> Iterator[Finding]:
     """Connect with each of the credentials in use, then ask each pool for leave, and open each image."""
     uses = [(domain, disk, disk.image) for domain in domains for disk in domain.disks if disk.image]
     reached = set()
-    for address in dict.fromkeys(disk.address for _, disk, _ in uses):
-        where = ",".join(address.monitors) or address.conf_file or settings.ceph_conf
-        found = _tried(f"cluster {where} as client.{address.user or 'admin'}", partial(clusters.at, address))
+    addresses = list(dict.fromkeys(disk.address for _, disk, _ in uses))
+    for address, found in zip(addresses, calls.map(partial(_cluster, clusters, settings), addresses)):
         if found.problem is None:
             reached.add(address)
         yield found
     uses = [use for use in uses if use[1].address in reached]
     pools = {(disk.address, image.pool, image.namespace): image for _, disk, image in uses}
-    yield from threads.map(lambda pool: _pool(clusters.at(pool[0][0]), pool[1]), pools.items())
-    yield from threads.map(lambda use: _image(use[0], use[1], clusters.at(use[1].address), use[2]), uses)
+    yield from calls.map(lambda pool: _pool(clusters.at(pool[0][0]), pool[1]), list(pools.items()))
+    yield from calls.map(lambda use: _image(use[0], use[1], clusters.at(use[1].address), use[2]), uses)
+
+
+def _cluster(clusters: Clusters, settings: Settings, address: ClusterAddress) -> Finding:
+    where = ",".join(address.monitors) or address.conf_file or settings.ceph_conf
+    return _tried(f"cluster {where} as client.{address.user or 'admin'}", partial(clusters.at, address))
 
 
 def _pool(cluster: Cluster, image: Image) -> Finding:

@@ -138,7 +138,9 @@ class Restorer:
         if len(settings.libvirt_uris) > 1:
             message = f"LIBVIRT_URI names {len(settings.libvirt_uris)} libvirts to define the domain in"
             raise ConfigError([BackupError(message, "name one: --config FILE")])
-        hypervisor = stack.enter_context(Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout))
+        hypervisor = stack.enter_context(
+            Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check)
+        )
         domain = RestoredDomain.of(saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter)
         domain.require_definable()
         return domain

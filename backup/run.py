@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from functools import partial
 from multiprocessing.connection import Connection
 
+from .drafts import remove_all_drafts
 from .errors import BackupError, ConfigError
 from .guard import Guard, guarded
 from .hooks import Hooks, When, about_run
@@ -93,6 +94,7 @@ class Run:
         with only_run(self.settings.runtime_dir, self.stop.check):
             # no guest stands still while a hook runs
             let_go_noted(self.settings, self.reporter, check_stop=self.stop.check)
+            remove_all_drafts(self.settings)
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)
@@ -114,7 +116,7 @@ class Run:
         settings = self.settings
         with (
             ThreadPoolExecutor(2) as beside,
-            Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
+            Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
         ):
             found = beside.submit(self.output.ready)  # a second each, in which libvirt answers
             unlocked = beside.submit(self.output.discard, (), False)
@@ -234,7 +236,7 @@ class Run:
             if named and choice.domain.uuid not in chosen:
                 text = f"named, but not backed up: {choice.skipped}"
                 self.reporter.message(Level.WARNING, choice.domain.name, text)
-        return largest_first(domains, hypervisors, self.settings) if domains else ()
+        return largest_first(domains, hypervisors, self.settings, self.stop.check) if domains else ()
 
     def _worker_died(self, guard: Guard, order: JobOrder) -> str:
         """Thaw or resume the domain of a worker that was killed at once; its snapshots wait for the next run.
@@ -259,4 +261,4 @@ class Run:
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]
-            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter)
+            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter, self.stop)

@@ -232,16 +232,18 @@ def remove_leftovers(
     reporter: Reporter,
     kept: bool = False,
     spared: Collection[str] = (),
+    check_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
 
     `kept`: what was kept for the next run, too. What is `spared` by its name stays. Raises the first error
-    once all were tried.
+    once all were tried, and before each removal what `check_stop` raises: that the lock is lost, for one.
     """
     errors = []
     for name in leftovers(cluster, image, domain, kept):
         if name in spared:
             continue
+        check_stop()
         try:
             cluster.remove_snapshot(image, name)
         except BackupError as error:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
+
+DRAFT_AGE = 600.0  # seconds after which nobody can still be writing a draft
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o600, durable: bool = True) -> None:
@@ -23,3 +29,22 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, durable: bool = T
         except BaseException:  # of any kind, Ctrl-C included: no draft stays
             os.unlink(file.name)
             raise
+
+
+def remove_drafts(directory: Path, names: str) -> None:
+    """Remove the drafts that killed writers left of files with such names, a regular expression.
+
+    Drafts stand beside their files, as .NAME.xxxxxxxx; one that can't be removed harms nobody.
+    """
+    draft = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}")
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            if draft.fullmatch(name):
+                _remove_if_old(directory / name)
+
+
+def _remove_if_old(path: Path) -> None:
+    with suppress(OSError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_mtime < time.time() - DRAFT_AGE:
+            path.unlink()

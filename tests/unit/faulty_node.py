@@ -191,7 +191,7 @@ class FaultyNode(PaperNode):
     def _held(self) -> str:
         return "frozen" if self.hypervisor.frozen else "paused" if self.hypervisor.paused else "running"
 
-    def _connect(self, uri: str, timeout: int) -> PaperHypervisor:
+    def _connect(self, uri: str, timeout: int, _check_stop: object = None) -> PaperHypervisor:
         found = self.boundary.call("connect", super()._connect, HYPERVISOR_ERRORS, uri, timeout)
         assert isinstance(found, PaperHypervisor)
         return found

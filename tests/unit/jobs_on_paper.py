@@ -106,6 +106,11 @@ def work_on_paper(
         _do(pipe.recv(), pipe)
 
 
+def stop_at_once(*_: object) -> None:
+    """Stand in for a worker that is stopped before it has taken its order."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _do(order: JobOrder, pipe: Connection) -> None:
     reporter = PipeReporter(pipe)
     saved = JobResult(order.name, order.uuid, Status.SAVED)

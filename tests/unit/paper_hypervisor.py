@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Callable
 
 from backup.errors import BackupError, DomainGone
 from backup.hypervisor import Hypervisor
@@ -44,7 +45,7 @@ class PaperHypervisor(Hypervisor):
     def moves(self) -> bool:
         return not self.frozen and not self.paused
 
-    def domain(self, uuid: str) -> Domain:
+    def domain(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Domain:
         if self.gone or uuid != self.listed.uuid:
             raise DomainGone("the domain is no longer defined")
         found, self.listed = self.listed, self.then or self.listed

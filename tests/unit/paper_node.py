@@ -99,7 +99,7 @@ class PaperNode:
         assert all(hypervisor.asked == [] for hypervisor in self.hypervisors.values())
         assert (self.cluster.claims, self.output.points) == ([], [])
 
-    def _connect(self, uri: str, _timeout: int) -> PaperHypervisor:
+    def _connect(self, uri: str, _timeout: int, _check_stop: object = None) -> PaperHypervisor:
         self.connected.append(uri)
         if uri not in self.hypervisors:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
-from backup.bounded import Bounded, within
+from backup.bounded import Bounded, awaited, within
+from backup.errors import Interrupted
+from backup.stop import StopRequest
+
+from .raising import raises
 
 
 class Library:
@@ -64,3 +69,29 @@ def test_what_the_library_gives_out_is_bounded_too_and_taken_back_bare() -> None
         other.hang()
     assert other.same(other)
     bare.go_on.set()
+
+
+def test_a_stop_is_heard_while_a_call_hangs_and_by_what_it_would_have_given_out() -> None:
+    stop = StopRequest()
+    bare = Library()
+    (other,) = Bounded(bare, 60).until_stop(stop.check).others()
+    threading.Timer(0.1, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        other.hang()
+    assert time.monotonic() < began + 2
+    bare.go_on.set()
+
+
+def test_what_is_not_to_be_given_up_outlasts_a_stop() -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("interrupted", 15))
+    bare = Library()
+    threading.Timer(0.1, bare.go_on.set).start()
+    assert Bounded(bare, 60).hang()
+
+
+def test_an_outcome_that_is_there_counts_though_no_time_is_left() -> None:
+    outcome: Future[int] = Future()
+    outcome.set_result(1)
+    assert awaited(outcome, -1) == 1

@@ -12,6 +12,7 @@ from backup.hypervisor import Hypervisor
 from backup.journal import Hold, Journal
 from backup.libvirt_errors import HypervisorError
 from backup.model import Domain, Level
+from backup.stop import StopRequest
 from backup.thaw import let_go_noted
 
 from .driver_node import domain_element, node_uri
@@ -36,7 +37,7 @@ class Node:
         self.reachable = {URI: self.web, OTHER_URI: self.db}
         self.settings = settings(runtime_dir=str(directory), freeze_timeout=0)
 
-    def connect(self, uri: str, _timeout: int) -> PaperHypervisor:
+    def connect(self, uri: str, *_: object) -> PaperHypervisor:
         if uri not in self.reachable:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host", "virsh")
         return self.reachable[uri]
@@ -112,7 +113,7 @@ def test_a_domain_that_is_gone_needs_nothing(node: Node) -> None:
 
 
 def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
-    return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder)
+    return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder, StopRequest())
 
 
 def test_a_libvirt_out_of_reach_counts_as_a_failure_of_the_clean_up(
@@ -132,7 +133,7 @@ def test_a_libvirt_that_fails_while_it_lists_does_not_keep_the_others_from_being
     uris = [node_uri(tmp_path / f"{name}.xml", domain_element()) for name in ("first", "second")]
     cleaned = []
 
-    def domains(self: Hypervisor) -> list[Domain]:
+    def domains(self: Hypervisor, _check_stop: object) -> list[Domain]:
         if self.uri == uris[0]:
             raise HypervisorError("cannot list the domains: connection lost")
         cleaned.append(self.uri)

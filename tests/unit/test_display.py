@@ -12,19 +12,23 @@ import socket
 import struct
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from backup import display as module
 from backup.activity import Look
 from backup.console import Console
 from backup.display import Display
+from backup.errors import Interrupted
 from backup.faces import displayed
 from backup.lines import Lines
 from backup.live import LiveView
 from backup.model import Level, Phase
+from backup.stop import StopRequest
 from backup.unit_status import UnitStatus
 
 from .waiting import wait_until, waits_for_nobody
@@ -66,6 +70,47 @@ def test_a_terminal_that_is_stopped_holds_nobody_up_and_nothing_said_is_lost() -
         stopped.go.set()
     said = [one for one in stopped.seen if isinstance(one, str)]
     assert said == ["first", *map(str, range(1000)), "closed"]
+
+
+def test_a_terminal_that_stays_stopped_does_not_keep_the_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LIMIT", 0.3)
+    stopped = Stopped()
+    began = time.monotonic()
+    with Display(Console(io.StringIO()), [stopped]) as display:
+        display.message(Level.INFO, "web", "first")
+    assert time.monotonic() < began + 5
+    assert display.given_up
+    stopped.go.set()
+
+
+def test_a_terminal_that_is_slow_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIMIT", 0.5)
+
+    class Slow(Stopped):
+        def message(self, level: Level, domain: str, text: str) -> None:
+            time.sleep(0.1)  # 2 s in all, which is more than the limit
+            super().message(level, domain, text)
+
+    slow = Slow(interval=math.inf)
+    slow.go.set()
+    with Display(Console(io.StringIO()), [slow]) as display:
+        for number in range(20):
+            display.message(Level.INFO, "web", str(number))
+    assert slow.seen == [*map(str, range(20)), "closed"]
+    assert not display.given_up
+
+
+def test_a_request_to_stop_shortens_the_wait_for_a_stopped_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOPPED_LIMIT", 0.3)
+    stopped, stop = Stopped(), StopRequest()
+    threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with Display(Console(io.StringIO()), [stopped], lambda: stop.requested) as display:
+        display.message(Level.INFO, "web", "first")
+    assert time.monotonic() < began + 5
+    stopped.go.set()
 
 
 def test_a_face_looks_again_and_again_while_nothing_is_said() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
+import libvirt
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, Interrupted
 from backup.hypervisor import Hypervisor
-from backup.hypervisors import Hypervisors
+from backup.hypervisors import Hypervisors, located
 from backup.libvirt_errors import HypervisorError
 from backup.model import Domain
+from backup.stop import StopRequest
 
 from .driver_node import domain_element, node_uri
+from .raising import raises
 from .samples import OTHER_UUID, UUID
 
 
@@ -70,10 +75,10 @@ def refuse_to_list(monkeypatch: pytest.MonkeyPatch, *uris: str) -> None:
     """Have these libvirts answer no more once they are to list their domains."""
     domains = Hypervisor.domains
 
-    def refused(self: Hypervisor) -> object:
+    def refused(self: Hypervisor, check_stop: object) -> object:
         if self.uri in uris:
             raise HypervisorError(f"cannot list the domains: connection to {self.uri} lost")
-        return domains(self)
+        return domains(self, check_stop)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Hypervisor, "domains", refused)
 
@@ -96,3 +101,33 @@ def test_where_all_fail_while_they_list_that_is_an_error(
     refuse_to_list(monkeypatch, *uris)
     with Hypervisors(uris) as hypervisors, pytest.raises(BackupError, match=f"connection to {uris[0]} lost"):
         hypervisors.domains()
+
+
+def test_connecting_hears_a_stop(uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, stop = threading.Event(), StopRequest()
+    opened = libvirt.open
+    monkeypatch.setattr(libvirt, "open", lambda uri: go_on.wait(20) and opened(uri))
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        Hypervisors(uris, 60, stop.check)
+    assert time.monotonic() < began + 5
+    go_on.set()
+
+
+def test_a_stop_while_domains_are_listed_is_no_failure_of_a_libvirt(
+    uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StopRequest()
+    with Hypervisors(uris, 60, stop.check) as hypervisors:
+        stop.request(Interrupted("interrupted", 15))
+        with raises("interrupted", Interrupted):
+            hypervisors.domains()
+        assert (len(list(hypervisors)), hypervisors.unreachable) == (2, [])
+
+
+def test_a_domain_is_located_until_there_is_to_be_a_stop(uris: tuple[str, str]) -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("interrupted", 15))
+    with raises("interrupted", Interrupted), located(UUID, uris, 60, stop.check):
+        raise AssertionError("the block must not begin")

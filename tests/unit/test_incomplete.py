@@ -9,10 +9,11 @@ from typing import Callable
 import pytest
 
 from backup import incomplete
-from backup.errors import BackupError
+from backup.errors import BackupError, Interrupted
 from backup.hypervisors import Hypervisors
 from backup.incomplete import discard_of_dead, discard_own, tell_of_dead_locks
 from backup.model import Domain, HeldPoint, Level, PointId
+from backup.stop import StopRequest
 
 from .jobs_on_paper import NoOutput
 from .paper_cluster import PaperCluster, PaperClusters
@@ -61,7 +62,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
 
 
 def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
-    discard_of_dead([DEAD, ELSEWHERE], domains, OneHypervisor(), output, settings(), recorder)
+    points, node = [DEAD, ELSEWHERE], OneHypervisor()
+    discard_of_dead(points, domains, node, output, settings(), recorder, StopRequest())
 
 
 def test_what_has_no_manifest_is_incomplete() -> None:
@@ -123,3 +125,21 @@ def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: Paper
     assert cluster.locks == {}
     (text,) = recorder.told(Level.WARNING)
     assert DEAD.run in text
+
+
+def test_a_request_to_stop_leaves_the_rest_to_the_next_run(cluster: PaperCluster) -> None:
+    output, recorder, stop = Left(DEAD), Recorder(), StopRequest()
+    stop.request(Interrupted("interrupted", 15))
+    discard_of_dead([DEAD], [domain()], OneHypervisor(), output, settings(), recorder, stop)
+    assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
+
+
+def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
+    cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, recorder = Left(DEAD), Recorder()
+    monkeypatch.setattr(StopRequest, "lease_until", lambda self, _moment: self.request(BackupError("lost")))
+    discard(output, recorder, domain())
+    assert (output.points, cluster.locks) == ([DEAD], {})
+    (text,) = recorder.told(Level.WARNING)
+    assert text.endswith("may still be in the output: lost")

@@ -13,6 +13,7 @@ from backup.model import (
     Consistency,
     Definition,
     HeldPoint,
+    Phase,
     PointId,
     RestorePoint,
     SavedDomain,
@@ -119,6 +120,18 @@ def test_what_no_restore_point_is_of_goes_before_anything_is_saved(node: PaperNo
     add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
     node.back_up()
     assert keeping(node).there == [{f"{OWNED}{RUN}"}] * 2
+
+
+def test_who_asks_the_output_for_the_base_of_a_leftover_gets_the_time_that_the_output_may_take(
+    node: PaperNode,
+) -> None:
+    add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
+    node.back_up(output_stall_timeout=10_000)
+    limits = [limit for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE]
+    assert limits[-1] > 20_000 > limits[0]
+    node.recorder.phases.clear()
+    node.back_up(output_stall_timeout=10_000)  # only what was kept, and that is no leftover
+    assert [limit > 20_000 for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE] == [False]
 
 
 def test_a_snapshot_that_can_t_be_renamed_is_a_failure_of_what_is_saved_and_a_base_all_the_same(

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Callable
 
 import libvirt
 import pytest
 
-from backup.errors import DomainGone
+from backup.bounded import Bounded
+from backup.errors import DomainGone, Interrupted
 from backup.hypervisor import Hypervisor, _state
 from backup.libvirt_errors import HypervisorError
 from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
+from backup.stop import StopRequest
 
 from .disk_elements import AUTH, POOLS, SECRET_UUID, other, rbd
 from .driver_node import SHUT_OFF, domain_element, node_uri
+from .raising import raises
 from .samples import OTHER_UUID, UUID
 
 STATES = {
@@ -135,6 +141,94 @@ def test_a_domain_that_vanishes_or_can_t_be_read_costs_no_other_one(tmp_path: Pa
     assert unreadable == Domain(UUID[:-2] + "01", "unreadable", State.BUSY, (), uri=hypervisor.uri)
     assert unreadable.problem is not None
     assert unreadable.problem.message == "cannot read the domain's definition: out of memory"
+
+
+class Hangs:
+    """A connection to libvirt that answers no more once all domains are listed; `version`: but for that."""
+
+    def __init__(self, bare: Any, version: bool) -> None:
+        self.bare = bare
+        self.version = version
+        self.go_on = threading.Event()
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bare, name)
+
+    def listAllDomains(self, flags: int) -> Any:  # noqa: N802
+        return [Handle(one, self) for one in self.bare.listAllDomains(flags)]
+
+    def getLibVersion(self) -> int:  # noqa: N802
+        return 9 if self.version else self.hang()
+
+    def hang(self) -> int:
+        self.asked += 1
+        self.go_on.wait(20)
+        return 0
+
+
+class Handle:
+    """A domain of a libvirt that hangs: of which only what is known here is told."""
+
+    def __init__(self, bare: Any, connection: Hangs) -> None:
+        self.bare, self.connection = bare, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bare, name)
+
+    def XMLDesc(self, _flags: int) -> int:  # noqa: N802
+        return self.connection.hang()
+
+
+MANY = [domain_element(f"web{number}", UUID[:-2] + f"{number:02}") for number in range(20)]
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[[float, bool], Hypervisor]]:
+    """Connect to a libvirt that hangs in the middle of the list."""
+    with ExitStack() as stack:
+
+        def connected(limit: float, version: bool) -> Hypervisor:
+            seconds: int = limit  # type: ignore[assignment]  # below a second, for the test's sake
+            hypervisor = stack.enter_context(Hypervisor(node_uri(tmp_path / "node.xml", *MANY), seconds))
+            hangs = Hangs(hypervisor._open.bare, version)
+            stack.callback(hangs.go_on.set)
+            hypervisor._open = Bounded(hangs, seconds)
+            return hypervisor
+
+        yield connected
+
+
+def test_a_libvirt_that_hangs_in_mid_list_costs_one_time_limit_and_not_one_for_each_domain(
+    connect: Callable[[float, bool], Hypervisor],
+) -> None:
+    hypervisor = connect(0.2, False)
+    with pytest.raises(HypervisorError) as caught:
+        hypervisor.domains()
+    assert caught.value.message == f"libvirt at {hypervisor.uri} no longer answers: no answer within 0 s"
+    assert "does libvirt hang?" in caught.value.hint
+    assert hypervisor._open.bare.asked == 2, "of one domain, and whether it answers"
+
+
+def test_a_single_domain_that_hangs_is_that_domain_s_failure(
+    connect: Callable[[float, bool], Hypervisor],
+) -> None:
+    listed = connect(0.05, True).domains()
+    assert len(listed) == len(MANY)
+    assert {str(one.problem and one.problem.message) for one in listed} == {
+        "cannot read the domain's definition: no answer within 0 s"
+    }
+
+
+def test_a_stop_is_heard_while_libvirt_hangs_in_mid_list(
+    connect: Callable[[float, bool], Hypervisor],
+) -> None:
+    stop = StopRequest()
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        connect(60, True).domains(stop.check)
+    assert time.monotonic() < began + 5
 
 
 @pytest.mark.parametrize(

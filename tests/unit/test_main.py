@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from backup import __version__
+from backup.errors import AlreadyRunning, BackupError, NotDefined, NotProven
+from main import exit_code
 
 from .hook_files import HookFiles
 from .listening import web_server
@@ -228,6 +230,21 @@ def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
         "2",
     ]
     assert [line.strip().split(":")[0] for line in lines if line.startswith(" ")] == ["hint", "hint"]
+
+
+def test_exit_codes_hold_for_derived_errors_too() -> None:
+    class Elsewhere(AlreadyRunning):
+        pass
+
+    errors = [Elsewhere("x"), NotProven("x"), NotDefined("x"), BackupError("x")]
+    assert [exit_code(error) for error in errors] == [11, 3, 3, 1]
+
+
+def test_cleanup_fails_over_selected_domains_alone(node: Node) -> None:
+    assert node.run("cleanup").returncode == 3
+    done = node.run("cleanup", EXCLUDE_DOMAINS=["web"])
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: web: not selected (in EXCLUDE_DOMAINS): there is no ")
 
 
 def test_a_run_that_can_do_nothing_tells_so_to_those_who_want_to_know(node: Node) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.integration.terminal import on_terminal
+from tests.integration.terminal import Terminal, on_terminal
 
 from .program_node import MAIN, PYTHON, Node
 from .waiting import wait_until
@@ -51,6 +52,30 @@ def test_a_terminal_that_is_stopped_holds_up_neither_the_run_nor_its_report(node
         terminal.type(GO_ON)
         assert terminal.read_to_end() == 3
     assert FAILED in terminal.text()
+
+
+def test_a_signal_ends_it_though_the_terminal_stays_stopped(node: Node) -> None:
+    with on_terminal(COMMAND, environment(node)) as terminal:
+        terminal.wait_for("running for 0:0")
+        terminal.type(STOP)
+        wait_until(node.report_file.exists, 30, "the report")
+        terminal.process.terminate()
+        assert terminal.process.wait(10) == 3, "what the run came to"
+
+
+def test_what_ends_with_an_error_ends_though_the_terminal_stays_stopped(node: Node) -> None:
+    node.configure(RESTIC_BINARY="/nowhere/restic")
+    with on_terminal(COMMAND, environment(node)) as terminal:
+        terminal.type(STOP)
+        wait_until(node.report_file.exists, 30, "the report")
+        wait_until(lambda: _signal_is_sent_and_it_has_ended(terminal), 15, "it ends")
+
+
+def _signal_is_sent_and_it_has_ended(terminal: Terminal) -> bool:
+    if terminal.process.poll() is None:
+        terminal.process.terminate()
+        time.sleep(0.5)
+    return terminal.process.poll() is not None
 
 
 def test_a_service_s_status_tells_the_end(node: Node) -> None:

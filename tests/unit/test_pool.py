@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +19,9 @@ from backup.model import JobResult, Level, Phase, Status, Timeline
 from backup.pool import Pool
 from backup.stop import StopRequest
 
-from .jobs_on_paper import NoOutput, work_on_paper
+from .jobs_on_paper import NoOutput, stop_at_once, work_on_paper
 from .recorder import Recorder
-from .samples import RUN, UUID, settings
+from .samples import RUN, UUID, held_point, settings
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +148,39 @@ def test_a_worker_that_was_killed_while_it_waited_costs_one_job_and_nothing_else
         waiting.join()
         results = {result.name: result.reason for result in jobs.run(orders("good", "good too"))}
     assert results == {"good": "its worker process was killed by SIGKILL", "good too": ""}
+
+
+@pytest.mark.parametrize("size", [1, 20_000], ids=["fits into the pipe", "fits into no pipe"])
+def test_a_worker_that_was_stopped_while_it_waited_is_replaced_and_holds_nobody_up(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "START_LIMIT", 3.0)
+    recorder = StopsAt()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    large = JobOrder(RUN, "good", UUID, known=[held_point(str(number)) for number in range(size)])
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    with end, lifeline, made as jobs:
+        jobs.warm_up(1)
+        (waiting,) = multiprocessing.active_children()
+        assert waiting.pid
+        os.kill(waiting.pid, signal.SIGSTOP)
+        late = threading.Timer(30, os.kill, [waiting.pid, signal.SIGKILL])  # or the test would hang
+        late.start()
+        results = {result.name: result for result in jobs.run([large, *orders("too")])}
+        late.cancel()
+    assert {name: one.reason for name, one in results.items()} == {"good": "", "too": ""}
+    assert [*results] == ["too", "good"], "it waited for nobody"
+    warning = "its worker process did not begin within 3 s: starting another worker"
+    assert recorder.told(Level.WARNING) == [warning]
+
+
+def test_a_job_whose_second_worker_does_not_begin_either_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "START_LIMIT", 1.0)
+    monkeypatch.setattr(pool, "work", stop_at_once)
+    all_done = done("good")
+    result = all_done.results["good"]
+    assert result.status is Status.FAILED
+    assert result.reason.startswith("its worker process did not begin within 1 s; ")
 
 
 def test_without_jobs_there_is_nothing_to_wait_for() -> None:

@@ -160,10 +160,10 @@ def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
 ) -> None:
     domains = Hypervisor.domains
 
-    def refused(self: Hypervisor) -> object:
+    def refused(self: Hypervisor, check_stop: object) -> object:
         if self.uri == uris[1]:
             raise HypervisorError("cannot list the domains: connection lost")
-        return domains(self)
+        return domains(self, check_stop)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Hypervisor, "domains", refused)
     result = back_up(tmp_path, recorder, uris)

@@ -91,6 +91,19 @@ def test_the_clean_up_happens_after_a_good_block_and_its_error_goes_on(recorder:
     assert recorder.messages == []
 
 
+def test_a_bug_in_a_clean_up_keeps_its_type_and_its_traceback_in_the_log(recorder: Recorder) -> None:
+    def forget() -> None:
+        raise KeyError("x")
+
+    with raises("first"), undone_by(forget, recorder, "web"):
+        raise BackupError("first")
+    told = recorder.told(Level.ERROR)
+    assert told[0] == "a bug in a cleanup, after another error: KeyError('x')"
+    assert told[-1] == "KeyError: 'x'"
+    assert [text for text in told if "in forget" in text]
+    assert not [text for text in told if "\n" in text]
+
+
 @pytest.mark.parametrize("error", [BackupError("first"), KeyboardInterrupt("first"), ValueError("first")])
 def test_the_first_error_survives_and_that_of_the_clean_up_becomes_a_message(
     recorder: Recorder, error: BaseException

@@ -37,7 +37,7 @@ class Node:
         chosen = settings(runtime_dir=str(directory), freeze_timeout=30, libvirt_uri=[URI, OTHER_URI])
         self.thaws = Thaws(chosen, self.recorder)
 
-    def connect(self, uri: str, _timeout: int) -> PaperHypervisor:
+    def connect(self, uri: str, *_: object) -> PaperHypervisor:
         if uri not in self.reachable:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
         return self.reachable[uri]

@@ -1,0 +1,71 @@
+"""A request to stop ends every command in good order within seconds, whatever hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults.provoke import deletions_held_back, lines_until, stopped
+from tests.integration.left_behind import left_behind
+from tests.integration.node import Node, snapshot_names, wait_until
+from tests.lab import Lab
+from tests.lab.sample import ARCHIVE, WEB
+
+LIMIT = 8  # seconds, of which a busy machine may need some itself
+
+
+def has_socket(process: subprocess.Popen[str]) -> bool:
+    """Tell whether it has connected, which is possible with what is stopped, too."""
+    directory = Path(f"/proc/{process.pid}/fd")
+    return any(os.readlink(file).startswith("socket:") for file in directory.iterdir() if file.is_symlink())
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """Ask it to stop, and give what it has written when it has ended in time."""
+    process.terminate()
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=60)
+    assert time.monotonic() < began + LIMIT
+    assert process.returncode == 143, output
+    assert "Traceback" not in output
+    assert "Fatal" not in output
+    return output
+
+
+@pytest.mark.parametrize("words", ["backup", "cleanup", "check", "list"])
+def test_a_libvirt_that_hangs(words: str, node: Node, lab: Lab) -> None:
+    with stopped(lab.libvirtd_pid), node.started(words) as process:
+        wait_until(lambda: has_socket(process), 30, "it has connected to libvirt")
+        assert "interrupted" in ended(process)
+
+
+def test_an_osd_that_hangs_while_cleanup_looks_for_leftovers(node: Node, lab: Lab) -> None:
+    with stopped(lab.osd_pid), node.started("cleanup", PROGRESS_INTERVAL=1) as process:
+        lines_until(process, " domains checked for leftovers")
+        assert "interrupted" in ended(process)
+    assert node.run("cleanup").returncode == 0
+
+
+def test_an_osd_that_hangs_while_check_looks_at_images(node: Node, lab: Lab) -> None:
+    with stopped(lab.osd_pid), node.started("check", FREEZE="never") as process:
+        lines_until(process, f"domain {WEB}: ")
+        assert "interrupted" in ended(process)
+
+
+def test_cleanup_in_the_middle_of_a_removal_gives_its_lock_back(node: Node, lab: Lab) -> None:
+    name = f"virt-rbd-backup.{lab.virsh('domuuid', ARCHIVE).strip()}.20240101T000000Z-dead"
+    lab.rbd("snap", "create", "--no-progress", f"vms/{ARCHIVE}@{name}")
+    with deletions_held_back(node), node.started("cleanup", SNAPSHOT_DELETES=1) as process:
+        wait_until(lambda: locks(lab, node), 60, "the domain is locked")
+        assert "interrupted" in ended(process)
+    assert locks(lab, node) == []
+    assert node.run("cleanup").returncode == 0
+    assert snapshot_names(lab, f"vms/{ARCHIVE}") == []
+
+
+def locks(lab: Lab, node: Node) -> list[str]:
+    return [one for one in left_behind(lab, node) if ".lock." in one]
