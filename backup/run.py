@@ -29,6 +29,8 @@ from .settings import Settings
 from .stop import StopRequest
 from .watchdog import watched
 
+STOP_POLL = 0.5  # seconds between two looks at whether the run has to stop
+
 
 def new_run_id() -> str:
     """Give an id that sorts by time: UTC, and random letters against two nodes in one second."""
@@ -108,8 +110,8 @@ class Run:
             ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout) as hypervisors,
         ):
-            found = beside.submit(self.output.ready)  # a second each, in which libvirt answers
-            unlocked = beside.submit(self.output.discard, (), False)
+            found = beside.submit(self.output.ready, self.stop.check)  # in which libvirt answers
+            unlocked = beside.submit(self.output.discard, (), False, self.stop.check)
             self._let_go()
             results: Sequence[JobResult] = ()
             with watched(settings, self.reporter) as lifeline, self._pool(lifeline) as pool:
@@ -118,7 +120,8 @@ class Run:
                 sized = self._ordered(choices, names, hypervisors)
                 pool.warm_up(len(sized))
                 if sized:
-                    wait([found])
+                    while not wait([found], STOP_POLL).done:
+                        self.stop.check()
                     self.stop.check()
                     held = found.result()  # what takes no backup keeps all of them from being saved
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)

@@ -12,38 +12,35 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Callable
+from typing import IO, Callable, Optional
 
 from backup.errors import reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.pipe_source import PipeSource, WriterEnded
 from backup.process import let_others_first, signal_when_parent_dies
+from backup.process_group import Group
+from backup.started import Recording, Records, Started, records_in
 
-from .restic_words import ResticError, Summary, last_words, summary_in
+from .restic_words import ResticError, Summary, failure, is_locked, last_words, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
-STREAMING = ("backup", "dump")  # commands whose end, if we are to stop, is our own doing
+# What a command takes while it works, and may leave when it is killed: a lock, shared or exclusive.
+LOCKS = {"backup": "shared", "forget": "exclusive"}
 WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
 HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
-
-# restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
-NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
-LOCKED_WORDS = "repository is already locked"  # of older ones, whose exit code is 1 for everything
-HINTS = {
-    NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
-    LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT",
-    WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
-}
+CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
+NO_LOCK_LIMIT = 2  # seconds that it may take where it has none
 
 
 @dataclass
 class Child:
-    """A restic process; what it printed is there when it has ended."""
+    """A restic process and its group; what it printed is there when it has ended."""
 
     process: subprocess.Popen[bytes]
+    group: Group
     stdout: str = ""
     stderr: str = ""
 
@@ -58,7 +55,10 @@ class Backup:
 
 @dataclass(frozen=True)
 class Program:
-    """The restic binary with its repository. Nothing secret gets into argv or into messages."""
+    """The restic binary with its repository. Nothing secret gets into argv or into messages.
+
+    What is started is recorded in `runtime_dir` while it runs, "" for nowhere; see backup/started.py.
+    """
 
     binary: str
     repository: str
@@ -66,17 +66,36 @@ class Program:
     environment: Mapping[str, str] = field(repr=False)
     options: Sequence[str]
     stall_timeout: float  # seconds without progress of a backup
+    runtime_dir: str = ""
+
+    @property
+    def call_limit(self) -> float:
+        """Seconds for what lists or removes: as long as a backup may stand still, and never too short."""
+        return max(CALL_LIMIT, self.stall_timeout)
+
+    @property
+    def records(self) -> Optional[Records]:
+        return records_in(self.runtime_dir) if self.runtime_dir else None
+
+    @property
+    def locks_directory(self) -> Optional[Path]:
+        """Where the locks lie, if that is a directory of this node's for sure.
+
+        It is where a path names the repository, and nothing else could (restic's design.rst, "Repository
+        Layout").
+        """
+        named_elsewhere = any(name.startswith("RESTIC_REPOSITORY") for name in self.environment)
+        options = ("-r", "--repo", "-o", "--option")
+        if named_elsewhere or any(option.startswith(options) for option in self.options):
+            return None
+        directory = Path("/", self.repository, "locks")
+        return directory if self.repository and directory.is_dir() else None
 
     def may_have_locks(self) -> bool:
-        """Tell whether there may be locks: where a look into a directory says no, that saves a call.
-
-        Of a repository that a path names, and nothing else could (restic's design.rst, "Repository Layout").
-        """
-        if self.environment or self.options or not self.repository:
-            return True
+        """Tell whether there may be locks: where a look into a directory says no, that saves a call."""
         try:
-            return bool(os.listdir(Path("/", self.repository, "locks")))
-        except OSError:  # a path that is none, such as "sftp:host:/backups"
+            return not self.locks_directory or bool(os.listdir(self.locks_directory))
+        except OSError:
             return True
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
@@ -84,7 +103,8 @@ class Program:
         with self._child(arguments, subprocess.DEVNULL) as child:
             if not _ended(child.process, limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
-                raise ResticError(message, "is the repository's host reachable?")
+                hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
+                raise ResticError(message, hint, passing=True)
         self._require_success(arguments[0], child, check_stop)
         return child.stdout
 
@@ -105,15 +125,32 @@ class Program:
                     yield backup
                 except ReaderClosed as error:
                     closed = error  # restic's own words say more, if it has any
-            child.process.stdin.close()
+            if (
+                child.process.poll() is None
+            ):  # or a wrapper left its restic behind, which is to be interrupted
+                child.process.stdin.close()
             self._wait(child.process, check_stop)
         self._require_success("backup", child, check_stop)
         if closed:
             raise closed
-        backup.summary = summary_in(child.stdout)
-        if backup.summary.processed != sink.sent:
-            message = f"restic saved {backup.summary.processed} bytes of {sink.sent} that were sent"
-            raise ResticError(message, "the restore point does not count")
+        backup.summary = _summary_of(sink.sent, child)
+
+    def backup_whole(
+        self, arguments: Sequence[str], content: bytes, check_stop: Callable[[], None]
+    ) -> Summary:
+        """Run `restic backup --stdin` on content that is there as a whole before it starts.
+
+        From a file, as the end of a pipe would come too early when this process is killed, and look like its
+        content's. Raises ResticError unless restic has saved every byte.
+        """
+        command = ("backup", "--stdin", "--json", "--quiet", *arguments)
+        with os.fdopen(os.memfd_create("content"), "w+b") as file:
+            file.write(content)
+            file.seek(0)  # which writes out the buffer too
+            with self._child(command, file.fileno()) as child:
+                self._wait(child.process, check_stop)
+        self._require_success("backup", child, check_stop)
+        return _summary_of(len(content), child)
 
     def backup_files(
         self,
@@ -132,7 +169,7 @@ class Program:
         before = ("env", f"--chdir={directory}")
         command = ("backup", "--json", "--quiet", *arguments, ".")
         with self._child(command, subprocess.DEVNULL, before=before, give_up=give_up) as child:
-            while child.process.poll() is None:
+            while child.process.returncode is None:
                 look()
                 with suppress(subprocess.TimeoutExpired):
                     child.process.wait(WAIT_POLL)
@@ -178,20 +215,41 @@ class Program:
 
         What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
         """
+        lock = LOCKS.get(arguments[0], "")
+        limit = INTERRUPT_LIMIT if lock else NO_LOCK_LIMIT
         with _outlet("stdout") as stdout, _outlet("stderr") as stderr:
             command = [*before, self.binary, *self.options, *arguments]
-            child = Child(self._start(command, arguments[0], stdin, pipe or stdout, stderr))
+            process = self._start(command, arguments[0], stdin, pipe or stdout, stderr)
+            child = Child(process, Group.of(process.pid))
+            recording = None
             try:
+                recording = self._recorded(process.pid, lock)
                 yield child
             except Stalled as stalled:
-                _end(child.process, give_up)
+                _end(child, give_up, limit)
                 # restic 0.18 tries for minutes what a repository refuses, and says so
                 words = self._without_secrets(last_words(_text(stderr)))
                 message = f"{stalled.message}: {words}" if words else stalled.message
                 raise Stalled(message, stalled.hint) from None
             finally:
-                _end(child.process, give_up)
+                _end(child, give_up, limit)
                 child.stdout, child.stderr = _text(stdout), _text(stderr)
+                if recording:
+                    recording.end(
+                        clean=process.returncode == 0 or is_locked(process.returncode, child.stderr)
+                    )
+
+    def _recorded(self, pid: int, lock: str) -> Optional[Recording]:
+        """Record what was started. Raises ResticError if that can't be done, and matters."""
+        if not self.records:
+            return None
+        try:
+            return Recording(self.records, Started.by_us(pid, lock))
+        except OSError as error:
+            if not lock:
+                return None
+            message = f"cannot record in {self.records.directory} that restic was started: {reason(error)}"
+            raise ResticError(message, "see RUNTIME_DIR") from error
 
     def _start(
         self, command: Sequence[str], name: str, stdin: int, stdout: IO[bytes], stderr: IO[bytes]
@@ -230,13 +288,7 @@ class Program:
         if code == 0:
             return
         check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        message = f"restic {command} {how}"
-        words = self._without_secrets(last_words(child.stderr))
-        locked = code == LOCKED or (code == 1 and LOCKED_WORDS in child.stderr)
-        other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
-        hint = HINTS.get(LOCKED if locked else code, other_hint)
-        raise ResticError(f"{message}: {words}" if words else message, hint, locked)
+        raise failure(command, code, child.stderr, self._without_secrets(last_words(child.stderr)))
 
     def _without_secrets(self, words: str) -> str:
         for name, value in self.environment.items():
@@ -245,14 +297,23 @@ class Program:
         return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
 
 
+def _summary_of(sent: int, child: Child) -> Summary:
+    """Give what restic says it has saved. Raises ResticError unless that is all that was sent."""
+    summary = summary_in(child.stdout)
+    if summary.processed != sent:
+        message = f"restic saved {summary.processed} bytes of {sent} that were sent"
+        raise ResticError(message, "the restore point does not count")
+    return summary
+
+
 def _in_child(parent: int, command: str) -> None:
     # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
     # be lost, and the end of stdin after it commit what there is.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # When the worker is killed, stdin ends too: the interrupt comes first.
+    # When the worker is killed, stdin ends first, and a restic that has nothing left to read may save what
+    # it has. No manifest counts that; and a worker has so many threads that the signal mostly wins.
     signal_when_parent_dies(signal.SIGINT, parent)
-    if command in STREAMING:
-        os.setpgid(0, 0)  # a terminal's Ctrl-C is for us
+    os.setpgid(0, 0)  # a terminal's Ctrl-C is for us, and a wrapper ends with all that it has started
     if command == "backup":  # who restores is waited for
         let_others_first()
 
@@ -262,26 +323,31 @@ def _outlet(name: str) -> IO[bytes]:
     return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
 
 
-def _end(process: subprocess.Popen[bytes], give_up: Callable[[], None] | None) -> None:
-    """Make sure that it has ended, and that the end of what it reads is not what ended it.
+def _end(child: Child, give_up: Callable[[], None] | None, limit: float) -> None:
+    """Make sure that all of its group have ended, and that the end of what they read is not what ended them.
 
     End of stdin looks like success to restic, so it is interrupted first, and what it reads given up then.
     Not by SIGTERM, which leaves a lock with restic 0.14; and from 0.17 on it only looks at the signal when
     stdin ends.
     """
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+    process = child.process
+    if process.poll() is None or child.group.members():
+        child.group.send(signal.SIGINT)
         if give_up:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(HEAD_START)
+            child.group.ended(HEAD_START)
             give_up()
     if process.stdin:
         process.stdin.close()
-    try:
-        process.wait(INTERRUPT_LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    _wait_or_kill(child, NO_LOCK_LIMIT if process.returncode == 0 else limit)
+
+
+def _wait_or_kill(child: Child, limit: float) -> None:
+    deadline = time.monotonic() + limit
+    with suppress(subprocess.TimeoutExpired):
+        child.process.wait(limit)
+    if child.process.returncode is None or not child.group.ended(max(deadline - time.monotonic(), 0)):
+        child.group.send(signal.SIGKILL)
+        child.process.wait()
 
 
 def _ended(process: subprocess.Popen[bytes], limit: float, check_stop: Callable[[], None]) -> bool:
