@@ -63,7 +63,7 @@ class JobOrder:
     `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
     to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
     complete restore points as the run listed them, before its first job. `size`: the bytes that this will
-    pass along, for whoever watches; 0 if that is not known.
+    pass along, for whoever watches; 0 if that is not known. `attempt`: the how many-eth of the run, from 1.
     """
 
     run: str
@@ -74,6 +74,7 @@ class JobOrder:
     verify: bool = False
     known: Sequence[HeldPoint] = ()
     size: int = 0
+    attempt: int = 1
 
 
 @dataclass
@@ -204,7 +205,7 @@ class DomainJob:
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         if self.output.keeps_snapshots:
             self._bases = stack.enter_context(
-                Bases(snapshots, domain, self.output, self.order.known, self.check_stop)
+                Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
             snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
         for snapshot in snapshots:
@@ -230,6 +231,9 @@ class DomainJob:
         except SnapshotInUse:
             stack.enter_context(undone_by(remove, self.reporter, domain.name))
 
+    def _warn(self, text: str) -> None:
+        self.reporter.message(Level.WARNING, self.order.name, text)
+
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
         lock = lock_of(domain, clusters, self.settings.lock_duration)
@@ -239,7 +243,7 @@ class DomainJob:
             if self.order.min_age:
                 raise Skipped(error.message) from error
             raise
-        saved = self.output.last_saved(domain.uuid) if self.order.min_age else None
+        saved = self.output.last_saved(domain.uuid, self.check_stop) if self.order.min_age else None
         if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
             raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
 
@@ -270,6 +274,7 @@ class DomainJob:
             definition=definition,
             consistency=stand.consistency,
             frozen_seconds=stand.seconds,
+            attempt=self.order.attempt,
         )
 
     def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:

@@ -50,7 +50,8 @@ echo "$*" >>calls
 case "$*" in
 *--stdin*) cat >manifest.tar; processed=$(wc -c <manifest.tar) ;;
 *snapshots*) cat snapshots.json; exit ;;
-*dump*) cat "$5.tar"; exit ;;
+*dump*) [ -e "$5.tar" ] || {{ echo "no matching ID found for prefix \\"$5\\"" >&2; exit 1; }}
+  cat "$5.tar"; exit ;;
 *backup*) while [ -e hangs ]; do sleep 0.01; done; processed=$(cat processed) ;;
 esac
 printf '{{"message_type": "summary", "snapshot_id": "%s", "data_added": 77, ' {saved}
