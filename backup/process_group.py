@@ -30,6 +30,14 @@ class _Status:
     session: int
 
 
+def numbers_are_ours() -> bool:
+    """Tell whether /proc knows processes by the numbers that this one does: not so in some containers."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
 def life_of(pid: int) -> Life:
     """Give a process's life; it may have ended, if its parent has not heard of it. Raises OSError."""
     return _status(pid).life
@@ -63,7 +71,7 @@ class Group:
     @classmethod
     def of(cls, pid: int) -> Group:
         """Give the group of a child of this process that makes itself a leader."""
-        return cls(life_of(pid), os.getsid(0))
+        return cls(life_of(pid) if numbers_are_ours() else Life(pid, 0), os.getsid(0))
 
     def members(self) -> Sequence[Life]:
         """Give all that still run, the leader included."""
@@ -73,6 +81,8 @@ class Group:
             return ()
         except PermissionError:
             pass
+        if not numbers_are_ours():
+            return (self.leader,)  # or anybody else of it
         every = [one for one in _everyone() if one.group == self.leader.pid and one.session == self.session]
         if any(one.life.pid == self.leader.pid and one.life != self.leader for one in every):
             return ()  # another group has the number now

@@ -19,7 +19,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Optional
 
-from .process_group import Group, Life, life_of, lives, pid_in_use
+from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use
 from .whole_file import write_whole
 
 DIRECTORY = "restic"  # in RUNTIME_DIR; the output's programs alone are recorded
@@ -85,7 +85,7 @@ class Started:
     @property
     def in_sight(self) -> bool:
         """Whether its numbers are those that this process knows processes by."""
-        return self.of_this_boot and self.namespace == _namespace()
+        return self.of_this_boot and self.namespace == _namespace() and numbers_are_ours()
 
     @property
     def dead(self) -> bool:

@@ -18,7 +18,7 @@ from backup.errors import reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.pipe_source import PipeSource, WriterEnded
 from backup.process import let_others_first, signal_when_parent_dies
-from backup.process_group import Group
+from backup.process_group import Group, numbers_are_ours
 from backup.started import Recording, Records, Started, records_in
 
 from .restic_words import ResticError, Summary, failure, is_locked, last_words, summary_in
@@ -241,7 +241,7 @@ class Program:
 
     def _recorded(self, pid: int, lock: str) -> Optional[Recording]:
         """Record what was started. Raises ResticError if that can't be done, and matters."""
-        if not self.records:
+        if not self.records or not numbers_are_ours():
             return None
         try:
             return Recording(self.records, Started.by_us(pid, lock))
