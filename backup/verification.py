@@ -6,9 +6,8 @@ import random
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Callable, Optional
 
 from . import PROGRAM, manifest
@@ -115,7 +114,7 @@ class Verification:
         ):
             under_way = {}
             for point, targets in drawn:
-                manifest_of = _Manifest(self.output, point, self.stop.check, len(targets))
+                manifest_of = _Manifest(self.output, point, self.stop.check)
                 for target in targets:
                     under_way[threads.submit(self._image, manifest_of, target, snapshots)] = point
             pending = set(under_way)
@@ -131,13 +130,13 @@ class Verification:
 
     def _image(self, of: _Manifest, target: str, snapshots: _Snapshots) -> Optional[SavedImage]:
         """Verify an image, and give it; None if there is none, or the domain has failed with another."""
-        with of.read(partial(self.reporter.phase, of.point.domain, Phase.VERIFY)) as saved:
-            image = next((one for one in saved.images if one.target == target), None) if saved else None
-            if not saved or not image:
-                return None
-            if image.size:  # or it is in the manifest alone
-                self._verify(saved, image, snapshots)
-            return image
+        self.stop.check()
+        self.reporter.phase(of.point.domain, Phase.VERIFY)
+        saved = of.read()
+        image = next((one for one in saved.images if one.target == target), None) if saved else None
+        if saved and image and image.size:  # or it is in the manifest alone
+            self._verify(saved, image, snapshots)
+        return image
 
     def _verify(self, saved: SavedDomain, image: SavedImage, snapshots: _Snapshots) -> None:
         checksums = Checksums(bytearray(saved.checksums[image.target]))
@@ -199,34 +198,18 @@ def proven(verified: Verified) -> str:
 
 
 class _Manifest:
-    """A restore point's manifest, read by the first who needs it and forgotten after the last of `users`."""
+    """A restore point's manifest, read by the first task that needs it; forgotten with the last one."""
 
-    def __init__(self, output: Output, point: HeldPoint, check_stop: Callable[[], None], users: int) -> None:
+    def __init__(self, output: Output, point: HeldPoint, check_stop: Callable[[], None]) -> None:
         self.point = point
         self._output = output
         self._check_stop = check_stop
-        self._users = users
         self._lock = threading.Lock()
         self._saved: Optional[SavedDomain] = None
         self._failed = False
 
-    @contextmanager
-    def read(self, begins: Callable[[], None]) -> Iterator[Optional[SavedDomain]]:
-        """Have what it says during the block; None if it could not be read, which is raised once.
-
-        `begins` is called before anything that takes its time.
-        """
-        self._check_stop()
-        try:
-            begins()
-            yield self._once()
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    self._saved = None
-
-    def _once(self) -> Optional[SavedDomain]:
+    def read(self) -> Optional[SavedDomain]:
+        """Give what it says; None if it could not be read, which is raised once."""
         with self._lock:
             if not self._saved and not self._failed:
                 self._failed = True  # unless it succeeds
