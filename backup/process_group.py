@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 POLL = 0.05  # seconds between two checks whether all of a group have ended
+UNKNOWN = 0  # start of a process that /proc does not tell
 ENDED = "ZX"  # states of a process that runs no more, whose parent has not heard of it
 
 
@@ -71,7 +72,11 @@ class Group:
     @classmethod
     def of(cls, pid: int) -> Group:
         """Give the group of a child of this process that makes itself a leader."""
-        return cls(life_of(pid) if numbers_are_ours() else Life(pid, 0), os.getsid(0))
+        try:
+            leader = life_of(pid) if numbers_are_ours() else Life(pid, UNKNOWN)
+        except OSError:  # out of files
+            leader = Life(pid, UNKNOWN)
+        return cls(leader, os.getsid(0))
 
     def members(self) -> Sequence[Life]:
         """Give all that still run, the leader included."""
@@ -84,7 +89,8 @@ class Group:
         if not numbers_are_ours():
             return (self.leader,)  # or anybody else of it
         every = [one for one in _everyone() if one.group == self.leader.pid and one.session == self.session]
-        if any(one.life.pid == self.leader.pid and one.life != self.leader for one in every):
+        reused = any(one.life.pid == self.leader.pid and one.life != self.leader for one in every)
+        if reused and self.leader.began != UNKNOWN:
             return ()  # another group has the number now
         return [one.life for one in every if one.life.began >= self.leader.began and one.state not in ENDED]
 

@@ -18,8 +18,9 @@ from typing import Callable, Optional
 from backup.errors import reason
 from backup.started import Started
 
+from .restic_child import LOCKS
 from .restic_points import moment
-from .restic_process import LOCKS, Program
+from .restic_process import Program
 from .restic_words import ResticError
 
 CLOCK = 2.0  # seconds by which the time in a lock may be off the one that was recorded

@@ -1,48 +1,28 @@
-"""The restic program as a subprocess: the only place that starts it."""
+"""The restic program with its repository, and the commands of it that are run."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Callable, Optional
 
 from backup.errors import reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.pipe_source import PipeSource, WriterEnded
-from backup.process import let_others_first, signal_when_parent_dies
-from backup.process_group import Group, numbers_are_ours
+from backup.process_group import numbers_are_ours
 from backup.started import Recording, Records, Started, records_in
 
+from .restic_child import NOTHING, PIPE, WAIT_POLL, Child, outlet, printed, started
 from .restic_words import ResticError, Summary, failure, is_locked, last_words, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
-# What a command takes while it works, and may leave when it is killed: a lock, shared or exclusive.
-LOCKS = {"backup": "shared", "forget": "exclusive"}
-WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
-HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
-INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
 CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
-NO_LOCK_LIMIT = 2  # seconds that it may take where it has none
-
-
-@dataclass
-class Child:
-    """A restic process and its group; what it printed is there when it has ended."""
-
-    process: subprocess.Popen[bytes]
-    group: Group
-    stdout: str = ""
-    stderr: str = ""
 
 
 @dataclass
@@ -100,8 +80,8 @@ class Program:
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""
-        with self._child(arguments, subprocess.DEVNULL) as child:
-            if not _ended(child.process, limit, check_stop):
+        with self._child(arguments, NOTHING) as child:
+            if not child.ended(limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
                 hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
                 raise ResticError(message, hint, passing=True)
@@ -116,20 +96,17 @@ class Program:
         is saved.
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
-        with self._child(command, subprocess.PIPE) as child:
-            assert child.process.stdin
-            with PipeSink(child.process.stdin.fileno(), check_stop, self.stall_timeout) as sink:
+        with self._child(command, PIPE) as child:
+            with PipeSink(child.stdin.fileno(), check_stop, self.stall_timeout) as sink:
                 backup = Backup(sink)
                 closed = None
                 try:
                     yield backup
                 except ReaderClosed as error:
                     closed = error  # restic's own words say more, if it has any
-            if (
-                child.process.poll() is None
-            ):  # or a wrapper left its restic behind, which is to be interrupted
-                child.process.stdin.close()
-            self._wait(child.process, check_stop)
+            if child.runs:  # or a wrapper has left a restic behind, which is to be interrupted first
+                child.stdin.close()
+            self._wait(child, check_stop)
         self._require_success("backup", child, check_stop)
         if closed:
             raise closed
@@ -148,7 +125,7 @@ class Program:
             file.write(content)
             file.seek(0)  # which writes out the buffer too
             with self._child(command, file.fileno()) as child:
-                self._wait(child.process, check_stop)
+                self._wait(child, check_stop)
         self._require_success("backup", child, check_stop)
         return _summary_of(len(content), child)
 
@@ -168,11 +145,11 @@ class Program:
         # connection among them, and must not wait for an answer of that file system
         before = ("env", f"--chdir={directory}")
         command = ("backup", "--json", "--quiet", *arguments, ".")
-        with self._child(command, subprocess.DEVNULL, before=before, give_up=give_up) as child:
-            while child.process.returncode is None:
+        with self._child(command, NOTHING, before=before, give_up=give_up) as child:
+            look()
+            while child.runs:
+                child.wait(WAIT_POLL)
                 look()
-                with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(WAIT_POLL)
         self._require_success("backup", child, look)
         return summary_in(child.stdout)
 
@@ -188,7 +165,7 @@ class Program:
         with (
             os.fdopen(out, "rb", buffering=0) as pipe,
             os.fdopen(into, "wb", buffering=0) as stdout,
-            self._child(arguments, subprocess.DEVNULL, stdout) as child,
+            self._child(arguments, NOTHING, stdout) as child,
         ):
             stdout.close()
             ended = None
@@ -197,7 +174,7 @@ class Program:
                     yield PipeSource(out, check_stop, self.stall_timeout)
                 except WriterEnded as error:
                     ended = error  # restic's own words say more, if it has any
-            self._wait(child.process, check_stop)
+            self._wait(child, check_stop)
         self._require_success("dump", child, check_stop)
         if ended:
             raise ended
@@ -215,58 +192,37 @@ class Program:
 
         What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
         """
-        lock = LOCKS.get(arguments[0], "")
-        limit = INTERRUPT_LIMIT if lock else NO_LOCK_LIMIT
-        with _outlet("stdout") as stdout, _outlet("stderr") as stderr:
-            command = [*before, self.binary, *self.options, *arguments]
-            process = self._start(command, arguments[0], stdin, pipe or stdout, stderr)
-            child = Child(process, Group.of(process.pid))
+        command = [*before, self.binary, *self.options, *arguments]
+        with outlet("stdout") as stdout, outlet("stderr") as stderr:
+            child = started(command, arguments[0], self._environment(), stdin, (pipe or stdout, stderr))
             recording = None
             try:
-                recording = self._recorded(process.pid, lock)
+                recording = self._recorded(child)
                 yield child
             except Stalled as stalled:
-                _end(child, give_up, limit)
+                child.end(give_up)
                 # restic 0.18 tries for minutes what a repository refuses, and says so
-                words = self._without_secrets(last_words(_text(stderr)))
+                words = self._without_secrets(last_words(printed(stderr)))
                 message = f"{stalled.message}: {words}" if words else stalled.message
                 raise Stalled(message, stalled.hint) from None
             finally:
-                _end(child, give_up, limit)
-                child.stdout, child.stderr = _text(stdout), _text(stderr)
+                child.end(give_up)
+                child.stdout, child.stderr = printed(stdout), printed(stderr)
                 if recording:
-                    recording.end(
-                        clean=process.returncode == 0 or is_locked(process.returncode, child.stderr)
-                    )
+                    code = child.process.returncode
+                    recording.end(clean=code == 0 or is_locked(code, child.stderr))
 
-    def _recorded(self, pid: int, lock: str) -> Optional[Recording]:
+    def _recorded(self, child: Child) -> Optional[Recording]:
         """Record what was started. Raises ResticError if that can't be done, and matters."""
         if not self.records or not numbers_are_ours():
             return None
         try:
-            return Recording(self.records, Started.by_us(pid, lock))
+            return Recording(self.records, Started.by_us(child.process.pid, child.lock))
         except OSError as error:
-            if not lock:
+            if not child.lock:
                 return None
             message = f"cannot record in {self.records.directory} that restic was started: {reason(error)}"
             raise ResticError(message, "see RUNTIME_DIR") from error
-
-    def _start(
-        self, command: Sequence[str], name: str, stdin: int, stdout: IO[bytes], stderr: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        try:
-            return subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                bufsize=0,
-                cwd="/",
-                env=self._environment(),
-                preexec_fn=partial(_in_child, os.getpid(), name),
-            )
-        except OSError as error:
-            raise ResticError(f"cannot start {self.binary}: {reason(error)}", "see RESTIC_BINARY") from error
 
     def _environment(self) -> dict[str, str]:
         built = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -277,9 +233,9 @@ class Program:
             built["RESTIC_PASSWORD_FILE"] = self.password_file
         return {**built, **self.environment}
 
-    def _wait(self, process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> None:
+    def _wait(self, child: Child, check_stop: Callable[[], None]) -> None:
         """Wait for its end after the last byte."""
-        if not _ended(process, self.stall_timeout, check_stop):
+        if not child.ended(self.stall_timeout, check_stop):
             message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
             raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
 
@@ -304,64 +260,3 @@ def _summary_of(sent: int, child: Child) -> Summary:
         message = f"restic saved {summary.processed} bytes of {sent} that were sent"
         raise ResticError(message, "the restore point does not count")
     return summary
-
-
-def _in_child(parent: int, command: str) -> None:
-    # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
-    # be lost, and the end of stdin after it commit what there is.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # When the worker is killed, stdin ends first, and a restic that has nothing left to read may save what
-    # it has. No manifest counts that; and a worker has so many threads that the signal mostly wins.
-    signal_when_parent_dies(signal.SIGINT, parent)
-    os.setpgid(0, 0)  # a terminal's Ctrl-C is for us, and a wrapper ends with all that it has started
-    if command == "backup":  # who restores is waited for
-        let_others_first()
-
-
-def _outlet(name: str) -> IO[bytes]:
-    """Give restic a file in memory to print into: unlike a pipe it never fills up."""
-    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
-
-
-def _end(child: Child, give_up: Callable[[], None] | None, limit: float) -> None:
-    """Make sure that all of its group have ended, and that the end of what they read is not what ended them.
-
-    End of stdin looks like success to restic, so it is interrupted first, and what it reads given up then.
-    Not by SIGTERM, which leaves a lock with restic 0.14; and from 0.17 on it only looks at the signal when
-    stdin ends.
-    """
-    process = child.process
-    if process.poll() is None or child.group.members():
-        child.group.send(signal.SIGINT)
-        if give_up:
-            child.group.ended(HEAD_START)
-            give_up()
-    if process.stdin:
-        process.stdin.close()
-    _wait_or_kill(child, NO_LOCK_LIMIT if process.returncode == 0 else limit)
-
-
-def _wait_or_kill(child: Child, limit: float) -> None:
-    deadline = time.monotonic() + limit
-    with suppress(subprocess.TimeoutExpired):
-        child.process.wait(limit)
-    if child.process.returncode is None or not child.group.ended(max(deadline - time.monotonic(), 0)):
-        child.group.send(signal.SIGKILL)
-        child.process.wait()
-
-
-def _ended(process: subprocess.Popen[bytes], limit: float, check_stop: Callable[[], None]) -> bool:
-    """Wait for its end, and tell whether it came within `limit` seconds."""
-    deadline = time.monotonic() + limit
-    while process.poll() is None:
-        check_stop()
-        if time.monotonic() > deadline:
-            return False
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(min(WAIT_POLL, limit))
-    return True
-
-
-def _text(outlet: IO[bytes]) -> str:
-    outlet.seek(0)
-    return outlet.read().decode(errors="replace")

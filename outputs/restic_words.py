@@ -16,6 +16,7 @@ MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 
 # restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
+NOT_STARTED = (126, 127)  # what env, or a shell as a wrapper, makes of it
 LOCKED_WORDS = "repository is already locked"  # of older ones, whose exit code is 1 for everything
 HINTS = {
     NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
@@ -70,7 +71,7 @@ def failure(command: str, code: int, printed: str, words: str) -> ResticError:
     locked = is_locked(code, printed)
     lower = printed.lower()
     damaged = bool(DAMAGED.search(lower))
-    lasting = damaged or code in (NO_REPOSITORY, WRONG_PASSWORD) or bool(LASTING.search(lower))
+    lasting = damaged or code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(LASTING.search(lower))
     other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
     full = f"{message}: {words}" if words else message

@@ -19,7 +19,7 @@ from backup.errors import BackupError, Interrupted
 from backup.model import Extent, Level, PointId, SavedImage
 from backup.pipe_sink import Stalled
 from backup.verify import pieces_of
-from outputs import restic_incremental, restic_process, restic_repository
+from outputs import restic_child, restic_incremental, restic_process, restic_repository
 from outputs import segments as cut
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_points import held_points, segments_tag
@@ -330,7 +330,7 @@ def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mount:
     monkeypatch.setattr(restic_incremental, "mounted", mount)
     monkeypatch.setattr(restic_repository, "LOCK_PAUSE", 0.0)
     monkeypatch.setattr(restic_process, "WAIT_POLL", 0.02)
-    monkeypatch.setattr(restic_process, "HEAD_START", 2)
+    monkeypatch.setattr(restic_child, "HEAD_START", 2)
     return mount
 
 

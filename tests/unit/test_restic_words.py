@@ -39,6 +39,7 @@ def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> No
     [
         (10, ""),
         (12, ""),
+        (127, "env: 'restic': No such file or directory"),
         (1, "Fatal: wrong password or no key found"),
         (1, "Fatal: unable to open config file: stat /nowhere/config: no such file or directory"),
         (1, "Fatal: unable to open config file: Stat: The specified key does not exist."),

@@ -1,4 +1,4 @@
-"""outputs/restic_process.py: a wrapper as RESTIC_BINARY that runs restic as a child."""
+"""outputs/restic_child.py: a wrapper as RESTIC_BINARY that runs restic as a child."""
 
 from __future__ import annotations
 
