@@ -29,6 +29,7 @@ from .selection import Choice, choose, covered
 from .settings import Settings
 from .slots import Slots
 from .snapshots import leftovers, remove_leftovers
+from .started import end_orphans
 from .stop import StopRequest
 from .thaw import let_go_noted
 
@@ -45,6 +46,7 @@ def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kep
     """
     with only_run(settings.runtime_dir, stop.check):
         failed = let_go_noted(settings, reporter, check_stop=stop.check)
+        end_orphans(settings.runtime_dir)
         remove_all_drafts(settings)
         failed += run_owed(Hooks(settings, "", reporter), check_stop=stop.check)
         stop.check()

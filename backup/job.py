@@ -205,7 +205,7 @@ class DomainJob:
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         if self.output.keeps_snapshots:
             self._bases = stack.enter_context(
-                Bases(snapshots, domain, self.output, self.order.known, self.check_stop)
+                Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
             snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
         for snapshot in snapshots:
@@ -236,6 +236,9 @@ class DomainJob:
         except SnapshotInUse:
             stack.enter_context(undone_by(remove, self.reporter, domain.name))
 
+    def _warn(self, text: str) -> None:
+        self.reporter.message(Level.WARNING, self.order.name, text)
+
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
         lock = lock_of(domain, clusters, self.settings.lock_duration)
@@ -248,7 +251,7 @@ class DomainJob:
         if not self.order.min_age:
             return
         self._begin(Phase.PREPARE, self._output_limit)
-        saved = self.output.last_saved(domain.uuid)
+        saved = self.output.last_saved(domain.uuid, self.check_stop)
         if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
             raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
 
@@ -279,6 +282,7 @@ class DomainJob:
             definition=definition,
             consistency=stand.consistency,
             frozen_seconds=stand.seconds,
+            attempt=self.order.attempt,
         )
 
     def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Any, Optional, Union
 
 from .errors import BackupError, reason
 from .model import Domain
-from .other_process import OtherProcess
+from .process_group import Life, life_of, lives
 from .whole_file import write_whole
 
 
@@ -38,14 +39,14 @@ class Note:
     hold: Hold
     uri: str
     instance: int = field(default=-1, compare=False)
-    owner: Optional[OtherProcess] = field(default=None, compare=False)
+    owner: Optional[Life] = field(default=None, compare=False)
     until: float = field(default=0.0, compare=False)
     releasing: bool = field(default=False, compare=False)
 
     @property
     def owned(self) -> bool:
         """Whether the process that is to undo it lives."""
-        return self.owner is not None and self.owner.lives()
+        return self.owner is not None and lives(self.owner)
 
     def overdue(self, seconds: float = 0) -> bool:
         """Tell whether it was to be undone, by so many seconds ago."""
@@ -62,8 +63,9 @@ class Journal:
         """Note that the domain is about to be quiesced, for so long at the most. Raises BackupError."""
         path = self._path(domain.uuid)
         until = time.monotonic() + seconds
-        note = Note(domain.uuid, domain.name, hold, domain.uri, domain.instance, OtherProcess.own(), until)
         try:
+            owner = life_of(os.getpid())
+            note = Note(domain.uuid, domain.name, hold, domain.uri, domain.instance, owner, until)
             self._directory.mkdir(mode=0o700, exist_ok=True)
             self._put(note)
         except OSError as error:
@@ -127,7 +129,7 @@ def _note(told: dict[str, Any]) -> Note:
         hold=Hold(told["hold"]),
         uri=told["uri"],
         instance=told.get("instance", -1),
-        owner=OtherProcess(**owner) if owner else None,
+        owner=Life(*owner) if owner else None,
         until=told.get("until", 0.0),
         releasing=told.get("releasing", False),
     )

@@ -31,13 +31,15 @@ class Bases:
         output: Output,
         known: Sequence[HeldPoint],
         check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`known` are the domain's restore points as the run listed them."""
+        """`known` are the domain's restore points as the run listed them. `warn` is called from a thread."""
         self._snapshots = tuple(snapshots)
         self._domain = domain
         self._output = output
         self._known = known
         self._check_stop = check_stop
+        self._warn = warn
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
         self._found = self._thread.submit(self._find)
 
@@ -69,7 +71,7 @@ class Bases:
         uuid = self._domain.uuid
         held = {snapshot: _ours(snapshot, uuid) for snapshot in self._snapshots}
         runs = {run_of(name) for names in held.values() for name in names}
-        saved = self._output.base(uuid, runs, self._known, self._check_stop) if runs else None
+        saved = self._output.base(uuid, runs, self._known, self._check_stop, self._warn) if runs else None
         found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
         return saved, {snapshot: base for snapshot, base in found.items() if base}
 

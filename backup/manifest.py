@@ -68,7 +68,7 @@ def unpack(packed: bytes) -> SavedDomain:
             message = f"the manifest has format {content['format']}, this version reads format {FORMAT}"
             raise BackupError(message, f"restore it with {content['program']}")
         return SavedDomain(
-            point=PointId(content["run"], content["domain"]["uuid"]),
+            point=PointId(content["run"], content["domain"]["uuid"], content.get("attempt", 1)),
             name=content["domain"]["name"],
             taken=datetime.fromisoformat(content["taken"]),
             consistency=Consistency(content["consistency"]),
@@ -120,6 +120,7 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
         "format": FORMAT,
         "program": f"virt-rbd-backup {__version__}",
         "run": point.run,
+        "attempt": point.attempt,
         "host": point.host,
         "taken": point.taken.isoformat(),
         "domain": {"name": point.domain.name, "uuid": point.domain.uuid, "state": point.domain.state},

@@ -161,7 +161,11 @@ class Extent:
 
 @dataclass(frozen=True)
 class RestorePoint:
-    """What one run saves of one domain: everything but the images' bytes."""
+    """What one run saves of one domain: everything but the images' bytes.
+
+    `attempt` is the how many-eth of the run, from 1. `locks` are the places ("FSID/pool/namespace") of the
+    locks that its job holds.
+    """
 
     run: str
     host: str
@@ -170,13 +174,16 @@ class RestorePoint:
     definition: Definition
     consistency: Consistency
     frozen_seconds: float
+    attempt: int = 1
+    locks: tuple[str, ...] = ()
 
 
 class PointId(NamedTuple):
-    """What tells a restore point from all others: its run, and its domain's uuid."""
+    """What tells a restore point from all others: its run, its domain's uuid, which attempt of the run's."""
 
     run: str
     uuid: str
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -264,7 +271,8 @@ class HeldImage:
 class HeldPoint:
     """A restore point as an output lists it; without `manifest_id` it is not complete, and does not count.
 
-    An image of no bytes is in the manifest alone.
+    An image of no bytes is in the manifest alone. `locks` are the places of the locks under which it was
+    saved, () where an older version did it.
     """
 
     id: PointId
@@ -274,6 +282,7 @@ class HeldPoint:
     node: str
     images: tuple[HeldImage, ...]
     manifest_id: str
+    locks: tuple[str, ...] = ()
 
 
 class Phase(str, Enum):

@@ -32,6 +32,8 @@ class ReaderClosed(BackupError):
 class Stalled(BackupError):
     """The consumer has not made progress for too long."""
 
+    passing = True
+
 
 class _Vector(ctypes.Structure):
     """struct iovec (man 3 iovec)."""

@@ -153,7 +153,7 @@ class Output(Protocol):
     def configuration_errors(self) -> Sequence[BackupError]:
         """What of the settings alone cannot work, without a look at the destination."""
 
-    def problems(self) -> Sequence[BackupError]:
+    def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """What keeps the destination from taking a backup now."""
 
     def save(
@@ -165,16 +165,21 @@ class Output(Protocol):
         """
 
     def base(
-        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         """Give the newest complete restore point of a domain that one of these runs saved, to build on.
 
         `known` are the domain's as `ready` listed them, maybe hours ago: where one of these runs is not among
-        them, the destination is asked again. None if there is none, or none that this output can build on.
-        Raises BackupError.
+        them, the destination is asked again. None if there is none, or none that this output can build on;
+        `warn` takes a line where that is because of damage. Raises BackupError where nobody can tell.
         """
 
-    def last_saved(self, uuid: str) -> Optional[datetime]:
+    def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
         """Tell of what moment the domain's newest restore point is, None if there is none.
 
         Raises BackupError.
@@ -195,15 +200,20 @@ class Output(Protocol):
         Raises BackupError after the block if not all of it could be read.
         """
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         """Make sure, before a run, that backups can be taken, and list what `restore_points` does.
 
         Raises BackupError: what keeps the destination from taking a backup.
         """
 
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         """Remove the images of those of these restore points that are not complete even now.
 
-        And the locks that dead processes left in the destination. `patient`: wait for a while if it is
-        busy. Raises BackupError.
+        And the locks that programs of this node left in the destination that are provably dead. `patient`:
+        wait for a while if it is busy. Raises BackupError.
         """

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from . import PROGRAM
 from .console import table
 from .errors import BackupError, ConfigError
-from .model import HeldPoint, SavedDomain, SavedImage
+from .model import HeldImage, HeldPoint, JobResult, SavedDomain, SavedImage
 from .restore import RestoredImage
 from .units import size_text
 
@@ -54,7 +54,10 @@ def chosen(points: Sequence[HeldPoint], name: str, at: str) -> HeldPoint:
     elif moment:
         found = [point for point in complete if point.taken < moment]
     else:
-        found = [point for point in of_it if point.id.run.startswith(at)]
+        of_run = [point for point in of_it if point.id.run.startswith(at)]
+        found = [
+            point for point in of_run if point.manifest_id
+        ] or of_run  # of one attempt's run, maybe of several
     if not found:
         message = f"there is no complete restore point of {name} that {at!r} could mean"
         raise ConfigError([BackupError(message, f"{PROGRAM} restore-points {name} lists them")])
@@ -75,10 +78,27 @@ def images_held(images: Sequence[SavedImage], point: HeldPoint) -> tuple[SavedIm
     return tuple(_held(image, point) if image.size else image for image in images)
 
 
+def missing(points: Sequence[HeldPoint], run: str, result: JobResult) -> Sequence[str]:
+    """Tell what of a domain that a run saved is not in the output, by what that lists: () if all is there.
+
+    That is the manifest, or images that the manifest names.
+    """
+    complete = [one for one in points if one.manifest_id and one.id[:2] == (run, result.uuid)]
+    if not complete:
+        return ("the manifest",)
+    held = [image for one in complete for image in one.images]
+    gone = [one for one in result.images if one.size and not any(is_held(one, other) for other in held)]
+    return tuple(f"{one.target} ({one.image})" for one in gone)
+
+
+def is_held(image: SavedImage, held: HeldImage) -> bool:
+    """Tell whether what is listed is the saved image: a manifest may have the beginning of an id alone."""
+    return any(one.startswith(image.restore_id) for one in (held.restore_id, held.original_id))
+
+
 def _held(image: SavedImage, point: HeldPoint) -> SavedImage:
     for held in point.images:
-        ids = (held.restore_id, held.original_id)  # a manifest may have the beginning of one alone
-        if any(one.startswith(image.restore_id) for one in ids):
+        if is_held(image, held):
             return replace(image, restore_id=held.restore_id)
     message = f"the restore point of {point.domain} from run {point.id.run} lacks {image.target}"
     hint = f"its image {image.image} was removed from the output; {PROGRAM} restore-points {point.domain}"
@@ -133,6 +153,7 @@ def points_json(points: Sequence[HeldPoint]) -> list[dict[str, object]]:
     return [
         {
             "run": point.id.run,
+            "attempt": point.id.attempt,
             "uuid": point.id.uuid,
             "domain": point.domain,
             "taken": point.taken.isoformat(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import string
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -30,6 +31,7 @@ from .report import RunResult
 from .retry import moments
 from .selection import Choice, choose
 from .settings import Settings
+from .started import end_orphans
 from .stop import StopRequest
 from .thaw import let_go_noted
 from .watchdog import watched
@@ -94,6 +96,7 @@ class Run:
         with only_run(self.settings.runtime_dir, self.stop.check):
             # no guest stands still while a hook runs
             let_go_noted(self.settings, self.reporter, check_stop=self.stop.check)
+            end_orphans(self.settings.runtime_dir)
             remove_all_drafts(self.settings)
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
@@ -118,8 +121,8 @@ class Run:
             ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
         ):
-            found = beside.submit(self.output.ready)  # a second each, in which libvirt answers
-            unlocked = beside.submit(self.output.discard, (), False)
+            found = beside.submit(self.output.ready, self.stop.check)  # in which libvirt answers
+            unlocked = beside.submit(self.output.discard, (), False, self.stop.check)
             self._let_go()
             results: Sequence[JobResult] = ()
             with (
@@ -132,7 +135,8 @@ class Run:
                 sized = self._ordered(choices, names, hypervisors)
                 pool.warm_up(len(sized))
                 if sized:
-                    wait([found])
+                    while not wait([found], STOP_POLL).done:
+                        self.stop.check()
                     self.stop.check()
                     held = found.result()  # what takes no backup keeps all of them from being saved
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)
@@ -244,6 +248,8 @@ class Run:
         Gives why it was killed, if it was by us.
         """
         self._let_go(order.uuid, THAW)
+        # its restic, where a wrapper has not passed on the kernel's signal; that takes its time
+        threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
         if not guard.overdue(order.uuid):
             return ""
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"

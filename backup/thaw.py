@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import traceback
@@ -16,7 +17,7 @@ from .hypervisors import located
 from .journal import Hold, Journal, Note
 from .libvirt_errors import HypervisorError
 from .model import Domain, Level, State
-from .other_process import OtherProcess
+from .process_group import kill, life_of
 from .protocols import Reporter
 from .settings import Settings
 
@@ -112,7 +113,7 @@ class Thaw:
 
         Its owner's calls reach libvirt one after the other, another process's may overtake them.
         """
-        return self.note.owner == OtherProcess.own() or self.note.overdue()
+        return self.note.owner == life_of(os.getpid()) or self.note.overdue()
 
     @property
     def _domain(self) -> Domain:
@@ -169,7 +170,7 @@ class Thaws:
                 seconds = self.settings.freeze_timeout
                 text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): killed"
                 self.reporter.message(Level.ERROR, note.name, text)
-                note.owner.kill()
+                kill(note.owner)
             return overdue or not note.owned
 
         self.round(is_ours)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Callable, Optional
 
@@ -29,8 +29,7 @@ from .verify import Mismatch, against_checksums, against_snapshot, pieces_of, re
 
 STOP_POLL = 0.1  # seconds between two looks at whether to stop
 
-
-Read = tuple[str, SavedImage, "Future[None]"]
+Read = tuple[HeldPoint, "Future[Optional[SavedImage]]"]
 
 
 @dataclass(frozen=True)
@@ -66,93 +65,88 @@ class Verification:
             raise BackupError("there is no restore point to verify", hint)
         failed: set[str] = set()
         images = size = 0
-        saved = self._saved(points, of, at, failed)
-        for uuid, image, future in self._compared(saved, failed):
+        held = self._chosen(points, of, at, failed)
+        for point, future in self._compared(held, failed):
+            uuid = point.id.uuid
             try:
-                future.result()
+                image = future.result()
             except BackupError as error:
                 if isinstance(error, Mismatch) or not self.stop.requested:  # or it is the stop's doing
-                    self._failed(failed, uuid, saved[uuid].name, error)
-            else:
+                    self._failed(failed, uuid, point.domain, error)
+                continue
+            if image:
                 images, size = images + 1, size + image.size
                 text = f"{image.target} ({image.image}) verified: {size_text(image.size)}"
-                self.reporter.message(Level.INFO, saved[uuid].name, text)
+                self.reporter.message(Level.INFO, point.domain, text)
         if self.sample == 1:  # a part of it proves damage, but not that there is none
-            for uuid in saved.keys() - failed:
-                self._proofs.note_verified(uuid, saved[uuid].name)
+            self._prove(point for point in held if point.id.uuid not in failed)
         return Verified(len(failed), images, size)
 
-    def _saved(
+    def _prove(self, verified: Iterable[HeldPoint]) -> None:
+        for point in verified:
+            self._proofs.note_verified(point.id.uuid, point.domain)
+
+    def _chosen(
         self, points: Sequence[HeldPoint], of: Mapping[str, str], at: str, failed: set[str]
-    ) -> Mapping[str, SavedDomain]:
-        """Read the manifests of what can be verified."""
-        saved = {}
+    ) -> Sequence[HeldPoint]:
+        """Give the restore point of each domain that is meant, by the listing alone."""
+        found = []
         for uuid, name in of.items():
             try:
-                point = chosen(points, uuid, at)
-                one = as_held(manifest.unpack(self.output.manifest(point, self.stop.check)), point)
-                require_checksums(one)
-                saved[uuid] = one
+                found.append(chosen(points, uuid, at))
             except BackupError as error:
-                self.stop.check()
                 self._failed(failed, uuid, name, error)
-        return saved
+        return found
 
-    def _compared(self, saved: Mapping[str, SavedDomain], failed: Container[str]) -> Iterator[Read]:
+    def _compared(self, held: Sequence[HeldPoint], failed: Container[str]) -> Iterator[Read]:
         """Read images back, and yield each as soon as that has ended. Raises the reason to stop.
 
         `failed` then has those whose images are not as they were saved.
         """
-        images = [(uuid, image) for uuid, one in saved.items() for image in one.images]
-        drawn = _drawn(images, self.sample)
-        left = Counter(uuid for uuid, _ in drawn)
-        for uuid in left:
-            size = sum(image.size for of, image in drawn if of == uuid)
-            self.reporter.planned(uuid, saved[uuid].name, size)
+        drawn = _drawn(held, self.sample)
+        for point, targets in drawn:
+            sizes = _sizes(point)
+            self.reporter.planned(point.id.uuid, point.domain, sum(sizes[one] for one in targets if one))
+        left = {point.id.uuid: len(targets) for point, targets in drawn}
         with (
-            self._cluster([image for _, image in drawn]) as cluster,
+            _Snapshots(self.settings, self.reporter) as snapshots,
             ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads,
         ):
-            under_way = {
-                threads.submit(self._image, saved[uuid], image, cluster): (uuid, image)
-                for uuid, image in drawn
-            }
+            under_way = {}
+            for point, targets in drawn:
+                manifest_of = _Manifest(self.output, point, self.stop.check)
+                for target in targets:
+                    under_way[threads.submit(self._image, manifest_of, target, snapshots)] = point
             pending = set(under_way)
             while pending:
                 done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
                 for future in done:
-                    uuid, image = under_way[future]
-                    yield uuid, image, future
-                    left[uuid] -= 1
-                    if not left[uuid]:
-                        self.reporter.ended(uuid, failed=uuid in failed)
+                    point = under_way.pop(future)
+                    yield point, future
+                    left[point.id.uuid] -= 1
+                    if not left[point.id.uuid]:
+                        self.reporter.ended(point.id.uuid, failed=point.id.uuid in failed)
         self.stop.check()
 
-    @contextmanager
-    def _cluster(self, images: Sequence[SavedImage]) -> Iterator[Optional[Cluster]]:
-        """Connect if images may have a snapshot still, that they were saved from; it may be out of reach."""
-        with ExitStack() as stack:
-            cluster = None
-            if any(image.segment_size for image in images):
-                try:
-                    cluster = stack.enter_context(restore_cluster(self.settings))
-                except ClusterError as error:
-                    text = f"kept snapshots can't be compared, but checksums: {error.message}"
-                    self.reporter.message(Level.INFO, "", text)
-            yield cluster
-
-    def _image(self, saved: SavedDomain, image: SavedImage, cluster: Optional[Cluster]) -> None:
+    def _image(self, of: _Manifest, target: str, snapshots: _Snapshots) -> Optional[SavedImage]:
+        """Verify an image, and give it; None if there is none, or the domain has failed with another."""
         self.stop.check()
-        if not image.size:  # in the manifest alone
-            return
+        self.reporter.phase(of.point.domain, Phase.VERIFY)
+        saved = of.read()
+        image = next((one for one in saved.images if one.target == target), None) if saved else None
+        if saved and image and image.size:  # or it is in the manifest alone
+            self._verify(saved, image, snapshots)
+        return image
+
+    def _verify(self, saved: SavedDomain, image: SavedImage, snapshots: _Snapshots) -> None:
         checksums = Checksums(bytearray(saved.checksums[image.target]))
         throttle = Throttle()
-        self.reporter.phase(saved.name, Phase.VERIFY)
 
         def progress(done: int) -> None:
             if throttle.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
+        cluster = snapshots.cluster() if image.segment_size else None
         if self._is_as_its_snapshot(saved.name, image, cluster, progress):
             return
         with self.output.image(image, self.stop.check) as source:
@@ -203,12 +197,78 @@ def proven(verified: Verified) -> str:
     return f"all that was read is as it was saved {read}\n"
 
 
-def _drawn(images: Sequence[tuple[str, SavedImage]], sample: float) -> Sequence[tuple[str, SavedImage]]:
-    """Draw images until they hold the part of all bytes that is wanted; at least one."""
-    wanted = sample * sum(image.size for _, image in images)
-    drawn: list[tuple[str, SavedImage]] = []
-    for one in random.sample(images, len(images)):
-        if drawn and sample < 1 and sum(image.size for _, image in drawn) >= wanted:
+class _Manifest:
+    """A restore point's manifest, read by the first task that needs it; forgotten with the last one."""
+
+    def __init__(self, output: Output, point: HeldPoint, check_stop: Callable[[], None]) -> None:
+        self.point = point
+        self._output = output
+        self._check_stop = check_stop
+        self._lock = threading.Lock()
+        self._saved: Optional[SavedDomain] = None
+        self._failed = False
+
+    def read(self) -> Optional[SavedDomain]:
+        """Give what it says; None if it could not be read, which is raised once."""
+        with self._lock:
+            if not self._saved and not self._failed:
+                self._failed = True  # unless it succeeds
+                packed = self._output.manifest(self.point, self._check_stop)
+                saved = as_held(manifest.unpack(packed), self.point)
+                require_checksums(saved)
+                self._saved, self._failed = saved, False
+            return self._saved
+
+
+class _Snapshots:
+    """The cluster with the snapshots that images were saved from; reached when the first is looked for."""
+
+    def __init__(self, settings: Settings, reporter: RunReporter) -> None:
+        self._settings = settings
+        self._reporter = reporter
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._tried = False
+        self._cluster: Optional[Cluster] = None
+
+    def __enter__(self) -> _Snapshots:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def cluster(self) -> Optional[Cluster]:
+        """Give it, or None where it is out of reach."""
+        with self._lock:
+            if not self._tried:
+                self._tried = True
+                try:
+                    self._cluster = self._stack.enter_context(restore_cluster(self._settings))
+                except ClusterError as error:
+                    text = f"base snapshots can't be compared, but checksums: {error.message}"
+                    self._reporter.message(Level.INFO, "", text)
+            return self._cluster
+
+
+def _sizes(point: HeldPoint) -> Mapping[str, int]:
+    """Give the sizes of a restore point's images by their targets; 0 where the manifest alone tells."""
+    return {image.target: image.size or 0 for image in point.images}
+
+
+def _drawn(held: Sequence[HeldPoint], sample: float) -> Sequence[tuple[HeldPoint, Sequence[str]]]:
+    """Draw images until they hold the part of all bytes that is wanted; at least one.
+
+    Gives their targets by restore point, "" for one without any, of which the manifest can be read.
+    """
+    if sample == 1:
+        return [(point, list(_sizes(point)) or [""]) for point in held]
+    images = [(point, target, size) for point in held for target, size in _sizes(point).items()]
+    wanted = sample * sum(size for _, _, size in images)
+    drawn: dict[str, list[str]] = {}
+    read = 0
+    for point, target, size in random.sample(images, len(images)):
+        if drawn and read >= wanted:
             break
-        drawn.append(one)
-    return drawn
+        drawn.setdefault(point.id.uuid, []).append(target)
+        read += size
+    return [(point, drawn[point.id.uuid]) for point in held if point.id.uuid in drawn]

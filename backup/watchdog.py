@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from .node import as_watchdog
 from .process import SPAWN, signals_blocked
 from .protocols import Reporter
 from .settings import Settings
+from .started import end_orphans
 from .thaw import Thaws
 from .title import set_title
 
@@ -111,7 +113,10 @@ def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None
     thaws = Thaws(settings, reporter)
     while not _ended(lifeline):
         thaws.enforce(MARGIN)
+    orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
+    orphans.start()  # beside the thaw, which is what cannot wait
     _thaw_all(thaws, settings)
+    orphans.join()
 
 
 def _ended(lifeline: Connection) -> bool:

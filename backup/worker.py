@@ -6,6 +6,7 @@ import math
 import os
 import select
 import signal
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -64,6 +65,7 @@ class PipeReporter:
         self._set_title = set_title
         self._phase, self._target = Phase.PREPARE, ""
         self._throttle = Throttle()
+        self._sending = threading.Lock()  # a job has threads that report, too
         self._room = select.poll()
         self._room.register(pipe, select.POLLOUT)
 
@@ -85,7 +87,10 @@ class PipeReporter:
             self.send(Progress(domain, target, done, size))
 
     def send(self, item: FromWorker) -> None:
-        with suppress(BrokenPipeError):  # the main process was killed: nobody to tell, but still to clean up
+        with (
+            self._sending,
+            suppress(BrokenPipeError),
+        ):  # the main process was killed: nobody to tell, but still to clean up
             self._pipe.send(item)
 
 

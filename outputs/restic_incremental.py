@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from backup import manifest
-from backup.errors import BackupError, Interrupted, reason
+from backup.errors import BackupError, reason
 from backup.model import HeldPoint, Level, RestorePoint, SavedDomain, SavedImage
 from backup.pipe_sink import Stalled
 from backup.process import own_mounts
@@ -59,45 +59,69 @@ class ResticIncremental(Repository):
             "fast_diff": settings.fast_diff,
         }
 
-    def problems(self) -> Sequence[BackupError]:
+    def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Tell what keeps it from working: the repository, or the kernel's file systems in user space."""
-        return [*_fuse_problems(), *super().problems()]
+        return [*_fuse_problems(), *super().problems(check_stop)]
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         """Ask for the kernel's file systems in user space too, before a run holds any domain still."""
         for problem in _fuse_problems():
             raise problem
-        return super().ready()
+        return super().ready(check_stop)
 
     def base(
-        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         """Read the manifest of the newest restore point of these runs that this output has saved.
 
         What is known does if it has all of these runs: another node may have saved the domain since. It can't
-        be read where `restic tag` has changed the ids since.
+        be read where `restic tag` has changed the ids since. What is damaged is no base, and worth a warning;
+        whatever else keeps a manifest from being read is raised.
         """
         found = None
         if {*runs} <= {point.id.run for point in known if point.manifest_id}:
-            found = self._newest(known, runs, check_stop)
-        return found or self._newest(self._held(uuid, check_stop), runs, check_stop)
+            found = self._newest(known, runs, check_stop, lambda _: None)
+        return found or self._newest(self._held(uuid, check_stop), runs, check_stop, warn)
 
     def _held(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[HeldPoint]:
         return held_points(self._snapshots(f"--tag={TAG},uuid={uuid}", check_stop=check_stop))
 
     def _newest(
-        self, points: Sequence[HeldPoint], runs: Collection[str], check_stop: Callable[[], None]
+        self,
+        points: Sequence[HeldPoint],
+        runs: Collection[str],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None],
     ) -> Optional[SavedDomain]:
         for point in reversed(points):
             if point.manifest_id and point.id.run in runs:
-                try:
-                    saved = as_held(manifest.unpack(self.manifest(point, check_stop)), point)
-                except Interrupted:
-                    raise
-                except BackupError:  # damaged, without its images, or another version's: no base
-                    continue
-                if any(image.segment_size for image in saved.images):
+                saved = self._saved(point, check_stop, warn)
+                if saved and any(image.segment_size for image in saved.images):
                     return saved
+        return None
+
+    def _saved(
+        self, point: HeldPoint, check_stop: Callable[[], None], warn: Callable[[str], None]
+    ) -> Optional[SavedDomain]:
+        """Read a manifest; None, and a warning, if it is damaged, another version's, or lacks its images."""
+        try:
+            packed = self.manifest(point, check_stop)
+        except ResticError as error:
+            if not error.damaged:
+                raise
+            problem: BackupError = error
+        else:
+            try:
+                return as_held(manifest.unpack(packed), point)
+            except BackupError as error:
+                problem = error
+        what = f"the restore point of {point.taken:%Y-%m-%d %H:%M:%S} UTC, run {point.id.run}"
+        warn(f"{what}, is no previous backup to build on: {problem}")
         return None
 
     def save(
@@ -141,10 +165,12 @@ class ResticIncremental(Repository):
             *named(point, *tags),
         )
         Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with mounted(files, self.mountpoint):
-            changed = sum(disk.changed_bytes for disk in disks)
-            watch = _Watch(files, changed, self.program.stall_timeout, point.domain.name, job)
-            summary = self.program.backup_files(arguments, self.mountpoint, watch.look, files.give_up)
+        changed = sum(disk.changed_bytes for disk in disks)
+        watch = _Watch(files, changed, self.program.stall_timeout, point.domain.name, job)
+        # In a thread that alone has mounts of its own, or the job's hooks would have them too. The kernel
+        # interrupts restic when the thread ends, which is after restic.
+        with ThreadPoolExecutor(1, thread_name_prefix="mounts") as thread:
+            summary = thread.submit(self._backed_up, files, arguments, watch).result()
         size = sum(disk.files.size for disk in disks)
         missing = sum(disk.missing for disk in disks)
         if summary.processed != size or missing:
@@ -154,6 +180,10 @@ class ResticIncremental(Repository):
             )
             raise ResticError(message, "the restore point does not count")
         return summary
+
+    def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], watch: _Watch) -> Summary:
+        with mounted(files, self.mountpoint):
+            return self.program.backup_files(arguments, self.mountpoint, watch.look, files.give_up)
 
 
 class _Watch:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Optional
 from urllib.parse import unquote
 
 from backup.model import HeldImage, HeldPoint, PointId
 
 TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"
+LOCK_TAG = "lock="
 
 Listed = Sequence[Mapping[str, Any]]  # what `restic snapshots --json` prints
 
@@ -27,14 +28,19 @@ def segments_tag(target: str, image: str, size: int) -> str:
 
 
 def time_of(snapshot: Mapping[str, Any]) -> datetime:
+    """Tell when it was taken, to the second."""
+    return moment(snapshot["time"])
+
+
+def moment(written: str) -> datetime:
     """Read restic's time: RFC 3339 with up to nine digits of a second, of which Python 3.9 takes six."""
-    return datetime.fromisoformat(re.sub(r"\.\d+", "", snapshot["time"]).replace("Z", "+00:00"))
+    return datetime.fromisoformat(re.sub(r"\.\d+", "", written).replace("Z", "+00:00"))
 
 
 def point_id(snapshot: Mapping[str, Any]) -> PointId:
     """Tell of which restore point it is a part."""
     values = _values(snapshot)
-    return PointId(values.get("run", ""), values.get("uuid", ""))
+    return PointId(values.get("run", ""), values.get("uuid", ""), _number(values.get("attempt", "")) or 1)
 
 
 def incomplete(snapshots: Listed) -> set[PointId]:
@@ -61,20 +67,33 @@ def _point(which: PointId, snapshots: Listed) -> HeldPoint:
         node=tags.get("node", ""),
         images=tuple(image for one in snapshots if one is not manifest for image in _images(one)),
         manifest_id=manifest["id"] if manifest else "",
+        locks=_locks(snapshots),
     )
+
+
+def _locks(snapshots: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Give the places of the locks under which a restore point was saved; older ones do not tell."""
+    tags = {tag for one in snapshots for tag in one["tags"] if tag.startswith(LOCK_TAG)}
+    return tuple(sorted(unquote(tag[len(LOCK_TAG) :]) for tag in tags))
 
 
 def _images(snapshot: Mapping[str, Any]) -> Iterator[HeldImage]:
     tags = _values(snapshot)
     original = snapshot.get("original") or ""  # what `restic tag` or `restic copy` has made it of
-    segmented = {name: value for name, value in tags.items() if name.startswith("segments.")}
-    for name, value in segmented.items():
+    segmented = False
+    for name, value in tags.items():
         size, _, image = value.partition(" ")
-        yield HeldImage(name.partition(".")[2], image, int(size), snapshot["id"], original)
+        length = _number(size)
+        if name.startswith("segments.") and length is not None:  # or an admin's own tag
+            segmented = True
+            yield HeldImage(name.partition(".")[2], image, length, snapshot["id"], original)
     if not segmented:
-        size = tags.get("size", "")
-        known = int(size) if size.isdigit() else None
+        known = _number(tags.get("size", ""))
         yield HeldImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"], original)
+
+
+def _number(text: str) -> Optional[int]:
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def _values(snapshot: Mapping[str, Any]) -> Mapping[str, str]:

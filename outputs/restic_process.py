@@ -1,51 +1,28 @@
-"""The restic program as a subprocess: the only place that starts it."""
+"""The restic program with its repository, and the commands of it that are run."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
-import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import IO, Callable
+from typing import IO, Callable, Optional
 
 from backup.errors import reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.pipe_source import PipeSource, WriterEnded
-from backup.process import let_others_first, signal_when_parent_dies
+from backup.process_group import numbers_are_ours
+from backup.started import Recording, Records, Started, records_in
 
-from .restic_words import ResticError, Summary, last_words, summary_in
+from .restic_child import NOTHING, PIPE, WAIT_POLL, Child, outlet, printed, started
+from .restic_words import ResticError, Summary, failure, is_locked, last_words, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
-STREAMING = ("backup", "dump")  # commands whose end, if we are to stop, is our own doing
-WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
-HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
-INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
-
-# restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
-NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
-LOCKED_WORDS = "repository is already locked"  # of older ones, whose exit code is 1 for everything
-HINTS = {
-    NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
-    LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT",
-    WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
-}
-
-
-@dataclass
-class Child:
-    """A restic process; what it printed is there when it has ended."""
-
-    process: subprocess.Popen[bytes]
-    stdout: str = ""
-    stderr: str = ""
+CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
 
 
 @dataclass
@@ -58,7 +35,10 @@ class Backup:
 
 @dataclass(frozen=True)
 class Program:
-    """The restic binary with its repository. Nothing secret gets into argv or into messages."""
+    """The restic binary with its repository. Nothing secret gets into argv or into messages.
+
+    What is started is recorded in `runtime_dir` while it runs, "" for nowhere; see backup/started.py.
+    """
 
     binary: str
     repository: str
@@ -66,25 +46,45 @@ class Program:
     environment: Mapping[str, str] = field(repr=False)
     options: Sequence[str]
     stall_timeout: float  # seconds without progress of a backup
+    runtime_dir: str = ""
+
+    @property
+    def call_limit(self) -> float:
+        """Seconds for what lists or removes: as long as a backup may stand still, and never too short."""
+        return max(CALL_LIMIT, self.stall_timeout)
+
+    @property
+    def records(self) -> Optional[Records]:
+        return records_in(self.runtime_dir) if self.runtime_dir else None
+
+    @property
+    def locks_directory(self) -> Optional[Path]:
+        """Where the locks lie, if that is a directory of this node's for sure.
+
+        It is where a path names the repository, and nothing else could (restic's design.rst, "Repository
+        Layout").
+        """
+        named_elsewhere = any(name.startswith("RESTIC_REPOSITORY") for name in self.environment)
+        options = ("-r", "--repo", "-o", "--option")
+        if named_elsewhere or any(option.startswith(options) for option in self.options):
+            return None
+        directory = Path("/", self.repository, "locks")
+        return directory if self.repository and directory.is_dir() else None
 
     def may_have_locks(self) -> bool:
-        """Tell whether there may be locks: where a look into a directory says no, that saves a call.
-
-        Of a repository that a path names, and nothing else could (restic's design.rst, "Repository Layout").
-        """
-        if self.environment or self.options or not self.repository:
-            return True
+        """Tell whether there may be locks: where a look into a directory says no, that saves a call."""
         try:
-            return bool(os.listdir(Path("/", self.repository, "locks")))
-        except OSError:  # a path that is none, such as "sftp:host:/backups"
+            return not self.locks_directory or bool(os.listdir(self.locks_directory))
+        except OSError:
             return True
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""
-        with self._child(arguments, subprocess.DEVNULL) as child:
-            if not _ended(child.process, limit, check_stop):
+        with self._child(arguments, NOTHING) as child:
+            if not child.ended(limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
-                raise ResticError(message, "is the repository's host reachable?")
+                hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
+                raise ResticError(message, hint, passing=True)
         self._require_success(arguments[0], child, check_stop)
         return child.stdout
 
@@ -96,24 +96,38 @@ class Program:
         is saved.
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
-        with self._child(command, subprocess.PIPE) as child:
-            assert child.process.stdin
-            with PipeSink(child.process.stdin.fileno(), check_stop, self.stall_timeout) as sink:
+        with self._child(command, PIPE) as child:
+            with PipeSink(child.stdin.fileno(), check_stop, self.stall_timeout) as sink:
                 backup = Backup(sink)
                 closed = None
                 try:
                     yield backup
                 except ReaderClosed as error:
                     closed = error  # restic's own words say more, if it has any
-            child.process.stdin.close()
-            self._wait(child.process, check_stop)
+            if child.runs:  # or a wrapper has left a restic behind, which is to be interrupted first
+                child.stdin.close()
+            self._wait(child, check_stop)
         self._require_success("backup", child, check_stop)
         if closed:
             raise closed
-        backup.summary = summary_in(child.stdout)
-        if backup.summary.processed != sink.sent:
-            message = f"restic saved {backup.summary.processed} bytes of {sink.sent} that were sent"
-            raise ResticError(message, "the restore point does not count")
+        backup.summary = _summary_of(sink.sent, child)
+
+    def backup_whole(
+        self, arguments: Sequence[str], content: bytes, check_stop: Callable[[], None]
+    ) -> Summary:
+        """Run `restic backup --stdin` on content that is there as a whole before it starts.
+
+        From a file, as the end of a pipe would come too early when this process is killed, and look like its
+        content's. Raises ResticError unless restic has saved every byte.
+        """
+        command = ("backup", "--stdin", "--json", "--quiet", *arguments)
+        with os.fdopen(os.memfd_create("content"), "w+b") as file:
+            file.write(content)
+            file.seek(0)  # which writes out the buffer too
+            with self._child(command, file.fileno()) as child:
+                self._wait(child, check_stop)
+        self._require_success("backup", child, check_stop)
+        return _summary_of(len(content), child)
 
     def backup_files(
         self,
@@ -131,11 +145,11 @@ class Program:
         # connection among them, and must not wait for an answer of that file system
         before = ("env", f"--chdir={directory}")
         command = ("backup", "--json", "--quiet", *arguments, ".")
-        with self._child(command, subprocess.DEVNULL, before=before, give_up=give_up) as child:
-            while child.process.poll() is None:
+        with self._child(command, NOTHING, before=before, give_up=give_up) as child:
+            look()
+            while child.runs:
+                child.wait(WAIT_POLL)
                 look()
-                with suppress(subprocess.TimeoutExpired):
-                    child.process.wait(WAIT_POLL)
         self._require_success("backup", child, look)
         return summary_in(child.stdout)
 
@@ -151,7 +165,7 @@ class Program:
         with (
             os.fdopen(out, "rb", buffering=0) as pipe,
             os.fdopen(into, "wb", buffering=0) as stdout,
-            self._child(arguments, subprocess.DEVNULL, stdout) as child,
+            self._child(arguments, NOTHING, stdout) as child,
         ):
             stdout.close()
             ended = None
@@ -160,7 +174,7 @@ class Program:
                     yield PipeSource(out, check_stop, self.stall_timeout)
                 except WriterEnded as error:
                     ended = error  # restic's own words say more, if it has any
-            self._wait(child.process, check_stop)
+            self._wait(child, check_stop)
         self._require_success("dump", child, check_stop)
         if ended:
             raise ended
@@ -178,37 +192,37 @@ class Program:
 
         What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
         """
-        with _outlet("stdout") as stdout, _outlet("stderr") as stderr:
-            command = [*before, self.binary, *self.options, *arguments]
-            child = Child(self._start(command, arguments[0], stdin, pipe or stdout, stderr))
+        command = [*before, self.binary, *self.options, *arguments]
+        with outlet("stdout") as stdout, outlet("stderr") as stderr:
+            child = started(command, arguments[0], self._environment(), stdin, (pipe or stdout, stderr))
+            recording = None
             try:
+                recording = self._recorded(child)
                 yield child
             except Stalled as stalled:
-                _end(child.process, give_up)
+                child.end(give_up)
                 # restic 0.18 tries for minutes what a repository refuses, and says so
-                words = self._without_secrets(last_words(_text(stderr)))
+                words = self._without_secrets(last_words(printed(stderr)))
                 message = f"{stalled.message}: {words}" if words else stalled.message
                 raise Stalled(message, stalled.hint) from None
             finally:
-                _end(child.process, give_up)
-                child.stdout, child.stderr = _text(stdout), _text(stderr)
+                child.end(give_up)
+                child.stdout, child.stderr = printed(stdout), printed(stderr)
+                if recording:
+                    code = child.process.returncode
+                    recording.end(clean=code == 0 or is_locked(code, child.stderr))
 
-    def _start(
-        self, command: Sequence[str], name: str, stdin: int, stdout: IO[bytes], stderr: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
+    def _recorded(self, child: Child) -> Optional[Recording]:
+        """Record what was started. Raises ResticError if that can't be done, and matters."""
+        if not self.records or not numbers_are_ours():
+            return None
         try:
-            return subprocess.Popen(
-                command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                bufsize=0,
-                cwd="/",
-                env=self._environment(),
-                preexec_fn=partial(_in_child, os.getpid(), name),
-            )
+            return Recording(self.records, Started.by_us(child.process.pid, child.lock))
         except OSError as error:
-            raise ResticError(f"cannot start {self.binary}: {reason(error)}", "see RESTIC_BINARY") from error
+            if not child.lock:
+                return None
+            message = f"cannot record in {self.records.directory} that restic was started: {reason(error)}"
+            raise ResticError(message, "see RUNTIME_DIR") from error
 
     def _environment(self) -> dict[str, str]:
         built = {name: os.environ[name] for name in INHERITED if name in os.environ}
@@ -219,9 +233,9 @@ class Program:
             built["RESTIC_PASSWORD_FILE"] = self.password_file
         return {**built, **self.environment}
 
-    def _wait(self, process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> None:
+    def _wait(self, child: Child, check_stop: Callable[[], None]) -> None:
         """Wait for its end after the last byte."""
-        if not _ended(process, self.stall_timeout, check_stop):
+        if not child.ended(self.stall_timeout, check_stop):
             message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
             raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
 
@@ -230,13 +244,7 @@ class Program:
         if code == 0:
             return
         check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
-        message = f"restic {command} {how}"
-        words = self._without_secrets(last_words(child.stderr))
-        locked = code == LOCKED or (code == 1 and LOCKED_WORDS in child.stderr)
-        other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
-        hint = HINTS.get(LOCKED if locked else code, other_hint)
-        raise ResticError(f"{message}: {words}" if words else message, hint, locked)
+        raise failure(command, code, child.stderr, self._without_secrets(last_words(child.stderr)))
 
     def _without_secrets(self, words: str) -> str:
         for name, value in self.environment.items():
@@ -245,57 +253,10 @@ class Program:
         return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
 
 
-def _in_child(parent: int, command: str) -> None:
-    # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
-    # be lost, and the end of stdin after it commit what there is.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # When the worker is killed, stdin ends too: the interrupt comes first.
-    signal_when_parent_dies(signal.SIGINT, parent)
-    if command in STREAMING:
-        os.setpgid(0, 0)  # a terminal's Ctrl-C is for us
-    if command == "backup":  # who restores is waited for
-        let_others_first()
-
-
-def _outlet(name: str) -> IO[bytes]:
-    """Give restic a file in memory to print into: unlike a pipe it never fills up."""
-    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
-
-
-def _end(process: subprocess.Popen[bytes], give_up: Callable[[], None] | None) -> None:
-    """Make sure that it has ended, and that the end of what it reads is not what ended it.
-
-    End of stdin looks like success to restic, so it is interrupted first, and what it reads given up then.
-    Not by SIGTERM, which leaves a lock with restic 0.14; and from 0.17 on it only looks at the signal when
-    stdin ends.
-    """
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        if give_up:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(HEAD_START)
-            give_up()
-    if process.stdin:
-        process.stdin.close()
-    try:
-        process.wait(INTERRUPT_LIMIT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _ended(process: subprocess.Popen[bytes], limit: float, check_stop: Callable[[], None]) -> bool:
-    """Wait for its end, and tell whether it came within `limit` seconds."""
-    deadline = time.monotonic() + limit
-    while process.poll() is None:
-        check_stop()
-        if time.monotonic() > deadline:
-            return False
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(min(WAIT_POLL, limit))
-    return True
-
-
-def _text(outlet: IO[bytes]) -> str:
-    outlet.seek(0)
-    return outlet.read().decode(errors="replace")
+def _summary_of(sent: int, child: Child) -> Summary:
+    """Give what restic says it has saved. Raises ResticError unless that is all that was sent."""
+    summary = summary_in(child.stdout)
+    if summary.processed != sent:
+        message = f"restic saved {summary.processed} bytes of {sent} that were sent"
+        raise ResticError(message, "the restore point does not count")
+    return summary

@@ -8,9 +8,10 @@ import re
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
@@ -19,7 +20,8 @@ from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedDomain, S
 from backup.protocols import Job, Source
 from backup.settings import Settings
 
-from .restic_points import MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
+from .restic_locks import Lock, remove_dead_locks
+from .restic_points import LOCK_TAG, MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
 from .restic_process import Program
 from .restic_words import ResticError
 from .segment_source import SegmentSource
@@ -27,8 +29,7 @@ from .segments import Segments
 
 MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
-PROBE_LIMIT = 20  # seconds for a look at the repository
-CALL_LIMIT = 120  # seconds for listing and removing snapshots
+VERSION_LIMIT = 60  # seconds for `restic version`, which asks nobody: a node under load
 DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to remove snapshots while others are at work
 STOP_POLL = 0.2  # seconds between two looks at whether the job has to stop
 LOCK_PAUSE = 5.0  # seconds between attempts to save while another program has the repository to itself
@@ -59,6 +60,7 @@ class Repository:
                 environment=settings.restic_environment,
                 options=tuple(settings.restic_options),
                 stall_timeout=settings.output_stall_timeout,
+                runtime_dir=settings.runtime_dir,
             ),
             settings.lock_wait,
             **cls._own(settings),
@@ -83,29 +85,35 @@ class Repository:
             errors.append(BackupError("RESTIC_PASSWORD_FILE is not set", "name a file with the password"))
         return errors
 
-    def problems(self) -> Sequence[BackupError]:
+    def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Tell what keeps the repository from taking a backup: version, location, password."""
         try:
-            self._require_version()
-            self.program.call("cat", "config", "--no-lock", "--quiet", limit=PROBE_LIMIT)
+            self._require_version(check_stop)
+            self._call("cat", "config", "--no-lock", "--quiet", check_stop=check_stop)
         except ResticError as error:
             return [error]
         return []
 
     def base(
-        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         """Give nothing: all is read each time."""
         return None
 
-    def last_saved(self, uuid: str) -> Optional[datetime]:
+    def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
         """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
-        return max(map(time_of, self._snapshots("--latest=1", tags)), default=None)
+        found = self._snapshots("--latest=1", tags, check_stop=check_stop)
+        return max(map(time_of, found), default=None)
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         """Ask the repository for all restore points, of whichever node and domain."""
-        self._require_version()
+        self._require_version(check_stop)
         return held_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
     def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
@@ -121,46 +129,56 @@ class Repository:
         with self.program.dump(image.restore_id, path, check_stop) as source:
             yield SegmentSource(source, segments) if image.segment_size else source
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         """Ask the repository for all restore points; the version is asked first."""
-        return self.restore_points()
+        return self.restore_points(check_stop)
 
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
-        """Remove images that no manifest counts, and the locks of dead processes.
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Remove images that no manifest counts, and the locks of dead restics of our own.
 
         Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
         """
         for pause in (*DISCARD_PAUSES, None) if patient else (None,):
             try:
-                self._discard(points)
+                self._discard(points, check_stop)
                 return
             except ResticError as error:
                 if pause is None or not error.locked:
                     raise
-                time.sleep(pause)
+                _wait(pause, check_stop)
 
-    def _discard(self, points: Collection[PointId]) -> None:
-        # A restic that was interrupted as it took its lock may have left it (0.14), one that had to be
-        # killed has. Locks of live processes are not touched.
-        if self.program.may_have_locks():
-            self.program.call("unlock", "--quiet", limit=CALL_LIMIT)
+    def _discard(self, points: Collection[PointId], check_stop: Callable[[], None]) -> None:
+        # a restic that was interrupted as it took its lock may have left it (0.14), one that had to be
+        # killed has; it would keep `forget` out
+        spared = remove_dead_locks(self.program, check_stop)
         if points:
-            snapshots = self._snapshots(f"--tag={TAG}")
+            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
             doomed = incomplete(snapshots) & set(points)
             ids = [one["id"] for one in snapshots if point_id(one) in doomed]
             if ids:
-                self.program.call("forget", "--quiet", *ids, limit=CALL_LIMIT)
+                self._call("forget", "--quiet", *ids, check_stop=check_stop)
+        elif spared:
+            raise _locks_left(spared)
+
+    def _call(self, *arguments: str, check_stop: Callable[[], None]) -> str:
+        return self.program.call(*arguments, limit=self.program.call_limit, check_stop=check_stop)
 
     def _snapshots(
         self, *which: str, check_stop: Callable[[], None] = lambda: None
     ) -> Sequence[Mapping[str, Any]]:
         """List snapshots; without a lock, as nobody waits for a look."""
-        arguments = ("snapshots", "--json", "--no-lock", *which)
-        listed = self.program.call(*arguments, limit=CALL_LIMIT, check_stop=check_stop)
-        return json.loads(listed) or ()
+        return json.loads(self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)) or ()
 
     def unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
-        """Save as soon as no other program, such as a prune, has the repository to itself."""
+        """Save as soon as no other program, such as a prune, has the repository to itself.
+
+        Meanwhile nothing is done but to wait: whether the owner of that lock lives nobody here can know.
+        """
         began = time.monotonic()
         told = False
         while True:
@@ -171,27 +189,18 @@ class Repository:
                     raise
                 if not told:
                     told = True
-                    text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error.message}"
+                    text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
                     job.reporter.message(Level.WARNING, point.domain.name, text)
-            with suppress(ResticError):  # the next attempt tells
-                self.program.call("unlock", "--quiet", limit=CALL_LIMIT)  # of dead programs alone
-            pause = time.monotonic() + LOCK_PAUSE
-            while time.monotonic() < pause:
-                job.check_stop()
-                time.sleep(STOP_POLL)
+            _wait(LOCK_PAUSE, job.check_stop)
 
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
         """Save the manifest: from now on the restore point counts."""
         arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
-
-        def save() -> None:
-            with self.program.backup(arguments, job.check_stop) as backup:
-                backup.sink.write(packed)
-
+        save = partial(self.program.backup_whole, arguments, packed, job.check_stop)
         self.unlocked(save, point, job)
 
-    def _require_version(self) -> None:
-        printed = self.program.call("version", limit=PROBE_LIMIT)
+    def _require_version(self, check_stop: Callable[[], None]) -> None:
+        printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)
         found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
         if not found:
             raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
@@ -208,16 +217,33 @@ def named(point: RestorePoint, *tags: str) -> list[str]:
     removes them together.
     """
     common = (TAG, f"run={point.run}", f"uuid={point.domain.uuid}", f"consistency={point.consistency.value}")
+    attempt = (f"attempt={point.attempt}",) if point.attempt > 1 else ()
+    locks = (f"{LOCK_TAG}{place}" for place in point.locks)
     return [
         f"--host={point.domain.name}",
         f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
-        *(f"--tag={encoded(tag)}" for tag in (*common, *tags)),
+        *(f"--tag={encoded(tag)}" for tag in (*common, *attempt, *locks, *tags)),
     ]
 
 
 def file_name(target: str) -> str:
     """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
     return f"{target.replace('/', '_')}.img"
+
+
+def _wait(seconds: float, check_stop: Callable[[], None]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        check_stop()
+        time.sleep(min(STOP_POLL, seconds))
+
+
+def _locks_left(locks: Sequence[Lock]) -> ResticError:
+    message = (
+        f"a killed restic of this node left a lock, and restic has no command to remove one of {len(locks)}"
+    )
+    shown = ", ".join(map(str, locks))
+    return ResticError(f"{message}: {shown}", "`restic unlock --remove-all` while nobody uses the repository")
 
 
 def _password_file_errors(path: Path) -> list[BackupError]:

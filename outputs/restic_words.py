@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +14,73 @@ CLEAR_LINE = "\x1b[2K"  # comes before what 0.18 says of an interrupt
 MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 
 
+# restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
+NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
+NOT_STARTED = (126, 127)  # what env, or a shell as a wrapper, makes of it
+LOCKED_WORDS = "repository is already locked"  # of older ones, whose exit code is 1 for everything
+HINTS = {
+    NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
+    LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT. If the owner of that "
+    "lock is dead: `restic unlock`, or `restic unlock --remove-all` while nobody uses the repository",
+    WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
+}
+
+# Of a failure that no second attempt mends: what back ends and file systems say, in lower case.
+LASTING = re.compile(
+    "no space left|disk full|quota|read-only file system|permission denied|access ?denied|unauthorized"
+    "|invalidaccesskeyid|signaturedoesnotmatch|host key verification failed"
+    "|wrong password|no key found|unsupported repository version|unknown (command|flag|shorthand flag)"
+    "|unable to open config file.*(no such file|not exist|404)"
+)
+# Of what can't be read back because it is not there or not what was written, whoever tries.
+DAMAGED = re.compile(
+    "ciphertext verification failed|not found in (the )?(repository|index)|no matching id found"
+    "|invalid data returned|hash mismatch|<(data|snapshot|index)/.*(no such file|not exist|404)"
+)
+
+
 class ResticError(BackupError):
     """restic failed; the message ends with its own words.
 
-    `locked` tells that another program has the repository to itself.
+    `locked` tells that another program has the repository to itself, `damaged` that what was to be read is
+    not there, or not as it was saved.
     """
 
-    def __init__(self, message: str, hint: str = "", locked: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        locked: bool = False,
+        passing: bool = False,
+        damaged: bool = False,
+    ) -> None:
         super().__init__(message, hint)
-        self.passing = self.locked = locked
+        self.locked = locked
+        self.passing = passing or locked
+        self.damaged = damaged
+
+
+def failure(command: str, code: int, printed: str, words: str) -> ResticError:
+    """Give the error of a restic that ran and failed; `words` are the last of what it printed.
+
+    Exit code 1 says nothing, so what is not known to last is transient: networks and their servers fail in
+    many words.
+    """
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    message = f"restic {command} {how}"
+    locked = is_locked(code, printed)
+    lower = printed.lower()
+    damaged = bool(DAMAGED.search(lower))
+    lasting = damaged or code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(LASTING.search(lower))
+    other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
+    hint = HINTS.get(LOCKED if locked else code, other_hint)
+    full = f"{message}: {words}" if words else message
+    return ResticError(full, hint, locked, passing=not lasting, damaged=damaged)
+
+
+def is_locked(code: int, printed: str) -> bool:
+    """Tell whether it failed as another program has the repository to itself; it has no lock then."""
+    return code == LOCKED or (code == 1 and LOCKED_WORDS in printed)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def test_the_outside_has_its_importers_and_no_others(module: str) -> None:
 
 
 def test_other_programs_have_one_module_each_that_starts_them() -> None:
-    starts = {"outputs/restic_process.py", "backup/new_file.py", "backup/admin_program.py"}
+    starts = {"outputs/restic_child.py", "backup/new_file.py", "backup/admin_program.py"}
     assert {path for path, imported in _imports() if imported == "subprocess"} == starts
 
 

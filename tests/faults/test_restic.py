@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.faults.provoke import ONCE_LOCKED, lines_until, repository_taken, restic_script
-from tests.integration.node import Node
+from tests.integration.node import SLOW, Node, wait_until
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
 from tests.quick_repository import make_repository
@@ -89,6 +92,83 @@ def test_a_repository_that_another_host_has_to_itself_is_waited_for(node: Node) 
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, [*lines, output]
     assert waiting in lines[-1], lines
+
+
+@contextmanager
+def locked_from_elsewhere(node: Node, line: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a restic in another PID namespace, with this host's name, lock the repository.
+
+    A line of shell starts it. Any other restic takes its lock for a dead one's, as it knows no process of
+    that number. It goes on at the end of its standard input.
+    """
+    environment = {
+        **os.environ,
+        "RESTIC_REPOSITORY": str(node.repository),
+        "RESTIC_PASSWORD_FILE": str(node.password_file),
+        "RESTIC_CACHE_DIR": str(node.directory / "cache of another container"),
+    }
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", line]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        try:
+            wait_until(lambda: locks(node) or other.poll() is not None, 20, "it has its lock")
+            yield other
+        finally:
+            if other.poll() is None:
+                other.kill()
+
+
+def locks(node: Node) -> list[str]:
+    return [path.name for path in node.repository.glob("locks/*") if "tmp" not in path.name]
+
+
+def logging_restic(node: Node, lines: str = "") -> tuple[str, Path]:
+    """Make a restic that logs its calls; return its path and the log's."""
+    log = node.directory / "restic.log"
+    return restic_script(node, f'echo "$*" >>{log}\n{lines}'), log
+
+
+def test_a_lock_of_a_living_restic_in_another_pid_namespace_survives_a_run(node: Node, plain: str) -> None:
+    twice = 'until [ $(ls "$RESTIC_REPOSITORY"/locks | grep -vc tmp) -ge 2 ]; do :; done'
+    lines = f'exec 3<&0; restic "$@" <&3 & {twice}; sleep 1; kill -9 $!; exit 1'
+    restic, log = logging_restic(node, f'case "$*" in *--host={ARCHIVE}*img*) {lines};; esac')
+    with locked_from_elsewhere(node, "exec restic backup --stdin") as other:
+        (lock,) = locks(node)
+        done = node.run("backup", plain, ARCHIVE, RESTIC_BINARY=restic, WORKERS=1)
+        domains = node.report()["domains"]
+        assert (domains[plain]["status"], domains[ARCHIVE]["status"]) == ("saved", "failed"), done.stderr
+        assert locks(node) == [lock], "and that of the run's own restic that was killed is gone"
+        other.communicate(b"data", timeout=60)
+        assert other.returncode == 0
+    assert "unlock" not in log.read_text()
+
+
+def test_a_lock_of_a_living_check_in_another_pid_namespace_survives_a_run_that_waits(node: Node) -> None:
+    restic, log = logging_restic(node)
+    line = f"restic check >&2 & {ONCE_LOCKED}; kill -STOP $!; echo; read end; kill -CONT $!; wait $!"
+    with locked_from_elsewhere(node, line) as other:
+        assert other.stdout
+        other.stdout.readline()
+        (lock,) = locks(node)
+        done = node.run("backup", ARCHIVE, RESTIC_BINARY=restic, LOCK_WAIT=8)
+        assert locks(node) == [lock]
+        other.communicate(timeout=60)
+        assert other.returncode == 0
+    assert done.returncode == 3
+    reason = node.report()["domains"][ARCHIVE]["reason"]
+    assert "repository is already locked exclusively by PID " in reason
+    assert "lock was created at " in reason
+    assert "unlock" not in log.read_text()
+
+
+def test_what_a_wrapper_has_started_ends_with_a_run_that_is_told_to_stop(node: Node, large: str) -> None:
+    wrapper = restic_script(node, 'restic "$@"\nexit')
+    with node.started("backup", large, RESTIC_BINARY=wrapper, MAX_READ_RATE=SLOW) as process:
+        wait_until(lambda: len(node.processes("--stdin-filename=vdb.img")) == 2, 60, "restic is fed")
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    assert node.processes("--stdin-filename") == []
+    assert node.snapshots() == []
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ class NoOutput:
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()
 
-    def problems(self) -> Sequence[BackupError]:
+    def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         return ()
 
     def save(
@@ -69,11 +69,16 @@ class NoOutput:
         raise AssertionError
 
     def base(
-        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         raise AssertionError
 
-    def last_saved(self, uuid: str) -> Optional[datetime]:
+    def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
         raise AssertionError
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
@@ -85,10 +90,15 @@ class NoOutput:
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
         raise AssertionError
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         raise AssertionError
 
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         raise AssertionError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import pytest
 
@@ -36,7 +36,7 @@ class PaperOutput(NoOutput):
         self.age: float | None = None  # seconds since the domain was last saved
         self.asked_for: list[str] = []
 
-    def last_saved(self, uuid: str) -> Optional[datetime]:
+    def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
         self.asked_for.append(uuid)
         assert LOCK in self.node.cluster.locks, "another node could save it meanwhile"
         return None if self.age is None else datetime.now(timezone.utc) - timedelta(seconds=self.age)

@@ -18,6 +18,7 @@ class Repository:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "repository"
+        self.runtime_dir = directory / "run"
         self.password_file = directory / "password"
         if not self.path.exists():
             make_repository(self.path)
@@ -38,6 +39,7 @@ class Repository:
             environment=environment or {},
             options=("--no-cache",),
             stall_timeout=stall_timeout,
+            runtime_dir=str(self.runtime_dir),
         )
 
     def restic(self, *arguments: str) -> bytes:
@@ -64,6 +66,10 @@ class Repository:
         """Name the locks; a file that restic had not yet given its final name is none."""
         names = [path.name for path in (self.path / "locks").iterdir()]
         return [name for name in names if "-tmp-" not in name]
+
+    def records(self) -> list[str]:
+        """Name the records of programs that were started, and not erased since."""
+        return [path.name for path in self.runtime_dir.glob("restic/*")]
 
     def dump(self, restore_id: str, file_name: str) -> bytes:
         """Read a file back."""

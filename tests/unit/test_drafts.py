@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -55,7 +56,7 @@ OTHERS = (
 class Quiet(NoOutput):
     """Holds nothing."""
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return []
 
     def discard(self, *_: object) -> None:

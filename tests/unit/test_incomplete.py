@@ -37,7 +37,12 @@ class Left(NoOutput):
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return [held_point(point.run, point.uuid) for point in self.points]
 
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         assert self.cluster is None or LOCK in self.cluster.locks, "without the domain's lock"
         if self.refuses:
             raise BackupError("the repository takes additions alone")

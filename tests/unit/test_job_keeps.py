@@ -41,7 +41,12 @@ class KeepingOutput(PaperOutput):
     error: BackupError | None = None
 
     def base(
-        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         self.known = known
         if BEFORE not in runs:
@@ -169,7 +174,12 @@ def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None
 def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new(node: PaperNode) -> None:
     class Unreachable(KeepingOutput):
         def base(
-            self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+            self,
+            uuid: str,
+            runs: Collection[str],
+            known: Sequence[HeldPoint],
+            check_stop: Callable[[], None],
+            warn: Callable[[str], None] = lambda _: None,
         ) -> Optional[SavedDomain]:
             raise BackupError("restic snapshots failed")
 

@@ -81,7 +81,12 @@ class KeepsPoints(NoOutput):
     known: Sequence[HeldPoint] = ()
 
     def base(
-        self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         self.asked.append((uuid, {*runs}))
         self.known = known
@@ -210,9 +215,14 @@ def test_a_disk_that_is_new_has_no_base_and_keeps_the_others_from_none(cluster: 
 def test_a_manifest_without_checksums_is_no_base(cluster: PaperCluster) -> None:
     class ByAnotherVersion(KeepsPoints):
         def base(
-            self, uuid: str, runs: Collection[str], known: Sequence[HeldPoint], check_stop: Callable[[], None]
+            self,
+            uuid: str,
+            runs: Collection[str],
+            known: Sequence[HeldPoint],
+            check_stop: Callable[[], None],
+            warn: Callable[[str], None] = lambda _: None,
         ) -> Optional[SavedDomain]:
-            found = super().base(uuid, runs, known, check_stop)
+            found = super().base(uuid, runs, known, check_stop, warn)
             assert found
             return replace(found, checksums={})
 

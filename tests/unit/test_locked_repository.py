@@ -91,13 +91,22 @@ def test_the_wait_has_an_end_and_the_live_lock_is_still_there(repository: Reposi
     assert repository.snapshots() == {}
 
 
-def test_a_dead_program_s_lock_is_not_waited_for(repository: Repository) -> None:
+def test_a_lock_that_is_not_of_our_own_restic_stays_though_its_owner_be_dead(repository: Repository) -> None:
     with exclusively_locked(repository) as other:
         other.kill()
         other.wait(10)
-    save(repository, JobOnPaper(), lock_wait=30)
-    assert set(repository.snapshots()) == {"vda.img of web", "definition.tar of web"}
-    assert repository.locks() == []
+    recorder = Recorder()
+    Restic(repository.program()).discard((), patient=False)
+    with pytest.raises(ResticError) as caught:
+        save(repository, JobOnPaper(recorder), lock_wait=0.1)
+    assert len(repository.locks()) == 1
+    for told in (caught.value, *recorder.told(Level.WARNING)):
+        for words in (
+            f"locked exclusively by PID {other.pid} on ",
+            "lock was created at ",
+            "`restic unlock`",
+        ):
+            assert words in str(told)
 
 
 def test_a_request_to_stop_ends_the_wait(repository: Repository, tmp_path: Path) -> None:

@@ -169,7 +169,8 @@ def test_a_domain_that_fails_is_told_in_the_summary_the_report_and_the_exit_code
     assert told == {"web": ("failed", reason), "plain": ("skipped", "no RBD image to back up")}
     assert report["exit_code"] == 3
     assert node.repository.snapshot_count() == 0
-    assert [path.name for path in node.runtime_dir.iterdir()] == ["run.lock"]
+    assert {path.name for path in node.runtime_dir.iterdir()} == {"run.lock", "restic"}
+    assert list(node.runtime_dir.glob("restic/*")) == []
 
 
 def test_a_report_that_can_t_be_written_does_not_hide_how_the_run_ended(

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -90,7 +91,7 @@ def test_all_that_a_backup_needs_is_looked_at(chosen: Settings) -> None:
 
 def test_a_stop_is_heard_while_the_output_hangs(chosen: Settings, hangs: Hangs) -> None:
     class Output(NoOutput):
-        def problems(self) -> Sequence[BackupError]:
+        def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
             hangs()
             return ()
 

@@ -6,9 +6,11 @@ import io
 import json
 import shutil
 import tarfile
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.incomplete import incomplete
 from backup.model import PointId, SavedImage
-from outputs import restic_repository
+from backup.stop import StopRequest
+from outputs import restic_process, restic_repository
 from outputs.restic import Restic
+from outputs.restic_repository import named
 
 from .jobs_on_paper import JobOnPaper
 from .memory_snapshot import MemorySnapshot, MemorySource
@@ -220,6 +224,97 @@ def test_discard_tries_again_only_while_the_repository_is_locked(
     fake = tmp_path / "fake-restic"
     fake.write_text(f"#!/bin/sh\necho call >>{tmp_path}/calls\nexit {code}\n")
     fake.chmod(0o700)
-    with raises(f"restic unlock failed with exit code {code}"):
-        Restic(repository.program(str(fake))).discard((), patient=True)
+    with raises(f"restic snapshots failed with exit code {code}") as caught:
+        Restic(repository.program(str(fake))).discard([PointId(RUN, UUID)], patient=True)
+    assert caught.value.passing == (code in (1, 11))
     assert len((tmp_path / "calls").read_text().splitlines()) == calls
+
+
+def test_the_manifest_is_there_as_a_whole_before_restic_starts(
+    repository: Repository, tmp_path: Path
+) -> None:
+    fake = tmp_path / "fake-restic"
+    fake.write_text(
+        "#!/bin/sh\n"
+        f"case $(readlink /proc/self/fd/0) in *memfd*) cat >{tmp_path}/manifest ;; *) exit 9 ;; esac\n"
+        f'echo "{{\\"message_type\\": \\"summary\\", \\"snapshot_id\\": \\"1\\", \\"data_added\\": 1, '
+        f'\\"total_bytes_processed\\": $(wc -c <{tmp_path}/manifest)}}"\n'
+    )
+    fake.chmod(0o700)
+    Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
+    assert (tmp_path / "manifest").read_bytes() == DATA
+    fake.write_text(fake.read_text().replace("cat >", "head -c 5 >"))
+    with raises(f"restic saved 5 bytes of {len(DATA)} that were sent"):
+        Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
+
+
+def test_a_later_attempt_and_the_locks_places_are_in_the_tags() -> None:
+    point = restore_point(domain())
+    assert not [word for word in named(point) if "attempt" in word or "lock" in word]
+    words = named(replace(point, attempt=2, locks=("fsid/vms/", "fsid/a,b/")))
+    assert {"--tag=attempt=2", "--tag=lock=fsid/vms/", "--tag=lock=fsid/a%2Cb/"} <= set(words)
+
+
+def test_images_of_a_failed_attempt_go_though_the_next_one_is_complete(repository: Repository) -> None:
+    output = Restic(repository.program())
+    source = MemorySource(MemorySnapshot(MIB, {0: DATA[:1000]}), rbd_disk("vda", "vms/a"))
+    tags = ("--tag=virt-rbd-backup", f"--tag=run={RUN}", f"--tag=uuid={UUID}", "--host=web")
+    with repository.program().backup((*tags, "--stdin-filename=vda.img"), lambda: None) as backup:
+        backup.sink.write(b"of the first attempt")
+    (image,) = output.save(
+        replace(restore_point(domain(disks=[source.disk])), attempt=2), [source], JobOnPaper()
+    )
+    assert incomplete(output.ready()) == [PointId(RUN, UUID)]
+    output.discard([PointId(RUN, UUID)], patient=False)
+    (left,) = output.ready()
+    assert (left.id, [one.restore_id[:8] for one in left.images]) == (
+        PointId(RUN, UUID, 2),
+        [image.restore_id[:8]],
+    )
+
+
+@pytest.fixture
+def slow(repository: Repository, tmp_path: Path) -> Restic:
+    """A repository whose host takes its time for everything."""
+    fake = tmp_path / "slow-restic"
+    fake.write_text(
+        '#!/bin/sh\ncase "$*" in *version*) echo "restic 0.14.0"; exit ;; esac\nsleep 1; echo "[]"\n'
+    )
+    fake.chmod(0o700)
+    return Restic(repository.program(str(fake)))
+
+
+def test_what_only_looks_may_take_as_long_as_a_backup_may_stall(
+    slow: Restic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restic_process, "CALL_LIMIT", 0.1)
+    assert slow.ready() == []
+    assert slow.problems() == []
+    assert slow.last_saved(UUID) is None
+    slow.discard([PointId(RUN, UUID)], patient=False)
+    impatient = replace(slow, program=replace(slow.program, stall_timeout=0.2))
+    with raises("restic snapshots took more than 0 s") as caught:
+        impatient.ready()
+    assert caught.value.passing
+    assert "OUTPUT_STALL_TIMEOUT" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda output, check_stop: output.ready(check_stop=check_stop),
+        lambda output, check_stop: output.problems(check_stop=check_stop),
+        lambda output, check_stop: output.last_saved(UUID, check_stop=check_stop),
+        lambda output, check_stop: output.discard([PointId(RUN, UUID)], True, check_stop=check_stop),
+    ],
+)
+def test_what_waits_for_the_repository_hears_a_stop_at_once(slow: Restic, call: Any) -> None:
+    stop = StopRequest()
+    threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
+    Path(slow.program.binary).write_text(
+        Path(slow.program.binary).read_text().replace("sleep 1;", "trap '' INT; sleep 100;")
+    )
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        call(slow, stop.check)
+    assert time.monotonic() - began < 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from backup.errors import BackupError, Interrupted
 from backup.model import Extent, Level, PointId, SavedImage
 from backup.pipe_sink import Stalled
 from backup.verify import pieces_of
-from outputs import restic_incremental, restic_process, restic_repository
+from outputs import restic_child, restic_incremental, restic_process, restic_repository
 from outputs import segments as cut
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_points import held_points, segments_tag
@@ -50,7 +51,10 @@ echo "$*" >>calls
 case "$*" in
 *--stdin*) cat >manifest.tar; processed=$(wc -c <manifest.tar) ;;
 *snapshots*) cat snapshots.json; exit ;;
-*dump*) cat "$5.tar"; exit ;;
+*dump*) [ -e dump-fails ] && {{ cat dump-fails >&2; exit 1; }}
+  [ -e dump-hangs ] && exec sleep 100
+  [ -e "$5.tar" ] || {{ echo "no matching ID found for prefix \\"$5\\"" >&2; exit 1; }}
+  cat "$5.tar"; exit ;;
 *backup*) while [ -e hangs ]; do sleep 0.01; done; processed=$(cat processed) ;;
 esac
 printf '{{"message_type": "summary", "snapshot_id": "%s", "data_added": 77, ' {saved}
@@ -82,6 +86,12 @@ class FakeRestic:
 
     def hang(self) -> None:
         (self.directory / "hangs").touch()
+
+    def dump_fails(self, words: str) -> None:
+        (self.directory / "dump-fails").write_text(words)
+
+    def dump_hangs(self) -> None:
+        (self.directory / "dump-hangs").touch()
 
     def is_locked_once(self) -> None:
         (self.directory / "locked").touch()
@@ -220,6 +230,60 @@ def test_a_manifest_that_can_t_be_understood_is_no_base(
     assert found(restic, repository, points, OLD, NEWER) == "old"
 
 
+def base_error(
+    restic: FakeRestic, repository: Repository, *points: Any, **more: Any
+) -> tuple[str, list[str]]:
+    """Look for a base among restore points of OLD and NEWER; give what is raised, and the warnings."""
+    snapshots = [one for snapshots, _ in points for one in snapshots]
+    restic.holds(snapshots, {name: one for _, packed in points for name, one in packed.items()})
+    warnings: list[str] = []
+    output = restic.output(repository, **more)
+    try:
+        output.base(UUID, {OLD, NEWER}, held_points(snapshots), lambda: None, warnings.append)
+    except BackupError as error:
+        return f"{error.message}, passing: {error.passing}", warnings
+    return "", warnings
+
+
+def test_a_damaged_manifest_is_told_with_its_restore_point_and_the_true_reason(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    snapshots, _ = point(NEWER, 2, [image("new")])
+    error, warnings = base_error(restic, repository, (snapshots, {"manifest2": b"garbage"}))
+    (warning,) = warnings
+    assert error == ""
+    assert warning.startswith(
+        f"the restore point of 2024-01-02 00:00:00 UTC, run {NEWER}, is no previous backup"
+    )
+    assert "manifest can't be read" in warning
+
+
+def test_a_manifest_that_the_repository_can_t_give_undamaged_is_told_too(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    restic.dump_fails("decrypting blob 80f6 failed: ciphertext verification failed")
+    error, warnings = base_error(restic, repository, point(NEWER, 2, [image("new")]))
+    (warning,) = warnings
+    assert (error, "ciphertext verification failed" in warning) == ("", True)
+
+
+def test_a_manifest_that_can_t_be_read_now_is_no_reason_to_read_everything(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    restic.dump_fails("Load(<snapshot/1>): connection refused")
+    error, warnings = base_error(restic, repository, point(NEWER, 2, [image("new")]))
+    words = "restic dump failed with exit code 1: Load(<snapshot/1>): connection refused"
+    assert (error, warnings) == (f"{words}, passing: True", [])
+
+
+def test_a_stall_and_a_stop_while_the_manifest_is_read_are_raised(
+    restic: FakeRestic, repository: Repository
+) -> None:
+    restic.dump_hangs()
+    error, warnings = base_error(restic, repository, point(NEWER, 2, [image("new")]), stall_timeout=0.3)
+    assert (error, warnings) == ("the output gave no byte for 0 s, passing: True", [])
+
+
 @dataclass
 class Mount:
     """Stands in for the kernel: programs can't see the files, but are said to read these segments.
@@ -231,11 +295,13 @@ class Mount:
     reads: Mapping[str, Sequence[int]] | None = None
     directory: str = ""
     files: list[SegmentFiles] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
 
     @contextmanager
     def __call__(self, files: SegmentFiles, directory: str) -> Iterator[None]:
         assert Path(directory).is_dir()
         self.directory = directory
+        self.threads.append(threading.get_ident())
         self.files.append(files)
         now(lambda: self._read(files))
         give_up = files.give_up
@@ -264,7 +330,7 @@ def mount(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mount:
     monkeypatch.setattr(restic_incremental, "mounted", mount)
     monkeypatch.setattr(restic_repository, "LOCK_PAUSE", 0.0)
     monkeypatch.setattr(restic_process, "WAIT_POLL", 0.02)
-    monkeypatch.setattr(restic_process, "HEAD_START", 0.1)
+    monkeypatch.setattr(restic_child, "HEAD_START", 2)
     return mount
 
 
@@ -460,6 +526,16 @@ def test_what_was_read_by_an_attempt_that_failed_does_not_count(
     restic.is_locked_once()
     with pytest.raises(ResticError, match="did not read 2 of the changed segments"):
         save(restic, repository, source(), job=JobOnPaper(Locked()), lock_wait=60)
+
+
+def test_files_are_mounted_in_a_thread_that_ends_after_restic(
+    restic: FakeRestic, repository: Repository, mount: Mount
+) -> None:
+    restic.saves(SIZE)
+    save(restic, repository, source())
+    (thread,) = mount.threads
+    assert thread != threading.get_ident(), "the job's hooks would have its mounts"
+    assert thread not in {one.ident for one in threading.enumerate()}
 
 
 def test_progress_is_of_what_is_expected_to_be_read(

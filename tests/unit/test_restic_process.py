@@ -17,7 +17,7 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.stop import StopRequest
-from outputs import restic_process
+from outputs import restic_child
 from outputs.restic import Restic
 from outputs.restic_process import Backup, Program
 from outputs.restic_words import ResticError
@@ -193,7 +193,7 @@ def test_a_restic_that_ends_well_before_it_has_all_data_is_a_failure(script: Scr
 
 @pytest.fixture
 def small_interrupt_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restic_process, "INTERRUPT_LIMIT", 0.05)
+    monkeypatch.setattr(restic_child, "INTERRUPT_LIMIT", 0.05)
 
 
 def test_a_restic_that_hangs_and_ignores_the_interrupt_is_killed(
@@ -206,7 +206,7 @@ def test_a_restic_that_hangs_and_ignores_the_interrupt_is_killed(
 def test_a_restic_that_heeds_the_interrupt_only_when_its_input_ends_can_end_by_itself(
     script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(restic_process, "INTERRUPT_LIMIT", 3)
+    monkeypatch.setattr(restic_child, "INTERRUPT_LIMIT", 3)
     lines = (f"trap 'touch {tmp_path}/ended; exit 130' INT", f"touch {tmp_path}/up", "cat >/dev/null")
     with failing_backup(script(*lines)):
         wait_until((tmp_path / "up").exists, 5, "the script runs")

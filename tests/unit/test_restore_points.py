@@ -8,8 +8,8 @@ from datetime import timedelta
 import pytest
 
 from backup.errors import ConfigError
-from backup.model import HeldImage, HeldPoint, PointId, SavedImage
-from backup.restore_points import chosen, images_held, of_domains, points_json, points_table
+from backup.model import HeldImage, HeldPoint, JobResult, PointId, SavedImage, Status
+from backup.restore_points import chosen, images_held, missing, of_domains, points_json, points_table
 
 from .raising import raises
 from .samples import LAYOUT, MIB, OTHER_UUID, RUN, TAKEN, UUID
@@ -132,3 +132,31 @@ def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
         chosen([WEB, other], "web", "latest")
     assert f"{OTHER_UUID} (until 2024-02-05 04:05)" in caught.value.errors[0].hint
     assert chosen([WEB, other], OTHER_UUID, "latest") == other
+
+
+def test_of_two_attempts_of_a_run_the_complete_one_is_meant() -> None:
+    failed = replace(WEB, manifest_id="", taken=TAKEN + timedelta(hours=1))
+    second = replace(WEB, id=PointId(RUN, UUID, 2), manifest_id="second")
+    for points in ([failed, second], [second, failed]):
+        assert chosen(points, "web", RUN) is second
+    with pytest.raises(ConfigError, match="is not complete"):
+        chosen([failed], "web", RUN)
+
+
+def saved_image(restore_id: str, target: str = "vda", size: int = MIB) -> SavedImage:
+    return SavedImage(target, f"vms/{target}", size, 0, 0, 1.0, restore_id, LAYOUT)
+
+
+def test_what_a_run_saved_is_looked_for_in_the_listing() -> None:
+    held = (
+        HeldImage("vda", "vms/vda", MIB, "0123456789"),
+        HeldImage("vdb", "vms/vdb", MIB, "new", "original"),
+    )
+    there = replace(WEB, images=held)
+    images = (saved_image("01234567"), saved_image("original", "vdb"), saved_image("", "vdc", 0))
+    result = JobResult("web", UUID, Status.SAVED, images=images)
+    other = replace(there, id=PointId("20200101T000000Z-othr", UUID))
+    assert missing([other, there], RUN, result) == ()
+    assert missing([replace(there, id=PointId(RUN, UUID, 2))], RUN, result) == ()
+    assert missing([other, replace(there, manifest_id="")], RUN, result) == ("the manifest",)
+    assert missing([replace(there, images=held[1:])], RUN, result) == ("vda (vms/vda)",)

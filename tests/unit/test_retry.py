@@ -66,13 +66,18 @@ class Discards(NoOutput):
     def __init__(self) -> None:
         self.discarded: list[Collection[PointId]] = []
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return self.restore_points()
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return [held_point(RUN, UUID), held_point("20200101T000000Z-othr", OTHER_UUID)]
 
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         self.discarded.append(points)
 
 

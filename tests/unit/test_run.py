@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
 from backup import run
-from backup.errors import AlreadyRunning, ConfigError
+from backup.errors import AlreadyRunning, ConfigError, Interrupted
 from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
 from backup.journal import Hold, Journal
@@ -37,10 +39,15 @@ class NothingLeft(NoOutput):
 
     held: Sequence[HeldPoint] = ()
 
-    def ready(self) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return self.held
 
-    def discard(self, points: Collection[PointId], patient: bool) -> None:
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         assert not points
 
 
@@ -169,6 +176,23 @@ def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
     result = back_up(tmp_path, recorder, uris)
     assert (result.exit_code, result.errors) == (3, ["cannot list the domains: connection lost"])
     assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
+
+
+def test_a_stop_is_heard_while_the_output_is_waited_for(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    class Unanswering(NothingLeft):
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+            while True:
+                check_stop()
+                time.sleep(0.01)
+
+    stop = StopRequest()
+    threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    with raises("interrupted", Interrupted):
+        Run(chosen, Unanswering(), recorder, stop, RUN).back_up(())
+    assert pool.orders == ()
 
 
 @pytest.fixture

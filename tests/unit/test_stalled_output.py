@@ -8,7 +8,7 @@ import pytest
 
 from backup import pipe_sink
 from backup.pipe_sink import PipeSink, Stalled
-from outputs import restic_process
+from outputs import restic_child
 
 from .repository import Repository
 from .samples import MIB
@@ -21,8 +21,8 @@ def go_on() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipe_sink, "WRITE_POLL", 0.02)
-    monkeypatch.setattr(restic_process, "WAIT_POLL", 0.02)
-    monkeypatch.setattr(restic_process, "INTERRUPT_LIMIT", 0.2)
+    monkeypatch.setattr(restic_child, "WAIT_POLL", 0.02)
+    monkeypatch.setattr(restic_child, "INTERRUPT_LIMIT", 0.2)
 
 
 def test_a_pipe_that_nobody_reads_from_stalls() -> None:

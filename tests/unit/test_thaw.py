@@ -15,7 +15,7 @@ from backup import hypervisors, thaw
 from backup.journal import Hold, Journal, Note
 from backup.libvirt_errors import HypervisorError
 from backup.model import Level, State
-from backup.other_process import OtherProcess
+from backup.process_group import Life, kill, life_of, lives
 from backup.thaw import Thaws
 
 from .paper_hypervisor import PaperHypervisor
@@ -42,7 +42,7 @@ class Node:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
         return self.reachable[uri]
 
-    def note(self, hold: Hold, owner: OtherProcess, seconds: float = 30) -> Note:
+    def note(self, hold: Hold, owner: Life, seconds: float = 30) -> Note:
         """Note what the owner is about to do."""
         note = self.journal.write(self.web.listed, hold, seconds)
         self.journal._put(replace(note, owner=owner))
@@ -67,22 +67,22 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 
 @pytest.fixture
-def dead() -> OtherProcess:
+def dead() -> Life:
     """Give a process that has ended."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        ended = OtherProcess.of(process.pid)
+        ended = life_of(process.pid)
         process.kill()
     return ended
 
 
 @pytest.fixture
-def alive() -> Iterator[OtherProcess]:
+def alive() -> Iterator[Life]:
     with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
-        yield OtherProcess.of(process.pid)
+        yield life_of(process.pid)
         process.kill()
 
 
-def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: OtherProcess) -> None:
+def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Life) -> None:
     node.note(Hold.FREEZE, dead)
     assert node.round() == 1
     assert node.web.asked == ["thaw"], "it found nothing frozen"
@@ -94,7 +94,7 @@ def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Ot
     assert not node.noted
 
 
-def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: OtherProcess) -> None:
+def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: Life) -> None:
     node.note(Hold.PAUSE, dead)
     assert node.round() == 1
     node.web.paused = True
@@ -105,7 +105,7 @@ def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: O
 
 
 def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
-    node: Node, dead: OtherProcess
+    node: Node, dead: Life
 ) -> None:
     node.note(Hold.FREEZE, dead, seconds=0)
     assert node.round() == 0
@@ -114,7 +114,7 @@ def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_froze
 
 @pytest.mark.parametrize("hold", Hold)
 def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
-    node: Node, dead: OtherProcess, hold: Hold
+    node: Node, dead: Life, hold: Hold
 ) -> None:
     node.note(hold, dead)
     node.web.listed = domain(instance=8)
@@ -125,7 +125,7 @@ def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
 
 
 def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
-    node: Node, dead: OtherProcess, monkeypatch: pytest.MonkeyPatch
+    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.note(Hold.FREEZE, dead)
     clock = [1000.0]
@@ -151,9 +151,7 @@ def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
     assert not node.noted
 
 
-def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(
-    node: Node, dead: OtherProcess
-) -> None:
+def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(node: Node, dead: Life) -> None:
     node.note(Hold.FREEZE, dead)
     there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.journal)
     there.frozen = True
@@ -164,7 +162,7 @@ def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(
 
 
 def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_more(
-    node: Node, dead: OtherProcess
+    node: Node, dead: Life
 ) -> None:
     node.note(Hold.FREEZE, dead)
     node.reachable[OTHER_URI] = PaperHypervisor(domain("db", "another"), node.journal)
@@ -178,28 +176,28 @@ def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_mo
 
 
 def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawed(
-    node: Node, alive: OtherProcess
+    node: Node, alive: Life
 ) -> None:
     node.note(Hold.FREEZE, alive, seconds=0.05)
     node.web.frozen = True
     node.thaws.enforce()
-    assert (node.web.asked, alive.lives(), node.thaws.killed) == ([], True, set()), "it has its time"
+    assert (node.web.asked, lives(alive), node.thaws.killed) == ([], True, set()), "it has its time"
     wait_for_its_turn()
     node.thaws.enforce()
-    assert (alive.lives(), node.thaws.killed) == (False, {UUID})
+    assert (lives(alive), node.thaws.killed) == (False, {UUID})
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: OtherProcess) -> None:
+def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Life) -> None:
     note = node.note(Hold.FREEZE, alive, seconds=0.01)
     node.journal.releasing(replace(note, owner=alive), 0.02)
     node.web.frozen = True
     wait_for_its_turn()
     node.thaws.enforce()
-    assert (alive.lives(), node.thaws.killed, node.web.moves) == (True, set(), True)
+    assert (lives(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
 
 
-def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: OtherProcess) -> None:
+def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: Life) -> None:
     node.note(Hold.PAUSE, dead)
     node.web.paused = True
     node.thaws.enforce()
@@ -207,7 +205,7 @@ def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: OtherPr
 
 
 def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
-    node: Node, dead: OtherProcess, monkeypatch: pytest.MonkeyPatch
+    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.note(Hold.FREEZE, dead)
     with monkeypatch.context() as patch:
@@ -226,13 +224,13 @@ def test_a_note_of_an_older_version_is_one(node: Node) -> None:
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_no_process_is_taken_for_another_with_its_number(alive: OtherProcess) -> None:
-    other = OtherProcess(alive.pid, alive.started - 1)
-    assert not other.lives()
-    other.kill()
-    assert alive.lives()
+def test_no_process_is_taken_for_another_with_its_number(alive: Life) -> None:
+    other = Life(alive.pid, alive.began - 1)
+    assert not lives(other)
+    kill(other)
+    assert lives(alive)
     with pytest.raises(FileNotFoundError):
-        OtherProcess.of(2**22 + 1)
+        life_of(2**22 + 1)
 
 
 def wait_for_its_turn() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 
 from backup import verification as verification_module
 from backup.errors import BackupError, Interrupted
-from backup.model import HeldPoint, Level, Phase, SavedImage
+from backup.model import HeldPoint, Level, Phase, SavedDomain, SavedImage
 from backup.proof import proofs
+from backup.restore_points import as_held
 from backup.stop import StopRequest
 from backup.verification import Verification, Verified
 
@@ -125,3 +128,63 @@ def test_a_snapshot_that_a_backup_removed_meanwhile_proves_nothing(
     monkeypatch.setattr(verification_module, "snapshot_of", removed_meanwhile)
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified.failed == failed
+
+
+class Counting(HeldPoints):
+    """Counts what was planned before each manifest was read."""
+
+    def __init__(self, domains: dict[str, str], recorder: Recorder) -> None:
+        super().__init__(domains)
+        self.recorder = recorder
+        self.planned_before: list[int] = []
+
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        self.planned_before.append(len(self.recorder.plan))
+        return super().manifest(point, check_stop)
+
+
+def test_manifests_are_read_when_their_turn_comes_and_not_kept(
+    state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[SavedDomain]] = []
+    most = 0
+
+    def counted(saved: SavedDomain, point: HeldPoint) -> SavedDomain:
+        nonlocal most
+        one = as_held(saved, point)
+        held.append(weakref.ref(one))
+        gc.collect()
+        most = max(most, sum(other() is not None for other in held))
+        return one
+
+    monkeypatch.setattr(verification_module, "as_held", counted)
+    domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
+    output = Counting(domains, recorder)
+    verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert (verified, len(output.read)) == (Verified(0, 20, 20 * MIB), 20)
+    assert set(output.planned_before) == {20}, "what is to come is known before any of it is read"
+    assert most <= 3
+
+
+def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
+    state_dir: str, recorder: Recorder
+) -> None:
+    domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
+    output = HeldPoints(domains)
+    chosen = settings(state_dir=state_dir, workers=2)
+    verified = Verification(chosen, output, recorder, StopRequest(), 0.1).verify((), "latest")
+    assert (verified, len(output.read)) == (Verified(0, 2, 2 * MIB), 2)
+    assert proofs(state_dir) == {}
+
+
+def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
+    class Damaged(HeldPoints):
+        def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+            packed = super().manifest(point, check_stop)
+            return b"garbage" if point.domain == "web" else packed
+
+    verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified == Verified(1, 1, MIB)
+    (told,) = recorder.told(Level.ERROR)
+    assert "manifest can't be read" in told
+    assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]

@@ -15,7 +15,7 @@ import pytest
 
 from backup.journal import Hold, Journal
 from backup.node import only_run
-from backup.other_process import OtherProcess
+from backup.process_group import life_of, lives
 
 from .driver_node import domain_element, node_uri
 from .samples import UUID, domain
@@ -150,7 +150,7 @@ def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: P
             os.kill(pid, signal.SIGSTOP)
         journal = Journal(str(tmp_path / "run"))
         wait_until(lambda: not journal.holds(UUID), 15, "the watchdog let the guest go")
-        assert not OtherProcess.of(worker).lives(), "it could freeze the guest when it goes on"
+        assert not lives(life_of(worker)), "it could freeze the guest when it goes on"
         kill(main)
 
 

@@ -1,0 +1,140 @@
+"""A process group: a program that was started as its leader, with all that it has started in its turn."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+POLL = 0.05  # seconds between two checks whether all of a group have ended
+UNKNOWN = 0  # start of a process that /proc does not tell
+DYING = 1.0  # seconds that a killed process may take to be gone
+ENDED = "ZX"  # states of a process that runs no more, whose parent has not heard of it
+
+
+class Life(NamedTuple):
+    """What tells a process from all others of this boot: pid, and its start in clock ticks (man 5 proc)."""
+
+    pid: int
+    began: int
+
+
+@dataclass(frozen=True)
+class _Status:
+    life: Life
+    state: str
+    group: int
+    session: int
+
+
+def numbers_are_ours() -> bool:
+    """Tell whether /proc knows processes by the numbers that this one does: not so in some containers."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def life_of(pid: int) -> Life:
+    """Give a process's life; it may have ended, if its parent has not heard of it. Raises OSError."""
+    return _status(pid).life
+
+
+def lives(life: Life) -> bool:
+    """Tell whether this very process still runs."""
+    return _running(life.pid) == life
+
+
+def kill(life: Life) -> None:
+    """Kill this very process, if it runs, also where it is stopped, and wait for its end.
+
+    In an uninterruptible sleep it may outlive that, but then does nothing more.
+    """
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(life.pid)  # it stays this process, whatever its number is given to next
+        try:
+            if lives(life):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [], DYING)
+        finally:
+            os.close(descriptor)
+
+
+def pid_in_use(pid: int) -> bool:
+    """Tell whether any process that runs has this pid."""
+    return _running(pid) is not None
+
+
+def _running(pid: int) -> Optional[Life]:
+    try:
+        status = _status(pid)
+    except OSError:
+        return None
+    return None if status.state in ENDED else status.life
+
+
+@dataclass(frozen=True)
+class Group:
+    """The group of `leader`, whose pid is its number; all of it are in one session."""
+
+    leader: Life
+    session: int
+
+    @classmethod
+    def of(cls, pid: int) -> Group:
+        """Give the group of a child of this process that makes itself a leader."""
+        try:
+            leader = life_of(pid) if numbers_are_ours() else Life(pid, UNKNOWN)
+        except OSError:  # out of files
+            leader = Life(pid, UNKNOWN)
+        return cls(leader, os.getsid(0))
+
+    def members(self) -> Sequence[Life]:
+        """Give all that still run, the leader included."""
+        try:
+            os.killpg(self.leader.pid, 0)
+        except ProcessLookupError:  # the usual end: a look at all processes is saved
+            return ()
+        except PermissionError:
+            pass
+        if not numbers_are_ours():
+            return (self.leader,)  # or anybody else of it
+        every = [one for one in _everyone() if one.group == self.leader.pid and one.session == self.session]
+        reused = any(one.life.pid == self.leader.pid and one.life != self.leader for one in every)
+        if reused and self.leader.began != UNKNOWN:
+            return ()  # another group has the number now
+        return [one.life for one in every if one.life.began >= self.leader.began and one.state not in ENDED]
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to all of it that still run."""
+        if self.members():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.leader.pid, number)
+
+    def ended(self, limit: float) -> bool:
+        """Wait for the end of all, `limit` seconds at most, and tell whether it came."""
+        deadline = time.monotonic() + limit
+        while self.members():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL)
+        return True
+
+
+def _everyone() -> Iterator[_Status]:
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):  # it has just ended
+                yield _status(int(name))
+
+
+def _status(pid: int) -> _Status:
+    """Read a process's status (man 5 proc_pid_stat). Its name may hold anything. Raises OSError."""
+    fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    return _Status(Life(pid, int(fields[19])), fields[0], int(fields[2]), int(fields[3]))
