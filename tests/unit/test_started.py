@@ -26,7 +26,7 @@ STARTER = """
 import os, signal, subprocess, sys
 from backup.started import Recording, Started, records_in
 
-program = subprocess.Popen(["sh", "-c", sys.argv[2]], preexec_fn=os.setpgrp)
+program = subprocess.Popen(["sh", "-c", sys.argv[2]], stdout=subprocess.DEVNULL, preexec_fn=os.setpgrp)
 recording = Recording(records_in(sys.argv[1]), Started.by_us(program.pid, sys.argv[3], 0.0))
 print(program.pid, flush=True)
 signal.pause()
