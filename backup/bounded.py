@@ -62,14 +62,14 @@ class Bounded:
     def __init__(self, target: Any, seconds: float, check_stop: CheckStop = unstopped) -> None:
         self.bare = target
         self._seconds = seconds
-        self._check_stop = check_stop
+        self.check_stop = check_stop
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.bare, name)
 
         def call(*arguments: Any) -> Any:
             bare = [one.bare if isinstance(one, Bounded) else one for one in arguments]
-            return self._bounded(within(self._seconds, partial(method, *bare), self._check_stop))
+            return self._bounded(within(self._seconds, partial(method, *bare), self.check_stop))
 
         return call
 
@@ -77,11 +77,11 @@ class Bounded:
         if isinstance(result, list):
             return [self._bounded(one) for one in result]
         ours = type(result).__module__ == type(self.bare).__module__
-        return Bounded(result, self._seconds, self._check_stop) if ours else result
+        return Bounded(result, self._seconds, self.check_stop) if ours else result
 
     def within(self, seconds: float) -> Bounded:
         """Give the same with another bound."""
-        return Bounded(self.bare, seconds, self._check_stop)
+        return Bounded(self.bare, seconds, self.check_stop)
 
     def until_stop(self, check_stop: CheckStop) -> Bounded:
         """Give the same whose calls, and those of what they return, are given up for a stop."""

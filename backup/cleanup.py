@@ -1,4 +1,4 @@
-"""Putting right what a killed run left: guests that stand still, snapshots, locks, drafts of files."""
+"""Removing leftovers of killed runs: guests that are frozen or paused, snapshots, locks, drafts of files."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from .started import end_orphans
 from .stop import StopRequest
 from .thaw import let_go_noted
 
-LOOKS = 16  # domains that are cleaned at the same time
+AT_A_TIME = 16  # domains that are cleaned at the same time
 GRACE = 4  # seconds to give back locks once there is to be a stop; a lock that is not given back expires
 
 
 def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kept: bool = False) -> int:
-    """Let all domains of this node go and remove their leftovers; return how many that failed for.
+    """Thaw or resume all domains of this node, and remove their leftovers; return how many that failed for.
 
     Domains that are not selected are cleaned too, but what fails for them is a warning. `kept`: remove too
     what is kept for the next run. Raises AlreadyRunning while a run is active, as what it left is not left,
@@ -94,7 +94,7 @@ class Cleaner:
         )
         stack = ExitStack()
         clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
-        with Calls(LOOKS, close=stack.close, grace=GRACE) as calls:
+        with Calls(AT_A_TIME, close=stack.close, grace=GRACE) as calls:
             outcomes = [calls.submit(partial(self._clean, domain, clusters, deletions)) for domain in domains]
             for domain, outcome in zip(domains, outcomes):
                 has_failed = self._failed(domain, outcome, outcomes, skipped.get(domain.uuid, ""))
@@ -105,7 +105,7 @@ class Cleaner:
     def _failed(
         self, domain: Domain, outcome: Future[None], outcomes: Sequence[Future[None]], skipped: str
     ) -> bool:
-        """Wait for a domain's outcome, and tell whether it has failed and that matters."""
+        """Wait for a domain's outcome; return whether it counts as a failure."""
 
         def check_stop() -> None:
             self.stop.check()
@@ -130,7 +130,7 @@ class Cleaner:
 
     def _clean(self, domain: Domain, clusters: Clusters, deletions: Slots) -> None:
         self.stop.check()
-        images = self._looked_at(domain, clusters)
+        images = self._checked(domain, clusters)
         if not self._is_left(domain, clusters, images):
             return
         self.reporter.phase(domain.name, Phase.TIDY)
@@ -147,10 +147,10 @@ class Cleaner:
                 with deletions.one():
                     remove_leftovers(cluster, image, domain, self.reporter, self.kept, check_stop=check_stop)
 
-    def _looked_at(self, domain: Domain, clusters: Clusters) -> Mapping[tuple[Cluster, Image], bool]:
-        """Tell of each image whether anything is left there.
+    def _checked(self, domain: Domain, clusters: Clusters) -> Mapping[tuple[Cluster, Image], bool]:
+        """Return for each image whether it has leftovers.
 
-        An image that is left out by settings or metadata, and can't be looked at, is left out here too.
+        An image that settings or metadata exclude, and that can't be checked, is a warning alone.
         """
         found = {}
         of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}

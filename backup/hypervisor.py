@@ -226,6 +226,7 @@ class Hypervisor:
             xml = handle.XMLDesc(0)
             state = _state(handle)
             inactive = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if state.active else xml
+            disks = self._disks(xml, inactive, handle.check_stop)
         problem = None
         try:  # the last word is what was set to last: --config, when the domain runs
             found = override(inactive) or override(xml)
@@ -235,7 +236,7 @@ class Hypervisor:
             uuid=handle.UUIDString(),
             name=handle.name(),
             state=state,
-            disks=self._disks(xml, inactive),
+            disks=disks,
             agent_connected=domain_xml.agent_connected(xml),
             override=found or Override(),
             uri=self.uri,
@@ -243,18 +244,25 @@ class Hypervisor:
             instance=handle.ID(),
         )
 
-    def _disks(self, xml: str, inactive: str) -> tuple[Disk, ...]:
+    def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
         """Give the disks that the domain has now, then those that it will have when it is started next."""
-        places = Places(self._pool_xml, partial(mapped_image, local=self.local), self.local)
+        pool_xml = partial(self._pool_xml, check_stop=check_stop)
+        places = Places(pool_xml, partial(mapped_image, local=self.local), self.local)
         now = domain_xml.disks(xml, places)
         targets = {disk.target for disk in now}
         later = domain_xml.disks(inactive, places) if inactive is not xml else ()
         return now + tuple(disk for disk in later if disk.target not in targets)
 
-    def _pool_xml(self, name: str) -> str:
-        connection = self._connection()
-        with libvirt_errors(f"cannot look up libvirt's storage pool {name}", "virsh pool-list --all"):
-            return str(connection.storagePoolLookupByName(name).XMLDesc())
+    def _pool_xml(self, name: str, check_stop: CheckStop) -> str:
+        """Raises TimeoutError where libvirt hangs, which is no fault of a disk."""
+        connection = self._connection(check_stop)
+        try:
+            with libvirt_errors(f"cannot look up libvirt's storage pool {name}", "virsh pool-list --all"):
+                return str(connection.storagePoolLookupByName(name).XMLDesc())
+        except HypervisorError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                raise error.__cause__ from error
+            raise
 
     def _read(self, path: str) -> bytes:
         """Read a file of the domain's node; another node's libvirt gives it out of a storage pool alone."""

@@ -39,8 +39,9 @@ class Started:
     """A program that was started: what it is, by whom, and where a process's number means something.
 
     `members` are others that were seen in its group, of which `leader` is the first. `uid`, `host` and the
-    times (seconds since 1970) are as the program itself sees them. `ended` is None until it was seen to have
-    ended badly. `leaves`: whether it may leave something behind, and then what kind; "" if it can't.
+    times (seconds since 1970) are as the program itself sees them: it started after `began` and had ended by
+    `ended`, which is None until it was seen to have ended badly. `leaves`: what kind of thing it may leave
+    behind; "" for nothing.
     """
 
     leader: Life
@@ -56,8 +57,11 @@ class Started:
     ended: Optional[float] = None
 
     @classmethod
-    def by_us(cls, pid: int, leaves: str) -> Started:
-        """Describe a child of this process that is the leader of a group. Raises OSError."""
+    def by_us(cls, pid: int, leaves: str, began: float) -> Started:
+        """Describe a child of this process that is the leader of a group, started after `began`.
+
+        Raises OSError.
+        """
         return cls(
             leader=life_of(pid),
             starter=life_of(os.getpid()),
@@ -66,7 +70,7 @@ class Started:
             namespace=_namespace(),
             uid=os.getuid(),
             host=socket.gethostname(),
-            began=time.time(),
+            began=began,
             leaves=leaves,
         )
 

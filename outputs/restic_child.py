@@ -32,12 +32,14 @@ NO_LOCK_LIMIT = 2  # seconds that it may take where it has none
 class Child:
     """A restic process and its group; what it printed is there when it has ended.
 
-    `lock` is what it may leave if it is killed, "" for nothing.
+    `lock` is what it may leave if it is killed, "" for nothing; `began` a moment before its start, in seconds
+    since 1970.
     """
 
     process: subprocess.Popen[bytes]
     group: Group
     lock: str
+    began: float
     stdout: str = ""
     stderr: str = ""
 
@@ -101,6 +103,7 @@ def started(
 ) -> Child:
     """Start the restic command of this name. Raises ResticError."""
     stdout, stderr = outlets
+    began = time.time()
     try:
         process = subprocess.Popen(
             command,
@@ -114,7 +117,7 @@ def started(
         )
     except OSError as error:
         raise ResticError(f"cannot start {command[0]}: {reason(error)}", "see RESTIC_BINARY") from error
-    return Child(process, Group.of(process.pid), LOCKS.get(name, ""))
+    return Child(process, Group.of(process.pid), LOCKS.get(name, ""), began)
 
 
 def _in_child(parent: int, name: str) -> None:

@@ -217,7 +217,7 @@ class Program:
         if not self.records or not numbers_are_ours():
             return None
         try:
-            return Recording(self.records, Started.by_us(child.process.pid, child.lock))
+            return Recording(self.records, Started.by_us(child.process.pid, child.lock, child.began))
         except OSError as error:
             if not child.lock:
                 return None

@@ -35,7 +35,8 @@ LASTING = re.compile(
 # Of what can't be read back because it is not there or not what was written, whoever tries.
 DAMAGED = re.compile(
     "ciphertext verification failed|not found in (the )?(repository|index)|no matching id found"
-    "|invalid data returned|hash mismatch|<(data|snapshot|index)/.*(no such file|not exist|404)"
+    "|invalid data returned|hash mismatch"
+    "|(load|readfull).<(data|snapshot|index)/.*(no such file|not exist|404)"
 )
 
 
@@ -71,7 +72,7 @@ def failure(command: str, code: int, printed: str, words: str) -> ResticError:
     locked = is_locked(code, printed)
     lower = printed.lower()
     damaged = bool(DAMAGED.search(lower))
-    lasting = damaged or code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(LASTING.search(lower))
+    lasting = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(LASTING.search(lower))
     other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
     full = f"{message}: {words}" if words else message

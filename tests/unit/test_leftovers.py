@@ -167,7 +167,7 @@ def test_a_stop_is_heard_while_a_call_hangs_and_nothing_more_is_begun(
         cleaner(tmp_path, recorder, stop).clean(many(100), hypervisor)
     assert time.monotonic() < began + 3
     cluster.go_on.set()
-    assert len(asked) == cleanup.LOOKS
+    assert len(asked) == cleanup.AT_A_TIME
 
 
 def test_a_stop_in_the_middle_of_the_removal_gives_the_lock_back(
@@ -208,7 +208,7 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
     seconds: int = 0.1  # type: ignore[assignment]  # below a second, for the test's sake
     hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
     # one after the other, as these locks expire so soon
-    monkeypatch.setattr(cleanup, "LOOKS", 1)
+    monkeypatch.setattr(cleanup, "AT_A_TIME", 1)
     assert cleaner(tmp_path, recorder, lock_duration=seconds).clean([WEB, DB], hypervisor) == 1
     assert cluster.snapshots["vms/a"] == {"foreign", f"{LEFT}2"}
     assert cluster.snapshots["vms/c"] == {"foreign"}

@@ -146,6 +146,8 @@ def test_a_domain_that_vanishes_or_can_t_be_read_costs_no_other_one(tmp_path: Pa
 class Hangs:
     """A connection to libvirt that answers no more once all domains are listed; `version`: but for that."""
 
+    has_volumes = False  # of pools, of which the connection tells no more; the domains themselves it knows
+
     def __init__(self, bare: Any, version: bool) -> None:
         self.bare = bare
         self.version = version
@@ -157,6 +159,9 @@ class Hangs:
 
     def listAllDomains(self, flags: int) -> Any:  # noqa: N802
         return [Handle(one, self) for one in self.bare.listAllDomains(flags)]
+
+    def storagePoolLookupByName(self, _name: str) -> int:  # noqa: N802
+        return self.hang()
 
     def getLibVersion(self) -> int:  # noqa: N802
         return 9 if self.version else self.hang()
@@ -172,15 +177,20 @@ class Handle:
 
     def __init__(self, bare: Any, connection: Hangs) -> None:
         self.bare, self.connection = bare, connection
+        self.has_volumes = connection.has_volumes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.bare, name)
 
-    def XMLDesc(self, _flags: int) -> int:  # noqa: N802
-        return self.connection.hang()
+    def XMLDesc(self, flags: int) -> Any:  # noqa: N802
+        return self.bare.XMLDesc(flags) if self.has_volumes else self.connection.hang()
 
 
-MANY = [domain_element(f"web{number}", UUID[:-2] + f"{number:02}") for number in range(20)]
+VOLUMES = "".join(
+    other("volume", "<source pool='ceph' volume='root'/>").replace("'vda'", f"'vd{letter}'")
+    for letter in "abcdefgh"
+)
+MANY = [domain_element(f"web{number}", UUID[:-2] + f"{number:02}", VOLUMES) for number in range(20)]
 
 
 @pytest.fixture
@@ -208,6 +218,17 @@ def test_a_libvirt_that_hangs_in_mid_list_costs_one_time_limit_and_not_one_for_e
     assert caught.value.message == f"libvirt at {hypervisor.uri} no longer answers: no answer within 0 s"
     assert "does libvirt hang?" in caught.value.hint
     assert hypervisor._open.bare.asked == 2, "of one domain, and whether it answers"
+
+
+def test_pools_that_are_asked_for_in_vain_cost_one_time_limit_too(
+    connect: Callable[[float, bool], Hypervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hangs, "has_volumes", True)
+    hypervisor = connect(0.2, False)
+    with pytest.raises(HypervisorError) as caught:
+        hypervisor.domains()
+    assert caught.value.message == f"libvirt at {hypervisor.uri} no longer answers: no answer within 0 s"
+    assert hypervisor._open.bare.asked == 2
 
 
 def test_a_single_domain_that_hangs_is_that_domain_s_failure(

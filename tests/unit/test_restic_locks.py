@@ -93,7 +93,7 @@ def test_without_a_record_of_ours_restic_is_not_even_asked(repository: Repositor
 
 NOW = 1_700_000_000.0
 GONE = Life(1 << 22, 5)  # above pid_max
-OURS = Started.by_us(os.getpid(), "shared")
+OURS = Started.by_us(os.getpid(), "shared", NOW)
 DEAD = replace(OURS, leader=GONE, began=NOW, ended=NOW + 10, host="node1", uid=0)
 
 

@@ -26,6 +26,8 @@ def failed(code: int, printed: str) -> ResticError:
         (1, "ssh: Could not resolve hostname nas: Temporary failure in name resolution"),
         (1, "server response unexpected: 503 Service Unavailable"),
         (1, "write /srv/r/tmp: input/output error"),
+        (1, "Save(<data/1d5e>): open /srv/r/data/1d/1d5e-tmp: no such file or directory"),
+        (1, GONE),
         (11, ""),
         (1, "unable to create lock in backend: repository is already locked by PID 7 on nas"),
     ],
@@ -50,7 +52,6 @@ def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> No
         (1, "client.PutObject: Access Denied."),
         (1, "config cannot be loaded: unsupported repository version"),
         (1, "unknown flag: --no-such"),
-        (1, GONE),
     ],
 )
 def test_what_the_next_attempt_meets_too(code: int, printed: str) -> None:
@@ -69,6 +70,7 @@ def test_what_the_next_attempt_meets_too(code: int, printed: str) -> None:
 def test_what_is_not_there_or_not_as_it_was_saved_is_damaged(printed: str) -> None:
     assert failed(1, printed).damaged
     assert not failed(1, "connection lost").damaged
+    assert not failed(1, "Save(<data/1d5e>): open /srv/r/data/1d/1d5e: no such file or directory").damaged
 
 
 def test_who_has_the_lock_and_what_to_do_about_a_dead_owner_is_in_the_error() -> None:

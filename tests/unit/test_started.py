@@ -26,8 +26,8 @@ STARTER = """
 import os, signal, subprocess, sys
 from backup.started import Recording, Started, records_in
 
-program = subprocess.Popen(["sh", "-c", sys.argv[2]], preexec_fn=os.setpgrp)
-recording = Recording(records_in(sys.argv[1]), Started.by_us(program.pid, sys.argv[3]))
+program = subprocess.Popen(["sh", "-c", sys.argv[2]], stdout=subprocess.DEVNULL, preexec_fn=os.setpgrp)
+recording = Recording(records_in(sys.argv[1]), Started.by_us(program.pid, sys.argv[3], 0.0))
 print(program.pid, flush=True)
 signal.pause()
 """
@@ -127,7 +127,7 @@ def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
 def test_a_program_that_ended_well_has_no_record(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "100"], preexec_fn=os.setpgrp) as program:
         for clean, left in ((False, 1), (True, 0)):
-            recording = Recording(records_in(str(tmp_path)), Started.by_us(program.pid, "shared"))
+            recording = Recording(records_in(str(tmp_path)), Started.by_us(program.pid, "shared", 0.0))
             recording.end(clean)
             assert len(list(records_in(str(tmp_path)).read())) == left
         program.kill()
