@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Callable, Optional
 
-from backup.errors import reason
 from backup.pipe_sink import PipeSink, ReaderClosed, Stalled
 from backup.pipe_source import PipeSource, WriterEnded
 from backup.process_group import numbers_are_ours
@@ -213,16 +212,13 @@ class Program:
                     recording.end(clean=code == 0 or is_locked(code, child.stderr))
 
     def _recorded(self, child: Child) -> Optional[Recording]:
-        """Record what was started. Raises ResticError if that can't be done, and matters."""
+        """Record what was started, if that can be done: or a lock that it leaves can't be proven ours."""
         if not self.records or not numbers_are_ours():
             return None
         try:
             return Recording(self.records, Started.by_us(child.process.pid, child.lock, child.began))
-        except OSError as error:
-            if not child.lock:
-                return None
-            message = f"cannot record in {self.records.directory} that restic was started: {reason(error)}"
-            raise ResticError(message, "see RUNTIME_DIR") from error
+        except OSError:  # RUNTIME_DIR is full: a backup is worth more
+            return None
 
     def _environment(self) -> dict[str, str]:
         built = {name: os.environ[name] for name in INHERITED if name in os.environ}
