@@ -135,7 +135,7 @@ class Verification:
             cluster = None
             if any(image.segment_size for image in images):
                 try:
-                    cluster = stack.enter_context(restore_cluster(self.settings))
+                    cluster = stack.enter_context(restore_cluster(self.settings, self.stop, self.reporter))
                 except ClusterError as error:
                     text = f"kept snapshots can't be compared, but checksums: {error.message}"
                     self.reporter.message(Level.INFO, "", text)
