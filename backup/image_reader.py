@@ -210,8 +210,9 @@ class _Read:
         """Wait for the bytes; read once more if they were waited for already. Raises BackupError."""
         if self._completion is None:
             self._begin()
-        while not self._arrived.wait(STOP_POLL):  # not in librbd, where no signal is heard
+        while not self._arrived.is_set():  # not in librbd, where no signal is heard
             self._reader.check()
+            self._arrived.wait(STOP_POLL)
         result = self.settle()
         return self._reader.end_read(self, result, self._data)
 

@@ -87,8 +87,9 @@ class _Write:
         """Wait for its end; write once more if it was waited for already. Raises ClusterError."""
         if self._completion is None:
             self._begin()
-        while not self._ended.wait(STOP_POLL):  # not in librbd, where no signal is heard
+        while not self._ended.is_set():  # not in librbd, where no signal is heard
             self._writer.check()
+            self._ended.wait(STOP_POLL)
         self._writer.end_write(self, self.settle())
 
     def settle(self) -> int:

@@ -100,7 +100,6 @@ class DomainJob:
 
     def require_lock(self) -> None:
         """Wait until the domain's lock is provably this job's own. Raises if it is lost."""
-        self.check_stop()
         while not self.stop.leased:
             time.sleep(STOP_POLL)
             self.check_stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -143,6 +144,7 @@ class _Keeper:
                 transient = isinstance(error, ClusterError) and error.passing
                 if not transient or time.monotonic() >= good + self._limit:
                     self._stop.request(NotNow(f"lost the domain's lock: {error.message}", error.hint))
+                    self._stop.lease_until(-math.inf)
                     return
                 self._note_failure(error)
                 pause = min(RETRY_PAUSE, self._lock.duration / 3)

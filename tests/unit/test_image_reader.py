@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,7 +20,7 @@ from backup.errors import BackupError
 from backup.image_reader import LISTINGS, ImageReader
 from backup.model import Extent, Image, Level, SnapshotId
 from backup.stop import StopRequest
-from backup.stream import pieces
+from backup.stream import WINDOW_READS, pieces
 
 from .paper_cluster import PaperCluster
 from .raising import raises
@@ -245,6 +246,21 @@ def test_a_stop_is_heard_while_a_read_is_waited_for_which_ends_before_the_image_
         assert completion.settled, "librbd must not complete into an image that is closed"
 
 
+def test_however_many_reads_are_under_way_a_stop_is_heard_at_once(recorder: Recorder) -> None:
+    stop, image = StopRequest(), PaperImage(100)
+    image.silent = True
+    with reader_of(image, retrying(stop, recorder)) as reader:
+        waits = [reader.start_read(0, 1) for _ in range(WINDOW_READS)]
+        stop.request(BackupError("interrupted"))
+        began = time.monotonic()
+        for wait in waits:
+            with raises("interrupted"):
+                wait()
+        assert time.monotonic() - began < 2
+        for completion in image.completions:
+            completion.arrive()
+
+
 def _arrive_later(completion: PaperCompletion, reader: ImageReader) -> None:
     """Have it arrive once the reader is being closed."""
     wait_until(lambda: reader._closed, 5, "the reader is being closed")
@@ -284,13 +300,13 @@ def test_no_listing_outlives_the_image_where_a_read_fails() -> None:
         [*pieces(reader)]
     # what has failed is still referred to, and with its traceback the generators that were at it
     assert not image.listing
-    assert sorted(image.asked) == [(0, 100), (100, 100), (200, 100)]
+    assert 2 <= len(image.asked) <= 1 + LISTINGS
 
 
 def _list_on(reader: ImageReader, image: PaperImage) -> None:
     """Let the listing go on once the reader is being closed."""
     wait_until(lambda: reader._closed, 5, "the reader is being closed")
-    assert image.listing == LISTINGS
+    assert image.listing
     image.go_on.set()
 
 

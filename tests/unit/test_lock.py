@@ -105,11 +105,20 @@ def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(
 ) -> None:
     with held(cluster, stop, recorder, duration=0.03):
         cluster.locks[NAME] = "another node"
-        wait_until(lambda: stop.requested, 5, "the stop is requested")
+        wait_until(lambda: stop.requested and not stop.leased, 5, "the stop is requested")
     with raises(f"lost the domain's lock: the lock {NAME} beside image vms/web-root is held") as caught:
         stop.check()
     assert caught.value.passing, "the run tries the domain again"
     assert cluster.locks == {NAME: "another node"}
+
+
+def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=3):
+        assert stop.leased
+        cluster.locks[NAME] = "another node"
+        wait_until(lambda: not stop.leased, 2, "the renewal after a third of it")
 
 
 def test_a_lock_that_another_had_and_gave_back_is_lost_too(
