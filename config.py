@@ -25,6 +25,11 @@ CEPH_USER = "admin"
 # ever. Raise it for clusters that stall for longer during recovery.
 CEPH_TIMEOUT = 60
 
+# Seconds that the cluster may be silent outside the moment of the snapshots: what timed out (CEPH_TIMEOUT) is
+# retried for so long, then the domain's backup fails; 0: nothing is retried. Raise it for clusters that are
+# silent for longer, during maintenance for instance.
+CEPH_STALL_TIMEOUT = 900
+
 # --- What is backed up --------------------------------------------------------------------------
 
 # Glob patterns for domain names or UUIDs; a domain is backed up when one of INCLUDE_DOMAINS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 
 from . import stream
 from .base import Base
@@ -24,10 +25,11 @@ def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) 
     """
     drawn = sorted({*_anything(unchanged), *_data(base, unchanged)})
     reads = (Extent(start, length) for start, length in drawn)
-    for start, piece in stream.read_ahead(reader, reads):
-        record = base.checksums.first_in(start, start + len(piece))
-        if differs(piece, start, record or (start, *NO_RECORD)):
-            return Extent(start, len(piece))
+    with closing(stream.read_ahead(reader, reads)) as pieces:
+        for start, piece in pieces:
+            record = base.checksums.first_in(start, start + len(piece))
+            if differs(piece, start, record or (start, *NO_RECORD)):
+                return Extent(start, len(piece))
     return None
 
 

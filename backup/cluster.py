@@ -6,16 +6,19 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
-from typing import Any
+from functools import partial
+from typing import Any, Callable, TypeVar
 
 import rados
 import rbd
 
-from .cluster_errors import ClusterError, LockHeld, SnapshotInUse, failure
+from .ceph_retry import CephRetry
+from .cluster_errors import ClusterError, LockHeld, LockLost, SnapshotInUse, failure
 from .image_reader import ImageReader
+from .lock_request import lock_request
 from .model import ClusterAddress, Image, Layout, SnapshotId
 
 # Nobody reads these bytes again soon, so the OSD need not keep them in its cache. NOCACHE, other
@@ -39,12 +42,16 @@ LISTED_AT_A_TIME = 32
 LOCK_NAME = "virt-rbd-backup"
 
 
-class Claim(int, Enum):
-    """What to do about a lock; the values are the flags of librados.h."""
+NOT_EQUAL = 4095  # MAX_ERRNO: a comparison within an operation failed, at its first byte
 
-    TAKE = 0  # it has to be free
-    TAKE_OR_RENEW = 1 << 0
-    RENEW = 1 << 1  # it has to be ours already
+Result = TypeVar("Result")
+
+
+class Claim(Enum):
+    """What to do about a lock."""
+
+    TAKE = "take"  # nobody else may have it
+    KEEP = "keep"  # renewed, or taken again after it expired if nobody else has had it since
 
 
 class Cluster:
@@ -58,16 +65,19 @@ class Cluster:
         timeout: int,
         read_rate: int = 0,
         replica_reads: str = "",
+        retry: CephRetry | None = None,
     ) -> None:
         """Connect.
 
         `conf_file` serves for what the address leaves open. `timeout`, in seconds, bounds every
         operation, as Ceph's own default is to wait for ever. `read_rate` is in bytes per second and
         image, 0 for no limit. `replica_reads` is rbd_read_from_replica_policy, "" for what the file says.
+        `retry` is how reads, listings, and what is done to snapshots that are there, are retried.
         Raises ClusterError.
         """
         self.user = address.user or "admin"
         self.timeout = timeout
+        self.retry = (retry or CephRetry()).of_connection(timeout)
         options = {
             "rados_osd_op_timeout": timeout,
             "rados_mon_op_timeout": timeout,
@@ -166,7 +176,8 @@ class Cluster:
 
         Raises SnapshotInUse for one that somebody has protected or cloned, ClusterError.
         """
-        with self.errors(f"cannot remove snapshot {name} of", image):
+
+        def remove() -> None:
             try:
                 with self.opened(image, read_only=False) as opened:
                     opened.remove_snap(name)
@@ -177,18 +188,28 @@ class Cluster:
                 hint = f"rbd children {image}@{name}; rbd snap unprotect {image}@{name}"
                 raise SnapshotInUse(message, hint, errno.EBUSY) from error
 
+        self.retried(f"cannot remove snapshot {name} of", image, remove)
+
     def snapshot_ids(self, image: Image) -> dict[str, int]:
         """Give the ids of the image's snapshots by their names."""
-        with self.errors("cannot list the snapshots of", image), self.opened(image) as opened:
-            return {snapshot["name"]: snapshot["id"] for snapshot in opened.list_snaps()}
+
+        def ids() -> dict[str, int]:
+            with self.opened(image) as opened:
+                return {snapshot["name"]: snapshot["id"] for snapshot in opened.list_snaps()}
+
+        return self.retried("cannot list the snapshots of", image, ids)
 
     def snapshot_names(self, image: Image) -> list[str]:
         return list(self.snapshot_ids(image))
 
     def rename_snapshot(self, image: Image, name: str, new: str) -> None:
-        action = f"cannot rename snapshot {name} of"
-        with self.errors(action, image), self.opened(image, read_only=False) as opened:
-            opened.rename_snap(name, new)
+        def rename() -> None:
+            with self.opened(image, read_only=False) as opened:
+                names = {snapshot["name"] for snapshot in opened.list_snaps()}
+                if new not in names or name in names:  # or it was renamed by an attempt that timed out
+                    opened.rename_snap(name, new)
+
+        self.retried(f"cannot rename snapshot {name} of", image, rename)
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
@@ -197,10 +218,12 @@ class Cluster:
         What is read of a snapshot that is being removed reads as zeros, without an error.
         """
         action = f"cannot open or close snapshot {snapshot} of"
-        with self.errors(action, image), self.opened(image, snapshot=snapshot) as opened:
+        opening = self.retried(action, image, partial(self.opened, image, snapshot=snapshot))
+        with self.errors(action, image), opening as opened:
             number = opened.snap_get_id(snapshot)
             source = SnapshotId(self.fsid, opened.id() if not opened.old_format() else image.name, number)
-            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, source)
+            with ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, source) as reader:
+                yield reader
         if snapshot not in self.snapshot_names(image):
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
             raise ClusterError(message, "who removes snapshots that are not theirs?")
@@ -208,8 +231,14 @@ class Cluster:
     @contextmanager
     def head_reader(self, image: Image) -> Iterator[ImageReader]:
         """Open an image that nobody writes to for reading, as it is now. Raises ClusterError."""
-        with self.errors("cannot open or close", image), self.opened(image) as opened:
-            yield ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, SnapshotId())
+        action = "cannot open or close"
+        opening = self.retried(action, image, partial(self.opened, image))
+        with (
+            self.errors(action, image),
+            opening as opened,
+            ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, SnapshotId()) as reader,
+        ):
+            yield reader
 
     def allow_snapshots(self, image: Image) -> None:
         """Raise ClusterError unless the user may make snapshots in the image's pool.
@@ -222,19 +251,35 @@ class Cluster:
             pool.remove_self_managed_snap(pool.create_self_managed_snap())
 
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
-        """Take the lock object `name` beside the image for `duration` seconds, or renew it.
+        """Take the lock object `name` beside the image for `duration` seconds, or keep it.
 
-        Raises LockHeld if it is somebody else's, ClusterError if it was to be renewed but is not ours.
+        The object's content names who took it last. Raises LockHeld if somebody else has it, LockLost if
+        it was to be kept and somebody else may have had it, ClusterError.
         """
-        with self.errors(f"cannot {claim.name.lower()} the lock {name} beside", image):
-            pool = self.pool_of(image)
-            try:
-                pool.lock_exclusive(name, LOCK_NAME, owner, owner, duration, claim.value)
-            except (rados.ObjectBusy, rados.ObjectExists) as error:
-                raise LockHeld(f"the lock {name} beside image {image} is another's") from error
-            except rados.ObjectNotFound as error:
+        action = f"cannot {claim.value} the lock {name} beside"
+        with self.errors(action, image), rados.WriteOpCtx() as operation:
+            if claim is Claim.KEEP:
+                operation.cmpext(owner.encode())
+            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, duration))
+            operation.write_full(owner.encode())
+            if not self._lock_operated(image, name, operation):
                 hint = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
-                raise ClusterError(f"the lock {name} beside image {image} has expired", hint) from error
+                message = f"the lock {name} beside image {image} has expired, and was another's since"
+                raise LockLost(message, hint)
+
+    def _lock_operated(self, image: Image, name: str, operation: Any) -> bool:
+        """Do all of an operation on a lock object, or nothing; tell whether its content was as expected."""
+        try:
+            self.pool_of(image).operate_write_op(operation, name)
+        except (rados.ObjectBusy, rados.ObjectExists) as error:
+            raise LockHeld(f"the lock {name} beside image {image} is another's") from error
+        except rados.ObjectNotFound:
+            return False
+        except rados.Error as error:
+            if abs(error.errno or 0) < NOT_EQUAL:
+                raise
+            return False
+        return True
 
     def object_exists(self, image: Image, name: str) -> bool:
         """Tell whether there is an object of this name beside the image."""
@@ -245,13 +290,18 @@ class Cluster:
                 return False
             return True
 
-    def remove_lock(self, image: Image, name: str) -> None:
-        """Remove a lock that is ours together with its object; already gone counts as success."""
-        with self.errors(f"cannot remove the lock {name} beside", image):
-            try:
-                self.pool_of(image).remove_object(name)
-            except rados.ObjectNotFound:
-                return
+    def remove_lock(self, image: Image, name: str, owner: str) -> None:
+        """Remove a lock with its object, if it is this owner's; one that is gone or another's is left.
+
+        In one operation, so that one that comes late can't remove what somebody else has taken meanwhile.
+        """
+        action = f"cannot remove the lock {name} beside"
+        self._require_answers(action, image)
+        with self.errors(action, image), rados.WriteOpCtx() as operation, suppress(LockHeld):
+            operation.cmpext(owner.encode())
+            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))  # refused if another has it
+            operation.remove()
+            self._lock_operated(image, name, operation)
 
     def ask(self, command: str) -> Any:
         """Give the monitors' answer to a command without arguments, such as "df"."""
@@ -319,6 +369,24 @@ class Cluster:
             stripe_count=opened.stripe_count(),
             data_pool=data_pool,
         )
+
+    def retried(self, action: str, image: Image, call: Callable[[], Result]) -> Result:
+        """Make a call of rbd, and retry it where it times out. Raises ClusterError."""
+        self._require_answers(action, image)
+
+        def mapped() -> Result:
+            with self.errors(action, image):
+                return call()
+
+        return self.retry.call(mapped)
+
+    def _require_answers(self, action: str, image: Image) -> None:
+        """Raise ClusterError if the job has to stop and the cluster is silent: the next run tidies up."""
+        if self.retry.gives_up:
+            message = (
+                f"{action} image {image}: not tried, as the cluster does not answer and the job has to stop"
+            )
+            raise ClusterError(message, "the next run removes what is left", errno.ETIMEDOUT)
 
     @contextmanager
     def errors(self, action: str, image: Image | None = None) -> Iterator[None]:

@@ -30,6 +30,10 @@ class LockHeld(NotNow):
     """Somebody else holds the lock."""
 
 
+class LockLost(NotNow):
+    """The lock expired, and somebody else may have had it since."""
+
+
 def failure(
     action: str, image: Image | None, number: int, words: str, user: str, timeout: int
 ) -> ClusterError:

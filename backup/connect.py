@@ -6,6 +6,7 @@ import threading
 from contextlib import ExitStack
 from typing import Union
 
+from .ceph_retry import CephRetry
 from .cluster import Cluster
 from .errors import BackupError
 from .hypervisor import Hypervisor
@@ -19,11 +20,14 @@ class Clusters:
     Threads may share it.
     """
 
-    def __init__(self, hypervisor: Hypervisor, settings: Settings, timeout: int) -> None:
-        """`timeout`, in seconds, bounds every operation of the connections."""
+    def __init__(
+        self, hypervisor: Hypervisor, settings: Settings, timeout: int, retry: CephRetry | None = None
+    ) -> None:
+        """`timeout`, in seconds, bounds every operation of the connections; `retry` is what follows it."""
         self._hypervisor = hypervisor
         self._settings = settings
         self._timeout = timeout
+        self._retry = retry
         self._known: dict[ClusterAddress, Union[Cluster, BackupError]] = {}
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -54,6 +58,7 @@ class Clusters:
                 self._timeout,
                 settings.max_read_rate,
                 settings.replica_reads,
+                self._retry,
             )
         except BackupError as error:
             return error

@@ -81,12 +81,14 @@ class Drill:
         self.reporter.planned(saved.point.uuid, saved.name, 2 * size)  # restored, and read back
         pool, _, namespace = self.settings.drill_pool.partition("/")
         with ExitStack() as stack:
-            cluster = stack.enter_context(restore_cluster(self.settings))
+            cluster = stack.enter_context(
+                restore_cluster(self.settings, self.stop, self.reporter, saved.name)
+            )
             require_room(cluster, pool, sum(image.data_bytes for image in saved.images))
             wanted = []
             for image in map(_without_data_pool, saved.images):  # by names that no two disks have
                 place = Image(pool, f"{saved.point.uuid}.{image.target}", namespace)
-                wanted.append((image, NewImage(cluster, place, image, False, self.reporter)))
+                wanted.append((image, NewImage(cluster, place, image, False, self.reporter, self.stop)))
             restore = Restore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
             stack.enter_context(restore.filled(wanted))
             self.reporter.phase(saved.name, Phase.VERIFY)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Optional
 
 from . import PROGRAM
+from .ceph_retry import STOP_POLL, CephRetry
 from .cleanly import undone_by
 from .cluster_errors import LockHeld, SnapshotInUse
 from .connect import Clusters
@@ -90,6 +91,7 @@ class DomainJob:
     _bases: Optional[Bases] = field(default=None, init=False)
     _stand: Optional[Standstill] = field(default=None, init=False)
     _leftovers: int = field(default=0, init=False)
+    _lock_places: tuple[str, ...] = field(default=(), init=False)
     _hooks: JobHooks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,9 +100,20 @@ class DomainJob:
     def check_stop(self) -> None:
         self.stop.check()
 
+    def require_lock(self) -> None:
+        """Wait until the domain's lock is provably this job's own. Raises if it is lost."""
+        while not self.stop.leased:
+            time.sleep(STOP_POLL)
+            self.check_stop()
+
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
-        """Hold what the output has against the snapshot, if that was ordered; then begin to remove it."""
+        """Hold what the output has against the snapshot, if that was ordered; then begin to remove it.
+
+        Not without the lock: while it had expired, another node may have removed the snapshot as a leftover,
+        and begun to save the domain itself.
+        """
         assert self._snapshots
+        self.require_lock()
         if self.order.verify and image.size:
             self._verify(source, image)
         if not self.output.keeps_snapshots:
@@ -155,7 +168,7 @@ class DomainJob:
         require_covered(covered(domain, self.settings))
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # at the worst one after the other, after those of all other workers
-        operations = settings.workers * 2 * len(snapshots.snapshots) + 2
+        operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
         with self._hooks.around_freeze(domain, self.check_stop) as told:
@@ -182,6 +195,7 @@ class DomainJob:
         """Keep the snapshots of what is saved, and nothing else."""
         operations = 4 * len(snapshots.snapshots)
         self._begin(Phase.TIDY, operations * self.settings.ceph_timeout)
+        self.require_lock()
         snapshots.keep(domain)
         bases.remove_dropped(self.reporter)
 
@@ -189,6 +203,9 @@ class DomainJob:
         """Enter a phase whose operations on the cluster and the output are limited to this in all."""
         patience = PATIENCE + 2 * self.settings.libvirt_timeout
         self.reporter.phase(self.order.name, phase, patience + limit)
+
+    def _report(self, level: Level, text: str) -> None:
+        self.reporter.message(level, self.order.name, text)
 
     @property
     def _output_limit(self) -> int:
@@ -198,7 +215,8 @@ class DomainJob:
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
-        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
+        retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
+        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
         snapshots = prepared(covered(domain, settings), clusters, self.order.run)
         if not snapshots:
@@ -242,6 +260,7 @@ class DomainJob:
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
         lock = lock_of(domain, clusters, self.settings.lock_duration)
+        self._lock_places = lock.places
         try:
             stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
         except LockHeld as error:
@@ -267,9 +286,10 @@ class DomainJob:
         definition = hypervisor.definition(domain)
         holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
+        self.require_lock()
         with snapshots.kept_open(), holder.held_still(domain) as stand:
             self._stand = stand
-            snapshots.create(stand.seconds_left, self.check_stop)
+            snapshots.create(stand.seconds_left, self.stop.check_leased)
             taken = datetime.now(timezone.utc)
         if shared or self._in_use_by_others(domain, snapshots, settings):
             stand.consistency = Consistency.CRASH
@@ -283,6 +303,7 @@ class DomainJob:
             consistency=stand.consistency,
             frozen_seconds=stand.seconds,
             attempt=self.order.attempt,
+            locks=self._lock_places,
         )
 
     def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:

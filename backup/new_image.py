@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Callable
@@ -19,6 +19,7 @@ from .errors import BackupError, NotNow
 from .image_writer import ImageWriter
 from .model import Image, Layout, Level, SavedImage
 from .protocols import Reporter
+from .stop import StopRequest
 from .units import size_text
 
 RESTORING = ".virt-rbd-backup.restoring"  # end of a name under which an image is filled
@@ -34,19 +35,33 @@ REMOVE_POLL = 1.0  # seconds between two attempts
 IMPLIED = ("striping", "data-pool")
 
 
+EMPTIED_AT_A_TIME = 8192  # objects of an image that is removed; between two steps a stop is heard
+TIDY_LIMIT = 150.0  # seconds after a signal that a removal may take; systemd kills after 300
+REPORT_INTERVAL = 30.0  # seconds between two messages on how far a removal is
+
+
 class NewImage:
     """A saved image on its way into a cluster. Satisfies protocols.RestoreTarget.
 
     Who has an image open under the temporary name owns it: it stays open until it is committed or discarded.
     """
 
-    def __init__(self, cluster: Cluster, image: Image, saved: SavedImage, force: bool, reporter: Reporter):
-        """`force`: take the place of an image that nobody uses."""
+    def __init__(
+        self,
+        cluster: Cluster,
+        image: Image,
+        saved: SavedImage,
+        force: bool,
+        reporter: Reporter,
+        stop: StopRequest | None = None,
+    ) -> None:
+        """`force`: take the place of an image that nobody uses. `stop` ends a long removal."""
         self.cluster = cluster
         self.image = image
         self._saved = saved
         self._force = force
         self._reporter = reporter
+        self._stop = stop or StopRequest()
         self.filling = replace(image, name=image.name + RESTORING)
         self._replaced = replace(image, name=image.name + REPLACED)
         self._id = ""  # of the image that was made
@@ -83,7 +98,8 @@ class NewImage:
             self._id = opened.id()
             if cluster.watchers(image) > 1:  # another restore took it for a leftover before it was open
                 raise self._under_way()
-            yield ImageWriter(cluster, image, opened, WRITE_FLAGS)
+            with ImageWriter(cluster, image, opened, WRITE_FLAGS) as writer:
+                yield writer
             opened.flush()
 
     def commit(self) -> None:
@@ -213,11 +229,54 @@ class NewImage:
                 return
 
     def _remove(self, image: Image) -> None:
-        with self.cluster.errors("cannot remove", image):
-            try:
-                rbd.RBD().remove(self.cluster.pool_of(image), image.name)
-            except rbd.ImageNotFound:
-                return
+        """Remove an image, object after object, of which there may be millions."""
+        if image == self.filling:
+            self._empty(image)
+        report = self._progress_of(image)
+
+        def remove() -> None:
+            with suppress(rbd.ImageNotFound):
+                rbd.RBD().remove(self.cluster.pool_of(image), image.name, on_progress=report)
+
+        self.cluster.retried("cannot remove", image, remove)
+
+    def _empty(self, image: Image) -> None:
+        """Shrink what was to be filled, step by step: librbd's own removal can't be interrupted.
+
+        By its id, as another restore may have removed it meanwhile and made one of this name. What is left
+        where there is no time for all of it has its name still, by which the next restore knows it.
+        """
+        try:
+            found = self.cluster.identified(image)
+        except ImageGone:
+            return
+        with (
+            self.cluster.errors("cannot remove", image),
+            self.cluster.opened(found, read_only=False) as opened,
+        ):
+            if len(list(opened.watchers_list())) > 1:
+                return  # somebody else has it open: librbd will refuse to remove it
+            size, step = int(opened.size()), EMPTIED_AT_A_TIME * int(opened.stat()["obj_size"])
+            report = self._progress_of(image)
+            for end in reversed(range(0, size, step)):
+                if self._stop.insisted or self._stop.signalled_for > TIDY_LIMIT:
+                    message = f"image {image} is removed only in part, {size_text(opened.size())} are left"
+                    raise ClusterError(message, f"the next restore to it removes the rest; or rbd rm {image}")
+                self.cluster.retried("cannot remove", image, partial(opened.resize, end))
+                report(size - end, size)
+
+    def _progress_of(self, image: Image) -> Callable[[int, int], int]:
+        """Give what reports how far the removal of an image is, if that takes long."""
+        reported = time.monotonic()
+
+        def report(done: int, size: int) -> int:
+            nonlocal reported
+            if time.monotonic() > reported + REPORT_INTERVAL:
+                reported = time.monotonic()
+                self._reporter.message(Level.INFO, "", f"removing {image}: {done / max(size, 1):.0%}")
+            return 0
+
+        return report
 
 
 def require_room(cluster: Cluster, pool: str, data_bytes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Callable, Optional, Protocol, Union
@@ -35,13 +35,17 @@ class SnapshotReader(Protocol):
     layout: Layout
     source: SnapshotId
 
-    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
-        """Yield what is allocated, everywhere or in an extent, in ascending order and without overlaps."""
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        """Yield what is allocated, everywhere or in an extent, in ascending order and without overlaps.
 
-    def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+        Extents of no bytes among it tell how far all is listed, at multiples of stream.READ_SIZE.
+        """
+
+    def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
         """Yield all that may differ from an older snapshot of the image, in ascending order.
 
-        `since` is its name. `fast`: as the object map has it, where that can be trusted.
+        `since` is its name. `fast`: as the object map has it, where that can be trusted. Extents of no bytes
+        among it tell how far all is listed.
         """
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
@@ -133,6 +137,12 @@ class Job(Protocol):
 
     def check_stop(self) -> None:
         """Raise if the job has to end; called at every place where it safely can."""
+
+    def require_lock(self) -> None:
+        """Wait until the domain's lock is provably the job's own: before a manifest is written.
+
+        Raises if it was lost.
+        """
 
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
         """Say that all of an image has arrived. Where that was to be proven at once, raises Mismatch.

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from . import PROGRAM, manifest
+from .ceph_retry import CephRetry
 from .cluster import Cluster
 from .errors import BackupError, ConfigError, NotDefined
 from .hypervisor import Hypervisor
 from .model import ClusterAddress, HeldPoint, Image, Level, SavedDomain, SavedImage, image_named
 from .new_file import NewFile
 from .new_image import NewImage, require_room
-from .protocols import Output, RunReporter
+from .protocols import Output, Reporter, RunReporter
 from .restore import Restore, RestoredImage, Wanted
 from .restore_points import chosen, images_held
 from .restored_domain import RestoredDomain
@@ -108,14 +109,16 @@ class Restorer:
         if order.to_file:
             return restore.bring_back([(images[0], NewFile(order.to_file, images[0], order.force))])
         with ExitStack() as stack:
-            cluster = stack.enter_context(restore_cluster(self.settings))
+            cluster = stack.enter_context(
+                restore_cluster(self.settings, self.stop, self.reporter, saved.name)
+            )
             places = {image.target: order.place_of(_image(image)) for image in images}
             _require_names_of_their_own(images, places.values())
             domain = self._domain(saved, stack) if order.define else None
             xml = domain.xml(places, cluster.monitors()) if domain else ""
             _require_room(cluster, images, places)
             wanted: Wanted = [
-                (one, NewImage(cluster, places[one.target], one, order.force, self.reporter))
+                (one, NewImage(cluster, places[one.target], one, order.force, self.reporter, self.stop))
                 for one in images
             ]
             restored = restore.bring_back(wanted)
@@ -161,10 +164,15 @@ def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
             raise NotDefined(f"the domain is restored, but {error.message}", error.hint) from error
 
 
-def restore_cluster(settings: Settings) -> Cluster:
+def restore_cluster(settings: Settings, stop: StopRequest, reporter: Reporter, domain: str = "") -> Cluster:
     """Connect to the cluster that CEPH_CONF leads to, as CEPH_USER. Raises ClusterError."""
+
+    def report(level: Level, text: str) -> None:
+        reporter.message(level, domain, text)
+
     address = ClusterAddress(user=settings.ceph_user)
-    return Cluster(address, "", settings.ceph_conf, settings.ceph_timeout)
+    retry = CephRetry(settings.ceph_stall_timeout, stop.check, report)
+    return Cluster(address, "", settings.ceph_conf, settings.ceph_timeout, retry=retry)
 
 
 def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:

@@ -23,11 +23,12 @@ from .incomplete import discard_of_dead, discard_own, incomplete, tell_of_dead_l
 from .job import JobOrder
 from .job_hooks import run_owed
 from .largest import largest_first
-from .model import Domain, HeldPoint, JobResult, Level, PointId, Status
+from .model import Domain, HeldPoint, JobResult, Level, Status
 from .node import only_run
 from .pool import Pool
 from .protocols import Output, Reporter, RunReporter
 from .report import RunResult
+from .restore_points import missing
 from .retry import moments
 from .selection import Choice, choose
 from .settings import Settings
@@ -142,6 +143,7 @@ class Run:
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
+                results = self._confirmed(results)
                 tell_of_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -182,7 +184,7 @@ class Run:
             again = {result.uuid for result in results if result.passing}
             if not again or not self._waited(ended + moment, len(again)):
                 break
-            discard_own(self.run, self.output, self.reporter, patient=True)  # or both attempts would count
+            self._discard_own(patient=True)  # or both attempts would count
             text = f"trying {len(again)} failed domains once more: what failed may have passed"
             self.reporter.message(Level.INFO, "", text)
             repeated = [replace(one, attempt=number) for one in orders if one.uuid in again]
@@ -254,16 +256,43 @@ class Run:
             return ""
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
 
+    def _discard_own(self, patient: bool) -> None:
+        discard_own(self.run, self.output, self.reporter, patient, self.stop.check_insisted)
+
+    def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
+        """Look once at the output for what was saved; fail the domains of which it has not all.
+
+        Somebody may have removed what no manifest counted yet, though it was about to.
+        """
+        if not any(result.status is Status.SAVED for result in results):
+            return results
+        try:
+            held = self.output.restore_points(self.stop.check_insisted)
+        except BackupError as error:
+            text = f"cannot confirm that what was saved is in the output: {error}"
+            self.reporter.message(Level.WARNING, "", text)
+            return results
+        return [self._confirmed_in(held, result) for result in results]
+
+    def _confirmed_in(self, held: Sequence[HeldPoint], result: JobResult) -> JobResult:
+        lacking = missing(held, self.run, result) if result.status is Status.SAVED else ()
+        if not lacking:
+            return result
+        reason = f"saved, but the output no longer has {', '.join(lacking)}"
+        hint = "who removes restic snapshots while backups run? back it up again"
+        self.reporter.message(Level.ERROR, result.name, f"failed: {reason} (hint: {hint})")
+        return replace(result, status=Status.FAILED, reason=reason, hint=hint)
+
     def _tidy_output(
         self,
-        left: Sequence[PointId],
+        left: Sequence[HeldPoint],
         domains: Sequence[Domain],
         results: Sequence[JobResult],
         hypervisors: Hypervisors,
     ) -> None:
         """Remove from the output what failed jobs saved, and what killed runs left of domains now saved."""
         if any(result.status is Status.FAILED for result in results):
-            discard_own(self.run, self.output, self.reporter, patient=not self.stop.requested)
+            self._discard_own(patient=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]

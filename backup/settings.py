@@ -109,6 +109,7 @@ class Settings:
     ceph_conf: str = _constant(_absolute)
     ceph_user: str = _constant(_required)
     ceph_timeout: int = _constant(_whole(1, 3600))
+    ceph_stall_timeout: int = _constant(_whole(0))
     include_domains: Sequence[str] = _constant(_texts)
     exclude_domains: Sequence[str] = _constant(_texts)
     exclude_images: Sequence[str] = _constant(_texts)

@@ -127,7 +127,7 @@ class DomainSnapshots:
         """
         deadline = time.monotonic() + seconds
         for snapshot in self.snapshots:  # one by one: those begun are removed, even if a thread can't be had
-            self._started.append((snapshot, self._threads.submit(snapshot.create)))
+            self._begin_creation(snapshot)
         pending = {future for _, future in self._started}
         while pending:
             done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
@@ -138,6 +138,20 @@ class DomainSnapshots:
                 late = ", ".join(str(one.image) for one, future in self._started if future in pending)
                 message = f"the snapshots of {late} were not made within {seconds:.0f} s"
                 raise NotNow(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
+
+    def _begin_creation(self, snapshot: DiskSnapshot) -> None:
+        """Have a thread make it, and note that it may be there.
+
+        Where no further thread can be had, `submit` raises and leaves the work to those that there are.
+        """
+        creation: Future[None] = Future()
+        self._started.append((snapshot, creation))
+        try:
+            self._threads.submit(_create, snapshot, creation)
+        except BaseException:
+            if creation.cancel():  # none has begun with it, and none will
+                self._started.pop()
+            raise
 
     def in_use_by_others(self, domain_active: bool) -> Sequence[Image]:
         """Give the images that clients other than the domain's own QEMU have open for writing."""
@@ -192,6 +206,17 @@ class DomainSnapshots:
     def _remove(self, snapshot: DiskSnapshot) -> None:
         with self._deletions.one():
             snapshot.remove()
+
+
+def _create(snapshot: DiskSnapshot, creation: Future[None]) -> None:
+    if not creation.set_running_or_notify_cancel():
+        return
+    try:
+        snapshot.create()
+    except BaseException as error:  # raised where it is waited for
+        creation.set_exception(error)
+    else:
+        creation.set_result(None)
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import threading
 import time
 from types import FrameType
 
-from .errors import BackupError, Interrupted
+from .errors import BackupError, Interrupted, NotNow
+
+LEASE_HINT = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
 
 
 class StopRequest:
@@ -21,7 +23,9 @@ class StopRequest:
     def __init__(self) -> None:
         self._reason: BackupError | None = None
         self._signals = 0
+        self._first_signal = math.inf  # of time.monotonic()
         self._lease_ends = math.inf
+        self._lease_grace = 0.0
         self.signal_number = 0
 
     @property
@@ -33,20 +37,38 @@ class StopRequest:
         """Whether a second signal came."""
         return self._signals > 1
 
+    @property
+    def signalled_for(self) -> float:
+        """Seconds since the first signal; 0 before it."""
+        return max(0.0, time.monotonic() - self._first_signal)
+
     def request(self, reason: BackupError) -> None:
         self._reason = self._reason or reason
 
-    def lease_until(self, moment: float) -> None:
-        """Stop at this moment of time.monotonic(), unless called again before: a lock has to be renewed."""
-        self._lease_ends = moment
+    @property
+    def leased(self) -> bool:
+        """Whether the lock that has to be renewed is provably held now."""
+        return time.monotonic() <= self._lease_ends
+
+    def lease_until(self, moment: float, grace: float = 0) -> None:
+        """Stop `grace` seconds after this moment of time.monotonic(), unless called again before.
+
+        Until the moment a lock is provably held, in the seconds after it the lock may still be renewed.
+        """
+        self._lease_ends, self._lease_grace = moment, grace
 
     def check(self) -> None:
         """Raise the reason to stop, if there is one."""
-        if time.monotonic() > self._lease_ends:
-            hint = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
-            self.request(BackupError("the domain's lock could not be renewed in time", hint))
+        if time.monotonic() > self._lease_ends + self._lease_grace:
+            self.request(NotNow("the domain's lock could not be renewed in time", LEASE_HINT))
         if self._reason is not None:
             raise self._reason
+
+    def check_leased(self) -> None:
+        """Raise the reason to stop, if there is one; raise NotNow if the lock is not provably held now."""
+        self.check()
+        if not self.leased:
+            raise NotNow("the domain's lock has expired and is not renewed yet", LEASE_HINT)
 
     def check_insisted(self) -> None:
         """Raise the reason to stop if a second signal came: for what is done although one did."""
@@ -63,5 +85,6 @@ class StopRequest:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1
+        self._first_signal = min(self._first_signal, time.monotonic())
         self.signal_number = self.signal_number or number
         self.request(Interrupted("interrupted", number))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Callable
 
@@ -29,12 +30,14 @@ class Copied:
     checksums: Checksums
 
 
-def pieces(reader: SnapshotReader, within: Extent | None = None) -> Iterator[tuple[int, bytes]]:
+def pieces(reader: SnapshotReader, within: Extent | None = None) -> Generator[tuple[int, bytes], None, None]:
     """Yield (offset, data) of all data, or of those in an extent, in order; what is not yielded is a hole.
 
-    A piece never crosses a multiple of READ_SIZE, and each such part of the image gives one at the most.
+    A piece never crosses a multiple of READ_SIZE, and each such part of the image gives one at the most. One
+    without data tells how far all is known: the rest of a hole may take minutes to be listed.
     """
-    return read_ahead(reader, _reads(reader.extents(within)))
+    with closing(reader.extents(within)) as extents, closing(_reads(extents)) as reads:
+        yield from read_ahead(reader, reads)
 
 
 def copy(
@@ -46,14 +49,16 @@ def copy(
     BackupError.
     """
     data_bytes, checksums = 0, Checksums()
-    for offset, data in pieces(reader):
-        if offset < sink.sent:
-            raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
-        _fill(sink, offset, progress)
-        checksums.note(offset, data)
-        sink.write(data)
-        data_bytes += len(data)
-        progress(sink.sent)
+    with closing(pieces(reader)) as coming:
+        for offset, data in coming:
+            if offset < sink.sent:
+                raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
+            _fill(sink, offset, progress)
+            if data:
+                checksums.note(offset, data)
+                sink.write(data)
+                data_bytes += len(data)
+            progress(sink.sent)
     _fill(sink, reader.size, progress)
     progress(sink.sent)
     return Copied(data_bytes, checksums)
@@ -67,11 +72,19 @@ def _fill(sink: PipeSink, end: int, progress: Callable[[int], None]) -> None:
     sink.write_zeros(end - sink.sent)
 
 
-def _reads(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Turn extents into reads: from the first to the last data in each READ_SIZE piece of the image."""
+def _reads(extents: Iterable[Extent]) -> Generator[Extent, None, None]:
+    """Turn extents into reads: from the first to the last data in each READ_SIZE piece of the image.
+
+    What tells how far all is listed, an extent of no bytes, goes on as a read of none.
+    """
     start = end = 0
     for extent in extents:
         offset, stop = extent.offset, extent.offset + extent.length
+        if not extent.length:
+            if end:
+                yield Extent(start, end - start)
+            start = end = 0
+            yield extent
         while offset < stop:
             piece_end = min(stop, (offset // READ_SIZE + 1) * READ_SIZE)
             if end and offset // READ_SIZE == start // READ_SIZE:
@@ -85,23 +98,29 @@ def _reads(extents: Iterable[Extent]) -> Iterator[Extent]:
         yield Extent(start, end - start)
 
 
-def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, data) in order, with as many reads under way as the window has room for."""
+def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:
+    """Yield (offset, data) in order, with as many reads under way as the window has room for.
+
+    A read of no bytes gives none, as soon as those before it are there.
+    """
     pending: deque[tuple[Extent, Callable[[], bytes]]] = deque()
     room = WINDOW_BYTES
     try:
         for read in reads:
-            while pending and (read.length > room or len(pending) == WINDOW_READS):
+            while pending and (not read.length or read.length > room or len(pending) == WINDOW_READS):
                 first, wait = pending.popleft()
                 yield first.offset, wait()
                 room += first.length
+            if not read.length:
+                yield read.offset, b""
+                continue
             pending.append((read, reader.start_read(read.offset, read.length)))
             room -= read.length
         while pending:
             first, wait = pending.popleft()
             yield first.offset, wait()
     finally:
-        for _, wait in pending:  # librbd must not complete into an image that is closed
+        for _, wait in pending:
             _settled(wait)
 
 

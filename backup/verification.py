@@ -109,7 +109,7 @@ class Verification:
             self.reporter.planned(point.id.uuid, point.domain, sum(sizes[one] for one in targets if one))
         left = {point.id.uuid: len(targets) for point, targets in drawn}
         with (
-            _Snapshots(self.settings, self.reporter) as snapshots,
+            _Snapshots(self.settings, self.stop, self.reporter) as snapshots,
             ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads,
         ):
             under_way = {}
@@ -223,8 +223,9 @@ class _Manifest:
 class _Snapshots:
     """The cluster with the snapshots that images were saved from; reached when the first is looked for."""
 
-    def __init__(self, settings: Settings, reporter: RunReporter) -> None:
+    def __init__(self, settings: Settings, stop: StopRequest, reporter: RunReporter) -> None:
         self._settings = settings
+        self._stop = stop
         self._reporter = reporter
         self._stack = ExitStack()
         self._lock = threading.Lock()
@@ -243,7 +244,9 @@ class _Snapshots:
             if not self._tried:
                 self._tried = True
                 try:
-                    self._cluster = self._stack.enter_context(restore_cluster(self._settings))
+                    self._cluster = self._stack.enter_context(
+                        restore_cluster(self._settings, self._stop, self._reporter)
+                    )
                 except ClusterError as error:
                     text = f"base snapshots can't be compared, but checksums: {error.message}"
                     self._reporter.message(Level.INFO, "", text)

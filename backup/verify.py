@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Callable, Union
 
 from . import stream
@@ -38,7 +39,9 @@ def pieces_read(reader: SnapshotReader) -> Generator[bytes, None, None]:
     """
     starts = range(0, reader.size, PIECE)
     extents = (Extent(start, min(PIECE, reader.size - start)) for start in starts)
-    return (data for _, data in stream.read_ahead(reader, extents))
+    with closing(stream.read_ahead(reader, extents)) as pieces:
+        for _, data in pieces:
+            yield data
 
 
 def require_checksums(saved: SavedDomain) -> None:
@@ -87,11 +90,12 @@ def against_snapshot(
         message = f"{image.target} ({image.image}) has {reader.size} bytes, {image.size} are saved"
         raise Mismatch(message, DAMAGED)
     wrong, start = [], 0
-    for piece, data in zip(pieces, pieces_read(reader)):
-        if piece != data:
-            wrong.append(Extent(start, len(data)))
-        start += len(data)
-        progress(start)
+    with closing(pieces_read(reader)) as read:
+        for piece, data in zip(pieces, read):
+            if piece != data:
+                wrong.append(Extent(start, len(data)))
+            start += len(data)
+            progress(start)
     _require_none(wrong, image)
 
 

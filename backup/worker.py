@@ -56,8 +56,8 @@ FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
 class PipeReporter:
     """Sends what the job reports to the main process. Satisfies protocols.Reporter.
 
-    Progress for which the pipe has no room is dropped: a main process that was stopped does not read, and the
-    stream must not wait for it. `set_title` gets what this process is doing.
+    Threads may share it. Progress for which the pipe has no room is dropped: a main process that was stopped
+    does not read, and the stream must not wait for it. `set_title` gets what this process is doing.
     """
 
     def __init__(self, pipe: Connection, set_title: Callable[[str], None] = lambda text: None) -> None:
@@ -83,14 +83,19 @@ class PipeReporter:
         if target != self._target:
             self._target = target
             self._set_title(f"{domain}: {self._phase.value} {target}".rstrip())
-        if self._room.poll(0):
-            self.send(Progress(domain, target, done, size))
+        if self._sending.acquire(blocking=False):  # or another thread is waiting for room
+            try:
+                if self._room.poll(0):
+                    self._send(Progress(domain, target, done, size))
+            finally:
+                self._sending.release()
 
     def send(self, item: FromWorker) -> None:
-        with (
-            self._sending,
-            suppress(BrokenPipeError),
-        ):  # the main process was killed: nobody to tell, but still to clean up
+        with self._sending:
+            self._send(item)
+
+    def _send(self, item: FromWorker) -> None:
+        with suppress(BrokenPipeError):  # the main process was killed: nobody to tell, but still to clean up
             self._pipe.send(item)
 
 

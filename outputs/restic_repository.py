@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
@@ -196,7 +195,11 @@ class Repository:
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
         """Save the manifest: from now on the restore point counts."""
         arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
-        save = partial(self.program.backup_whole, arguments, packed, job.check_stop)
+
+        def save() -> None:
+            job.require_lock()  # or another run could be at it, and take the images for a dead one's
+            self.program.backup_whole(arguments, packed, job.check_stop)
+
         self.unlocked(save, point, job)
 
     def _require_version(self, check_stop: Callable[[], None]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Union
 
 from backup import stream
@@ -35,7 +35,7 @@ class SegmentReader:
         self._whole = position == self._segment.offset
         self._position = position
         self.checksums = Checksums()
-        self._pieces: Iterator[tuple[int, bytes]] | None = None
+        self._pieces: Generator[tuple[int, bytes], None, None] | None = None
         self._offset, self._data = position, b""  # of the piece that comes next, or is being given
 
     def at_once(self, offset: int, length: int) -> Answer | None:
@@ -73,14 +73,15 @@ class SegmentReader:
             raise
         if piece:
             self._offset, self._data = piece
-            self.checksums.note(*piece)
+            if self._data:  # without, it tells of a hole
+                self.checksums.note(*piece)
         else:
             self._offset, self._data = self._end, b""
 
     def close(self) -> None:
         """Wait for the reads that are under way."""
         if self._pieces is not None:
-            self._pieces.close()  # type: ignore[attr-defined]
+            self._pieces.close()
 
 
 class ZerosReader:

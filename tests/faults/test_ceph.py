@@ -62,7 +62,8 @@ def test_a_reader_that_fails_half_way_leaves_nothing_and_is_tried_once_more(
     node: Node, lab: Lab, large: str
 ) -> None:
     # a lock that has not to be renewed meanwhile: it is the reader that fails
-    with node.started("backup", large, MAX_READ_RATE=SLOW, CEPH_TIMEOUT=4, LOCK_DURATION=60) as process:
+    constants = {"MAX_READ_RATE": SLOW, "CEPH_TIMEOUT": 4, "CEPH_STALL_TIMEOUT": 0, "LOCK_DURATION": 60}
+    with node.started("backup", large, **constants) as process:
         wait_until(lambda: received_bytes(node) > 8 * MIB, 60, "restic has got a part of the image")
         with stopped(lab.osd_pid):
             wait_until(lambda: not node.processes("--stdin"), 60, "the read times out and restic is gone")
@@ -90,7 +91,12 @@ def test_an_osd_that_is_killed_and_restarted_costs_nothing(node: Node, lab: Lab,
 
 def test_a_snapshot_that_can_not_be_deleted_is_told_and_removed_by_the_next_run(node: Node, lab: Lab) -> None:
     restic = HeldBackRestic(node, "definition.tar")
-    constants = {"RESTIC_BINARY": restic.path, "CEPH_TIMEOUT": 3, "SNAPSHOT_DELETES": 1}
+    constants = {
+        "RESTIC_BINARY": restic.path,
+        "CEPH_TIMEOUT": 3,
+        "CEPH_STALL_TIMEOUT": 0,
+        "SNAPSHOT_DELETES": 1,
+    }
     with deletions_held_back(node) as delete, node.started("backup", ARCHIVE, **constants) as process:
         restic.reached()
         with stopped(lab.osd_pid):

@@ -213,7 +213,7 @@ def test_a_read_that_fails_interrupts_restic_before_it_saves_the_rest(
 ) -> None:
     last = 68 * MIB  # restic reads two segments at a time: after the last two it would have done
     # a lock that has not to be renewed meanwhile: it is the read that fails
-    with reading(node, last, CEPH_TIMEOUT=8, LOCK_DURATION=60) as run:
+    with reading(node, last, CEPH_TIMEOUT=8, CEPH_STALL_TIMEOUT=0, LOCK_DURATION=60) as run:
         with stopped(lab.osd_pid):
             wait_until(lambda: not node.processes(RESTIC), 60, "the read times out and restic is gone")
         run.process.terminate()  # or it would be tried once more

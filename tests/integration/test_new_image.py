@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import pytest
 import rbd
 
+from backup import new_image
 from backup.cluster import Cluster
 from backup.errors import BackupError, NotNow
 from backup.model import ClusterAddress, Image, Level, SavedImage
 from backup.new_image import REPLACED, NewImage
+from backup.stop import StopRequest
 from tests.lab import Lab
 from tests.lab.sample import MIB
 from tests.unit.recorder import Recorder
@@ -136,3 +138,33 @@ def test_an_old_image_that_can_not_be_removed_is_told_and_the_new_one_is_kept(cl
     assert _content(cluster) == b"newer"
     (told,) = recorder.told(Level.WARNING)
     assert told.startswith(f"{IMAGE} is restored, but cannot remove image {IMAGE}{REPLACED}: ")
+
+
+class Insisting(StopRequest):
+    """Has got a second signal by the third time that it is asked."""
+
+    asked = 0
+
+    @property
+    def insisted(self) -> bool:
+        self.asked += 1
+        return self.asked >= 3
+
+
+def test_a_long_removal_that_is_given_up_leaves_what_the_next_restore_removes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_image, "EMPTIED_AT_A_TIME", 1)
+    monkeypatch.setattr(new_image, "REPORT_INTERVAL", 0)
+    saved, recorder = SavedImage("vda", "vms/vda", 40 * MIB, 0, 0, 0.0, "", LAYOUT), Recorder()
+    target = NewImage(cluster, IMAGE, saved, False, recorder, Insisting())
+    _fill(target, b"first")
+    with pytest.raises(BackupError, match=r"is removed only in part, 32\.0 MiB are left"):
+        target.discard()
+    assert cluster.image_size(target.filling) == 32 * MIB
+    assert recorder.told(Level.INFO) == [
+        f"removing {target.filling}: 10%",
+        f"removing {target.filling}: 20%",
+    ]
+    NewImage(cluster, IMAGE, saved, False, recorder).require_free()
+    assert target.filling.name not in _names(cluster)

@@ -48,6 +48,9 @@ class JobOnPaper:
     def check_stop(self) -> None:
         self.stop.check()
 
+    def require_lock(self) -> None:
+        self.stop.check_leased()
+
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
         self.released.append(source)
 

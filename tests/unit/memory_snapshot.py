@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, Optional
@@ -42,14 +42,14 @@ class MemorySnapshot:
             content[offset : offset + len(data)] = data
         return bytes(content)
 
-    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         start, end = (within.offset, within.offset + within.length) if within else (0, self.size)
         for offset, data in sorted(self.data.items()):
             first, last = max(start, offset), min(end, offset + len(data))
             if first < last:
                 yield Extent(first, last - first)
 
-    def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+    def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
         assert since == self.base
         yield from self.changed
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from backup.ceph_retry import CephRetry
 from backup.cluster import Claim, Cluster
-from backup.cluster_errors import ClusterError, ImageGone, LockHeld
+from backup.cluster_errors import ClusterError, ImageGone, LockHeld, LockLost
 from backup.connect import Clusters
 from backup.image_reader import ImageReader
 from backup.model import ClusterAddress, Image
@@ -24,11 +26,13 @@ class PaperCluster(Cluster):
         self.fsid = fsid
         self.user = "libvirt"
         self.timeout = 60
+        self.retry = CephRetry()
         self.ids: dict[str, str] = {}  # of images, by the names that they have now
         self.watching: dict[str, int] = {}  # clients that have an image open
         self.snapshots: dict[str, set[str]] = {}
         self.numbers: dict[tuple[str, str], int] = {}  # ids of snapshots, by image and name
-        self.locks: dict[str, str] = {}
+        self.locks: dict[str, str] = {}  # owners by names, in whichever pool
+        self.tokens: dict[str, str] = {}  # who took them last, expired or not
         self.claims: list[Claim] = []
         self.failing: set[tuple[str, str]] = set()  # ("open", "create", "rename" or "remove", image)
         self.distrusted: set[str] = set()  # image@snapshot or image@head whose object map is not valid
@@ -37,6 +41,7 @@ class PaperCluster(Cluster):
         self.go_on = threading.Event()
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
         self.unreachable = False
+        self.pools = {"vms"}
         self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
 
     def image_size(self, image: Image) -> int:
@@ -72,6 +77,9 @@ class PaperCluster(Cluster):
     def has_valid_object_map(self, opened: Any) -> bool:
         return opened not in self.distrusted
 
+    def has_pool(self, name: str) -> bool:
+        return name in self.pools
+
     def create_snapshot(self, image: Image, name: str) -> None:
         if self.together:
             self.together.wait(timeout=5)
@@ -105,22 +113,24 @@ class PaperCluster(Cluster):
         if self.claim_hangs.is_set():
             assert self.go_on.wait(timeout=5)
         if self.unreachable:
-            raise ClusterError("connection timed out", "are the monitors up?")
+            raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
         self.claims.append(claim)
         held_by = self.locks.get(name)
-        if held_by not in (None, owner) or (held_by and claim is Claim.TAKE):
+        if held_by not in (None, owner):
             raise LockHeld(f"the lock {name} beside image {image} is held")
-        if held_by is None and claim is Claim.RENEW:
-            raise ClusterError(
-                f"cannot renew the lock {name} beside image {image}: no such file or directory"
-            )
-        self.locks[name] = owner
+        if claim is Claim.KEEP and self.tokens.get(name) != owner:
+            raise LockLost(f"the lock {name} beside image {image} has expired, and was another's since")
+        self.locks[name] = self.tokens[name] = owner
 
     def object_exists(self, image: Image, name: str) -> bool:
         return name in self.locks
 
-    def remove_lock(self, image: Image, name: str) -> None:
-        self.locks.pop(name, None)
+    def remove_lock(self, image: Image, name: str, owner: str) -> None:
+        if self.unreachable:
+            raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
+        if self.locks.get(name) == owner:
+            del self.locks[name]
+            del self.tokens[name]
 
 
 class PaperClusters(Clusters):

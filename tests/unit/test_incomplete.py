@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from typing import Callable
+from dataclasses import replace
+from typing import Any, Callable
 
 import pytest
 
@@ -12,14 +13,14 @@ from backup import incomplete
 from backup.errors import BackupError, Interrupted
 from backup.hypervisors import Hypervisors
 from backup.incomplete import discard_of_dead, discard_own, tell_of_dead_locks
-from backup.model import Domain, HeldPoint, Level, PointId
+from backup.model import Domain, HeldPoint, Image, Level, PointId
 from backup.stop import StopRequest
 
 from .jobs_on_paper import NoOutput
 from .paper_cluster import PaperCluster, PaperClusters
 from .paper_node import LOCK
 from .recorder import Recorder
-from .samples import OTHER_UUID, RUN, URI, UUID, domain, held_point, settings
+from .samples import FSID, OTHER_UUID, RUN, URI, UUID, domain, held_point, settings
 
 OWN = PointId(RUN, UUID)
 DEAD = PointId("20200101T000000Z-dead", UUID)
@@ -67,13 +68,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
 
 
 def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
-    points, node = [DEAD, ELSEWHERE], OneHypervisor()
-    discard_of_dead(points, domains, node, output, settings(), recorder, StopRequest())
+    points = [held_point(point.run, point.uuid) for point in (DEAD, ELSEWHERE)]
+    discard_of_dead(points, domains, OneHypervisor(), output, settings(), recorder, StopRequest())
 
 
 def test_what_has_no_manifest_is_incomplete() -> None:
     points = [held_point(), held_point(DEAD.run, manifest_id="manifest")]
-    assert incomplete.incomplete(points) == [OWN]
+    assert [point.id for point in incomplete.incomplete(points)] == [OWN]
 
 
 def test_a_run_discards_its_own_alone() -> None:
@@ -123,6 +124,36 @@ def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
     assert recorder.messages == []
 
 
+def test_what_was_saved_under_a_lock_in_another_place_goes_under_that_lock(cluster: PaperCluster) -> None:
+    """Another node's definition of the domain has its images elsewhere."""
+    output, recorder = Left(DEAD), Recorder()
+    cluster.pools = {"vms", "fast"}
+    taken: list[Image] = []
+    lock = cluster.lock
+
+    def noted(image: Image, *rest: Any) -> None:
+        taken.append(image)
+        lock(image, *rest)
+
+    cluster.lock = noted  # type: ignore[method-assign, assignment]
+    discard_dead(output, recorder, f"{FSID}/fast/space", f"{FSID}/gone/")
+    assert output.points == []
+    assert [(image.pool, image.namespace) for image in taken] == [("fast", "space")]
+    assert cluster.locks == {}
+
+
+@pytest.mark.parametrize("place", ["another-cluster/vms/", "none of ours", ""])
+def test_what_a_run_of_another_cluster_may_be_at_stays(cluster: PaperCluster, place: str) -> None:
+    output, recorder = Left(DEAD), Recorder()
+    discard_dead(output, recorder, place)
+    assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
+
+
+def discard_dead(output: Left, recorder: Recorder, *places: str) -> None:
+    point = replace(held_point(DEAD.run, DEAD.uuid), locks=places)
+    discard_of_dead([point], [domain()], OneHypervisor(), output, settings(), recorder, StopRequest())
+
+
 def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: PaperCluster) -> None:
     output, recorder = Left(DEAD), Recorder()
     output.refuses = True
@@ -135,7 +166,8 @@ def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: Paper
 def test_a_request_to_stop_leaves_the_rest_to_the_next_run(cluster: PaperCluster) -> None:
     output, recorder, stop = Left(DEAD), Recorder(), StopRequest()
     stop.request(Interrupted("interrupted", 15))
-    discard_of_dead([DEAD], [domain()], OneHypervisor(), output, settings(), recorder, stop)
+    points = [held_point(DEAD.run, DEAD.uuid)]
+    discard_of_dead(points, [domain()], OneHypervisor(), output, settings(), recorder, stop)
     assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
 
 
@@ -143,7 +175,7 @@ def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
     cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, recorder = Left(DEAD), Recorder()
-    monkeypatch.setattr(StopRequest, "lease_until", lambda self, _moment: self.request(BackupError("lost")))
+    monkeypatch.setattr(StopRequest, "lease_until", lambda self, *_: self.request(BackupError("lost")))
     discard(output, recorder, domain())
     assert (output.points, cluster.locks) == ([DEAD], {})
     (text,) = recorder.told(Level.WARNING)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
+from backup.ceph_retry import CephRetry
 from backup.errors import BackupError, Interrupted
-from backup.model import Consistency, Definition, Disk, Domain, Level, Override, State, Status
+from backup.model import (
+    Consistency,
+    Definition,
+    Disk,
+    Domain,
+    Level,
+    Override,
+    RestorePoint,
+    SavedImage,
+    State,
+    Status,
+)
+from backup.protocols import Job, SnapshotSource
 
-from .paper_node import LOCK, PaperNode
+from .paper_node import LOCK, PaperNode, PaperOutput
 from .samples import RUN, UUID, broken_disk, domain, foreign_disk, rbd_disk
 
 ROOT, DATA = rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")
@@ -250,3 +266,69 @@ def test_a_domain_that_another_run_is_at_fails(make: MakeNode) -> None:
     )
     assert "rados --pool vms" in result.hint
     assert (node.hypervisor.asked, node.output.asked_for) == ([], [])
+
+
+class LosingLock(PaperOutput):
+    """Reports each image as saved, once what is to happen before that has happened."""
+
+    before: Callable[[], None]
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        images = super().save(point, sources, job)
+        self.before()
+        for source, saved in zip(sources, images):
+            job.image_saved(source, saved)
+        return images
+
+
+def test_a_lock_that_has_expired_is_waited_for_before_a_snapshot_goes(make: MakeNode) -> None:
+    node = make(domain())
+    node.output = output = LosingLock(node)
+    renewed = threading.Event()
+
+    def expire() -> None:
+        node.stop.lease_until(time.monotonic() - 1, grace=60)
+        threading.Timer(0.3, renew).start()
+
+    def renew() -> None:
+        assert node.ours("vms/web-root"), "removed without the lock"
+        renewed.set()
+        node.stop.lease_until(time.monotonic() + 60)
+
+    output.before = expire
+    assert node.back_up().status is Status.SAVED
+    assert renewed.is_set()
+
+
+def test_a_lock_that_is_lost_before_a_snapshot_goes_is_tried_again(make: MakeNode) -> None:
+    node = make(domain())
+    node.output = output = LosingLock(node)
+    output.before = lambda: node.stop.lease_until(time.monotonic() - 60, grace=1)
+    result = node.back_up()
+    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert result.reason == "the domain's lock could not be renewed in time"
+
+
+def test_no_guest_is_held_without_a_lock_that_is_valid_now(make: MakeNode) -> None:
+    node = make(domain())
+    node.cluster.retry = CephRetry(60)
+
+    def expire(*_: object) -> None:  # while it is frozen
+        node.stop.lease_until(time.monotonic() - 1, grace=60)
+
+    node.hypervisor.freeze = _also(node.hypervisor.freeze, expire)  # type: ignore[method-assign]
+    result = node.back_up()
+    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert result.reason == "the domain's lock has expired and is not renewed yet"
+    assert node.cluster.snapshots == {"vms/web-root": {"foreign"}}
+
+
+def _also(call: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:
+    def both(*arguments: Any) -> Any:
+        result = call(*arguments)
+        then()
+        return result
+
+    return both

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, Interrupted, NotNow
 from backup.model import (
     Consistency,
     Definition,
@@ -187,4 +188,37 @@ def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new
     node.output = Unreachable(node)
     result = node.back_up()
     assert (result.status, result.reason) == (Status.FAILED, "restic snapshots failed")
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_a_stop_that_comes_when_all_is_saved_keeps_no_snapshot_from_being_kept(node: PaperNode) -> None:
+    class Stopping(KeepingOutput):
+        def save(
+            self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+        ) -> tuple[SavedImage, ...]:
+            images = super().save(point, sources, job)
+            node.stop.request(Interrupted("interrupted", 15))
+            return images
+
+    node.output = Stopping(node)
+    assert node.back_up().status is Status.SAVED
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+
+
+def test_without_the_lock_no_snapshot_is_kept_or_removed_that_the_next_run_could_build_on(
+    node: PaperNode,
+) -> None:
+    class Losing(KeepingOutput):
+        def save(
+            self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+        ) -> tuple[SavedImage, ...]:
+            images = super().save(point, sources, job)
+            node.stop.request(NotNow("lost the domain's lock"))
+            node.stop.lease_until(-math.inf)
+            return images
+
+    node.output = Losing(node)
+    add(node, f"{KEPT}{BEFORE}")
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "saved, but lost the domain's lock")
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2

@@ -79,7 +79,7 @@ def test_a_lock_that_has_expired_is_removed_even_where_no_snapshot_is_left(
 ) -> None:
     left = [LOCK]  # the object, with no lock in it any more
     monkeypatch.setattr(cluster, "object_exists", lambda _image, name: name in left)
-    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name: left.remove(name))
+    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name, _owner: left.remove(name))
     assert remove(tmp_path, recorder, WEB) == 0
     assert left == []
 
@@ -198,7 +198,7 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
         remove_snapshot(one, name)
         if str(one) == "vms/a":
             cluster.locks[LOCK] = "another node"
-            wait_until(lambda: Claim.RENEW in cluster.claims, 5, "a renewal")
+            wait_until(lambda: Claim.KEEP in cluster.claims, 5, "a renewal")
             wait_until(lambda: not keepers(), 5, "who renews has given up")
 
     def keepers() -> list[threading.Thread]:

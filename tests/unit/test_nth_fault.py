@@ -19,7 +19,7 @@ LEAST_CALLS = 20  # that a backup of two images makes
 KILLED = {Fault.KILLED_BEFORE, Fault.KILLED_AFTER}
 
 # The calls that remove something of ours: after such a call's own failure it is left to the next run.
-REMOVAL = {"lock TAKE_OR_RENEW", "remove_lock", "remove_snapshot"}
+REMOVAL = {"remove_lock", "remove_snapshot"}
 
 # The calls that let the guest go: after a bug in one of them that is left to the main process.
 LETTING_GO = {"state", "instance", "thaw"}

@@ -202,13 +202,13 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
 def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
     shutil.copytree(saved.repository.path, repository.path, dirs_exist_ok=True)  # complete, of this run
     output = Restic(repository.program())
-    assert incomplete(output.ready()) == []
+    assert [point.id for point in incomplete(output.ready())] == []
     complete = set(repository.snapshots())
     half = PointId(RUN, "incomplete")
     tags = ("--tag=virt-rbd-backup", f"--tag=run={half.run}", f"--tag=uuid={half.uuid}")
     with repository.program().backup(tags, lambda: None) as backup:
         backup.sink.write(b"half a restore point")
-    assert incomplete(output.ready()) == [half]
+    assert [point.id for point in incomplete(output.ready())] == [half]
     output.discard([PointId("20200101T000000Z-othr", half.uuid), PointId(RUN, UUID)], patient=False)
     assert len(repository.snapshots()) == len(complete) + 1
     output.discard([half], patient=False)
@@ -264,7 +264,7 @@ def test_images_of_a_failed_attempt_go_though_the_next_one_is_complete(repositor
     (image,) = output.save(
         replace(restore_point(domain(disks=[source.disk])), attempt=2), [source], JobOnPaper()
     )
-    assert incomplete(output.ready()) == [PointId(RUN, UUID)]
+    assert [point.id for point in incomplete(output.ready())] == [PointId(RUN, UUID)]
     output.discard([PointId(RUN, UUID)], patient=False)
     (left,) = output.ready()
     assert (left.id, [one.restore_id[:8] for one in left.images]) == (

@@ -89,6 +89,7 @@ def back_up(
     retry_for: int = 0,
 ) -> RunResult:
     monkeypatch.setattr(run, "Pool", pool)
+    monkeypatch.setattr(run, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
     monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))

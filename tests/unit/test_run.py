@@ -13,7 +13,7 @@ from typing import Any, Callable
 import pytest
 
 from backup import run
-from backup.errors import AlreadyRunning, ConfigError, Interrupted
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
 from backup.journal import Hold, Journal
@@ -40,6 +40,9 @@ class NothingLeft(NoOutput):
     held: Sequence[HeldPoint] = ()
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return self.held
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
         return self.held
 
     def discard(
@@ -78,6 +81,7 @@ class PoolOnPaper:
 def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
     pool = PoolOnPaper()
     monkeypatch.setattr(run, "Pool", pool)
+    monkeypatch.setattr(run, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
     monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     return pool
@@ -281,3 +285,45 @@ def test_whom_a_killed_run_left_standing_still_is_let_go_before_any_hook_is_wait
     files.add("before-run.d/x", f"ls {tmp_path}/run/held")
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert [text for text in recorder.told(Level.INFO) if ".json" in text] == []
+
+
+def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
+    uris: tuple[str, str],
+    tmp_path: Path,
+    recorder: Recorder,
+    pool: PoolOnPaper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run of another cluster, or whoever, took them for a dead run's, as no manifest counted them yet."""
+    asked = []
+
+    def missing(held: Sequence[HeldPoint], run_id: str, result: JobResult) -> Sequence[str]:
+        asked.append(run_id)
+        return ("vda (vms/web-root)",) if result.name == "web" else ()
+
+    monkeypatch.setattr(run, "missing", missing)
+    output = NothingLeft()
+    chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"))
+    result = Run(chosen, output, recorder, StopRequest(), RUN).back_up(())
+    assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
+    assert result.exit_code == 3
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith(
+        "failed: saved, but the output no longer has vda (vms/web-root) (hint: who removes"
+    )
+    assert set(asked) == {RUN}
+
+
+def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
+    uris: tuple[str, str], tmp_path: Path, recorder: Recorder
+) -> None:
+    class Unlisted(NothingLeft):
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+            raise BackupError("the repository's host is gone")
+
+    chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"))
+    result = Run(chosen, Unlisted(), recorder, StopRequest(), RUN).back_up(())
+    assert result.exit_code == 0
+    assert recorder.told(Level.WARNING)[-1] == (
+        "cannot confirm that what was saved is in the output: the repository's host is gone"
+    )

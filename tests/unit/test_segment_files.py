@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 import threading
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Generator, Sequence
 from typing import Any, Callable
 
 import pyfuse3
@@ -244,7 +244,7 @@ class Meeting(MemorySnapshot):
 
     meeting = threading.Barrier(2)
 
-    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         self.meeting.wait(timeout=2)
         return super().extents(within)
 
@@ -282,7 +282,7 @@ def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 class Broken(MemorySnapshot):
     """A snapshot whose reader has a bug."""
 
-    def extents(self, within: Extent | None = None) -> Iterator[Extent]:
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         raise ZeroDivisionError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
 
 import pytest
 
@@ -200,3 +201,21 @@ def test_asking_elsewhere_waits_for_the_reads_that_are_under_way() -> None:
     before = len(snapshot.reads)
     segment.load(20 * MIB)
     assert snapshot.pending <= {*range(before, len(snapshot.reads))}
+
+
+class ListedInParts(MemorySnapshot):
+    """A snapshot whose listing tells at each 4 MiB how far it is."""
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        assert within
+        for start in range(within.offset, within.offset + within.length, 4 * MIB):
+            yield from super().extents(Extent(start, 4 * MIB))
+            yield Extent(start + 4 * MIB, 0)
+
+
+def test_a_segment_whose_listing_comes_in_parts_is_read_as_any_other() -> None:
+    segment = SegmentReader(ListedInParts(24 * MIB, WITH_HOLES), SEGMENT)
+    got = read_in_order(segment, 0, SEGMENT.length)
+    assert got == holes().content[SEGMENT.offset : SEGMENT.offset + SEGMENT.length]
+    assert segment.complete
+    assert [*segment.checksums] == checksums_of(holes(), SEGMENT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -13,6 +13,8 @@ from backup import changes, stream
 from backup.base import Base
 from backup.errors import BackupError
 from backup.model import Extent, Level, SnapshotId
+from backup.units import size_text
+from outputs import segmented_disk
 from outputs import segments as cut
 from outputs.segment_reader import SegmentReader
 from outputs.segmented_disk import SegmentedDisk, planned
@@ -360,7 +362,7 @@ class Told(MemorySnapshot):
 
     fast: list[bool] = field(default_factory=list)
 
-    def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+    def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
         self.fast.append(fast)
         return super().changes(since, fast)
 
@@ -374,7 +376,7 @@ def test_the_exact_list_of_changes_is_asked_for_unless_the_fast_one_is_ordered()
 
 def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are_errors() -> None:
     class Unlisted(MemorySnapshot):
-        def changes(self, since: str, fast: bool) -> Iterator[Extent]:
+        def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
             raise BackupError("cannot list what has changed")
 
     base = saved(MemorySnapshot(SIZE, DATA))
@@ -439,3 +441,30 @@ def test_what_was_saved_is_told_with_what_was_read_for_it_and_where_it_came_from
     assert (told.target, told.image, told.size) == ("vda", "vms/web-root", SIZE)
     assert (told.data_bytes, told.read_bytes, told.seconds) == (10_101, 5000, 2.0)
     assert (told.restore_id, told.source.snapshot, told.segment_size) == ("4567cdef", 8, SEGMENT)
+
+
+class ListedInParts(MemorySnapshot):
+    """A snapshot whose listings tell at each segment's end how far they are."""
+
+    def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
+        yield from super().changes(since, fast)
+        yield Extent(SEGMENT, 0)
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        yield from super().extents(within)
+        yield Extent(self.size, 0)
+
+
+def test_a_listing_that_takes_long_is_reported_and_what_it_reports_is_no_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segmented_disk, "LISTING_INTERVAL", 0)
+    base = saved(MemorySnapshot(SIZE, DATA))
+    again = run(ListedInParts(SIZE, DATA, changed=[Extent(2 * SEGMENT, 1)]), base)
+    assert {*again.disk.changed} == {2}
+    assert {*again.disk.files.holes} == {3}
+    size = size_text(SIZE)
+    assert again.told == [
+        (Level.INFO, f"vda (vms/web-root): listing what has changed, {size_text(SEGMENT)} of {size}"),
+        (Level.INFO, f"vda (vms/web-root): listing what is allocated, {size} of {size}"),
+    ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Callable, ClassVar
 
 import pytest
 
@@ -184,6 +187,38 @@ def test_a_request_to_stop_is_heard_while_snapshots_are_made(
         finally:
             assert time.monotonic() - started < 2
             cluster.go_on.set()
+    assert_only_foreign_ones_left(cluster)
+
+
+class NoThirdThread(ThreadPoolExecutor):
+    """Can't start a thread for the third piece of work, which one of the others may do at once, or later."""
+
+    at_once = True
+    asked = 0
+    queued: ClassVar[list[Callable[[], object]]] = []
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_: Any) -> Future[Any]:
+        type(self).asked += 1
+        if self.asked != 3:
+            return super().submit(call, *arguments)
+        self.queued.append(partial(call, *arguments))
+        if self.at_once:
+            self.queued.pop()()
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_one_that_is_made_although_no_thread_could_be_had_for_it_is_removed(
+    cluster: PaperCluster, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    monkeypatch.setattr(NoThirdThread, "at_once", at_once)
+    monkeypatch.setattr(NoThirdThread, "asked", 0)
+    monkeypatch.setattr("backup.snapshots.ThreadPoolExecutor", NoThirdThread)
+    with pytest.raises(RuntimeError), made_for_block(cluster, recorder) as snapshots:
+        snapshots.create(5, go_on)
+    for work in NoThirdThread.queued:
+        work()
+    NoThirdThread.queued.clear()
     assert_only_foreign_ones_left(cluster)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Callable
@@ -14,6 +14,7 @@ import pytest
 
 from backup import pipe_sink
 from backup.errors import BackupError, Interrupted
+from backup.model import Extent
 from backup.pipe_sink import PipeSink, ReaderClosed
 from backup.stream import READ_SIZE, WINDOW_BYTES, WINDOW_READS, copy
 
@@ -167,6 +168,38 @@ def test_a_consumer_that_goes_is_told_apart_from_other_errors(data: dict[int, by
             copy(MemorySnapshot(2 * READ_SIZE, data), sink)
         gone.result()
     os.close(theirs)
+
+
+class SlowlyListed(MemorySnapshot):
+    """A snapshot of which a part is listed after the other, and the last one only when that is let."""
+
+    go_on = threading.Event()
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        yield Extent(MIB, 1)
+        yield Extent(8 * MIB, 0)
+        yield Extent(16 * MIB, 0)
+        assert self.go_on.wait(timeout=5)
+        yield Extent(17 * MIB, 1)
+
+
+def test_a_hole_is_sent_as_far_as_it_is_listed_while_the_rest_is_being_listed() -> None:
+    told: list[int] = []
+    snapshot = SlowlyListed(20 * MIB, {MIB: b"x", 17 * MIB: b"y"})
+    ours, theirs = os.pipe()
+
+    def progress(done: int) -> None:
+        told.append(done)
+        if done == 16 * MIB:
+            snapshot.go_on.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        arriving = threads.submit(read_all, ours)
+        with closing(os.fdopen(theirs, "wb")), PipeSink(theirs, go_on) as sink:
+            copied = copy(snapshot, sink, progress)
+        assert arriving.result() == snapshot.content
+    assert told == [MIB + 1, 8 * MIB, 16 * MIB, 17 * MIB + 1, 20 * MIB]
+    assert (copied.data_bytes, len(copied.checksums)) == (2, 2)
 
 
 def test_progress_counts_holes_and_data() -> None:

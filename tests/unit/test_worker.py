@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,16 @@ def test_every_message_is_sent_but_progress_only_twice_a_second_and_at_the_end(
         for done in range(3):
             reporter.progress("web", "vda", done, 9)
         assert [ours.recv().done for _ in range(3)] == [0, 1, 2]
+
+
+def test_what_several_threads_say_at_once_arrives_whole() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    texts = [letter * 100_000 for letter in "abcdefgh"]  # more than is written in one go
+    with ours, theirs, ThreadPoolExecutor(len(texts)) as threads:
+        reporter = PipeReporter(theirs)
+        for text in texts:
+            threads.submit(reporter.message, Level.INFO, "web", text)
+        assert sorted(ours.recv().text for _ in texts) == texts
 
 
 def test_a_main_process_that_is_gone_does_not_keep_a_worker_from_cleaning_up() -> None:
