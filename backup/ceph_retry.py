@@ -72,6 +72,8 @@ class CephRetry:
                     if error.number != errno.ETIMEDOUT:
                         raise
                     moment = timed_out_at() if timed_out_at else time.monotonic()
+                    if first is None and moment < self._answered:
+                        continue  # in a stall that is over: nobody has waited for it meanwhile
                     self._silent = True
                     self._require_retry(moment if first is None else first, error, check_stop)
                     self._begin_retry(moment, first is None)
@@ -86,15 +88,12 @@ class CephRetry:
                 self._end_retries()
 
     def _require_retry(self, first: float, error: ClusterError, check_stop: Check | None) -> None:
-        """Raise unless a call that timed out at this moment for the first time is to be made again.
-
-        One that nobody waited for during a stall is retried after it, however long ago it timed out.
-        """
+        """Raise unless a call that timed out at this moment for the first time is to be made again."""
         if check_stop:
             check_stop()
         elif self._stopping():
             raise error
-        if time.monotonic() >= max(first, self._answered) + self.limit:
+        if time.monotonic() >= first + self.limit:
             if not self.limit:
                 raise error
             message = f"{error.message}, retried for {self.limit:.0f} s (CEPH_STALL_TIMEOUT)"
