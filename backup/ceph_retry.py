@@ -39,6 +39,7 @@ class CephRetry:
         self._stalled = 0  # calls that have timed out and are being retried
         self._since = 0.0  # of time.monotonic(), when the first of them was made
         self._answered = 0.0  # when the last of them got an answer
+        self._gave_up = 0.0  # when the last of them was not retried any more
         self._silent = False  # the last call, retried or not, has timed out
 
     def of_connection(self, timeout: float) -> CephRetry:
@@ -72,8 +73,14 @@ class CephRetry:
                     if error.number != errno.ETIMEDOUT:
                         raise
                     moment = timed_out_at() if timed_out_at else time.monotonic()
+                    if first is None and moment < self._answered:
+                        continue  # in a stall that is over: nobody has waited for it meanwhile
                     self._silent = True
-                    self._require_retry(moment if first is None else first, error, check_stop)
+                    self._require_stay(error, check_stop)
+                    if first is None:
+                        self._require_time(moment, moment <= self._gave_up, error)
+                    else:
+                        self._require_time(first, True, error)
                     self._begin_retry(moment, first is None)
                     first = moment if first is None else first
                 else:
@@ -85,18 +92,23 @@ class CephRetry:
             if first is not None:
                 self._end_retries()
 
-    def _require_retry(self, first: float, error: ClusterError, check_stop: Check | None) -> None:
-        """Raise unless a call that timed out at this moment for the first time is to be made again.
-
-        One that nobody waited for during a stall is retried after it, however long ago it timed out.
-        """
+    def _require_stay(self, error: ClusterError, check_stop: Check | None) -> None:
+        """Raise if the job has to stop: what the stop says, or the timeout."""
         if check_stop:
             check_stop()
         elif self._stopping():
             raise error
-        if time.monotonic() >= max(first, self._answered) + self.limit:
-            if not self.limit:
-                raise error
+
+    def _require_time(self, first: float, tried: bool, error: ClusterError) -> None:
+        """Raise if a call that timed out at this moment for the first time has been retried for long enough.
+
+        Or another one has (`tried`). A read may have timed out long before somebody waits for it, where the
+        output took nothing meanwhile: that alone is no reason to fail.
+        """
+        if not self.limit:
+            raise error
+        if tried and time.monotonic() >= first + self.limit:
+            self._gave_up = time.monotonic()
             message = f"{error.message}, retried for {self.limit:.0f} s (CEPH_STALL_TIMEOUT)"
             raise ClusterError(message, error.hint, error.number) from error
 

@@ -116,11 +116,27 @@ def test_a_job_that_has_to_stop_retries_nothing(clock: Clock, given: bool) -> No
 
 
 def test_what_nobody_waited_for_during_a_stall_is_retried_after_it(clock: Clock) -> None:
-    retry = CephRetry(900).of_connection(60)
+    reports = Reports()
+    retry = CephRetry(900, report=reports.report).of_connection(60)
     began = clock.now
     retry.call(Silent(clock, 15))  # the stall ends just in time
+    before = len(reports)
     late = Silent(clock, 1)
     assert retry.call(late, timed_out_at=lambda: began + 60) == "answer"
+    assert (late.made, len(reports)) == (2, before), "that stall was reported"
+
+
+def test_what_timed_out_long_ago_is_retried_at_least_once_unless_others_were_in_vain(clock: Clock) -> None:
+    retry = CephRetry(900).of_connection(60)
+    long_ago = clock.now
+    clock.now += 5000  # in which the output took nothing
+    assert retry.call(Silent(clock, 1), timed_out_at=lambda: long_ago) == "answer"
+    with pytest.raises(ClusterError):
+        retry.call(Silent(clock, 99))
+    late, moment = Silent(clock, 1), clock.now - 950
+    with pytest.raises(ClusterError):
+        retry.call(late, timed_out_at=lambda: moment)
+    assert late.made == 1
 
 
 def test_several_calls_in_one_stall_report_it_once() -> None:
