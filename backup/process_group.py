@@ -17,7 +17,7 @@ ENDED = "ZX"  # states of a process that runs no more, whose parent has not hear
 
 
 class Life(NamedTuple):
-    """What distinguishes a process from all others of this boot: pid, and its start in clock ticks (man 5 proc)."""
+    """What distinguishes a process within a boot: its pid, and its start in clock ticks (man 5 proc)."""
 
     pid: int
     began: int
