@@ -132,14 +132,18 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
 def _shown(
     arguments: argparse.Namespace, settings: Settings, console: Console
 ) -> Iterator[tuple[Display, StopRequest]]:
-    """Show what happens during the block, which hears signals. After it they end the process at once."""
+    """Show what happens during the block, which hears signals. After it they end the process at once.
+
+    But for those that follow one that was heard: then it is about to end, with an exit code that says so.
+    """
     stop = _heard()
-    interval = settings.progress_interval
+    display = displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested)
     try:
-        with displayed(console, arguments.progress, interval, lambda: stop.requested) as display:
+        with display:
             yield display, stop
     finally:
-        _unheard()
+        if display.given_up or not stop.requested:
+            _unheard()
 
 
 def _limit(display: Display) -> float:
