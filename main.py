@@ -32,6 +32,7 @@ from backup.protocols import Reporter
 from backup.publish import publish, publish_metrics
 from backup.report import RunResult
 from backup.settings import Settings, load
+from backup.standard_output import STUCK_LIMIT, TERMINAL_LIMIT, is_flushed, print_text, written_within
 from backup.stop import StopRequest
 from backup.title import set_title
 from backup.whole_file import write_whole
@@ -49,8 +50,6 @@ METRICS_MODULES = {"prometheus_client": "python3-prometheus-client"}
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-TERMINAL_LIMIT = 60.0  # seconds for a terminal that may be stopped to take the last words
-STUCK_LIMIT = 1.0  # the same for one that has taken none before
 
 # The settings of the command that an installation brings.
 INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
@@ -92,7 +91,7 @@ def main(words: Sequence[str]) -> int:
 def _report(error: BackupError, console: Console, limit: float = TERMINAL_LIMIT) -> None:
     """Write an error, where there is somebody to read it: a terminal may be stopped."""
     with suppress(TimeoutError):
-        within(limit, partial(console.error, error))
+        written_within(limit, partial(console.error, error))
 
 
 def exit_code(error: BackupError) -> int:
@@ -116,7 +115,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
             _tell(run.nothing_done(arguments.domains, error), settings, display, stop)
             raise
         _tell(result, settings, display, stop)
-    _print(summary(result), display)
+    print_text(summary(result), _limit(display))
     return result.exit_code
 
 
@@ -133,14 +132,23 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
 def _shown(
     arguments: argparse.Namespace, settings: Settings, console: Console
 ) -> Iterator[tuple[Display, StopRequest]]:
-    """Show what happens during the block, which hears signals. After it they end the process at once."""
+    """Show what happens during the block, which hears signals. After it they end the process at once.
+
+    But for those that follow one that was heard: then it is about to end, with an exit code that says so.
+    """
     stop = _heard()
-    interval = settings.progress_interval
+    display = displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested)
     try:
-        with displayed(console, arguments.progress, interval, lambda: stop.requested) as display:
+        with display:
             yield display, stop
     finally:
-        _unheard()
+        if display.given_up or not stop.requested:
+            _unheard()
+
+
+def _limit(display: Display) -> float:
+    """Give the seconds that a terminal has to take what comes after the display."""
+    return STUCK_LIMIT if display.given_up else TERMINAL_LIMIT
 
 
 def _heard() -> StopRequest:
@@ -157,25 +165,6 @@ def _unheard() -> None:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _print(text: str, display: Display | None = None) -> None:
-    """Print what the exit code does not depend on: a reader that has gone is no failure.
-
-    Nor is a terminal that stays stopped (Ctrl-S), the less so where it has held up the display already.
-    """
-    try:
-        if display and sys.stdout.isatty():
-            within(STUCK_LIMIT if display.given_up else TERMINAL_LIMIT, partial(_write_out, text))
-        else:  # whoever reads a pipe has time
-            _write_out(text)
-    except OSError:  # what is still buffered would fail once more at exit, and change the exit code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _write_out(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show all domains and disks, and why what is left out is."""
     return _show((), arguments.json, settings, console)
@@ -190,7 +179,7 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
     with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
         choices = look(names, hypervisors, settings, console)
         _unheard()
-        _print(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
+        print_text(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
         return 3 if hypervisors.unreachable else 0
 
 
@@ -202,7 +191,7 @@ def show_points(arguments: argparse.Namespace, settings: Settings, _console: Con
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     points = of_domains(output.restore_points(), arguments.domains)
-    _print(json.dumps(points_json(points), indent=2) + "\n" if arguments.json else points_table(points))
+    print_text(json.dumps(points_json(points), indent=2) + "\n" if arguments.json else points_table(points))
     return 0
 
 
@@ -214,7 +203,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     with _shown(arguments, settings, console) as (display, stop):
         restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
-    _print(restored_table(restored), display)
+    print_text(restored_table(restored), _limit(display))
     return 0
 
 
@@ -229,7 +218,7 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
             verified = verification.verify(arguments.domains, arguments.at)
         finally:  # what was found counts, though it were interrupted
             publish_metrics(settings, display)
-    _print(proven(verified), display)
+    print_text(proven(verified), _limit(display))
     return 3 if verified.failed else 0
 
 
@@ -244,7 +233,7 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
             name = trial.drill(arguments.domain)
         finally:  # that it failed is to be known, too
             publish_metrics(settings, display)
-    _print(f"{name} comes back as it was saved\n", display)
+    print_text(f"{name} comes back as it was saved\n", _limit(display))
     return 0
 
 
@@ -254,9 +243,9 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
 
     problems, stop = 0, _heard()
     for found in examine(settings, outputs.chosen(settings), stop.check):
-        within(math.inf, partial(_print, finding(found)), stop.check)
+        within(math.inf, partial(print_text, finding(found)), stop.check)
         problems += found.problem is not None
-    _print(f"{problems} problems\n" if problems != 1 else "1 problem\n")
+    print_text(f"{problems} problems\n" if problems != 1 else "1 problem\n")
     return 1 if problems else 0
 
 
@@ -276,14 +265,14 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
 
         _write(arguments.html, page(past, made))
     else:
-        _print(json.dumps(past.report, indent=2) + "\n" if arguments.json else report_text(past.report))
+        print_text(json.dumps(past.report, indent=2) + "\n" if arguments.json else report_text(past.report))
     return 0
 
 
 def _write(path: str, content: bytes) -> None:
     """Write a file that everybody may read; "-" is standard output."""
     if path == "-":
-        _print(content.decode())
+        print_text(content.decode())
         return
     try:
         write_whole(Path(path), content, 0o644)
@@ -341,23 +330,10 @@ def _require_modules(modules: Mapping[str, str]) -> None:
 
 
 def _end(code: int) -> NoReturn:
-    """End the process.
-
-    At once where a terminal that was stopped, or a pipe that nobody reads, has a thread that writes to it:
-    Python's own way to the end waits for that thread, and aborts.
-    """
-    try:
-        within(STUCK_LIMIT, _flush)
-    except TimeoutError:
+    """End the process; at once where a terminal that was stopped still keeps a thread that writes to it."""
+    if not is_flushed():
         os._exit(code)
-    except OSError:
-        pass  # which Python will meet itself
     sys.exit(code)
-
-
-def _flush() -> None:
-    sys.stderr.flush()
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
