@@ -1,0 +1,156 @@
+"""One round: commands and faults side by side, then the invariants, one after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tests.chaos import agreement, contents, leftovers, stillness
+from tests.chaos.faults import happen
+from tests.chaos.foreign import Foreign, foreign_locks
+from tests.chaos.nodes import LOCK_DURATION, Running
+from tests.chaos.of_cluster import healthy
+from tests.chaos.of_domains import at_home
+from tests.chaos.plan import NODES, Fault, Order, Plan
+from tests.chaos.repository import Repository
+from tests.chaos.violation import LabBroken, Violation
+from tests.chaos.world import World, wait_for
+
+COMMAND_LIMIT = 240  # seconds; the longest fault and its retries are over long before
+CLEANUP_LIMIT = 120
+HEALTHY_LIMIT = 90
+PROCESSES_LIMIT = 60  # for what outlives its command: the watchdog, and workers that tidy up
+FURTHER_LIMIT = 180
+
+
+class Round:
+    """A round in a world. Its files go to a directory of its own."""
+
+    def __init__(self, world: World, plan: Plan, directory: Path) -> None:
+        self._world = world
+        self._plan = plan
+        self._directory = directory
+        self._commands: list[Running] = []
+        self._lock = threading.Lock()
+        self._found: list[Violation] = []
+
+    def violations(self) -> Sequence[Violation]:
+        """Do it all, and give what does not hold. Raises LabBroken."""
+        world = self._world
+        self._directory.mkdir(parents=True)
+        (self._directory / "plan").write_text(f"{self._plan}\n")
+        world.over.clear()
+        world.spans.clear()
+        began = time.monotonic()
+        with foreign_locks(world, self._plan.foreign, NODES[0]) as foreign:
+            self._happens(began)
+            self._settle()
+            self._found += stillness.violations(world, self._commands, began)
+        self._found += self._of_this_round(foreign)
+        self._found += self._afterwards()
+        self._found += self._of_repositories()
+        return self._found
+
+    def _happens(self, began: float) -> None:
+        """Run the commands, with the faults at their moments; nothing of it runs after it."""
+        faults = [self._thread(self._fault, fault, began) for fault in self._plan.faults]
+        orders = [self._thread(self._as_systemd, index, one) for index, one in enumerate(self._plan.orders)]
+        for thread in orders:
+            thread.join()
+        self._world.over.set()
+        for thread in faults:
+            thread.join()
+
+    def _thread(self, target: object, *arguments: object) -> threading.Thread:
+        assert callable(target)
+        thread = threading.Thread(target=target, args=arguments)
+        thread.start()
+        return thread
+
+    def _fault(self, fault: Fault, began: float) -> None:
+        happen(self._world, fault, began)
+
+    def _as_systemd(self, index: int, order: Order) -> None:
+        """Run a command, and after a backup what the unit has as ExecStopPost."""
+        time.sleep(order.after)
+        node = self._world.nodes[order.node]
+        base = self._directory / f"{index}-{order.node}-{order.command}"
+        self._ended(node.start(order, base), COMMAND_LIMIT)
+        if order.command == "backup":
+            self._ended(node.cleanup(base.with_name(f"{base.name}-post")), CLEANUP_LIMIT)
+
+    def _ended(self, running: Running, limit: float) -> None:
+        with self._lock:
+            self._commands.append(running)
+        if not running.wait(limit):
+            self._found.append(Violation("every command ends", f"{running} has not within {limit} s"))
+            running.node.kill_all()
+            running.wait(10)
+
+    def _settle(self) -> None:
+        """Have the lab as it was before: cluster, libvirt, domains. Raises LabBroken."""
+        if not healthy(self._world.lab, HEALTHY_LIMIT):
+            raise LabBroken("the cluster or libvirt does not recover")
+        at_home(self._world)
+        for node in self._world.nodes.values():
+            if not wait_for(lambda node=node: not stillness.living(node), PROCESSES_LIMIT):  # type: ignore[misc]
+                found = ", ".join(map(str, stillness.living(node)))
+                self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
+                node.kill_all()
+
+    def _of_this_round(self, foreign: Sequence[Foreign]) -> Iterator[Violation]:
+        for one in foreign:
+            yield from one.violations()
+        world = self._world
+        points = {
+            name: Repository(place, world.directory).points() for name, place in world.repositories.items()
+        }
+        for command in self._commands:
+            yield from agreement.violations(command, points[command.order.constants.get("OUTPUT", "restic")])
+            self._remove_restored(command)
+
+    def _remove_restored(self, command: Running) -> None:
+        """Remove what a restore has brought back; where it was killed, the same once more tidies up first."""
+        world = self._world
+        if command.order.command not in ("restore", "drill"):
+            return
+        if command.code != 0:
+            again = command.node.start(command.order, command.base.with_name(f"{command.base.name}-again"))
+            if not again.wait(FURTHER_LIMIT) or again.code != 0:
+                self._found.append(Violation("what was killed can be done again", str(again)))
+        for pool in ("vms", "ssd"):
+            for name in world.lab.rbd("ls", "--pool", pool).decode().split():
+                if "-back" in name and "virt-rbd-backup" not in name:
+                    world.lab.rbd("rm", "--no-progress", f"{pool}/{name}")
+
+    def _afterwards(self) -> Iterator[Violation]:
+        """Once the locks have expired, save everything once more, and see what is left."""
+        if any(leftovers.lock_objects(self._world, pool) for pool in ("vms", "ssd")):
+            time.sleep(LOCK_DURATION)
+        further = [self._further(index, order) for index, order in enumerate(self._plan.further)]
+        for one in further:
+            if not one.wait(FURTHER_LIMIT):
+                one.node.kill_all()
+                one.wait(10)
+            self._commands.append(one)
+            if one.code != 0:
+                yield Violation("a further run saves everything", f"{one}: {one.words[-600:]}")
+        yield from leftovers.violations(self._world)
+
+    def _further(self, index: int, order: Order) -> Running:
+        base = self._directory / f"further-{index}-{order.node}"
+        return self._world.nodes[order.node].start(order, base)
+
+    def _of_repositories(self) -> Iterator[Violation]:
+        for place in self._world.places:
+            repository = Repository(place, self._world.directory)
+            yield from contents.violations(self._world, repository, self._commands)
+            if wrong := repository.check():
+                yield Violation("restic check passes", wrong)
+            contents.forget_old(self._world, repository)
+
+    @property
+    def commands(self) -> Sequence[Running]:
+        return self._commands
