@@ -45,7 +45,7 @@ def _of_point(
     guest = BY_NAME[point.domain]
     images = {target: guest.images[target] for target in guest.images if target in point.images}
     missing = {*guest.images} - {*images}
-    if missing and not world.detached(point.domain):
+    if missing and not world.happened("disk detached", point.domain):
         yield f"it lacks {', '.join(sorted(missing))}"
     with ExitStack() as stack:
         files = {}

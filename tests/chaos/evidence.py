@@ -29,7 +29,7 @@ def kept(world: World, directory: Path, began: float, violations: Sequence[Viola
 def faults(world: World, began: float) -> str:
     """Give the faults that happened with their moments, in seconds since the round began."""
     spans = sorted(world.spans, key=lambda span: span.began)
-    return "\n".join(f"{one.began - began:6.2f} to {one.ended - began:6.2f} s: {one.text}" for one in spans)
+    return "\n".join(f"{one.began - began:6.2f} to {one.ended - began:6.2f} s: {one}" for one in spans)
 
 
 def _state(world: World) -> Sequence[str]:

@@ -28,18 +28,18 @@ def happen(world: World, fault: Fault, began: float) -> None:
     A round whose commands end before that moment goes on without.
     """
     if not _moment_comes(world, fault, began):
-        world.spans.append(Span(began, began, f"did not come: {fault}"))
+        world.spans.append(Span(began, began, fault, note="did not come: "))
         return
     started = time.monotonic()
     excuses: tuple[str, ...] = ()
+    note = ""
     try:
         with HAPPENINGS[fault.kind](world, fault) as excuses:
             if fault.seconds:
                 time.sleep(fault.seconds)
-        text = str(fault)
     except (LabError, OSError) as error:  # another fault is in its way, such as libvirtd's
-        text = f"{fault}: failed: {error}"
-    world.spans.append(Span(started, time.monotonic(), text, excuses))
+        note = f"failed ({error}): "
+    world.spans.append(Span(started, time.monotonic(), fault, excuses, note))
 
 
 def _moment_comes(world: World, fault: Fault, began: float) -> bool:

@@ -23,7 +23,7 @@ from tests.chaos.nodes import FREEZE_TIMEOUT, LOCK_DURATION, Node, Running
 from tests.chaos.plan import Order
 from tests.chaos.processes import of_roles, ours, send
 from tests.chaos.violation import Violation
-from tests.chaos.world import Span, World, built, wait_for
+from tests.chaos.world import World, built, wait_for
 
 GUARDS = ("main", "worker", "watchdog")
 QUIESCED = 1.3  # seconds that a guest is quiesced, about
@@ -97,13 +97,11 @@ class _Try:
         for role in self.kill.roles:
             self.hit += [pid for pid in roles.get(role, []) if send(pid, self.kill.signal)]
             time.sleep(self.kill.gap)
-        began = time.monotonic()
         if not self.world.pulse.writes(SOLO.name, self.kill.bound):
             records = [record.name for record in node.records()]
             there = ", ".join(map(str, ours(node.directory)))
             text = f"it does not write within {self.kill.bound:.0f} s; records: {records}; processes: {there}"
             yield Violation("no guest is left frozen", text)
-        self.world.spans.append(Span(began, time.monotonic(), str(self.kill)))
 
     def _ended(self, node: Node, running: Running) -> Iterator[Violation]:
         """Wait for the end of all, then tidy up as the unit would, and let the lock expire."""

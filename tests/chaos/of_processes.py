@@ -7,18 +7,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from tests.chaos.guests import RUNNING
 from tests.chaos.nodes import Node
 from tests.chaos.plan import Fault
 from tests.chaos.processes import Process, of_roles, send
 from tests.chaos.world import Happening, World
 
-GUARDS = {"main", "worker", "watchdog"}  # of which one is enough for a guest that is frozen
-
 
 @contextmanager
 def _killed(world: World, fault: Fault) -> Iterator[tuple[str, ...]]:
-    yield _excused(_sent(world, fault, signal.SIGKILL), fault)
+    _sent(world, fault, signal.SIGKILL)
+    yield ()
 
 
 @contextmanager
@@ -31,7 +29,7 @@ def _asked_to_end(world: World, fault: Fault) -> Iterator[tuple[str, ...]]:
 def _stopped(world: World, fault: Fault) -> Iterator[tuple[str, ...]]:
     hit = _sent(world, fault, signal.SIGSTOP)
     try:
-        yield _excused(hit, fault)
+        yield ()
     finally:
         for one in hit:
             send(one.pid, signal.SIGCONT)
@@ -49,11 +47,6 @@ def _sent(world: World, fault: Fault, number: signal.Signals) -> Sequence[Proces
 
 def _of_role(node: Node, role: str) -> Sequence[Process]:
     return of_roles(node.directory).get(role, [])
-
-
-def _excused(hit: Sequence[Process], fault: Fault) -> tuple[str, ...]:
-    """Any guest may stand still when nobody is left who could thaw it."""
-    return tuple(RUNNING) if set(fault.target) >= GUARDS and hit else ()
 
 
 HAPPENINGS: Mapping[str, Happening] = {"SIGKILL": _killed, "SIGSTOP": _stopped, "SIGTERM": _asked_to_end}

@@ -48,7 +48,7 @@ def gap(lines: Sequence[str]) -> str:
     The newest line before a boot may be missing: the guest was destroyed before it had written it.
     """
     if len(lines) < 2 or lines[-1]:
-        return f"the records end with {lines[-1]!r}"
+        return f"the records end with {lines[-1:]}"
     before = -1
     for line in lines[:-1]:
         number = line.lstrip("b")

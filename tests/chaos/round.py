@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.chaos import agreement, contents, leftovers, stillness
+from tests.chaos import agreement, contents, leftovers, restored, stillness
 from tests.chaos.faults import happen
 from tests.chaos.foreign import Foreign, foreign_locks
 from tests.chaos.nodes import LOCK_DURATION, Running
@@ -99,6 +99,8 @@ class Round:
                 found = ", ".join(map(str, stillness.living(node)))
                 self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
                 node.kill_all()
+            if node.records() and stillness.unguarded(self._world):
+                self._ended(node.cleanup(self._directory / f"late-{node.name}"), CLEANUP_LIMIT)
 
     def _of_this_round(self, foreign: Sequence[Foreign]) -> Iterator[Violation]:
         for one in foreign:
@@ -109,21 +111,19 @@ class Round:
         }
         for command in self._commands:
             yield from agreement.violations(command, points[command.order.constants.get("OUTPUT", "restic")])
-            self._remove_restored(command)
+            yield from self._restored(command)
 
-    def _remove_restored(self, command: Running) -> None:
-        """Remove what a restore has brought back; where it was killed, the same once more tidies up first."""
-        world = self._world
+    def _restored(self, command: Running) -> Iterator[Violation]:
+        """See what a restore has brought back; one that failed has to work now, and tidies up first."""
         if command.order.command not in ("restore", "drill"):
             return
         if command.code != 0:
             again = command.node.start(command.order, command.base.with_name(f"{command.base.name}-again"))
             if not again.wait(FURTHER_LIMIT) or again.code != 0:
-                self._found.append(Violation("what was killed can be done again", str(again)))
-        for pool in ("vms", "ssd"):
-            for name in world.lab.rbd("ls", "--pool", pool).decode().split():
-                if "-back" in name and "virt-rbd-backup" not in name:
-                    world.lab.rbd("rm", "--no-progress", f"{pool}/{name}")
+                yield Violation("what was killed can be done again", f"{again}: {again.words[-600:]}")
+                return
+        if command.order.command == "restore":
+            yield from restored.violations(self._world, command.order)
 
     def _afterwards(self) -> Iterator[Violation]:
         """Once the locks have expired, save everything once more, and see what is left."""

@@ -12,6 +12,7 @@ from tests.chaos.violation import Violation
 from tests.chaos.world import World, wait_for
 from tests.lab import LabError
 
+GUARDS = {"main", "worker", "watchdog"}  # of which one has to be there, and run, to thaw a guest
 NO_GUEST = "no guest is left frozen"
 SLACK = 7  # seconds on top of FREEZE_TIMEOUT: this machine may be busy
 AFTER_FAULT = 12  # seconds until a guest writes again once a fault that excuses it is over
@@ -21,7 +22,9 @@ BOOTS = 90  # seconds until a guest that was started writes
 def violations(world: World, commands: Sequence[Running], began: float) -> Iterator[Violation]:
     """Wait for each guest's next write, then see how long it did not write before."""
     for name in RUNNING:
-        if world.pulse.writes(name, BOOTS if _started(world, name) else AFTER_FAULT + FREEZE_TIMEOUT):
+        if world.pulse.writes(
+            name, BOOTS if world.happened("domain destroyed", name) else AFTER_FAULT + FREEZE_TIMEOUT
+        ):
             continue
         records = [str(record.name) for node in world.nodes.values() for record in node.records()]
         yield Violation(NO_GUEST, f"{name} does not write after all is over; records: {records}")
@@ -44,6 +47,7 @@ def living(node: Node) -> list[Process]:
 def _unexcused(world: World, name: str, start: float, end: float) -> float:
     """Give the longest part of a time that no fault excuses."""
     excuses = sorted((s.began, s.ended + AFTER_FAULT) for s in world.spans if name in s.excuses)
+    excuses = [(start, end)] if unguarded(world) else excuses
     longest, at = 0.0, start
     for began, ended in excuses:
         longest = max(longest, min(began, end) - at)
@@ -51,8 +55,10 @@ def _unexcused(world: World, name: str, start: float, end: float) -> float:
     return max(longest, end - at)
 
 
-def _started(world: World, name: str) -> bool:
-    return any(span.text.startswith("domain destroyed") and name in span.text for span in world.spans)
+def unguarded(world: World) -> bool:
+    """Tell whether nobody may have been left who could thaw a guest."""
+    hits = [span.fault for span in world.spans if span.fault.kind in ("SIGKILL", "SIGSTOP") and not span.note]
+    return {role for fault in hits for role in fault.target} >= GUARDS
 
 
 def _thaw(world: World, name: str) -> None:

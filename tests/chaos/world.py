@@ -13,24 +13,32 @@ from typing import Callable
 
 from tests.chaos.guests import GUESTS, Guest, add_guests, known_content
 from tests.chaos.nodes import Node
-from tests.chaos.plan import NODES, OUTPUTS, Fault
+from tests.chaos.plan import NODES, OUTPUTS, Fault, Order
 from tests.chaos.pulse import Pulse
-from tests.lab import Lab, running_lab
+from tests.lab import Lab, LabError, running_lab
 from tests.lab.programs import run_program
 from tests.quick_repository import PASSWORD, make_repository
 
 STORE_SIZE = "1536m"  # of all repositories
+FIRST_LIMIT = 180  # seconds
 ADMINS_SNAPSHOT = "admin-keeps-this"
 
 
 @dataclass(frozen=True)
 class Span:
-    """What happened from when to when, in time.monotonic(). `excuses`: the guests that may stop for it."""
+    """A fault, from when to when, in time.monotonic(). `excuses`: the guests that may stop writing for it.
+
+    `note`: why it did not come, or failed.
+    """
 
     began: float
     ended: float
-    text: str
+    fault: Fault
     excuses: tuple[str, ...] = ()
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.note}{self.fault}"
 
 
 @dataclass
@@ -60,9 +68,10 @@ class World:
     def rados(self, *arguments: str) -> bytes:
         return run_program("rados", "--conf", self.lab.ceph_conf, *arguments)
 
-    def detached(self, name: str) -> bool:
-        """Tell whether the round has detached a disk of the domain."""
-        return any(span.text.startswith("disk detached") and name in span.text for span in self.spans)
+    def happened(self, kind: str, name: str = "") -> bool:
+        """Tell whether the round had a fault of this kind that hit the domain."""
+        faults = [span.fault for span in self.spans if not span.note]
+        return any(fault.kind == kind and (not name or name in fault.target) for fault in faults)
 
 
 # Lets a fault happen for the time of a block, which gets the guests that may stop writing for it.
@@ -88,6 +97,7 @@ def built(directory: Path, shared: bool, guests: Sequence[Guest] = GUESTS) -> It
             running = [guest.name for guest in guests if guest.running]
             with Pulse(lab, running).followed() as pulse:
                 world = _world(lab, directory, repositories, pulse, guests)
+                _first_backups(world)
                 try:
                     yield world
                 finally:
@@ -115,6 +125,16 @@ def _world(
         uuids={guest.name: lab.virsh("domuuid", guest.name).strip() for guest in guests},
         foreign_snapshots=[(image, ADMINS_SNAPSHOT) for image in images],
     )
+
+
+def _first_backups(world: World) -> None:
+    """Save all domains with each output, so that there is something to restore, verify and build on."""
+    node = next(iter(world.nodes.values()))
+    for output in OUTPUTS:
+        order = Order(node.name, ("backup",), 0, {"OUTPUT": output})
+        first = node.start(order, world.directory / f"first-{output}")
+        if not first.wait(FIRST_LIMIT) or first.code != 0:
+            raise LabError(f"the first backup with {output} failed: {first.words[-500:]}")
 
 
 def _run(*command: str) -> None:
