@@ -23,13 +23,13 @@ COMES_BACK = "every restore point comes back"
 SETTLES = 1.5  # seconds until what a guest has printed is seen, at the latest
 
 
-def violations(world: World, repository: Repository, commands: Sequence[Running]) -> Iterator[Violation]:
+def violations(world: World, repository: Repository) -> Iterator[Violation]:
     """Read back what is new since the last time; what is older has to be there still."""
     points = [point for point in repository.points() if point.manifest]
     for point in points:
         if point.manifest not in world.checked:
             world.checked.add(point.manifest)
-            for text in _of_point(world, repository, point, commands):
+            for text in _of_point(world, repository, point):
                 yield Violation(COMES_BACK, f"{point}: {text}")
             world.of_repository.setdefault(repository.place, {})[point.manifest] = str(point)
     there = {point.manifest for point in points}
@@ -39,9 +39,7 @@ def violations(world: World, repository: Repository, commands: Sequence[Running]
             yield Violation("nobody removes restore points", f"{name} is gone")
 
 
-def _of_point(
-    world: World, repository: Repository, point: Point, commands: Sequence[Running]
-) -> Iterator[str]:
+def _of_point(world: World, repository: Repository, point: Point) -> Iterator[str]:
     guest = BY_NAME[point.domain]
     images = {target: guest.images[target] for target in guest.images if target in point.images}
     missing = {*guest.images} - {*images}
@@ -57,7 +55,7 @@ def _of_point(
         for target, file in files.items():
             yield from _of_image(world, point, target, file)
         if guest.running and len(files) == len(images):
-            yield from _of_guest(world, guest, point, files, commands)
+            yield from _of_guest(world, guest, point, files)
 
 
 def _kept(stack: ExitStack, repository: Repository, point: Point, target: str) -> Path:
@@ -76,30 +74,29 @@ def _of_image(world: World, point: Point, target: str, file: Path) -> Iterator[s
         yield f"{target} ({image}) differs from what it was"
 
 
-def _of_guest(
-    world: World, guest: Guest, point: Point, files: dict[str, Path], commands: Sequence[Running]
-) -> Iterator[str]:
-    span = _moment(point, commands)
+def _of_guest(world: World, guest: Guest, point: Point, files: dict[str, Path]) -> Iterator[str]:
+    span = _moment(point, world.backups)
     if not span or len(files) != len(guest.images):
         return
     least, most = world.pulse.tick_at(guest.name, span[0]), world.pulse.tick_at(guest.name, span[1] + SETTLES)
     yield from records.problems(files, point.consistency, least, most)
 
 
-def _moment(point: Point, commands: Sequence[Running]) -> Optional[tuple[float, float]]:
+def _moment(point: Point, backups: Sequence[Running]) -> Optional[tuple[float, float]]:
     """Tell between which moments of time.monotonic() its snapshots were made."""
     clock = time.time() - time.monotonic()
-    for command in commands:
-        report = report_of(command) if command.order.command == "backup" else {}
+    for command in reversed(backups):
+        report = report_of(command)
         if report.get("run") == point.run:
             for domain in report["domains"]:
                 if domain["uuid"] == point.uuid and domain["frozen_at"] and domain["images"]:
                     began = datetime.fromisoformat(domain["frozen_at"]).timestamp() - clock
                     return began, began + domain["frozen_seconds"]
             return command.began, command.ended
-    # of a run that was killed before it could report
-    spans = [(one.began, one.ended) for one in commands if one.order.command == "backup"]
-    return (min(began for began, _ in spans), max(ended for _, ended in spans)) if spans else None
+    for command in reversed(backups):  # of a run that was killed before it could report
+        if not report_of(command) and f"{command.order.node}" == point.node:
+            return command.began, command.ended
+    return None
 
 
 def forget_old(world: World, repository: Repository) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tests.chaos.guests import BY_NAME
 from tests.chaos.plan import Fault
 from tests.chaos.world import Happening, World
-from tests.lab import Lab
+from tests.lab import Lab, LabError
 
 AGENT = "$(pidof qemu-ga)"
 STARTS = f"command=$(tr '\\0' ' ' </proc/{AGENT}/cmdline)"
@@ -73,8 +73,8 @@ def _admins_snapshot(world: World, fault: Fault) -> Iterator[tuple[str, ...]]:
 def _snapshot_removed(world: World, fault: Fault) -> Iterator[tuple[str, ...]]:
     """Remove what this program has made of the domain's images, base snapshots included."""
     for image in BY_NAME[fault.target[0]].images.values():
-        for name in snapshots(world.lab, image):
-            if name.startswith("virt-rbd-backup."):
+        for name in (one for one in snapshots(world.lab, image) if one.startswith("virt-rbd-backup.")):
+            with suppress(LabError):  # it was just removed by who had made it
                 world.lab.rbd("snap", "rm", "--no-progress", f"{image}@{name}")
     yield ()
 

@@ -29,6 +29,7 @@ class Point:
     uuid: str
     manifest: str = ""
     consistency: str = ""
+    node: str = ""
     images: dict[str, tuple[str, str, int, bool]] = field(default_factory=dict)
     """By target: restic's snapshot, the image, its size, and whether it is in segments."""
 
@@ -124,6 +125,7 @@ def _join(segments: Sequence[Path], path: Path) -> None:
 def _add(point: Point, snapshot: Mapping[str, Any], values: Mapping[str, str]) -> None:
     if "definition" in snapshot["tags"]:
         point.manifest, point.consistency = snapshot["id"], values.get("consistency", "")
+        point.node = values.get("node", "")
         return
     if "disk" in values:
         point.images[values["disk"]] = (snapshot["id"], values.get("image", ""), int(values["size"]), False)

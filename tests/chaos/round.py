@@ -81,9 +81,14 @@ class Round:
         if order.command == "backup":
             self._ended(node.cleanup(base.with_name(f"{base.name}-post")), CLEANUP_LIMIT)
 
+    def _note(self, running: Running) -> None:
+        self._commands.append(running)
+        if running.order.command == "backup":
+            self._world.backups.append(running)
+
     def _ended(self, running: Running, limit: float) -> None:
         with self._lock:
-            self._commands.append(running)
+            self._note(running)
         if not running.wait(limit):
             self._found.append(Violation("every command ends", f"{running} has not within {limit} s"))
             running.node.kill_all()
@@ -134,7 +139,7 @@ class Round:
             if not one.wait(FURTHER_LIMIT):
                 one.node.kill_all()
                 one.wait(10)
-            self._commands.append(one)
+            self._note(one)
             if one.code != 0:
                 yield Violation("a further run saves everything", f"{one}: {one.words[-600:]}")
         yield from leftovers.violations(self._world)
@@ -146,7 +151,7 @@ class Round:
     def _of_repositories(self) -> Iterator[Violation]:
         for place in self._world.places:
             repository = Repository(place, self._world.directory)
-            yield from contents.violations(self._world, repository, self._commands)
+            yield from contents.violations(self._world, repository)
             if wrong := repository.check():
                 yield Violation("restic check passes", wrong)
             contents.forget_old(self._world, repository)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 
 from tests.chaos.guests import GUESTS, Guest, add_guests, known_content
-from tests.chaos.nodes import Node
+from tests.chaos.nodes import Node, Running
 from tests.chaos.plan import NODES, OUTPUTS, Fault, Order
 from tests.chaos.pulse import Pulse
 from tests.lab import Lab, LabError, running_lab
@@ -54,6 +54,7 @@ class World:
     content: Mapping[str, str]  # SHA-256 by image
     definitions: Mapping[str, str]  # XML by domain
     uuids: Mapping[str, str]
+    backups: list[Running] = field(default_factory=list)  # all that ever were
     over: threading.Event = field(default_factory=threading.Event)  # all commands of the round have ended
     foreign_snapshots: list[tuple[str, str]] = field(default_factory=list)  # (image, snapshot)
     spans: list[Span] = field(default_factory=list)
@@ -133,6 +134,7 @@ def _first_backups(world: World) -> None:
     for output in OUTPUTS:
         order = Order(node.name, ("backup",), 0, {"OUTPUT": output})
         first = node.start(order, world.directory / f"first-{output}")
+        world.backups.append(first)
         if not first.wait(FIRST_LIMIT) or first.code != 0:
             raise LabError(f"the first backup with {output} failed: {first.words[-500:]}")
 
