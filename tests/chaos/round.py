@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from tests.chaos import agreement, contents, leftovers, restored, stillness
 from tests.chaos.faults import happen
 from tests.chaos.foreign import Foreign, foreign_locks
-from tests.chaos.nodes import LOCK_DURATION, Running
+from tests.chaos.nodes import LOCK_DURATION, Node, Running
 from tests.chaos.of_cluster import healthy
 from tests.chaos.of_domains import at_home
-from tests.chaos.plan import NODES, Fault, Order, Plan
+from tests.chaos.plan import NODES, Order, Plan
+from tests.chaos.processes import ours
 from tests.chaos.repository import Repository
 from tests.chaos.violation import LabBroken, Violation
 from tests.chaos.world import World, wait_for
@@ -55,22 +57,14 @@ class Round:
 
     def _happens(self, began: float) -> None:
         """Run the commands, with the faults at their moments; nothing of it runs after it."""
-        faults = [self._thread(self._fault, fault, began) for fault in self._plan.faults]
-        orders = [self._thread(self._as_systemd, index, one) for index, one in enumerate(self._plan.orders)]
-        for thread in orders:
-            thread.join()
-        self._world.over.set()
-        for thread in faults:
-            thread.join()
-
-    def _thread(self, target: object, *arguments: object) -> threading.Thread:
-        assert callable(target)
-        thread = threading.Thread(target=target, args=arguments)
-        thread.start()
-        return thread
-
-    def _fault(self, fault: Fault, began: float) -> None:
-        happen(self._world, fault, began)
+        orders = [*enumerate(self._plan.orders)]
+        with ThreadPoolExecutor(len(orders) + len(self._plan.faults)) as threads:
+            faults = [threads.submit(happen, self._world, fault, began) for fault in self._plan.faults]
+            commands = [threads.submit(self._as_systemd, *numbered) for numbered in orders]
+            wait(commands)
+            self._world.over.set()
+        for future in (*commands, *faults):
+            future.result()
 
     def _as_systemd(self, index: int, order: Order) -> None:
         """Run a command, and after a backup what the unit has as ExecStopPost."""
@@ -100,12 +94,16 @@ class Round:
             raise LabBroken("the cluster or libvirt does not recover")
         at_home(self._world)
         for node in self._world.nodes.values():
-            if not wait_for(lambda node=node: not stillness.living(node), PROCESSES_LIMIT):  # type: ignore[misc]
-                found = ", ".join(map(str, stillness.living(node)))
-                self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
-                node.kill_all()
-            if node.records() and stillness.unguarded(self._world):
-                self._ended(node.cleanup(self._directory / f"late-{node.name}"), CLEANUP_LIMIT)
+            self._alone(node)
+
+    def _alone(self, node: Node) -> None:
+        """Wait until all of its processes have ended; where nobody was left to thaw a guest, do it now."""
+        if not wait_for(lambda: not ours(node.directory), PROCESSES_LIMIT):
+            found = ", ".join(map(str, ours(node.directory)))
+            self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
+            node.kill_all()
+        if node.records() and stillness.unguarded(self._world):
+            self._ended(node.cleanup(self._directory / f"late-{node.name}"), CLEANUP_LIMIT)
 
     def _of_this_round(self, foreign: Sequence[Foreign]) -> Iterator[Violation]:
         for one in foreign:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from tests.chaos.guests import RUNNING
-from tests.chaos.nodes import FREEZE_TIMEOUT, Node, Running
-from tests.chaos.processes import Process, ours
+from tests.chaos.nodes import FREEZE_TIMEOUT, Running
 from tests.chaos.violation import Violation
 from tests.chaos.world import World, wait_for
 from tests.lab import LabError
@@ -37,11 +36,6 @@ def violations(world: World, commands: Sequence[Running], began: float) -> Itera
                 yield Violation(
                     NO_GUEST, f"{name} did not write for {unexcused:.1f} s ({start - began:.1f} s on)"
                 )
-
-
-def living(node: Node) -> list[Process]:
-    """Give the processes that this node has."""
-    return ours(node.directory)
 
 
 def _unexcused(world: World, name: str, start: float, end: float) -> float:
