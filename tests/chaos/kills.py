@@ -27,7 +27,7 @@ from tests.chaos.violation import Violation
 from tests.chaos.world import World, built, wait_for
 
 GUARDS = ("main", "worker", "watchdog")
-QUIESCED = 1.0  # seconds that a guest is quiesced, about
+QUIESCED = 1.0  # seconds that a guest is quiesced at the most, on most days; often it is less
 BOUND = 5.0  # seconds until the guest writes, after the last kill
 RECORD_LIMIT = 40  # seconds until a guest is recorded
 END_LIMIT = 60
@@ -49,7 +49,7 @@ class Kill:
     @classmethod
     def drawn(cls, seed: int, number: int) -> Kill:
         rng = random.Random(f"{seed}/kill {number}")
-        delay, gap, retry = QUIESCED * rng.random() ** 1.5, rng.uniform(0, 0.05), rng.random() < 0.4
+        delay, gap, retry = QUIESCED * rng.random() ** 2.5, rng.uniform(0, 0.05), rng.random() < 0.4
         if rng.random() < 0.1:
             return cls(delay, ("worker",), 0, retry, signal.SIGSTOP)
         return cls(delay, tuple(rng.sample(GUARDS, rng.choice((1, 2, 2)))), gap, retry)
