@@ -32,7 +32,7 @@ def main() -> int:
         tried = kills if options.kills else rounds
         passed, failed, broken = tried(options, Path(scratch), logs)
     text = f"{passed} passed, {failed} failed"
-    broken_text = f" ({broken} in which the lab itself broke do not count)" if broken else ""
+    broken_text = f" ({broken} do not count: the lab itself broke, or a kill came too late)" if broken else ""
     print(f"{text}{broken_text} in {time.monotonic() - began:.0f} s, seed {options.seed}", flush=True)
     return 1 if failed else 0
 

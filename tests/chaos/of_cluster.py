@@ -9,13 +9,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Callable
 
+import rados
+
 from tests.chaos.guests import RUNNING
 from tests.chaos.plan import Fault
 from tests.chaos.processes import alive, send
 from tests.chaos.world import Happening, World, wait_for
 from tests.lab import Lab, LabError
+from tests.lab.cluster import PLACEMENT_GROUPS, POOLS
 
-RESTART_LIMIT = 30  # seconds
+AGAIN_LIMIT = 60  # seconds until guests can write again: it takes an OSD a while to find out what it missed
 
 
 @contextmanager
@@ -27,6 +30,7 @@ def _stopped(pid: Callable[[Lab], int], world: World, _fault: Fault) -> Iterator
         yield tuple(RUNNING)
     finally:
         send(number, signal.SIGCONT)
+        healthy(world.lab, AGAIN_LIMIT)
 
 
 @contextmanager
@@ -39,6 +43,7 @@ def _osd_killed(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
     finally:
         wait_for(lambda: not alive(pid), 10)
         osd.start()
+        healthy(world.lab, AGAIN_LIMIT)
 
 
 @contextmanager
@@ -55,21 +60,29 @@ def _libvirtd_restarted(world: World, fault: Fault) -> Iterator[tuple[str, ...]]
 
 
 def healthy(lab: Lab, seconds: float) -> bool:
-    """Tell whether the cluster takes writes in both pools, and libvirt answers, within so many seconds."""
+    """Tell whether all of the cluster takes writes, and libvirt answers, within so many seconds."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            for pool in ("vms", "ssd"):
-                for kind in ("create", "rm"):
-                    size = ("--size", "1M") if kind == "create" else ("--no-progress",)
-                    lab.rbd(kind, f"{pool}/probe", *size)
+            _write_everywhere(lab)
             lab.virsh("list")
-        except LabError:
+        except (LabError, rados.Error):
             if time.monotonic() > deadline:
                 return False
-            time.sleep(1)
+            time.sleep(0.5)
         else:
             return True
+
+
+def _write_everywhere(lab: Lab) -> None:
+    """Write to so many objects that each placement group most likely has one. Raises rados.Error."""
+    limits = {"rados_osd_op_timeout": "5", "rados_mon_op_timeout": "5"}
+    with rados.Rados(conffile=str(lab.ceph_conf), conf=limits) as client:
+        for pool in POOLS:
+            with client.open_ioctx(pool) as opened:
+                for number in range(5 * PLACEMENT_GROUPS):
+                    opened.write_full(f"probe-{number}", b"")
+                    opened.remove_object(f"probe-{number}")
 
 
 HAPPENINGS: Mapping[str, Happening] = {
