@@ -17,7 +17,7 @@ ROLES = ("main", "worker", "watchdog", "restic")
 START, QUIESCED, STREAMING = "start", "quiesced", "streaming"
 COMMANDS = ("backup", "restore", "verify", "drill", "cleanup")
 COMMAND_WEIGHTS = (10, 3, 3, 2, 2)
-SLOW = (0, 0, 4 << 20, 12 << 20)  # bytes/s, as MAX_READ_RATE
+SLOW = (0, 0, 8 << 20, 16 << 20)  # bytes/s, as MAX_READ_RATE
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
     if not any(order.command == "backup" for order in orders):
         moments = {START: 1}
     (moment,) = rng.choices([*moments], [*moments.values()])
-    delay = {QUIESCED: rng.uniform(0, 1.2), STREAMING: rng.uniform(0, 3), START: rng.uniform(0, 8)}[moment]
+    delay = {QUIESCED: rng.uniform(0, 1.2), STREAMING: rng.uniform(0, 3), START: rng.uniform(0, 7)}[moment]
     return KINDS[kind][1](rng, kind, moment, delay)
 
 

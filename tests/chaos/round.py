@@ -131,7 +131,8 @@ class Round:
     def _afterwards(self) -> Iterator[Violation]:
         """Once the locks have expired, save everything once more, and see what is left."""
         if any(leftovers.lock_objects(self._world, pool) for pool in ("vms", "ssd")):
-            time.sleep(LOCK_DURATION)
+            ended = max(command.ended for command in self._commands)
+            time.sleep(max(0, ended + LOCK_DURATION + 1 - time.monotonic()))
         further = [self._further(index, order) for index, order in enumerate(self._plan.further)]
         for one in further:
             if not one.wait(FURTHER_LIMIT):
