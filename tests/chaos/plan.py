@@ -60,7 +60,7 @@ class Fault:
 class Plan:
     """A round. `foreign`: the lock of another's restic that is in the repository meanwhile, "" for none.
 
-    `further`: the runs that come when all is over, side by side.
+    `further`: the runs that come when all is over.
     """
 
     orders: Sequence[Order]
