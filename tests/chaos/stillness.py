@@ -31,19 +31,22 @@ def violations(world: World, commands: Sequence[Running], began: float) -> Itera
     until = max((one.ended for one in commands), default=began)
     for name in RUNNING:
         for start, end in world.pulse.gaps(name, began, until, FREEZE_TIMEOUT + SLACK):
-            unexcused = _unexcused(world, name, start, end)
-            if unexcused >= FREEZE_TIMEOUT + SLACK:
-                yield Violation(
-                    NO_GUEST, f"{name} did not write for {unexcused:.1f} s ({start - began:.1f} s on)"
-                )
+            longest = unexcused(start, end, _excuses(world, name, start, end))
+            if longest >= FREEZE_TIMEOUT + SLACK:
+                when = f"{start - began:.1f} s after the round began"
+                yield Violation(NO_GUEST, f"{name} did not write for {longest:.1f} s, {when}")
 
 
-def _unexcused(world: World, name: str, start: float, end: float) -> float:
-    """Give the longest part of a time that no fault excuses."""
-    excuses = sorted((s.began, s.ended + AFTER_FAULT) for s in world.spans if name in s.excuses)
-    excuses = [(start, end)] if unguarded(world) else excuses
+def _excuses(world: World, name: str, start: float, end: float) -> list[tuple[float, float]]:
+    if unguarded(world):
+        return [(start, end)]
+    return [(span.began, span.ended + AFTER_FAULT) for span in world.spans if name in span.excuses]
+
+
+def unexcused(start: float, end: float, excuses: Sequence[tuple[float, float]]) -> float:
+    """Give the longest part of a time that nothing excuses."""
     longest, at = 0.0, start
-    for began, ended in excuses:
+    for began, ended in sorted(excuses):
         longest = max(longest, min(began, end) - at)
         at = max(at, ended)
     return max(longest, end - at)

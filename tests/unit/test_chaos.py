@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.faults import HAPPENINGS
 from tests.chaos.plan import KINDS, drawn
 from tests.chaos.records import gap
+from tests.chaos.stillness import unexcused
 
 
 def _lines(*records: str) -> list[str]:
@@ -39,6 +40,14 @@ def test_a_record_that_is_missing_or_damaged_is_found(records: list[str]) -> Non
 def test_records_that_end_within_a_line_are_damaged() -> None:
     assert gap(["b000000", "0000001", "00000"]) != ""
     assert gap([]) != ""
+
+
+def test_a_guest_may_stop_for_as_long_as_a_fault_excuses_it() -> None:
+    assert unexcused(10, 40, []) == 30
+    assert unexcused(10, 40, [(0, 15), (12, 38)]) == 2
+    assert unexcused(10, 40, [(20, 30)]) == 10
+    assert unexcused(10, 40, [(50, 60)]) == 30
+    assert unexcused(10, 40, [(10, 40)]) == 0
 
 
 def test_the_seed_and_the_number_give_the_same_round_again() -> None:
