@@ -1,0 +1,74 @@
+"""Whether a command's exit code, its report, and what the repository holds agree."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tests.chaos.nodes import Running
+from tests.chaos.repository import Point
+from tests.chaos.violation import Violation
+
+CODES = {0, 1, 3, 11, 129, 130, 143}
+BY_SIGNAL = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP}  # SIGTERM: before its handler stood
+AGREE = "exit code, report and repository agree"
+
+
+def violations(running: Running, points: Sequence[Point]) -> Iterator[Violation]:
+    """Hold a command that has ended against its report and the points of its repository."""
+    code = running.code
+    if code not in CODES | BY_SIGNAL:
+        yield Violation("a known exit code", str(running))
+    if "Traceback (most recent call last)" in running.words:
+        yield Violation("no bug shows", f"{running} wrote a traceback")
+    if running.order.command == "backup" and code not in BY_SIGNAL | {11}:
+        yield from (Violation(AGREE, f"{running}: {text}") for text in _of_backup(running, points))
+
+
+def report_of(running: Running) -> Mapping[str, Any]:
+    """Give the report that a backup wrote, or nothing."""
+    try:
+        report: Mapping[str, Any] = json.loads(running.report.read_text())
+    except FileNotFoundError:
+        return {}
+    return report
+
+
+def _of_backup(running: Running, points: Sequence[Point]) -> Iterator[str]:
+    report = report_of(running)
+    if not report:
+        yield "there is no report"
+        return
+    if report["exit_code"] != running.code:
+        yield f"the report has exit code {report['exit_code']}"
+    statuses = [domain["status"] for domain in report["domains"] if domain["selected"]]
+    failed = "failed" in statuses or bool(report["errors"])
+    if running.code == 0 and (failed or "skipped" in statuses):
+        yield f"not all are saved: {statuses}, {report['errors']}"
+    if running.code == 3 and not failed:
+        yield f"nothing has failed: {statuses}"
+    if running.code == 1 and "saved" in statuses:
+        yield "domains are saved"
+    for domain in report["domains"]:
+        if domain["status"] == "saved" or domain["images"]:
+            yield from _of_domain(report["run"], domain, points)
+
+
+def _of_domain(run: str, domain: Mapping[str, Any], points: Sequence[Point]) -> Iterator[str]:
+    name = domain["name"]
+    found = [one for one in points if (one.run, one.uuid) == (run, domain["uuid"]) and one.manifest]
+    if not found:
+        yield f"{name} is saved, but run {run} has no complete restore point of it"
+        return
+    held = {(target, image[0]) for target, image in found[0].images.items()}
+    for image in domain["images"]:
+        if not any(target == image["target"] and _same(whole, image["restore_id"]) for target, whole in held):
+            yield f"{name}: {image['target']} is not in the repository as {image['restore_id'][:8]}"
+    if domain["consistency"] != found[0].consistency:
+        yield f"{name} is {domain['consistency']} in the report, {found[0].consistency} in the repository"
+
+
+def _same(whole: str, short: str) -> bool:
+    return bool(short) and whole.startswith(short)

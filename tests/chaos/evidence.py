@@ -1,0 +1,56 @@
+"""What is kept of a round that failed: its plan, its commands' words and reports, the state of all parts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Callable
+
+from tests.chaos.guests import BY_NAME
+from tests.chaos.processes import ours
+from tests.chaos.repository import Repository
+from tests.chaos.violation import Violation
+from tests.chaos.world import World
+from tests.lab import LabError
+
+
+def kept(world: World, directory: Path, began: float, violations: Sequence[Violation], into: Path) -> Path:
+    """Copy it, and give the directory where it is."""
+    place = into / directory.name
+    shutil.copytree(directory, place, dirs_exist_ok=True)
+    (place / "violations").write_text("".join(f"{one}\n" for one in violations))
+    (place / "faults").write_text(f"{faults(world, began)}\n")
+    (place / "state").write_text("\n\n".join(_state(world)))
+    return place
+
+
+def faults(world: World, began: float) -> str:
+    """Give the faults that happened with their moments, in seconds since the round began."""
+    spans = sorted(world.spans, key=lambda span: span.began)
+    return "\n".join(f"{one.began - began:6.2f} to {one.ended - began:6.2f} s: {one}" for one in spans)
+
+
+def _state(world: World) -> Sequence[str]:
+    lab = world.lab
+    texts = [lab.virsh("list", "--all")]
+    for name in world.definitions:
+        for image in BY_NAME[name].images.values():
+            texts.append(_asked(image, partial(lab.rbd, "snap", "ls", image)))
+    for pool in ("vms", "ssd"):
+        texts.append(_asked(pool, partial(world.rados, "--pool", pool, "ls")))
+    for place in world.places:
+        repository = Repository(place, world.directory)
+        texts.append(_asked(place.name, partial(repository.restic, "snapshots", "--no-lock")))
+    for node in world.nodes.values():
+        files = sorted(str(path) for path in node.directory.rglob("*") if "cache" not in path.parts)
+        texts.append("\n".join([node.name, *files, *map(str, ours(node.directory))]))
+    return texts
+
+
+def _asked(title: str, ask: Callable[[], bytes]) -> str:
+    try:
+        return f"{title}:\n{ask().decode()}"
+    except LabError as error:
+        return f"{title}: {error}"

@@ -1,0 +1,73 @@
+"""What is left of ours once the locks have expired and a further run has been; and what of others is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.chaos.guests import GUESTS
+from tests.chaos.nodes import Node
+from tests.chaos.of_domains import snapshots
+from tests.chaos.processes import ours
+from tests.chaos.repository import Repository
+from tests.chaos.violation import Violation
+from tests.chaos.world import World
+from tests.lab.cluster import POOLS
+
+PREFIX = "virt-rbd-backup."
+BASE = "virt-rbd-backup.kept."  # of restic_incremental, for its next run
+NOTHING_LEFT = "nothing of ours is left"
+
+
+def violations(world: World) -> Iterator[Violation]:
+    """Look for all of it."""
+    for text in (*_in_cluster(world), *_on_nodes(world), *_in_repositories(world)):
+        yield Violation(NOTHING_LEFT, text)
+    for image, name in world.foreign_snapshots:
+        if name not in snapshots(world.lab, image):
+            yield Violation("snapshots of others stay", f"{image}@{name} is gone")
+
+
+def _in_cluster(world: World) -> Iterator[str]:
+    known = {image for guest in GUESTS for image in guest.images.values()}
+    for pool in POOLS:
+        for name in world.lab.rbd("ls", "--pool", pool).decode().split():
+            image = f"{pool}/{name}"
+            if image not in known:
+                yield f"image {image}"
+            names = [one for one in snapshots(world.lab, image) if one.startswith(PREFIX)]
+            yield from (f"snapshot {image}@{one}" for one in names if not one.startswith(BASE))
+            if len(bases := [one for one in names if one.startswith(BASE)]) > 1:
+                yield f"{len(bases)} base snapshots of {image}"
+        yield from (f"object {pool}/{name}" for name in lock_objects(world, pool))
+
+
+def lock_objects(world: World, pool: str) -> list[str]:
+    """Give the names of the domains' lock objects in a pool."""
+    listed = world.rados("--pool", pool, "ls").decode().split()
+    return [name for name in listed if name.startswith(f"{PREFIX}lock.")]
+
+
+def _on_nodes(world: World) -> Iterator[str]:
+    mounts = Path("/proc/self/mountinfo").read_text()
+    for node in world.nodes.values():
+        yield from (f"process {one} of {node.name}" for one in ours(node.directory))
+        yield from (f"{node.name}: {path.relative_to(node.directory)}" for path in _files(node))
+        if re.search(rf" {re.escape(str(node.directory))}", mounts):
+            yield f"a mount of {node.name}"
+
+
+def _files(node: Node) -> Iterator[Path]:
+    """Give records, drafts of files that are written as a whole, and temporary files."""
+    yield from node.records()
+    for directory in (node.runtime_dir, node.state_dir):
+        yield from (path for path in directory.rglob(".*") if path.is_file())
+    yield from node.temporary.iterdir()
+
+
+def _in_repositories(world: World) -> Iterator[str]:
+    for place in world.places:
+        repository = Repository(place, world.directory)
+        yield from (f"{place.name}: restic's lock {name[:8]}" for name in repository.locks())
+        yield from (f"{place.name}: {point}" for point in repository.points() if not point.manifest)

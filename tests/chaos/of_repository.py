@@ -1,0 +1,72 @@
+"""Faults of the place where the repositories are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.chaos.plan import Fault
+from tests.chaos.world import Happening, World
+from tests.lab import LabError
+from tests.lab.programs import run_program
+
+LEFT = 300 << 10  # bytes of room in a repository that is full
+BUSY_LIMIT = 3  # seconds until the kernel makes it read-only: not as long as a file is being written
+
+
+@contextmanager
+def _full(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
+    filler = world.store / "filler"
+    room = os.statvfs(world.store)
+    run_program("fallocate", "--length", str(max(4096, room.f_bavail * room.f_frsize - LEFT)), filler)
+    try:
+        yield ()
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def _read_only(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
+    deadline = time.monotonic() + BUSY_LIMIT
+    while not _remounted(world.store, "ro"):
+        if time.monotonic() > deadline:
+            raise LabError("the repository is being written all the time")
+    try:
+        yield ()
+    finally:
+        _remounted(world.store, "rw")
+
+
+def _remounted(place: Path, how: str) -> bool:
+    command = ["mount", "-o", f"remount,{how}", str(place)]
+    return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@contextmanager
+def _gone(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
+    away = [(place, place.with_name(f"{place.name}.gone")) for place in world.places]
+    for place, gone in away:
+        place.rename(gone)
+    try:
+        yield ()
+    finally:
+        for place, gone in away:
+            _back(place, gone)
+
+
+def _back(place: Path, gone: Path) -> None:
+    """Put the repository back, over directories that a restic has made there meanwhile."""
+    if place.exists():
+        place.rename(place.with_name(f"{place.name}.made-meanwhile-{time.time_ns()}"))
+    gone.rename(place)
+
+
+HAPPENINGS: Mapping[str, Happening] = {
+    "repository full": _full,
+    "repository read-only": _read_only,
+    "repository gone": _gone,
+}

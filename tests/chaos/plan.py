@@ -1,0 +1,176 @@
+"""What a round does, drawn from its seed alone: the commands, and the faults with their moments."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from tests.chaos.guests import GUESTS, RUNNING, WITH_AGENT
+
+NODES = ("node-a", "node-b")
+OUTPUTS = ("restic", "restic_incremental")
+ROLES = ("main", "worker", "watchdog", "restic")
+# When a fault comes: so many seconds after the commands were started, after a guest was recorded as about to
+# be quiesced, or after a restic began to save.
+START, QUIESCED, STREAMING = "start", "quiesced", "streaming"
+COMMANDS = ("backup", "restore", "verify", "drill", "cleanup")
+COMMAND_WEIGHTS = (10, 3, 3, 2, 2)
+SLOW = (0, 0, 8 << 20, 16 << 20)  # bytes/s, as MAX_READ_RATE
+
+
+@dataclass(frozen=True)
+class Order:
+    """A command on a node, `after` so many seconds."""
+
+    node: str
+    words: tuple[str, ...]
+    after: float
+    constants: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        return self.words[0]
+
+    def __str__(self) -> str:
+        constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
+        return f"{self.node}: {' '.join(self.words)} [{constants}] after {self.after:.1f} s"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of a kind: its moment, how long it lasts, and what it hits."""
+
+    kind: str
+    moment: str
+    delay: float
+    seconds: float = 0
+    target: tuple[str, ...] = ()
+    gap: float = 0
+
+    def __str__(self) -> str:
+        lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
+        target = f" of {', '.join(self.target)}" if self.target else ""
+        gap = f", {1000 * self.gap:.0f} ms apart" if self.gap else ""
+        return f"{self.kind}{target}{lasts}, {self.moment} + {self.delay:.2f} s{gap}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A round. `foreign`: the lock of another's restic that is in the repository meanwhile, "" for none.
+
+    `further`: the runs that come when all is over.
+    """
+
+    orders: Sequence[Order]
+    faults: Sequence[Fault]
+    foreign: str
+    further: Sequence[Order]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*map(str, self.orders), *map(str, self.faults), f"foreign lock: {self.foreign or '-'}"]
+        )
+
+
+def drawn(seed: int, number: int) -> Plan:
+    """Draw a round: the same for the same seed and number."""
+    rng = random.Random(f"{seed}/{number}")
+    orders = [_order(rng, index, number) for index in range(rng.choice((1, 1, 2)))]
+    faults = [_fault(rng, orders) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
+    return Plan(orders, faults, rng.choice(("", "", "shared", "exclusive")), _further(rng, orders))
+
+
+def _further(rng: random.Random, orders: Sequence[Order]) -> Sequence[Order]:
+    """Have each node save a part of all domains, with the output that the round's backup had."""
+    names = [guest.name for guest in GUESTS]
+    rng.shuffle(names)
+    output = next((one.constants["OUTPUT"] for one in orders if one.command == "backup"), rng.choice(OUTPUTS))
+    parts = (names[:2], names[2:])
+    return [
+        Order(node, ("backup", *part), 0, {"OUTPUT": output, "WORKERS": 3})
+        for node, part in zip(NODES, parts)
+    ]
+
+
+def _order(rng: random.Random, index: int, number: int) -> Order:
+    node = rng.choice(NODES)
+    (command,) = rng.choices(COMMANDS, COMMAND_WEIGHTS) if index else ("backup",)
+    if not index and rng.random() < 0.2:
+        (command,) = rng.choices(COMMANDS, COMMAND_WEIGHTS)
+    constants = {
+        "OUTPUT": rng.choice(OUTPUTS),
+        "WORKERS": rng.randint(1, 3),
+        "MAX_READ_RATE": rng.choice(SLOW),
+    }
+    return Order(node, (command, *_words(rng, command, number)), rng.uniform(0, 3) * index, constants)
+
+
+def _words(rng: random.Random, command: str, number: int) -> Sequence[str]:
+    """Draw a command's arguments."""
+    names = [guest.name for guest in GUESTS]
+    if command == "backup":
+        options = ["--verify"] if rng.random() < 0.1 else []
+        return [*options, *([] if rng.random() < 0.5 else sorted(rng.sample(names, rng.randint(1, 3))))]
+    if command == "restore":
+        return [rng.choice(names), f"--suffix=-back{number}"]
+    if command == "verify":
+        return rng.choice(([], ["--sample", "30%"], [rng.choice(names)]))
+    return [rng.choice(names)] if command == "drill" else []
+
+
+def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
+    (kind,) = rng.choices([*KINDS], [weight for weight, _ in KINDS.values()])
+    moments = {QUIESCED: 4, STREAMING: 3, START: 3}
+    if not any(order.command == "backup" for order in orders):
+        moments = {START: 1}
+    (moment,) = rng.choices([*moments], [*moments.values()])
+    delay = {QUIESCED: rng.uniform(0, 1.2), STREAMING: rng.uniform(0, 3), START: rng.uniform(0, 7)}[moment]
+    return KINDS[kind][1](rng, kind, moment, delay)
+
+
+def _of_processes(rng: random.Random, kind: str, moment: str, delay: float) -> Fault:
+    roles = tuple(rng.sample(ROLES, rng.choice((1, 1, 1, 2, 2, 3, 4))))
+    seconds = rng.choice((2.0, 6.0, 14.0, 30.0)) if kind == "SIGSTOP" else 0.0
+    return Fault(
+        kind, moment, delay, seconds, roles, rng.choice((0, rng.uniform(0, 0.05), rng.uniform(0, 1)))
+    )
+
+
+def _for_a_while(*lengths: float) -> Callable[[random.Random, str, str, float], Fault]:
+    def draw(rng: random.Random, kind: str, moment: str, delay: float) -> Fault:
+        return Fault(kind, moment, delay, rng.choice(lengths) * rng.uniform(0.7, 1.3))
+
+    return draw
+
+
+def _of_guest(names: Sequence[str], *lengths: float) -> Callable[[random.Random, str, str, float], Fault]:
+    def draw(rng: random.Random, kind: str, moment: str, delay: float) -> Fault:
+        return Fault(kind, moment, delay, rng.choice(lengths or (0.0,)), (rng.choice(names),))
+
+    return draw
+
+
+EVERY = [guest.name for guest in GUESTS]
+# kind -> how often, and what draws the rest of it. Lengths of 0 last to the end of the round.
+KINDS: Mapping[str, tuple[int, Callable[[random.Random, str, str, float], Fault]]] = {
+    "SIGKILL": (10, _of_processes),
+    "SIGSTOP": (6, _of_processes),
+    "SIGTERM": (5, _of_processes),
+    "osd stopped": (3, _for_a_while(1, 4, 9, 20)),
+    "monitor stopped": (3, _for_a_while(1, 4, 9, 20, 45)),
+    "osd killed": (2, _for_a_while(0.3, 4)),
+    "libvirtd restarted": (2, _for_a_while(0.2, 3)),
+    "libvirtd stopped": (2, _for_a_while(1, 5, 15)),
+    "agent stopped": (3, _of_guest(WITH_AGENT, 2.0, 6.0, 15.0)),
+    "agent killed": (2, _of_guest(WITH_AGENT, 2.0, 6.0)),
+    "repository full": (2, _for_a_while(2, 6, 15)),
+    "repository read-only": (2, _for_a_while(2, 6, 15)),
+    "repository gone": (2, _for_a_while(1, 5, 15)),
+    "domain destroyed": (2, _of_guest(RUNNING)),
+    "domain undefined": (2, _of_guest(EVERY)),
+    "disk detached": (2, _of_guest(["twin", "cold"])),
+    "admin's snapshot": (2, _of_guest(EVERY)),
+    "snapshot removed": (2, _of_guest(EVERY)),
+}

@@ -1,0 +1,160 @@
+"""One round: commands and faults side by side, then the invariants, one after another."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+
+from tests.chaos import agreement, contents, leftovers, restored, stillness
+from tests.chaos.faults import happen
+from tests.chaos.foreign import Foreign, foreign_locks
+from tests.chaos.nodes import LOCK_DURATION, Node, Running
+from tests.chaos.of_cluster import healthy
+from tests.chaos.of_domains import at_home
+from tests.chaos.plan import NODES, Order, Plan
+from tests.chaos.processes import ours
+from tests.chaos.repository import Repository
+from tests.chaos.violation import LabBroken, Violation
+from tests.chaos.world import World, wait_for
+
+COMMAND_LIMIT = 240  # seconds; the longest fault and its retries are over long before
+CLEANUP_LIMIT = 120
+HEALTHY_LIMIT = 90
+PROCESSES_LIMIT = 60  # for what outlives its command: the watchdog, and workers that tidy up
+FURTHER_LIMIT = 180
+
+
+class Round:
+    """A round in a world. Its files go to a directory of its own."""
+
+    def __init__(self, world: World, plan: Plan, directory: Path) -> None:
+        self._world = world
+        self._plan = plan
+        self._directory = directory
+        self._commands: list[Running] = []
+        self._lock = threading.Lock()
+        self._found: list[Violation] = []
+
+    def violations(self) -> Sequence[Violation]:
+        """Do it all, and give what does not hold. Raises LabBroken."""
+        world = self._world
+        self._directory.mkdir(parents=True)
+        (self._directory / "plan").write_text(f"{self._plan}\n")
+        world.over.clear()
+        world.spans.clear()
+        began = time.monotonic()
+        with foreign_locks(world, self._plan.foreign, NODES[0]) as foreign:
+            self._happens(began)
+            self._settle()
+            self._found += stillness.violations(world, self._commands, began)
+        self._found += self._of_this_round(foreign)
+        self._found += self._afterwards()
+        self._found += self._of_repositories()
+        return self._found
+
+    def _happens(self, began: float) -> None:
+        """Run the commands, with the faults at their moments; nothing of it runs after it."""
+        orders = [*enumerate(self._plan.orders)]
+        with ThreadPoolExecutor(len(orders) + len(self._plan.faults)) as threads:
+            faults = [threads.submit(happen, self._world, fault, began) for fault in self._plan.faults]
+            commands = [threads.submit(self._as_systemd, *numbered) for numbered in orders]
+            wait(commands)
+            self._world.over.set()
+        for future in (*commands, *faults):
+            future.result()
+
+    def _as_systemd(self, index: int, order: Order) -> None:
+        """Run a command, and after a backup what the unit has as ExecStopPost."""
+        time.sleep(order.after)
+        node = self._world.nodes[order.node]
+        base = self._directory / f"{index}-{order.node}-{order.command}"
+        self._ended(node.start(order, base), COMMAND_LIMIT)
+        if order.command == "backup":
+            self._ended(node.cleanup(base.with_name(f"{base.name}-post")), CLEANUP_LIMIT)
+
+    def _note(self, running: Running) -> None:
+        self._commands.append(running)
+        if running.order.command == "backup":
+            self._world.backups.append(running)
+
+    def _ended(self, running: Running, limit: float) -> None:
+        with self._lock:
+            self._note(running)
+        if not running.wait(limit):
+            self._found.append(Violation("every command ends", f"{running} has not within {limit} s"))
+            running.node.kill_all()
+            running.wait(10)
+
+    def _settle(self) -> None:
+        """Have the lab as it was before: cluster, libvirt, domains. Raises LabBroken."""
+        if not healthy(self._world.lab, HEALTHY_LIMIT):
+            raise LabBroken("the cluster or libvirt does not recover")
+        at_home(self._world)
+        for node in self._world.nodes.values():
+            self._alone(node)
+
+    def _alone(self, node: Node) -> None:
+        """Wait until all of its processes have ended; where nobody was left to thaw a guest, do it now."""
+        if not wait_for(lambda: not ours(node.directory), PROCESSES_LIMIT):
+            found = ", ".join(map(str, ours(node.directory)))
+            self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
+            node.kill_all()
+        if node.records() and stillness.unguarded(self._world):
+            self._ended(node.cleanup(self._directory / f"late-{node.name}"), CLEANUP_LIMIT)
+
+    def _of_this_round(self, foreign: Sequence[Foreign]) -> Iterator[Violation]:
+        for one in foreign:
+            yield from one.violations()
+        world = self._world
+        points = {
+            name: Repository(place, world.directory).points() for name, place in world.repositories.items()
+        }
+        for command in self._commands:
+            yield from agreement.violations(command, points[command.order.constants.get("OUTPUT", "restic")])
+            yield from self._restored(command)
+
+    def _restored(self, command: Running) -> Iterator[Violation]:
+        """See what a restore has brought back; one that failed has to work now, and tidies up first."""
+        if command.order.command not in ("restore", "drill"):
+            return
+        if command.code != 0:
+            again = command.node.start(command.order, command.base.with_name(f"{command.base.name}-again"))
+            if not again.wait(FURTHER_LIMIT) or again.code != 0:
+                yield Violation("what was killed can be done again", f"{again}: {again.words[-600:]}")
+                return
+        if command.order.command == "restore":
+            yield from restored.violations(self._world, command.order)
+
+    def _afterwards(self) -> Iterator[Violation]:
+        """Once the locks have expired, save everything once more, and see what is left."""
+        if any(leftovers.lock_objects(self._world, pool) for pool in ("vms", "ssd")):
+            ended = max(command.ended for command in self._commands)
+            time.sleep(max(0, ended + LOCK_DURATION + 1 - time.monotonic()))
+        for index, order in enumerate(self._plan.further):  # side by side restic 0.14 often stalls for 43 s
+            one = self._further(index, order)
+            if not one.wait(FURTHER_LIMIT):
+                one.node.kill_all()
+                one.wait(10)
+            self._note(one)
+            if one.code != 0:
+                yield Violation("a further run saves everything", f"{one}: {one.words[-600:]}")
+        yield from leftovers.violations(self._world)
+
+    def _further(self, index: int, order: Order) -> Running:
+        base = self._directory / f"further-{index}-{order.node}"
+        return self._world.nodes[order.node].start(order, base)
+
+    def _of_repositories(self) -> Iterator[Violation]:
+        for place in self._world.places:
+            repository = Repository(place, self._world.directory)
+            yield from contents.violations(self._world, repository)
+            if wrong := repository.check():
+                yield Violation("restic check passes", wrong)
+            contents.forget_old(self._world, repository)
+
+    @property
+    def commands(self) -> Sequence[Running]:
+        return self._commands

@@ -1,0 +1,59 @@
+"""The checker of tests/chaos finds what is broken, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.chaos.faults import HAPPENINGS
+from tests.chaos.plan import KINDS, drawn
+from tests.chaos.records import gap
+from tests.chaos.stillness import unexcused
+
+
+def _lines(*records: str) -> list[str]:
+    return [*records, ""]
+
+
+def test_records_without_a_gap_are_unbroken() -> None:
+    assert gap(_lines("b000000", "0000001", "0000002")) == ""
+
+
+def test_a_boot_may_lack_the_newest_record_before_it() -> None:
+    assert gap(_lines("b000000", "0000001", "b000002", "0000003")) == ""
+    assert gap(_lines("b000000", "0000001", "b000001", "0000002")) == ""
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        ["b000000", "0000001", "0000003"],
+        ["b000000", "0000001", "0000001"],
+        ["b000000", "0000001", "b000003", "0000004"],
+        ["b000000", "\0\0\0\0\0\0\0", "0000002"],
+        ["b000000", "00001"],
+    ],
+)
+def test_a_record_that_is_missing_or_damaged_is_found(records: list[str]) -> None:
+    assert gap(_lines(*records)) != ""
+
+
+def test_records_that_end_within_a_line_are_damaged() -> None:
+    assert gap(["b000000", "0000001", "00000"]) != ""
+    assert gap([]) != ""
+
+
+def test_a_guest_may_stop_for_as_long_as_a_fault_excuses_it() -> None:
+    assert unexcused(10, 40, []) == 30
+    assert unexcused(10, 40, [(0, 15), (12, 38)]) == 2
+    assert unexcused(10, 40, [(20, 30)]) == 10
+    assert unexcused(10, 40, [(50, 60)]) == 30
+    assert unexcused(10, 40, [(10, 40)]) == 0
+
+
+def test_the_seed_and_the_number_give_the_same_round_again() -> None:
+    assert drawn(7, 3) == drawn(7, 3)
+    assert drawn(7, 3) != drawn(7, 4)
+
+
+def test_every_fault_that_is_drawn_can_happen() -> None:
+    assert {*KINDS} == {*HAPPENINGS}
