@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.provoke import ONCE_LOCKED, lines_until, repository_taken, restic_script
-from tests.integration.node import SLOW, Node, wait_until
+from tests.faults.provoke import (
+    ONCE_LOCKED,
+    kill,
+    lines_until,
+    received_bytes,
+    repository_taken,
+    restic_script,
+)
+from tests.integration.node import SLOW, Node, parent, wait_until
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
 from tests.quick_repository import make_repository
+
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"
 
 # What restic does about the images of one domain each, and what is told of it.
 FAULTS = {
@@ -51,6 +60,25 @@ def test_restic_may_fail_in_any_way_and_costs_that_domain_alone(node: Node, plai
     assert {one["hostname"] for one in node.snapshots()} == {plain}
     locks = [path for path in node.repository.glob("locks/*") if "tmp" not in path.name]
     assert locks == [], "what it was killed in the middle of writing is none"
+
+
+def test_a_connection_that_breaks_once_costs_no_domain(node: Node, large: str) -> None:
+    over_sftp = {
+        "RESTIC_REPOSITORY": f"sftp:another-host:{node.repository}",
+        "RESTIC_OPTIONS": [f"--option=sftp.command={SFTP_SERVER}"],  # in the place of ssh
+        "MAX_READ_RATE": SLOW,
+    }
+    with node.started("backup", large, ARCHIVE, **over_sftp) as process:
+        wait_until(lambda: received_bytes(node) > 4 * MIB, 60, "restic has got a part of the image")
+        (restic,) = node.processes("--stdin-filename=vdb.img")
+        (server,) = [pid for pid in node.processes(SFTP_SERVER) if parent(pid) == restic]
+        kill(server)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "trying 1 failed domains once more" in output
+    points = [one for one in node.snapshots("definition") if one["hostname"] == large]
+    assert len(points) == 1
+    assert len(node.snapshots()) == 5, "what the first attempt saved is removed"
 
 
 def test_restic_that_saves_less_than_it_was_sent_is_found_out(node: Node, large: str) -> None:
