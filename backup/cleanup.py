@@ -145,7 +145,9 @@ class Cleaner:
             for cluster, image in images:
                 check_stop()
                 with deletions.one():
-                    remove_leftovers(cluster, image, domain, self.reporter, self.kept, check_stop=check_stop)
+                    remove_leftovers(
+                        cluster, image, domain, self.reporter, self.kept, require_lock=check_stop
+                    )
 
     def _checked(self, domain: Domain, clusters: Clusters) -> Mapping[tuple[Cluster, Image], bool]:
         """Return for each image whether it has leftovers.

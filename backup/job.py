@@ -196,8 +196,8 @@ class DomainJob:
         operations = 4 * len(snapshots.snapshots)
         self._begin(Phase.TIDY, operations * self.settings.ceph_timeout)
         self.require_lock()
-        snapshots.keep(domain)
-        bases.remove_dropped(self.reporter)
+        snapshots.keep(domain, self.require_lock)
+        bases.remove_dropped(self.reporter, self.require_lock)
 
     def _begin(self, phase: Phase, limit: float) -> None:
         """Enter a phase whose operations on the cluster and the output are limited to this in all."""
@@ -247,7 +247,13 @@ class DomainJob:
         spared = {snapshot.base.snapshot} if snapshot.base else set()
         self._leftovers += len({*found} - spared)
         remove = partial(
-            remove_leftovers, snapshot.cluster, snapshot.image, domain, self.reporter, spared=spared
+            remove_leftovers,
+            snapshot.cluster,
+            snapshot.image,
+            domain,
+            self.reporter,
+            spared=spared,
+            require_lock=self.require_lock,
         )
         try:
             remove()

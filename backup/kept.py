@@ -53,10 +53,10 @@ class Bases:
         """Give an image's base, None if everything has to be read. Waits for it; raises BackupError."""
         return self._found.result()[1].get(snapshot)
 
-    def remove_dropped(self, reporter: Reporter) -> None:
+    def remove_dropped(self, reporter: Reporter, require_lock: Callable[[], None] = lambda: None) -> None:
         """Remove what was kept of images that the domain has no more, or that are left out by now.
 
-        Raises BackupError.
+        `require_lock` as in `remove_leftovers`. Raises BackupError.
         """
         saved, _ = self._found.result()
         clusters = {one.cluster.fsid: one.cluster for one in self._snapshots}
@@ -65,7 +65,7 @@ class Bases:
             cluster, place = clusters.get(image.source.cluster), image_named(image.image)
             if cluster and place and (image.source.cluster, image.source.image) not in current:
                 place = replace(place, id=image.source.image)
-                remove_leftovers(cluster, place, self._domain, reporter, kept=True)
+                remove_leftovers(cluster, place, self._domain, reporter, kept=True, require_lock=require_lock)
 
     def _find(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
         uuid = self._domain.uuid

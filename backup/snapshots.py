@@ -161,22 +161,24 @@ class DomainSnapshots:
             if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
         ]
 
-    def keep(self, domain: Domain) -> None:
+    def keep(self, domain: Domain, require_lock: Callable[[], None] = lambda: None) -> None:
         """Keep them for the next run, under a name that says so; what was kept for this one is removed.
 
-        One that can't be renamed stays too, and serves the next run under the name it has. Raises the first
-        error.
+        One that can't be renamed stays too, and serves the next run under the name it has. `require_lock`
+        raises where others may have snapshots under way by now. Raises the first error.
         """
-        steps = [self._threads.submit(self._keep, one, domain) for one, _ in self._started]
+        steps = [self._threads.submit(self._keep, one, domain, require_lock) for one, _ in self._started]
         self._started = []
         wait(steps)
         for step in steps:
             step.result()
 
-    def _keep(self, snapshot: DiskSnapshot, domain: Domain) -> None:
+    def _keep(self, snapshot: DiskSnapshot, domain: Domain, require_lock: Callable[[], None]) -> None:
         name = kept_prefix(domain.uuid) + run_of(snapshot.name)
         snapshot.cluster.rename_snapshot(snapshot.image, snapshot.name, name)
-        for old in leftovers(snapshot.cluster, snapshot.image, domain, kept=True):
+        found = leftovers(snapshot.cluster, snapshot.image, domain, kept=True)
+        require_lock()  # to list them may have taken long
+        for old in found:
             if old != name:
                 with self._deletions.one():
                     snapshot.cluster.remove_snapshot(snapshot.image, old)
@@ -257,18 +259,19 @@ def remove_leftovers(
     reporter: Reporter,
     kept: bool = False,
     spared: Collection[str] = (),
-    check_stop: Callable[[], None] = lambda: None,
+    require_lock: Callable[[], None] = lambda: None,
 ) -> None:
     """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
 
-    `kept`: what was kept for the next run, too. What is `spared` by its name stays. Raises the first error
-    once all were tried, and before each removal what `check_stop` raises: that the lock is lost, for one.
+    `kept`: what was kept for the next run, too. What is `spared` by its name stays. Before each removal
+    `require_lock` raises if the lock was lost meanwhile: what was listed may be another node's by now. Raises
+    the first error once all were tried.
     """
     errors = []
     for name in leftovers(cluster, image, domain, kept):
         if name in spared:
             continue
-        check_stop()
+        require_lock()
         try:
             cluster.remove_snapshot(image, name)
         except BackupError as error:

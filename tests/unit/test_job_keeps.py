@@ -14,6 +14,7 @@ from backup.model import (
     Consistency,
     Definition,
     HeldPoint,
+    Image,
     Phase,
     PointId,
     RestorePoint,
@@ -222,3 +223,40 @@ def test_without_the_lock_no_snapshot_is_kept_or_removed_that_the_next_run_could
     result = node.back_up()
     assert (result.status, result.reason) == (Status.FAILED, "saved, but lost the domain's lock")
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+THEIRS = f"{OWNED}20240204T000000Z-elsewhere"
+
+
+def losing_the_lock(node: PaperNode, at: int) -> None:
+    """Have the listing of this number take so long that another node has the lock after it."""
+    names, asked = node.cluster.snapshot_names, iter(range(1, 1000))
+
+    def slow(image: Image) -> list[str]:
+        if next(asked) == at:
+            node.stop.request(NotNow("lost the domain's lock"))
+            node.stop.lease_until(-math.inf)
+            for known in IMAGES:
+                node.cluster.snapshots[known].add(THEIRS)
+        return names(image)
+
+    node.cluster.snapshot_names = slow  # type: ignore[method-assign]
+
+
+def test_whenever_the_lock_is_lost_the_snapshot_of_who_has_it_then_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 100):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        node = PaperNode(
+            directory, monkeypatch, domain(disks=[rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")])
+        )
+        node.output = KeepingOutput(node)
+        add(node, f"{OWNED}{BEFORE}")
+        losing_the_lock(node, number)
+        result = node.back_up()
+        if not node.stop.requested:
+            break
+        assert all(THEIRS in names for names in left(node)), f"listing {number}: {result}"
+    assert number > 6
