@@ -126,7 +126,10 @@ def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
     if not any(order.command == "backup" for order in orders):
         moments = {START: 1}
     (moment,) = rng.choices([*moments], [*moments.values()])
-    delay = {QUIESCED: rng.uniform(0, 1.2), STREAMING: rng.uniform(0, 3), START: rng.uniform(0, 7)}[moment]
+    # a guest is quiesced for 0.2 s where the monitors answer at once, for more than one where they do not
+    delay = {QUIESCED: 1.2 * rng.random() ** 3, STREAMING: rng.uniform(0, 3), START: rng.uniform(0, 7)}[
+        moment
+    ]
     return KINDS[kind][1](rng, kind, moment, delay)
 
 
