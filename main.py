@@ -132,18 +132,14 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
 def _shown(
     arguments: argparse.Namespace, settings: Settings, console: Console
 ) -> Iterator[tuple[Display, StopRequest]]:
-    """Show what happens during the block, which hears signals. After it they end the process at once.
-
-    But for those that follow one that was heard: then it is about to end, with an exit code that says so.
-    """
+    """Show what happens during the block, which hears signals. After it they end the process at once."""
     stop = _heard()
     display = displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested)
     try:
         with display:
             yield display, stop
     finally:
-        if display.given_up or not stop.requested:
-            _unheard()
+        _unheard(stop)
 
 
 def _limit(display: Display) -> float:
@@ -158,11 +154,16 @@ def _heard() -> StopRequest:
     return stop
 
 
-def _unheard() -> None:
-    """Have signals end the process at once: nothing is left that would have to be put right."""
+def _unheard(stop: StopRequest) -> None:
+    """Have signals end the process at once: nothing is left that would have to be put right.
+
+    One that follows another does not change the exit code, which that one has decided.
+    """
+    code = 128 + stop.signal_number
+    handler = (lambda *_: os._exit(code)) if stop.signal_number else signal.SIG_DFL
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, handler)
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -178,7 +179,7 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
     stop = _heard()
     with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
         choices = look(names, hypervisors, settings, console)
-        _unheard()
+        _unheard(stop)
         print_text(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
         return 3 if hypervisors.unreachable else 0
 
