@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from .bounded import awaited
@@ -131,11 +131,12 @@ class Cleaner:
     def _clean(self, domain: Domain, clusters: Clusters, deletions: Slots) -> None:
         self.stop.check()
         images = self._checked(domain, clusters)
-        if not self._is_left(domain, clusters, images):
+        if not any(images.values()) and not self._has_lock(domain, clusters):
             return
         self.reporter.phase(domain.name, Phase.TIDY)
         lost = StopRequest()  # of this lock alone
-        lock = lock_of(domain, clusters, self.settings.lock_duration)
+        left = {image for (_, image), is_left in images.items() if is_left}
+        lock = lock_of(self._lockable(domain, left), clusters, self.settings.lock_duration)
 
         def check_stop() -> None:
             self.stop.check()
@@ -169,14 +170,20 @@ class Cleaner:
                 self.reporter.message(Level.WARNING, domain.name, text)
         return found
 
-    def _is_left(
-        self, domain: Domain, clusters: Clusters, images: Mapping[tuple[Cluster, Image], bool]
-    ) -> bool:
-        if any(images.values()):
-            return True
-        if all(domain.override.excludes(disk.target) for disk in domain.disks if disk.image):
+    def _has_lock(self, domain: Domain, clusters: Clusters) -> bool:
+        lockable = self._lockable(domain, ())
+        if not any(disk.image for disk in lockable.disks):
             return False  # there is no image that a lock could be beside
-        return lock_of(domain, clusters, self.settings.lock_duration).exists()
+        return lock_of(lockable, clusters, self.settings.lock_duration).exists()
+
+    def _lockable(self, domain: Domain, left: Container[Image]) -> Domain:
+        """Give the domain with the images that a backup would have, and those that have leftovers.
+
+        Of others nothing is touched, and in their pools there may be no leave for a lock.
+        """
+        of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        disks = (disk for disk in domain.disks if disk.target in of_backups or disk.image in left)
+        return replace(domain, disks=tuple(disks))
 
     def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:
         interval, now = self.settings.progress_interval, time.monotonic()

@@ -14,6 +14,7 @@ from .hypervisors import Hypervisors
 from .lock import DomainLock, lock_at, lock_of
 from .model import Domain, HeldPoint, Level
 from .protocols import Output, Reporter
+from .selection import covered
 from .settings import Settings
 from .stop import StopRequest
 
@@ -84,7 +85,7 @@ def _discard_dead(
     """Remove one, unless its run may be alive; report what comes of it."""
     run = point.id.run
     try:
-        locks = _locks(point, domain, clusters, settings.lock_duration)
+        locks = _locks(point, covered(domain, settings), clusters, settings.lock_duration)
         with ExitStack() as stack:
             lost = [StopRequest() for _ in locks]  # each of its lock alone
             for lock, of_lock in zip(locks, lost):

@@ -215,12 +215,12 @@ class DomainJob:
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
+        if not any(disk.image for disk in covered(domain, settings).disks):
+            raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
         clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
         snapshots = prepared(covered(domain, settings), clusters, self.order.run)
-        if not snapshots:
-            raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         if self.output.keeps_snapshots:
             self._bases = stack.enter_context(
                 Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
@@ -265,7 +265,8 @@ class DomainJob:
 
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
-        lock = lock_of(domain, clusters, self.settings.lock_duration)
+        # beside what is saved: where an image is that the settings exclude, there may be no leave for a lock
+        lock = lock_of(covered(domain, self.settings), clusters, self.settings.lock_duration)
         self._lock_places = lock.places
         try:
             stack.enter_context(lock.held(self.stop, self.reporter, domain.name))

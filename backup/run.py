@@ -278,10 +278,10 @@ class Run:
         lacking = missing(held, self.run, result) if result.status is Status.SAVED else ()
         if not lacking:
             return result
-        reason = f"saved, but the output no longer has {', '.join(lacking)}"
-        hint = "who removes restic snapshots while backups run? back it up again"
+        reason = f"the output no longer has all that was saved: {', '.join(lacking)}"
+        hint = "who removes or moves what is in the repository while backups run? back it up again"
         self.reporter.message(Level.ERROR, result.name, f"failed: {reason} (hint: {hint})")
-        return replace(result, status=Status.FAILED, reason=reason, hint=hint)
+        return replace(result, status=Status.FAILED, reason=reason, hint=hint, images=())
 
     def _tidy_output(
         self,

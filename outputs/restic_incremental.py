@@ -204,6 +204,8 @@ class _Watch:
         if self._files.error:
             raise self._files.error
         now = time.monotonic()
+        if self._files.loading:  # then it is the cluster that is waited for, which has limits of its own
+            self._since = now
         if self._files.served != self._served:
             self._served, self._since = self._files.served, now
             self._job.reporter.progress(self._domain, "", self._served, max(self._size, self._served))

@@ -52,14 +52,15 @@ class DiskFiles:
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     """The file system: a directory for each disk, subdirectories, segments.
 
-    `served` counts the bytes that were read. Where a read fails, or all of it does, `error` says why, and who
-    reads waits until `give_up` is called. Before that it has to be stopped: restic leaves out a file that it
-    can't read.
+    `served` counts the bytes that were read, `loading` the reads that wait for their snapshots. Where a read
+    fails, or all of it does, `error` says why, and who reads waits until `give_up` is called. Before that it
+    has to be stopped: restic leaves out a file that it can't read.
     """
 
     def __init__(self, disks: Sequence[DiskFiles]) -> None:
         super().__init__()
         self.served = 0
+        self.loading = 0
         self.error: BaseException | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._given_up = threading.Event()
@@ -136,10 +137,13 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     async def read(self, handle: int, offset: int, length: int) -> Answer:
         disk, number, segment = self._open[handle]
         while (answer := segment.at_once(offset, length)) is None:
+            self.loading += 1
             try:
                 await trio.to_thread.run_sync(segment.load, offset)
             except Exception as error:  # a bug too: without an answer restic would hang
                 await self._fail(error)
+            finally:
+                self.loading -= 1
         self.served += len(answer)
         if segment.complete:
             disk.read[number] = segment.checksums

@@ -18,6 +18,7 @@ from backup.model import (
     Definition,
     Disk,
     Domain,
+    Image,
     Level,
     Override,
     RestorePoint,
@@ -28,7 +29,7 @@ from backup.model import (
 from backup.protocols import Job, SnapshotSource
 
 from .paper_node import LOCK, PaperNode, PaperOutput
-from .samples import RUN, UUID, broken_disk, domain, foreign_disk, rbd_disk
+from .samples import FSID, RUN, UUID, broken_disk, domain, foreign_disk, rbd_disk
 
 ROOT, DATA = rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")
 OURS = f"virt-rbd-backup.{UUID}."
@@ -230,6 +231,22 @@ def test_images_that_others_have_open_can_t_be_frozen_where_that_is_required(mak
     result = node.back_up(freeze="required")
     assert (result.status, node.hypervisor.asked) == (Status.FAILED, [])
     assert result.reason.startswith("vms/root is in use by others too: ")
+
+
+def test_no_lock_is_taken_beside_an_image_that_the_settings_exclude(make: MakeNode) -> None:
+    """There the domain's user may have no leave to write."""
+    node = make(domain(disks=[rbd_disk("vda", "golden/base"), rbd_disk("vdb", "vms/data")]))
+    taken: list[str] = []
+    lock = node.cluster.lock
+
+    def noted(image: Image, *rest: Any) -> None:
+        taken.append(image.pool)
+        lock(image, *rest)
+
+    node.cluster.lock = noted  # type: ignore[method-assign, assignment]
+    assert node.back_up(exclude_images=["golden/*"]).status is Status.SAVED
+    assert set(taken) == {"vms"}
+    assert [point.locks for point in node.output.points] == [(f"{FSID}/vms/",)]
 
 
 def test_with_min_age_a_domain_that_runs_elsewhere_is_left_to_that_node(make: MakeNode) -> None:

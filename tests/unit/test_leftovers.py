@@ -233,7 +233,7 @@ BACKUP = "<backup xmlns='virt-rbd-backup' {}/>"
     [
         (BACKUP.format("enabled='no'"), {}, "not selected (disabled in its metadata): "),
         ("", {"exclude_domains": ["web"]}, "not selected (in EXCLUDE_DOMAINS): "),
-        ("", {"exclude_images": ["vms/*"]}, "not selected (no RBD image to back up): "),
+        ("", {"exclude_images": ["vms/*"]}, "vdb (vms/b), which is not backed up: "),
         ("", {"include_domains": []}, "not selected (not in INCLUDE_DOMAINS): "),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -501,6 +502,19 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
     with raises("the output took no byte for 0 s", Stalled):
         save(restic, repository, source(), job=OnceItRuns(restic=restic), stall_timeout=0.1)
     assert restic.calls()[1:] == ["interrupted", "gave up"]
+
+
+def test_a_cluster_that_takes_its_time_is_no_stalled_output() -> None:
+    files = SegmentFiles([])
+    files.loading = 1  # a read of the image
+    watch = restic_incremental._Watch(files, MIB, 0.05, "web", JobOnPaper())
+    until = time.monotonic() + 0.2
+    while time.monotonic() < until:
+        watch.look()
+    files.loading = 0
+    with raises("the output took no byte for 0 s", Stalled):
+        while time.monotonic() < until + 5:
+            watch.look()
 
 
 def test_a_repository_that_is_locked_is_waited_for(

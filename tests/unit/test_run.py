@@ -308,9 +308,8 @@ def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
     assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
     assert result.exit_code == 3
     (told,) = recorder.told(Level.ERROR)
-    assert told.startswith(
-        "failed: saved, but the output no longer has vda (vms/web-root) (hint: who removes"
-    )
+    assert told.startswith("failed: the output no longer has all that was saved: vda (vms/web-root) (hint:")
+    assert not any(one.images for one in result.results if one.name == "web")
     assert set(asked) == {RUN}
 
 
