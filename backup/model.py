@@ -178,7 +178,7 @@ class RestorePoint:
 
 
 class PointId(NamedTuple):
-    """What tells a restore point from all others: its run, its domain's uuid, which attempt of the run's."""
+    """What distinguishes a restore point: its run, its domain's uuid, which attempt of the run's."""
 
     run: str
     uuid: str

@@ -17,7 +17,7 @@ ENDED = "ZX"  # states of a process that runs no more, whose parent has not hear
 
 
 class Life(NamedTuple):
-    """What tells a process from all others of this boot: pid, and its start in clock ticks (man 5 proc)."""
+    """What distinguishes a process within a boot: its pid, and its start in clock ticks (man 5 proc)."""
 
     pid: int
     began: int
@@ -32,7 +32,7 @@ class _Status:
 
 
 def numbers_are_ours() -> bool:
-    """Tell whether /proc knows processes by the numbers that this one does: not so in some containers."""
+    """Return whether /proc knows processes by the numbers that this one does: not so in some containers."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:
@@ -45,12 +45,12 @@ def life_of(pid: int) -> Life:
 
 
 def lives(life: Life) -> bool:
-    """Tell whether this very process still runs."""
+    """Return whether this very process still runs."""
     return _running(life.pid) == life
 
 
 def pid_in_use(pid: int) -> bool:
-    """Tell whether any process that runs has this pid."""
+    """Return whether any process that runs has this pid."""
     return _running(pid) is not None
 
 
@@ -101,7 +101,7 @@ class Group:
                 os.killpg(self.leader.pid, number)
 
     def ended(self, limit: float) -> bool:
-        """Wait for the end of all, `limit` seconds at most, and tell whether it came."""
+        """Wait for the end of all, `limit` seconds at most, and return whether it came."""
         deadline = time.monotonic() + limit
         while self.members():
             if time.monotonic() > deadline:

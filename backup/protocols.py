@@ -176,7 +176,7 @@ class Output(Protocol):
 
         `known` are the domain's as `ready` listed them, maybe hours ago: where one of these runs is not among
         them, the destination is asked again. None if there is none, or none that this output can build on;
-        `warn` takes a line where that is because of damage. Raises BackupError where nobody can tell.
+        `warn` takes a line where that is because of damage. Raises BackupError if it can not be read now.
         """
 
     def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:

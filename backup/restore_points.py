@@ -79,7 +79,7 @@ def images_held(images: Sequence[SavedImage], point: HeldPoint) -> tuple[SavedIm
 
 
 def missing(points: Sequence[HeldPoint], run: str, result: JobResult) -> Sequence[str]:
-    """Tell what of a domain that a run saved is not in the output, by what that lists: () if all is there.
+    """Return what of a domain that a run saved is not in the output, by what that lists: () for nothing.
 
     That is the manifest, or images that the manifest names.
     """
@@ -92,7 +92,7 @@ def missing(points: Sequence[HeldPoint], run: str, result: JobResult) -> Sequenc
 
 
 def is_held(image: SavedImage, held: HeldImage) -> bool:
-    """Tell whether what is listed is the saved image: a manifest may have the beginning of an id alone."""
+    """Return whether what is listed is the saved image: a manifest may have the beginning of an id alone."""
     return any(one.startswith(image.restore_id) for one in (held.restore_id, held.original_id))
 
 

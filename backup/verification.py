@@ -251,7 +251,7 @@ class _Snapshots:
 
 
 def _sizes(point: HeldPoint) -> Mapping[str, int]:
-    """Give the sizes of a restore point's images by their targets; 0 where the manifest alone tells."""
+    """Give the sizes of a restore point's images by their targets; 0 where only the manifest has them."""
     return {image.target: image.size or 0 for image in point.images}
 
 

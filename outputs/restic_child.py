@@ -59,7 +59,7 @@ class Child:
             self.process.wait(seconds)
 
     def ended(self, limit: float, check_stop: Callable[[], None]) -> bool:
-        """Wait for its end, and tell whether it came within `limit` seconds."""
+        """Wait for its end, and return whether it came within `limit` seconds."""
         deadline = time.monotonic() + limit
         while self.runs:
             check_stop()

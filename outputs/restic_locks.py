@@ -61,7 +61,7 @@ def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Seque
 
 
 def left_by(one: Started, lock: Lock) -> bool:
-    """Tell whether a lock is a dead restic's: by host, user, process, kind, and the time of its life.
+    """Return whether a lock is a dead restic's: by host, user, process, kind, and the time of its life.
 
     A lock that is held for long is written anew every five minutes, with a new time.
     """
@@ -117,7 +117,7 @@ def _lock(program: Program, identity: str, check_stop: Callable[[], None]) -> Lo
 def _removed(
     program: Program, ours: Sequence[Lock], locks: Collection[Lock], check_stop: Callable[[], None]
 ) -> bool:
-    """Remove these locks, and tell whether that could be done without touching any other."""
+    """Remove these locks, and return whether that could be done without touching any other."""
     if program.locks_directory:
         _unlink(program.locks_directory, ours)
         return True

@@ -72,7 +72,7 @@ def _point(which: PointId, snapshots: Listed) -> HeldPoint:
 
 
 def _locks(snapshots: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Give the places of the locks under which a restore point was saved; older ones do not tell."""
+    """Give the places of the locks under which a restore point was saved; none of older ones."""
     tags = {tag for one in snapshots for tag in one["tags"] if tag.startswith(LOCK_TAG)}
     return tuple(sorted(unquote(tag[len(LOCK_TAG) :]) for tag in tags))
 

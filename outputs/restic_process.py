@@ -50,7 +50,7 @@ class Program:
 
     @property
     def call_limit(self) -> float:
-        """Seconds for what lists or removes: as long as a backup may stand still, and never too short."""
+        """Seconds for what lists or removes: as long as a backup may stall, and never too short."""
         return max(CALL_LIMIT, self.stall_timeout)
 
     @property

@@ -43,7 +43,7 @@ DAMAGED = re.compile(
 class ResticError(BackupError):
     """restic failed; the message ends with its own words.
 
-    `locked` tells that another program has the repository to itself, `damaged` that what was to be read is
+    `locked`: another program has the repository to itself. `damaged`: what was to be read is
     not there, or not as it was saved.
     """
 
@@ -80,7 +80,7 @@ def failure(command: str, code: int, printed: str, words: str) -> ResticError:
 
 
 def is_locked(code: int, printed: str) -> bool:
-    """Tell whether it failed as another program has the repository to itself; it has no lock then."""
+    """Return whether it failed as another program has the repository to itself; it has no lock then."""
     return code == LOCKED or (code == 1 and LOCKED_WORDS in printed)
 
 

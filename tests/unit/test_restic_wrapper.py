@@ -31,7 +31,7 @@ ARGUMENTS = ("--host=web", "--stdin-filename=vda.img")
 
 @pytest.fixture
 def wrapper(tmp_path: Path) -> str:
-    """A wrapper that notes restic's pid."""
+    """A wrapper that writes down restic's pid."""
     path = tmp_path / "wrapper"
     path.write_text(
         f'#!/bin/sh\nexport LANG=C\nexec 3<&0\nrestic "$@" <&3 3<&- &\necho $! >{tmp_path}/pid\nwait $!\n'

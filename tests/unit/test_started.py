@@ -21,7 +21,7 @@ from .waiting import runs, wait_until
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 ROOT = Path(__file__).parents[2]
-# Starts a shell as the leader of a group, records it, tells its pid, and waits to be killed.
+# Starts a shell as the leader of a group, records it, prints its pid, and waits to be killed.
 STARTER = """
 import os, signal, subprocess, sys
 from backup.started import Recording, Started, records_in
@@ -31,7 +31,7 @@ recording = Recording(records_in(sys.argv[1]), Started.by_us(program.pid, sys.ar
 print(program.pid, flush=True)
 signal.pause()
 """
-# A wrapper whose child notes that it was interrupted.
+# A wrapper whose child logs that it was interrupted.
 WRAPPER = (
     "sh -c 'trap \"echo interrupted >{log}; exit\" INT; echo $$ >{pid}; while :; do sleep 0.01; done'; :"
 )
