@@ -24,9 +24,7 @@ def require_clean(lab: Lab, node: Node) -> None:
 def left_behind(lab: Lab, node: Node) -> Sequence[str]:
     """Name everything of ours that is still there; restic's locks aside, over which `restic check` fails."""
     found = [f"process {pid}" for pid in node.processes("")]
-    found += [
-        f"note {note}" for name in ("held", "hooked", "restic") for note in node.runtime_dir.glob(f"{name}/*")
-    ]
+    found += [f"note {note}" for note in node.runtime_dir.glob("h[eo]*/*")]
     patience = {"rados_osd_op_timeout": "30", "rados_mon_op_timeout": "30"}
     with rados.Rados(conffile=str(lab.ceph_conf), conf=patience) as cluster:
         for name in cluster.list_pools():
