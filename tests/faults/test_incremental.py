@@ -171,6 +171,8 @@ def test_whoever_is_killed_while_segments_are_read_costs_that_run_alone(
     with reading(node) as run:
         pids = {"worker": run.worker, "main": run.process.pid, "restic": run.restic}
         kill(*(pids[name] for name in victims.split(" and ")))
+        if victims == "restic":
+            run.process.terminate()  # or it would be tried once more
         wait_until(lambda: not node.processes(""), 30, "all have ended")
     after = held(node)
     assert set(before.kept) <= set(after.kept)
@@ -191,7 +193,7 @@ def test_ctrl_c_in_a_terminal_leaves_what_was_kept_and_nothing_else(node: Node, 
 def test_nobody_else_sees_the_segments_and_sigterm_leaves_what_was_kept(node: Node, before: Held) -> None:
     with reading(node) as run:
         segments = node.runtime_dir / "segments"
-        assert set(mounts(node)) == {run.worker, run.restic}
+        assert set(mounts(node)) == {run.restic}, "not even the worker's hooks"
         assert list(segments.iterdir()) == []
         enter = ("nsenter", f"--mount=/proc/{run.restic}/ns/mnt", "sh", "-c")
         look = subprocess.run([*enter, f"ls {segments}"], capture_output=True, text=True, check=True)
@@ -230,7 +232,8 @@ def test_what_restic_saved_with_exit_code_3_counts_for_nothing(node: Node, befor
     assert "images of incomplete restore points" in done.stderr
     after = held(node)
     assert after.kept == before.kept
-    assert len(after.saved) == len(before.saved) + 1, "it stays where the repository lets nothing be removed"
+    in_vain = len(after.saved) - len(before.saved)  # by each attempt
+    assert in_vain > 0, "it stays where the repository lets nothing be removed"
     goes_on(node)
     assert set(before.saved) < set(held(node).saved)
     assert not set(after.saved) - set(before.saved) & set(held(node).saved), "the next run removes it"
