@@ -9,10 +9,12 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError
+from backup.job import DomainJob, JobOrder
 from backup.model import (
     Consistency,
     Definition,
     HeldPoint,
+    Level,
     PointId,
     RestorePoint,
     SavedDomain,
@@ -23,7 +25,7 @@ from backup.model import (
 from backup.protocols import Job, SnapshotSource
 
 from .paper_node import PaperNode, PaperOutput
-from .samples import FSID, LAYOUT, RUN, TAKEN, UUID, domain, held_point, rbd_disk
+from .samples import FSID, LAYOUT, RUN, TAKEN, URI, UUID, domain, held_point, rbd_disk, settings
 
 BEFORE = "20230101T000000Z-efgh"
 OWNED, KEPT = f"virt-rbd-backup.{UUID}.", f"virt-rbd-backup.kept.{UUID}."
@@ -156,6 +158,32 @@ def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None
     node.cluster.ids = {"vms/root": "id of another"}
     node.back_up()
     assert keeping(node).bases == ["", f"{KEPT}{BEFORE}"]
+
+
+def test_a_damaged_previous_backup_is_a_warning_of_its_domain(node: PaperNode) -> None:
+    class Damaged(KeepingOutput):
+        def base(
+            self,
+            uuid: str,
+            runs: Collection[str],
+            known: Sequence[HeldPoint],
+            check_stop: Callable[[], None],
+            warn: Callable[[str], None] = lambda _: None,
+        ) -> Optional[SavedDomain]:
+            warn("the restore point is damaged")
+            return None
+
+    add(node, f"{KEPT}{BEFORE}")
+    node.output = Damaged(node)
+    assert node.back_up().status is Status.SAVED
+    assert (Level.WARNING, "web", "the restore point is damaged") in node.recorder.messages
+
+
+def test_the_attempt_is_in_the_restore_point(node: PaperNode) -> None:
+    node.back_up()
+    order = JobOrder(RUN, "web", UUID, URI, attempt=2)
+    DomainJob(order, settings(runtime_dir=str(node.directory)), node.output, node.recorder, node.stop).run()
+    assert [point.attempt for point in node.output.points] == [1, 2]
 
 
 def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new(node: PaperNode) -> None:
