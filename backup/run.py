@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -121,9 +122,17 @@ class Run:
         with (
             ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
+            ExitStack() as stack,
         ):
-            found = beside.submit(self.output.ready, self.stop.check)  # in which libvirt answers
-            unlocked = beside.submit(self.output.discard, (), False, self.stop.check)
+            needless = StopRequest()  # once nobody waits for the output's answer any more
+            stack.callback(needless.request, BackupError("nothing has to be backed up"))
+
+            def check_stop() -> None:
+                self.stop.check()
+                needless.check()
+
+            found = beside.submit(self.output.ready, check_stop)  # in which libvirt answers
+            unlocked = beside.submit(self.output.discard, (), False, check_stop)
             self._let_go()
             results: Sequence[JobResult] = ()
             with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -326,3 +327,20 @@ def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
     assert recorder.told(Level.WARNING)[-1] == (
         "cannot confirm that what was saved is in the output: the repository's host is gone"
     )
+
+
+def test_a_run_without_a_domain_does_not_wait_for_an_output_that_hangs(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    class Hangs(NothingLeft):
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+            for _ in range(2000):
+                check_stop()
+                time.sleep(0.01)
+            raise AssertionError("it was waited for")
+
+    uri = node_uri(tmp_path / "empty.xml")
+    chosen = settings(libvirt_uri=uri, runtime_dir=str(tmp_path / "run"))
+    began = time.monotonic()
+    assert Run(chosen, Hangs(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
+    assert time.monotonic() - began < 10
