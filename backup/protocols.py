@@ -227,3 +227,9 @@ class Output(Protocol):
         And the locks that programs of this node left in the destination that are provably dead. `patient`:
         wait for a while if it is busy. Raises BackupError.
         """
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        """Remove restore points that were found to lack images, their manifests included.
+
+        Raises BackupError.
+        """

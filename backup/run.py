@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from functools import partial
 from multiprocessing.connection import Connection
 
+from .confirm import confirmed
 from .drafts import remove_all_drafts
 from .errors import BackupError, ConfigError
 from .guard import Guard, guarded
@@ -29,7 +30,6 @@ from .node import only_run
 from .pool import Pool
 from .protocols import Output, Reporter, RunReporter
 from .report import RunResult
-from .restore_points import missing
 from .retry import moments
 from .selection import Choice, choose
 from .settings import Settings
@@ -152,7 +152,7 @@ class Run:
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
-                results = self._confirmed(results)
+                results = confirmed(results, self.run, self.output, self.reporter, self.stop.check_insisted)
                 tell_of_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -267,30 +267,6 @@ class Run:
 
     def _discard_own(self, patient: bool) -> None:
         discard_own(self.run, self.output, self.reporter, patient, self.stop.check_insisted)
-
-    def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
-        """Look once at the output for what was saved; fail the domains of which it has not all.
-
-        Somebody may have removed what no manifest counted yet, though it was about to.
-        """
-        if not any(result.status is Status.SAVED for result in results):
-            return results
-        try:
-            held = self.output.restore_points(self.stop.check_insisted)
-        except BackupError as error:
-            text = f"cannot confirm that what was saved is in the output: {error}"
-            self.reporter.message(Level.WARNING, "", text)
-            return results
-        return [self._confirmed_in(held, result) for result in results]
-
-    def _confirmed_in(self, held: Sequence[HeldPoint], result: JobResult) -> JobResult:
-        lacking = missing(held, self.run, result) if result.status is Status.SAVED else ()
-        if not lacking:
-            return result
-        reason = f"the output no longer has all that was saved: {', '.join(lacking)}"
-        hint = "who removes or moves what is in the repository while backups run? back it up again"
-        self.reporter.message(Level.ERROR, result.name, f"failed: {reason} (hint: {hint})")
-        return replace(result, status=Status.FAILED, reason=reason, hint=hint, images=())
 
     def _tidy_output(
         self,

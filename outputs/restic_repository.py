@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
@@ -142,9 +143,22 @@ class Repository:
 
         Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
         """
+        self._when_free(partial(self._discard, points, check_stop), patient, check_stop)
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        """Remove restore points that lack images, their manifests included."""
+
+        def forget() -> None:
+            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
+            self._forget([one["id"] for one in snapshots if point_id(one) in points], check_stop)
+
+        self._when_free(forget, True, check_stop)
+
+    def _when_free(self, remove: Callable[[], None], patient: bool, check_stop: Callable[[], None]) -> None:
+        """Remove snapshots, which takes the repository alone. `patient`: wait a while for that."""
         for pause in (*DISCARD_PAUSES, None) if patient else (None,):
             try:
-                self._discard(points, check_stop)
+                remove()
                 return
             except ResticError as error:
                 if pause is None or not error.locked:
@@ -158,11 +172,13 @@ class Repository:
         if points:
             snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
             doomed = incomplete(snapshots) & set(points)
-            ids = [one["id"] for one in snapshots if point_id(one) in doomed]
-            if ids:
-                self._call("forget", "--quiet", *ids, check_stop=check_stop)
+            self._forget([one["id"] for one in snapshots if point_id(one) in doomed], check_stop)
         elif spared:
             raise _locks_left(spared)
+
+    def _forget(self, ids: Sequence[str], check_stop: Callable[[], None]) -> None:
+        if ids:
+            self._call("forget", "--quiet", *ids, check_stop=check_stop)
 
     def _call(self, *arguments: str, check_stop: Callable[[], None]) -> str:
         return self.program.call(*arguments, limit=self.program.call_limit, check_stop=check_stop)

@@ -51,18 +51,13 @@ def _gone(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
     away = [(place, place.with_name(f"{place.name}.gone")) for place in world.places]
     for place, gone in away:
         place.rename(gone)
+        place.touch()  # or a restic would make its directories anew, and lose what it saves there
     try:
         yield ()
     finally:
         for place, gone in away:
-            _back(place, gone)
-
-
-def _back(place: Path, gone: Path) -> None:
-    """Put the repository back, over directories that a restic has made there meanwhile."""
-    if place.exists():
-        place.rename(place.with_name(f"{place.name}.made-meanwhile-{time.time_ns()}"))
-    gone.rename(place)
+            place.unlink()
+            gone.rename(place)
 
 
 HAPPENINGS: Mapping[str, Happening] = {

@@ -104,6 +104,9 @@ class NoOutput:
     ) -> None:
         raise AssertionError
 
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        raise AssertionError
+
 
 def work_on_paper(
     _settings: Settings,

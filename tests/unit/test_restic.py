@@ -255,6 +255,15 @@ def test_a_later_attempt_and_the_locks_places_are_in_the_tags() -> None:
     assert {"--tag=attempt=2", "--tag=lock=fsid/vms/", "--tag=lock=fsid/a%2Cb/"} <= set(words)
 
 
+def test_what_lacks_images_is_withdrawn_with_its_manifest(repository: Repository) -> None:
+    output = Restic(repository.program())
+    source = MemorySource(MemorySnapshot(MIB, {0: DATA[:1000]}), rbd_disk("vda", "vms/a"))
+    for run_id in ("20240101T000000Z-good", "20240102T000000Z-lack"):
+        output.save(replace(restore_point(domain(disks=[source.disk])), run=run_id), [source], JobOnPaper())
+    output.withdraw([PointId("20240102T000000Z-lack", UUID)])
+    assert [point.id.run for point in output.restore_points()] == ["20240101T000000Z-good"]
+
+
 def test_images_of_a_failed_attempt_go_though_the_next_one_is_complete(repository: Repository) -> None:
     output = Restic(repository.program())
     source = MemorySource(MemorySnapshot(MIB, {0: DATA[:1000]}), rbd_disk("vda", "vms/a"))

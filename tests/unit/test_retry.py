@@ -10,7 +10,7 @@ from typing import Callable
 
 import pytest
 
-from backup import retry, run
+from backup import confirm, retry, run
 from backup.cluster_errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job import JobOrder
@@ -89,7 +89,7 @@ def back_up(
     retry_for: int = 0,
 ) -> RunResult:
     monkeypatch.setattr(run, "Pool", pool)
-    monkeypatch.setattr(run, "missing", lambda *_: ())
+    monkeypatch.setattr(confirm, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
     monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))

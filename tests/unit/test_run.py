@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from backup import run
+from backup import confirm, run
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor import Hypervisor
 from backup.job import JobOrder
@@ -81,7 +81,7 @@ class PoolOnPaper:
 def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
     pool = PoolOnPaper()
     monkeypatch.setattr(run, "Pool", pool)
-    monkeypatch.setattr(run, "missing", lambda *_: ())
+    monkeypatch.setattr(confirm, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
     monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     return pool
@@ -301,8 +301,17 @@ def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
         asked.append(run_id)
         return ("vda (vms/web-root)",) if result.name == "web" else ()
 
-    monkeypatch.setattr(run, "missing", missing)
-    output = NothingLeft()
+    class Lacks(NothingLeft):
+        held = (held_point(RUN, UUID, "manifest"), held_point(RUN, OTHER_UUID, "manifest"))
+
+        def withdraw(
+            self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None
+        ) -> None:
+            withdrawn.extend(points)
+
+    withdrawn: list[PointId] = []
+    monkeypatch.setattr(confirm, "missing", missing)
+    output = Lacks()
     chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"))
     result = Run(chosen, output, recorder, StopRequest(), RUN).back_up(())
     assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
@@ -311,6 +320,8 @@ def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
     assert told.startswith("failed: the output no longer has all that was saved: vda (vms/web-root) (hint:")
     assert not any(one.images for one in result.results if one.name == "web")
     assert set(asked) == {RUN}
+    (web,) = [one.uuid for one in result.results if one.name == "web"]
+    assert withdrawn == [PointId(RUN, web)]
 
 
 def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
