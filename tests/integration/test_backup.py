@@ -36,11 +36,13 @@ def test_all_domains_are_saved_each_as_consistently_as_it_can_be(node: Node, lab
     _assert_no_secret(lab, done.stdout + done.stderr + page + node.report_file.read_text())
 
 
-def test_the_repository_tells_domain_image_run_and_consistency_of_each_snapshot(node: Node) -> None:
+def test_the_repository_tells_domain_image_run_and_consistency_of_each_snapshot(node: Node, lab: Lab) -> None:
     node.run("backup", WEB)
     report = node.report()
     domain = report["domains"][WEB]
     common = {"virt-rbd-backup", f"run={report['run']}", f"uuid={domain['uuid']}", "consistency=filesystem"}
+    (fsid,) = re.findall(r"fsid\s*=\s*(\S+)", lab.ceph_conf.read_text())
+    common |= {f"lock={fsid}/vms/", f"lock={fsid}/ssd/"}
     by_file = {Path(one["paths"][0]).name: one for one in node.snapshots()}
     assert set(by_file) == {"vda.img", "vdb.img", "definition.tar"}
     assert {one["hostname"] for one in by_file.values()} == {WEB}
