@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 
 from .errors import BackupError, reason
 from .journal import Journal, Note
@@ -40,6 +41,7 @@ class Watchdog:
         self._settings = settings
         self._reporter = reporter
         self._theirs, self.lifeline = SPAWN.Pipe(duplex=False)
+        self._starters: list[SpawnProcess] = []  # which end as soon as a watchdog is on its own
         self._life = self._started()
 
     def revive(self) -> None:
@@ -66,6 +68,8 @@ class Watchdog:
         else:
             self._life.poll(PARTING)
         self._life.close()
+        for process in self._starters:
+            process.join()
 
     def _started(self) -> Connection:
         """Start one; what is returned can be polled, and is at its end, when it has ended."""
@@ -81,7 +85,7 @@ class Watchdog:
             message = f"cannot start the watchdog process: {reason(error)}"
             hint = "without it a guest could stay frozen; is this node out of memory?"
             raise BackupError(message, hint) from error
-        process.join()
+        self._starters.append(process)
         return life
 
 
