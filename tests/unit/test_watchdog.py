@@ -39,9 +39,9 @@ from tests.unit.samples import domain, settings
 
 def worker(_lifeline, words):
     runtime_dir, how = words
-    if how == "quiesces":
+    if how in ("guarded", "quiesces"):
         uri = node_uri(Path(runtime_dir).parent / "node.xml", domain_element())
-        Journal(runtime_dir).write(domain(uri=uri), Hold.PAUSE, seconds=2)
+        Journal(runtime_dir).write(domain(uri=uri), Hold.PAUSE, seconds=2 if how == "quiesces" else 60)
     signal.pause()
 
 if __name__ == "__main__":
@@ -56,7 +56,7 @@ if __name__ == "__main__":
             stack.enter_context(guarded(ours, reporter, watchdog))
         process = SPAWN.Process(target=worker, args=(watchdog.lifeline, sys.argv[1:]))
         process.start()
-        if how == "quiesces":
+        if how in ("guarded", "quiesces"):
             while not Journal(ours.runtime_dir).notes():
                 time.sleep(0.01)
         print(os.getpid(), process.pid, flush=True)
@@ -130,7 +130,7 @@ def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
     wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
 
 
-def test_a_watchdog_that_was_killed_is_started_again(journal: Journal, program: Path, tmp_path: Path) -> None:
+def test_a_watchdog_that_was_killed_is_started_again(program: Path, tmp_path: Path) -> None:
     with started(program, tmp_path, "guarded") as run:
         assert run.stdout
         main, worker = map(int, run.stdout.readline().split())
@@ -138,6 +138,8 @@ def test_a_watchdog_that_was_killed_is_started_again(journal: Journal, program: 
         first = watchdogs(main)
         kill(*first)
         wait_until(lambda: watchdogs(main) - first, 10, "there is another")
+        journal = Journal(str(tmp_path / "run"))
+        assert journal.holds(UUID)
         kill(main, worker)
         wait_until(lambda: not journal.holds(UUID), 10, "the second let the guest go")
 
