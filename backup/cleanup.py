@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 import time
 from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import Future
@@ -34,6 +36,8 @@ from .stop import StopRequest
 from .thaw import let_go_noted
 
 AT_A_TIME = 16  # domains that are cleaned at the same time
+BY_HAND = 60.0  # seconds to try to thaw and resume what killed runs left
+IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, and nobody tries after this
 GRACE = 4  # seconds to give back locks once there is to be a stop; a lock that is not given back expires
 
 
@@ -45,8 +49,9 @@ def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kep
     and the reason to stop.
     """
     with only_run(settings.runtime_dir, stop.check):
-        failed = let_go_noted(settings, reporter, check_stop=stop.check)
-        end_orphans(settings.runtime_dir)
+        seconds = IN_A_SERVICE if "INVOCATION_ID" in os.environ else BY_HAND
+        failed = let_go_noted(settings, reporter, seconds=seconds, check_stop=stop.check)
+        threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
         remove_all_drafts(settings)
         failed += run_owed(Hooks(settings, "", reporter), check_stop=stop.check)
         stop.check()

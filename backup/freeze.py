@@ -16,7 +16,7 @@ from .libvirt_errors import HypervisorError
 from .model import Consistency, Domain, Level, State
 from .protocols import Reporter
 from .settings import Settings
-from .thaw import BeyondHelp, Thaw, agent_timeout
+from .thaw import AGENT_JOB, BeyondHelp, Thaw, agent_timeout
 
 SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots have to be there
 GRACE = 1.0  # seconds after FREEZE_TIMEOUT in which the main process leaves the guest to its worker
@@ -46,6 +46,7 @@ class Standstill:
     since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
     thawed: int = 0  # file systems that were frozen until it was let go
+    doubtful: bool = False  # whether the freeze or pause had no answer, and may still happen
 
     @property
     def seconds_left(self) -> float:
@@ -165,24 +166,29 @@ class Holder:
     def _held(self, domain: Domain, hold: Hold, consistency: Consistency) -> Iterator[Standstill]:
         """Note on disk what the block is about to do, and let the domain go after it."""
         limit = self.settings.freeze_timeout
-        note = self.journal.write(domain, hold, limit + GRACE)
+        possible = AGENT_JOB + agent_timeout(self.settings)
+        note = self.journal.write(domain, hold, limit + GRACE, possible)
         stand = Standstill(consistency, SNAPSHOT_SHARE * limit)
 
         def let_go() -> None:
             self.journal.releasing(note, agent_timeout(self.settings) + GRACE)
-            stand.thawed = self._let_go(note)
+            stand.thawed = self._let_go(note, stand.doubtful)
             stand.seconds = time.monotonic() - stand.started
 
         with undone_by(let_go, self.reporter, domain.name):
-            yield stand
+            try:
+                yield stand
+            except BackupError as error:
+                stand.doubtful = _unanswered(error)
+                raise
 
-    def _let_go(self, note: Note) -> int:
+    def _let_go(self, note: Note, doubtful: bool) -> int:
         """Thaw or resume a domain, for FREEZE_TIMEOUT seconds if need be, then erase its note.
 
         Returns how many file systems were frozen until now. A domain that is gone or shut off needs
         nothing. Raises BackupError if it may still be frozen or paused: the note stays, and main tries on.
         """
-        thaw = Thaw(note, self.hypervisor, self.settings)
+        thaw = Thaw(note, self.hypervisor, self.settings, doubtful)
         deadline = time.monotonic() + self.settings.freeze_timeout
         pause = FIRST_RETRY
         while True:
@@ -210,3 +216,10 @@ class Holder:
             self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
+
+
+def _unanswered(error: BaseException | None) -> bool:
+    """Tell whether an error comes of a call that was given up, and goes on."""
+    while error and not isinstance(error, TimeoutError):
+        error = error.__cause__
+    return error is not None

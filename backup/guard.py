@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .aside import reported
 from .protocols import Reporter
 from .settings import Settings
 from .thaw import Thaws
@@ -19,6 +20,7 @@ class Guard:
 
     def __init__(self, settings: Settings, reporter: Reporter, watchdog: Watchdog) -> None:
         self._thaws = Thaws(settings, reporter)
+        self._reporter = reporter
         self._watchdog = watchdog
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="guard", daemon=True)
@@ -36,8 +38,10 @@ class Guard:
 
     def _look(self) -> None:
         while not self._ended.wait(POLL):
-            self._watchdog.revive()
-            self._thaws.enforce()
+            with reported(self._reporter):
+                self._thaws.enforce()
+            with reported(self._reporter):
+                self._watchdog.revive()
 
 
 @contextmanager

@@ -168,8 +168,12 @@ class Hypervisor:
         self._agent(domain, timeout).probe()
 
     def freeze(self, domain: Domain, timeout: int) -> int:
-        """Freeze the guest's file systems; see GuestAgent.freeze."""
-        return self._agent(domain, timeout).freeze()
+        """Freeze the guest's file systems; see GuestAgent.freeze.
+
+        It is given up after three times the agent's `timeout`, as libvirt waits for other calls of the agent
+        for half a minute.
+        """
+        return GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout)).freeze()
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""

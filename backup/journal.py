@@ -14,7 +14,7 @@ from typing import Any, Optional, Union
 
 from .errors import BackupError, reason
 from .model import Domain
-from .process_group import Life, life_of, lives
+from .process_group import Life, life_of, lives, numbers_are_ours
 from .whole_file import write_whole
 
 
@@ -30,8 +30,9 @@ class Note:
     """A domain of the libvirt at `uri` that is, or is about to be, frozen or paused.
 
     `instance` is libvirt's id of the running domain, -1 if unknown: a domain that was started anew has
-    another. `owner` is the process that is to undo it, `until` when at the latest, of time.monotonic(), which
-    all processes share. `releasing`: it has begun to.
+    another. `owner` is the process that is to undo it, if that can be told, `until` when at the latest, of
+    time.monotonic(), which all processes share. `releasing`: it has begun to. `possible`: until when it may
+    still happen, as libvirt lets a call wait.
     """
 
     uuid: str
@@ -42,11 +43,12 @@ class Note:
     owner: Optional[Life] = field(default=None, compare=False)
     until: float = field(default=0.0, compare=False)
     releasing: bool = field(default=False, compare=False)
+    possible: float = field(default=0.0, compare=False)
 
     @property
     def owned(self) -> bool:
         """Whether the process that is to undo it lives."""
-        return self.owner is not None and lives(self.owner)
+        return lives(self.owner) if self.owner else not self.overdue()
 
     def overdue(self, seconds: float = 0) -> bool:
         """Tell whether it was to be undone, by so many seconds ago."""
@@ -59,13 +61,20 @@ class Journal:
     def __init__(self, runtime_dir: str) -> None:
         self._directory = Path(runtime_dir, "held")
 
-    def write(self, domain: Domain, hold: Hold, seconds: float = 0.0) -> Note:
-        """Note that the domain is about to be quiesced, for so long at the most. Raises BackupError."""
+    def write(self, domain: Domain, hold: Hold, seconds: float = 0.0, possible: float = 0.0) -> Note:
+        """Note that the domain is about to be quiesced, for so long at the most. Raises BackupError.
+
+        `possible`: seconds in which the call for it may still be carried out, at the least as long.
+        """
         path = self._path(domain.uuid)
-        until = time.monotonic() + seconds
+        now = time.monotonic()
         try:
-            owner = life_of(os.getpid())
-            note = Note(domain.uuid, domain.name, hold, domain.uri, domain.instance, owner, until)
+            note = Note(
+                *(domain.uuid, domain.name, hold, domain.uri, domain.instance),
+                owner=life_of(os.getpid()) if numbers_are_ours() else None,
+                until=now + seconds,
+                possible=now + max(seconds, possible),
+            )
             self._directory.mkdir(mode=0o700, exist_ok=True)
             self._put(note)
         except OSError as error:
@@ -87,6 +96,12 @@ class Journal:
         except OSError as error:
             message = f"cannot remove {path}, the note of a guest that stood still: {reason(error)}"
             raise BackupError(message, "see RUNTIME_DIR") from error
+
+    def erase_note(self, note: Note) -> None:
+        """Note that the domain runs, unless there is a newer note of it by now. Raises BackupError."""
+        current = next((one for one in self.notes() if one.uuid == note.uuid), None)
+        if current is None or (current.owner, current.possible) == (note.owner, note.possible):
+            self.erase(note.uuid)
 
     def holds(self, uuid: str) -> bool:
         return self._path(uuid).exists()
@@ -132,4 +147,5 @@ def _note(told: dict[str, Any]) -> Note:
         owner=Life(*owner) if owner else None,
         until=told.get("until", 0.0),
         releasing=told.get("releasing", False),
+        possible=told.get("possible", 0.0),
     )

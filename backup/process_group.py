@@ -47,8 +47,11 @@ def life_of(pid: int) -> Life:
 
 
 def lives(life: Life) -> bool:
-    """Return whether this very process still runs."""
-    return _running(life.pid) == life
+    """Return whether this very process still runs, or may."""
+    try:
+        return _running(life.pid) == life or _hidden(life.pid)
+    except OSError:  # out of files
+        return True
 
 
 def kill(life: Life) -> None:
@@ -56,27 +59,46 @@ def kill(life: Life) -> None:
 
     In an uninterruptible sleep it may outlive that, but then does nothing more.
     """
-    with suppress(ProcessLookupError):
+    try:
         descriptor = os.pidfd_open(life.pid)  # it stays this process, whatever its number is given to next
-        try:
-            if lives(life):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                select.select([descriptor], [], [], DYING)
-        finally:
-            os.close(descriptor)
+    except ProcessLookupError:
+        return
+    try:
+        if lives(life):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            ended = select.poll()  # other than select, it takes descriptors of any number
+            ended.register(descriptor, select.POLLIN)
+            ended.poll(DYING * 1000)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(descriptor)
 
 
 def pid_in_use(pid: int) -> bool:
     """Return whether any process that runs has this pid."""
-    return _running(pid) is not None
+    return _running(pid) is not None or _hidden(pid)
 
 
 def _running(pid: int) -> Optional[Life]:
     try:
         status = _status(pid)
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return None if status.state in ENDED else status.life
+
+
+def _hidden(pid: int) -> bool:
+    """Return whether there is a process that /proc does not show to this one (ProtectProc= of a unit)."""
+    if os.path.exists(f"/proc/{pid}"):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @dataclass(frozen=True)

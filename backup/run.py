@@ -39,6 +39,7 @@ from .thaw import let_go_noted
 from .watchdog import watched
 
 STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
+TIDY_LIMIT = 30.0  # seconds for the output to answer at the end of a run that is to stop
 THAW = 10.0  # seconds for which the run waits until the guest of a worker that died is thawed
 
 
@@ -98,7 +99,7 @@ class Run:
         with only_run(self.settings.runtime_dir, self.stop.check):
             # no guest stands still while a hook runs
             let_go_noted(self.settings, self.reporter, check_stop=self.stop.check)
-            end_orphans(self.settings.runtime_dir)
+            self._end_orphans()
             remove_all_drafts(self.settings)
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
@@ -152,7 +153,7 @@ class Run:
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
-                results = confirmed(results, self.run, self.output, self.reporter, self.stop.check_insisted)
+                results = confirmed(results, self.run, self.output, self.reporter, self._check_at_the_end)
                 tell_of_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -188,10 +189,9 @@ class Run:
     def _tried(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Do all jobs, and those again, for RETRY_FOR seconds, whose error may be transient."""
         results = self._done(orders, pool)
-        ended = time.monotonic()
-        for number, moment in enumerate(moments(self.settings.retry_for), 2):
+        for number, begins in enumerate(moments(self.settings.retry_for), 2):
             again = {result.uuid for result in results if result.passing}
-            if not again or not self._waited(ended + moment, len(again)):
+            if not again or not self._waited(begins, len(again)):
                 break
             self._discard_own(patient=True)  # or both attempts would count
             text = f"trying {len(again)} failed domains once more: what failed may have passed"
@@ -259,14 +259,26 @@ class Run:
         Gives why it was killed, if it was by us.
         """
         self._let_go(order.uuid, THAW)
-        # its restic, where a wrapper has not passed on the kernel's signal; that takes its time
-        threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+        self._end_orphans()
         if not guard.overdue(order.uuid):
             return ""
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
 
+    def _end_orphans(self) -> None:
+        """End the restics of dead workers, as a wrapper does not pass on the kernel's signal.
+
+        In a thread, as that takes its time; the process waits for it at its end.
+        """
+        threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+
     def _discard_own(self, patient: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, patient, self.stop.check_insisted)
+        discard_own(self.run, self.output, self.reporter, patient, self._check_at_the_end)
+
+    def _check_at_the_end(self) -> None:
+        """Raise the reason to stop where a signal came a while ago: what is left does not matter as much."""
+        self.stop.check_insisted()
+        if self.stop.signalled_for > TIDY_LIMIT:
+            self.stop.check()
 
     def _tidy_output(
         self,

@@ -112,7 +112,9 @@ class Records:
 
     def write(self, one: Started) -> None:
         """Write a record, anew if need be. Raises OSError."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # each with the mode: `parents` alone would give RUNTIME_DIR another, which a run then refuses
+        for directory in (self.directory.parent, self.directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(self._path(one), json.dumps(asdict(one)).encode())
 
     def erase(self, one: Started) -> None:

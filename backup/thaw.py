@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
 import traceback
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Callable
+from functools import partial
+from typing import Callable, Optional
 
 from . import PROGRAM
+from .bounded import awaited, carry_out
 from .errors import BackupError, DomainGone
 from .hypervisor import Hypervisor
 from .hypervisors import located
 from .journal import Hold, Journal, Note
 from .libvirt_errors import HypervisorError
 from .model import Domain, Level, State
-from .process_group import kill, life_of
+from .process_group import Life, kill, life_of, numbers_are_ours
 from .protocols import Reporter
 from .settings import Settings
 
 AGENT_SHARE = 1 / 3  # of FREEZE_TIMEOUT: what the guest agent gets for an answer
+AGENT_JOB = 30  # seconds that libvirt lets a call wait for another one of the same agent (qemu_domainjob.c)
 FIRST_PAUSE = 0.2  # seconds until a thaw or resume that failed is tried again; doubled up to the last
 LAST_PAUSE = 30.0
 LOOK_AGAIN = 1.0  # seconds between two looks for a freeze that may still be on its way
+HANGS = 2.0  # seconds after which an attempt is left to itself, as others wait
 REPORT_AGAIN = 600.0  # seconds after which a guest that can't be thawed is reported again
 
 
 class BeyondHelp(BackupError):
     """Nothing on this node can thaw or resume the guest any more."""
+
+
+def _own() -> Optional[Life]:
+    """Give what this process is as an owner of notes."""
+    return life_of(os.getpid()) if numbers_are_ours() else None
 
 
 def agent_timeout(settings: Settings) -> int:
@@ -39,12 +50,18 @@ def agent_timeout(settings: Settings) -> int:
 
 @dataclass
 class Thaw:
-    """Thaws or resumes one domain. `thawed` counts the file systems that were frozen until then."""
+    """Thaws or resumes one domain. `thawed` counts the file systems that were frozen until then.
+
+    `doubtful`: the call of this very process for the freeze or pause had no answer, and may come after this.
+    `gone`: no libvirt that is known has the domain any more.
+    """
 
     note: Note
     hypervisor: Hypervisor
     settings: Settings
+    doubtful: bool = False
     thawed: int = 0
+    gone: bool = False
 
     def attempt(self) -> bool:
         """Try once; tell whether it is over, and the note can go.
@@ -65,6 +82,7 @@ class Thaw:
         if state is State.ELSEWHERE:
             message = "the guest migrated to another node while it stood still"
             raise BeyondHelp(message, f"on that node: virsh domfsthaw {uuid}; virsh resume {uuid}")
+        self.gone = True
         return True
 
     def failure(self, error: BackupError) -> BackupError:
@@ -111,9 +129,10 @@ class Thaw:
     def _certain(self) -> bool:
         """Whether what was to be undone has happened or never will.
 
-        Its owner's calls reach libvirt one after the other, another process's may overtake them.
+        Its owner's calls that were answered are over, another process's may still wait in libvirt.
         """
-        return self.note.owner == life_of(os.getpid()) or self.note.overdue()
+        ours = self.note.owner is not None and self.note.owner == _own()
+        return (ours and not self.doubtful) or time.monotonic() > self.note.possible
 
     @property
     def _domain(self) -> Domain:
@@ -122,20 +141,21 @@ class Thaw:
 
 @dataclass
 class _Attempts:
-    """What became of the attempts at one note's guest."""
+    """What became of the attempts at one note's guest. `under_way` is the one that has not ended yet."""
 
     due: float = 0.0
     pause: float = FIRST_PAUSE
     error: BackupError | None = None
     reported: float = float("-inf")
+    under_way: Future[bool] | None = None
 
 
 @dataclass
 class Thaws:
     """Thaws and resumes guests whose notes' owners can't any more. Threads may share it.
 
-    What can't be done at once is tried again after a pause that grows. `killed` are the uuids of the domains
-    that owners were killed for.
+    What can't be done at once is tried again after a pause that grows; a call that hangs keeps no other guest
+    waiting. `killed` are the uuids of the domains that owners were killed for.
     """
 
     settings: Settings
@@ -150,10 +170,9 @@ class Thaws:
     def round(self, chosen: Callable[[Note], bool]) -> int:
         """Try those of the chosen notes whose time has come; give how many of them are left."""
         left = 0
-        for note in self.journal.notes():
-            if chosen(note):
-                with self._lock:
-                    left += not self._tried_whatever_happens(note)
+        for note in [note for note in self.journal.notes() if chosen(note)]:
+            with self._lock:
+                left += not self._tried(note)
         return left
 
     def enforce(self, margin: float = 0) -> None:
@@ -167,10 +186,10 @@ class Thaws:
             overdue = note.overdue(margin)
             if overdue and note.owner and note.owned and not note.releasing:
                 self.killed.add(note.uuid)
+                kill(note.owner)
                 seconds = self.settings.freeze_timeout
                 text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): killed"
                 self.reporter.message(Level.ERROR, note.name, text)
-                kill(note.owner)
             return overdue or not note.owned
 
         self.round(is_ours)
@@ -192,61 +211,57 @@ class Thaws:
         return left
 
     def _of(self, note: Note) -> _Attempts:
-        return self._attempts.setdefault((note.uuid, note.until if not note.releasing else 0.0), _Attempts())
-
-    def _tried_whatever_happens(self, note: Note) -> bool:
-        """Try one; a bug, or no memory, must not end the guard or the watchdog."""
-        try:
-            return self._tried(note)
-        except Exception:
-            attempts = self._of(note)
-            attempts.due = time.monotonic() + LAST_PAUSE
-            self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
-            return False
+        return self._attempts.setdefault((note.uuid, note.possible), _Attempts())
 
     def _tried(self, note: Note) -> bool:
         """Try one, if its time has come; tell whether it is dealt with."""
         attempts = self._of(note)
-        if time.monotonic() < attempts.due:
-            return False
+        if attempts.under_way is None:
+            if time.monotonic() < attempts.due:
+                return False
+            attempts.under_way = Future()
+            _thread.start_new_thread(carry_out, (partial(self._dealt_with, note), attempts.under_way))
         try:
-            over = self._attempt(note)
-        except BeyondHelp as error:
-            self.reporter.message(Level.ERROR, note.name, str(error))
-            over = True
+            over = awaited(attempts.under_way, HANGS)
         except BackupError as error:
-            attempts.error = error
-            attempts.due = time.monotonic() + attempts.pause
-            attempts.pause = min(2 * attempts.pause, LAST_PAUSE)
-            if attempts.pause == LAST_PAUSE and time.monotonic() > attempts.reported + REPORT_AGAIN:
-                self._report(note, attempts)
-            return False
-        if not over:
+            self._note_failure(note, attempts, error)
+            over = False
+        except TimeoutError:
+            return False  # it goes on
+        except Exception:  # a bug, or no memory, must not end the guard or the watchdog
+            self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
+            attempts.due, over = time.monotonic() + LAST_PAUSE, False
+        else:
             attempts.due = time.monotonic() + LOOK_AGAIN
-            return False
-        return self._erased(note)
-
-    def _attempt(self, note: Note) -> bool:
-        with Hypervisor(note.uri, self.settings.libvirt_timeout) as hypervisor:
-            thaw = Thaw(note, hypervisor, self.settings)
-            try:
-                over = thaw.attempt()
-            except BeyondHelp:
-                raise
-            except BackupError as error:
-                raise thaw.failure(error) from error
-        if over:
-            text = f"let go: a backup that was killed had left a {note.hold.value} behind"
-            self.reporter.message(Level.WARNING, note.name, text)
+        attempts.under_way = None
         return over
 
-    def _erased(self, note: Note) -> bool:
-        try:
-            self.journal.erase(note.uuid)
-        except BackupError as error:
-            self._of(note).error = error
-            return False
-        return True
+    def _note_failure(self, note: Note, attempts: _Attempts, error: BackupError) -> None:
+        attempts.error = error
+        attempts.due = time.monotonic() + attempts.pause
+        attempts.pause = min(2 * attempts.pause, LAST_PAUSE)
+        if attempts.pause == LAST_PAUSE and time.monotonic() > attempts.reported + REPORT_AGAIN:
+            self._report(note, attempts)
+
+    def _dealt_with(self, note: Note) -> bool:
+        """Try once; tell whether it is over, and the note gone. Raises BackupError."""
+        with Hypervisor(note.uri, self.settings.libvirt_timeout) as hypervisor:
+            thaw = Thaw(note, hypervisor, self.settings)
+            level = Level.WARNING
+            text = f"let go: a backup that was killed had left a {note.hold.value} behind"
+            try:
+                over = thaw.attempt()
+            except BeyondHelp as error:
+                over, level, text = True, Level.ERROR, str(error)
+            except BackupError as error:
+                raise thaw.failure(error) from error
+            if thaw.gone:
+                hint = f"if it migrated meanwhile, on its node: virsh domfsthaw {note.uuid}"
+                text = f"the domain is gone that a backup may have left frozen or paused (hint: {hint})"
+        if over:
+            self.journal.erase_note(note)
+            self.reporter.message(level, note.name, text)
+        return over
 
     def _report(self, note: Note, attempts: _Attempts) -> None:
         if attempts.error:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
+from .aside import Aside, reported
 from .errors import BackupError, reason
 from .journal import Journal, Note
 from .model import Level
 from .node import as_watchdog
 from .process import SPAWN, signals_blocked
+from .process_group import Life, life_of, lives
 from .protocols import Reporter
 from .settings import Settings
 from .started import end_orphans
 from .thaw import Thaws
 from .title import set_title
+from .whole_file import write_whole
 
 POLL = 1.0  # seconds between two looks at the notes while the run is alive
 MARGIN = 2.0  # seconds after which it does what the main process, if that is not stopped too, has done before
@@ -73,15 +78,13 @@ class Watchdog:
 
     def _started(self) -> Connection:
         """Start one; what is returned can be polled, and is at its end, when it has ended."""
-        life, its_own = SPAWN.Pipe(duplex=False)
-        process = SPAWN.Process(
-            target=_detached, args=(self._theirs, its_own, self._settings, self._reporter), name="watchdog"
-        )
         try:
+            life, its_own = SPAWN.Pipe(duplex=False)
+            arguments = (self._theirs, its_own, self._settings, self._reporter)
+            process = SPAWN.Process(target=_detached, args=arguments, name="watchdog")
             with signals_blocked(), its_own:
                 process.start()
         except OSError as error:
-            life.close()
             message = f"cannot start the watchdog process: {reason(error)}"
             hint = "without it a guest could stay frozen; is this node out of memory?"
             raise BackupError(message, hint) from error
@@ -114,13 +117,17 @@ def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     set_title("watchdog")
-    thaws = Thaws(settings, reporter)
-    while not _ended(lifeline):
-        thaws.enforce(MARGIN)
-    orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
-    orphans.start()  # beside the thaw, which is what cannot wait
-    _thaw_all(thaws, settings)
-    orphans.join()
+    newest = _Newest(settings.runtime_dir)
+    newest.sign()
+    with Aside(reporter) as aside:
+        thaws = Thaws(settings, aside)
+        while not _ended(lifeline):
+            with reported(aside):
+                thaws.enforce(MARGIN)
+        orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
+        orphans.start()  # beside the thaw, which is what cannot wait
+        _thaw_all(thaws, settings, newest, aside)
+        orphans.join()
 
 
 def _ended(lifeline: Connection) -> bool:
@@ -133,18 +140,37 @@ def _ended(lifeline: Connection) -> bool:
     return False
 
 
-def _thaw_all(thaws: Thaws, settings: Settings) -> None:
-    """Deal with each note, between runs: each run deals with the notes first, and has its own watchdog.
+def _thaw_all(thaws: Thaws, settings: Settings, newest: _Newest, reporter: Reporter) -> None:
+    """Deal with each note, between runs, until a newer run's watchdog does: that has begun with the notes.
 
     The lock may still be held by a process that is being killed: its files are closed one after the other.
     """
     pause = FIRST_PAUSE
-    while Journal(settings.runtime_dir).notes():
-        with as_watchdog(settings.runtime_dir) as alone:
-            if alone and not thaws.round(_any):
-                return
+    while Journal(settings.runtime_dir).notes() and newest.is_this():
+        with reported(reporter), as_watchdog(settings.runtime_dir) as alone:
+            if alone:
+                thaws.round(_any)
         time.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
+
+
+class _Newest:
+    """Which watchdog is the newest: it has signed in RUNTIME_DIR."""
+
+    def __init__(self, runtime_dir: str) -> None:
+        self._path = Path(runtime_dir, "watchdog")
+
+    def sign(self) -> None:
+        with suppress(OSError):  # the directory is full: there may be two then
+            write_whole(self._path, json.dumps(life_of(os.getpid())).encode(), durable=False)
+
+    def is_this(self) -> bool:
+        """Tell whether no newer one lives."""
+        try:
+            newest = Life(*json.loads(self._path.read_text()))
+        except (OSError, ValueError, TypeError):
+            return True
+        return newest.pid == os.getpid() or not lives(newest)
 
 
 def _any(_note: Note) -> bool:

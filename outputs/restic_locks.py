@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from backup.errors import reason
+from backup.process_group import pid_in_use
 from backup.started import Started
 
 from .restic_child import LOCKS
@@ -122,10 +123,13 @@ def _removed(
         _unlink(program.locks_directory, ours)
         return True
     known = {lock.identity for lock in ours}
-    if len(ours) < len(locks) or not {*_identities(program, check_stop)} <= known:
+    if len(ours) < len(locks) or any(pid_in_use(lock.pid) for lock in ours):
         return False
-    arguments = ("unlock", "--remove-all", "--quiet")  # which looks at nobody's process
-    program.call(*arguments, limit=program.call_limit, check_stop=check_stop)
+    if not {*_identities(program, check_stop)} <= known:
+        return False
+    # It removes what is older than half an hour, or bears this host's name and no process here has its PID:
+    # ours do. Whoever takes a lock in this very moment keeps it, other than with --remove-all.
+    program.call("unlock", "--quiet", limit=program.call_limit, check_stop=check_stop)
     return True
 
 

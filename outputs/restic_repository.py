@@ -200,7 +200,10 @@ class Repository:
             try:
                 return save()
             except ResticError as error:
-                if not error.locked or time.monotonic() > began + self.lock_wait:
+                if not error.locked:
+                    raise
+                if time.monotonic() > began + self.lock_wait:
+                    error.passing = not self.lock_wait  # it was waited for, and is not to be once more
                     raise
                 if not told:
                     told = True

@@ -17,6 +17,7 @@ from tests.lab import Lab
 from tests.lab.sample import WEB
 
 LIMIT = 6  # seconds, as FREEZE_TIMEOUT
+POSSIBLE = 60  # seconds in which a freeze that was asked for may still happen, and more
 IN_TIME = LIMIT + 5  # seconds from the freeze on, on a busy machine
 
 
@@ -45,7 +46,7 @@ def test_a_freeze_that_libvirt_gets_to_when_its_sender_is_dead_is_undone(node: N
         with stopped(lab.libvirtd_pid):
             (worker,) = node.workers()
             kill(process.pid, worker)
-        wait_until(lambda: not held(node), IN_TIME + 5, "the watchdog has dealt with it")
+        wait_until(lambda: not held(node), POSSIBLE, "the watchdog has dealt with it")
     _writes(lab)
     _saved_by_the_next_run(node)
 
@@ -56,7 +57,7 @@ def test_a_freeze_of_a_slow_agent_whose_sender_was_killed_is_undone(node: Node, 
             wait_until(lambda: held(node), 60, "the guest is being frozen")
             (worker,) = node.workers()
             kill(worker, process.pid)
-            wait_until(lambda: not held(node), IN_TIME + 5, "the watchdog has dealt with it")
+            wait_until(lambda: not held(node), POSSIBLE, "the watchdog has dealt with it")
         _writes(lab)
     _saved_by_the_next_run(node)
 

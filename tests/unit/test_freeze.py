@@ -150,6 +150,29 @@ def test_a_guest_that_may_be_frozen_is_never_paused_and_its_note_stays(guest: Gu
     assert told.startswith("the guest may still be frozen: the guest agent does not answer")
 
 
+def test_a_freeze_that_had_no_answer_is_looked_for_until_it_can_t_happen_any_more(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = HypervisorError("no answer within 10 s")
+    error.__cause__ = TimeoutError()
+    guest.hypervisor.freeze_error = error
+    monkeypatch.setattr(freeze, "AGENT_JOB", -10 + 0.2)  # with what the agent gets, a fifth of a second
+    monkeypatch.setattr(freeze, "GRACE", 0)
+    thaw = guest.hypervisor.thaw
+
+    def thaw_before_the_freeze(of: Domain, timeout: int) -> int:
+        found = thaw(of, timeout)
+        guest.hypervisor.frozen = guest.hypervisor.asked.count("thaw") == 1  # libvirt had it wait
+        return found
+
+    monkeypatch.setattr(guest.hypervisor, "thaw", thaw_before_the_freeze)
+    with guest.held_still(freeze_timeout=30) as stand:
+        assert guest.hypervisor.paused
+    assert stand.consistency is Consistency.PAUSED
+    assert guest.hypervisor.asked.count("thaw") == 2
+    guest.assert_runs()
+
+
 def test_a_freeze_of_no_file_system_is_none(guest: Guest) -> None:
     guest.hypervisor.file_systems = 0
     with guest.held_still() as stand:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -117,10 +118,28 @@ def test_a_failure_that_passes_is_tried_once_more(
     assert result.exit_code == (0 if status == "saved" else 3)
 
 
-def test_retries_go_on_with_growing_pauses_and_the_last_is_after_retry_for() -> None:
-    assert list(retry.moments(300)) == [0, 10, 30, 70, 150, 300]
-    assert list(retry.moments(15)) == [0, 10, 15]
-    assert list(retry.moments(0)) == [0]
+@pytest.mark.parametrize(
+    ("retry_for", "takes", "moments"),
+    [
+        (300, 0, [0, 10, 30, 70, 150, 300]),
+        (15, 0, [0, 10, 15]),
+        (0, 0, [0]),
+        (300, 100, [0, 110, 230, 330]),
+        (300, 7200, [0, 7200]),
+        (0, 7200, [0]),
+    ],
+)
+def test_retries_go_on_with_growing_pauses_and_one_begins_after_retry_for(
+    retry_for: float, takes: float, moments: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    found = []
+    for begins in retry.moments(retry_for):
+        clock[0] = max(clock[0], begins)
+        found.append(clock[0] - 1000)
+        clock[0] += takes
+    assert found == moments
 
 
 def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
