@@ -276,7 +276,6 @@ class Run:
 
     def _check_at_the_end(self) -> None:
         """Raise the reason to stop where a signal came a while ago: what is left does not matter as much."""
-        self.stop.check_insisted()
         if self.stop.signalled_for > TIDY_LIMIT:
             self.stop.check()
 
