@@ -14,16 +14,20 @@ from .settings import Settings
 from .whole_file import remove_drafts
 
 RECORD_NAMES = r"[^/]+\.json"
+WRITTEN_BY_RUNS = ("held", "hooked")  # directories of RUNTIME_DIR that nobody else writes to
 
 
 def remove_all_drafts(settings: Settings) -> None:
     """Remove what killed writers left in all places of this node. Only for the holder of its lock."""
+    for name in WRITTEN_BY_RUNS:  # all of whose processes have ended
+        remove_drafts(Path(settings.runtime_dir, name), RECORD_NAMES, age=0)
     for directory, names in _places(settings):
         remove_drafts(directory, names)
 
 
 def _places(settings: Settings) -> Iterator[tuple[Path, str]]:
     """Give directories, and what is written there."""
+    yield Path(settings.runtime_dir), "watchdog"
     for directory in _directories_in(Path(settings.runtime_dir)):
         yield directory, RECORD_NAMES
     yield Path(settings.state_dir), re.escape(FILE)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Callable
 
 from .confirm import confirmed
 from .drafts import remove_all_drafts
@@ -153,7 +154,7 @@ class Run:
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
-                results = confirmed(results, self.run, self.output, self.reporter, self._check_at_the_end)
+                results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())
                 tell_of_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -272,12 +273,17 @@ class Run:
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
     def _discard_own(self, patient: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, patient, self._check_at_the_end)
+        discard_own(self.run, self.output, self.reporter, patient, self._at_the_end())
 
-    def _check_at_the_end(self) -> None:
-        """Raise the reason to stop where a signal came a while ago: what is left does not matter as much."""
-        if self.stop.signalled_for > TIDY_LIMIT:
-            self.stop.check()
+    def _at_the_end(self) -> Callable[[], None]:
+        """Give what raises the reason to stop, if there is one, once the output has had its time."""
+        began = time.monotonic()
+
+        def check_stop() -> None:
+            if time.monotonic() > began + TIDY_LIMIT:
+                self.stop.check()
+
+        return check_stop
 
     def _tidy_output(
         self,

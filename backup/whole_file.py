@@ -31,20 +31,21 @@ def write_whole(path: Path, content: bytes, mode: int = 0o600, durable: bool = T
             raise
 
 
-def remove_drafts(directory: Path, names: str) -> None:
+def remove_drafts(directory: Path, names: str, age: float | None = None) -> None:
     """Remove the drafts that killed writers left of files with such names, a regular expression.
 
-    Drafts stand beside their files, as .NAME.xxxxxxxx; one that can't be removed harms nobody.
+    Those of `age` seconds and more (DRAFT_AGE), as others may be written just now. Drafts stand beside their
+    files, as .NAME.xxxxxxxx; one that can't be removed harms nobody.
     """
     draft = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}")
     with suppress(OSError):
         for name in os.listdir(directory):
             if draft.fullmatch(name):
-                _remove_if_old(directory / name)
+                _remove_if_old(directory / name, DRAFT_AGE if age is None else age)
 
 
-def _remove_if_old(path: Path) -> None:
+def _remove_if_old(path: Path, age: float) -> None:
     with suppress(OSError):
         status = path.lstat()
-        if stat.S_ISREG(status.st_mode) and status.st_mtime < time.time() - DRAFT_AGE:
+        if stat.S_ISREG(status.st_mode) and status.st_mtime < time.time() - age:
             path.unlink()

@@ -15,7 +15,8 @@ from tests.lab.sample import DATABASE, WEB
 
 def require_clean(lab: Lab, node: Node) -> None:
     """Have nothing of ours left, guests that write, and a sound repository."""
-    assert left_behind(lab, node) == []
+    left = left_behind(lab, node)
+    assert not left, left
     for name in (WEB, DATABASE):
         lab.wait_for_ticks(name, beyond=lab.ticks(name))
     node.restic("check")
