@@ -127,6 +127,7 @@ def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None
         orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
         orphans.start()  # beside the thaw, which is what cannot wait
         _thaw_all(thaws, settings, newest, aside)
+        newest.resign()
         orphans.join()
 
 
@@ -163,6 +164,12 @@ class _Newest:
     def sign(self) -> None:
         with suppress(OSError):  # the directory is full: there may be two then
             write_whole(self._path, json.dumps(life_of(os.getpid())).encode(), durable=False)
+
+    def resign(self) -> None:
+        """Leave no file, unless it is a newer one's."""
+        if self._path.exists() and self.is_this():
+            with suppress(OSError):
+                self._path.unlink()
 
     def is_this(self) -> bool:
         """Tell whether no newer one lives."""

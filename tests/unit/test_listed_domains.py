@@ -234,7 +234,7 @@ def test_pools_that_are_asked_for_in_vain_cost_one_time_limit_too(
 def test_a_single_domain_that_hangs_is_that_domain_s_failure(
     connect: Callable[[float, bool], Hypervisor],
 ) -> None:
-    listed = connect(0.05, True).domains()
+    listed = connect(0.4, True).domains()
     assert len(listed) == len(MANY)
     assert {str(one.problem and one.problem.message) for one in listed} == {
         "cannot read the domain's definition: no answer within 0 s"

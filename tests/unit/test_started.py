@@ -120,7 +120,7 @@ def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
             (now,) = records_in(str(tmp_path)).read()
             return set(sleeps) <= set(now.pids)
 
-        wait_until(recorded, 5, "it is recorded")
+        wait_until(recorded, 30, "it is recorded")
         assert one.leader == life_of(pid)
 
 
