@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from typing import Union
 
-from .bounded import CheckStop, unstopped
+from .bounded import STOP_POLL, CheckStop, unstopped
 from .errors import BackupError, DomainGone
 from .hypervisor import Hypervisor
 from .model import Domain, State
@@ -24,7 +24,11 @@ class Hypervisors:
         """
         self._check_stop = check_stop
         with ThreadPoolExecutor(len(uris)) as threads:
-            tried = list(threads.map(lambda uri: _connected(uri, timeout, check_stop), uris))
+            attempts = [threads.submit(_connected, uri, timeout, check_stop) for uri in uris]
+            # in steps: a signal that comes just before a wait without an end is handled after it alone
+            while wait(attempts, STOP_POLL).not_done:
+                continue
+            tried = [attempt.result() for attempt in attempts]
         self.unreachable = [one for one in tried if isinstance(one, BackupError)]
         self._reached = [one for one in tried if isinstance(one, Hypervisor)]
         self._stack = ExitStack()
