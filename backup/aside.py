@@ -51,5 +51,5 @@ def reported(reporter: Reporter) -> Iterator[None]:
     """Report a bug in the block, or that there is no memory, and go on: what comes next matters more."""
     try:
         yield
-    except Exception:
+    except Exception:  # whatever it is: guests wait for what comes next
         reporter.message(Level.ERROR, "", f"a bug: {traceback.format_exc()}")

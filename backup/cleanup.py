@@ -36,7 +36,7 @@ from .stop import StopRequest
 from .thaw import let_go_noted
 
 AT_A_TIME = 16  # domains that are cleaned at the same time
-BY_HAND = 60.0  # seconds to try to thaw and resume what killed runs left
+BY_HAND = 60.0  # seconds to try to thaw and resume the guests of interrupted runs
 IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, and nobody tries after this
 GRACE = 4  # seconds to give back locks once there is to be a stop; a lock that is not given back expires
 
@@ -69,7 +69,7 @@ def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kep
 
 @dataclass
 class Cleaner:
-    """Removes the snapshots and locks that killed runs left of domains, many at a time.
+    """Removes the leftovers of domains, snapshots and locks, many at a time.
 
     `choices` tell which domains are selected: all, unless they say otherwise.
     """

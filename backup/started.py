@@ -24,14 +24,8 @@ from .whole_file import write_whole
 
 DIRECTORY = "restic"  # in RUNTIME_DIR; the output's programs alone are recorded
 ORPHAN_LIMIT = 20.0  # seconds that a program without its starter may take to end after SIGINT
-MEMBERS_PAUSES = (
-    0.05,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-)  # seconds between looks at who is in the group; then the last
+# Seconds between looks at who is in the group; from the last one on it stays.
+MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,8 @@ class Records:
         # each with the mode: `parents` alone would give RUNTIME_DIR another, which a run then refuses
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(self._path(one), json.dumps(asdict(one)).encode())
+        # of another boot it proves nothing
+        write_whole(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 
     def erase(self, one: Started) -> None:
         with suppress(OSError):  # it proves nothing of any other program

@@ -215,14 +215,15 @@ class Thaws:
 
     def _tried(self, note: Note) -> bool:
         """Try one, if its time has come; tell whether it is dealt with."""
-        attempts = self._of(note)
+        attempts, patience = self._of(note), 0.0  # one that hangs has been waited for once
         if attempts.under_way is None:
+            patience = HANGS
             if time.monotonic() < attempts.due:
                 return False
             attempts.under_way = Future()
             _thread.start_new_thread(carry_out, (partial(self._dealt_with, note), attempts.under_way))
         try:
-            over = awaited(attempts.under_way, HANGS)
+            over = awaited(attempts.under_way, patience)
         except BackupError as error:
             self._note_failure(note, attempts, error)
             over = False

@@ -106,7 +106,8 @@ def _detached(lifeline: Connection, life: Connection, settings: Settings, report
     """Watch in a process of its own, which no parent waits for; `life` is open as long as it lives."""
     if os.fork() == 0:
         try:
-            _watch(lifeline, settings, reporter)
+            with reported(reporter):
+                _watch(lifeline, settings, reporter)
         finally:
             os._exit(0)
 

@@ -23,6 +23,7 @@ from backup.stop import StopRequest
 from backup.stream import WINDOW_READS, pieces
 
 from .paper_cluster import PaperCluster
+from .paper_completion import PaperCompletion
 from .raising import raises
 from .recorder import Recorder
 from .samples import LAYOUT
@@ -31,27 +32,6 @@ from .waiting import wait_until
 FLAGS = 48
 Arrived = Callable[[Any, Optional[bytes]], None]
 Note = Callable[[int, int, bool], None]
-
-
-class PaperCompletion:
-    """A read under way on paper."""
-
-    def __init__(self, result: int, arrived: Callable[[], None]) -> None:
-        self._result = result
-        self._arrived = arrived
-        self._done = threading.Event()
-        self.settled = False
-
-    def arrive(self) -> None:
-        self._arrived()
-        self._done.set()
-
-    def wait_for_complete_and_cb(self) -> None:
-        assert self._done.wait(timeout=5)
-        self.settled = True
-
-    def get_return_value(self) -> int:
-        return self._result
 
 
 class PaperImage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Callable
@@ -18,30 +17,10 @@ from backup.protocols import WrittenBytes
 from backup.stop import StopRequest
 
 from .paper_cluster import PaperCluster
+from .paper_completion import PaperCompletion
 from .raising import raises
 
 FLAGS = 40
-
-
-class PaperWrite:
-    """A write under way on paper."""
-
-    def __init__(self, result: int, ended: Callable[[], None]) -> None:
-        self._result = result
-        self._ended = ended
-        self._done = threading.Event()
-        self.settled = False
-
-    def end(self) -> None:
-        self._ended()
-        self._done.set()
-
-    def wait_for_complete_and_cb(self) -> None:
-        assert self._done.wait(timeout=5)
-        self.settled = True
-
-    def get_return_value(self) -> int:
-        return self._result
 
 
 class PaperImage:
@@ -49,21 +28,21 @@ class PaperImage:
 
     def __init__(self) -> None:
         self.written: list[tuple[int, bytes]] = []
-        self.under_way: list[PaperWrite] = []
+        self.under_way: list[PaperCompletion] = []
         self.results: list[int] = []  # of the writes to come; then all succeed
         self.silent = False
 
     def aio_write(
         self, data: WrittenBytes, offset: int, ended: Callable[[Any], None], flags: int
-    ) -> PaperWrite:
+    ) -> PaperCompletion:
         assert flags == FLAGS
         result = self.results.pop(0) if self.results else 0
         if not result:
             self.written.append((offset, bytes(data)))
-        write = PaperWrite(result, partial(ended, None))
+        write = PaperCompletion(result, partial(ended, None))
         self.under_way.append(write)
         if not self.silent:
-            write.end()
+            write.arrive()
         return write
 
 
@@ -106,5 +85,5 @@ def test_a_stop_is_heard_while_a_write_is_waited_for_which_ends_before_the_image
         finally:
             (write,) = image.under_way
             assert not write.settled
-            threads.submit(write.end)
+            threads.submit(write.arrive)
     assert write.settled

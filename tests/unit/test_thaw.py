@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,8 @@ from backup.thaw import Thaws
 
 from .paper_hypervisor import PaperHypervisor
 from .recorder import Recorder
-from .samples import OTHER_URI, URI, UUID, domain, settings
+from .samples import OTHER_URI, OTHER_UUID, URI, UUID, domain, settings
+from .waiting import wait_until
 
 FOR_EVER = 1_000_000
 
@@ -212,6 +214,35 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
         patch.setattr(node.web, "thaw", lambda *_: 1 / 0)
         assert node.round() == 1
     assert "ZeroDivisionError" in node.recorder.told(Level.ERROR)[0]
+    assert node.noted
+
+
+def test_a_call_that_hangs_keeps_no_other_guest_waiting(
+    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thaw, "HANGS", 0.05)
+    go_on = threading.Event()
+    node.note(Hold.PAUSE, dead)
+    db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.journal)
+    node.reachable[OTHER_URI] = db
+    node.journal.write(db.listed, Hold.PAUSE)
+    node.web.paused = db.paused = True
+    resume = node.web.resume
+    monkeypatch.setattr(node.web, "resume", lambda of: go_on.wait(30) and resume(of))
+    try:
+        assert node.round() == 1
+        assert (node.web.paused, db.moves) == (True, True)
+        assert node.round() == 1, "it still hangs"
+    finally:
+        go_on.set()
+    wait_until(lambda: not node.round(), 10, "it has ended")
+    assert (node.web.moves, node.noted) == (True, False)
+
+
+def test_a_newer_note_of_the_same_domain_is_not_erased_with_the_old(node: Node, alive: Life) -> None:
+    old = node.note(Hold.FREEZE, alive, seconds=1)
+    node.note(Hold.FREEZE, alive, seconds=30)
+    node.journal.erase_note(old)
     assert node.noted
 
 
