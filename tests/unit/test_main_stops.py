@@ -17,6 +17,7 @@ import pytest
 from .driver_node import domain_element, node_uri
 from .program_node import MAIN, PYTHON, Node
 from .samples import UUID
+from .silent import silent, silent_cluster
 
 LIMIT = 8.0  # seconds, of which a busy machine needs some itself
 SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
@@ -25,16 +26,6 @@ SIGNALS = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
-
-
-@contextmanager
-def silent(family: socket.AddressFamily, address: Any) -> Iterator[socket.socket]:
-    """Listen for whoever connects, and never say a word."""
-    with socket.socket(family, socket.SOCK_STREAM) as listening:
-        listening.bind(address)
-        listening.listen(64)
-        listening.settimeout(30)
-        yield listening
 
 
 @contextmanager
@@ -95,17 +86,12 @@ def test_a_libvirt_that_never_answers(words: str, number: signal.Signals, node: 
     ],
 )
 def test_a_cluster_that_never_answers(words: str, number: signal.Signals, node: Node) -> None:
-    (node.directory / "keyring").write_text(
-        "[client.admin]\n\tkey = AQBPUi5nAAAAABAAd0X8p5gIrZcbHlOaTXMrSg==\n"
-    )
-    with silent(socket.AF_INET, ("127.0.0.1", 0)) as monitor:
-        port = monitor.getsockname()[1]
-        conf = node.directory / "ceph.conf"
-        conf.write_text(f"[global]\nmon_host = v2:127.0.0.1:{port}\nkeyring = {node.directory}/keyring\n")
-        with started(node, words, {"CEPH_CONF": str(conf)}) as process:
-            connection, _ = monitor.accept()
-            with connection:
-                assert_ends(process, number)
+    with (
+        silent_cluster(node.directory) as (conf, monitor),
+        started(node, words, {"CEPH_CONF": str(conf)}) as process,
+        monitor.accept()[0],
+    ):
+        assert_ends(process, number)
 
 
 def test_cleanup_ends_at_once_where_nothing_hangs(node: Node) -> None:
