@@ -20,22 +20,29 @@ from typing import Callable, NoReturn
 
 import config
 import outputs
-from backup import PROGRAM, command_line
-from backup.bounded import within
-from backup.console import Console, finding, listing, selection_json, summary
-from backup.display import Display
+from backup import PROGRAM
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
-from backup.faces import displayed
-from backup.history import History
 from backup.model import Level
 from backup.protocols import Reporter
-from backup.publish import publish, publish_metrics
-from backup.report import RunResult
+from backup.report.history import History
+from backup.report.publish import publish, publish_metrics
+from backup.report.run_report import RunResult
 from backup.settings import Settings, load
-from backup.standard_output import STUCK_LIMIT, TERMINAL_LIMIT, is_flushed, print_text, written_within
-from backup.stop import StopRequest
-from backup.title import set_title
-from backup.whole_file import write_whole
+from backup.system.atomic_file import write_whole
+from backup.system.process_title import set_title
+from backup.system.stop_request import StopRequest
+from backup.system.time_limit import within
+from backup.terminal import command_line
+from backup.terminal.console import Console, finding, listing, selection_json, summary
+from backup.terminal.progress.choose_display import displayed
+from backup.terminal.progress.display import Display
+from backup.terminal.standard_output import (
+    STUCK_LIMIT,
+    TERMINAL_LIMIT,
+    is_flushed,
+    print_text,
+    written_within,
+)
 
 # Modules that only distributions package, and their package in Debian.
 MODULES = {
@@ -101,7 +108,7 @@ def exit_code(error: BackupError) -> int:
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Back up the selected domains, then tell how it went."""
-    from backup.run import Run
+    from backup.run.run import Run
 
     if arguments.dry_run:
         return _show(arguments.domains, False, settings, console)
@@ -121,7 +128,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
     """Put the report everywhere, then tell who wants to know."""
-    from backup.notify import tell
+    from backup.hooks.notify import tell
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
@@ -173,8 +180,8 @@ def show_list(arguments: argparse.Namespace, settings: Settings, console: Consol
 
 def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
     """Show what a backup would do; as in a backup, a libvirt that can't be asked may hide domains."""
-    from backup.hypervisors import Hypervisors
-    from backup.run import look
+    from backup.hypervisor.connections import Hypervisors
+    from backup.run.run import look
 
     stop = _heard()
     with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
@@ -186,7 +193,7 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
 
 def show_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show what could be restored."""
-    from backup.restore_points import of_domains, points_json, points_table
+    from backup.restore_point.find import of_domains, points_json, points_table
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
@@ -198,8 +205,8 @@ def show_points(arguments: argparse.Namespace, settings: Settings, _console: Con
 
 def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Bring a domain back, or some of it."""
-    from backup.restore_order import RestoreOrder, Restorer
-    from backup.restore_points import restored_table
+    from backup.restore.restorer import RestoreOrder, Restorer
+    from backup.restore_point.find import restored_table
 
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     with _shown(arguments, settings, console) as (display, stop):
@@ -210,7 +217,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Prove that restore points come back as they were saved."""
-    from backup.verification import Verification, proven
+    from backup.verify.verification import Verification, proven
 
     output = outputs.readable(settings)
     with _shown(arguments, settings, console) as (display, stop):
@@ -225,7 +232,7 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
 
 def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Prove that a domain comes back, by having it back for a while."""
-    from backup.drill import Drill
+    from backup.verify.drill import Drill
 
     output = outputs.readable(settings)
     with _shown(arguments, settings, console) as (display, stop):
@@ -240,7 +247,7 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
 def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show whether a backup could work."""
-    from backup.preflight import examine
+    from backup.run.check import examine
 
     problems, stop = 0, _heard()
     for found in examine(settings, outputs.chosen(settings), stop.check):
@@ -252,9 +259,9 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
 
 def show_report(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show what a past run came to."""
-    from backup.history import History
-    from backup.past_runs import past_runs
-    from backup.report_text import report_text
+    from backup.report.history import History
+    from backup.report.past_runs import past_runs
+    from backup.terminal.report_text import report_text
 
     made = datetime.now(timezone.utc)
     past = past_runs(History(settings.state_dir, settings.report_days), arguments.run, made.date())
@@ -262,7 +269,7 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
         console.message(Level.WARNING, "", f"left out {past.left_out} reports of another version")
     if arguments.html is not None:
         _require_modules(PAGE_MODULES)
-        from backup.page import page
+        from backup.report.page import page
 
         _write(arguments.html, page(past, made))
     else:
@@ -284,7 +291,7 @@ def _write(path: str, content: bytes) -> None:
 
 def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Thaw and remove what killed runs left."""
-    from backup.cleanup import clean_node
+    from backup.run.cleanup import clean_node
 
     with _shown(arguments, settings, console) as (display, stop):
         return 3 if clean_node(settings, display, stop, arguments.all) else 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .checksums import Checksums
 from .model import SavedImage
+from .restore_point.checksums import Checksums
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from backup import manifest, stream
-from backup.checksums import Checksums
 from backup.model import Level, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
-from backup.stream import Copied
+from backup.restore_point import manifest
+from backup.restore_point.checksums import Checksums
+from backup.transfer import backup_stream
+from backup.transfer.backup_stream import Copied
 from backup.units import size_text
 
-from .restic_repository import Repository, file_name, named
-from .restic_words import ResticError, Summary
+from .restic_repository.messages import ResticError, Summary
+from .restic_repository.repository import Repository, file_name, named
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Restic(Repository):
                     tags.append(f"encryption={source.disk.encryption}")
                 arguments = (*named(point, *tags), f"--stdin-filename={file_name(target)}")
                 with self.program.backup(arguments, job.check_stop) as backup:
-                    copied = stream.copy(
+                    copied = backup_stream.copy(
                         reader,
                         backup.sink,
                         lambda done: job.reporter.progress(domain, target, done, reader.size),

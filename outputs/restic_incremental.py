@@ -17,22 +17,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from backup import manifest
 from backup.errors import BackupError, reason
 from backup.model import HeldPoint, Level, RestorePoint, SavedDomain, SavedImage
-from backup.pipe_sink import Stalled
-from backup.process import own_mounts
 from backup.protocols import Job, SnapshotSource
-from backup.restore_points import as_held
+from backup.restore_point import manifest
+from backup.restore_point.find import as_held
 from backup.settings import Settings
+from backup.system.pipe_writer import Stalled
+from backup.system.process import own_mounts
 from backup.units import size_text
 
-from .restic_points import TAG, held_points, segments_tag
-from .restic_repository import Repository, named
-from .restic_words import ResticError, Summary
-from .segment_files import SegmentFiles, mounted
-from .segmented_disk import SegmentedDisk, planned
-from .segments import pack_times
+from .restic_repository.messages import ResticError, Summary
+from .restic_repository.repository import Repository, named
+from .restic_repository.snapshots import TAG, held_points, segments_tag
+from .segments.changed import SegmentedDisk, planned
+from .segments.files import SegmentFiles, mounted
+from .segments.layout import pack_times
 
 MOUNTPOINT = "segments"  # in RUNTIME_DIR
 

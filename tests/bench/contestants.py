@@ -35,7 +35,7 @@ with rados.Rados(conffile=conf) as cluster, cluster.open_ioctx(pool) as ioctx:
 READING = """
 import sys
 from backup import stream
-from backup.cluster import Cluster
+from backup.ceph.cluster import Cluster
 from backup.model import ClusterAddress, Image
 conf, pool, name, snapshot = sys.argv[1:]
 with Cluster(ClusterAddress(), "", conf, timeout=60) as cluster:

@@ -13,15 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.provoke import (
-    HeldBackRestic,
-    freeze_status,
-    frozen,
-    held,
-    kill,
-    received_bytes,
-    streaming,
-)
+from tests.faults.provoke import HeldBackRestic, freeze_status, frozen, held, kill, received_bytes, streaming
 from tests.integration.node import PREFIX, SLOW, Node, parent, snapshot_names, wait_until
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB, WEB

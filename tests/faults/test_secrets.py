@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from outputs.restic_process import INHERITED
+from outputs.restic_repository.program import INHERITED
 from tests.faults.provoke import HeldBackRestic, restic_script
 from tests.integration.node import Node
 from tests.lab import Lab, RbdDisk

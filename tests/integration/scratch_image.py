@@ -14,15 +14,15 @@ from typing import Any
 
 import rbd
 
-from backup import stream
-from backup.cluster import Cluster
-from backup.console import Console
+from backup.ceph.cluster import Cluster
+from backup.ceph.new_image import NewImage
 from backup.model import Image, Layout, SavedImage
-from backup.new_image import NewImage
-from backup.pipe_sink import PipeSink
-from backup.pipe_source import PipeSource
 from backup.protocols import SnapshotReader
-from backup.refill import refill
+from backup.system.pipe_reader import PipeSource
+from backup.system.pipe_writer import PipeSink
+from backup.terminal.console import Console
+from backup.transfer import backup_stream
+from backup.transfer.restore_stream import refill
 from tests.integration.random_changes import change
 from tests.lab import Lab
 
@@ -142,7 +142,7 @@ def received(reader: SnapshotReader) -> bytes:
         content = thread.submit(lambda: Path(f"/dev/fd/{out}").read_bytes())
         try:
             with PipeSink(into, lambda: None) as sink:
-                stream.copy(reader, sink)
+                backup_stream.copy(reader, sink)
         finally:
             os.close(into)
         try:

@@ -1,4 +1,4 @@
-"""backup/cluster.py, lock_request.py: the lock object of a domain, on a real cluster."""
+"""backup/ceph/cluster.py, lock_request.py: the lock object of a domain, on a real cluster."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from backup.cluster import LOCK_NAME, Claim, Cluster
-from backup.cluster_errors import LockHeld, LockLost
-from backup.lock import lock_at
+from backup.ceph.cluster import LOCK_NAME, Claim, Cluster
+from backup.ceph.errors import LockHeld, LockLost
+from backup.job.domain_lock import lock_at
 from backup.model import ClusterAddress, Image
-from backup.stop import StopRequest
+from backup.system.stop_request import StopRequest
 from tests.integration.node import wait_until
 from tests.lab import Lab
 from tests.unit.recorder import Recorder

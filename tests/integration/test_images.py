@@ -12,8 +12,8 @@ import pytest
 import rados
 import rbd
 
-from backup import image_reader
-from backup.cluster import Cluster
+from backup.ceph import image_reader
+from backup.ceph.cluster import Cluster
 from backup.model import ClusterAddress, Image
 from tests.integration.scratch_image import MIB, ScratchImage
 from tests.lab import Lab

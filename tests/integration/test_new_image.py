@@ -1,4 +1,4 @@
-"""backup/new_image.py: a restored image has one owner from its making to its naming."""
+"""backup/ceph/new_image.py: a restored image has one owner from its making to its naming."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import rbd
 
-from backup import new_image
-from backup.cluster import Cluster
+from backup.ceph import new_image
+from backup.ceph.cluster import Cluster
+from backup.ceph.new_image import REPLACED, NewImage
 from backup.errors import BackupError, NotNow
 from backup.model import ClusterAddress, Image, Level, SavedImage
-from backup.new_image import REPLACED, NewImage
-from backup.stop import StopRequest
+from backup.system.stop_request import StopRequest
 from tests.lab import Lab
 from tests.lab.sample import MIB
 from tests.unit.recorder import Recorder

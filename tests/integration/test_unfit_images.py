@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from backup.cluster import Cluster
-from backup.cluster_errors import ClusterError, ImageGone
+from backup.ceph.cluster import Cluster
+from backup.ceph.errors import ClusterError, ImageGone
 from backup.model import ClusterAddress, Image
 from tests.integration.disk_xml import backing_store, other_disk, rbd_disk
 from tests.integration.node import Node, metadata, snapshot_names

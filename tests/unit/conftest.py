@@ -49,7 +49,7 @@ def nothing_left() -> Iterator[None]:
 
 @pytest.fixture
 def signals_as_in_a_worker() -> Iterator[None]:
-    """Ignore SIGINT, as backup/worker.py does, until the end of the test."""
+    """Ignore SIGINT, as backup/run/worker.py does, until the end of the test."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     signal.signal(signal.SIGINT, before)

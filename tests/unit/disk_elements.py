@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backup.disk_xml import Places
 from backup.errors import BackupError
-from backup.kernel_device import MappedImage
+from backup.hypervisor.disk_xml import Places
+from backup.hypervisor.mapped_device import MappedImage
 from backup.model import Disk, Image
 
 from .samples import FSID

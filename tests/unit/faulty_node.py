@@ -13,16 +13,16 @@ from typing import Any, Callable, NamedTuple
 import libvirt
 import pytest
 
-from backup import freeze, thaw
-from backup.cluster import Claim
-from backup.cluster_errors import ClusterError
+from backup.ceph.cluster import Claim
+from backup.ceph.errors import ClusterError
 from backup.errors import BackupError
-from backup.job import DomainJob, JobOrder
-from backup.libvirt_errors import HypervisorError
+from backup.hypervisor.errors import HypervisorError
+from backup.job import freeze, thaw
+from backup.job.domain_job import DomainJob, JobOrder
+from backup.job.thaw import let_go_noted
 from backup.model import Domain, Image, JobResult, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
-from backup.stop import StopRequest
-from backup.thaw import let_go_noted
+from backup.system.stop_request import StopRequest
 
 from .paper_hypervisor import PaperHypervisor
 from .paper_node import LOCK, PaperNode, PaperOutput

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Callable
 
-from backup import manifest
-from backup.checksums import Checksums
 from backup.errors import BackupError
 from backup.model import HeldImage, HeldPoint, PointId, SavedImage
 from backup.protocols import Source
+from backup.restore_point import manifest
+from backup.restore_point.checksums import Checksums
 from tests.integration.scratch_image import source_of
 
 from .jobs_on_paper import NoOutput

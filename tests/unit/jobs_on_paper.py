@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Callable, Optional
 
 from backup.errors import BackupError
-from backup.job import JobOrder
+from backup.job.domain_job import JobOrder
 from backup.model import (
     HeldPoint,
     JobResult,
@@ -28,9 +28,9 @@ from backup.model import (
     Status,
 )
 from backup.protocols import Job, Output, Reporter, SnapshotSource, Source
+from backup.run.worker import PipeReporter, Progress
 from backup.settings import Settings
-from backup.stop import StopRequest
-from backup.worker import PipeReporter, Progress
+from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder
 from .waiting import wait_until

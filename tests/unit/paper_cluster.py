@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from backup.ceph_retry import CephRetry
-from backup.cluster import Claim, Cluster
-from backup.cluster_errors import ClusterError, ImageGone, LockHeld, LockLost
-from backup.connect import Clusters
-from backup.image_reader import ImageReader
+from backup.ceph.cluster import Claim, Cluster
+from backup.ceph.clusters import Clusters
+from backup.ceph.errors import ClusterError, ImageGone, LockHeld, LockLost
+from backup.ceph.image_reader import ImageReader
+from backup.ceph.retry import CephRetry
 from backup.model import ClusterAddress, Image
 
 from .samples import FSID

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Callable
 
 from backup.errors import BackupError, DomainGone
-from backup.hypervisor import Hypervisor
-from backup.journal import Journal
-from backup.libvirt_errors import HypervisorError
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.errors import HypervisorError
+from backup.job.freeze_notes import Journal
 from backup.model import Definition, Domain, State
 
 

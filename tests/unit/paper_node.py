@@ -9,13 +9,14 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from backup import hypervisors, job
-from backup.job import DomainJob, JobOrder
-from backup.journal import Journal
-from backup.libvirt_errors import HypervisorError
+from backup.hypervisor import connections
+from backup.hypervisor.errors import HypervisorError
+from backup.job import domain_job
+from backup.job.domain_job import DomainJob, JobOrder
+from backup.job.freeze_notes import Journal
 from backup.model import Domain, HeldPoint, JobResult, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
-from backup.stop import StopRequest
+from backup.system.stop_request import StopRequest
 
 from .jobs_on_paper import NoOutput
 from .paper_cluster import PaperCluster, PaperClusters
@@ -69,8 +70,8 @@ class PaperNode:
         self.output = PaperOutput(self)
         self.recorder = Recorder()
         self.stop = StopRequest()
-        monkeypatch.setattr(hypervisors, "Hypervisor", self._connect)
-        monkeypatch.setattr(job, "Clusters", lambda *_: PaperClusters(self.cluster))
+        monkeypatch.setattr(connections, "Hypervisor", self._connect)
+        monkeypatch.setattr(domain_job, "Clusters", lambda *_: PaperClusters(self.cluster))
 
     @property
     def hypervisor(self) -> PaperHypervisor:

@@ -9,10 +9,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from backup.history import History
 from backup.model import Consistency, Disk, JobResult, Phase, SavedImage, Status, Timeline
-from backup.proof import Proof
-from backup.report import RunResult, report_json
+from backup.report.domain_record import Proof
+from backup.report.history import History
+from backup.report.run_report import RunResult, report_json
 
 from .samples import LAYOUT
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from outputs.restic_process import Program
+from outputs.restic_repository.program import Program
 from tests.quick_repository import PASSWORD, make_repository
 
 

@@ -10,17 +10,7 @@ from backup.errors import BackupError, ConfigError
 from backup.model import Domain, Override, State
 from backup.selection import Choice, choose
 
-from .samples import (
-    OTHER_URI,
-    OTHER_UUID,
-    URI,
-    UUID,
-    broken_disk,
-    domain,
-    foreign_disk,
-    rbd_disk,
-    settings,
-)
+from .samples import OTHER_URI, OTHER_UUID, URI, UUID, broken_disk, domain, foreign_disk, rbd_disk, settings
 
 WEB = domain("web", UUID, disks=[rbd_disk("vda", "vms/web-root"), rbd_disk("vdb", "ssd/scratch/web-tmp")])
 DB = domain("db-1", OTHER_UUID)

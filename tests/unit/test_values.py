@@ -15,10 +15,10 @@ from backup.errors import (
     Interrupted,
     Skipped,
 )
-from backup.libvirt_errors import HypervisorError
+from backup.hypervisor.errors import HypervisorError
 from backup.model import Image, State, image_named
 from backup.units import duration_text, size_text
-from outputs.restic_words import ResticError
+from outputs.restic_repository.messages import ResticError
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Ceph: the only room that imports rados and rbd."""

@@ -1,0 +1,143 @@
+"""Calls on a cluster that does not answer: retried for a while, so that a short stall costs no job."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from typing import Callable, TypeVar
+
+from ..errors import BackupError
+from ..model import Level
+from .errors import ClusterError
+
+Result = TypeVar("Result")
+Check = Callable[[], None]
+Report = Callable[[Level, str], None]
+
+STOP_POLL = 0.2  # seconds between two checks whether the job has to stop
+
+
+def _nothing(*_: object) -> None:
+    pass
+
+
+class CephRetry:
+    """Retries what timed out until `limit` seconds have passed since its first timeout; 0: never.
+
+    Each connection has one of its own; threads may share it. A stall is reported once, by whichever call
+    met it first, and its end too. Each further timeout is a message at debug level: a sign of life.
+    """
+
+    def __init__(self, limit: float = 0, check_stop: Check = _nothing, report: Report = _nothing) -> None:
+        """`check_stop` raises if the job has to end: nothing is retried any more."""
+        self.limit = limit
+        self.check_stop = check_stop
+        self._report = report
+        self._timeout = 0.0
+        self._lock = threading.Lock()
+        self._stalled = 0  # calls that have timed out and are being retried
+        self._since = 0.0  # of time.monotonic(), when the first of them was made
+        self._answered = 0.0  # when the last of them got an answer
+        self._gave_up = 0.0  # when the last of them was not retried any more
+        self._silent = False  # the last call, retried or not, has timed out
+
+    def of_connection(self, timeout: float) -> CephRetry:
+        """Give one for a connection of which each operation times out after so many seconds."""
+        retry = CephRetry(self.limit, self.check_stop, self._report)
+        retry._timeout = timeout
+        return retry
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the job has to stop and the cluster is silent: timeouts would take too long, one by one."""
+        return self._silent and self._stopping()
+
+    def call(
+        self,
+        call: Callable[[], Result],
+        check_stop: Check | None = None,
+        timed_out_at: Callable[[], float] | None = None,
+    ) -> Result:
+        """Make the call, again and again where it times out. Raises what it raises.
+
+        `check_stop` raises what ends the retries; without it a job that has to stop gets the timeout itself.
+        `timed_out_at` gives when, of time.monotonic(), where that is not just now.
+        """
+        first = None
+        try:
+            while True:
+                try:
+                    result = call()
+                except ClusterError as error:
+                    if error.number != errno.ETIMEDOUT:
+                        raise
+                    moment = timed_out_at() if timed_out_at else time.monotonic()
+                    if first is None and moment < self._answered:
+                        continue  # in a stall that is over: nobody has waited for it meanwhile
+                    self._silent = True
+                    self._require_stay(error, check_stop)
+                    if first is None:
+                        self._require_time(moment, moment <= self._gave_up, error)
+                    else:
+                        self._require_time(first, True, error)
+                    self._begin_retry(moment, first is None)
+                    first = moment if first is None else first
+                else:
+                    self._silent = False
+                    if first is not None:
+                        self._note_answer()
+                    return result
+        finally:
+            if first is not None:
+                self._end_retries()
+
+    def _require_stay(self, error: ClusterError, check_stop: Check | None) -> None:
+        """Raise if the job has to stop: what the stop says, or the timeout."""
+        if check_stop:
+            check_stop()
+        elif self._stopping():
+            raise error
+
+    def _require_time(self, first: float, tried: bool, error: ClusterError) -> None:
+        """Raise if a call that timed out at this moment for the first time has been retried for long enough.
+
+        Or another one has (`tried`). A read may have timed out long before somebody waits for it, where the
+        output took nothing meanwhile: that alone is no reason to fail.
+        """
+        if not self.limit:
+            raise error
+        if tried and time.monotonic() >= first + self.limit:
+            self._gave_up = time.monotonic()
+            message = f"{error.message}, retried for {self.limit:.0f} s (CEPH_STALL_TIMEOUT)"
+            raise ClusterError(message, error.hint, error.number) from error
+
+    def _stopping(self) -> bool:
+        try:
+            self.check_stop()
+        except BackupError:
+            return True
+        return False
+
+    def _begin_retry(self, moment: float, is_first: bool) -> None:
+        with self._lock:
+            self._stalled += is_first
+            begins = is_first and self._stalled == 1
+            if begins:
+                self._since = moment - self._timeout
+            seconds = time.monotonic() - self._since
+        text = f"the cluster has not answered for {seconds:.0f} s"
+        if begins:
+            text += f"; waiting up to {self.limit:.0f} s (CEPH_STALL_TIMEOUT)"
+        self._report(Level.WARNING if begins else Level.DEBUG, text)
+
+    def _note_answer(self) -> None:
+        with self._lock:
+            self._answered = time.monotonic()
+            seconds, ends = self._answered - self._since, self._stalled == 1
+        if ends:
+            self._report(Level.INFO, f"the cluster answers again, after {seconds:.0f} s")
+
+    def _end_retries(self) -> None:
+        with self._lock:
+            self._stalled -= 1

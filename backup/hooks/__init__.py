@@ -1,0 +1,1 @@
+"""The admin's own programs: hooks and notifications."""

@@ -1,0 +1,110 @@
+"""The hooks of a job. What before-freeze began, after-thaw undoes, also if the worker is killed.
+
+No guest stands still while one of them runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Optional
+
+from ..errors import BackupError, Interrupted, reason
+from ..model import Domain, JobResult, Level, Status
+from ..settings import Settings
+from ..system.atomic_file import write_whole
+from .hooks import Hooks, When, about_domain, about_job
+
+DIRECTORY = "hooked"  # in RUNTIME_DIR: a note for each domain whose after-thaw hooks are owed
+
+
+class JobHooks:
+    """Of one job."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._error: Optional[BackupError] = None
+
+    @contextmanager
+    def around_freeze(self, domain: Domain, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
+        """Run before-freeze, then the block, then after-thaw, whatever happened.
+
+        The block may add to what after-thaw is told. Raises BackupError where before-freeze fails; where
+        after-thaw does, `require_success` will: what the block has made is to be saved all the same.
+        """
+        told = {"RUN": self._hooks.run_id, **about_domain(domain)}
+        note = _note(self._hooks.settings, domain.uuid)
+        if self._hooks.settings.hooks:
+            _write(note, told)
+        try:
+            self._hooks.run(When.BEFORE_FREEZE, told, check_stop)
+            yield told
+        finally:
+            try:
+                self._hooks.run(When.AFTER_THAW, {"CONSISTENCY": "", **told})
+            except BackupError as error:
+                self._hooks.reporter.message(Level.ERROR, domain.name, str(error))
+                self._error = error
+            _erase(note)
+
+    def require_success(self) -> None:
+        """Raise BackupError if after-thaw has failed."""
+        if self._error:
+            raise self._error
+
+    def after_job(self, result: JobResult) -> JobResult:
+        """Run the hooks that come last, whatever the job came to; give what it comes to with them."""
+        try:
+            self._hooks.run(When.AFTER_JOB, about_job(result))
+        except BackupError as error:
+            if result.status is not Status.FAILED:
+                reason = f"{result.status.value}, but {error.message}"
+                return replace(result, status=Status.FAILED, reason=reason, hint=error.hint)
+            self._hooks.reporter.message(Level.ERROR, result.name, str(error))
+        return result
+
+
+def run_owed(hooks: Hooks, uuid: str | None = None, check_stop: Callable[[], None] = lambda: None) -> int:
+    """Run the after-thaw hooks that killed workers owe, of all domains or of one; return how many failed.
+
+    Only for the holder of the node's lock, about domains that no worker is at.
+    """
+    failed = 0
+    for note in sorted(Path(hooks.settings.runtime_dir, DIRECTORY).glob(f"{uuid or '*'}.json")):
+        name = ""
+        try:
+            told: Mapping[str, str] = json.loads(note.read_text())
+            name = told["DOMAIN"]
+            text = "running the hooks after-thaw that a backup that was killed did not run"
+            hooks.reporter.message(Level.WARNING, name, text)
+            replace(hooks, domain=name).run(When.AFTER_THAW, {"CONSISTENCY": "", **told}, check_stop)
+        except Interrupted:
+            return failed + 1  # the note stays
+        except BackupError as error:
+            failed += 1
+            hooks.reporter.message(Level.ERROR, name, str(error))
+        except (OSError, ValueError, KeyError):  # none of ours, which are written whole before any hook
+            pass
+        _erase(note)
+    return failed
+
+
+def _note(settings: Settings, uuid: str) -> Path:
+    return Path(settings.runtime_dir, DIRECTORY, f"{uuid}.json")
+
+
+def _erase(note: Path) -> None:
+    with suppress(OSError):  # they would be run once more
+        note.unlink()
+
+
+def _write(note: Path, told: Mapping[str, str]) -> None:
+    try:
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(note, json.dumps(told).encode())
+    except OSError as error:
+        message = f"cannot note in {note} that hooks are about to be run: {reason(error)}"
+        raise BackupError(message, "see RUNTIME_DIR") from error

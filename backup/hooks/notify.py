@@ -1,0 +1,140 @@
+"""Telling somebody how a run ended: a program of the admin's, and a monitoring that expects to hear of it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterable, Mapping
+from functools import partial
+from http.client import HTTPException
+from typing import Callable
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from ..errors import BackupError, reason
+from ..model import Level, Status
+from ..protocols import Reporter
+from ..report.history import Report
+from ..report.run_report import RunResult
+from ..settings import Settings
+from ..system.time_limit import within
+from .hooks import about_run, environment
+from .program import AdminProgram
+
+PING_TRIES = 3
+PING_TIMEOUT = 10  # seconds for an answer
+PING_PAUSE = 1.0  # seconds before the second try
+
+
+def tell(
+    result: RunResult,
+    report: Report,
+    kept: Iterable[Report],
+    settings: Settings,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+) -> None:
+    """Tell whom NOTIFY_COMMAND and PING_URL reach. What fails about that is only said.
+
+    `kept` are the reports that there are, the newest first; this run's may be among them.
+    """
+    try:
+        if settings.notify_command and _due(report, kept, settings.notify_on):
+            _notify(result, report, settings, reporter, check_stop)
+    except BackupError as error:
+        reporter.message(Level.ERROR, "", f"nobody was notified: {error}")
+    try:
+        if settings.ping_url:
+            ping(settings.ping_url, result.exit_code == 0, _line(result), check_stop)
+    except BackupError as error:
+        reporter.message(Level.WARNING, "", str(error))
+
+
+def _due(report: Report, kept: Iterable[Report], notify_on: str) -> bool:
+    if notify_on == "change":
+        return changed(report, (one for one in kept if one["run"] != report["run"]))
+    return notify_on == "always" or report["exit_code"] != 0
+
+
+def changed(report: Report, previous: Iterable[Report]) -> bool:
+    """Tell whether something fails that did not the last time, or works again; `previous` are newest first.
+
+    A domain's last time is its own, as not every run is about all of them. What no run was about before is
+    expected to work.
+    """
+    now = dict(_failing(report))
+    in_trouble = _in_trouble(report)
+    was_in_trouble = False
+    for number, before in enumerate(previous):
+        if number == 0:
+            was_in_trouble = _in_trouble(before)
+        then = _failing(before)
+        if any(now.pop(uuid) != then[uuid] for uuid in now.keys() & then.keys()):
+            return True
+        if not now:
+            break
+    return in_trouble != was_in_trouble or any(now.values())
+
+
+def _failing(report: Report) -> Mapping[str, bool]:
+    """Tell of each domain that was not skipped, by its UUID, whether it failed."""
+    statuses = {one["uuid"]: one["status"] for one in report["domains"]}
+    return {uuid: status == Status.FAILED for uuid, status in statuses.items() if status != Status.SKIPPED}
+
+
+def _in_trouble(report: Report) -> bool:
+    """Tell whether something failed that is no domain's own."""
+    return report["exit_code"] not in (0, 3) or bool(report["errors"])
+
+
+def _notify(
+    result: RunResult, report: Report, settings: Settings, reporter: Reporter, check_stop: Callable[[], None]
+) -> None:
+    def heard(line: str) -> None:
+        reporter.message(Level.DEBUG, "", f"{name}: {line}")
+
+    name = settings.notify_command[0]
+    variables = environment({"RUN": result.run, **about_run(result)})
+    program = AdminProgram(name, settings.notify_command, variables, settings.notify_timeout)
+    program.run(heard, check_stop, given=json.dumps(report, indent=2).encode() + b"\n")
+
+
+def _line(result: RunResult) -> str:
+    return f"{result.host}: run {result.run}: {result.summary}"
+
+
+def ping(url: str, good: bool, text: str, check_stop: Callable[[], None]) -> None:
+    """Ask for a URL, with "/fail" after its path unless all is good; `text` goes along.
+
+    The way of https://healthchecks.io/docs/http_api/. Raises BackupError, in which the URL does not appear:
+    who knows it can forge it.
+    """
+    parts = urlsplit(url)
+    if not good:
+        parts = parts._replace(path=f"{parts.path.rstrip('/')}/fail")
+    request = urllib.request.Request(parts.geturl(), text.encode(), {"Content-Type": "text/plain"})
+    failure = ""
+    for number in range(PING_TRIES):
+        check_stop()
+        time.sleep(number * PING_PAUSE)
+        try:
+            within(PING_TIMEOUT, partial(_ask, request))
+            return
+        except HTTPError as error:
+            failure = f"HTTP status {error.code}"
+            error.close()
+            if error.code < 500:  # it would be the same again
+                break
+        except URLError as error:
+            failure = reason(error.reason) if isinstance(error.reason, OSError) else "no answer"
+        except OSError as error:  # a TimeoutError among them
+            failure = reason(error)
+        except (HTTPException, ValueError):  # whose words may quote the URL
+            failure = "no answer in HTTP"
+    raise BackupError(f"cannot ping {parts.hostname}: {failure}", "see PING_URL")
+
+
+def _ask(request: urllib.request.Request) -> None:
+    with urllib.request.urlopen(request):
+        pass

@@ -1,0 +1,1 @@
+"""libvirt and its XML: the only room that imports libvirt."""

@@ -1,0 +1,105 @@
+"""The connections to every libvirt of LIBVIRT_URI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from typing import Union
+
+from ..errors import BackupError, DomainGone
+from ..model import Domain, State
+from ..system.time_limit import STOP_POLL, CheckStop, unstopped
+from .connection import Hypervisor
+
+
+class Hypervisors:
+    """All that can be reached, in their order; `unreachable` says which can't, and why. Close it."""
+
+    def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
+        """Connect to all at the same time. Raises BackupError if none can be reached.
+
+        `timeout`, in seconds, bounds each call. `check_stop` raises the reason to stop: it ends the waiting
+        for connections and for the list of domains.
+        """
+        self._check_stop = check_stop
+        with ThreadPoolExecutor(len(uris)) as threads:
+            attempts = [threads.submit(_connected, uri, timeout, check_stop) for uri in uris]
+            # in steps: a signal that comes just before a wait without an end is handled after it alone
+            while wait(attempts, STOP_POLL).not_done:
+                continue
+            tried = [attempt.result() for attempt in attempts]
+        self.unreachable = [one for one in tried if isinstance(one, BackupError)]
+        self._reached = [one for one in tried if isinstance(one, Hypervisor)]
+        self._stack = ExitStack()
+        for hypervisor in self._reached:
+            self._stack.enter_context(hypervisor)
+        with ExitStack() as undo:  # an error leaves no connection behind
+            undo.callback(self._stack.close)
+            check_stop()
+            self._require_any()
+            undo.pop_all()
+
+    def __enter__(self) -> Hypervisors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def __iter__(self) -> Iterator[Hypervisor]:
+        return iter(self._reached)
+
+    def domains(self) -> Sequence[Domain]:
+        """List the domains of all; those that several define appear several times.
+
+        Raises BackupError if none of the libvirts answers any more.
+        """
+        found: list[Domain] = []
+        for hypervisor in list(self._reached):
+            try:
+                found += hypervisor.domains(self._check_stop)
+            except BackupError as error:
+                self._check_stop()
+                self._reached.remove(hypervisor)
+                self.unreachable.append(error)
+        self._require_any()
+        return found
+
+    def _require_any(self) -> None:
+        if not self._reached:
+            raise self.unreachable[0]
+
+
+@contextmanager
+def located(
+    uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = unstopped
+) -> Iterator[tuple[Hypervisor, Domain]]:
+    """Look a domain up in the libvirt that listed it, the first, else where it may have migrated to since.
+
+    Raises DomainGone if it is nowhere, another BackupError if that can't be told, and the reason to stop.
+    """
+    errors: list[BackupError] = []
+    with ExitStack() as stack:
+        for uri in uris:
+            try:
+                hypervisor = stack.enter_context(Hypervisor(uri, timeout, check_stop))
+                domain = hypervisor.domain(uuid, check_stop)
+            except BackupError as error:
+                check_stop()
+                if uri == uris[0] and not isinstance(error, DomainGone):
+                    raise  # it may run there still: no other libvirt knows it better
+                errors.append(error)
+                continue
+            if domain.state is not State.ELSEWHERE:
+                yield hypervisor, domain
+                return
+            errors.append(DomainGone("the domain migrated to another node"))
+        unknown = [error for error in errors if not isinstance(error, DomainGone)]
+        raise (unknown or errors)[0]
+
+
+def _connected(uri: str, timeout: int, check_stop: CheckStop) -> Union[Hypervisor, BackupError]:
+    try:
+        return Hypervisor(uri, timeout, check_stop)
+    except BackupError as error:
+        return error

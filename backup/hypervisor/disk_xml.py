@@ -1,0 +1,147 @@
+"""A disk's XML, turned into what is behind it. (https://libvirt.org/formatdomain.html, formatstorage.html)"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Callable, Optional
+from xml.etree.ElementTree import Element
+
+from ..errors import BackupError
+from ..model import ClusterAddress, Disk, Gap, Image, image_named
+from .mapped_device import MappedImage
+
+REMOVABLE = ("cdrom", "floppy")
+# Attributes of <source> that an admin knows it by.
+NAMES = ("name", "file", "dev", "volume", "dir", "path")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the node is asked for what a domain's XML only names; both calls raise BackupError.
+
+    `local` tells that it is this node.
+    """
+
+    pool_xml: Callable[[str], str]  # of a storage pool, by its name
+    mapped_image: Callable[[str], Optional[MappedImage]]  # by the path of a block device
+    local: bool = True
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An RBD image, or a snapshot of it, and how it is reached."""
+
+    image: Image
+    address: ClusterAddress
+    snapshot: str = ""
+
+
+def layers(element: Element, places: Places) -> tuple[Disk, ...]:
+    """Give a <disk>, and below it what it is an overlay of: vda, vda.backing1, ..."""
+    target = _attribute(element, "target", "dev")
+    device = element.get("device", "disk")
+    if device in REMOVABLE:
+        medium = "" if _shown(element) else " without a medium"
+        return (Disk(target, _shown(element), not_covered=f"a {device}{medium}"),)
+    top = _disk(element, target, places)
+    below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
+    if top.image:  # which is nothing without what lies below it
+        below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
+    image = next((layer.image for layer in below if layer.image), None)
+    if image and top.gap is Gap.FOREIGN:
+        reason = f"what was written since to RBD image {image} is elsewhere: {top.not_covered}"
+        top = replace(top, not_covered=reason, gap=Gap.BROKEN)
+    return (top, *below)
+
+
+def _backing(element: Element) -> Iterator[Element]:
+    layer = element.find("backingStore")
+    while layer is not None and layer.find("source") is not None:
+        yield layer
+        layer = layer.find("backingStore")
+
+
+def _disk(element: Element, target: str, places: Places) -> Disk:
+    disk = Disk(target, _shown(element))
+    try:
+        place = _place(element, places)
+    except BackupError as error:
+        return replace(disk, not_covered=error.message, gap=Gap.BROKEN)
+    if place is None:
+        kind = _attribute(element, "source", "protocol") or element.get("type")
+        return replace(disk, not_covered=f"no RBD image ({kind})", gap=Gap.FOREIGN)
+    if place.snapshot:
+        return replace(disk, not_covered=f"runs from snapshot {place.snapshot}, which never changes")
+    encryption = _attribute(element, "source/encryption", "format") or _attribute(
+        element, "encryption", "format"
+    )
+    return replace(disk, image=place.image, address=place.address, encryption=encryption)
+
+
+def _place(element: Element, places: Places) -> _Place | None:
+    """Find the image, None if it is no RBD image. Raises BackupError if it is one and can't be told."""
+    kind, source = element.get("type"), element.find("source")
+    if source is None:
+        return None
+    if kind == "network" and source.get("protocol") == "rbd":
+        auth = element.find("auth")  # in <source> since libvirt 3.9
+        address, snapshot = _address(source, auth), _attribute(source, "snapshot", "name")
+        if address.conf_file and not places.local:
+            raise BackupError(f"its configuration {address.conf_file} is on another node")
+        return _Place(_image(source.get("name", "")), address, snapshot)
+    if kind == "volume":
+        return _in_pool(source, places)
+    if kind == "block":
+        mapped = places.mapped_image(source.get("dev", ""))
+        if mapped:
+            return _Place(mapped.image, ClusterAddress(fsid=mapped.fsid), mapped.snapshot)
+    return None
+
+
+def _in_pool(source: Element, places: Places) -> _Place | None:
+    """Resolve a volume of a libvirt storage pool. Its images are in no namespace."""
+    pool = ElementTree.fromstring(places.pool_xml(source.get("pool", "")))
+    if pool.get("type") != "rbd":
+        return None
+    pool_source = pool.find("source")
+    assert pool_source is not None, "a pool of type rbd has a source"
+    image = Image(pool_source.findtext("name", ""), source.get("volume", ""))
+    return _Place(image, _address(pool_source))
+
+
+def _image(name: str) -> Image:
+    image = image_named(name)
+    if image is None:
+        raise BackupError(f"{name!r} is no pool/image")
+    return image
+
+
+def _address(source: Element, old_auth: Element | None = None) -> ClusterAddress:
+    auth = source.find("auth")
+    auth = old_auth if auth is None else auth
+    secret = auth.find("secret") if auth is not None else None
+    return ClusterAddress(
+        monitors=tuple(_monitor(host) for host in source.findall("host") if host.get("name")),
+        user=auth.get("username", "") if auth is not None else "",
+        secret_uuid=secret.get("uuid", "") if secret is not None else "",
+        secret_usage=secret.get("usage", "") if secret is not None else "",
+        conf_file=_attribute(source, "config", "file"),
+    )
+
+
+def _monitor(host: Element) -> str:
+    name, port = host.get("name", ""), host.get("port", "")
+    if ":" in name and not name.startswith("["):
+        name = f"[{name}]"
+    return f"{name}:{port}" if port else name
+
+
+def _shown(element: Element) -> str:
+    return next((shown for name in NAMES if (shown := _attribute(element, "source", name))), "")
+
+
+def _attribute(element: Element, child: str, name: str) -> str:
+    found = element.find(child)
+    return found.get(name, "") if found is not None else ""

@@ -1,0 +1,35 @@
+"""A domain's XML, as libvirt writes it. (https://libvirt.org/formatdomain.html)"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+from ..errors import BackupError
+from ..model import Disk
+from .disk_xml import Places, layers
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+
+def disks(xml: str, places: Places) -> tuple[Disk, ...]:
+    """Give every disk of the domain; those without an image to save say why they are not covered."""
+    elements = ElementTree.fromstring(xml).findall("./devices/disk")
+    return tuple(disk for element in elements for disk in layers(element, places))
+
+
+def agent_connected(live_xml: str) -> bool:
+    """Tell whether something in the guest has opened the agent's channel; that it answers is not said."""
+    channels = ElementTree.fromstring(live_xml).findall("./devices/channel/target")
+    return any(c.get("name") == AGENT_CHANNEL and c.get("state") == "connected" for c in channels)
+
+
+def nvram_path(xml: str) -> str:
+    """Give the path of the domain's NVRAM file, "" if it has none. Raises BackupError if it is no file."""
+    nvram = ElementTree.fromstring(xml).find("./os/nvram")
+    if nvram is None:
+        return ""
+    if nvram.get("type", "file") != "file":
+        message = f"the domain's NVRAM is no file ({nvram.get('type')}), and can't be saved"
+        raise BackupError(message, "exclude the domain, or give it an NVRAM file")
+    source = nvram.find("source")  # since libvirt 8.5, where nvram has a type
+    return (source.get("file", "") if source is not None else nvram.text or "").strip()

@@ -1,0 +1,43 @@
+"""What libvirt raises, as errors that an admin can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import libvirt
+
+from ..errors import BackupError, DomainGone
+
+# Codes of a libvirt that was restarted or is out of reach.
+DISCONNECTED = {
+    libvirt.VIR_ERR_SYSTEM_ERROR,
+    libvirt.VIR_ERR_RPC,
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_INVALID_CONN,
+    libvirt.VIR_ERR_INTERNAL_ERROR,
+}
+
+
+class HypervisorError(BackupError):
+    """libvirt refused or did not answer. `code` is libvirt's (virErrorNumber)."""
+
+    def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
+        super().__init__(message, hint)
+        self.code = code
+        self.passing = code in DISCONNECTED
+
+
+@contextmanager
+def libvirt_errors(action: str, hint: str = "") -> Iterator[None]:
+    """Map what libvirt raises to HypervisorError, or DomainGone."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        code = error.get_error_code()
+        if code == libvirt.VIR_ERR_NO_DOMAIN:
+            raise DomainGone("the domain is no longer defined") from error
+        raise HypervisorError(f"{action}: {error.get_error_message()}", hint, code) from error
+    except TimeoutError as error:
+        hint = "does libvirt hang? see the journal of libvirtd; restarting it harms no guest"
+        raise HypervisorError(f"{action}: {error}", hint, libvirt.VIR_ERR_RPC) from error

@@ -1,0 +1,24 @@
+"""A domain's NVRAM: the firmware's variables, without which a UEFI guest may not find its boot loader."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from ..errors import BackupError, reason
+from ..model import State
+
+
+def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
+    """Give the file's content, b"" for a domain without one or that never ran.
+
+    `read` raises OSError. Raises BackupError if the file can't be read.
+    """
+    if not path:
+        return b""
+    try:
+        return read(path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not state.active:
+            return b""
+        message = f"cannot read the domain's NVRAM {path}: {reason(error)}"
+        raise BackupError(message, "without it the guest would not boot") from error

@@ -1,0 +1,130 @@
+"""A saved domain's XML, changed so that libvirt can have it again with its restored images.
+
+(https://libvirt.org/formatdomain.html)
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from xml.etree.ElementTree import Element
+
+from ..errors import BackupError
+from ..model import Image
+from .copy_xml import isolate, part_from_the_other, remove
+
+
+@dataclass(frozen=True)
+class Redefinition:
+    """What becomes of a saved domain.
+
+    `images` are the restored ones, by their disks' target names. `monitors` are the hosts, (address, port),
+    of the cluster that they are in. A `copy` may run beside the domain that was saved; one that is `isolated`
+    has nothing at all that reaches beyond it.
+    """
+
+    name: str
+    uuid: str
+    copy: bool
+    images: Mapping[str, Image]
+    monitors: Sequence[tuple[str, str]]
+    isolated: bool = False
+
+
+def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
+    """Give the XML, and what was left out of it.
+
+    A copy has no part in disks that were not restored, nor in anything else that is another's. Raises
+    BackupError for a disk that can't be pointed at its restored image.
+    """
+    domain = ElementTree.fromstring(xml)
+    _text_of(domain, "name", change.name)
+    _text_of(domain, "uuid", change.uuid)
+    for entry in domain.findall("./sysinfo/system/entry[@name='uuid']"):  # has to be the domain's
+        entry.text = change.uuid
+    for genid in domain.findall("genid"):  # tells the guest that it went back in time
+        genid.text = None
+    devices = domain.find("devices")
+    assert devices is not None, "libvirt always writes it"
+    change = replace(change, images=_with_sharers(devices, change.images))
+    left_out = []
+    for disk in devices.findall("disk"):
+        if not _pointed(disk, change) and change.copy and disk.get("device") != "cdrom":
+            devices.remove(disk)
+            left_out.append(f"{_target(disk)}, which was not restored")
+    if change.copy:
+        left_out += part_from_the_other(domain, devices, change.name)
+    if change.isolated:
+        isolate(domain, devices)
+    return ElementTree.tostring(domain, encoding="unicode"), left_out
+
+
+def _with_sharers(devices: Element, images: Mapping[str, Image]) -> Mapping[str, Image]:
+    """Add the disks that had the same image as one that was restored: it was saved once for all of them."""
+    layers = [one for disk in devices.findall("disk") for one in _layers(disk)]
+    restored = {_origin(layer): images[target] for target, layer in layers if target in images}
+    shared = {target: restored[_origin(layer)] for target, layer in layers if _origin(layer) in restored}
+    return {**shared, **images}
+
+
+def _origin(layer: Element) -> tuple[object, ...]:
+    """Give what tells where a layer's image was."""
+    places = [one for name in ("source", "source/host", "source/config") for one in layer.findall(name)]
+    snapshot = layer.find("source/snapshot") is not None
+    return (layer.get("type"), snapshot, *(tuple(sorted(one.attrib.items())) for one in places))
+
+
+def _pointed(disk: Element, change: Redefinition) -> bool:
+    """Point a disk and the layers below it at what was restored of them; tell whether that is all of it."""
+    layers = list(_layers(disk))
+    for target, layer in layers:
+        if target in change.images:
+            _point(layer, target, change.images[target], change)
+    return all(target in change.images for target, _ in layers)
+
+
+def _layers(disk: Element) -> Iterator[tuple[str, Element]]:
+    """Yield the disk and what lies below it, with their targets: vda, vda.backing1, ..."""
+    layer: Element | None = disk
+    count = 0
+    while layer is not None and layer.find("source") is not None:
+        yield _target(disk) + (f".backing{count}" if count else ""), layer
+        layer, count = layer.find("backingStore"), count + 1
+
+
+def _point(layer: Element, target: str, image: Image, change: Redefinition) -> None:
+    source = layer.find("source")
+    assert source is not None, "it had an image"
+    if layer.get("type") in ("network", "volume"):
+        layer.set("type", "network")  # a volume is of the pool, and the cluster, that it was in
+        for name in ("pool", "volume"):
+            source.attrib.pop(name, None)
+        source.attrib.update(protocol="rbd", name=str(image))
+        _lead_to(source, change.monitors)
+    elif source.get("dev") != f"/dev/rbd/{image}":
+        message = f"{target} is the kernel's device {source.get('dev')}, which can't lead to {image}"
+        hint = f"restore without --define; then rbd map {image}, and virsh define the manifest's domain.xml"
+        raise BackupError(message, hint)
+
+
+def _lead_to(source: Element, monitors: Sequence[tuple[str, str]]) -> None:
+    """Name the cluster's monitors, unless one that is named is one of them.
+
+    Where none is named, a file on the node does, which may be another cluster's.
+    """
+    if {host.get("name") for host in source.findall("host")} & {address for address, _ in monitors}:
+        return
+    remove(source, "host", "config")
+    source.extend(Element("host", {"name": address, "port": port}) for address, port in monitors)
+
+
+def _target(disk: Element) -> str:
+    target = disk.find("target")
+    return target.get("dev", "") if target is not None else ""
+
+
+def _text_of(domain: Element, child: str, text: str) -> None:
+    element = domain.find(child)
+    assert element is not None, "libvirt always writes it"
+    element.text = text

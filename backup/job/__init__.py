@@ -1,0 +1,1 @@
+"""The backup of one domain: lock, freeze, snapshots, previous backup."""

@@ -1,0 +1,341 @@
+"""The backup of one domain, from its lock to its last snapshot's removal."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import Optional
+
+from .. import PROGRAM
+from ..ceph.clusters import Clusters
+from ..ceph.errors import LockHeld, SnapshotInUse
+from ..ceph.retry import STOP_POLL, CephRetry
+from ..errors import BackupError, DomainGone, NotNow, Skipped
+from ..hooks.hooks import Hooks
+from ..hooks.job_hooks import JobHooks
+from ..hypervisor.connection import Hypervisor
+from ..hypervisor.connections import located
+from ..model import (
+    Consistency,
+    Domain,
+    Gap,
+    HeldPoint,
+    Image,
+    JobResult,
+    Level,
+    Phase,
+    RestorePoint,
+    SavedImage,
+    State,
+    Status,
+)
+from ..protocols import Output, Reporter, SnapshotSource
+from ..selection import covered, effective, require_covered
+from ..settings import Settings
+from ..system.concurrency_limit import Slots
+from ..system.stop_request import StopRequest
+from ..system.undo import undone_by
+from ..transfer.compare import against_snapshot, pieces_of
+from .domain_lock import lock_of
+from .freeze import Holder, Standstill
+from .freeze_notes import Journal
+from .previous_backup import Bases
+from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, leftovers, prepared, remove_leftovers
+
+PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
+
+
+@dataclass(frozen=True)
+class JobOrder:
+    """What a worker is told to do.
+
+    `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
+    to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
+    complete restore points as the run listed them, before its first job. `size`: the bytes that this will
+    pass along, for whoever watches; 0 if that is not known. `attempt`: 2 and more for retries in a run.
+    """
+
+    run: str
+    name: str
+    uuid: str
+    uri: str = ""
+    min_age: int = 0
+    verify: bool = False
+    known: Sequence[HeldPoint] = ()
+    size: int = 0
+    attempt: int = 1
+
+
+@dataclass
+class DomainJob:
+    """One domain's backup. Satisfies protocols.Job."""
+
+    order: JobOrder
+    settings: Settings
+    output: Output
+    reporter: Reporter
+    stop: StopRequest
+    _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
+    _bases: Optional[Bases] = field(default=None, init=False)
+    _stand: Optional[Standstill] = field(default=None, init=False)
+    _leftovers: int = field(default=0, init=False)
+    _lock_places: tuple[str, ...] = field(default=(), init=False)
+    _hooks: JobHooks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hooks = JobHooks(Hooks(self.settings, self.order.run, self.reporter, self.order.name))
+
+    def check_stop(self) -> None:
+        self.stop.check()
+
+    def require_lock(self) -> None:
+        """Wait until the domain's lock is provably this job's own. Raises if it is lost."""
+        while not self.stop.leased:
+            time.sleep(STOP_POLL)
+            self.check_stop()
+
+    def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
+        """Hold what the output has against the snapshot, if that was ordered; then begin to remove it.
+
+        Not without the lock: while it had expired, another node may have removed the snapshot as a leftover,
+        and begun to save the domain itself.
+        """
+        assert self._snapshots
+        self.require_lock()
+        if self.order.verify and image.size:
+            self._verify(source, image)
+        if not self.output.keeps_snapshots:
+            self._snapshots.release(source)
+
+    def _verify(self, source: SnapshotSource, image: SavedImage) -> None:
+        def progress(done: int) -> None:
+            self.reporter.progress(self.order.name, image.target, done, image.size)
+
+        self._begin(Phase.VERIFY, self._output_limit)
+        with (
+            source.open() as reader,
+            self.output.image(image, self.check_stop) as content,
+        ):
+            against_snapshot(pieces_of(content, image.size), image, reader, progress)
+        self._begin(Phase.STREAM, self._output_limit)
+        self.reporter.message(Level.INFO, self.order.name, f"{image.target} ({image.image}) verified")
+
+    def run(self) -> JobResult:
+        """Back the domain up and tell how it went; only bugs are raised."""
+        started = time.monotonic()
+        result = JobResult(self.order.name, self.order.uuid, Status.SAVED)
+        try:
+            with ExitStack() as stack:
+                result = self._saved(result, stack)
+            self._hooks.require_success()
+        except Skipped as error:
+            result = replace(result, status=Status.SKIPPED, reason=error.message)
+        except BackupError as error:
+            reason = f"saved, but {error.message}" if result.images else error.message
+            passing = error.passing and not result.images
+            result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
+        stand = self._stand
+        result = replace(
+            result,
+            seconds=time.monotonic() - started,
+            frozen_seconds=stand.seconds if stand else 0.0,
+            frozen_at=stand.since if stand and stand.seconds else None,
+            leftovers=self._leftovers,
+        )
+        return self._hooks.after_job(result)
+
+    def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
+        """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
+        settings = self.settings
+        self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
+        uris = dict.fromkeys((self.order.uri, *settings.libvirt_uris))
+        hypervisor, domain = stack.enter_context(
+            located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
+        )
+        _require_ready(domain)
+        require_covered(covered(domain, self.settings))
+        snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
+        # at the worst one after the other, after those of all other workers
+        operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
+        stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
+        self.check_stop()
+        with self._hooks.around_freeze(domain, self.check_stop) as told:
+            self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
+            point = self._take(domain, hypervisor, snapshots)
+            told["CONSISTENCY"] = point.consistency.value
+        for disk in point.domain.disks:
+            if disk.gap is Gap.FOREIGN:
+                text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"
+                self.reporter.message(Level.INFO, domain.name, text)
+        self._begin(Phase.STREAM, self._output_limit)
+        images = self.output.save(point, snapshots.snapshots, self)
+        if self._bases:
+            stack.callback(self._keep, snapshots, self._bases, domain)
+        return replace(
+            result,
+            consistency=point.consistency,
+            taken=point.taken,
+            images=images,
+            not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
+        )
+
+    def _keep(self, snapshots: DomainSnapshots, bases: Bases, domain: Domain) -> None:
+        """Keep the snapshots of what is saved, and nothing else."""
+        operations = 4 * len(snapshots.snapshots)
+        self._begin(Phase.TIDY, operations * self.settings.ceph_timeout)
+        self.require_lock()
+        snapshots.keep(domain, self.require_lock)
+        bases.remove_dropped(self.reporter, self.require_lock)
+
+    def _begin(self, phase: Phase, limit: float) -> None:
+        """Enter a phase whose operations on the cluster and the output are limited to this in all."""
+        patience = PATIENCE + 2 * self.settings.libvirt_timeout
+        self.reporter.phase(self.order.name, phase, patience + limit)
+
+    def _report(self, level: Level, text: str) -> None:
+        self.reporter.message(level, self.order.name, text)
+
+    @property
+    def _output_limit(self) -> int:
+        settings = self.settings
+        return 2 * settings.output_stall_timeout + settings.lock_wait + settings.ceph_timeout
+
+    def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
+        """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
+        settings = self.settings
+        if not any(disk.image for disk in covered(domain, settings).disks):
+            raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
+        retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
+        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout, retry))
+        self._lock(domain, clusters, stack)
+        snapshots = prepared(covered(domain, settings), clusters, self.order.run)
+        if self.output.keeps_snapshots:
+            self._bases = stack.enter_context(
+                Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
+            )
+            snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
+        for snapshot in snapshots:
+            self._remove_leftovers(snapshot, domain, stack)
+        warn = partial(self.reporter.message, Level.WARNING, domain.name)
+        deletions = Slots(
+            settings.runtime_dir, "deletion", settings.snapshot_deletes, warn, lambda: self.stop.requested
+        )
+        return stack.enter_context(gone_afterwards(snapshots, deletions, self.reporter, domain.name))
+
+    def _remove_leftovers(self, snapshot: DiskSnapshot, domain: Domain, stack: ExitStack) -> None:
+        """Remove what killed runs left of the image.
+
+        What somebody else keeps there does not stop the backup, but fails it after all is saved.
+        """
+        found = leftovers(snapshot.cluster, snapshot.image, domain)
+        if not found:
+            return  # without asking for the base
+        if self._bases:  # which the output is asked for
+            self._begin(Phase.PREPARE, self._output_limit)
+        spared = {snapshot.base.snapshot} if snapshot.base else set()
+        self._leftovers += len({*found} - spared)
+        remove = partial(
+            remove_leftovers,
+            snapshot.cluster,
+            snapshot.image,
+            domain,
+            self.reporter,
+            spared=spared,
+            require_lock=self.require_lock,
+        )
+        try:
+            remove()
+        except SnapshotInUse:
+            stack.enter_context(undone_by(remove, self.reporter, domain.name))
+
+    def _warn(self, text: str) -> None:
+        self.reporter.message(Level.WARNING, self.order.name, text)
+
+    def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
+        """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
+        # beside what is saved: where an image is that the settings exclude, there may be no leave for a lock
+        lock = lock_of(covered(domain, self.settings), clusters, self.settings.lock_duration)
+        self._lock_places = lock.places
+        try:
+            stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
+        except LockHeld as error:
+            if self.order.min_age:
+                raise Skipped(error.message) from error
+            raise
+        if not self.order.min_age:
+            return
+        self._begin(Phase.PREPARE, self._output_limit)
+        saved = self.output.last_saved(domain.uuid, self.check_stop)
+        if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
+            raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
+
+    def _take(self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots) -> RestorePoint:
+        """Make the snapshots while the domain is held still."""
+        listed = domain
+        domain = hypervisor.domain(domain.uuid)  # connecting took its time
+        _require_ready(domain)
+        if (domain.disks, domain.override) != (listed.disks, listed.override):
+            raise NotNow("its definition was changed just now", "the next run tries again")
+        settings = effective(domain, self.settings)
+        domain = covered(domain, settings)
+        definition = hypervisor.definition(domain)
+        holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
+        shared = self._in_use_by_others(domain, snapshots, settings)
+        self.require_lock()
+        with snapshots.kept_open(), holder.held_still(domain) as stand:
+            self._stand = stand
+            snapshots.create(stand.seconds_left, self.stop.check_leased)
+            taken = datetime.now(timezone.utc)
+        if shared or self._in_use_by_others(domain, snapshots, settings):
+            stand.consistency = Consistency.CRASH
+        self.reporter.message(Level.INFO, domain.name, _told(stand, len(snapshots.snapshots)))
+        return RestorePoint(
+            run=self.order.run,
+            host=socket.gethostname(),
+            taken=taken,
+            domain=domain,
+            definition=definition,
+            consistency=stand.consistency,
+            frozen_seconds=stand.seconds,
+            attempt=self.order.attempt,
+            locks=self._lock_places,
+        )
+
+    def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:
+        """Tell whether others may write to the images while the domain is held still.
+
+        Raises Skipped where another node's backup is better, BackupError where a freeze is required.
+        """
+        others = snapshots.in_use_by_others(domain.state.active)
+        if not others:
+            return False
+        message = f"{_listed(others)} in use by others too: is it shared, or does the domain run elsewhere?"
+        if self.order.min_age and not domain.state.active:
+            raise Skipped(message)
+        if settings.freeze == "required":
+            raise BackupError(message, "a freeze is required, and holds still this domain alone")
+        self.reporter.message(Level.WARNING, domain.name, message)
+        return True
+
+
+def _require_ready(domain: Domain) -> None:
+    """Raise BackupError if another moment is better."""
+    if domain.state is State.BUSY:
+        message = "the domain is starting, stopping or migrating, or another job is at work on it"
+        raise NotNow(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
+    if domain.state is State.ELSEWHERE:
+        raise DomainGone("the domain migrated to another node")
+
+
+def _listed(images: Sequence[Image]) -> str:
+    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
+
+
+def _told(stand: Standstill, count: int) -> str:
+    text = f"{count} snapshot{'s' if count > 1 else ''} made, {stand.consistency.value}"
+    return f"{text}, stood still for {stand.seconds:.2f} s" if stand.seconds else text

@@ -1,0 +1,120 @@
+"""Snapshots that are kept from one run to the next, so that the next reads only what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Callable, Optional
+
+from ..base import Base
+from ..ceph.cluster import Cluster
+from ..ceph.errors import ImageGone
+from ..model import Domain, HeldPoint, SavedDomain, SavedImage, SnapshotId, image_named
+from ..protocols import Output, Reporter, SnapshotReader
+from ..restore_point.checksums import Checksums
+from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, remove_leftovers, run_of
+
+
+class Bases:
+    """What the backups of a domain's images can build on; looked for while the snapshots are made.
+
+    That is the newest restore point in the output of which a snapshot is still there: both were taken at the
+    same moment by the same run, or all of the image is read. Only for the holder of the domain's lock.
+    """
+
+    def __init__(
+        self,
+        snapshots: Sequence[DiskSnapshot],
+        domain: Domain,
+        output: Output,
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`known` are the domain's restore points as the run listed them. `warn` is called from a thread."""
+        self._snapshots = tuple(snapshots)
+        self._domain = domain
+        self._output = output
+        self._known = known
+        self._check_stop = check_stop
+        self._warn = warn
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
+        self._found = self._thread.submit(self._find)
+
+    def __enter__(self) -> Bases:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def of(self, snapshot: DiskSnapshot) -> Optional[Base]:
+        """Give an image's base, None if everything has to be read. Waits for it; raises BackupError."""
+        return self._found.result()[1].get(snapshot)
+
+    def remove_dropped(self, reporter: Reporter, require_lock: Callable[[], None] = lambda: None) -> None:
+        """Remove what was kept of images that the domain has no more, or that are left out by now.
+
+        `require_lock` as in `remove_leftovers`. Raises BackupError.
+        """
+        saved, _ = self._found.result()
+        clusters = {one.cluster.fsid: one.cluster for one in self._snapshots}
+        current = {_id(one) for one in self._snapshots}
+        for image in saved.images if saved else ():
+            cluster, place = clusters.get(image.source.cluster), image_named(image.image)
+            if cluster and place and (image.source.cluster, image.source.image) not in current:
+                place = replace(place, id=image.source.image)
+                remove_leftovers(cluster, place, self._domain, reporter, kept=True, require_lock=require_lock)
+
+    def _find(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
+        uuid = self._domain.uuid
+        held = {snapshot: _ours(snapshot, uuid) for snapshot in self._snapshots}
+        runs = {run_of(name) for names in held.values() for name in names}
+        saved = self._output.base(uuid, runs, self._known, self._check_stop, self._warn) if runs else None
+        found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
+        return saved, {snapshot: base for snapshot, base in found.items() if base}
+
+
+def _id(snapshot: DiskSnapshot) -> tuple[str, str]:
+    return snapshot.cluster.fsid, snapshot.image.id or snapshot.image.name
+
+
+def _ours(snapshot: DiskSnapshot, uuid: str) -> Mapping[str, int]:
+    """Give the ids of our snapshots of the image by their names: kept ones, and what killed runs left."""
+    prefixes = (owned_prefix(uuid), kept_prefix(uuid))
+    every = snapshot.cluster.snapshot_ids(snapshot.image)
+    return {name: number for name, number in every.items() if name.startswith(prefixes)}
+
+
+def _base(snapshot: DiskSnapshot, held: Mapping[str, int], saved: SavedDomain) -> Optional[Base]:
+    sources = {SnapshotId(*_id(snapshot), number): name for name, number in held.items()}
+    for one in saved.images:
+        known = one.target in saved.checksums  # another version's may be of another kind
+        if known and one.target == snapshot.disk.target and one.source in sources:
+            checksums = Checksums(bytearray(saved.checksums[one.target]))
+            return Base(sources[one.source], one, checksums, saved.times.get(one.target, b""))
+    return None
+
+
+@contextmanager
+def snapshot_of(image: SavedImage, cluster: Optional[Cluster]) -> Iterator[Optional[SnapshotReader]]:
+    """Open the snapshot that an image was saved from; give None where it is no longer there.
+
+    Raises ClusterError.
+    """
+    place = image_named(image.image)
+    if not cluster or not place or image.source.cluster != cluster.fsid:
+        yield None
+        return
+    found = replace(place, id=image.source.image)
+    try:
+        names = cluster.snapshot_ids(found)
+    except ImageGone:
+        names = {}
+    name = next((name for name, number in names.items() if number == image.source.snapshot), None)
+    if name is None:
+        yield None
+        return
+    with cluster.reader(found, name) as reader:
+        yield reader

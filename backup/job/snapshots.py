@@ -1,0 +1,284 @@
+"""A domain's snapshots: all made at once, all gone in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Callable, Optional
+
+from ..base import Base
+from ..ceph.cluster import Cluster
+from ..ceph.clusters import Clusters
+from ..ceph.errors import ImageGone
+from ..errors import BackupError, NotNow
+from ..model import Disk, Domain, Image, Level
+from ..protocols import Reporter, SnapshotReader, SnapshotSource
+from ..system.concurrency_limit import Slots
+from ..system.undo import undone_by
+
+if TYPE_CHECKING:
+    from .previous_backup import Bases
+
+STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
+
+
+def owned_prefix(uuid: str) -> str:
+    """What the names of a domain's snapshots begin with: the mark that they are ours, and whose."""
+    return f"virt-rbd-backup.{uuid}."
+
+
+def kept_prefix(uuid: str) -> str:
+    """What the names of those begin with that the next run is to build on: no leftovers."""
+    return f"virt-rbd-backup.kept.{uuid}."
+
+
+def run_of(name: str) -> str:
+    """Tell which run made a snapshot of this name of ours."""
+    return name.rpartition(".")[2]
+
+
+@dataclass(frozen=True)
+class DiskSnapshot:
+    """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
+
+    `users` is how many disks of the domain have the image. `bases` knows what its backup can build on.
+    """
+
+    disk: Disk
+    image: Image
+    cluster: Cluster
+    name: str
+    users: int = 1
+    bases: Optional[Bases] = field(default=None, compare=False)
+
+    @property
+    def base(self) -> Optional[Base]:
+        return self.bases.of(self) if self.bases else None
+
+    def create(self) -> None:
+        self.cluster.create_snapshot(self.image, self.name)
+
+    def remove(self) -> None:
+        self.cluster.remove_snapshot(self.image, self.name)
+
+    def open(self) -> AbstractContextManager[SnapshotReader]:
+        return self.cluster.reader(self.image, self.name)
+
+
+def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnapshot]:
+    """Give the snapshots of all images that the domain, as it is covered, has; none is made yet.
+
+    One snapshot serves all disks with the same image. Raises ClusterError for an image that is missing, or
+    of which no snapshot can be had.
+    """
+    name = owned_prefix(domain.uuid) + run
+    found: dict[tuple[str, ...], DiskSnapshot] = {}
+    for disk in domain.disks:
+        if disk.image:
+            cluster = clusters.at(disk.address)
+            image = cluster.identified(disk.image)
+            key = (cluster.fsid, image.place, image.id or image.name)
+            first = found.get(key)
+            found[key] = (
+                replace(first, users=first.users + 1) if first else DiskSnapshot(disk, image, cluster, name)
+            )
+    return tuple(found.values())
+
+
+class DomainSnapshots:
+    """The snapshots of all of a domain's images."""
+
+    def __init__(self, snapshots: Sequence[DiskSnapshot], deletions: Slots) -> None:
+        self.snapshots = tuple(snapshots)
+        self._deletions = deletions
+        self._started: list[tuple[DiskSnapshot, Future[None]]] = []
+        self._removals: dict[SnapshotSource, Future[None]] = {}
+        self._threads = ThreadPoolExecutor(max(1, len(snapshots)), thread_name_prefix="snapshot")
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """Have all images open during the block: then all snapshots are made in one round of the monitors.
+
+        Opening takes them a different time each, and who comes too late for a round waits a second for the
+        next. What is under way at the end is waited for.
+        """
+        managers = [one.cluster.kept_open(one.image) for one in self.snapshots]
+        openings = [self._threads.submit(manager.__enter__) for manager in managers]
+        with ExitStack() as stack:
+            wait(openings)
+            for manager, opening in zip(managers, openings):
+                if not opening.exception():
+                    stack.push(manager)
+            for opening in openings:
+                opening.result()
+            try:
+                yield
+            finally:
+                wait([future for _, future in self._started])
+
+    def create(self, seconds: float, check_stop: Callable[[], None]) -> None:
+        """Make all of them in parallel, as each takes about a second. Raises the first error.
+
+        Also raises when they are not all there after `seconds`; what is still under way is
+        waited for when they are removed.
+        """
+        deadline = time.monotonic() + seconds
+        for snapshot in self.snapshots:  # one by one: those begun are removed, even if a thread can't be had
+            self._begin_creation(snapshot)
+        pending = {future for _, future in self._started}
+        while pending:
+            done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            check_stop()
+            if pending and time.monotonic() > deadline:
+                late = ", ".join(str(one.image) for one, future in self._started if future in pending)
+                message = f"the snapshots of {late} were not made within {seconds:.0f} s"
+                raise NotNow(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
+
+    def _begin_creation(self, snapshot: DiskSnapshot) -> None:
+        """Have a thread make it, and note that it may be there.
+
+        Where no further thread can be had, `submit` raises and leaves the work to those that there are.
+        """
+        creation: Future[None] = Future()
+        self._started.append((snapshot, creation))
+        try:
+            self._threads.submit(_create, snapshot, creation)
+        except BaseException:
+            if creation.cancel():  # none has begun with it, and none will
+                self._started.pop()
+            raise
+
+    def in_use_by_others(self, domain_active: bool) -> Sequence[Image]:
+        """Give the images that clients other than the domain's own QEMU have open for writing."""
+        return [
+            one.image
+            for one in self.snapshots
+            if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
+        ]
+
+    def keep(self, domain: Domain, require_lock: Callable[[], None] = lambda: None) -> None:
+        """Keep them for the next run, under a name that says so; what was kept for this one is removed.
+
+        One that can't be renamed stays too, and serves the next run under the name it has. `require_lock`
+        raises where others may have snapshots under way by now. Raises the first error.
+        """
+        steps = [self._threads.submit(self._keep, one, domain, require_lock) for one, _ in self._started]
+        self._started = []
+        wait(steps)
+        for step in steps:
+            step.result()
+
+    def _keep(self, snapshot: DiskSnapshot, domain: Domain, require_lock: Callable[[], None]) -> None:
+        name = kept_prefix(domain.uuid) + run_of(snapshot.name)
+        snapshot.cluster.rename_snapshot(snapshot.image, snapshot.name, name)
+        found = leftovers(snapshot.cluster, snapshot.image, domain, kept=True)
+        require_lock()  # to list them may have taken long
+        for old in found:
+            if old != name:
+                with self._deletions.one():
+                    snapshot.cluster.remove_snapshot(snapshot.image, old)
+
+    def release(self, source: SnapshotSource) -> None:
+        """Begin to remove one that is needed no more; `remove` raises what comes of it."""
+        for snapshot, _ in self._started:
+            if snapshot is source:
+                self._begin_removal(snapshot)
+
+    def remove(self) -> None:
+        """Wait for what is under way, then remove all that may exist, and raise the first error."""
+        wait([future for _, future in self._started])
+        try:  # in the threads that there are: there may be no memory for others
+            for snapshot, _ in self._started:
+                self._begin_removal(snapshot)
+        finally:
+            self._threads.shutdown(wait=True)
+        self._started = []
+        for removal in self._removals.values():
+            removal.result()
+
+    def _begin_removal(self, snapshot: DiskSnapshot) -> None:
+        if snapshot not in self._removals:
+            self._removals[snapshot] = self._threads.submit(self._remove, snapshot)
+
+    def _remove(self, snapshot: DiskSnapshot) -> None:
+        with self._deletions.one():
+            snapshot.remove()
+
+
+def _create(snapshot: DiskSnapshot, creation: Future[None]) -> None:
+    if not creation.set_running_or_notify_cancel():
+        return
+    try:
+        snapshot.create()
+    except BaseException as error:  # raised where it is waited for
+        creation.set_exception(error)
+    else:
+        creation.set_result(None)
+
+
+@contextmanager
+def gone_afterwards(
+    snapshots: Sequence[DiskSnapshot], deletions: Slots, reporter: Reporter, domain: str
+) -> Iterator[DomainSnapshots]:
+    """Guarantee that none of the snapshots is there after the block; none is made before it asks.
+
+    `deletions` limits how many are deleted at the same time.
+    """
+    domain_snapshots = DomainSnapshots(snapshots, deletions)
+    with undone_by(domain_snapshots.remove, reporter, domain):
+        yield domain_snapshots
+
+
+def leftovers(cluster: Cluster, image: Image, domain: Domain, kept: bool = False) -> list[str]:
+    """Name the snapshots of this image that are this domain's and ours; none where the image is gone.
+
+    `kept`: those too that are kept for the next run.
+    """
+    try:
+        names = cluster.snapshot_names(image)
+    except ImageGone:
+        return []  # where it matters, the job itself will say so
+    prefixes = (owned_prefix(domain.uuid), kept_prefix(domain.uuid)) if kept else owned_prefix(domain.uuid)
+    return [name for name in names if name.startswith(prefixes)]
+
+
+def kept_snapshots(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
+    """Name those of a domain's snapshots that are kept for its next run."""
+    return [name for name in cluster.snapshot_names(image) if name.startswith(kept_prefix(domain.uuid))]
+
+
+def remove_leftovers(
+    cluster: Cluster,
+    image: Image,
+    domain: Domain,
+    reporter: Reporter,
+    kept: bool = False,
+    spared: Collection[str] = (),
+    require_lock: Callable[[], None] = lambda: None,
+) -> None:
+    """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
+
+    `kept`: what was kept for the next run, too. What is `spared` by its name stays. Before each removal
+    `require_lock` raises if the lock was lost meanwhile: what was listed may be another node's by now. Raises
+    the first error once all were tried.
+    """
+    errors = []
+    for name in leftovers(cluster, image, domain, kept):
+        if name in spared:
+            continue
+        require_lock()
+        try:
+            cluster.remove_snapshot(image, name)
+        except BackupError as error:
+            errors.append(error)
+            continue
+        left = "a killed run left" if name.startswith(owned_prefix(domain.uuid)) else "was kept"
+        text = f"removed snapshot {name} of {image} that {left}"
+        reporter.message(Level.WARNING, domain.name, text)
+    if errors:
+        raise errors[0]

@@ -1,0 +1,45 @@
+"""The reports of past runs, kept in STATE_DIR."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from ..system.atomic_file import write_whole
+
+Report = Mapping[str, Any]  # as report.schema.json has it
+REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
+
+
+class History:
+    """One file a run, named for it: run ids sort by time."""
+
+    def __init__(self, state_dir: str, days: int) -> None:
+        self.directory = Path(state_dir, "reports")
+        self._days = days
+
+    def keep(self, report: Report) -> None:
+        """Keep a report, and no longer those older than REPORT_DAYS. Raises OSError."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = gzip.compress(json.dumps(report).encode(), mtime=0)
+        write_whole(self.directory / f"{report['run']}.json.gz", content)
+        oldest = f"{datetime.now(timezone.utc) - timedelta(days=self._days):%Y%m%dT%H%M%SZ}"
+        for path in self._paths():
+            if path.name < oldest:
+                path.unlink(missing_ok=True)
+
+    def newest_first(self) -> Iterator[Report]:
+        """Yield the reports that can be read."""
+        for path in reversed(self._paths()):
+            try:
+                yield json.loads(gzip.decompress(path.read_bytes()))
+            except (OSError, EOFError, zlib.error, ValueError):
+                continue  # damaged, or removed meanwhile: the others tell what they can
+
+    def _paths(self) -> Sequence[Path]:
+        return sorted(self.directory.glob("*.json.gz"))

@@ -1,0 +1,50 @@
+"""The run that a report is wanted of, and what all runs of the last days came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from .. import PROGRAM
+from ..errors import BackupError, ConfigError
+from .calendar import Days
+from .history import History, Report
+from .run_report import SCHEMA
+
+NAMED = 3  # runs that a hint names
+
+
+@dataclass(frozen=True)
+class PastRuns:
+    """`left_out` is how many reports have another schema, that of another version of this program."""
+
+    report: Report
+    days: Days
+    left_out: int
+
+
+def past_runs(history: History, run: str, today: date) -> PastRuns:
+    """Look through the history; "" stands for the newest run.
+
+    Raises BackupError where there is no report, ConfigError where there is none of this run.
+    """
+    days = Days(today)
+    chosen: Report | None = None
+    known: list[str] = []
+    left_out = 0
+    for report in history.newest_first():
+        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+            left_out += 1
+            continue
+        known.append(report["run"])
+        days.add(report)
+        if chosen is None and run in ("", report["run"]):
+            chosen = report
+    if chosen:
+        return PastRuns(chosen, days, left_out)
+    if known:
+        hint = f"the newest {'is' if len(known) == 1 else 'are'} {', '.join(known[:NAMED])}"
+        raise ConfigError([BackupError(f"there is no report of a run {run!r}", hint)])
+    others = f" of this version, and {left_out} of another" if left_out else ""
+    message = f"there is no report in {history.directory}{others}"
+    raise BackupError(message, f"each `{PROGRAM} backup` keeps one; is STATE_DIR right, and may you read it?")

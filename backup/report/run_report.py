@@ -1,0 +1,126 @@
+"""What a run came to: its results, as values and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from .. import __version__
+from ..model import JobResult, SavedImage, Status, Timeline
+from .domain_record import Proof
+
+SCHEMA = 1  # of report.schema.json; what reads version 1 goes on reading as long as it stays
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
+
+    `named` are the domains, or patterns, that the admin named on the command line; then no others were
+    looked at.
+    """
+
+    run: str
+    host: str
+    started: datetime
+    finished: datetime
+    results: Sequence[JobResult]
+    signal_number: int = 0
+    nothing_done: bool = False
+    named: Sequence[str] = ()
+    errors: Sequence[str] = ()  # what kept domains from being looked at, such as a libvirt out of reach
+    not_selected: Sequence[JobResult] = ()
+    verified: bool = False  # each image that was saved, against its snapshot
+
+    @property
+    def exit_code(self) -> int:
+        """0 all saved, 1 nothing could be done, 3 some failed or can't be known, 130 or 143 interrupted."""
+        if self.signal_number:
+            return 128 + self.signal_number
+        if self.nothing_done:
+            return 1
+        failed = any(result.status is Status.FAILED for result in self.results)
+        return 3 if failed or self.errors else 0
+
+    @property
+    def summary(self) -> str:
+        """How many domains came to what, such as "3 saved, 1 failed"."""
+        if self.nothing_done:
+            return "nothing could be done"
+        counts = [(sum(one.status is status for one in self.results), status.value) for status in Status]
+        return ", ".join(f"{count} {status}" for count, status in counts if count) or "nothing to do"
+
+
+def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, object]:
+    """Give the report as res/report.schema.json has it. `proofs` are by the domains' UUIDs."""
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "run": result.run,
+        "host": result.host,
+        "started": _moment(result.started),
+        "finished": _moment(result.finished),
+        "exit_code": result.exit_code,
+        "named": list(result.named),
+        "errors": list(result.errors),
+        "domains": [
+            _domain(one, proofs.get(one.uuid, Proof()), selected)
+            for selected, ones in ((True, result.results), (False, result.not_selected))
+            for one in ones
+        ],
+    }
+
+
+def _moment(moment: datetime | None) -> str | None:
+    return moment.isoformat(timespec="milliseconds") if moment else None
+
+
+def _domain(one: JobResult, proof: Proof, selected: bool) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "uuid": one.uuid,
+        "selected": selected,
+        "status": one.status,
+        "reason": one.reason,
+        "hint": one.hint,
+        "consistency": one.consistency,
+        "taken": _moment(one.taken),
+        "frozen_at": _moment(one.frozen_at),
+        "frozen_seconds": round(one.frozen_seconds, 3),
+        "seconds": round(one.seconds, 3),
+        "leftovers": one.leftovers,
+        "timeline": _timeline(one.timeline) if one.timeline else None,
+        "last_saved": proof.saved or None,
+        "last_verified": proof.verified or None,
+        "last_drill": proof.drilled or None,
+        "proof_failure": proof.failure,
+        "images": [_image(image) for image in one.images],
+        "not_covered": [
+            {"target": disk.target, "source": disk.source, "reason": disk.not_covered}
+            for disk in one.not_covered
+        ],
+    }
+
+
+def _timeline(timeline: Timeline) -> dict[str, object]:
+    return {
+        "lane": timeline.lane,
+        "started": _moment(timeline.started),
+        "finished": _moment(timeline.finished),
+        "phases": [{"phase": phase, "started": _moment(began)} for phase, began in timeline.phases],
+    }
+
+
+def _image(image: SavedImage) -> dict[str, object]:
+    return {
+        "image": image.image,
+        "target": image.target,
+        "size": image.size,
+        "data_bytes": image.data_bytes,
+        "read_bytes": image.read_bytes,
+        "skipped_bytes": image.size - image.read_bytes,
+        "stored_bytes": image.stored_bytes,
+        "seconds": round(image.seconds, 3),
+        "restore_id": image.restore_id,
+    }

@@ -1,0 +1,220 @@
+"""What an admin wants back, and the way there: from a name to images, files and a domain that runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from .. import PROGRAM
+from ..ceph.cluster import Cluster
+from ..ceph.new_image import NewImage, require_room
+from ..ceph.retry import CephRetry
+from ..errors import BackupError, ConfigError, NotDefined
+from ..hypervisor.connection import Hypervisor
+from ..model import ClusterAddress, HeldPoint, Image, Level, SavedDomain, SavedImage, image_named
+from ..protocols import Output, Reporter, RunReporter
+from ..restore_point import manifest
+from ..restore_point.find import chosen, images_held
+from ..settings import Settings
+from ..system.stop_request import StopRequest
+from .domain import RestoredDomain
+from .images import Restore, RestoredImage, Wanted
+from .new_file import NewFile
+
+
+@dataclass(frozen=True)
+class RestoreOrder:
+    """Which domain, of when, and where to; "", () and False for what was not said.
+
+    `to_pool` is pool or pool/namespace, `to_image` pool/image or pool/namespace/image.
+    """
+
+    domain: str
+    at: str = "latest"
+    disks: Sequence[str] = ()
+    to_pool: str = ""
+    suffix: str = ""
+    to_image: str = ""
+    to_file: str = ""
+    define: bool = False
+    name: str = ""
+    new_uuid: bool = False
+    start: bool = False
+    force: bool = False
+
+    def require_sense(self) -> None:
+        """Raise ConfigError with everything that contradicts itself."""
+        errors = []
+        places = [option for option in ("to_pool", "to_image", "to_file") if getattr(self, option)]
+        if len(places) > 1:
+            errors.append(f"{' and '.join(map(_spelled, places))} are two places")
+        errors += [
+            f"--suffix names images of their own, {_spelled(place)} a place for one"
+            for place in ("to_image", "to_file")
+            if self.suffix and getattr(self, place)
+        ]
+        errors += [
+            f"{_spelled(option)} needs --define"
+            for option in ("name", "new_uuid", "start")
+            if getattr(self, option) and not self.define
+        ]
+        if self.define and self.to_file:
+            errors.append("--define defines a domain on images, --to-file makes none")
+        if self.to_image and not image_named(self.to_image):
+            errors.append(f"--to-image {self.to_image}: this is no POOL/IMAGE or POOL/NAMESPACE/IMAGE")
+        if self.to_pool and not image_named(f"{self.to_pool}/image"):
+            errors.append(f"--to-pool {self.to_pool}: this is no POOL or POOL/NAMESPACE")
+        if errors:
+            raise ConfigError([BackupError(error, f"see {PROGRAM} restore --help") for error in errors])
+
+    def place_of(self, image: Image) -> Image:
+        """Give the image that a saved image becomes."""
+        if self.to_image:
+            return image_named(self.to_image) or image
+        named = replace(image, name=image.name + self.suffix)
+        if self.to_pool:
+            pool, _, namespace = self.to_pool.partition("/")
+            named = replace(named, pool=pool, namespace=namespace)
+        return named
+
+
+@dataclass(frozen=True)
+class Restorer:
+    """Carries an order out."""
+
+    order: RestoreOrder
+    settings: Settings
+    output: Output
+    reporter: RunReporter
+    stop: StopRequest
+
+    def restore(self) -> Sequence[RestoredImage]:
+        """Bring back what is wanted.
+
+        Raises ConfigError; BackupError when nothing was restored; NotDefined when the images were, but the
+        domain could not be defined or started.
+        """
+        order = self.order
+        order.require_sense()
+        if errors := self.output.configuration_errors():
+            raise ConfigError(errors)
+        point = chosen(self.output.restore_points(self.stop.check), order.domain, order.at)
+        saved = self._saved(point)
+        images = images_held(_disks(saved, order.disks), point)
+        if (order.to_file or order.to_image) and len(images) > 1:
+            message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
+            raise ConfigError([BackupError(message, "name one: --disk TARGET")])
+        restore = Restore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+        if order.to_file:
+            return restore.bring_back([(images[0], NewFile(order.to_file, images[0], order.force))])
+        with ExitStack() as stack:
+            cluster = stack.enter_context(
+                restore_cluster(self.settings, self.stop, self.reporter, saved.name)
+            )
+            places = {image.target: order.place_of(_image(image)) for image in images}
+            _require_names_of_their_own(images, places.values())
+            domain = self._domain(saved, stack) if order.define else None
+            xml = domain.xml(places, cluster.monitors()) if domain else ""
+            _require_room(cluster, images, places)
+            wanted: Wanted = [
+                (one, NewImage(cluster, places[one.target], one, order.force, self.reporter, self.stop))
+                for one in images
+            ]
+            restored = restore.bring_back(wanted)
+            if domain:
+                define_on_images(domain, xml, order.start)
+        return restored
+
+    def _saved(self, point: HeldPoint) -> SavedDomain:
+        saved = manifest.unpack(self.output.manifest(point, self.stop.check))
+        text = f"restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
+        self.reporter.message(Level.INFO, saved.name, f"{text}, {saved.consistency.value}")
+        if saved.not_covered:
+            text = f"not in it, as they were not covered: {', '.join(saved.not_covered)}"
+            self.reporter.message(Level.WARNING, saved.name, text)
+        return saved
+
+    def _domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:
+        """Find its place in libvirt. Raises BackupError if that is not free."""
+        order, settings = self.order, self.settings
+        if len(settings.libvirt_uris) > 1:
+            message = f"LIBVIRT_URI names {len(settings.libvirt_uris)} libvirts to define the domain in"
+            raise ConfigError([BackupError(message, "name one: --config FILE")])
+        hypervisor = stack.enter_context(
+            Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check)
+        )
+        domain = RestoredDomain.of(saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter)
+        domain.require_definable()
+        return domain
+
+
+def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
+    """Define the domain on its restored images, and start it where asked. Raises NotDefined."""
+    try:
+        domain.define(xml)
+    except BackupError as error:
+        once_more = "then restore once more, with --force, as the images are there now"
+        hint = "; ".join(filter(None, (error.hint, once_more)))
+        raise NotDefined(f"the images are restored, but {error.message}", hint) from error
+    if start:
+        try:
+            domain.start()
+        except BackupError as error:
+            raise NotDefined(f"the domain is restored, but {error.message}", error.hint) from error
+
+
+def restore_cluster(settings: Settings, stop: StopRequest, reporter: Reporter, domain: str = "") -> Cluster:
+    """Connect to the cluster that CEPH_CONF leads to, as CEPH_USER. Raises ClusterError."""
+
+    def report(level: Level, text: str) -> None:
+        reporter.message(level, domain, text)
+
+    address = ClusterAddress(user=settings.ceph_user)
+    retry = CephRetry(settings.ceph_stall_timeout, stop.check, report)
+    return Cluster(address, "", settings.ceph_conf, settings.ceph_timeout, retry=retry)
+
+
+def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:
+    held = {image.target: image for image in saved.images}
+    errors = [
+        BackupError(f"the restore point of {saved.name} has no disk {target}", f"it has {', '.join(held)}")
+        for target in targets
+        if target not in held
+    ]
+    if errors:
+        raise ConfigError(errors)
+    return [held[target] for target in dict.fromkeys(targets)] if targets else saved.images
+
+
+def _image(saved: SavedImage) -> Image:
+    image = image_named(saved.image)
+    if image is None:
+        message = f"the manifest names an image {saved.image!r}, which is none"
+        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points")
+    return image
+
+
+def _require_names_of_their_own(images: Sequence[SavedImage], places: Iterable[Image]) -> None:
+    twice = [str(image) for image, count in Counter(places).items() if count > 1]
+    if twice:
+        message = f"{len(images)} images would have the name {', '.join(twice)}"
+        raise ConfigError([BackupError(message, "restore them one by one: --disk TARGET --to-image")])
+
+
+def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
+    needed: Counter[str] = Counter()
+    for image in images:
+        pool = places[image.target].pool
+        needed[pool] += 0
+        data_pool = image.layout.data_pool
+        needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += image.data_bytes
+    for pool, data_bytes in needed.items():
+        require_room(cluster, pool, data_bytes)
+    for image in images:
+        cluster.require_namespace(places[image.target])
+
+
+def _spelled(option: str) -> str:
+    return f"--{option.replace('_', '-')}"

@@ -1,0 +1,150 @@
+"""The manifest: what a restore point holds, together with the domain's definition, as one tar file.
+
+A tar, so that `tar -x` alone gives an admin the definition's files back. It is written after all
+images, and only what it names counts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+from .. import PROGRAM, __version__
+from ..errors import BackupError
+from ..model import (
+    Consistency,
+    Definition,
+    Layout,
+    PointId,
+    RestorePoint,
+    SavedDomain,
+    SavedImage,
+    SnapshotId,
+)
+from .checksums import ALGORITHM, Checksums
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+INACTIVE_XML = "domain.xml"
+LIVE_XML = "domain-live.xml"
+NVRAM = "nvram.fd"
+CHECKSUMS, TIMES = ".xxh3", ".times"  # endings, after a disk's target
+
+
+def pack(
+    point: RestorePoint,
+    images: Sequence[SavedImage],
+    checksums: Mapping[str, Checksums],
+    times: Mapping[str, bytes] = MappingProxyType({}),
+) -> bytes:
+    """Give the tar file: the manifest, the domain's inactive and live XML, its NVRAM, checksums and times.
+
+    These are by the targets of the images' disks; vda.xxh3 is missing where all of vda is a hole.
+    """
+    definition = point.definition
+    members: dict[str, bytes | bytearray] = {
+        MANIFEST: json.dumps(_manifest(point, images), indent=2).encode() + b"\n",
+        INACTIVE_XML: definition.inactive_xml.encode(),
+        LIVE_XML: definition.live_xml.encode(),
+        NVRAM: definition.nvram,
+        **{_file(target, CHECKSUMS): one.packed for target, one in checksums.items()},
+        **{_file(target, TIMES): one for target, one in times.items()},
+    }
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, content in members.items():
+            if content:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                entry.mode = 0o600
+                entry.mtime = point.taken.timestamp()
+                tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def unpack(packed: bytes) -> SavedDomain:
+    """Read what `pack` gave. Raises BackupError for what it can't have given."""
+    try:
+        members = _members(packed)
+        content = json.loads(members[MANIFEST])
+        if content["format"] != FORMAT:
+            message = f"the manifest has format {content['format']}, this version reads format {FORMAT}"
+            raise BackupError(message, f"restore it with {content['program']}")
+        return SavedDomain(
+            point=PointId(content["run"], content["domain"]["uuid"], content.get("attempt", 1)),
+            name=content["domain"]["name"],
+            taken=datetime.fromisoformat(content["taken"]),
+            consistency=Consistency(content["consistency"]),
+            images=tuple(map(_image, content["images"])),
+            not_covered=tuple(disk["target"] for disk in content["not_covered"]),
+            definition=Definition(
+                members[INACTIVE_XML].decode(),
+                members.get(LIVE_XML, b"").decode(),
+                content["nvram_path"],
+                members.get(NVRAM, b""),
+            ),
+            checksums=_checksums(content, members),
+            times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
+        )
+    except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        message = f"the restore point's manifest can't be read ({type(error).__name__}: {error})"
+        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points") from error
+
+
+def _members(packed: bytes) -> Mapping[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        files = ((entry.name, tar.extractfile(entry)) for entry in tar)
+        return {name: file.read() for name, file in files if file}
+
+
+def _checksums(content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    return _by_target(CHECKSUMS, content, members) if content.get("checksums") == ALGORITHM else {}
+
+
+def _by_target(ending: str, content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    targets = [image["target"] for image in content["images"]]
+    return {target: members.get(_file(target, ending), b"") for target in targets}
+
+
+def _file(target: str, ending: str) -> str:
+    return f"{target.replace('/', '_')}{ending}"
+
+
+def _image(told: Mapping[str, Any]) -> SavedImage:
+    layout = told["layout"]
+    layout = Layout(**{**layout, "features": tuple(layout["features"])})
+    return SavedImage(**{**told, "layout": layout, "source": SnapshotId(**told.get("source", {}))})
+
+
+def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:
+    saved = {image.target for image in images}
+    targets = {image.image: image.target for image in images}
+    return {
+        "format": FORMAT,
+        "program": f"virt-rbd-backup {__version__}",
+        "run": point.run,
+        "attempt": point.attempt,
+        "host": point.host,
+        "taken": point.taken.isoformat(),
+        "domain": {"name": point.domain.name, "uuid": point.domain.uuid, "state": point.domain.state},
+        "consistency": point.consistency,
+        "frozen_seconds": round(point.frozen_seconds, 3),
+        "nvram_path": point.definition.nvram_path,
+        "checksums": ALGORITHM,
+        "images": [asdict(image) for image in images],
+        "not_covered": [
+            {
+                "target": disk.target,
+                "source": disk.source,
+                "reason": disk.not_covered or f"the same image as {targets.get(str(disk.image), 'another')}",
+            }
+            for disk in point.domain.disks
+            if disk.target not in saved
+        ],
+    }

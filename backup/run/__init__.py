@@ -1,0 +1,1 @@
+"""One execution of the program: jobs and workers, cleanup, check."""

@@ -1,0 +1,174 @@
+"""Whether a backup could work: looked at in seconds, without touching a guest or an image."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Callable
+
+from .. import PROGRAM
+from ..ceph.cluster import Cluster
+from ..ceph.clusters import Clusters
+from ..errors import BackupError, FrozenAlready
+from ..hooks import hooks
+from ..hypervisor.connection import Hypervisor
+from ..hypervisor.connections import Hypervisors
+from ..job.snapshots import kept_snapshots
+from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
+from ..protocols import Output
+from ..selection import choose, effective, require_covered
+from ..settings import Settings
+from ..system.parallel_calls import Calls
+from ..system.time_limit import CheckStop, unstopped, within
+from ..watch.node_lock import prepare_runtime_dir, require_writable
+
+CEPH_LIMIT = 10  # seconds for an answer of Ceph
+AGENT_LIMIT = 5  # seconds for an answer of a guest agent
+LOOKS = 16  # looks at the same time
+GRACE = 4  # seconds for agents to answer once there is to be a stop: what they are given is to be unset
+
+
+def examine(settings: Settings, output: Output, check_stop: CheckStop = unstopped) -> Iterator[Finding]:
+    """Look at everything that a backup needs, and yield each finding as it is made.
+
+    Raises what `check_stop` raises: at once, whatever hangs.
+    """
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding(f"interpreter {sys.executable} {version}, with libvirt, rados and rbd")
+    yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
+    if settings.report_file:
+        yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
+    if settings.metrics_file:
+        yield _tried(f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file))
+    yield from _programs(settings)
+    yield from _output(settings, output, check_stop)
+    try:
+        hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, check_stop)
+    except BackupError as error:
+        check_stop()
+        yield Finding("libvirt", error)
+        return
+    with hypervisors:
+        choices = choose(hypervisors.domains(), settings)
+        yield from [Finding("libvirt", error) for error in hypervisors.unreachable]
+        for hypervisor in hypervisors:
+            chosen = [one.domain for one in choices if one.domain.uri == hypervisor.uri and not one.skipped]
+            yield Finding(f"libvirt at {hypervisor.uri}: {len(chosen)} domains to back up")
+            yield from _domains(chosen, hypervisor, settings, check_stop)
+
+
+def _programs(settings: Settings) -> Iterator[Finding]:
+    """Look at the admin's own programs; none is run."""
+    if settings.notify_command:
+        name = settings.notify_command[0]
+        missing = (
+            None if shutil.which(name) else BackupError("there is no such program", "see NOTIFY_COMMAND")
+        )
+        yield Finding(f"NOTIFY_COMMAND {name}", missing)
+    if settings.hooks:
+        yield from hooks.look_at(settings)
+
+
+def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Iterator[Finding]:
+    problems = output.configuration_errors() or within(math.inf, output.problems, check_stop)
+    subject = f"output {settings.output}"
+    yield from [Finding(subject, problem) for problem in problems] or [Finding(subject)]
+
+
+def _domains(
+    domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings, check_stop: CheckStop
+) -> Iterator[Finding]:
+    stack = ExitStack()
+    clusters = stack.enter_context(Clusters(hypervisor, settings, min(CEPH_LIMIT, settings.ceph_timeout)))
+    with Calls(LOOKS, check_stop, stack.close, GRACE) as calls:
+        for domain in domains:
+            yield from _covered(domain)
+        yield from calls.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
+        yield from _clusters(domains, clusters, settings, calls)
+
+
+def _covered(domain: Domain) -> Iterator[Finding]:
+    """Tell what keeps the domain from being saved as a whole, if anything does."""
+    try:
+        require_covered(domain)
+    except BackupError as error:
+        yield Finding(f"domain {domain.name}", error)
+
+
+def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Finding:
+    """Find out what consistency to expect; a missing agent is a problem only where a freeze is required."""
+    expected = {
+        State.SHUT_OFF: "shut off: offline",
+        State.SAVED: "shut off, its memory saved: what the disks hold, as after a power cut",
+        State.PAUSED: "paused: stays so",
+        State.SUSPENDED: "suspended to memory: stays so",
+        State.CRASHED: "crashed: as its disks are",
+        State.BUSY: "starting, stopping, migrating, or another job is at work on it",
+    }.get(domain.state)
+    if expected:
+        return Finding(f"domain {domain.name}: {expected}")
+    instead = {"pause": "will be paused for its snapshots", "crash": "will be taken as it runs"}
+    if settings.freeze == "never":
+        return Finding(f"domain {domain.name}: {instead[settings.without_freeze]} (FREEZE)")
+    try:
+        if not domain.agent_connected:
+            raise BackupError(
+                "no guest agent is connected", "install and start qemu-guest-agent in the guest"
+            )
+        hypervisor.probe_agent(domain, AGENT_LIMIT)
+    except BackupError as error:
+        if settings.freeze == "required":
+            return Finding(f"domain {domain.name}", error)
+        then = "crash" if isinstance(error, FrozenAlready) else settings.without_freeze
+        return Finding(f"domain {domain.name}: {error.message}; {instead[then]}")
+    return Finding(f"domain {domain.name}: the guest agent answers")
+
+
+def _clusters(
+    domains: Sequence[Domain], clusters: Clusters, settings: Settings, calls: Calls
+) -> Iterator[Finding]:
+    """Connect with each of the credentials in use, then ask each pool for leave, and open each image."""
+    uses = [(domain, disk, disk.image) for domain in domains for disk in domain.disks if disk.image]
+    reached = set()
+    addresses = list(dict.fromkeys(disk.address for _, disk, _ in uses))
+    for address, found in zip(addresses, calls.map(partial(_cluster, clusters, settings), addresses)):
+        if found.problem is None:
+            reached.add(address)
+        yield found
+    uses = [use for use in uses if use[1].address in reached]
+    pools = {(disk.address, image.pool, image.namespace): image for _, disk, image in uses}
+    yield from calls.map(lambda pool: _pool(clusters.at(pool[0][0]), pool[1]), list(pools.items()))
+    yield from calls.map(lambda use: _image(use[0], use[1], clusters.at(use[1].address), use[2]), uses)
+
+
+def _cluster(clusters: Clusters, settings: Settings, address: ClusterAddress) -> Finding:
+    where = ",".join(address.monitors) or address.conf_file or settings.ceph_conf
+    return _tried(f"cluster {where} as client.{address.user or 'admin'}", partial(clusters.at, address))
+
+
+def _pool(cluster: Cluster, image: Image) -> Finding:
+    return _tried(
+        f"pool {image.place}: client.{cluster.user} may make snapshots",
+        lambda: cluster.allow_snapshots(image),
+    )
+
+
+def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
+    subject = f"domain {domain.name}, disk {disk.target}: image {image}"
+    found = _tried(subject, lambda: cluster.identified(image))
+    if found.problem is None and (kept := kept_snapshots(cluster, image, domain)):
+        held = f"holds {', '.join(kept)} for restic_incremental ({PROGRAM} cleanup --all removes it)"
+        return Finding(f"{subject} {held}")
+    return found
+
+
+def _tried(subject: str, look: Callable[[], object]) -> Finding:
+    try:
+        look()
+    except BackupError as error:
+        return Finding(subject, error)
+    return Finding(subject)

@@ -1,0 +1,203 @@
+"""Removing leftovers of killed runs: guests that are frozen or paused, snapshots, locks, drafts of files."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Container, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from ..ceph.cluster import Cluster
+from ..ceph.clusters import Clusters
+from ..ceph.errors import LockHeld
+from ..errors import BackupError
+from ..hooks.hooks import Hooks
+from ..hooks.job_hooks import run_owed
+from ..hypervisor.connection import Hypervisor
+from ..hypervisor.connections import Hypervisors
+from ..job.domain_lock import lock_of
+from ..job.snapshots import leftovers, remove_leftovers
+from ..job.thaw import let_go_noted
+from ..model import Domain, Image, Level, Phase
+from ..protocols import RunReporter
+from ..selection import Choice, choose, covered
+from ..settings import Settings
+from ..system.child_records import end_orphans
+from ..system.concurrency_limit import Slots
+from ..system.parallel_calls import Calls
+from ..system.stop_request import StopRequest
+from ..system.time_limit import awaited
+from ..watch.node_lock import only_run
+from .drafts import remove_all_drafts
+
+AT_A_TIME = 16  # domains that are cleaned at the same time
+BY_HAND = 60.0  # seconds to try to thaw and resume the guests of interrupted runs
+IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, and nobody tries after this
+GRACE = 4  # seconds to give back locks once there is to be a stop; a lock that is not given back expires
+
+
+def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kept: bool = False) -> int:
+    """Thaw or resume all domains of this node, and remove their leftovers; return how many that failed for.
+
+    Domains that are not selected are cleaned too, but what fails for them is a warning. `kept`: remove too
+    what is kept for the next run. Raises AlreadyRunning while a run is active, as what it left is not left,
+    and the reason to stop.
+    """
+    with only_run(settings.runtime_dir, stop.check):
+        seconds = IN_A_SERVICE if "INVOCATION_ID" in os.environ else BY_HAND
+        failed = let_go_noted(settings, reporter, seconds=seconds, check_stop=stop.check)
+        threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
+        remove_all_drafts(settings)
+        failed += run_owed(Hooks(settings, "", reporter), check_stop=stop.check)
+        stop.check()
+        with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
+            domains = hypervisors.domains()
+            for error in hypervisors.unreachable:
+                failed += 1
+                reporter.message(Level.ERROR, "", str(error))
+            cleaner = Cleaner(settings, reporter, stop, kept, choose(domains, settings))
+            for hypervisor in hypervisors:
+                own = [domain for domain in domains if domain.uri == hypervisor.uri]
+                failed += cleaner.clean(own, hypervisor)
+    return failed
+
+
+@dataclass
+class Cleaner:
+    """Removes the leftovers of domains, snapshots and locks, many at a time.
+
+    `choices` tell which domains are selected: all, unless they say otherwise.
+    """
+
+    settings: Settings
+    reporter: RunReporter
+    stop: StopRequest
+    kept: bool = False
+    choices: Sequence[Choice] = ()
+    _reported: float = field(default_factory=time.monotonic)  # when progress was, last
+
+    def clean(self, domains: Sequence[Domain], hypervisor: Hypervisor) -> int:
+        """Clean the domains of this libvirt; return how many of the selected ones that failed for.
+
+        Raises the reason to stop: at once, though a call may hang.
+        """
+        settings, failed = self.settings, 0
+        skipped = {choice.domain.uuid: choice.skipped for choice in self.choices if _at(choice, hypervisor)}
+        for domain in domains:
+            self.reporter.planned(domain.uuid, domain.name, 0)
+        deletions = Slots(
+            settings.runtime_dir,
+            "deletion",
+            settings.snapshot_deletes,
+            partial(self.reporter.message, Level.WARNING, ""),
+            self._is_stopping,
+        )
+        stack = ExitStack()
+        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
+        with Calls(AT_A_TIME, close=stack.close, grace=GRACE) as calls:
+            outcomes = [calls.submit(partial(self._clean, domain, clusters, deletions)) for domain in domains]
+            for domain, outcome in zip(domains, outcomes):
+                has_failed = self._failed(domain, outcome, outcomes, skipped.get(domain.uuid, ""))
+                self.reporter.ended(domain.uuid, has_failed)
+                failed += has_failed
+        return failed
+
+    def _failed(
+        self, domain: Domain, outcome: Future[None], outcomes: Sequence[Future[None]], skipped: str
+    ) -> bool:
+        """Wait for a domain's outcome; return whether it counts as a failure."""
+
+        def check_stop() -> None:
+            self.stop.check()
+            self._report_progress(outcomes)
+
+        try:
+            awaited(outcome, math.inf, check_stop)
+        except LockHeld as error:
+            self.reporter.message(Level.INFO, domain.name, error.message)
+        except BackupError as error:
+            self.stop.check()
+            if not skipped:
+                self.reporter.message(Level.ERROR, domain.name, str(error))
+                return True
+            self.reporter.message(Level.WARNING, domain.name, f"not selected ({skipped}): {error}")
+        return False
+
+    def _is_stopping(self) -> bool:
+        """Raise the reason to stop: what waits for a slot is left to the next cleanup."""
+        self.stop.check()
+        return False
+
+    def _clean(self, domain: Domain, clusters: Clusters, deletions: Slots) -> None:
+        self.stop.check()
+        images = self._checked(domain, clusters)
+        if not any(images.values()) and not self._has_lock(domain, clusters):
+            return
+        self.reporter.phase(domain.name, Phase.TIDY)
+        lost = StopRequest()  # of this lock alone
+        left = {image for (_, image), is_left in images.items() if is_left}
+        lock = lock_of(self._lockable(domain, left), clusters, self.settings.lock_duration)
+
+        def check_stop() -> None:
+            self.stop.check()
+            lost.check()
+
+        with lock.held(lost, self.reporter, domain.name):
+            for cluster, image in images:
+                check_stop()
+                with deletions.one():
+                    remove_leftovers(
+                        cluster, image, domain, self.reporter, self.kept, require_lock=check_stop
+                    )
+
+    def _checked(self, domain: Domain, clusters: Clusters) -> Mapping[tuple[Cluster, Image], bool]:
+        """Return for each image whether it has leftovers.
+
+        An image that settings or metadata exclude, and that can't be checked, is a warning alone.
+        """
+        found = {}
+        of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        for disk in domain.disks:
+            if not disk.image:
+                continue
+            try:
+                cluster = clusters.at(disk.address)
+                found[cluster, disk.image] = bool(leftovers(cluster, disk.image, domain, self.kept))
+            except BackupError as error:
+                if disk.target in of_backups:
+                    raise
+                text = f"{disk.target} ({disk.image}), which is not backed up: {error}"
+                self.reporter.message(Level.WARNING, domain.name, text)
+        return found
+
+    def _has_lock(self, domain: Domain, clusters: Clusters) -> bool:
+        lockable = self._lockable(domain, ())
+        if not any(disk.image for disk in lockable.disks):
+            return False  # there is no image that a lock could be beside
+        return lock_of(lockable, clusters, self.settings.lock_duration).exists()
+
+    def _lockable(self, domain: Domain, left: Container[Image]) -> Domain:
+        """Give the domain with the images that a backup would have, and those that have leftovers.
+
+        Of others nothing is touched, and in their pools there may be no leave for a lock.
+        """
+        of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        disks = (disk for disk in domain.disks if disk.target in of_backups or disk.image in left)
+        return replace(domain, disks=tuple(disks))
+
+    def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:
+        interval, now = self.settings.progress_interval, time.monotonic()
+        if interval and now >= self._reported + interval:
+            self._reported = now
+            ended = sum(outcome.done() for outcome in outcomes)
+            text = f"{ended} of {len(outcomes)} domains checked for leftovers"
+            self.reporter.message(Level.INFO, "", text)
+
+
+def _at(choice: Choice, hypervisor: Hypervisor) -> bool:
+    return choice.domain.uri == hypervisor.uri

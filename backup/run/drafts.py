@@ -1,0 +1,44 @@
+"""Where killed writers may have left drafts of files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from ..report.domain_record import FILE
+from ..report.history import REPORT_NAMES
+from ..settings import Settings
+from ..system.atomic_file import remove_drafts
+
+RECORD_NAMES = r"[^/]+\.json"
+WRITTEN_BY_RUNS = ("held", "hooked")  # directories of RUNTIME_DIR that nobody else writes to
+
+
+def remove_all_drafts(settings: Settings) -> None:
+    """Remove what killed writers left in all places of this node. Only for the holder of its lock."""
+    for name in WRITTEN_BY_RUNS:  # all of whose processes have ended
+        remove_drafts(Path(settings.runtime_dir, name), RECORD_NAMES, age=0)
+    for directory, names in _places(settings):
+        remove_drafts(directory, names)
+
+
+def _places(settings: Settings) -> Iterator[tuple[Path, str]]:
+    """Give directories, and what is written there."""
+    yield Path(settings.runtime_dir), "watchdog"
+    for directory in _directories_in(Path(settings.runtime_dir)):
+        yield directory, RECORD_NAMES
+    yield Path(settings.state_dir), re.escape(FILE)
+    yield Path(settings.state_dir, "reports"), REPORT_NAMES
+    for path in (settings.report_file, settings.metrics_file):
+        if path:  # in a directory that others may write to, too
+            yield Path(path).parent, re.escape(Path(path).name)
+
+
+def _directories_in(directory: Path) -> Iterator[Path]:
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)

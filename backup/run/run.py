@@ -1,0 +1,301 @@
+"""A run, from the list of domains to the results of all jobs."""
+
+from __future__ import annotations
+
+import random
+import socket
+import string
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Callable
+
+from ..errors import BackupError, ConfigError
+from ..hooks.hooks import Hooks, When, about_run
+from ..hooks.job_hooks import run_owed
+from ..hypervisor.connections import Hypervisors
+from ..job.domain_job import JobOrder
+from ..job.thaw import let_go_noted
+from ..model import Domain, HeldPoint, JobResult, Level, Status
+from ..protocols import Output, Reporter, RunReporter
+from ..report.run_report import RunResult
+from ..selection import Choice, choose
+from ..settings import Settings
+from ..system.child_records import end_orphans
+from ..system.stop_request import StopRequest
+from ..watch.guard import Guard, guarded
+from ..watch.node_lock import only_run
+from ..watch.watchdog import watched
+from .confirm import confirmed
+from .drafts import remove_all_drafts
+from .incomplete_points import discard_of_dead, discard_own, incomplete, tell_of_dead_locks
+from .largest_first import largest_first
+from .retry import moments
+from .worker_pool import Pool
+
+STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
+TIDY_LIMIT = 30.0  # seconds for the output to answer at the end of a run that is to stop
+THAW = 10.0  # seconds for which the run waits until the guest of a worker that died is thawed
+
+
+def new_run_id() -> str:
+    """Give an id that sorts by time: UTC, and random letters against two nodes in one second."""
+    letters = "".join(random.choices(string.ascii_lowercase, k=4))
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
+
+
+def look(
+    names: Sequence[str], hypervisors: Hypervisors, settings: Settings, reporter: Reporter
+) -> Sequence[Choice]:
+    """List the domains, say which libvirts can't be asked, and tell what `back_up` would do about each."""
+    domains = hypervisors.domains()
+    for error in hypervisors.unreachable:
+        reporter.message(Level.ERROR, "", str(error))
+    try:
+        return choose(domains, settings, names)
+    except ConfigError as error:
+        if hypervisors.unreachable:  # no mistake of who named it, maybe
+            raise BackupError(error.message, "is it where libvirt is out of reach?") from error
+        raise
+
+
+def _not_selected(choices: Sequence[Choice]) -> Sequence[JobResult]:
+    """Give the domains that are backed up at no libvirt, each with why not."""
+    chosen = {choice.domain.uuid for choice in choices if not choice.skipped}
+    left = {choice.domain.uuid: choice for choice in choices if choice.domain.uuid not in chosen}
+    return [
+        JobResult(choice.domain.name, uuid, Status.SKIPPED, choice.skipped) for uuid, choice in left.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of the backup."""
+
+    settings: Settings
+    output: Output
+    reporter: RunReporter
+    stop: StopRequest
+    run: str = field(default_factory=new_run_id)
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+
+    @property
+    def _hooks(self) -> Hooks:
+        return Hooks(self.settings, self.run, self.reporter)
+
+    def back_up(self, names: Sequence[str], verify: bool = False) -> RunResult:
+        """Back up the selected domains; `verify` each image against its snapshot before that is removed.
+
+        Raises AlreadyRunning; ConfigError for names that no domain has; BackupError when nothing could be
+        done at all. What happens to single domains is in the result.
+        """
+        if errors := self.output.configuration_errors():
+            raise ConfigError(errors)
+        with only_run(self.settings.runtime_dir, self.stop.check):
+            # no guest stands still while a hook runs
+            let_go_noted(self.settings, self.reporter, check_stop=self.stop.check)
+            self._end_orphans()
+            remove_all_drafts(self.settings)
+            try:
+                self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
+                result = self._backed_up(names, verify)
+            except BaseException:  # whatever it was, after-run undoes what before-run has done
+                self._after_run(replace(self._result(()), nothing_done=True))
+                raise
+            return self._after_run(result)
+
+    def _after_run(self, result: RunResult) -> RunResult:
+        """Run the hooks that come last, whatever the run came to; give what it comes to with them."""
+        try:
+            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_insisted)
+        except BackupError as error:
+            self.reporter.message(Level.ERROR, "", str(error))
+            result = replace(result, errors=[*result.errors, error.message])
+        return replace(result, finished=datetime.now(timezone.utc))
+
+    def _backed_up(self, names: Sequence[str], verify: bool) -> RunResult:
+        settings = self.settings
+        with (
+            ThreadPoolExecutor(2) as beside,
+            Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
+            ExitStack() as stack,
+        ):
+            needless = StopRequest()  # once nobody waits for the output's answer any more
+            stack.callback(needless.request, BackupError("nothing has to be backed up"))
+
+            def check_stop() -> None:
+                self.stop.check()
+                needless.check()
+
+            found = beside.submit(self.output.ready, check_stop)  # in which libvirt answers
+            unlocked = beside.submit(self.output.discard, (), False, check_stop)
+            self._let_go()
+            results: Sequence[JobResult] = ()
+            with (
+                watched(settings, self.reporter) as watchdog,
+                guarded(settings, self.reporter, watchdog) as guard,
+                self._pool(watchdog.lifeline, guard) as pool,
+            ):
+                pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
+                choices = look(names, hypervisors, settings, self.reporter)
+                sized = self._ordered(choices, names, hypervisors)
+                pool.warm_up(len(sized))
+                if sized:
+                    while not wait([found], STOP_POLL).done:
+                        self.stop.check()
+                    self.stop.check()
+                    held = found.result()  # what takes no backup keeps all of them from being saved
+                    results = self._tried(self._orders(sized, held, bool(names), verify), pool)
+            if sized:
+                domains = [domain for domain, _ in sized]
+                results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())
+                tell_of_dead_locks(unlocked, self.reporter)
+                self._tidy_output(incomplete(held), domains, results, hypervisors)
+        unreachable = [error.message for error in hypervisors.unreachable]
+        not_selected = () if names else _not_selected(choices)
+        return replace(
+            self._result(results),
+            named=tuple(names),
+            errors=unreachable,
+            not_selected=not_selected,
+            verified=verify,
+        )
+
+    def _orders(
+        self, sized: Sequence[tuple[Domain, int]], held: Sequence[HeldPoint], named: bool, verify: bool
+    ) -> Sequence[JobOrder]:
+        min_age = 0 if named else self.settings.min_age
+        passes = 0 if self.output.keeps_snapshots else 1 + verify  # 0: nobody knows what has changed
+        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain, _ in sized}
+        for point in held if self.output.keeps_snapshots else ():
+            if point.id.uuid in known:
+                known[point.id.uuid].append(point)
+        return [
+            JobOrder(
+                self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid]), passes * size
+            )
+            for one, size in sized
+        ]
+
+    def _pool(self, lifeline: Connection, guard: Guard) -> Pool:
+        died = partial(self._worker_died, guard)
+        return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, died)
+
+    def _tried(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
+        """Do all jobs, and those again, for RETRY_FOR seconds, whose error may be transient."""
+        results = self._done(orders, pool)
+        for number, begins in enumerate(moments(self.settings.retry_for), 2):
+            again = {result.uuid for result in results if result.passing}
+            if not again or not self._waited(begins, len(again)):
+                break
+            self._discard_own(patient=True)  # or both attempts would count
+            text = f"trying {len(again)} failed domains once more: what failed may have passed"
+            self.reporter.message(Level.INFO, "", text)
+            repeated = [replace(one, attempt=number) for one in orders if one.uuid in again]
+            done = self._done(repeated, pool)
+            results = [*(result for result in results if result.uuid not in again), *done]
+        return results
+
+    def _waited(self, until: float, number: int) -> bool:
+        """Wait for the time of a retry of so many domains; tell whether it is to be."""
+        seconds = until - time.monotonic()
+        if seconds > 0:
+            text = f"{number} failed domains are tried again in {seconds:.0f} s (RETRY_FOR)"
+            self.reporter.message(Level.INFO, "", text)
+        while time.monotonic() < until and not self.stop.requested:
+            time.sleep(STOP_POLL)
+        return not self.stop.requested
+
+    def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
+        """Take the jobs through the workers, then let go whom they could not."""
+        results = pool.run(orders)
+        self._let_go()
+        return results
+
+    def _let_go(self, uuid: str | None = None, seconds: float = 0) -> None:
+        """Thaw and resume what killed workers left, and run the hooks that they owe: all, or of one domain.
+
+        What can't be thawed by then is left to the guard and the watchdog.
+        """
+        let_go_noted(self.settings, self.reporter, uuid, seconds)
+        run_owed(self._hooks, uuid, self.stop.check_insisted)
+
+    def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
+        """Give what the run has come to that ended like this before any job."""
+        return replace(self._result(()), nothing_done=True, named=tuple(names), errors=(error.message,))
+
+    def _result(self, results: Sequence[JobResult]) -> RunResult:
+        """Give what the run has come to by now."""
+        return RunResult(
+            run=self.run,
+            host=socket.gethostname(),
+            started=self.started,
+            finished=datetime.now(timezone.utc),
+            results=results,
+            signal_number=self.stop.signal_number,
+        )
+
+    def _ordered(
+        self, choices: Sequence[Choice], names: Sequence[str], hypervisors: Hypervisors
+    ) -> Sequence[tuple[Domain, int]]:
+        """Give the selected domains with the sizes of their images, the largest first."""
+        domains = [choice.domain for choice in choices if not choice.skipped]
+        chosen = {domain.uuid for domain in domains}
+        for choice in choices:
+            named = {choice.domain.name, choice.domain.uuid} & set(names)
+            if named and choice.domain.uuid not in chosen:
+                text = f"named, but not backed up: {choice.skipped}"
+                self.reporter.message(Level.WARNING, choice.domain.name, text)
+        return largest_first(domains, hypervisors, self.settings, self.stop.check) if domains else ()
+
+    def _worker_died(self, guard: Guard, order: JobOrder) -> str:
+        """Thaw or resume the domain of a worker that was killed at once; its snapshots wait for the next run.
+
+        Gives why it was killed, if it was by us.
+        """
+        self._let_go(order.uuid, THAW)
+        self._end_orphans()
+        if not guard.overdue(order.uuid):
+            return ""
+        return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
+
+    def _end_orphans(self) -> None:
+        """End the restics of dead workers, as a wrapper does not pass on the kernel's signal.
+
+        In a thread, as that takes its time; the process waits for it at its end.
+        """
+        threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+
+    def _discard_own(self, patient: bool) -> None:
+        discard_own(self.run, self.output, self.reporter, patient, self._at_the_end())
+
+    def _at_the_end(self) -> Callable[[], None]:
+        """Give what raises the reason to stop, if there is one, once the output has had its time."""
+        began = time.monotonic()
+
+        def check_stop() -> None:
+            if time.monotonic() > began + TIDY_LIMIT:
+                self.stop.check()
+
+        return check_stop
+
+    def _tidy_output(
+        self,
+        left: Sequence[HeldPoint],
+        domains: Sequence[Domain],
+        results: Sequence[JobResult],
+        hypervisors: Hypervisors,
+    ) -> None:
+        """Remove from the output what failed jobs saved, and what killed runs left of domains now saved."""
+        if any(result.status is Status.FAILED for result in results):
+            self._discard_own(patient=not self.stop.requested)
+        saved = {result.uuid for result in results if result.images}
+        if not self.stop.requested:
+            again = [domain for domain in domains if domain.uuid in saved]
+            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter, self.stop)

@@ -1,0 +1,129 @@
+"""The worker process: one domain's job, with its messages going to the main process."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Callable, Union
+
+from ..job.domain_job import DomainJob, JobOrder
+from ..model import JobResult, Level, Phase
+from ..protocols import Output
+from ..settings import Settings
+from ..system.process import signal_when_parent_dies
+from ..system.process_title import set_title
+from ..system.progress_interval import Throttle
+from ..system.stop_request import StopRequest
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line that a worker has to say."""
+
+    level: Level
+    domain: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many of an image's bytes a worker has sent."""
+
+    domain: str
+    target: str
+    done: int
+    size: int
+
+
+@dataclass(frozen=True)
+class PhaseBegun:
+    """A worker hangs if it says nothing more for `limit` seconds."""
+
+    domain: str
+    phase: Phase
+    limit: float
+
+
+FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
+
+
+class PipeReporter:
+    """Sends what the job reports to the main process. Satisfies protocols.Reporter.
+
+    Threads may share it. Progress for which the pipe has no room is dropped: a main process that was stopped
+    does not read, and the stream must not wait for it. `set_title` gets what this process is doing.
+    """
+
+    def __init__(self, pipe: Connection, set_title: Callable[[str], None] = lambda text: None) -> None:
+        self._pipe = pipe
+        self._set_title = set_title
+        self._phase, self._target = Phase.PREPARE, ""
+        self._throttle = Throttle()
+        self._sending = threading.Lock()  # a job has threads that report, too
+        self._room = select.poll()
+        self._room.register(pipe, select.POLLOUT)
+
+    def message(self, level: Level, domain: str, text: str) -> None:
+        self.send(Message(level, domain, text))
+
+    def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
+        self._phase, self._target = phase, ""
+        self._set_title(f"{domain}: {phase.value}")
+        self.send(PhaseBegun(domain, phase, limit))
+
+    def progress(self, domain: str, target: str, done: int, size: int) -> None:
+        if not self._throttle.due(done, size):
+            return
+        if target != self._target:
+            self._target = target
+            self._set_title(f"{domain}: {self._phase.value} {target}".rstrip())
+        if self._sending.acquire(blocking=False):  # or another thread is waiting for room
+            try:
+                if self._room.poll(0):
+                    self._send(Progress(domain, target, done, size))
+            finally:
+                self._sending.release()
+
+    def send(self, item: FromWorker) -> None:
+        with self._sending:
+            self._send(item)
+
+    def _send(self, item: FromWorker) -> None:
+        with suppress(BrokenPipeError):  # the main process was killed: nobody to tell, but still to clean up
+            self._pipe.send(item)
+
+
+def work(
+    settings: Settings,
+    output: Output,
+    pipe: Connection,
+    main_process: int,
+    _lifeline: Connection,
+) -> None:
+    """Wait for an order, and do the job. The body of a worker process.
+
+    Without an order it ends when the other end of the pipe is closed. `main_process` is the pid of the one
+    that it reports to. The lifeline is open for as long as this process lives, which is all that the
+    watchdog wants to know.
+    """
+    # A group of its own keeps a terminal's Ctrl-C from hitting restic and us in the middle of
+    # something: the main process gets it and asks us to stop.
+    os.setpgid(0, 0)
+    stop = StopRequest()
+    stop.on_signals(signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal_when_parent_dies(signal.SIGTERM, main_process)
+    set_title("worker")
+    try:
+        order: JobOrder = pipe.recv()
+    except EOFError:
+        return
+    reporter = PipeReporter(pipe, set_title)
+    reporter.send(DomainJob(order, settings, output, reporter, stop).run())

@@ -1,0 +1,247 @@
+"""The worker processes: a domain each, WORKERS at a time."""
+
+from __future__ import annotations
+
+import _thread
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from functools import partial
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Callable
+
+from .. import PROGRAM
+from ..errors import reason
+from ..job.domain_job import JobOrder
+from ..model import JobResult, Level, Phase, Status, Timeline
+from ..protocols import Output, RunReporter
+from ..settings import Settings
+from ..system.process import SPAWN, signals_blocked
+from ..system.stop_request import StopRequest
+from ..system.time_limit import carry_out
+from .worker import Message, PhaseBegun, Progress, work
+
+STOP_POLL = 0.5  # seconds between two looks at whether the run has to stop
+START_LIMIT = 60.0  # seconds for a worker to take its order and begin; it takes a quarter of one
+HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
+
+
+@dataclass
+class Worker:
+    """A process at work, what it has told of its end, and when it has to give a sign of life."""
+
+    order: JobOrder
+    process: SpawnProcess
+    lane: int
+    handed: Future[None] = field(default_factory=Future)  # when its order has gone into the pipe
+    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    phases: list[tuple[Phase, datetime]] = field(default_factory=list)
+    result: JobResult | None = None
+    begun: PhaseBegun | None = None
+    deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
+    hung: bool = False
+
+    def lives(self) -> None:
+        """Note a sign of life."""
+        if not self.hung:
+            self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
+
+    def enters(self, begun: PhaseBegun) -> None:
+        """Note that it enters a phase."""
+        self.begun = begun
+        self.phases.append((begun.phase, datetime.now(timezone.utc)))
+        self.lives()
+
+    @property
+    def timeline(self) -> Timeline:
+        return Timeline(self.lane, self.started, datetime.now(timezone.utc), tuple(self.phases))
+
+
+@dataclass
+class Pool:
+    """Takes jobs through worker processes.
+
+    `worker_died` is told of jobs whose process was killed, and says why if it knows.
+
+    Each worker keeps `lifeline` open, for the watchdog. After the pool's block none is left.
+    """
+
+    settings: Settings
+    output: Output
+    reporter: RunReporter
+    stop: StopRequest
+    lifeline: Connection
+    worker_died: Callable[[JobOrder], str]
+    _results: list[JobResult] = field(default_factory=list)
+    _active: dict[Connection, Worker] = field(default_factory=dict)
+    _waiting: deque[JobOrder] = field(default_factory=deque)
+    _replaced: set[str] = field(default_factory=set)  # uuids of jobs whose worker did not begin
+    _spare: list[tuple[Connection, SpawnProcess]] = field(default_factory=list)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._active.values():  # none, but after a bug of ours
+            worker.process.terminate()
+            worker.process.join()
+        for pipe, process in self._spare:
+            pipe.close()  # which ends it
+            process.join()
+
+    def warm_up(self, number: int) -> None:
+        """Start that many workers at the most ahead of their orders: it takes each a quarter of a second."""
+        with suppress(OSError):  # their jobs will tell
+            while len(self._spare) < min(number, self.settings.workers):
+                self._spare.append(self._spawned())
+
+    def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        """Do the jobs in this order; when stopped, wait for the workers to clean up."""
+        waiting = self._waiting = deque(orders)
+        self._results = []
+        for order in orders:
+            self.reporter.planned(order.uuid, order.name, order.size)
+        self._run(waiting)
+        interrupted = "interrupted before it began"
+        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
+
+    def _run(self, waiting: deque[JobOrder]) -> None:
+        told = False
+        while self._active or (waiting and not self.stop.requested):
+            while waiting and len(self._active) < self.settings.workers and not self.stop.requested:
+                self._start(waiting.popleft())
+            if self.stop.requested and not told:
+                told = True
+                self._tell_to_stop()
+            if self.stop.insisted:
+                self._kill()
+            for unheard, worker in self._active.items():
+                if not unheard.poll():  # or it was this process that was stopped
+                    self._end_if_hung(worker)
+            for pipe in wait(list(self._active), STOP_POLL):
+                assert isinstance(pipe, Connection)
+                self._receive(pipe)
+
+    def _start(self, order: JobOrder) -> None:
+        try:
+            pipe, process = self._spare.pop() if self._spare else self._spawned()
+        except OSError as error:  # out of memory or processes: this domain's failure alone
+            message = f"cannot start its worker process: {reason(error)}"
+            self._done(JobResult(order.name, order.uuid, Status.FAILED, message))
+            return
+        taken = {worker.lane for worker in self._active.values()}
+        lane = next(number for number in count(1) if number not in taken)
+        worker = self._active[pipe] = Worker(order, process, lane)
+        # a large order fits into no pipe, and a worker that is stopped takes none: nobody waits for that
+        _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
+
+    def _spawned(self) -> tuple[Connection, SpawnProcess]:
+        """Start a process that waits for its order. Raises OSError."""
+        ours, theirs = SPAWN.Pipe()
+        with theirs:
+            process = SPAWN.Process(
+                target=work,
+                args=(self.settings, self.output, theirs, os.getpid(), self.lifeline),
+                name="worker",
+            )
+            try:
+                with signals_blocked():
+                    process.start()
+            except OSError:
+                ours.close()
+                raise
+        return ours, process
+
+    def _tell_to_stop(self) -> None:
+        text = "stopping: waiting for the workers to clean up; a second signal kills them"
+        self.reporter.message(Level.WARNING, "", text)
+        for worker in self._active.values():
+            worker.process.terminate()
+
+    def _kill(self) -> None:
+        for worker in self._active.values():
+            worker.process.kill()
+
+    def _end_if_hung(self, worker: Worker) -> None:
+        """Ask a worker to stop that has not given a sign of life in time; when that does not help, kill it.
+
+        What hangs in a call of librbd or libvirt hears no request.
+        """
+        if time.monotonic() < worker.deadline:
+            return
+        if worker.hung or not worker.begun:  # one that has not begun has nothing to clean up
+            worker.hung = True
+            worker.process.kill()
+            return
+        worker.hung = True
+        worker.deadline = time.monotonic() + HUNG_GRACE
+        self.reporter.message(Level.ERROR, worker.order.name, f"{_hung(worker)}: ending its worker")
+        worker.process.terminate()
+
+    def _receive(self, pipe: Connection) -> None:
+        worker = self._active[pipe]
+        try:
+            item = pipe.recv()
+        except (EOFError, OSError):  # OSError: killed in the middle of a message
+            worker = self._active.pop(pipe)
+            worker.handed.exception()  # that call fails now, if it has not ended: the other end is closed
+            pipe.close()
+            self._ended(worker)
+            return
+        worker.lives()
+        if isinstance(item, Message):
+            self.reporter.message(item.level, item.domain, item.text)
+        elif isinstance(item, Progress):
+            self.reporter.progress(item.domain, item.target, item.done, item.size)
+        elif isinstance(item, PhaseBegun):
+            worker.enters(item)
+            self.reporter.phase(item.domain, item.phase, item.limit)
+        else:
+            worker.result = item
+
+    def _ended(self, worker: Worker) -> None:
+        """Note the job's result. A worker that died costs its own domain and nothing else."""
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        order, result = worker.order, worker.result
+        if worker.hung and not worker.begun and order.uuid not in self._replaced:
+            self._replaced.add(order.uuid)
+            self._waiting.appendleft(order)
+            self.reporter.message(Level.WARNING, order.name, f"{_hung(worker)}: starting another worker")
+            return
+        if result is None:
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            )
+            hint = "out of memory? see the journal of the kernel" if code == -signal.SIGKILL else ""
+            if why := self.worker_died(order):
+                how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
+            result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)
+        if worker.hung and result.status is Status.FAILED:
+            hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
+            result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
+        self._done(replace(result, timeline=worker.timeline))
+
+    def _done(self, result: JobResult) -> None:
+        self._results.append(result)
+        self.reporter.ended(result.uuid, failed=result.status is Status.FAILED)
+        if result.status is Status.FAILED:
+            hint = f" (hint: {result.hint})" if result.hint else ""
+            self.reporter.message(Level.ERROR, result.name, f"failed: {result.reason}{hint}")
+        elif result.status is Status.SKIPPED:
+            self.reporter.message(Level.INFO, result.name, f"skipped: {result.reason}")
+
+
+def _hung(worker: Worker) -> str:
+    if not worker.begun:
+        return f"its worker process did not begin within {START_LIMIT:.0f} s"
+    return f"no sign of life for {worker.begun.limit:.0f} s while {worker.begun.phase.value}"

@@ -1,0 +1,1 @@
+"""What the operating system gives: processes, pipes, files, time limits. Nothing here knows of domains."""

@@ -1,0 +1,211 @@
+"""Records in RUNTIME_DIR of programs that were started.
+
+So whoever comes next can end them, or prove that they are dead. A program has its record for as long as it
+runs, and beyond if it may have left something behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Optional
+
+from .atomic_file import write_whole
+from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use
+
+DIRECTORY = "restic"  # in RUNTIME_DIR; the output's programs alone are recorded
+ORPHAN_LIMIT = 20.0  # seconds that a program without its starter may take to end after SIGINT
+# Seconds between looks at who is in the group; from the last one on it stays.
+MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A program that was started: what it is, by whom, and where a process's number means something.
+
+    `members` are others that were seen in its group, of which `leader` is the first. `uid`, `host` and the
+    times (seconds since 1970) are as the program itself sees them: it started after `began` and had ended by
+    `ended`, which is None until it was seen to have ended badly. `leaves`: what kind of thing it may leave
+    behind; "" for nothing.
+    """
+
+    leader: Life
+    starter: Life
+    session: int
+    boot: str
+    namespace: int
+    uid: int
+    host: str
+    began: float
+    leaves: str = ""
+    members: tuple[Life, ...] = ()
+    ended: Optional[float] = None
+
+    @classmethod
+    def by_us(cls, pid: int, leaves: str, began: float) -> Started:
+        """Describe a child of this process that is the leader of a group, started after `began`.
+
+        Raises OSError.
+        """
+        return cls(
+            leader=life_of(pid),
+            starter=life_of(os.getpid()),
+            session=os.getsid(0),
+            boot=_boot(),
+            namespace=_namespace(),
+            uid=os.getuid(),
+            host=socket.gethostname(),
+            began=began,
+            leaves=leaves,
+        )
+
+    @property
+    def group(self) -> Group:
+        return Group(self.leader, self.session)
+
+    @property
+    def pids(self) -> Sequence[int]:
+        return [self.leader.pid, *(member.pid for member in self.members)]
+
+    @property
+    def of_this_boot(self) -> bool:
+        return self.boot == _boot()
+
+    @property
+    def in_sight(self) -> bool:
+        """Whether its numbers are those that this process knows processes by."""
+        return self.of_this_boot and self.namespace == _namespace() and numbers_are_ours()
+
+    @property
+    def dead(self) -> bool:
+        """Whether provably nothing of it runs any more."""
+        if not self.in_sight or any(map(lives, (self.leader, *self.members))) or self.group.members():
+            return False
+        return self.ended is not None or not any(map(pid_in_use, self.pids))
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether who started it is provably dead."""
+        return self.in_sight and not lives(self.starter)
+
+
+class Records:
+    """The records in a directory, a file for each program."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, one: Started) -> None:
+        """Write a record, anew if need be. Raises OSError."""
+        # each with the mode: `parents` alone would give RUNTIME_DIR another, which a run then refuses
+        for directory in (self.directory.parent, self.directory):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # of another boot it proves nothing
+        write_whole(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
+
+    def erase(self, one: Started) -> None:
+        with suppress(OSError):  # it proves nothing of any other program
+            self._path(one).unlink()
+
+    def read(self) -> Iterator[Started]:
+        """Yield all that can be read; others prove nothing."""
+        for path in sorted(self.directory.glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                yield _started(json.loads(path.read_bytes()))
+
+    def _path(self, one: Started) -> Path:
+        return self.directory / f"{one.leader.pid}-{one.leader.began}.json"
+
+
+class Recording:
+    """Keeps the record of a program that runs, with the members of its group as they come."""
+
+    def __init__(self, records: Records, one: Started) -> None:
+        """Write the record. Raises OSError."""
+        self._records = records
+        self._one = one
+        records.write(one)
+        self._over = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="members", daemon=True)
+        if one.leaves:
+            self._watching.start()
+
+    def end(self, clean: bool) -> None:
+        """Erase the record of a program that has ended and left nothing; else record when it ended."""
+        self._over.set()
+        if self._one.leaves:
+            self._watching.join()
+        if clean or not self._one.leaves:
+            self._records.erase(self._one)
+        else:
+            with suppress(OSError):  # as it was, it still proves as much
+                self._records.write(replace(self._one, ended=time.time()))
+
+    def _watch(self) -> None:
+        for pause in chain(MEMBERS_PAUSES, repeat(MEMBERS_PAUSES[-1])):
+            if self._over.wait(pause):
+                break
+            with suppress(OSError):  # the next look may be luckier
+                self._look()
+
+    def _look(self) -> None:
+        known = {self._one.leader, *self._one.members}
+        new = tuple(one for one in self._one.group.members() if one not in known)
+        if new:
+            self._one = replace(self._one, members=(*self._one.members, *new))
+            self._records.write(self._one)
+
+
+def records_in(runtime_dir: str) -> Records:
+    return Records(Path(runtime_dir, DIRECTORY))
+
+
+def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
+    """End all recorded programs that outlive who started them, in good order; return how many there were.
+
+    They are interrupted, and killed after `limit` seconds. Records of those that may have left something
+    behind stay.
+    """
+    records = records_in(runtime_dir)
+    orphans = [one for one in records.read() if one.ended is None and one.orphaned]
+    found = [(one, members) for one in orphans if (members := one.group.members())]
+    for one, _ in found:
+        one.group.send(signal.SIGINT)
+    deadline = time.monotonic() + limit
+    for one, members in found:
+        if not one.group.ended(max(deadline - time.monotonic(), 0)):
+            one.group.send(signal.SIGKILL)
+            one.group.ended(limit)  # the kernel's own time
+        _ended(records, one, members)
+    for one in orphans:
+        if not one.leaves:
+            records.erase(one)
+    return len(found)
+
+
+def _ended(records: Records, one: Started, members: Sequence[Life]) -> None:
+    others = dict.fromkeys((*one.members, *(life for life in members if life != one.leader)))
+    with suppress(OSError):
+        records.write(replace(one, members=tuple(others), ended=time.time()))
+
+
+def _started(read: dict[str, Any]) -> Started:
+    lives_read = {name: Life(*read[name]) for name in ("leader", "starter")}
+    return Started(**{**read, **lives_read, "members": tuple(Life(*one) for one in read["members"])})
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino

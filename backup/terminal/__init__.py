@@ -1,0 +1,1 @@
+"""What an admin types and sees. Only main imports it."""

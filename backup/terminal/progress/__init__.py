@@ -1,0 +1,1 @@
+"""How a run is displayed while it lasts."""

@@ -1,0 +1,50 @@
+"""A report as a few lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..printable import one_line
+from ..report.history import Report
+from ..report.totals import amounts, problems, verdict
+from ..units import duration_text, size_text
+from .console import table
+
+
+def report_text(report: Report) -> str:
+    """Give what the run came to, a row per domain, and what went wrong with the way out."""
+    begin, end = (datetime.fromisoformat(report[name]) for name in ("started", "finished"))
+    took = duration_text((end - begin).total_seconds())
+    lines = [f"run {report['run']} on {report['host']}, {begin:%Y-%m-%d %H:%M} UTC, {took}"]
+    if report["named"]:
+        lines.append(f"only these were asked for: {', '.join(report['named'])}")
+    lines.append(f"{verdict(report)} (exit code {report['exit_code']})")
+    text = "".join(f"{one_line(line)}\n" for line in lines)
+    if report["domains"]:
+        head = ("domain", "result", "consistency", "frozen", "size", "data", "read", "stored", "rate", "time")
+        text += "\n" + table(head, [_row(domain) for domain in report["domains"]])
+    for problem in problems(report):
+        who = f"{', '.join(problem.domains)}: " if problem.domains else ""
+        text += f"\n{one_line(who + problem.what)}\n"
+        text += f"hint: {one_line(problem.hint)}\n" if problem.hint else ""
+    return text
+
+
+def _row(domain: Mapping[str, Any]) -> tuple[str, ...]:
+    result = domain["status"]
+    if result == "skipped":
+        result += f": {domain['reason']}"
+    frozen, taken = domain["frozen_seconds"], domain["seconds"]
+    sums = amounts([domain])
+    sizes = [size_text(one) for one in (sums.size, sums.data, sums.read, sums.stored)] if sums else ["-"] * 4
+    return (
+        domain["name"],
+        result,
+        domain["consistency"] or "-",
+        duration_text(frozen) if frozen else "-",
+        *sizes,
+        f"{size_text(sums.rate)}/s" if sums and sums.rate else "-",
+        duration_text(taken) if domain["timeline"] else "-",
+    )

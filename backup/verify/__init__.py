@@ -1,0 +1,1 @@
+"""Proof that restore points can be restored: verification and drill."""

@@ -1,0 +1,1 @@
+"""The restic program and what a repository of it holds."""

@@ -1,0 +1,143 @@
+"""Locks in a repository that a restic of ours left when it was killed; nobody else's are touched.
+
+`restic unlock` would not do: it takes a lock for a dead one's where this host's name has been given to
+another, or where the process is in another namespace or another user's, and sends its owner a real SIGHUP.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Callable, Optional
+
+from backup.errors import reason
+from backup.system.child_records import Started
+from backup.system.process_group import pid_in_use
+
+from .child import LOCKS
+from .messages import ResticError
+from .program import Program
+from .snapshots import moment
+
+CLOCK = 2.0  # seconds by which the time in a lock may be off the one that was recorded
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock as it lies in the repository. What is not known of one that has just gone is ""."""
+
+    identity: str
+    host: str = ""
+    pid: int = 0
+    uid: int = 0
+    exclusive: bool = False
+    taken: Optional[datetime] = None
+
+    def __str__(self) -> str:
+        when = f" of {self.taken:%Y-%m-%d %H:%M:%S} UTC" if self.taken else ""
+        return f"{self.identity[:8]}{when} (PID {self.pid} on {self.host or 'an unknown host'})"
+
+
+def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Sequence[Lock]:
+    """Remove the locks of restics that were recorded here and are provably dead, and forget their records.
+
+    Returns those locks that can't be removed alone, with all others in the repository, as restic has no
+    command for it. Without such a record nobody looks. Raises ResticError.
+    """
+    dead = _dead(program)
+    if not dead:
+        return ()
+    locks = _listed(program, check_stop) if program.may_have_locks() else ()
+    ours = [lock for lock in locks if any(left_by(one, lock) for one in dead)]
+    removed = _removed(program, ours, locks, check_stop) if ours else True
+    for one in dead:
+        if removed or not any(left_by(one, lock) for lock in ours):
+            _erase(program, one)
+    return () if removed else locks
+
+
+def left_by(one: Started, lock: Lock) -> bool:
+    """Return whether a lock is a dead restic's: by host, user, process, kind, and the time of its life.
+
+    A lock that is held for long is written anew every five minutes, with a new time.
+    """
+    if not lock.taken or lock.exclusive != (one.leaves == LOCKS["forget"]):
+        return False
+    taken = lock.taken.timestamp()
+    in_time = one.began - CLOCK <= taken and (one.ended is None or taken <= one.ended + CLOCK)
+    return in_time and (lock.host, lock.uid) == (one.host, one.uid) and lock.pid in one.pids
+
+
+def _dead(program: Program) -> Sequence[Started]:
+    """Give what is provably dead and may have left a lock; of another boot nothing can be proven any more."""
+    if not program.records:
+        return ()
+    found = [one for one in program.records.read() if one.leaves]
+    for one in found:
+        if not one.of_this_boot:
+            program.records.erase(one)
+    return [one for one in found if one.of_this_boot and one.dead]
+
+
+def _erase(program: Program, one: Started) -> None:
+    if program.records:
+        program.records.erase(one)
+
+
+def _listed(program: Program, check_stop: Callable[[], None]) -> Sequence[Lock]:
+    """Read the locks, without one of our own."""
+    return [_lock(program, identity, check_stop) for identity in _identities(program, check_stop)]
+
+
+def _identities(program: Program, check_stop: Callable[[], None]) -> Sequence[str]:
+    printed = program.call("list", "locks", "--no-lock", limit=program.call_limit, check_stop=check_stop)
+    return re.findall(r"^[0-9a-f]{64}$", printed, re.MULTILINE)
+
+
+def _lock(program: Program, identity: str, check_stop: Callable[[], None]) -> Lock:
+    arguments = ("cat", "lock", identity, "--no-lock")
+    try:
+        read = json.loads(program.call(*arguments, limit=program.call_limit, check_stop=check_stop))
+        return Lock(
+            identity,
+            str(read["hostname"]),
+            int(read["pid"]),
+            int(read.get("uid", 0)),  # restic leaves out a 0
+            bool(read["exclusive"]),
+            moment(read["time"]),
+        )
+    except (ResticError, ValueError, KeyError, TypeError):  # it has gone, or is another version's: not ours
+        return Lock(identity)
+
+
+def _removed(
+    program: Program, ours: Sequence[Lock], locks: Collection[Lock], check_stop: Callable[[], None]
+) -> bool:
+    """Remove these locks, and return whether that could be done without touching any other."""
+    if program.locks_directory:
+        _unlink(program.locks_directory, ours)
+        return True
+    known = {lock.identity for lock in ours}
+    if len(ours) < len(locks) or any(pid_in_use(lock.pid) for lock in ours):
+        return False
+    if not {*_identities(program, check_stop)} <= known:
+        return False
+    # It removes what is older than half an hour, or bears this host's name and no process here has its PID:
+    # ours do. Whoever takes a lock in this very moment keeps it, other than with --remove-all.
+    program.call("unlock", "--quiet", limit=program.call_limit, check_stop=check_stop)
+    return True
+
+
+def _unlink(directory: Path, locks: Sequence[Lock]) -> None:
+    for lock in locks:
+        try:
+            with suppress(FileNotFoundError):
+                (directory / lock.identity).unlink()
+        except OSError as error:
+            message = f"cannot remove {directory / lock.identity}, a dead restic's lock: {reason(error)}"
+            raise ResticError(message, "remove that file by hand") from error

@@ -1,0 +1,286 @@
+"""A restic repository: what lies in it, how it is read back, how what does not count is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Optional, TypeVar
+
+from backup.errors import BackupError, reason
+from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedDomain, SavedImage
+from backup.protocols import Job, Source
+from backup.settings import Settings
+
+from ..segments.archive import SegmentSource
+from ..segments.layout import Segments
+from .locks import Lock, remove_dead_locks
+from .messages import ResticError
+from .program import Program
+from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
+
+MANIFEST_FILE = "definition.tar"
+OLDEST_VERSION = (0, 14, 0)
+VERSION_LIMIT = 60  # seconds for `restic version`, which asks nobody: a node under load
+DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to remove snapshots while others are at work
+STOP_POLL = 0.2  # seconds between two looks at whether the job has to stop
+LOCK_PAUSE = 5.0  # seconds between attempts to save while another program has the repository to itself
+
+Result = TypeVar("Result")
+Self = TypeVar("Self", bound="Repository")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A restic repository; all of backup.protocols.Output but for how images are saved.
+
+    `lock_wait`: seconds to wait for another program that has the repository to itself.
+    """
+
+    program: Program
+    lock_wait: float = 0
+
+    keeps_snapshots = False
+
+    @classmethod
+    def from_settings(cls: type[Self], settings: Settings) -> Self:
+        return cls(
+            Program(
+                binary=settings.restic_binary,
+                repository=settings.restic_repository,
+                password_file=settings.restic_password_file,
+                environment=settings.restic_environment,
+                options=tuple(settings.restic_options),
+                stall_timeout=settings.output_stall_timeout,
+                runtime_dir=settings.runtime_dir,
+            ),
+            settings.lock_wait,
+            **cls._own(settings),
+        )
+
+    @classmethod
+    def _own(cls, settings: Settings) -> Mapping[str, Any]:
+        """Give what is a class's own."""
+        return {}
+
+    def configuration_errors(self) -> Sequence[BackupError]:
+        """Tell what is missing: a repository, a password, a password file that is closed to others."""
+        errors = []
+        given = self.program.environment
+        if not self.program.repository and not {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE"} & set(given):
+            errors.append(
+                BackupError("RESTIC_REPOSITORY is not set", "name the repository that backups go to")
+            )
+        if self.program.password_file:
+            errors += _password_file_errors(Path(self.program.password_file))
+        elif not {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"} & set(given):
+            errors.append(BackupError("RESTIC_PASSWORD_FILE is not set", "name a file with the password"))
+        return errors
+
+    def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
+        """Tell what keeps the repository from taking a backup: version, location, password."""
+        try:
+            self._require_version(check_stop)
+            self._call("cat", "config", "--no-lock", "--quiet", check_stop=check_stop)
+        except ResticError as error:
+            return [error]
+        return []
+
+    def base(
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> Optional[SavedDomain]:
+        """Give nothing: all is read each time."""
+        return None
+
+    def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
+        """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
+        tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
+        found = self._snapshots("--latest=1", tags, check_stop=check_stop)
+        return max(map(time_of, found), default=None)
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        """Ask the repository for all restore points, of whichever node and domain."""
+        self._require_version(check_stop)
+        return held_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
+
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        """Read the definition back, as it was packed."""
+        with self.program.dump(point.manifest_id, MANIFEST_FILE, check_stop) as source:
+            return source.read()
+
+    @contextmanager
+    def image(self, image: SavedImage, check_stop: Callable[[], None]) -> Iterator[Source]:
+        """Read an image back, as `restic dump` gives it: a file, or an archive of its segments."""
+        segments = Segments(image.target, image.size, image.segment_size)
+        path = f"/{segments.directory}" if image.segment_size else file_name(image.target)
+        with self.program.dump(image.restore_id, path, check_stop) as source:
+            yield SegmentSource(source, segments) if image.segment_size else source
+
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        """Ask the repository for all restore points; the version is asked first."""
+        return self.restore_points(check_stop)
+
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Remove images that no manifest counts, and the locks of dead restics of our own.
+
+        Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
+        """
+        self._when_free(partial(self._discard, points, check_stop), patient, check_stop)
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        """Remove restore points that lack images, their manifests included."""
+
+        def forget() -> None:
+            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
+            self._forget([one["id"] for one in snapshots if point_id(one) in points], check_stop)
+
+        self._when_free(forget, True, check_stop)
+
+    def _when_free(self, remove: Callable[[], None], patient: bool, check_stop: Callable[[], None]) -> None:
+        """Remove snapshots, which takes the repository alone. `patient`: wait a while for that."""
+        for pause in (*DISCARD_PAUSES, None) if patient else (None,):
+            try:
+                remove()
+                return
+            except ResticError as error:
+                if pause is None or not error.locked:
+                    raise
+                _wait(pause, check_stop)
+
+    def _discard(self, points: Collection[PointId], check_stop: Callable[[], None]) -> None:
+        # a restic that was interrupted as it took its lock may have left it (0.14), one that had to be
+        # killed has; it would keep `forget` out
+        spared = remove_dead_locks(self.program, check_stop)
+        if points:
+            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
+            doomed = incomplete(snapshots) & set(points)
+            self._forget([one["id"] for one in snapshots if point_id(one) in doomed], check_stop)
+        elif spared:
+            raise _locks_left(spared)
+
+    def _forget(self, ids: Sequence[str], check_stop: Callable[[], None]) -> None:
+        if ids:
+            self._call("forget", "--quiet", *ids, check_stop=check_stop)
+
+    def _call(self, *arguments: str, check_stop: Callable[[], None]) -> str:
+        return self.program.call(*arguments, limit=self.program.call_limit, check_stop=check_stop)
+
+    def _snapshots(
+        self, *which: str, check_stop: Callable[[], None] = lambda: None
+    ) -> Sequence[Mapping[str, Any]]:
+        """List snapshots; without a lock, as nobody waits for a look."""
+        return json.loads(self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)) or ()
+
+    def unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
+        """Save as soon as no other program, such as a prune, has the repository to itself.
+
+        Meanwhile nothing is done but to wait: whether the owner of that lock lives nobody here can know.
+        """
+        began = time.monotonic()
+        told = False
+        while True:
+            try:
+                return save()
+            except ResticError as error:
+                if not error.locked:
+                    raise
+                if time.monotonic() > began + self.lock_wait:
+                    error.passing = not self.lock_wait  # it was waited for, and is not to be once more
+                    raise
+                if not told:
+                    told = True
+                    text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
+                    job.reporter.message(Level.WARNING, point.domain.name, text)
+            _wait(LOCK_PAUSE, job.check_stop)
+
+    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
+        """Save the manifest: from now on the restore point counts."""
+        arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
+
+        def save() -> None:
+            job.require_lock()  # or another run could be at it, and take the images for a dead one's
+            self.program.backup_whole(arguments, packed, job.check_stop)
+
+        self.unlocked(save, point, job)
+
+    def _require_version(self, check_stop: Callable[[], None]) -> None:
+        printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)
+        found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
+        if not found:
+            raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
+        if tuple(map(int, found.groups())) < OLDEST_VERSION:
+            oldest = ".".join(map(str, OLDEST_VERSION))
+            message = f"restic is {'.'.join(found.groups())}, {oldest} or newer is needed"
+            raise ResticError(message, "see RESTIC_BINARY")
+
+
+def named(point: RestorePoint, *tags: str) -> list[str]:
+    """Give the arguments that name a snapshot.
+
+    All of a restore point have the time of the domain's snapshots, so that `restic forget` keeps or
+    removes them together.
+    """
+    common = (TAG, f"run={point.run}", f"uuid={point.domain.uuid}", f"consistency={point.consistency.value}")
+    attempt = (f"attempt={point.attempt}",) if point.attempt > 1 else ()
+    locks = (f"{LOCK_TAG}{place}" for place in point.locks)
+    return [
+        f"--host={point.domain.name}",
+        f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
+        *(f"--tag={encoded(tag)}" for tag in (*common, *attempt, *locks, *tags)),
+    ]
+
+
+def file_name(target: str) -> str:
+    """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
+    return f"{target.replace('/', '_')}.img"
+
+
+def _wait(seconds: float, check_stop: Callable[[], None]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        check_stop()
+        time.sleep(min(STOP_POLL, seconds))
+
+
+def _locks_left(locks: Sequence[Lock]) -> ResticError:
+    message = (
+        f"a killed restic of this node left a lock, and restic has no command to remove one of {len(locks)}"
+    )
+    shown = ", ".join(map(str, locks))
+    return ResticError(f"{message}: {shown}", "`restic unlock --remove-all` while nobody uses the repository")
+
+
+def _password_file_errors(path: Path) -> list[BackupError]:
+    try:
+        status = path.stat()
+        empty = not path.read_bytes().strip()
+    except OSError as error:
+        return [
+            BackupError(
+                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "put the repository's password there"
+            )
+        ]
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is open to others ({mode})", f"chmod 0600 {path}")]
+    if empty:
+        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "put the repository's password there")]
+    return []

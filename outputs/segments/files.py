@@ -1,0 +1,223 @@
+"""The snapshots of a domain as files that restic can read: a read-only file system, of this process alone."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyfuse3
+import trio
+
+from backup import PROGRAM
+from backup.errors import BackupError
+from backup.protocols import SnapshotReader
+from backup.restore_point.checksums import Checksums
+from backup.system.process import own_mounts
+
+from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
+from .reader import Answer, SegmentReader, ZerosReader
+
+CACHED = 3600.0  # seconds that the kernel may keep what it knows of a file: nothing of it changes
+DISK = 32  # an inode's number is the disk's in the upper bits, and in the lower what it is of the disk
+SUBDIRECTORY = 1 << (DISK - 1)  # from here on subdirectories, below it segments, from 1
+ZEROS_FILE = SUBDIRECTORY - 1
+FAILED_POLL = 0.05  # seconds
+
+
+@dataclass
+class DiskFiles:
+    """One disk's snapshot: its segments with their times (nanoseconds since 1970), and who reads them.
+
+    `holes` are those of nothing but zeros. `read` has the checksums of each segment that was read as a whole.
+    """
+
+    segments: Segments
+    times: Sequence[int]
+    reader: SnapshotReader
+    holes: Collection[int] = ()
+    read: dict[int, Checksums] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Tell how many bytes all files have."""
+        holes = self.segments.segment_size * len(self.holes)
+        return self.segments.size - holes + (self.segments.segment_size if holes else 0)
+
+
+class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
+    """The file system: a directory for each disk, subdirectories, segments.
+
+    `served` counts the bytes that were read, `loading` the reads that wait for their snapshots. Where a read
+    fails, or all of it does, `error` says why, and who reads waits until `give_up` is called. Before that it
+    has to be stopped: restic leaves out a file that it can't read.
+    """
+
+    def __init__(self, disks: Sequence[DiskFiles]) -> None:
+        super().__init__()
+        self.served = 0
+        self.loading = 0
+        self.error: BaseException | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._given_up = threading.Event()
+        self._disks = disks
+        self._open: dict[int, tuple[DiskFiles, int, SegmentReader | ZerosReader]] = {}
+        self._handles = 0
+
+    def give_up(self) -> None:
+        """Let the reads that can't be answered fail, now and from now on."""
+        self._given_up.set()
+
+    def serve(self, serves: threading.Event) -> None:
+        """Serve what was mounted until `stop` is called, then unmount it. The body of a thread.
+
+        `serves` is set when it does. Whatever ends it, nobody waits for an answer after it.
+        """
+        try:
+            trio.run(self._serve, serves)
+        except BaseException as error:  # out of memory, or a bug: to be raised where restic is looked after
+            self.error = self.error or error
+            serves.set()
+            self._given_up.wait()
+        finally:
+            pyfuse3.close(unmount=True)
+            for _, _, segment in self._open.values():  # before their images are closed
+                segment.close()
+
+    async def _serve(self, serves: threading.Event) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        serves.set()
+        await pyfuse3.main()
+
+    def stop(self) -> None:
+        """End `serve`; what is read from now on fails."""
+        self.give_up()
+        if self._token:
+            with suppress(trio.RunFinishedError):  # it ended by itself
+                trio.from_thread.run_sync(pyfuse3.terminate, trio_token=self._token)
+
+    async def getattr(self, inode: int, ctx: Any = None) -> Any:
+        return self._attributes(inode)
+
+    async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
+        for known, inode in self._entries(parent):
+            if known == name:
+                return self._attributes(inode)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return inode
+
+    async def readdir(self, inode: int, start: int, token: Any) -> None:
+        for number, (name, entry) in enumerate(self._entries(inode)):
+            if number >= start and not pyfuse3.readdir_reply(
+                token, name, self._attributes(entry), number + 1
+            ):
+                break
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> Any:
+        disk, number = self._disks[(inode >> DISK) - 1], inode % SUBDIRECTORY - 1
+        self._handles += 1
+        if inode % (1 << DISK) == ZEROS_FILE:
+            zeros = ZerosReader(disk.segments.segment_size)
+            self._open[self._handles] = (disk, number, zeros)
+        else:
+            segment = SegmentReader(disk.reader, disk.segments.extent(number))
+            self._open[self._handles] = (disk, number, segment)
+        # past the kernel's cache: larger requests, and nobody reads it twice
+        return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        return ZEROS_LINK.encode()
+
+    async def read(self, handle: int, offset: int, length: int) -> Answer:
+        disk, number, segment = self._open[handle]
+        while (answer := segment.at_once(offset, length)) is None:
+            self.loading += 1
+            try:
+                await trio.to_thread.run_sync(segment.load, offset)
+            except Exception as error:  # a bug too: without an answer restic would hang
+                await self._fail(error)
+            finally:
+                self.loading -= 1
+        self.served += len(answer)
+        if segment.complete:
+            disk.read[number] = segment.checksums
+        return answer
+
+    async def release(self, handle: int) -> None:
+        _, _, segment = self._open.pop(handle)
+        await trio.to_thread.run_sync(segment.close)
+
+    async def _fail(self, error: Exception) -> None:
+        self.error = self.error or error
+        while not self._given_up.is_set():
+            await trio.sleep(FAILED_POLL)
+        raise pyfuse3.FUSEError(errno.EIO)
+
+    def _entries(self, inode: int) -> Iterator[tuple[bytes, int]]:
+        """Yield (name, inode) of what is in a directory."""
+        if inode == pyfuse3.ROOT_INODE:
+            for number, disk in enumerate(self._disks, 1):
+                yield disk.segments.directory.encode(), number << DISK
+            return
+        number, part = inode >> DISK, inode % (1 << DISK)
+        count = len(self._disks[number - 1].segments)
+        if not part:
+            for one in range(-(-count // PER_DIRECTORY)):
+                yield subdirectory_name(one).encode(), inode + SUBDIRECTORY + one
+            if self._disks[number - 1].holes:
+                yield ZEROS.encode(), inode + ZEROS_FILE
+        else:
+            first = (part - SUBDIRECTORY) * PER_DIRECTORY
+            for one in range(first, min(count, first + PER_DIRECTORY)):
+                yield segment_name(one).encode(), (number << DISK) + 1 + one
+
+    def _attributes(self, inode: int) -> Any:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode
+        entry.entry_timeout = entry.attr_timeout = CACHED
+        part = inode % (1 << DISK)
+        if inode == pyfuse3.ROOT_INODE or not 0 < part < SUBDIRECTORY:
+            entry.st_mode = stat.S_IFDIR | 0o500
+            entry.st_nlink = 2
+        else:
+            disk = self._disks[(inode >> DISK) - 1]
+            entry.st_nlink = 1
+            if part == ZEROS_FILE:
+                entry.st_mode = stat.S_IFREG | 0o400
+                entry.st_size = disk.segments.segment_size
+                return entry
+            hole = part - 1 in disk.holes
+            entry.st_mode = stat.S_IFLNK | 0o777 if hole else stat.S_IFREG | 0o400
+            entry.st_size = len(ZEROS_LINK) if hole else disk.segments.extent(part - 1).length
+            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = disk.times[part - 1]
+        return entry
+
+
+@contextmanager
+def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
+    """Have the files there during the block, for the programs that this thread starts and for nobody else.
+
+    The mount is in a namespace of their own: it ends with the last of them, however that ends. Raises
+    BackupError.
+    """
+    try:
+        own_mounts()
+        pyfuse3.init(files, directory, {"fsname=virt-rbd-backup", "ro", "default_permissions"})
+    except (OSError, RuntimeError) as error:
+        message = f"cannot mount a file system on {directory}: {error}"
+        raise BackupError(message, f"see {PROGRAM} check") from error
+    serves = threading.Event()
+    serving = threading.Thread(target=files.serve, args=(serves,), name="segments", daemon=True)
+    serving.start()
+    serves.wait()
+    try:
+        yield
+    finally:
+        files.stop()
+        serving.join()

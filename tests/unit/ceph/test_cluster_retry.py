@@ -1,0 +1,92 @@
+"""backup/ceph/cluster.py: what is done to snapshots is done once, however often it timed out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable
+
+import pytest
+import rbd
+
+from backup.ceph.cluster import Cluster
+from backup.ceph.errors import ClusterError
+from backup.ceph.retry import CephRetry
+from backup.errors import BackupError
+from backup.model import Image
+from backup.system.stop_request import StopRequest
+
+from ..raising import raises
+
+IMAGE = Image("vms", "root")
+
+
+class SlowCluster(Cluster):
+    """Whose only image's snapshots time out so many times, with or without what was asked for being done."""
+
+    def __init__(self, retry: CephRetry, times_out: int, done: bool) -> None:
+        self.user, self.timeout, self.retry = "libvirt", 60, retry.of_connection(60)
+        self.times_out = times_out
+        self.done = done
+        self.names = {"old", "foreign"}
+        self.made = 0
+
+    @contextmanager
+    def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Iterator[Any]:
+        yield self
+
+    def list_snaps(self) -> list[dict[str, Any]]:
+        return [{"name": name, "id": number} for number, name in enumerate(sorted(self.names))]
+
+    def remove_snap(self, name: str) -> None:
+        self._do(lambda: self._gone(name))
+
+    def rename_snap(self, name: str, new: str) -> None:
+        def rename() -> None:
+            self._gone(name)
+            self.names.add(new)
+
+        self._do(rename)
+
+    def _gone(self, name: str) -> None:
+        if name not in self.names:
+            raise rbd.ImageNotFound("no such snapshot", errno=2)
+        self.names.remove(name)
+
+    def _do(self, effect: Callable[[], object]) -> None:
+        self.made += 1
+        if self.made <= self.times_out:
+            if self.done:
+                effect()
+            raise rbd.OSError("timed out", errno=110)
+        effect()
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_what_timed_out_is_done_once_whether_it_had_its_effect_or_not(done: bool) -> None:
+    cluster = SlowCluster(CephRetry(900), times_out=1, done=done)
+    cluster.rename_snapshot(IMAGE, "old", "kept")
+    assert cluster.names == {"kept", "foreign"}
+    cluster.made = 0
+    cluster.remove_snapshot(IMAGE, "kept")
+    assert cluster.names == {"foreign"}
+
+
+def test_a_snapshot_is_made_once_within_the_time_of_one_operation() -> None:
+    cluster = SlowCluster(CephRetry(900), times_out=1, done=False)
+    cluster._kept_open = {}
+    cluster.create_snap = lambda name: cluster.rename_snap("old", name)  # type: ignore[attr-defined]
+    with raises("cannot create snapshot new of image vms/root: connection timed out", ClusterError):
+        cluster.create_snapshot(IMAGE, "new")
+    assert cluster.made == 1, "the guest is frozen"
+
+
+def test_a_job_that_has_to_stop_does_not_wait_for_one_timeout_after_another() -> None:
+    stop = StopRequest()
+    cluster = SlowCluster(CephRetry(900, stop.check), times_out=9, done=False)
+    stop.request(BackupError("interrupted"))
+    with raises("cannot remove snapshot old of image vms/root: connection timed out", ClusterError):
+        cluster.remove_snapshot(IMAGE, "old")
+    with pytest.raises(ClusterError, match="foreign of image vms/root: not tried, as the cluster does not"):
+        cluster.remove_snapshot(IMAGE, "foreign")
+    assert cluster.made == 1

@@ -1,0 +1,304 @@
+"""backup/ceph/image_reader.py: what of a snapshot is allocated, and reads that are under way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any, Callable, Optional
+
+import pytest
+import rbd
+
+from backup.ceph import image_reader
+from backup.ceph.errors import ClusterError
+from backup.ceph.image_reader import LISTINGS, ImageReader
+from backup.ceph.retry import CephRetry
+from backup.errors import BackupError
+from backup.model import Extent, Image, Level, SnapshotId
+from backup.system.stop_request import StopRequest
+from backup.transfer.backup_stream import WINDOW_READS, pieces
+
+from ..paper_cluster import PaperCluster
+from ..paper_completion import PaperCompletion
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import LAYOUT
+from ..waiting import wait_until
+
+FLAGS = 48
+Arrived = Callable[[Any, Optional[bytes]], None]
+Note = Callable[[int, int, bool], None]
+
+
+class PaperImage:
+    """An rbd.Image on paper. Satisfies what ImageReader asks of librbd."""
+
+    def __init__(self, size: int, allocated: Sequence[tuple[int, int, bool]] = ()) -> None:
+        self.bytes = bytes(number % 251 for number in range(size))
+        self.allocated = allocated
+        self.asked: list[tuple[int, int]] = []  # what was to be listed
+        self.compared: list[tuple[str | None, bool]] = []  # with which snapshot, and by whole objects
+        self.error: Exception | None = None
+        self.result: int | None = None  # other than the number of bytes
+        self.lost = 0  # bytes at the end of a read
+        self.silent = False  # what is read does not arrive by itself
+        self.completions: list[PaperCompletion] = []
+        self.times_out = 0  # so many operations time out from now on
+        self.go_on = threading.Event()  # what a listing waits for
+        self.go_on.set()
+        self.slow_from = 0  # where it begins to wait
+        self.listing = 0  # listings that are under way
+
+    def size(self) -> int:
+        return len(self.bytes)
+
+    def diff_iterate(
+        self,
+        offset: int,
+        length: int,
+        from_snapshot: Optional[str],
+        note: Note,
+        include_parent: bool = True,
+        whole_object: bool = False,
+    ) -> None:
+        assert include_parent
+        if self.error:
+            raise self.error
+        self.listing += 1
+        assert offset < self.slow_from or self.go_on.wait(timeout=5)
+        self.listing -= 1
+        self.asked.append((offset, length))
+        if self.times_out:
+            self.times_out -= 1
+            raise rbd.OSError("timed out", errno=110)
+        self.compared.append((from_snapshot, whole_object))
+        for start, count, exists in self.allocated:
+            if offset <= start < offset + length:
+                note(start, count, exists)
+
+    def aio_read(self, offset: int, length: int, arrived: Arrived, flags: int) -> PaperCompletion:
+        assert flags == FLAGS
+        if self.error:
+            raise self.error
+        result, self.times_out = (-110, self.times_out - 1) if self.times_out else (self.result, 0)
+        data = self.bytes[offset : offset + length - self.lost] if result is None else None
+        completion = PaperCompletion(0 if result is None else result, partial(arrived, None, data))
+        self.completions.append(completion)
+        if not self.silent:
+            completion.arrive()
+        return completion
+
+
+def reader_of(image: PaperImage, retry: CephRetry | None = None) -> ImageReader:
+    cluster = PaperCluster()
+    cluster.retry = (retry or CephRetry()).of_connection(60)
+    return ImageReader(cluster, Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
+
+
+@pytest.fixture(autouse=True)
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_reader, "EXTENT_SLAB", 100)
+
+
+def test_what_is_allocated_is_listed_in_order_a_slab_at_a_time_to_the_very_end() -> None:
+    image = PaperImage(250, [(40, 10, True), (0, 10, True), (20, 5, False), (110, 90, True), (249, 1, True)])
+    reader = reader_of(image)
+    assert reader.size == 250
+    assert [*reader.extents()] == [
+        *(Extent(0, 10), Extent(40, 10), Extent(100, 0)),  # of no bytes: all before it is listed
+        *(Extent(110, 90), Extent(200, 0), Extent(249, 1)),
+    ]
+    assert sorted(image.asked) == [(0, 100), (100, 100), (200, 50)]
+
+
+def test_the_next_two_slabs_and_no_more_are_listed_while_one_is_read() -> None:
+    image = PaperImage(450, [(0, 10, True), (110, 10, True)])
+    with reader_of(image) as reader:
+        next(reader.extents())
+    assert sorted(image.asked) == [(0, 100), (100, 100), (200, 100)]
+
+
+def test_of_a_part_what_is_allocated_is_listed_of_that_part() -> None:
+    image = PaperImage(450, [(0, 10, True), (110, 10, True), (250, 10, True)])
+    assert [*reader_of(image).extents(Extent(100, 150))] == [Extent(110, 10), Extent(200, 0)]
+    assert sorted(image.asked) == [(100, 100), (200, 50)]
+
+
+@pytest.mark.parametrize("distrusted", ["vms/root@before", "vms/root@head"])
+def test_object_maps_that_ceph_distrusts_are_not_asked(distrusted: str) -> None:
+    image, cluster = PaperImage(100, [(0, 10, True)]), PaperCluster()
+    cluster.distrusted = {distrusted}
+    reader = ImageReader(cluster, Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
+    assert [*reader.changes("before", fast=True)] == [Extent(0, 10)]
+    assert image.compared == [("before", False)]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_changes_are_what_was_written_and_what_was_discarded(fast: bool) -> None:
+    image = PaperImage(150, [(110, 5, True), (40, 10, False), (0, 10, True)])
+    changes = [*reader_of(image).changes("before", fast)]
+    assert changes == [Extent(0, 10), Extent(40, 10), Extent(100, 0), Extent(110, 5)]
+    assert image.compared == [("before", fast)] * 2
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_an_image_without_data_has_no_extents(size: int) -> None:
+    assert [*reader_of(PaperImage(size)).extents()] == []
+
+
+def test_a_read_gives_exactly_what_was_asked_for_once_it_is_waited_for() -> None:
+    image = PaperImage(100)
+    wait = reader_of(image).start_read(10, 30)
+    assert wait() == image.bytes[10:40]
+
+
+def test_a_read_that_fails_says_where_and_why() -> None:
+    image = PaperImage(100)
+    image.result = -110
+    wait = reader_of(image).start_read(10, 30)
+    with raises("cannot read 30 bytes at 10 of image vms/root: connection timed out", ClusterError):
+        wait()
+
+
+@pytest.mark.parametrize(("lost", "got"), [(1, 29), (30, 0)])
+def test_a_read_that_comes_short_is_no_success(lost: int, got: int) -> None:
+    image = PaperImage(100)
+    image.lost = lost
+    with raises(f"cannot read 30 bytes at 10 of image vms/root: got only {got} bytes"):
+        reader_of(image).start_read(10, 30)()
+
+
+def test_a_read_that_succeeds_without_bytes_is_no_success() -> None:
+    image = PaperImage(100)
+    image.result = 0
+    with raises("cannot read 30 bytes at 10 of image vms/root: got only 0 bytes"):
+        reader_of(image).start_read(10, 30)()
+
+
+def test_a_read_that_can_t_begin_and_a_list_that_can_t_be_had_are_errors_of_the_image() -> None:
+    image = PaperImage(100)
+    image.error = rbd.OSError("broken", errno=5)
+    with raises("cannot read 30 bytes at 10 of image vms/root: input/output error", ClusterError):
+        reader_of(image).start_read(10, 30)
+    with raises("cannot list what is allocated in image vms/root: input/output error", ClusterError):
+        [*reader_of(image).extents()]
+
+
+def retrying(stop: StopRequest, recorder: Recorder, limit: float = 900) -> CephRetry:
+    return CephRetry(limit, stop.check, lambda level, text: recorder.message(level, "web", text))
+
+
+def test_a_read_that_timed_out_is_issued_again_for_the_same_range(recorder: Recorder) -> None:
+    image = PaperImage(100)
+    reader = reader_of(image, retrying(StopRequest(), recorder))
+    image.times_out = 2
+    assert reader.start_read(10, 30)() == image.bytes[10:40]
+    assert len(image.completions) == 3
+    assert recorder.told(Level.INFO) == ["the cluster answers again, after 60 s"]
+
+
+def test_a_slab_whose_listing_timed_out_is_listed_again_and_nothing_is_listed_twice(
+    recorder: Recorder,
+) -> None:
+    image = PaperImage(250, [(0, 10, True), (110, 10, True), (240, 10, True)])
+    reader = reader_of(image, retrying(StopRequest(), recorder))
+    image.times_out = 3
+    found = [extent for extent in reader.extents() if extent.length]
+    assert found == [Extent(0, 10), Extent(110, 10), Extent(240, 10)]
+
+
+def test_a_stop_is_heard_while_a_read_is_waited_for_which_ends_before_the_image_is_closed(
+    recorder: Recorder,
+) -> None:
+    stop, image = StopRequest(), PaperImage(100)
+    image.silent = True
+    with ThreadPoolExecutor(1) as threads:
+        with raises("interrupted"), reader_of(image, retrying(stop, recorder)) as reader:
+            wait = reader.start_read(10, 30)
+            stop.request(BackupError("interrupted"))
+            (completion,) = image.completions
+            threads.submit(_arrive_later, completion, reader)
+            wait()
+        assert completion.settled, "librbd must not complete into an image that is closed"
+
+
+def test_however_many_reads_are_under_way_a_stop_is_heard_at_once(recorder: Recorder) -> None:
+    stop, image = StopRequest(), PaperImage(100)
+    image.silent = True
+    with reader_of(image, retrying(stop, recorder)) as reader:
+        waits = [reader.start_read(0, 1) for _ in range(WINDOW_READS)]
+        stop.request(BackupError("interrupted"))
+        began = time.monotonic()
+        for wait in waits:
+            with raises("interrupted"):
+                wait()
+        assert time.monotonic() - began < 2
+        for completion in image.completions:
+            completion.arrive()
+
+
+def _arrive_later(completion: PaperCompletion, reader: ImageReader) -> None:
+    """Have it arrive once the reader is being closed."""
+    wait_until(lambda: reader._closed, 5, "the reader is being closed")
+    completion.arrive()
+
+
+@pytest.mark.parametrize("changes", [True, False], ids=["changes", "extents"])
+def test_a_stop_is_heard_while_a_listing_is_under_way_which_ends_before_the_image_is_closed(
+    recorder: Recorder, changes: bool
+) -> None:
+    stop, image = StopRequest(), PaperImage(1000)
+    image.go_on.clear()
+    with raises("interrupted"), reader_of(image, retrying(stop, recorder)) as reader:
+        listed = reader.changes("before", fast=False) if changes else reader.extents()
+        threading.Thread(target=_stop_while_listing, args=(stop, image)).start()
+        try:
+            next(listed)
+        finally:
+            assert image.listing
+            image.go_on.set()
+    assert not image.listing
+    assert len(image.asked) <= LISTINGS, "what had not begun never does"
+
+
+def _stop_while_listing(stop: StopRequest, image: PaperImage) -> None:
+    wait_until(lambda: image.listing == LISTINGS, 5, "it lists")
+    stop.request(BackupError("interrupted"))
+
+
+def test_no_listing_outlives_the_image_where_a_read_fails() -> None:
+    image = PaperImage(1000, [(0, 10, True)])
+    image.result, image.slow_from = -5, 100
+    image.go_on.clear()
+    reader = reader_of(image)
+    threading.Thread(target=_list_on, args=(reader, image)).start()
+    with pytest.raises(ClusterError), reader:
+        [*pieces(reader)]
+    # what has failed is still referred to, and with its traceback the generators that were at it
+    assert not image.listing
+    assert 2 <= len(image.asked) <= 1 + LISTINGS
+
+
+def _list_on(reader: ImageReader, image: PaperImage) -> None:
+    """Let the listing go on once the reader is being closed."""
+    wait_until(lambda: reader._closed, 5, "the reader is being closed")
+    assert image.listing
+    image.go_on.set()
+
+
+def test_a_stalled_listing_is_not_retried_once_the_image_is_closed(recorder: Recorder) -> None:
+    image = PaperImage(1000)
+    with reader_of(image, retrying(StopRequest(), recorder)) as reader:
+        image.times_out = 10**9
+        listing = reader.extents()
+        threading.Thread(target=suppressed, args=(listing,), daemon=True).start()
+        wait_until(lambda: len(image.asked) > 4, 5, "it is being retried")
+
+
+def suppressed(listing: Iterator[Extent]) -> None:
+    with suppress(BackupError):
+        next(listing)

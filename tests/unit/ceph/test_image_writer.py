@@ -1,0 +1,89 @@
+"""backup/ceph/image_writer.py: writes that are under way, and again where they timed out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Callable
+
+import pytest
+
+from backup.ceph.errors import ClusterError
+from backup.ceph.image_writer import ImageWriter
+from backup.ceph.retry import CephRetry
+from backup.errors import BackupError
+from backup.model import Image
+from backup.protocols import WrittenBytes
+from backup.system.stop_request import StopRequest
+
+from ..paper_cluster import PaperCluster
+from ..paper_completion import PaperCompletion
+from ..raising import raises
+
+FLAGS = 40
+
+
+class PaperImage:
+    """An rbd.Image on paper. Satisfies what ImageWriter asks of librbd."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[int, bytes]] = []
+        self.under_way: list[PaperCompletion] = []
+        self.results: list[int] = []  # of the writes to come; then all succeed
+        self.silent = False
+
+    def aio_write(
+        self, data: WrittenBytes, offset: int, ended: Callable[[Any], None], flags: int
+    ) -> PaperCompletion:
+        assert flags == FLAGS
+        result = self.results.pop(0) if self.results else 0
+        if not result:
+            self.written.append((offset, bytes(data)))
+        write = PaperCompletion(result, partial(ended, None))
+        self.under_way.append(write)
+        if not self.silent:
+            write.arrive()
+        return write
+
+
+def writer_to(image: PaperImage, retry: CephRetry | None = None) -> ImageWriter:
+    cluster = PaperCluster()
+    cluster.retry = retry or CephRetry()
+    return ImageWriter(cluster, Image("vms", "new"), image, FLAGS)
+
+
+def test_a_write_that_timed_out_is_made_again_with_the_same_bytes() -> None:
+    image = PaperImage()
+    image.results = [-110, -110]
+    with writer_to(image, CephRetry(900)) as writer:
+        writer.start_write(4096, bytearray(b"bytes"))()
+    assert image.written == [(4096, b"bytes")]
+    assert len(image.under_way) == 3
+
+
+@pytest.mark.parametrize(
+    ("result", "words"), [(-110, "connection timed out"), (-28, "no space left on device")]
+)
+def test_a_write_that_fails_says_where_and_why(result: int, words: str) -> None:
+    image = PaperImage()
+    image.results = [result]
+    with writer_to(image) as writer:
+        wait = writer.start_write(4096, b"bytes")
+        with raises(f"cannot write 5 bytes at 4096 of image vms/new: {words}", ClusterError):
+            wait()
+
+
+def test_a_stop_is_heard_while_a_write_is_waited_for_which_ends_before_the_image_is_closed() -> None:
+    stop, image = StopRequest(), PaperImage()
+    image.silent = True
+    stop.request(BackupError("interrupted"))
+    writing = writer_to(image, CephRetry(900, stop.check))
+    with ThreadPoolExecutor(1) as threads, raises("interrupted"), writing as writer:
+        wait = writer.start_write(0, b"bytes")
+        try:
+            wait()
+        finally:
+            (write,) = image.under_way
+            assert not write.settled
+            threads.submit(write.arrive)
+    assert write.settled

@@ -1,0 +1,298 @@
+"""backup/hooks/notify.py: who is told of a run, of which runs, and what happens where that fails."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from email import message_from_string, policy
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.errors import Interrupted
+from backup.hooks import notify
+from backup.hooks.notify import changed, tell
+from backup.model import JobResult, Level, Status
+from backup.report.run_report import RunResult, report_json
+
+from ..listening import Web, mail_server, web_server
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, RUN, TAKEN, UUID, settings
+
+RES = Path(__file__).parents[3] / "res"
+SAVED = JobResult("web", UUID, Status.SAVED)
+FAILED = replace(SAVED, status=Status.FAILED, reason="the repository is full")
+SKIPPED = replace(SAVED, status=Status.SKIPPED)
+DB_SAVED, DB_FAILED = (replace(one, name="db", uuid=OTHER_UUID) for one in (SAVED, FAILED))
+DARK = {"errors": ["cannot connect to libvirt at qemu:///system"]}
+
+
+def result_of(*results: JobResult, **changes: Any) -> RunResult:
+    return RunResult(RUN, "node1", TAKEN, TAKEN, results, **changes)
+
+
+def report_of(*results: JobResult, **changes: Any) -> Mapping[str, Any]:
+    """Give a report as it is when it is read back."""
+    report: Mapping[str, Any] = json.loads(json.dumps(report_json(result_of(*results, **changes), {})))
+    return report
+
+
+@pytest.mark.parametrize(
+    ("report", "previous", "told"),
+    [
+        (report_of(SAVED), [], False),
+        (report_of(FAILED), [], True),
+        (report_of(SAVED), [report_of(SAVED)], False),
+        (report_of(FAILED), [report_of(SAVED)], True),
+        (report_of(FAILED), [report_of(FAILED)], False),
+        (report_of(SAVED), [report_of(FAILED)], True),
+        (report_of(FAILED, DB_SAVED), [report_of(SAVED, DB_FAILED)], True),
+        (report_of(SAVED, DB_FAILED), [report_of(SAVED)], True),
+        (report_of(SAVED), [report_of(SAVED, DB_FAILED)], False),
+        # a domain's last time is its own: somebody saved another one in between, or it was skipped
+        (report_of(SAVED, DB_FAILED), [report_of(SAVED), report_of(SAVED, DB_FAILED)], False),
+        (report_of(SAVED, DB_SAVED), [report_of(SAVED), report_of(SAVED, DB_FAILED)], True),
+        (report_of(SKIPPED), [report_of(FAILED)], False),
+        (report_of(FAILED), [report_of(SKIPPED), report_of(FAILED)], False),
+        # what is no domain's own
+        (report_of(SAVED, **DARK), [report_of(SAVED)], True),
+        (report_of(SAVED, **DARK), [report_of(SAVED, **DARK)], False),
+        (report_of(SAVED), [report_of(SAVED, **DARK)], True),
+        (report_of(nothing_done=True), [], True),
+        (report_of(nothing_done=True), [report_of(nothing_done=True)], False),
+        (report_of(signal_number=15), [report_of(SAVED)], True),
+        (report_of(SAVED, DB_SAVED), [report_of(SAVED), report_of(SAVED, **DARK)], False),
+    ],
+)
+def test_a_change_is_what_fails_now_and_did_not_or_works_again(
+    report: Mapping[str, Any], previous: Sequence[Mapping[str, Any]], told: bool
+) -> None:
+    assert changed(report, previous) is told
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that keeps what it was given."""
+    path = tmp_path / "notify"
+    path.write_text(f"#!/bin/sh\ncat >>{tmp_path}/report; env >{tmp_path}/environment; echo sent $1\n")
+    path.chmod(0o700)
+    return path
+
+
+def told(directory: Path) -> list[Mapping[str, Any]]:
+    """Give the reports that the program was given."""
+    text, found = (directory / "report").read_text() if (directory / "report").exists() else "", []
+    while text.strip():
+        report, end = json.JSONDecoder().raw_decode(text.lstrip())
+        found.append(report)
+        text = text.lstrip()[end:]
+    return found
+
+
+def tell_of(result: RunResult, kept: Sequence[Mapping[str, Any]] = (), **constants: Any) -> Recorder:
+    recorder = Recorder()
+    report = report_json(result, {})
+    tell(result, report, kept, settings(**constants), recorder, lambda: None)
+    return recorder
+
+
+def test_a_program_gets_the_report_and_a_few_variables(tmp_path: Path, program: Path) -> None:
+    recorder = tell_of(result_of(SAVED, DB_FAILED), notify_command=[str(program), "to me"])
+    assert told(tmp_path) == [report_of(SAVED, DB_FAILED)]
+    environment = dict(
+        line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
+    )
+    ours = {name[16:]: value for name, value in environment.items() if name.startswith("VIRT_RBD_BACKUP_")}
+    assert ours == {
+        "RUN": RUN,
+        "HOST": socket.gethostname(),
+        "EXIT_CODE": "3",
+        "SUMMARY": "1 saved, 1 failed",
+    }
+    assert recorder.messages == [(Level.DEBUG, "", f"{program}: sent to me")]
+
+
+@pytest.mark.parametrize(
+    ("notify_on", "of"),
+    [("always", [SAVED, FAILED]), ("failure", [FAILED]), ("change", [SAVED])],
+)
+def test_it_is_told_of_the_runs_that_it_is_to_be_told_of(
+    tmp_path: Path, program: Path, notify_on: str, of: Sequence[JobResult]
+) -> None:
+    before = {**report_of(FAILED), "run": "20240101T000000Z-aaaa"}
+    for one in (SAVED, FAILED):
+        # this run's own report is kept by then
+        kept = [report_of(one), before]
+        tell_of(result_of(one), kept, notify_command=[str(program)], notify_on=notify_on)
+    assert told(tmp_path) == [report_of(one) for one in of]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (
+            "echo no route to host; exit 1",
+            "nobody was notified: {} failed with exit code 1: no route to host",
+        ),
+        ("sleep 1000", "nobody was notified: {} took more than 1 s and was ended"),
+    ],
+)
+def test_a_program_that_fails_is_told_and_the_ping_goes_all_the_same(
+    program: Path, web: Web, line: str, error: str
+) -> None:
+    program.write_text(f"#!/bin/sh\n{line}\n")
+    recorder = tell_of(
+        result_of(FAILED), notify_command=[str(program)], notify_timeout=1, ping_url=f"{web.url}/x"
+    )
+    assert recorder.told(Level.ERROR) == [error.format(program)]
+    assert len(web.asked) == 1
+
+
+def test_who_insists_on_the_end_does_not_wait_for_those_who_are_told(program: Path, web: Web) -> None:
+    def insisted() -> None:
+        raise Interrupted("interrupted", 2)
+
+    recorder = Recorder()
+    result = result_of(FAILED)
+    chosen = settings(notify_command=[str(program)], ping_url=web.url)
+    tell(result, report_json(result, {}), (), chosen, recorder, insisted)
+    assert recorder.told(Level.ERROR) == ["nobody was notified: interrupted"]
+    assert web.asked == []
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(notify, "PING_PAUSE", 0.001)
+    with web_server() as web:
+        yield web
+
+
+@pytest.mark.parametrize(
+    ("result", "url", "path", "body"),
+    [
+        (result_of(SAVED), "/ping/1", "/ping/1", "1 saved"),
+        (result_of(), "/ping/1", "/ping/1", "nothing to do"),
+        (result_of(SAVED, FAILED), "/ping/1/", "/ping/1/fail", "1 saved, 1 failed"),
+        (result_of(nothing_done=True), "/ping/1?create=1", "/ping/1/fail?create=1", "nothing could be done"),
+        (result_of(SAVED, signal_number=15), "", "/fail", "1 saved"),
+    ],
+)
+def test_a_monitoring_hears_of_each_run_and_whether_all_went_well(
+    web: Web, result: RunResult, url: str, path: str, body: str
+) -> None:
+    assert tell_of(result, ping_url=web.url + url).messages == []
+    assert web.asked == [("POST", path, f"node1: run {RUN}: {body}")]
+
+
+def test_a_monitoring_that_is_busy_is_asked_again(web: Web) -> None:
+    web.statuses = [503, 500, 200]
+    assert tell_of(result_of(SAVED), ping_url=web.url).messages == []
+    assert len(web.asked) == 3
+
+
+@pytest.mark.parametrize(("status", "times"), [(404, 1), (503, 3)])
+def test_a_monitoring_that_refuses_is_a_warning_that_does_not_tell_the_url(
+    web: Web, status: int, times: int
+) -> None:
+    web.statuses = [status]
+    recorder = tell_of(result_of(SAVED), ping_url=f"{web.url}/hunter2")
+    warning = f"cannot ping 127.0.0.1: HTTP status {status} (hint: see PING_URL)"
+    assert recorder.messages == [(Level.WARNING, "", warning)]
+    assert len(web.asked) == times
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", "remote end closed connection without response"),
+        (b"hunter2\r\n\r\n", "no answer in HTTP"),
+        (None, "no answer within 1 s"),
+    ],
+)
+def test_a_monitoring_that_is_none_is_a_warning_too(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, why: str
+) -> None:
+    monkeypatch.setattr(notify, "PING_TRIES", 1)
+    monkeypatch.setattr(notify, "PING_TIMEOUT", 1)
+    with other_server(answer) as port:
+        recorder = tell_of(result_of(SAVED), ping_url=f"http://127.0.0.1:{port}/hunter2")
+    assert recorder.told(Level.WARNING) == [f"cannot ping 127.0.0.1: {why} (hint: see PING_URL)"]
+
+
+def test_a_monitoring_that_is_not_there_is_a_warning_too(web: Web) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = "http://127.0.0.1:{1}/hunter2".format(*unused.getsockname())
+        recorder = tell_of(result_of(SAVED), ping_url=url)
+    assert recorder.told(Level.WARNING) == ["cannot ping 127.0.0.1: connection refused (hint: see PING_URL)"]
+
+
+def test_res_has_a_program_that_mails_the_report() -> None:
+    failed = replace(FAILED, name="straße", reason="saved, but\nhook after-thaw.d/x failed")
+    with mail_server() as mail:
+        command = [str(RES / "notify-mail"), f"--server={mail.address}", "me@example.org", "you@example.org"]
+        recorder = tell_of(result_of(SAVED, failed), notify_command=command)
+    assert recorder.told(Level.ERROR) == []
+    words = [line.lower() for line in mail.lines]  # some versions of smtplib shout
+    assert {"rcpt to:<me@example.org>", "rcpt to:<you@example.org>"} <= set(words)
+    begin, end = words.index("data"), words.index(".")
+    message = message_from_string("\n".join(mail.lines[begin + 1 : end]), policy=policy.default)
+    assert message["Subject"] == "backup on node1: 1 saved, 1 failed"
+    assert isinstance(message, EmailMessage)
+    assert message.get_content().splitlines()[2:] == [
+        "failed: straße: saved, but",
+        "hook after-thaw.d/x failed",
+        "saved: web",
+    ]
+
+
+def test_res_has_a_program_that_posts_to_a_webhook(tmp_path: Path) -> None:
+    secret = tmp_path / "url"
+    command = [str(RES / "notify-webhook"), str(secret)]
+    with web_server() as web:
+        secret.write_text(f"{web.url}/hooks/hunter2\n")
+        assert tell_of(result_of(SAVED, DB_FAILED, **DARK), notify_command=command).told(Level.ERROR) == []
+        ((method, path, body),) = web.asked
+        assert (method, path) == ("POST", "/hooks/hunter2")
+        assert json.loads(body) == {
+            "text": "backup on node1: 1 saved, 1 failed\n"
+            "cannot connect to libvirt at qemu:///system\n"
+            "db: the repository is full"
+        }
+        web.statuses = [500]
+        (error,) = tell_of(result_of(FAILED), notify_command=command).told(Level.ERROR)
+        assert "Internal Server Error" in error
+        secret.write_text("hunter2")
+        (other,) = tell_of(result_of(FAILED), notify_command=command).told(Level.ERROR)
+    assert "hunter2" not in error + other
+
+
+@contextmanager
+def other_server(answer: bytes | None) -> Iterator[int]:
+    """Have a server that gives each the same answer, or none at all."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+
+        def serve() -> None:
+            with listening.accept()[0] as asking:
+                if answer is None:
+                    ended.wait()
+                    return
+                asking.recv(1 << 16)
+                asking.sendall(answer)
+
+        ended = threading.Event()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            ended.set()
+            thread.join()

@@ -1,0 +1,157 @@
+"""backup/hypervisor/connection.py, with libvirt's own test driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from backup.errors import DomainGone
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.errors import HypervisorError
+from backup.job.freeze import Holder
+from backup.job.freeze_notes import Journal
+from backup.model import ClusterAddress, Consistency, State
+
+from ..driver_node import SHUT_OFF, domain_element, node_uri
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, UUID, domain, settings
+
+
+@pytest.fixture
+def nvram(tmp_path: Path) -> Path:
+    path = tmp_path / "nvram.fd"
+    path.write_bytes(b"\0variables")
+    return path
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path, nvram: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Hypervisor]:
+    """A node with a running and a shut off domain; libvirt itself must not write to standard error."""
+    system = f"<loader type='pflash'>/fw.fd</loader><nvram>{nvram}</nvram>"
+    web = domain_element("web", UUID, system=system)
+    archive = domain_element("archive", OTHER_UUID, system=system, state=SHUT_OFF)
+    with Hypervisor(node_uri(tmp_path / "node.xml", web, archive)) as hypervisor:
+        yield hypervisor
+    assert capfd.readouterr().err == ""
+
+
+def test_a_domain_that_is_gone_is_told_apart_from_other_errors(hypervisor: Hypervisor) -> None:
+    with raises("the domain is no longer defined", DomainGone):
+        hypervisor.domain("00000000-0000-4000-8000-000000000000")
+
+
+def test_freeze_and_thaw_count_what_they_change(hypervisor: Hypervisor) -> None:
+    assert [hypervisor.freeze(domain(), 5) for _ in range(2)] == [2, 0]
+    assert [hypervisor.thaw(domain(), 5) for _ in range(2)] == [2, 0]
+
+
+def test_a_domain_that_is_shut_off_can_be_neither_frozen_nor_thawed(hypervisor: Hypervisor) -> None:
+    archive = domain(uuid=OTHER_UUID)
+    with pytest.raises(HypervisorError, match=r"^cannot freeze the guest's file systems: "):
+        hypervisor.freeze(archive, 5)
+    with pytest.raises(HypervisorError, match=r"^cannot thaw the guest's file systems: "):
+        hypervisor.thaw(archive, 5)
+
+
+def test_an_agent_that_answers_passes_the_probe_and_one_of_a_domain_shut_off_does_not(
+    hypervisor: Hypervisor,
+) -> None:
+    hypervisor.probe_agent(domain(), 5)
+    with pytest.raises(HypervisorError, match=r"^the guest agent does not answer: "):
+        hypervisor.probe_agent(domain(uuid=OTHER_UUID), 5)
+
+
+def test_a_pause_that_is_still_to_happen_is_waited_for_by_the_resume(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt does one after the other, while the state still says that the domain runs."""
+    asked = []
+    handle = SimpleNamespace(state=lambda: (1, 0), resume=lambda: asked.append("resume"))
+    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    hypervisor.resume(domain())
+    assert asked == ["resume"]
+
+
+def test_a_paused_domain_runs_on_when_resumed_however_often(hypervisor: Hypervisor) -> None:
+    hypervisor.pause(domain())
+    assert hypervisor.domain(UUID).state is State.PAUSED
+    hypervisor.resume(domain())
+    hypervisor.resume(domain())
+    assert hypervisor.domain(UUID).state is State.RUNNING
+
+
+def test_a_domain_that_is_shut_off_can_t_be_paused(hypervisor: Hypervisor) -> None:
+    with pytest.raises(HypervisorError, match=r"^cannot pause the domain: "):
+        hypervisor.pause(domain(uuid=OTHER_UUID))
+
+
+def test_a_running_domain_s_definition_is_the_inactive_and_the_live_one_and_its_nvram(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    definition = hypervisor.definition(domain())
+    inactive, live = map(ElementTree.fromstring, (definition.inactive_xml, definition.live_xml))
+    assert (inactive.get("id"), live.get("id")) == (None, "1")
+    assert (definition.nvram_path, definition.nvram) == (str(nvram), b"\0variables")
+
+
+def test_a_domain_that_is_shut_off_has_no_live_definition_and_maybe_no_nvram_yet(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    nvram.unlink()
+    definition = hypervisor.definition(hypervisor.domain(OTHER_UUID))
+    assert (definition.live_xml, definition.nvram_path, definition.nvram) == ("", str(nvram), b"")
+
+
+def test_a_running_domain_whose_nvram_can_t_be_read_is_an_error(hypervisor: Hypervisor, nvram: Path) -> None:
+    nvram.unlink()
+    with raises(f"cannot read the domain's NVRAM {nvram}: no such file or directory") as caught:
+        hypervisor.definition(domain())
+    assert caught.value.hint == "without it the guest would not boot"
+    nvram.mkdir()
+    with raises(f"cannot read the domain's NVRAM {nvram}: is a directory"):
+        hypervisor.definition(hypervisor.domain(OTHER_UUID))
+
+
+def test_a_disk_without_credentials_needs_no_secret(hypervisor: Hypervisor) -> None:
+    assert hypervisor.secret(ClusterAddress(user="admin")) == ""
+
+
+@pytest.mark.parametrize(
+    "address",
+    [ClusterAddress(user="libvirt", secret_uuid=UUID), ClusterAddress(user="libvirt", secret_usage=UUID)],
+    ids=["uuid", "usage"],
+)
+def test_a_secret_that_can_t_be_had_is_named_with_its_user(
+    hypervisor: Hypervisor, address: ClusterAddress
+) -> None:
+    with pytest.raises(HypervisorError) as caught:
+        hypervisor.secret(address)
+    assert caught.value.message.startswith(f"cannot get libvirt's secret {UUID} of client.libvirt: ")
+    assert "virsh secret-list" in caught.value.hint
+
+
+def test_a_libvirt_that_is_not_there_is_told_with_its_uri(tmp_path: Path) -> None:
+    uri = f"test://{tmp_path}/nowhere.xml"
+    with pytest.raises(HypervisorError) as caught:
+        Hypervisor(uri)
+    assert caught.value.message.startswith(f"cannot connect to libvirt at {uri}: ")
+    assert f"virsh --connect {uri} list; see LIBVIRT_URI" in caught.value.hint
+
+
+def test_holding_a_domain_still_works_with_libvirt_itself(hypervisor: Hypervisor, tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path))
+    holder = Holder(hypervisor, journal, settings(), Recorder())
+    with holder.held_still(domain()) as stand:
+        assert hypervisor.freeze(domain(), 5) == 0, "all of them are frozen"
+    assert stand.consistency is Consistency.FILESYSTEM
+    assert hypervisor.thaw(domain(), 5) == 0
+    with holder.held_still(domain(agent_connected=False)) as stand:
+        assert hypervisor.domain(UUID).state is State.PAUSED
+    assert stand.consistency is Consistency.PAUSED
+    assert hypervisor.domain(UUID).state is State.RUNNING
+    assert journal.notes() == []

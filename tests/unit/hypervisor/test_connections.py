@@ -1,0 +1,133 @@
+"""backup/hypervisor/connections.py: several libvirts, of which those that answer are enough."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.connections import Hypervisors, located
+from backup.hypervisor.errors import HypervisorError
+from backup.model import Domain
+from backup.system.stop_request import StopRequest
+
+from ..driver_node import domain_element, node_uri
+from ..raising import raises
+from ..samples import OTHER_UUID, UUID
+
+
+@pytest.fixture
+def uris(tmp_path: Path) -> tuple[str, str]:
+    """Two libvirts: the first knows web and zoo, the second web."""
+    web = domain_element("web", UUID)
+    return (
+        node_uri(tmp_path / "first.xml", domain_element("zoo", OTHER_UUID), web),
+        node_uri(tmp_path / "second.xml", web),
+    )
+
+
+def nowhere(directory: Path, name: str = "nowhere") -> str:
+    return f"test://{directory}/{name}.xml"
+
+
+def known(domains: list[Domain]) -> list[tuple[str, str]]:
+    return [(one.name, Path(one.uri).stem) for one in domains]
+
+
+def test_the_domains_of_all_are_listed_in_the_order_of_the_libvirts(uris: tuple[str, str]) -> None:
+    with Hypervisors(uris) as hypervisors:
+        assert [one.uri for one in hypervisors] == [*uris]
+        assert known([*hypervisors.domains()]) == [("web", "first"), ("zoo", "first"), ("web", "second")]
+        assert hypervisors.unreachable == []
+    with Hypervisors(uris[::-1]) as hypervisors:
+        assert known([*hypervisors.domains()])[0] == ("web", "second")
+
+
+def test_all_are_closed_in_the_end(uris: tuple[str, str]) -> None:
+    with Hypervisors(uris) as hypervisors:
+        handles = [one._open for one in hypervisors]
+        assert all(handle.isAlive() for handle in handles)
+    for handle in handles:
+        with pytest.raises(Exception, match="connection"):
+            handle.getHostname()
+
+
+def test_one_that_can_t_be_reached_is_noted_and_the_others_do(uris: tuple[str, str], tmp_path: Path) -> None:
+    with Hypervisors([nowhere(tmp_path), *uris]) as hypervisors:
+        (error,) = hypervisors.unreachable
+        assert error.message.startswith(f"cannot connect to libvirt at {nowhere(tmp_path)}: ")
+        assert len(hypervisors.domains()) == 3
+        assert hypervisors.unreachable == [error]
+
+
+def test_where_none_can_be_reached_the_first_one_s_error_says_why(tmp_path: Path) -> None:
+    with pytest.raises(BackupError) as caught:
+        Hypervisors([nowhere(tmp_path), nowhere(tmp_path, "neither")])
+    assert caught.value.message.startswith(f"cannot connect to libvirt at {nowhere(tmp_path)}: ")
+
+
+def refuse_to_list(monkeypatch: pytest.MonkeyPatch, *uris: str) -> None:
+    """Have these libvirts answer no more once they are to list their domains."""
+    domains = Hypervisor.domains
+
+    def refused(self: Hypervisor, check_stop: object) -> object:
+        if self.uri in uris:
+            raise HypervisorError(f"cannot list the domains: connection to {self.uri} lost")
+        return domains(self, check_stop)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Hypervisor, "domains", refused)
+
+
+def test_one_that_fails_while_it_lists_is_noted_and_asked_no_more(
+    uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_list(monkeypatch, uris[0])
+    with Hypervisors(uris) as hypervisors:
+        assert known([*hypervisors.domains()]) == [("web", "second")]
+        assert [one.uri for one in hypervisors] == [uris[1]]
+        assert [error.message for error in hypervisors.unreachable] == [
+            f"cannot list the domains: connection to {uris[0]} lost"
+        ]
+
+
+def test_where_all_fail_while_they_list_that_is_an_error(
+    uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_to_list(monkeypatch, *uris)
+    with Hypervisors(uris) as hypervisors, pytest.raises(BackupError, match=f"connection to {uris[0]} lost"):
+        hypervisors.domains()
+
+
+def test_connecting_hears_a_stop(uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, stop = threading.Event(), StopRequest()
+    opened = libvirt.open
+    monkeypatch.setattr(libvirt, "open", lambda uri: go_on.wait(20) and opened(uri))
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        Hypervisors(uris, 60, stop.check)
+    assert time.monotonic() < began + 5
+    go_on.set()
+
+
+def test_a_stop_while_domains_are_listed_is_no_failure_of_a_libvirt(
+    uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StopRequest()
+    with Hypervisors(uris, 60, stop.check) as hypervisors:
+        stop.request(Interrupted("interrupted", 15))
+        with raises("interrupted", Interrupted):
+            hypervisors.domains()
+        assert (len(list(hypervisors)), hypervisors.unreachable) == (2, [])
+
+
+def test_a_domain_is_located_until_there_is_to_be_a_stop(uris: tuple[str, str]) -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("interrupted", 15))
+    with raises("interrupted", Interrupted), located(UUID, uris, 60, stop.check):
+        raise AssertionError("the block must not begin")

@@ -1,0 +1,164 @@
+"""backup/hypervisor/copy_xml.py: a copy has no part in what is another's, and isolated it reaches nobody."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+
+import pytest
+
+from backup.hypervisor.metadata import override
+from backup.hypervisor.restored_xml import redefined
+from backup.model import Override
+
+from .test_restored_xml import change
+
+AGENT = (
+    "<channel type='unix'><source mode='bind' path='/run/{0}'/><target type='virtio' name='{0}'/></channel>"
+)
+AGENT = AGENT.format("org.qemu.guest_agent.0")
+
+
+def of_a_copy(
+    devices: str, isolated: bool = False, beside: str = ""
+) -> tuple[ElementTree.Element, Sequence[str]]:
+    xml = f"<domain><name>x</name><uuid>x</uuid><devices>{devices}</devices>{beside}</domain>"
+    copied, left_out = redefined(xml, change(copy=True, isolated=isolated))
+    return ElementTree.fromstring(copied), left_out
+
+
+def shown(domain: ElementTree.Element, *tags: str) -> str:
+    devices = domain.find("devices")
+    assert devices is not None
+    found = [one for one in devices if not tags or one.tag in tags]
+    return "".join(ElementTree.tostring(one, encoding="unicode").strip() for one in found)
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        "<disk type='block' device='lun'><source dev='/dev/mapper/a'/><target dev='sda'/></disk>",
+        "<disk type='file' device='floppy'><source file='/srv/a.img'/><target dev='sda'/></disk>",
+    ],
+)
+def test_a_copy_has_no_disk_of_any_kind_that_was_not_restored(disk: str) -> None:
+    empty = '<disk type="file" device="floppy"><target dev="fdb" /></disk>'
+    domain, left_out = of_a_copy(disk + empty)
+    assert shown(domain) == empty
+    assert left_out == ["sda, which was not restored"]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<memory model='nvdimm'><source><path>/srv/nvdimm</path></source></memory>",
+        "<memory model='virtio-pmem'><source><path>/srv/pmem</path></source></memory>",
+        "<hostdev mode='subsystem' type='scsi'><source protocol='iscsi' name='iqn.x/1'/></hostdev>",
+        "<hostdev mode='subsystem' type='scsi_host'><source protocol='vhost' wwpn='naa.1'/></hostdev>",
+        "<pstore backend='acpi-erst'><path>/srv/pstore</path></pstore>",
+    ],
+)
+def test_a_copy_has_no_other_device_that_holds_the_other_domain_s_data(device: str) -> None:
+    kept = '<memory model="dimm"><target><size>1</size></target></memory>'
+    domain, left_out = of_a_copy(device + kept)
+    assert shown(domain) == kept
+    assert left_out == [f"a device {device[1:].split()[0]}, whose data is not in the backup"]
+
+
+def test_a_copy_has_no_words_of_its_own_for_qemu_which_may_name_anything() -> None:
+    namespace = "http://libvirt.org/schemas/domain/qemu/1.0"
+    words = f"<q:commandline xmlns:q='{namespace}'><q:arg value='-drive'/></q:commandline>"
+    domain, left_out = of_a_copy("", beside=words)
+    assert len(domain) == 3
+    assert left_out == ["what it gives to QEMU's command line"]
+
+
+@pytest.mark.parametrize("tag", ["serial", "console", "parallel"])
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "'tcp'><source mode='connect' host='node2' service='1'/><protocol type='telnet'/>",
+        "'udp'><source mode='connect' host='a' service='1'/><source mode='bind' host='b' service='2'/>",
+        "'unix'><source mode='bind' path='/run/web'/>",
+        "'dev'><source path='/dev/ttyS0'/>",
+        "'file'><source path='/var/log/web'/>",
+        "'pipe'><source path='/run/pipe'/>",
+        "'pty'><log file='/var/log/web'/>",
+    ],
+)
+def test_a_copy_s_consoles_end_at_the_copy(tag: str, inside: str) -> None:
+    domain, left_out = of_a_copy(f"<{tag} type={inside}<target port='0' /></{tag}>")
+    assert shown(domain) == f'<{tag} type="pty"><target port="0" /></{tag}>'
+    assert left_out == []
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "dev", "file", "pipe"])
+def test_a_copy_s_channels_are_sockets_of_its_own(kind: str) -> None:
+    channel = f"<channel type='{kind}'><source path='/run/web'/><target type='virtio' name='a'/></channel>"
+    guestfwd = f"<channel type='{kind}'><source path='/x'/><target type='guestfwd' address='1'/></channel>"
+    domain, _ = of_a_copy(channel + guestfwd + AGENT)
+    assert shown(domain) == "".join(
+        f'<channel type="unix"><target type="virtio" name="{name}" /></channel>'
+        for name in ("a", "org.qemu.guest_agent.0")
+    )
+
+
+def test_a_copy_keeps_what_its_display_shows() -> None:
+    display = '<graphics type="spice" /><channel type="spicevmc"><target type="virtio" name="s" /></channel>'
+    domain, _ = of_a_copy(display)
+    assert shown(domain) == display
+    domain, _ = of_a_copy(display, isolated=True)
+    assert shown(domain) == "", "which libvirt refuses where it has none"
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<hostdev mode='subsystem' type='pci'/>",
+        "<redirdev bus='usb' type='spicevmc'/>",
+        "<redirfilter/>",
+        "<smartcard mode='host'/>",
+        "<filesystem type='mount'><source dir='/srv'/></filesystem>",
+        "<shmem name='x'/>",
+        "<vsock model='virtio'/>",
+        "<lease/>",
+        "<what-libvirt-learns-next/>",
+        "<input type='evdev'><source dev='/dev/input/event1'/></input>",
+        "<rng model='virtio'><backend model='egd' type='tcp'><source host='a' service='1'/></backend></rng>",
+        "<tpm model='tpm-tis'><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>",
+        "<channel type='pty'><target type='virtio' name='x'/></channel>",
+    ],
+)
+def test_an_isolated_one_has_only_devices_that_nobody_is_behind(device: str) -> None:
+    kept = (
+        "<emulator>/usr/bin/qemu</emulator>"
+        '<input type="tablet" bus="usb" />'
+        '<rng model="virtio"><backend model="random">/dev/urandom</backend></rng>'
+        '<tpm model="tpm-tis"><backend type="emulator" /></tpm>'
+    )
+    domain, _ = of_a_copy(kept + device + AGENT, isolated=True)
+    assert shown(domain, "emulator", "input", "rng", "tpm") == kept
+    agent = '<channel type="unix"><target type="virtio" name="org.qemu.guest_agent.0" /></channel>'
+    assert shown(domain) == kept + agent
+
+
+def test_an_isolated_one_plays_its_sound_to_nobody() -> None:
+    sound = '<sound model="ich9"><audio id="1" /></sound>'
+    domain, _ = of_a_copy(f"{sound}<audio id='1' type='spice'><input voices='1'/></audio>", isolated=True)
+    assert shown(domain) == f'{sound}<audio id="1" type="none" />'
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "",
+        "<metadata><x:y xmlns:x='z'/></metadata>",
+        "<metadata><backup xmlns='virt-rbd-backup' freeze='required'/></metadata>",
+        "<metadata><b:backup xmlns:b='other' enabled='yes'/></metadata>",
+    ],
+)
+def test_an_isolated_one_is_not_backed_up_whatever_the_saved_domain_said(metadata: str) -> None:
+    domain, _ = of_a_copy("", isolated=True, beside=metadata)
+    assert override(ElementTree.tostring(domain, encoding="unicode")) == Override(enabled=False)
+    domain, _ = of_a_copy("", beside=metadata)
+    assert override(ElementTree.tostring(domain, encoding="unicode")) == override(f"<d>{metadata}</d>")

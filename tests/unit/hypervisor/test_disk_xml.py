@@ -1,0 +1,178 @@
+"""backup/hypervisor/disk_xml.py: RBD images behind disks, and how their cluster is reached."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from backup.hypervisor.disk_xml import layers
+from backup.model import ClusterAddress, Disk, Gap, Image
+
+from ..disk_elements import AUTH, HOSTS, PLACES, SECRET_UUID, only, other, rbd
+from ..samples import FSID
+
+
+def disk_of(element: str) -> Disk:
+    """Read a <disk> that is an overlay of nothing."""
+    return only(layers(ElementTree.fromstring(element), PLACES))
+
+
+def test_a_disk_says_its_target_its_image_and_how_its_cluster_is_reached() -> None:
+    assert disk_of(rbd("vms/root", HOSTS + AUTH + "<config file='/etc/ceph/b.conf'/>")) == Disk(
+        target="vda",
+        source="vms/root",
+        image=Image("vms", "root"),
+        address=ClusterAddress(
+            monitors=("ceph1:6789", "[2001:db8::1]:3300", "[::2]"),
+            user="libvirt",
+            secret_uuid=SECRET_UUID,
+            conf_file="/etc/ceph/b.conf",
+        ),
+    )
+
+
+def test_a_disk_without_hosts_and_auth_leaves_it_to_the_ceph_conf() -> None:
+    assert disk_of(rbd()).address == ClusterAddress()
+
+
+@pytest.mark.parametrize(
+    ("host", "monitor"),
+    [
+        ("<host name='ceph1'/>", "ceph1"),
+        ("<host name='192.0.2.1' port='3300'/>", "192.0.2.1:3300"),
+        ("<host name='2001:db8::1'/>", "[2001:db8::1]"),
+        ("<host name='[2001:db8::1]' port='6789'/>", "[2001:db8::1]:6789"),
+    ],
+)
+def test_a_monitor_is_written_as_ceph_reads_it(host: str, monitor: str) -> None:
+    assert disk_of(rbd(inside=host)).address.monitors == (monitor,)
+
+
+def test_a_host_without_a_name_is_no_monitor() -> None:
+    hosts = "<host transport='unix' socket='/run/x'/><host name='ceph1'/>"
+    assert disk_of(rbd(inside=hosts)).address.monitors == ("ceph1",)
+
+
+def test_a_secret_can_be_named_by_its_usage_too() -> None:
+    auth = "<auth username='libvirt'><secret type='ceph' usage='client.libvirt secret'/></auth>"
+    address = disk_of(rbd(inside=auth)).address
+    assert (address.user, address.secret_uuid, address.secret_usage) == (
+        "libvirt",
+        "",
+        "client.libvirt secret",
+    )
+
+
+def test_a_user_without_a_secret_has_its_key_elsewhere() -> None:
+    assert disk_of(rbd(inside="<auth username='backup'/>")).address == ClusterAddress(user="backup")
+
+
+def test_auth_beside_the_source_as_older_definitions_have_it_counts() -> None:
+    assert disk_of(rbd(beside=AUTH)).address == ClusterAddress(user="libvirt", secret_uuid=SECRET_UUID)
+
+
+def test_auth_in_the_source_goes_before_one_beside_it() -> None:
+    assert disk_of(rbd(inside="<auth username='newer'/>", beside=AUTH)).address.user == "newer"
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("vms/tenant-a/root", Image("vms", "root", namespace="tenant-a")),
+        ("my pool/web root.v2+new", Image("my pool", "web root.v2+new")),
+        ("vms/größe-磁盘", Image("vms", "größe-磁盘")),
+        ("vms/a&amp;b&lt;c&gt;&quot;d&quot;'e'", Image("vms", "a&b<c>\"d\"'e'")),
+        ("vms/--delete", Image("vms", "--delete")),
+    ],
+)
+def test_image_names_of_any_kind_are_taken_literally(name: str, image: Image) -> None:
+    disk = disk_of(rbd(name))
+    assert disk.image == image
+    assert disk.source == str(image)
+
+
+@pytest.mark.parametrize("name", ["root", "vms/", "/root", "a/b/c/d", "vms//root", "vms/ns/", ""])
+def test_a_source_that_is_no_image_s_name_can_t_be_saved(name: str) -> None:
+    disk = disk_of(rbd(name))
+    assert (disk.image, disk.not_covered, disk.gap) == (None, f"{name!r} is no pool/image", Gap.BROKEN)
+    assert disk.source == name
+
+
+def test_a_snapshot_never_changes_and_is_not_saved() -> None:
+    assert disk_of(rbd("vms/root", "<snapshot name='golden'/>")) == Disk(
+        "vda", "vms/root", not_covered="runs from snapshot golden, which never changes", gap=Gap.NONE
+    )
+
+
+@pytest.mark.parametrize("kind", ["<readonly/>", "<shareable/>", "<transient/>"])
+def test_how_the_domain_uses_a_disk_does_not_keep_it_from_being_saved(kind: str) -> None:
+    assert disk_of(rbd(beside=kind)) == disk_of(rbd())
+
+
+@pytest.mark.parametrize(
+    "disk", [rbd(device="lun"), rbd().replace(" device='disk'", "")], ids=["lun", "no device"]
+)
+def test_a_disk_may_be_a_lun_or_not_say_what_it_is(disk: str) -> None:
+    assert disk_of(disk) == disk_of(rbd())
+
+
+ENCRYPTION = f"<encryption format='luks2'><secret type='passphrase' uuid='{SECRET_UUID}'/></encryption>"
+
+
+@pytest.mark.parametrize("disk", [rbd(inside=ENCRYPTION), rbd(beside=ENCRYPTION)], ids=["source", "disk"])
+def test_an_encrypted_image_is_saved_as_it_is_and_tells_its_format(disk: str) -> None:
+    assert disk_of(disk) == Disk("vda", "vms/root", Image("vms", "root"), encryption="luks2")
+
+
+def test_encryption_in_the_source_goes_before_one_beside_it() -> None:
+    assert disk_of(rbd(inside=ENCRYPTION, beside="<encryption format='qcow'/>")).encryption == "luks2"
+
+
+def test_the_target_of_a_copy_that_is_under_way_is_not_the_disk_s_image() -> None:
+    mirror = "<mirror type='network' job='copy'><source protocol='rbd' name='ssd/copy'/></mirror>"
+    assert disk_of(rbd(beside=mirror)) == disk_of(rbd())
+
+
+def test_a_volume_of_an_rbd_pool_is_reached_as_its_pool_is() -> None:
+    assert disk_of(other("volume", "<source pool='ceph volumes' volume='web root'/>")) == Disk(
+        "vda",
+        "web root",
+        Image("vms", "web root"),
+        ClusterAddress(("ceph1:6789", "[2001:db8::1]"), "libvirt", SECRET_UUID),
+    )
+
+
+def test_a_volume_of_an_rbd_pool_that_says_nothing_leaves_it_to_the_ceph_conf() -> None:
+    disk = disk_of(other("volume", "<source pool='bare' volume='root'/>"))
+    assert (disk.image, disk.address) == (Image("ssd", "root"), ClusterAddress())
+
+
+def test_a_volume_can_be_encrypted_too() -> None:
+    disk = disk_of(other("volume", f"<source pool='bare' volume='root'>{ENCRYPTION}</source>"))
+    assert (str(disk.image), disk.encryption) == ("ssd/root", "luks2")
+
+
+def test_a_volume_of_a_pool_that_libvirt_does_not_know_can_t_be_saved() -> None:
+    assert disk_of(other("volume", "<source pool='gone' volume='root'/>")) == Disk(
+        "vda", "root", not_covered="cannot look up libvirt's storage pool gone: not found", gap=Gap.BROKEN
+    )
+
+
+def test_a_mapped_device_s_image_has_to_be_of_the_cluster_that_the_kernel_says() -> None:
+    disk = disk_of(other("block", "<source dev='/dev/rbd7'/>"))
+    assert disk == Disk("vda", "/dev/rbd7", Image("vms", "root", "tenant"), address=ClusterAddress(fsid=FSID))
+    assert disk.image is not None
+    assert disk.image.id == "1f2e"
+
+
+def test_a_mapped_snapshot_never_changes_and_is_not_saved() -> None:
+    disk = disk_of(other("block", "<source dev='/dev/rbd/vms/golden@first'/>"))
+    assert (disk.image, disk.gap) == (None, Gap.NONE)
+    assert disk.not_covered == "runs from snapshot first, which never changes"
+
+
+def test_a_device_that_can_t_be_told_can_t_be_saved() -> None:
+    assert disk_of(other("block", "<source dev='/dev/rbd7p1'/>")) == Disk(
+        "vda", "/dev/rbd7p1", not_covered="a partition of an RBD image", gap=Gap.BROKEN
+    )

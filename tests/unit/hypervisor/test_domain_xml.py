@@ -1,0 +1,67 @@
+"""backup/hypervisor/domain_xml.py: what stands in a domain's XML."""
+
+from __future__ import annotations
+
+import pytest
+
+from backup.hypervisor.domain_xml import agent_connected, disks, nvram_path
+
+from ..disk_elements import PLACES, backing, domain_of, other, rbd
+from ..raising import raises
+
+
+def test_all_disks_are_found_in_their_order_each_with_the_layers_below_it() -> None:
+    overlay = rbd("vms/b", beside=backing("network", "<source protocol='rbd' name='vms/c'/>"), target="vdb")
+    found = disks(domain_of(rbd("vms/a"), other("file", "<source file='/x'/>"), overlay), PLACES)
+    assert [(disk.target, disk.source) for disk in found] == [
+        ("vda", "vms/a"),
+        ("vda", "/x"),
+        ("vdb", "vms/b"),
+        ("vdb.backing1", "vms/c"),
+    ]
+
+
+def test_what_is_no_device_of_the_domain_is_no_disk_of_it() -> None:
+    snapshot = f"<domain><disks>{rbd()}</disks><devices><hostdev>{rbd()}</hostdev></devices></domain>"
+    assert disks(snapshot, PLACES) == ()
+
+
+NVRAM = {
+    "<nvram>/var/lib/nvram/web.fd</nvram>": "/var/lib/nvram/web.fd",
+    "<nvram template='/usr/share/OVMF_VARS.fd'>\n  /var/lib/web.fd\n</nvram>": "/var/lib/web.fd",
+    "<nvram type='file'><source file='/srv/nvram/web.fd'/></nvram>": "/srv/nvram/web.fd",
+    "<nvram template='/usr/share/OVMF_VARS.fd'/>": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("element", NVRAM)
+def test_the_nvram_s_path_is_found_in_each_notation(element: str) -> None:
+    assert nvram_path(f"<domain><os><type>hvm</type>{element}</os></domain>") == NVRAM[element]
+
+
+def test_an_nvram_that_is_no_file_is_refused_as_it_could_not_be_saved() -> None:
+    nvram = "<nvram type='block'><source dev='/dev/vg/nvram'/></nvram>"
+    with raises("the domain's NVRAM is no file (block), and can't be saved"):
+        nvram_path(f"<domain><os><type>hvm</type>{nvram}</os></domain>")
+
+
+@pytest.mark.parametrize(
+    ("target", "connected"),
+    [
+        ("name='org.qemu.guest_agent.0' state='connected'", True),
+        ("name='org.qemu.guest_agent.0' state='disconnected'", False),
+        ("name='org.qemu.guest_agent.0'", False),
+        ("name='com.redhat.spice.0' state='connected'", False),
+    ],
+)
+def test_an_agent_counts_as_connected_only_when_its_own_channel_says_so(target: str, connected: bool) -> None:
+    channels = (
+        "<channel type='spicevmc'/>",
+        f"<channel type='unix'><target type='virtio' {target}/></channel>",
+    )
+    assert agent_connected(domain_of(*channels)) is connected
+
+
+def test_without_a_channel_no_agent_is_connected() -> None:
+    assert not agent_connected(domain_of())

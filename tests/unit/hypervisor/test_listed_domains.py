@@ -1,0 +1,277 @@
+"""backup/hypervisor/connection.py: domains as libvirt has them, with libvirt's own test driver."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable
+
+import libvirt
+import pytest
+
+from backup.errors import DomainGone, Interrupted
+from backup.hypervisor.connection import Hypervisor, _state
+from backup.hypervisor.errors import HypervisorError
+from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
+from backup.system.stop_request import StopRequest
+from backup.system.time_limit import Bounded
+
+from ..disk_elements import AUTH, POOLS, SECRET_UUID, other, rbd
+from ..driver_node import SHUT_OFF, domain_element, node_uri
+from ..raising import raises
+from ..samples import OTHER_UUID, UUID
+
+STATES = {
+    "blocked": ("<test:runstate>2</test:runstate>", State.RUNNING),
+    "crashed": ("<test:runstate>6</test:runstate>", State.CRASHED),
+    "off": (SHUT_OFF, State.SHUT_OFF),
+    "paused": ("<test:runstate>3</test:runstate>", State.PAUSED),
+    "running": ("", State.RUNNING),
+    "saved": (SHUT_OFF + "<test:hasmanagedsave/>", State.SAVED),
+    "suspended": ("<test:runstate>7</test:runstate>", State.SUSPENDED),
+}
+BACKUP = "<backup xmlns='virt-rbd-backup' {}/>"
+
+
+@pytest.fixture(autouse=True)
+def quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Assert that libvirt itself does not write to standard error."""
+    yield
+    assert capfd.readouterr().err == ""
+
+
+def listed(directory: Path, *elements: str) -> list[Domain]:
+    """List the domains of a node."""
+    with Hypervisor(node_uri(directory / "node.xml", *elements)) as hypervisor:
+        return [*hypervisor.domains()]
+
+
+def test_all_domains_are_listed_by_name_with_the_libvirt_that_knows_them(tmp_path: Path) -> None:
+    archive, web = listed(
+        tmp_path,
+        domain_element("web", UUID, rbd("vms/größe &amp; more", AUTH)),
+        domain_element("archive", OTHER_UUID, state=SHUT_OFF),
+    )
+    uri = f"test://{tmp_path}/node.xml"
+    assert archive == Domain(OTHER_UUID, "archive", State.SHUT_OFF, (), uri=uri)
+    assert (web.name, web.uuid, web.uri, web.agent_connected) == ("web", UUID, uri, False)
+    (root,) = web.disks
+    assert root.image == Image("vms", "größe & more")
+    assert root.address == ClusterAddress(user="libvirt", secret_uuid=SECRET_UUID)
+    assert (web.override, web.problem) == (Override(), None)
+
+
+def test_each_state_is_told_apart(tmp_path: Path) -> None:
+    found = listed(
+        tmp_path,
+        *(
+            domain_element(name, UUID[:-2] + f"{number:02}", state=element)
+            for number, (name, (element, _)) in enumerate(STATES.items())
+        ),
+    )
+    assert {one.name: one.state for one in found} == {name: state for name, (_, state) in STATES.items()}
+
+
+def test_a_volume_s_pool_is_asked_of_libvirt_and_a_device_of_the_node(tmp_path: Path) -> None:
+    devices = (
+        other("volume", "<source pool='ceph volumes' volume='root'/>"),
+        other("volume", "<source pool='gone' volume='root'/>").replace("'vda'", "'vdb'"),
+        other("block", "<source dev='/dev/rbd/nowhere/tenant/root'/>").replace("'vda'", "'vdc'"),
+        other("block", "<source dev='/dev/rbd999999'/>").replace("'vda'", "'vdd'"),
+    )
+    (web,) = listed(tmp_path, POOLS["ceph volumes"], domain_element(devices="".join(devices)))
+    volume, unknown, link, unmapped = web.disks
+    assert (volume.image, volume.address.user) == (Image("vms", "root"), "libvirt")
+    assert unknown.gap is Gap.BROKEN
+    assert unknown.not_covered.startswith("cannot look up libvirt's storage pool gone: ")
+    assert link.image == Image("nowhere", "root", "tenant")
+    assert unmapped.not_covered == "nothing tells which image is mapped as /dev/rbd999999"
+
+
+def test_metadata_of_the_live_and_of_the_inactive_definition_count_the_one_that_lasts_first(
+    tmp_path: Path,
+) -> None:
+    uri = node_uri(tmp_path / "node.xml", domain_element())
+    with Hypervisor(uri) as hypervisor:
+        handle = hypervisor._handle(UUID)
+        steps = (
+            (libvirt.VIR_DOMAIN_AFFECT_LIVE, "<backup enabled='no'/>", Override(enabled=False)),
+            (libvirt.VIR_DOMAIN_AFFECT_CONFIG, "<backup freeze='never'/>", Override(freeze="never")),
+            (libvirt.VIR_DOMAIN_AFFECT_CONFIG, None, Override(enabled=False)),
+            (libvirt.VIR_DOMAIN_AFFECT_LIVE, None, Override()),
+        )
+        for affected, element, expected in steps:
+            handle.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, element, "b", "virt-rbd-backup", affected)
+            assert hypervisor.domain(UUID).override == expected
+
+
+def test_metadata_that_makes_no_sense_is_the_domain_s_own_problem(tmp_path: Path) -> None:
+    db, web = listed(
+        tmp_path,
+        domain_element("web", UUID, rbd(), metadata=BACKUP.format("enabled='perhaps'")),
+        domain_element("db", OTHER_UUID, metadata=BACKUP.format("enabled='yes'"), state=SHUT_OFF),
+    )
+    assert web.problem is not None
+    assert web.problem.message == "<backup> in the domain's metadata does not know enabled='perhaps'"
+    assert (web.override, web.state, len(web.disks)) == (Override(), State.RUNNING, 1)
+    assert (db.override, db.problem) == (Override(enabled=True), None)
+
+
+class WithOddDomains(Hypervisor):
+    """One of its domains vanishes and one can't be read, both only once all are listed."""
+
+    def _described(self, handle: Any) -> Domain:
+        if handle.name() == "gone":
+            raise DomainGone("the domain is no longer defined")
+        if handle.name() == "unreadable":
+            raise HypervisorError("cannot read the domain's definition: out of memory")
+        return super()._described(handle)
+
+
+def test_a_domain_that_vanishes_or_can_t_be_read_costs_no_other_one(tmp_path: Path) -> None:
+    numbered = enumerate(("gone", "unreadable", "web"))
+    elements = [domain_element(name, UUID[:-2] + f"{number:02}") for number, name in numbered]
+    with WithOddDomains(node_uri(tmp_path / "node.xml", *elements)) as hypervisor:
+        unreadable, web = hypervisor.domains()
+    assert (web.name, web.problem) == ("web", None)
+    assert unreadable == Domain(UUID[:-2] + "01", "unreadable", State.BUSY, (), uri=hypervisor.uri)
+    assert unreadable.problem is not None
+    assert unreadable.problem.message == "cannot read the domain's definition: out of memory"
+
+
+class Hangs:
+    """A connection to libvirt that answers no more once all domains are listed; `version`: but for that."""
+
+    has_volumes = False  # of pools, of which the connection tells no more; the domains themselves it knows
+
+    def __init__(self, bare: Any, version: bool) -> None:
+        self.bare = bare
+        self.version = version
+        self.go_on = threading.Event()
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bare, name)
+
+    def listAllDomains(self, flags: int) -> Any:  # noqa: N802
+        return [Handle(one, self) for one in self.bare.listAllDomains(flags)]
+
+    def storagePoolLookupByName(self, _name: str) -> int:  # noqa: N802
+        return self.hang()
+
+    def getLibVersion(self) -> int:  # noqa: N802
+        return 9 if self.version else self.hang()
+
+    def hang(self) -> int:
+        self.asked += 1
+        self.go_on.wait(20)
+        return 0
+
+
+class Handle:
+    """A domain of a libvirt that hangs: of which only what is known here is told."""
+
+    def __init__(self, bare: Any, connection: Hangs) -> None:
+        self.bare, self.connection = bare, connection
+        self.has_volumes = connection.has_volumes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bare, name)
+
+    def XMLDesc(self, flags: int) -> Any:  # noqa: N802
+        return self.bare.XMLDesc(flags) if self.has_volumes else self.connection.hang()
+
+
+VOLUMES = "".join(
+    other("volume", "<source pool='ceph' volume='root'/>").replace("'vda'", f"'vd{letter}'")
+    for letter in "abcdefgh"
+)
+MANY = [domain_element(f"web{number}", UUID[:-2] + f"{number:02}", VOLUMES) for number in range(20)]
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[[float, bool], Hypervisor]]:
+    """Connect to a libvirt that hangs in the middle of the list."""
+    with ExitStack() as stack:
+
+        def connected(limit: float, version: bool) -> Hypervisor:
+            seconds: int = limit  # type: ignore[assignment]  # below a second, for the test's sake
+            hypervisor = stack.enter_context(Hypervisor(node_uri(tmp_path / "node.xml", *MANY), seconds))
+            hangs = Hangs(hypervisor._open.bare, version)
+            stack.callback(hangs.go_on.set)
+            hypervisor._open = Bounded(hangs, seconds)
+            return hypervisor
+
+        yield connected
+
+
+def test_a_libvirt_that_hangs_in_mid_list_costs_one_time_limit_and_not_one_for_each_domain(
+    connect: Callable[[float, bool], Hypervisor],
+) -> None:
+    hypervisor = connect(0.2, False)
+    with pytest.raises(HypervisorError) as caught:
+        hypervisor.domains()
+    assert caught.value.message == f"libvirt at {hypervisor.uri} no longer answers: no answer within 0 s"
+    assert "does libvirt hang?" in caught.value.hint
+    assert hypervisor._open.bare.asked == 2, "of one domain, and whether it answers"
+
+
+def test_pools_that_are_asked_for_in_vain_cost_one_time_limit_too(
+    connect: Callable[[float, bool], Hypervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hangs, "has_volumes", True)
+    hypervisor = connect(0.2, False)
+    with pytest.raises(HypervisorError) as caught:
+        hypervisor.domains()
+    assert caught.value.message == f"libvirt at {hypervisor.uri} no longer answers: no answer within 0 s"
+    assert hypervisor._open.bare.asked == 2
+
+
+def test_a_single_domain_that_hangs_is_that_domain_s_failure(
+    connect: Callable[[float, bool], Hypervisor],
+) -> None:
+    listed = connect(0.4, True).domains()
+    assert len(listed) == len(MANY)
+    assert {str(one.problem and one.problem.message) for one in listed} == {
+        "cannot read the domain's definition: no answer within 0 s"
+    }
+
+
+def test_a_stop_is_heard_while_libvirt_hangs_in_mid_list(
+    connect: Callable[[float, bool], Hypervisor],
+) -> None:
+    stop = StopRequest()
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        connect(60, True).domains(stop.check)
+    assert time.monotonic() < began + 5
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "expected"),
+    [
+        (libvirt.VIR_DOMAIN_RUNNING, 0, State.RUNNING),
+        (libvirt.VIR_DOMAIN_BLOCKED, 0, State.RUNNING),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER, State.PAUSED),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR, State.PAUSED),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION, State.BUSY),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP, State.BUSY),
+        (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, State.BUSY),
+        (libvirt.VIR_DOMAIN_SHUTDOWN, 0, State.BUSY),
+        (libvirt.VIR_DOMAIN_SHUTOFF, 0, State.SHUT_OFF),
+        (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED, State.ELSEWHERE),
+        (libvirt.VIR_DOMAIN_CRASHED, 0, State.CRASHED),
+        (libvirt.VIR_DOMAIN_PMSUSPENDED, 0, State.SUSPENDED),
+        (99, 0, State.BUSY),
+    ],
+)
+def test_a_domain_that_is_on_its_way_somewhere_counts_as_busy(
+    state: int, reason: int, expected: State
+) -> None:
+    handle = SimpleNamespace(state=lambda: (state, reason), hasManagedSaveImage=lambda: False)
+    assert _state(handle) is expected

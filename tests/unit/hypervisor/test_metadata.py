@@ -1,0 +1,100 @@
+"""backup/hypervisor/metadata.py: what a domain's own metadata says about its backup."""
+
+from __future__ import annotations
+
+import pytest
+
+from backup.hypervisor.metadata import override
+from backup.model import Override
+
+from ..raising import raises
+
+
+def domain_with(*elements: str) -> str:
+    return f"<domain><name>web</name><metadata>{''.join(elements)}</metadata></domain>"
+
+
+@pytest.mark.parametrize("xml", ["<domain><name>web</name></domain>", domain_with()])
+def test_a_domain_without_the_element_says_nothing(xml: str) -> None:
+    assert override(xml) is None
+
+
+SAID = {
+    "<backup/>": Override(),
+    "<backup enabled='yes'/>": Override(enabled=True),
+    "<backup enabled='no'/>": Override(enabled=False),
+    "<backup enabled='' freeze='' exclude=' '/>": Override(),
+    "<backup freeze='auto'/>": Override(freeze="auto"),
+    "<backup freeze='required'/>": Override(freeze="required"),
+    "<backup freeze='never'/>": Override(freeze="never"),
+    "<backup exclude='vdb'/>": Override(exclude=("vdb",)),
+    "<backup exclude=' vdb, vdc,vdd vde.backing1 '/>": Override(
+        exclude=("vdb", "vdc", "vdd", "vde.backing1")
+    ),
+    "<backup enabled='no' freeze='never' exclude='vda'/>": Override(False, "never", ("vda",)),
+}
+
+
+@pytest.mark.parametrize("element", SAID)
+def test_each_attribute_counts_and_what_is_left_out_says_nothing(element: str) -> None:
+    assert override(domain_with(element)) == SAID[element]
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        "<b:backup xmlns:b='virt-rbd-backup' enabled='no'/>",
+        "<backup xmlns='https://example.org/anything' enabled='no'/>",
+        "<backup enabled='no'/>",
+    ],
+)
+def test_the_element_counts_in_any_namespace_and_in_none(element: str) -> None:
+    assert override(domain_with(element)) == Override(enabled=False)
+
+
+def test_what_others_keep_in_the_metadata_is_theirs() -> None:
+    others = (
+        "<o:instance xmlns:o='http://openstack.org/xmlns'><o:backup enabled='no'/></o:instance>",
+        "<my-backup enabled='no'/>",
+        "<v:backups xmlns:v='backup' enabled='no'/>",
+    )
+    assert override(domain_with(*others)) is None
+    assert override(domain_with(*others, "<backup freeze='never'/>")) == Override(freeze="never")
+
+
+def test_an_element_elsewhere_in_the_domain_is_no_metadata() -> None:
+    assert (
+        override("<domain><backup enabled='no'/><devices><backup enabled='no'/></devices></domain>") is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("attributes", "unknown"),
+    [
+        ("enabled='false'", "enabled='false'"),
+        ("enabled='No'", "enabled='No'"),
+        ("freeze='always'", "freeze='always'"),
+        ("enable='no'", "enable='no'"),
+        ("enabled='0' freeze='no' excludes='vda'", "excludes='vda', enabled='0', freeze='no'"),
+    ],
+)
+def test_what_it_can_t_mean_is_an_error_that_tells_all_of_it(attributes: str, unknown: str) -> None:
+    with raises(f"<backup> in the domain's metadata does not know {unknown}") as caught:
+        override(domain_with(f"<backup xmlns='virt-rbd-backup' {attributes}/>"))
+    assert '<backup enabled="yes|no" freeze="auto|required|never" exclude="TARGET ..."/>' in caught.value.hint
+    assert "virsh metadata" in caught.value.hint
+
+
+def test_ours_counts_before_that_of_another_program_with_words_of_its_own_for_it() -> None:
+    theirs = "<t:backup xmlns:t='their' enabled='no'/>", "<u:backup xmlns:u='u' retention='7'/>"
+    ours = "<o:backup xmlns:o='virt-rbd-backup' freeze='never'/>"
+    assert override(domain_with(*theirs, ours)) == Override(freeze="never")
+    assert override(domain_with(*theirs)) == Override(enabled=False)
+    assert override(domain_with(theirs[1])) is None
+
+
+def test_two_elements_are_an_error_as_nothing_tells_which_counts() -> None:
+    twice = "<backup enabled='yes'/><b:backup xmlns:b='b' enabled='no'/>"
+    with raises("the domain's metadata has 2 elements <backup>") as caught:
+        override(domain_with(twice))
+    assert "virsh metadata" in caught.value.hint

@@ -1,0 +1,136 @@
+"""hypervisor/disk_xml.py: disks that are on no RBD image, removable ones, and layers of backing chains."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from backup.hypervisor.disk_xml import layers
+from backup.model import Disk, Gap, Image
+
+from ..disk_elements import PLACES, backing, only, other, rbd
+
+BASE = "<source protocol='rbd' name='vms/base'/>"
+FILE = "<source file='/srv/x.qcow2'/>"
+
+# The element; what an admin knows the disk by; what it is.
+FOREIGN = [
+    (other("file", FILE), "/srv/x.qcow2", "file"),
+    (other("block", "<source dev='/dev/vg/x'/>"), "/dev/vg/x", "block"),
+    (other("dir", "<source dir='/srv/fat'/>"), "/srv/fat", "dir"),
+    (other("volume", "<source pool='default' volume='v'/>"), "v", "volume"),
+    (other("network", "<source protocol='nbd' name='export'/>"), "export", "nbd"),
+    (
+        other("network", "<source protocol='iscsi' name='iqn.2013-07.com.example:web/1'/>"),
+        "iqn.2013-07.com.example:web/1",
+        "iscsi",
+    ),
+    (other("nvme", "<source type='pci' namespace='1'><address/></source>"), "", "nvme"),
+    (other("vhostuser", "<source type='unix' path='/run/spdk.sock'/>"), "/run/spdk.sock", "vhostuser"),
+    (other("file", ""), "", "file"),
+    (other("network", ""), "", "network"),
+]
+
+
+def disk_of(element: str) -> Disk:
+    return only(layers(ElementTree.fromstring(element), PLACES))
+
+
+def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
+    """Give the image, why it is not covered and what that costs, by each layer's target."""
+    return {
+        disk.target: (str(disk.image or ""), disk.not_covered, disk.gap)
+        for disk in layers(ElementTree.fromstring(element), PLACES)
+    }
+
+
+@pytest.mark.parametrize(("element", "shown", "kind"), FOREIGN)
+def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_knows_it(
+    element: str, shown: str, kind: str
+) -> None:
+    assert disk_of(element) == Disk("vda", shown, not_covered=f"no RBD image ({kind})", gap=Gap.FOREIGN)
+
+
+@pytest.mark.parametrize(
+    ("element", "source", "reason"),
+    [
+        (other("file", "", device="cdrom"), "", "a cdrom without a medium"),
+        (other("file", "", device="floppy"), "", "a floppy without a medium"),
+        (other("file", "<source file='/x.iso'/>", device="cdrom"), "/x.iso", "a cdrom"),
+        (other("file", "<source file='/x.img'/>", device="floppy"), "/x.img", "a floppy"),
+        (rbd("isos/debian", device="cdrom"), "isos/debian", "a cdrom"),
+        (other("volume", "<source pool='gone' volume='x'/>", device="cdrom"), "x", "a cdrom"),
+    ],
+)
+def test_a_removable_medium_is_not_saved_and_nothing_is_missing_for_it(
+    element: str, source: str, reason: str
+) -> None:
+    assert disk_of(element) == Disk("vda", source, not_covered=reason, gap=Gap.NONE)
+
+
+def test_an_empty_backing_store_ends_the_chain() -> None:
+    assert layers_of(rbd(beside="<backingStore/>")) == {"vda": ("vms/root", "", Gap.NONE)}
+
+
+def test_the_images_below_a_disk_are_saved_as_disks_of_their_own() -> None:
+    chain = backing("network", BASE, backing("network", "<source protocol='rbd' name='vms/lowest'/>"))
+    assert layers_of(rbd(beside=chain)) == {
+        "vda": ("vms/root", "", Gap.NONE),
+        "vda.backing1": ("vms/base", "", Gap.NONE),
+        "vda.backing2": ("vms/lowest", "", Gap.NONE),
+    }
+
+
+def test_an_overlay_elsewhere_of_an_rbd_image_would_take_a_restore_back_in_time() -> None:
+    reason = "what was written since to RBD image vms/base is elsewhere: no RBD image (file)"
+    assert layers_of(other("file", FILE, backing("network", BASE))) == {
+        "vda": ("", reason, Gap.BROKEN),
+        "vda.backing1": ("vms/base", "", Gap.NONE),
+    }
+
+
+def test_an_image_that_lies_deeper_counts_too() -> None:
+    chain = backing("file", "<source file='/srv/middle.qcow2'/>", backing("network", BASE))
+    found = layers_of(other("file", FILE, chain))
+    assert found["vda"][1].startswith("what was written since to RBD image vms/base is elsewhere")
+    assert [gap for _, _, gap in found.values()] == [Gap.BROKEN, Gap.FOREIGN, Gap.NONE]
+    assert found["vda.backing2"][0] == "vms/base"
+
+
+def test_an_overlay_on_rbd_can_t_do_without_the_file_below_it() -> None:
+    assert layers_of(rbd(beside=backing("file", FILE))) == {
+        "vda": ("vms/root", "", Gap.NONE),
+        "vda.backing1": ("", "no RBD image (file)", Gap.BROKEN),
+    }
+
+
+def test_files_over_files_are_no_rbd_images_each() -> None:
+    assert [gap for _, _, gap in layers_of(other("file", FILE, backing("file", FILE))).values()] == [
+        Gap.FOREIGN,
+        Gap.FOREIGN,
+    ]
+
+
+def test_a_file_over_a_snapshot_of_an_image_is_a_file_that_is_missing() -> None:
+    golden = "<source protocol='rbd' name='vms/base'><snapshot name='golden'/></source>"
+    assert layers_of(other("file", FILE, backing("network", golden))) == {
+        "vda": ("", "no RBD image (file)", Gap.FOREIGN),
+        "vda.backing1": ("", "runs from snapshot golden, which never changes", Gap.NONE),
+    }
+
+
+def test_a_disk_that_can_t_be_told_stays_so_whatever_is_below_it() -> None:
+    partition = other("block", "<source dev='/dev/rbd7p1'/>", backing("network", BASE))
+    assert layers_of(partition)["vda"] == ("", "a partition of an RBD image", Gap.BROKEN)
+
+
+def test_a_layer_s_address_and_encryption_are_its_own() -> None:
+    base = "<source protocol='rbd' name='vms/base'><host name='ceph2'/><encryption format='luks'/></source>"
+    top, below = layers(ElementTree.fromstring(rbd(beside=backing("network", base))), PLACES)
+    assert (top.address.monitors, top.encryption) == ((), "")
+    assert (below.image, below.address.monitors, below.encryption) == (
+        Image("vms", "base"),
+        ("ceph2",),
+        "luks",
+    )

@@ -1,0 +1,351 @@
+"""backup/job/domain_job.py: one domain's backup, and what keeps it from being one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from backup.ceph.retry import CephRetry
+from backup.errors import BackupError, Interrupted
+from backup.model import (
+    Consistency,
+    Definition,
+    Disk,
+    Domain,
+    Image,
+    Level,
+    Override,
+    RestorePoint,
+    SavedImage,
+    State,
+    Status,
+)
+from backup.protocols import Job, SnapshotSource
+
+from ..paper_node import LOCK, PaperNode, PaperOutput
+from ..samples import FSID, RUN, UUID, broken_disk, domain, foreign_disk, rbd_disk
+
+ROOT, DATA = rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")
+OURS = f"virt-rbd-backup.{UUID}."
+CHANGED = "its definition was changed just now"
+MakeNode = Callable[..., PaperNode]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeNode:
+    """Make a node that knows the given domains."""
+    return lambda *domains: PaperNode(tmp_path, monkeypatch, *domains)
+
+
+def with_disks(*disks: Disk, exclude: str = "") -> Domain:
+    return domain(disks=disks, override=Override(exclude=tuple(exclude.split())))
+
+
+def test_what_is_saved_tells_of_which_moment_and_how_consistent_it_is_and_nothing_stays(
+    make: MakeNode,
+) -> None:
+    node = make(with_disks(ROOT, DATA))
+    result = node.back_up()
+    assert (result.status, result.reason, result.consistency) == (Status.SAVED, "", Consistency.FILESYSTEM)
+    assert [image.image for image in result.images] == ["vms/root", "vms/data"]
+    (point,) = node.output.points
+    assert (point.run, point.domain, point.consistency) == (RUN, with_disks(ROOT, DATA), result.consistency)
+    assert point.definition == Definition("<domain>web</domain>")
+    assert 0 < result.seconds < 10
+    assert abs((datetime.now(timezone.utc) - point.taken).total_seconds()) < 10
+    assert point.frozen_seconds == result.frozen_seconds > 0
+    assert result.taken == point.taken
+    assert result.frozen_at
+    assert result.frozen_at < point.taken < result.frozen_at + timedelta(seconds=result.frozen_seconds)
+    assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}
+    (text,) = node.recorder.told(Level.INFO)
+    assert text.startswith("2 snapshots made, filesystem, stood still for ")
+
+
+def test_what_fails_after_its_snapshots_still_tells_how_long_the_guest_stood_still(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make(domain())
+
+    def fail(*_: object) -> None:
+        raise BackupError("the repository is full")
+
+    monkeypatch.setattr(node.output, "save", fail)
+    result = node.back_up()
+    assert (result.status, result.consistency, result.taken) == (Status.FAILED, None, None)
+    assert result.frozen_at
+    assert result.frozen_seconds > 0
+
+
+def test_what_killed_runs_left_is_counted(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA))
+    node.cluster.snapshots["vms/data"] |= {f"{OURS}{run}" for run in ("a", "b")}
+    assert [node.back_up().leftovers for _ in range(2)] == [2, 0]
+
+
+def test_the_domain_s_own_freeze_counts(make: MakeNode) -> None:
+    node = make(domain(override=Override(freeze="never")))
+    assert node.back_up(freeze="required").consistency is Consistency.PAUSED
+    assert node.hypervisor.asked == ["pause", "resume"]
+
+
+def test_what_the_domain_excludes_gets_no_snapshot_and_the_restore_point_says_so(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA, broken_disk("vdc"), exclude="vdb vdc"))
+    assert node.back_up().status is Status.SAVED
+    assert node.output.saved == {"vda": "vms/root"}
+    told = [disk.not_covered for disk in node.output.points[0].domain.disks]
+    assert told == ["", "excluded in its metadata", "excluded in its metadata"]
+
+
+def test_an_image_of_two_disks_is_saved_once(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, rbd_disk("vdb", "vms/root")))
+    node.cluster.watching = {"vms/root": 2}
+    assert node.back_up().consistency is Consistency.FILESYSTEM
+    assert node.output.saved == {"vda": "vms/root"}
+
+
+UNFIT = {
+    "an image that can't be saved": (
+        with_disks(ROOT, broken_disk("vdb", "vms/x")),
+        "disk vdb (vms/x) can't be saved: a partition of an RBD image",
+    ),
+    "a disk elsewhere": (
+        with_disks(ROOT, foreign_disk("vdb", "/x")),
+        "disk vdb (/x) can't be saved: no RBD image (file) (UNCOVERED_DISKS)",
+    ),
+    "a problem": (
+        domain(problem=BackupError("no valid metadata", "see virsh metadata")),
+        "no valid metadata",
+    ),
+    "busy": (
+        domain(state=State.BUSY),
+        "the domain is starting, stopping or migrating, or another job is at work on it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_domain_that_can_t_be_saved_as_a_whole_fails_before_anything_is_touched(
+    make: MakeNode, case: str
+) -> None:
+    unfit, message = UNFIT[case]
+    node = make(unfit)
+    result = node.back_up(uncovered_disks="fail")
+    assert (result.status, result.reason) == (Status.FAILED, message)
+    assert result.hint
+    node.assert_untouched()
+
+
+def test_a_disk_elsewhere_keeps_the_others_from_nothing_unless_that_is_wanted(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, foreign_disk()))
+    assert node.back_up().status is Status.SAVED
+    assert node.output.saved == {"vda": "vms/root"}
+
+
+def test_a_domain_that_has_lost_its_images_since_it_was_listed_fails(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA))
+    result = node.back_up(exclude_images=["*"])
+    assert (result.status, result.reason) == (
+        Status.FAILED,
+        "the domain no longer has an RBD image to back up",
+    )
+    assert node.hypervisor.asked == []
+
+
+def test_disks_that_change_under_the_job_fail_it_before_the_guest_is_held(make: MakeNode) -> None:
+    node = make(with_disks(ROOT))
+    node.hypervisor.then = with_disks(ROOT, DATA)
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, CHANGED)
+    assert node.hypervisor.asked == []
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "reason"),
+    [
+        (State.BUSY, Status.FAILED, "the domain is starting, stopping or migrating"),
+        (State.ELSEWHERE, Status.SKIPPED, "the domain migrated to another node"),
+    ],
+)
+def test_a_domain_that_is_on_its_way_by_the_time_that_it_is_locked_is_left_alone(
+    make: MakeNode, state: State, status: Status, reason: str
+) -> None:
+    node = make(domain())
+    node.hypervisor.then = domain(state=state)
+    result = node.back_up()
+    assert result.status is status
+    assert result.reason.startswith(reason)
+    assert (node.hypervisor.asked, node.output.points) == ([], [])
+
+
+def test_a_request_to_stop_is_heard_before_the_guest_is_held(make: MakeNode) -> None:
+    node = make(domain())
+    node.stop.request(Interrupted("interrupted", 15))
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "interrupted")
+    assert node.hypervisor.asked == []
+
+
+def test_a_domain_that_did_not_have_to_stand_still_is_not_said_to_have(make: MakeNode) -> None:
+    node = make(domain(state=State.SHUT_OFF))
+    result = node.back_up()
+    assert (result.frozen_seconds, result.frozen_at) == (0, None)
+    assert node.recorder.told(Level.INFO) == ["1 snapshot made, offline"]
+
+
+def test_metadata_that_changes_under_the_job_fails_it_too(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA, exclude="vdb"))
+    node.hypervisor.then = with_disks(ROOT, DATA)
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, CHANGED)
+    assert (node.hypervisor.asked, node.output.points) == ([], [])
+
+
+def test_an_image_that_others_have_open_too_is_only_crash_consistent(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA))
+    node.cluster.watching = {"vms/root": 2, "vms/data": 1}
+    assert node.back_up().consistency is Consistency.CRASH
+    assert node.output.points[0].consistency is Consistency.CRASH
+    question = "is it shared, or does the domain run elsewhere?"
+    assert node.recorder.told(Level.WARNING) == [f"vms/root is in use by others too: {question}"]
+
+
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED])
+def test_a_domain_that_is_shut_off_should_have_its_images_open_nowhere(make: MakeNode, state: State) -> None:
+    node = make(domain(state=state, disks=(ROOT, DATA)))
+    node.cluster.watching = {"vms/root": 1, "vms/data": 1}
+    assert node.back_up().consistency is Consistency.CRASH
+    (warning,) = node.recorder.told(Level.WARNING)
+    assert warning.startswith("vms/root, vms/data are in use by others too: ")
+
+
+def test_images_that_others_have_open_can_t_be_frozen_where_that_is_required(make: MakeNode) -> None:
+    node = make(with_disks(ROOT))
+    node.cluster.watching = {"vms/root": 2}
+    result = node.back_up(freeze="required")
+    assert (result.status, node.hypervisor.asked) == (Status.FAILED, [])
+    assert result.reason.startswith("vms/root is in use by others too: ")
+
+
+def test_no_lock_is_taken_beside_an_image_that_the_settings_exclude(make: MakeNode) -> None:
+    """There the domain's user may have no leave to write."""
+    node = make(domain(disks=[rbd_disk("vda", "golden/base"), rbd_disk("vdb", "vms/data")]))
+    taken: list[str] = []
+    lock = node.cluster.lock
+
+    def noted(image: Image, *rest: Any) -> None:
+        taken.append(image.pool)
+        lock(image, *rest)
+
+    node.cluster.lock = noted  # type: ignore[method-assign, assignment]
+    assert node.back_up(exclude_images=["golden/*"]).status is Status.SAVED
+    assert set(taken) == {"vms"}
+    assert [point.locks for point in node.output.points] == [(f"{FSID}/vms/",)]
+
+
+def test_with_min_age_a_domain_that_runs_elsewhere_is_left_to_that_node(make: MakeNode) -> None:
+    node = make(domain(state=State.SHUT_OFF, disks=(ROOT,)))
+    node.cluster.watching = {"vms/root": 1}
+    result = node.back_up(min_age=3600)
+    assert (result.status, node.output.points) == (Status.SKIPPED, [])
+    assert result.reason.startswith("vms/root is in use by others too: ")
+
+
+def test_what_a_killed_run_left_is_removed_on_the_way(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA))
+    node.cluster.snapshots["vms/data"].add(f"{OURS}20230101T000000Z-efgh")
+    assert node.back_up().status is Status.SAVED
+    assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}
+
+
+def test_a_snapshot_that_can_t_be_removed_is_a_failure_of_what_is_saved(make: MakeNode) -> None:
+    node = make(with_disks(ROOT, DATA))
+    node.cluster.failing = {("remove", "vms/data")}
+    result = node.back_up()
+    assert result.status is Status.FAILED
+    assert result.reason.startswith(f"saved, but cannot remove snapshot {OURS}{RUN} of image vms/data")
+    assert len(result.images) == 2
+
+
+def test_a_domain_that_another_run_is_at_fails(make: MakeNode) -> None:
+    node = make(with_disks(ROOT))
+    node.cluster.locks[LOCK] = "another node"
+    result = node.back_up()
+    assert (result.status, result.reason) == (
+        Status.FAILED,
+        "another run backs up this domain, maybe on another node",
+    )
+    assert "rados --pool vms" in result.hint
+    assert (node.hypervisor.asked, node.output.asked_for) == ([], [])
+
+
+class LosingLock(PaperOutput):
+    """Reports each image as saved, once what is to happen before that has happened."""
+
+    before: Callable[[], None]
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        images = super().save(point, sources, job)
+        self.before()
+        for source, saved in zip(sources, images):
+            job.image_saved(source, saved)
+        return images
+
+
+def test_a_lock_that_has_expired_is_waited_for_before_a_snapshot_goes(make: MakeNode) -> None:
+    node = make(domain())
+    node.output = output = LosingLock(node)
+    renewed = threading.Event()
+
+    def expire() -> None:
+        node.stop.lease_until(time.monotonic() - 1, grace=60)
+        threading.Timer(0.3, renew).start()
+
+    def renew() -> None:
+        assert node.ours("vms/web-root"), "removed without the lock"
+        renewed.set()
+        node.stop.lease_until(time.monotonic() + 60)
+
+    output.before = expire
+    assert node.back_up().status is Status.SAVED
+    assert renewed.is_set()
+
+
+def test_a_lock_that_is_lost_before_a_snapshot_goes_is_tried_again(make: MakeNode) -> None:
+    node = make(domain())
+    node.output = output = LosingLock(node)
+    output.before = lambda: node.stop.lease_until(time.monotonic() - 60, grace=1)
+    result = node.back_up()
+    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert result.reason == "the domain's lock could not be renewed in time"
+
+
+def test_no_guest_is_held_without_a_lock_that_is_valid_now(make: MakeNode) -> None:
+    node = make(domain())
+    node.cluster.retry = CephRetry(60)
+
+    def expire(*_: object) -> None:  # while it is frozen
+        node.stop.lease_until(time.monotonic() - 1, grace=60)
+
+    node.hypervisor.freeze = _also(node.hypervisor.freeze, expire)  # type: ignore[method-assign]
+    result = node.back_up()
+    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert result.reason == "the domain's lock has expired and is not renewed yet"
+    assert node.cluster.snapshots == {"vms/web-root": {"foreign"}}
+
+
+def _also(call: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:
+    def both(*arguments: Any) -> Any:
+        result = call(*arguments)
+        then()
+        return result
+
+    return both

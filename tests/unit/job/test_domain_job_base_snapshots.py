@@ -1,0 +1,290 @@
+"""backup/job/domain_job.py with an output that reads only what has changed: what is kept, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Callable, Optional
+
+import pytest
+
+from backup.errors import BackupError, Interrupted, NotNow
+from backup.job.domain_job import DomainJob, JobOrder
+from backup.model import (
+    Consistency,
+    Definition,
+    HeldPoint,
+    Image,
+    Level,
+    Phase,
+    PointId,
+    RestorePoint,
+    SavedDomain,
+    SavedImage,
+    SnapshotId,
+    Status,
+)
+from backup.protocols import Job, SnapshotSource
+
+from ..paper_node import PaperNode, PaperOutput
+from ..samples import FSID, LAYOUT, RUN, TAKEN, URI, UUID, domain, held_point, rbd_disk, settings
+
+BEFORE = "20230101T000000Z-efgh"
+OWNED, KEPT = f"virt-rbd-backup.{UUID}.", f"virt-rbd-backup.kept.{UUID}."
+IMAGES = ("vms/root", "vms/data")
+
+
+class KeepingOutput(PaperOutput):
+    """Reads only what has changed since snapshot 7 of each image, which the run BEFORE has saved."""
+
+    keeps_snapshots = True
+    bases: Sequence[str] = ()  # names of the snapshots that were built on, "" for none
+    there: Sequence[set[str]] = ()  # what there was while it saved
+    known: Sequence[HeldPoint] = ()
+    error: BackupError | None = None
+
+    def base(
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> Optional[SavedDomain]:
+        self.known = known
+        if BEFORE not in runs:
+            return None
+        images = tuple(
+            SavedImage(target, name, 1, 1, 1, 0.1, "id", LAYOUT, source=SnapshotId(FSID, f"id of {name}", 7))
+            for target, name in zip(("vda", "vdb"), IMAGES)
+        )
+        checksums = {"vda": b"", "vdb": b""}
+        point = PointId(BEFORE, uuid)
+        return SavedDomain(
+            point, "web", TAKEN, Consistency.CRASH, images, (), Definition(""), checksums, checksums
+        )
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        self.bases = [source.base.snapshot if source.base else "" for source in sources]
+        self.there = [self.node.ours(name) for name in IMAGES]
+        images = super().save(point, sources, job)
+        for source, image in zip(sources, images):
+            job.image_saved(source, image)
+        if self.error:
+            raise self.error
+        return images
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperNode:
+    disks = [rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")]
+    node = PaperNode(tmp_path, monkeypatch, domain(disks=disks))
+    node.output = KeepingOutput(node)
+    return node
+
+
+def keeping(node: PaperNode) -> KeepingOutput:
+    assert isinstance(node.output, KeepingOutput)
+    return node.output
+
+
+def add(node: PaperNode, name: str, number: int = 7) -> None:
+    for image in IMAGES:
+        node.cluster.snapshots[image].add(name)
+        node.cluster.numbers[(image, name)] = number
+
+
+def left(node: PaperNode) -> list[set[str]]:
+    return [node.ours(name) for name in IMAGES]
+
+
+def test_the_first_run_builds_on_nothing_and_keeps_its_snapshots(node: PaperNode) -> None:
+    assert node.back_up().status is Status.SAVED
+    assert keeping(node).bases == ["", ""]
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+    assert all("foreign" in names for names in node.cluster.snapshots.values())
+
+
+@pytest.mark.parametrize("prefix", [KEPT, OWNED], ids=["kept", "left by a run that was killed at its end"])
+def test_the_next_run_builds_on_them_and_keeps_its_own_alone(node: PaperNode, prefix: str) -> None:
+    add(node, f"{prefix}{BEFORE}")
+    assert node.back_up().status is Status.SAVED
+    assert keeping(node).bases == [f"{prefix}{BEFORE}"] * 2
+    assert keeping(node).there == [{f"{prefix}{BEFORE}", f"{OWNED}{RUN}"}] * 2
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+
+
+def test_a_backup_that_fails_leaves_what_the_next_one_builds_on(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    keeping(node).error = BackupError("restic failed")
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "restic failed")
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_what_no_restore_point_is_of_goes_before_anything_is_saved(node: PaperNode) -> None:
+    add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
+    node.back_up()
+    assert keeping(node).there == [{f"{OWNED}{RUN}"}] * 2
+
+
+def test_who_asks_the_output_for_the_base_of_a_leftover_gets_the_time_that_the_output_may_take(
+    node: PaperNode,
+) -> None:
+    add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
+    node.back_up(output_stall_timeout=10_000)
+    limits = [limit for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE]
+    assert limits[-1] > 20_000 > limits[0]
+    node.recorder.phases.clear()
+    node.back_up(output_stall_timeout=10_000)  # only what was kept, and that is no leftover
+    assert [limit > 20_000 for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE] == [False]
+
+
+def test_a_snapshot_that_can_t_be_renamed_is_a_failure_of_what_is_saved_and_a_base_all_the_same(
+    node: PaperNode,
+) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    node.cluster.failing = {("rename", "vms/data")}
+    result = node.back_up()
+    assert result.status is Status.FAILED
+    assert result.reason.startswith(f"saved, but cannot rename snapshot {OWNED}{RUN} of image vms/data")
+    assert left(node) == [{f"{KEPT}{RUN}"}, {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}]
+
+
+def test_an_output_that_reads_everything_touches_nothing_that_is_kept(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    node.output = PaperOutput(node)
+    assert node.back_up().status is Status.SAVED
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_the_output_is_told_what_the_run_has_listed(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    known = [held_point(BEFORE, manifest_id="manifest")]
+    node.back_up(known=known)
+    assert keeping(node).known == known
+
+
+def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    node.cluster.ids = {"vms/root": "id of another"}
+    node.back_up()
+    assert keeping(node).bases == ["", f"{KEPT}{BEFORE}"]
+
+
+def test_a_damaged_previous_backup_is_a_warning_of_its_domain(node: PaperNode) -> None:
+    class Damaged(KeepingOutput):
+        def base(
+            self,
+            uuid: str,
+            runs: Collection[str],
+            known: Sequence[HeldPoint],
+            check_stop: Callable[[], None],
+            warn: Callable[[str], None] = lambda _: None,
+        ) -> Optional[SavedDomain]:
+            warn("the restore point is damaged")
+            return None
+
+    add(node, f"{KEPT}{BEFORE}")
+    node.output = Damaged(node)
+    assert node.back_up().status is Status.SAVED
+    assert (Level.WARNING, "web", "the restore point is damaged") in node.recorder.messages
+
+
+def test_the_attempt_is_in_the_restore_point(node: PaperNode) -> None:
+    node.back_up()
+    order = JobOrder(RUN, "web", UUID, URI, attempt=2)
+    DomainJob(order, settings(runtime_dir=str(node.directory)), node.output, node.recorder, node.stop).run()
+    assert [point.attempt for point in node.output.points] == [1, 2]
+
+
+def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new(node: PaperNode) -> None:
+    class Unreachable(KeepingOutput):
+        def base(
+            self,
+            uuid: str,
+            runs: Collection[str],
+            known: Sequence[HeldPoint],
+            check_stop: Callable[[], None],
+            warn: Callable[[str], None] = lambda _: None,
+        ) -> Optional[SavedDomain]:
+            raise BackupError("restic snapshots failed")
+
+    add(node, f"{KEPT}{BEFORE}")
+    node.output = Unreachable(node)
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "restic snapshots failed")
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+def test_a_stop_that_comes_when_all_is_saved_keeps_no_snapshot_from_being_kept(node: PaperNode) -> None:
+    class Stopping(KeepingOutput):
+        def save(
+            self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+        ) -> tuple[SavedImage, ...]:
+            images = super().save(point, sources, job)
+            node.stop.request(Interrupted("interrupted", 15))
+            return images
+
+    node.output = Stopping(node)
+    assert node.back_up().status is Status.SAVED
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+
+
+def test_without_the_lock_no_snapshot_is_kept_or_removed_that_the_next_run_could_build_on(
+    node: PaperNode,
+) -> None:
+    class Losing(KeepingOutput):
+        def save(
+            self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+        ) -> tuple[SavedImage, ...]:
+            images = super().save(point, sources, job)
+            node.stop.request(NotNow("lost the domain's lock"))
+            node.stop.lease_until(-math.inf)
+            return images
+
+    node.output = Losing(node)
+    add(node, f"{KEPT}{BEFORE}")
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.FAILED, "saved, but lost the domain's lock")
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
+
+
+THEIRS = f"{OWNED}20240204T000000Z-elsewhere"
+
+
+def losing_the_lock(node: PaperNode, at: int) -> None:
+    """Have the listing of this number take so long that another node has the lock after it."""
+    names, asked = node.cluster.snapshot_names, iter(range(1, 1000))
+
+    def slow(image: Image) -> list[str]:
+        if next(asked) == at:
+            node.stop.request(NotNow("lost the domain's lock"))
+            node.stop.lease_until(-math.inf)
+            for known in IMAGES:
+                node.cluster.snapshots[known].add(THEIRS)
+        return names(image)
+
+    node.cluster.snapshot_names = slow  # type: ignore[method-assign]
+
+
+def test_whenever_the_lock_is_lost_the_snapshot_of_who_has_it_then_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 100):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        node = PaperNode(
+            directory, monkeypatch, domain(disks=[rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")])
+        )
+        node.output = KeepingOutput(node)
+        add(node, f"{OWNED}{BEFORE}")
+        losing_the_lock(node, number)
+        result = node.back_up()
+        if not node.stop.requested:
+            break
+        assert all(THEIRS in names for names in left(node)), f"listing {number}: {result}"
+    assert number > 6

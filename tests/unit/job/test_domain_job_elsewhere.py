@@ -1,0 +1,118 @@
+"""job/domain_job.py: domains that moved to another libvirt meanwhile, or that another node has just saved."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from backup.model import Level, State, Status
+
+from ..paper_node import LOCK, PaperNode
+from ..samples import OTHER_URI, URI, UUID, domain
+
+THIRD_URI = "qemu+ssh://node3/system"
+MakeNode = Callable[..., PaperNode]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeNode:
+    """Make a node that knows the given domains."""
+    return lambda *domains: PaperNode(tmp_path, monkeypatch, *domains)
+
+
+@pytest.fixture
+def node(make: MakeNode) -> PaperNode:
+    """A node whose two libvirts both know the domain."""
+    return make(domain(), domain(uri=OTHER_URI))
+
+
+def saved_at(node: PaperNode) -> list[str]:
+    return [point.domain.uri for point in node.output.points]
+
+
+def test_a_domain_is_saved_where_it_was_listed_and_no_other_libvirt_is_asked(node: PaperNode) -> None:
+    assert node.back_up(uri=OTHER_URI).status is Status.SAVED
+    assert (saved_at(node), node.connected) == ([OTHER_URI], [OTHER_URI])
+
+
+def test_a_domain_that_migrated_since_it_was_listed_is_saved_where_it_is_now(node: PaperNode) -> None:
+    node.hypervisor.listed = domain(state=State.ELSEWHERE)
+    assert node.back_up().status is Status.SAVED
+    assert (saved_at(node), node.connected) == ([OTHER_URI], [URI, OTHER_URI])
+
+
+def test_a_domain_that_was_undefined_as_it_migrated_is_found_too(node: PaperNode) -> None:
+    node.hypervisor.gone = True
+    assert node.back_up().status is Status.SAVED
+    assert saved_at(node) == [OTHER_URI]
+
+
+def test_the_libvirt_that_listed_it_is_asked_even_if_it_is_no_longer_configured(node: PaperNode) -> None:
+    assert node.back_up(uri=OTHER_URI, libvirt_uri=URI).status is Status.SAVED
+    assert saved_at(node) == [OTHER_URI]
+
+
+def test_a_domain_that_is_nowhere_any_more_is_skipped(node: PaperNode) -> None:
+    for hypervisor in node.hypervisors.values():
+        hypervisor.gone = True
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.SKIPPED, "the domain is no longer defined")
+    node.assert_untouched()
+    assert all(hypervisor.closed for hypervisor in node.hypervisors.values())
+
+
+def test_a_domain_that_migrated_to_a_node_of_no_concern_is_skipped(node: PaperNode) -> None:
+    node.hypervisor.listed = domain(state=State.ELSEWHERE)
+    node.hypervisors[OTHER_URI].gone = True
+    result = node.back_up()
+    assert (result.status, result.reason) == (Status.SKIPPED, "the domain migrated to another node")
+
+
+def test_a_domain_that_may_be_where_nobody_answers_fails(make: MakeNode) -> None:
+    node = make(domain(state=State.ELSEWHERE))
+    result = node.back_up()
+    assert (result.status, result.reason) == (
+        Status.FAILED,
+        f"cannot connect to libvirt at {OTHER_URI}: no route to host",
+    )
+
+
+def test_a_libvirt_that_does_not_answer_hides_no_other_one(make: MakeNode) -> None:
+    node = make(domain(state=State.ELSEWHERE), domain(uri=THIRD_URI))
+    result = node.back_up(libvirt_uri=[URI, OTHER_URI, THIRD_URI])
+    assert (result.status, saved_at(node)) == (Status.SAVED, [THIRD_URI])
+
+
+def test_a_domain_that_was_saved_less_than_min_age_ago_is_skipped_under_its_lock(node: PaperNode) -> None:
+    node.output.age = 3500
+    result = node.back_up(min_age=3600)
+    assert result.status is Status.SKIPPED
+    assert re.fullmatch(r"saved already at \d{4}(-\d\d){2} \d\d(:\d\d){2} UTC \(MIN_AGE\)", result.reason)
+    assert node.output.asked_for == [UUID]
+    assert (node.hypervisor.asked, node.output.points) == ([], [])
+    assert node.recorder.told(Level.ERROR) == []
+
+
+@pytest.mark.parametrize("age", [3700, None], ids=["older", "never saved"])
+def test_a_domain_that_was_saved_longer_ago_or_never_is_saved(node: PaperNode, age: float | None) -> None:
+    node.output.age = age
+    assert node.back_up(min_age=3600).status is Status.SAVED
+
+
+def test_without_min_age_the_output_is_not_even_asked(node: PaperNode) -> None:
+    node.output.age = 1
+    assert node.back_up().status is Status.SAVED
+    assert node.output.asked_for == []
+
+
+def test_with_min_age_a_domain_that_another_run_is_at_is_skipped(node: PaperNode) -> None:
+    node.cluster.locks[LOCK] = "another node"
+    result = node.back_up(min_age=3600)
+    assert (result.status, result.reason) == (
+        Status.SKIPPED,
+        "another run backs up this domain, maybe on another node",
+    )
+    assert (node.hypervisor.asked, node.output.points) == ([], [])

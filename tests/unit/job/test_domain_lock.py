@@ -1,0 +1,212 @@
+"""backup/job/domain_lock.py: two nodes never back up the same domain at once."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import pytest
+
+from backup.ceph.cluster import Claim
+from backup.ceph.errors import LockHeld
+from backup.ceph.retry import CephRetry
+from backup.errors import BackupError, NotNow
+from backup.job.domain_lock import DomainLock, lock_at, lock_of
+from backup.model import ClusterAddress, Level, Override
+from backup.system.stop_request import StopRequest
+
+from ..paper_cluster import PaperCluster, PaperClusters
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import FSID, UUID, domain, rbd_disk
+from ..waiting import wait_until
+
+NAME = f"virt-rbd-backup.lock.{UUID}"
+OTHER = ClusterAddress(("ceph2",))
+
+
+@pytest.fixture
+def cluster() -> PaperCluster:
+    return PaperCluster()
+
+
+@pytest.fixture
+def stop() -> StopRequest:
+    return StopRequest()
+
+
+def lock(cluster: PaperCluster, duration: float = 3600) -> DomainLock:
+    seconds: int = duration  # type: ignore[assignment]  # below a second, for the test's sake
+    return lock_of(domain(), PaperClusters(cluster), seconds)
+
+
+def held(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, duration: float = 3600
+) -> AbstractContextManager[None]:
+    return lock(cluster, duration).held(stop, recorder, "web")
+
+
+def test_the_lock_is_in_every_place_where_the_domain_has_an_image(cluster: PaperCluster) -> None:
+    disks = (
+        *(rbd_disk("vda", "vms/web-root"), rbd_disk("vdb", "ssd/ns/web"), rbd_disk("vdc", "vms/web-data")),
+        *(rbd_disk("vdd", "hdd/web", address=OTHER), rbd_disk("vde", "scratch/web")),
+    )
+    excluding = domain(disks=disks, override=Override(exclude=("vde",)))
+    clusters = PaperClusters(cluster, {OTHER: PaperCluster("0-fsid")})
+    assert lock_of(excluding, clusters, 60).places == ("0-fsid/hdd/", f"{FSID}/ssd/ns", f"{FSID}/vms/")
+    with raises("the domain has no RBD image"):
+        lock_of(replace(domain(), disks=()), PaperClusters(cluster), 60)
+
+
+def test_a_renewal_that_hangs_for_longer_than_the_lock_lasts_ends_the_job(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=0.05):
+        cluster.claim_hangs.set()
+        time.sleep(0.06)  # what is tested is the time itself
+        with raises("the domain's lock could not be renewed in time"):
+            stop.check()
+        cluster.go_on.set()
+
+
+def test_the_lock_is_held_during_the_block_and_gone_after_it(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    assert not lock(cluster).exists()
+    with held(cluster, stop, recorder):
+        assert set(cluster.locks) == {NAME}
+        assert lock(cluster).exists()
+    assert cluster.locks == {}
+
+
+def test_a_second_run_is_refused_and_leaves_the_first_one_its_lock(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder):
+        before = dict(cluster.locks)
+        message = "another run backs up this domain, maybe on another node"
+        with raises(message, LockHeld) as caught, held(cluster, stop, recorder):
+            raise AssertionError("the block must not begin")
+        assert NAME in caught.value.hint
+        assert cluster.locks == before
+
+
+def test_the_lock_is_renewed_as_long_as_the_block_lasts(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=0.03):
+        wait_until(lambda: cluster.claims.count(Claim.KEEP) >= 3, 5, "three renewals")
+    assert not stop.requested
+
+
+def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=0.03):
+        cluster.locks[NAME] = "another node"
+        wait_until(lambda: stop.requested and not stop.leased, 5, "the stop is requested")
+    with raises(f"lost the domain's lock: the lock {NAME} beside image vms/web-root is held") as caught:
+        stop.check()
+    assert caught.value.passing, "the run tries the domain again"
+    assert cluster.locks == {NAME: "another node"}
+
+
+def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=3):
+        assert stop.leased
+        cluster.locks[NAME] = "another node"
+        wait_until(lambda: not stop.leased, 2, "the renewal after a third of it")
+
+
+def test_a_lock_that_another_had_and_gave_back_is_lost_too(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder, duration=0.03):
+        cluster.tokens[NAME] = "another node"
+        del cluster.locks[NAME]
+        wait_until(lambda: stop.requested, 5, "the stop is requested")
+    with pytest.raises(NotNow, match=r"lost the domain's lock: .* has expired, and was another's since"):
+        stop.check()
+    assert cluster.locks == {}
+
+
+def test_a_renewal_that_times_out_is_retried_and_the_lock_taken_again_where_it_has_expired(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    cluster.retry = CephRetry(limit=60)
+    with held(cluster, stop, recorder, duration=0.03):
+        cluster.unreachable = True
+        wait_until(lambda: not stop.leased, 5, "the lock may have expired")
+        cluster.locks.clear()  # it has
+        stop.check()  # and the job goes on
+        with raises("the domain's lock has expired and is not renewed yet") as caught:
+            stop.check_leased()
+        assert caught.value.passing
+        cluster.unreachable = False
+        wait_until(lambda: stop.leased, 5, "it is taken again")
+        assert set(cluster.locks) == {NAME}
+        wait_until(lambda: recorder.told(Level.INFO), 5, "that is reported")
+    (warning,) = recorder.told(Level.WARNING)
+    assert warning == (
+        "cannot renew the domain's lock: connection timed out; retrying for up to 60 s (CEPH_STALL_TIMEOUT)"
+    )
+    assert recorder.told(Level.INFO) == ["the domain's lock is renewed again"]
+    assert cluster.locks == {}
+
+
+def test_a_lock_that_can_t_be_renewed_for_so_long_ends_the_job(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    cluster.retry = CephRetry(limit=0.1)
+    with held(cluster, stop, recorder, duration=0.03):
+        cluster.unreachable = True
+        wait_until(lambda: stop.requested, 5, "the stop is requested")
+        cluster.unreachable = False
+    with pytest.raises(NotNow, match="lost the domain's lock: connection timed out"):
+        stop.check()
+
+
+def test_of_two_places_both_are_locked_or_none(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    other = PaperCluster("9-fsid")  # sorts last: it is taken last
+    disks = (rbd_disk(address=OTHER), rbd_disk("vdb"))
+    both = lock_of(domain(disks=disks), PaperClusters(cluster, {OTHER: other}), 3600)
+    with both.held(stop, recorder, "web"):
+        assert set(cluster.locks) == set(other.locks) == {NAME}
+        assert both.exists()
+    assert cluster.locks == other.locks == {}
+    other.locks[NAME] = "another node"
+    message = "another run backs up this domain, maybe on another node"
+    with raises(message, LockHeld), both.held(stop, recorder, "web"):
+        raise AssertionError("the block must not begin")
+    assert (cluster.locks, other.locks) == ({}, {NAME: "another node"})
+
+
+def test_the_lock_of_a_domain_without_a_definition_is_had_by_its_place(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    lock = lock_at(cluster, "ssd", "ns", UUID, 60)
+    assert lock.places == (f"{FSID}/ssd/ns",)
+    with lock.held(stop, recorder, "web"):
+        assert set(cluster.locks) == {NAME}
+
+
+def test_a_lock_that_has_expired_with_nobody_else_s_in_its_place_leaves_nothing(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with held(cluster, stop, recorder):
+        cluster.locks.clear()
+    assert (cluster.locks, recorder.messages) == ({}, [])
+
+
+def test_the_block_s_error_survives_a_release_that_fails_too(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with raises("restic failed"), held(cluster, stop, recorder):
+        cluster.unreachable = True
+        raise BackupError("restic failed")
+    assert [text for _, _, text in recorder.messages] == ["connection timed out (hint: are the monitors up?)"]

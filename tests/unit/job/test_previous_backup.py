@@ -1,0 +1,348 @@
+"""job/previous_backup.py, snapshots.py: what a run keeps, the next one builds on if it is the right one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Callable, Optional
+
+import pytest
+
+from backup.errors import BackupError
+from backup.job.previous_backup import Bases
+from backup.job.snapshots import (
+    DiskSnapshot,
+    DomainSnapshots,
+    gone_afterwards,
+    kept_prefix,
+    kept_snapshots,
+    owned_prefix,
+    prepared,
+    remove_leftovers,
+    run_of,
+)
+from backup.model import (
+    Consistency,
+    Definition,
+    Disk,
+    Domain,
+    HeldPoint,
+    Level,
+    PointId,
+    SavedDomain,
+    SavedImage,
+    SnapshotId,
+)
+from backup.restore_point.checksums import Checksums
+from backup.system.concurrency_limit import Slots
+
+from ..jobs_on_paper import NoOutput
+from ..paper_cluster import PaperCluster, PaperClusters
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import FSID, LAYOUT, OTHER_UUID, RUN, TAKEN, UUID, domain, held_point, image, rbd_disk
+
+BEFORE, EARLIER = "20240102T000000Z-bbbb", "20240101T000000Z-aaaa"
+KEPT = f"virt-rbd-backup.kept.{UUID}."
+OWNED = f"virt-rbd-backup.{UUID}."
+IMAGES = ("vms/a", "vms/b")
+NO_LIMIT = Slots("/nowhere", "deletion", 1)
+WEB = domain(disks=[rbd_disk("vda", "vms/a"), rbd_disk("vdb", "vms/b")])
+
+
+@pytest.fixture
+def cluster() -> PaperCluster:
+    cluster = PaperCluster()
+    cluster.snapshots = {name: {"before-upgrade"} for name in IMAGES}
+    return cluster
+
+
+def add(cluster: PaperCluster, name: str, number: int, *images: str) -> None:
+    """Add a snapshot of this name and id to images."""
+    for one in images or IMAGES:
+        cluster.snapshots[one].add(name)
+        cluster.numbers[(one, name)] = number
+
+
+def saved_image(target: str, number: int, **changes: object) -> SavedImage:
+    """Give an image of which snapshot `number` was saved."""
+    source = SnapshotId(FSID, f"id of vms/{target[-1]}", number)
+    one = SavedImage(target, f"vms/{target[-1]}", 100, 10, 10, 1.0, "0123abcd", LAYOUT, 10, source, 16 << 20)
+    return replace(one, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class KeepsPoints(NoOutput):
+    """An output that has restore points, the newest of which is asked for. Notes for which runs."""
+
+    images: Sequence[SavedImage] = ()
+    keeps_snapshots: bool = True
+    asked: list[tuple[str, set[str]]] = field(default_factory=list)
+    known: Sequence[HeldPoint] = ()
+
+    def base(
+        self,
+        uuid: str,
+        runs: Collection[str],
+        known: Sequence[HeldPoint],
+        check_stop: Callable[[], None],
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> Optional[SavedDomain]:
+        self.asked.append((uuid, {*runs}))
+        self.known = known
+        if not self.images:
+            return None
+        checksums = {one.target: f"checksums of {one.target}".encode() for one in self.images}
+        times = {one.target: f"times of {one.target}".encode() for one in self.images}
+        point, consistency = PointId(BEFORE, uuid), Consistency.CRASH
+        return SavedDomain(
+            point, "web", TAKEN, consistency, tuple(self.images), (), Definition(""), checksums, times
+        )
+
+
+def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
+    """Give the snapshots as a job has them, once their bases are known."""
+    with Bases(snapshots, of, output, (), lambda: None) as found:
+        return [replace(one, bases=found) for one in snapshots]
+
+
+def bases(
+    cluster: PaperCluster, output: KeepsPoints, of: Domain = WEB
+) -> Sequence[tuple[str, str, int] | None]:
+    """Tell on what each disk's backup builds: the snapshot, and what was saved of it."""
+    snapshots = based(prepared(of, PaperClusters(cluster), RUN), of, output)
+    found = [one.base for one in snapshots]
+    return [(one.snapshot, one.saved.target, one.saved.source.snapshot) if one else None for one in found]
+
+
+BOTH = [saved_image("vda", 7), saved_image("vdb", 8)]
+
+
+def test_each_disk_builds_on_the_snapshot_that_was_saved(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
+    add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
+    output = KeepsPoints(BOTH)
+    assert bases(cluster, output) == [(f"{KEPT}{BEFORE}", "vda", 7), (f"{KEPT}{BEFORE}", "vdb", 8)]
+    assert output.asked == [(UUID, {BEFORE})]
+
+
+def test_a_base_has_the_checksums_and_times_of_its_own_disk(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 8)
+    found = based(prepared(WEB, PaperClusters(cluster), RUN), WEB, KeepsPoints(BOTH))
+    assert [one.base is None for one in found] == [True, False]
+    base = found[1].base
+    assert base
+    assert base.checksums == Checksums(bytearray(b"checksums of vdb"))
+    assert base.times == b"times of vdb"
+
+
+def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_others(
+    cluster: PaperCluster,
+) -> None:
+    add(cluster, f"{KEPT}{EARLIER}", 5, "vms/a")
+    add(cluster, f"{OWNED}{BEFORE}", 6, "vms/b")
+    add(cluster, f"virt-rbd-backup.kept.{OTHER_UUID}.{RUN}", 9)
+    add(cluster, f"x{KEPT}{RUN}", 10)
+    output = KeepsPoints()
+    assert bases(cluster, output) == [None, None]
+    assert output.asked == [(UUID, {EARLIER, BEFORE})]
+
+
+def test_the_output_gets_what_the_run_has_listed(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    output, known = KeepsPoints(), [held_point(BEFORE, manifest_id="manifest")]
+    with Bases(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
+        pass
+    assert output.known == known
+
+
+def test_without_any_snapshot_the_output_is_not_even_asked(cluster: PaperCluster) -> None:
+    output = KeepsPoints(BOTH)
+    assert bases(cluster, output) == [None, None]
+    assert output.asked == []
+
+
+def test_one_whose_renaming_failed_or_was_never_begun_is_a_base_under_the_name_that_it_has(
+    cluster: PaperCluster,
+) -> None:
+    add(cluster, f"{KEPT}{EARLIER}", 5)
+    add(cluster, f"{OWNED}{BEFORE}", 7, "vms/a")
+    add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
+    found = bases(cluster, KeepsPoints(BOTH))
+    assert found == [(f"{OWNED}{BEFORE}", "vda", 7), (f"{KEPT}{BEFORE}", "vdb", 8)]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        SnapshotId("another cluster", "id of vms/a", 7),
+        SnapshotId(FSID, "id of another image", 7),
+        SnapshotId(FSID, "id of vms/a", 6),
+        SnapshotId(),
+    ],
+)
+def test_a_snapshot_of_the_right_name_that_is_another_is_no_base(
+    cluster: PaperCluster, other: SnapshotId
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    assert bases(cluster, KeepsPoints([saved_image("vda", 7, source=other)])) == [None, None]
+
+
+def test_an_image_that_was_renamed_is_the_same_and_one_that_was_made_anew_is_not(
+    cluster: PaperCluster,
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    cluster.ids = {"vms/a": "id of vms/renamed"}
+    renamed = saved_image("vda", 7, image="vms/renamed", source=SnapshotId(FSID, "id of vms/renamed", 7))
+    assert bases(cluster, KeepsPoints([renamed])) == [(f"{KEPT}{BEFORE}", "vda", 7), None]
+    cluster.ids = {"vms/a": "id of an image that was made anew"}
+    assert bases(cluster, KeepsPoints([saved_image("vda", 7)])) == [None, None]
+
+
+def test_what_was_saved_of_another_disk_is_no_base_even_of_the_same_image(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    moved = saved_image("vdz", 7, source=SnapshotId(FSID, "id of vms/a", 7))
+    assert bases(cluster, KeepsPoints([moved])) == [None, None]
+
+
+def test_a_disk_that_is_new_has_no_base_and_keeps_the_others_from_none(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
+    cluster.snapshots["vms/new"] = set()
+    of = domain(disks=[*WEB.disks, rbd_disk("vdc", "vms/new")])
+    assert bases(cluster, KeepsPoints(BOTH), of) == [(f"{KEPT}{BEFORE}", "vda", 7), None, None]
+
+
+def test_a_manifest_without_checksums_is_no_base(cluster: PaperCluster) -> None:
+    class ByAnotherVersion(KeepsPoints):
+        def base(
+            self,
+            uuid: str,
+            runs: Collection[str],
+            known: Sequence[HeldPoint],
+            check_stop: Callable[[], None],
+            warn: Callable[[str], None] = lambda _: None,
+        ) -> Optional[SavedDomain]:
+            found = super().base(uuid, runs, known, check_stop, warn)
+            assert found
+            return replace(found, checksums={})
+
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    assert bases(cluster, ByAnotherVersion(BOTH)) == [None, None]
+
+
+def test_an_image_of_the_old_format_is_known_by_its_name(cluster: PaperCluster) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    old = DiskSnapshot(WEB.disks[0], image("vms/a"), cluster, f"{OWNED}{RUN}")
+    saved = saved_image("vda", 7, source=SnapshotId(FSID, "a", 7))
+    (found,) = based([old], WEB, KeepsPoints([saved]))
+    assert found.base
+
+
+def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
+    add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
+    one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
+    snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
+    with Bases(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
+        found.remove_dropped(recorder)
+    assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
+
+
+def test_names_tell_the_run_and_whose_they_are() -> None:
+    assert (owned_prefix(UUID) + RUN, kept_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
+    assert run_of(f"{OWNED}{RUN}") == run_of(f"{KEPT}{RUN}") == RUN
+    assert not (kept_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
+
+
+def on_each(*names: str) -> dict[str, set[str]]:
+    return {one: {*names} for one in IMAGES}
+
+
+def made(cluster: PaperCluster) -> Sequence[DiskSnapshot]:
+    return [DiskSnapshot(Disk("vda", name), image(name), cluster, f"{OWNED}{RUN}") for name in IMAGES]
+
+
+def keep(cluster: PaperCluster, recorder: Recorder) -> None:
+    """Make the snapshots of a run, and keep them as a job does when all is saved."""
+    with gone_afterwards(made(cluster), NO_LIMIT, recorder, "web") as snapshots:
+        snapshots.create(5, lambda: None)
+        snapshots.keep(WEB)
+
+
+def ours(cluster: PaperCluster) -> dict[str, set[str]]:
+    return {name: names - {"before-upgrade"} for name, names in cluster.snapshots.items()}
+
+
+def test_what_is_kept_has_another_name_and_the_same_id_and_stays(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    keep(cluster, recorder)
+    assert ours(cluster) == on_each(f"{KEPT}{RUN}")
+    assert all("before-upgrade" in names for names in cluster.snapshots.values())
+    assert cluster.snapshot_ids(image("vms/a"))[f"{KEPT}{RUN}"] == cluster.numbers[("vms/a", f"{OWNED}{RUN}")]
+    assert kept_snapshots(cluster, image("vms/a"), WEB) == [f"{KEPT}{RUN}"]
+    assert recorder.messages == []
+
+
+def test_what_was_kept_before_is_removed_and_nothing_of_others(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    foreign = f"virt-rbd-backup.kept.{OTHER_UUID}.{BEFORE}"
+    for name in (f"{KEPT}{EARLIER}", f"{KEPT}{BEFORE}", f"{OWNED}{BEFORE}", foreign):
+        add(cluster, name, 1)
+    keep(cluster, recorder)
+    assert ours(cluster) == on_each(f"{KEPT}{RUN}", foreign)
+
+
+def test_one_that_can_t_be_renamed_stays_as_does_what_was_kept_before_and_that_is_an_error(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    cluster.failing = {("rename", "vms/a")}
+    with raises(f"cannot rename snapshot {OWNED}{RUN} of image vms/a: connection timed out"):
+        keep(cluster, recorder)
+    assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}, "vms/b": {f"{KEPT}{RUN}"}}
+
+
+def test_one_that_can_t_be_removed_is_an_error_and_the_new_one_is_kept(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    cluster.failing = {("remove", "vms/b")}
+    with raises(f"cannot remove snapshot {KEPT}{BEFORE} of image vms/b: connection timed out"):
+        keep(cluster, recorder)
+    assert ours(cluster) == {"vms/a": {f"{KEPT}{RUN}"}, "vms/b": {f"{KEPT}{BEFORE}", f"{KEPT}{RUN}"}}
+
+
+def test_if_the_backup_fails_the_new_ones_go_and_what_was_kept_stays(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    add(cluster, f"{KEPT}{BEFORE}", 7)
+    new = gone_afterwards(made(cluster), NO_LIMIT, recorder, "web")
+    with raises("restic failed"), new as snapshots:
+        snapshots.create(5, lambda: None)
+        raise BackupError("restic failed")
+    assert ours(cluster) == on_each(f"{KEPT}{BEFORE}")
+
+
+def test_leftovers_go_but_for_what_is_kept_and_what_is_built_on(
+    cluster: PaperCluster, recorder: Recorder
+) -> None:
+    for name in (f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}", f"{OWNED}{EARLIER}"):
+        add(cluster, name, 1)
+    remove_leftovers(cluster, image("vms/a"), WEB, recorder, spared={f"{OWNED}{BEFORE}"})
+    assert ours(cluster)["vms/a"] == {f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}"}
+    remove_leftovers(cluster, image("vms/a"), WEB, recorder, kept=True)
+    assert ours(cluster)["vms/a"] == set()
+    told = recorder.told(Level.WARNING)
+    assert f"removed snapshot {KEPT}{EARLIER} of vms/a that was kept" in told
+    assert f"removed snapshot {OWNED}{BEFORE} of vms/a that a killed run left" in told
+
+
+def test_nothing_is_kept_of_a_snapshot_that_was_never_made(cluster: PaperCluster) -> None:
+    snapshots = DomainSnapshots(made(cluster), NO_LIMIT)
+    snapshots.keep(WEB)
+    snapshots.remove()
+    assert ours(cluster) == on_each()

@@ -1,0 +1,272 @@
+"""backup/job/thaw.py: guests are thawed and resumed by their notes, for as long as it takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backup.hypervisor import connections
+from backup.hypervisor.errors import HypervisorError
+from backup.job import thaw
+from backup.job.freeze_notes import Hold, Journal, Note
+from backup.job.thaw import Thaws
+from backup.model import Level, State
+from backup.system.process_group import Life, kill, life_of, lives
+
+from ..paper_hypervisor import PaperHypervisor
+from ..recorder import Recorder
+from ..samples import OTHER_URI, OTHER_UUID, URI, UUID, domain, settings
+from ..waiting import wait_until
+
+FOR_EVER = 1_000_000
+
+
+class Node:
+    """A node with one domain that somebody else, who may be dead, has frozen or paused or is about to."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.journal = Journal(str(directory))
+        self.web = PaperHypervisor(domain(instance=7), self.journal)
+        self.reachable = {URI: self.web}
+        self.recorder = Recorder()
+        chosen = settings(runtime_dir=str(directory), freeze_timeout=30, libvirt_uri=[URI, OTHER_URI])
+        self.thaws = Thaws(chosen, self.recorder)
+
+    def connect(self, uri: str, *_: object) -> PaperHypervisor:
+        if uri not in self.reachable:
+            raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
+        return self.reachable[uri]
+
+    def note(self, hold: Hold, owner: Life, seconds: float = 30) -> Note:
+        """Note what the owner is about to do."""
+        note = self.journal.write(self.web.listed, hold, seconds)
+        self.journal._put(replace(note, owner=owner))
+        return note
+
+    def round(self) -> int:
+        return self.thaws.round(lambda note: True)
+
+    @property
+    def noted(self) -> bool:
+        return self.journal.holds(UUID)
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    node = Node(tmp_path)
+    for module in (thaw, connections):
+        monkeypatch.setattr(module, "Hypervisor", node.connect)
+    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(thaw, "LOOK_AGAIN", 0.001)
+    return node
+
+
+@pytest.fixture
+def dead() -> Life:
+    """Give a process that has ended."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        ended = life_of(process.pid)
+        process.kill()
+    return ended
+
+
+@pytest.fixture
+def alive() -> Iterator[Life]:
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
+        yield life_of(process.pid)
+        process.kill()
+
+
+def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Life) -> None:
+    node.note(Hold.FREEZE, dead)
+    assert node.round() == 1
+    assert node.web.asked == ["thaw"], "it found nothing frozen"
+    assert node.noted
+    node.web.frozen = True  # what the dead process had asked libvirt for
+    wait_for_its_turn()
+    assert node.round() == 0
+    assert node.web.moves
+    assert not node.noted
+
+
+def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: Life) -> None:
+    node.note(Hold.PAUSE, dead)
+    assert node.round() == 1
+    node.web.paused = True
+    wait_for_its_turn()
+    assert node.round() == 0
+    assert node.web.moves
+    assert not node.noted
+
+
+def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
+    node: Node, dead: Life
+) -> None:
+    node.note(Hold.FREEZE, dead, seconds=0)
+    assert node.round() == 0
+    assert not node.noted
+
+
+@pytest.mark.parametrize("hold", Hold)
+def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
+    node: Node, dead: Life, hold: Hold
+) -> None:
+    node.note(hold, dead)
+    node.web.listed = domain(instance=8)
+    node.web.failing_thaws = FOR_EVER
+    assert node.round() == 0
+    assert "resume" not in node.web.asked, "whoever paused it, it was not the note's owner"
+    assert not node.noted
+
+
+def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
+    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Hold.FREEZE, dead)
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.2)
+    node.web.failing_thaws = FOR_EVER
+    tried = []
+    for _ in range(2000):
+        before = len(node.web.asked)
+        assert node.round() == 1
+        if len(node.web.asked) > before:
+            tried.append(clock[0])
+        clock[0] += 0.1
+    pauses = [round(later - earlier, 1) for earlier, later in zip(tried, tried[1:])]
+    assert pauses[0] < pauses[3] < max(pauses) <= thaw.LAST_PAUSE + 0.2
+    assert sorted(pauses) == pauses
+    (told,) = node.recorder.told(Level.ERROR)
+    assert told.startswith("the guest may still be frozen: the guest agent does not answer (hint: virsh")
+    node.web.failing_thaws = 0
+    clock[0] += thaw.LAST_PAUSE
+    node.web.frozen = True
+    assert node.round() == 0
+    assert not node.noted
+
+
+def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(node: Node, dead: Life) -> None:
+    node.note(Hold.FREEZE, dead)
+    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.journal)
+    there.frozen = True
+    node.reachable[OTHER_URI] = there
+    node.web.listed = domain(state=State.ELSEWHERE)
+    assert node.round() == 0
+    assert (there.moves, node.noted) == (True, False)
+
+
+def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_more(
+    node: Node, dead: Life
+) -> None:
+    node.note(Hold.FREEZE, dead)
+    node.reachable[OTHER_URI] = PaperHypervisor(domain("db", "another"), node.journal)
+    node.web.listed = domain(state=State.ELSEWHERE)
+    assert node.round() == 0
+    assert not node.noted
+    (told,) = node.recorder.told(Level.ERROR)
+    assert told.startswith(
+        "the guest migrated to another node while it stood still (hint: on that node: virsh"
+    )
+
+
+def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawed(
+    node: Node, alive: Life
+) -> None:
+    node.note(Hold.FREEZE, alive, seconds=0.05)
+    node.web.frozen = True
+    node.thaws.enforce()
+    assert (node.web.asked, lives(alive), node.thaws.killed) == ([], True, set()), "it has its time"
+    wait_for_its_turn()
+    node.thaws.enforce()
+    assert (lives(alive), node.thaws.killed) == (False, {UUID})
+    assert (node.web.moves, node.noted) == (True, False)
+
+
+def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Life) -> None:
+    note = node.note(Hold.FREEZE, alive, seconds=0.01)
+    node.journal.releasing(replace(note, owner=alive), 0.02)
+    node.web.frozen = True
+    wait_for_its_turn()
+    node.thaws.enforce()
+    assert (lives(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
+
+
+def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: Life) -> None:
+    node.note(Hold.PAUSE, dead)
+    node.web.paused = True
+    node.thaws.enforce()
+    assert (node.web.moves, node.noted) == (True, False)
+
+
+def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
+    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Hold.FREEZE, dead)
+    with monkeypatch.context() as patch:
+        patch.setattr(node.web, "thaw", lambda *_: 1 / 0)
+        assert node.round() == 1
+    assert "ZeroDivisionError" in node.recorder.told(Level.ERROR)[0]
+    assert node.noted
+
+
+def test_a_call_that_hangs_keeps_no_other_guest_waiting(
+    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thaw, "HANGS", 0.05)
+    go_on = threading.Event()
+    node.note(Hold.PAUSE, dead)
+    db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.journal)
+    node.reachable[OTHER_URI] = db
+    node.journal.write(db.listed, Hold.PAUSE)
+    node.web.paused = db.paused = True
+    resume = node.web.resume
+    monkeypatch.setattr(node.web, "resume", lambda of: go_on.wait(30) and resume(of))
+    try:
+        assert node.round() == 1
+        assert (node.web.paused, db.moves) == (True, True)
+        assert node.round() == 1, "it still hangs"
+    finally:
+        go_on.set()
+    wait_until(lambda: not node.round(), 10, "it has ended")
+    assert (node.web.moves, node.noted) == (True, False)
+
+
+def test_a_newer_note_of_the_same_domain_is_not_erased_with_the_old(node: Node, alive: Life) -> None:
+    old = node.note(Hold.FREEZE, alive, seconds=1)
+    node.note(Hold.FREEZE, alive, seconds=30)
+    node.journal.erase_note(old)
+    assert node.noted
+
+
+def test_a_note_of_an_older_version_is_one(node: Node) -> None:
+    (node.directory / "held").mkdir()
+    old = f'{{"uuid": "{UUID}", "name": "web", "hold": "freeze", "uri": "{URI}"}}'
+    (node.directory / f"held/{UUID}.json").write_text(old)
+    node.web.frozen = True
+    node.thaws.enforce()
+    assert (node.web.moves, node.noted) == (True, False)
+
+
+def test_no_process_is_taken_for_another_with_its_number(alive: Life) -> None:
+    other = Life(alive.pid, alive.began - 1)
+    assert not lives(other)
+    kill(other)
+    assert lives(alive)
+    with pytest.raises(FileNotFoundError):
+        life_of(2**22 + 1)
+
+
+def wait_for_its_turn() -> None:
+    """Let a twentieth of a second pass, which is the longest pause of these tests."""
+    until = time.monotonic() + 0.06
+    while time.monotonic() < until:
+        time.sleep(0.01)

@@ -1,0 +1,204 @@
+"""locks.py: a lock goes only if a restic of our own left it that is provably dead."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.system.child_records import Started, records_in
+from backup.system.process_group import Life, life_of
+from outputs.restic import Restic
+from outputs.restic_repository.locks import Lock, left_by
+from outputs.restic_repository.messages import ResticError
+
+from ..repository import Repository
+from ..waiting import runs, wait_until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+ROOT = Path(__file__).parents[3]
+
+
+@contextmanager
+def killed(repository: Repository, directory: Path) -> Iterator[int]:
+    """Have a restic and its writer killed at once, so that its lock stays; give its pid."""
+    command = [sys.executable, "-m", "tests.unit.hanging_writer", str(directory)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        pid = int(writer.stdout.readline())
+        os.kill(pid, signal.SIGSTOP)
+        writer.kill()
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not runs(pid), 5, "restic is dead")
+    assert len(repository.locks()) == len(repository.records()) == 1
+    yield pid
+
+
+def test_the_lock_of_a_killed_restic_goes_and_nobody_is_signalled(
+    repository: Repository, tmp_path: Path
+) -> None:
+    with killed(repository, tmp_path):
+        Restic(repository.program()).discard((), patient=False)
+    assert (repository.locks(), repository.records()) == ([], [])
+
+
+def test_a_lock_of_somebody_else_stays_beside_it(repository: Repository, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "RESTIC_REPOSITORY": str(repository.path),
+        "RESTIC_PASSWORD_FILE": str(repository.password_file),
+    }
+    command = ["restic", "--no-cache", "backup", "--stdin"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as other:
+        wait_until(repository.locks, 10, "the other restic has its lock")
+        (kept,) = repository.locks()
+        other.kill()
+    command = [sys.executable, "-m", "tests.unit.hanging_writer", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        pid = int(writer.stdout.readline())
+        os.kill(pid, signal.SIGKILL)
+        writer.kill()
+    wait_until(lambda: not runs(pid), 5, "restic is dead")
+    assert len(repository.locks()) == 2
+    Restic(repository.program()).discard((), patient=False)
+    assert repository.locks() == [kept]
+
+
+def test_while_a_restic_lives_its_lock_stays(repository: Repository) -> None:
+    program = repository.program()
+    with program.backup(("--stdin-filename=vda.img",), lambda: None) as backup:
+        backup.sink.write(b"data")
+        wait_until(repository.locks, 10, "restic has its lock")
+        Restic(program).discard((), patient=False)
+        assert len(repository.locks()) == len(repository.records()) == 1
+    assert (repository.locks(), repository.records()) == ([], [])
+
+
+def test_without_a_record_of_ours_restic_is_not_even_asked(repository: Repository, tmp_path: Path) -> None:
+    (repository.path / "locks" / ("0" * 64)).touch()
+    Restic(repository.program("/nowhere/restic")).discard((), patient=False)
+    assert len(repository.locks()) == 1
+
+
+NOW = 1_700_000_000.0
+GONE = Life(1 << 22, 5)  # above pid_max
+OURS = Started.by_us(os.getpid(), "shared", NOW)
+DEAD = replace(OURS, leader=GONE, began=NOW, ended=NOW + 10, host="node1", uid=0)
+
+
+def lock(at: float = NOW + 1, **changes: Any) -> Lock:
+    own = Lock("a" * 64, "node1", GONE.pid, 0, False, datetime.fromtimestamp(at, timezone.utc))
+    return replace(own, **changes)
+
+
+@pytest.mark.parametrize("at", [NOW - 1, NOW, NOW + 10, NOW + 11])
+def test_a_lock_of_its_time_process_host_and_user_is_a_dead_restic_s(at: float) -> None:
+    assert left_by(DEAD, lock(at))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lock(NOW - 3),
+        lock(NOW + 13),
+        lock(host="node2"),
+        lock(pid=GONE.pid + 1),
+        lock(uid=1000),
+        lock(exclusive=True),  # a prune's
+        Lock("a" * 64),
+    ],
+)
+def test_a_lock_that_differs_in_anything_is_somebody_else_s(other: Lock) -> None:
+    assert not left_by(DEAD, other)
+
+
+def test_a_lock_may_be_of_what_a_wrapper_started() -> None:
+    assert left_by(replace(DEAD, members=(Life(77, 6),)), lock(pid=77))
+
+
+def test_forget_leaves_an_exclusive_lock() -> None:
+    assert left_by(replace(DEAD, leaves="exclusive"), lock(exclusive=True))
+    assert not left_by(replace(DEAD, leaves="exclusive"), lock())
+
+
+def test_where_the_end_is_not_known_a_later_lock_is_its_too_if_nobody_has_that_pid() -> None:
+    open_ended = replace(DEAD, ended=None)
+    assert left_by(open_ended, lock(NOW + 4000))
+    assert open_ended.dead
+    assert not replace(open_ended, leader=Life(os.getpid(), 1)).dead, "another process has the pid now"
+    assert replace(DEAD, leader=Life(os.getpid(), 1)).dead, "but it had ended before"
+    assert not replace(DEAD, leader=life_of(os.getpid())).dead
+    assert not replace(DEAD, namespace=1).dead, "its pid says nothing here"
+
+
+class FarAway:
+    """A repository in which nobody can remove a file, with locks; restic's calls are counted."""
+
+    def __init__(self, directory: Path, *pids: int) -> None:
+        self.directory = directory
+        self.path = directory / "restic"
+        self.path.write_text(
+            "#!/bin/sh\n"
+            f'echo "$*" >>{directory}/calls\n'
+            f'case "$*" in *list*) cat {directory}/locks ;; *cat*) cat {directory}/$4 ;;\n'
+            f"*unlock*) : >{directory}/locks ;; esac\n"
+        )
+        self.path.chmod(0o700)
+        identities = [f"{pid:064x}" for pid in pids]
+        (directory / "locks").write_text("".join(f"{one}\n" for one in identities))
+        for pid, identity in zip(pids, identities):
+            (directory / identity).write_text(
+                '{"time": "2023-11-14T22:13:21.123456789Z", "exclusive": false, "hostname": "node1", '
+                f'"pid": {pid}}}'
+            )
+
+    def discard(self, repository: Repository) -> None:
+        program = repository.program(str(self.path), repository="sftp:host:/backups")
+        records_in(str(repository.runtime_dir)).write(DEAD)
+        Restic(program).discard((), patient=False)
+
+    def calls(self) -> list[str]:
+        return [call.split()[1] for call in (self.directory / "calls").read_text().splitlines()]
+
+
+def test_where_no_file_can_be_removed_all_locks_go_if_all_are_of_dead_restics(
+    repository: Repository, tmp_path: Path
+) -> None:
+    far = FarAway(tmp_path, GONE.pid)
+    far.discard(repository)
+    assert far.calls() == ["list", "cat", "list", "unlock"]
+    assert "unlock --quiet" in (tmp_path / "calls").read_text()
+    assert repository.records() == []
+
+
+def test_where_no_file_can_be_removed_another_s_lock_keeps_all_there_and_is_told(
+    repository: Repository, tmp_path: Path
+) -> None:
+    far = FarAway(tmp_path, GONE.pid, 77)
+    with pytest.raises(ResticError, match=r"of 2023-11-14 22:13:21 UTC \(PID 77 on node1\)") as caught:
+        far.discard(repository)
+    assert "unlock --remove-all" in caught.value.hint
+    assert "unlock" not in far.calls()
+    assert len(repository.records()) == 1, "another run may be able to"
+
+
+def test_a_record_whose_lock_is_gone_or_of_another_boot_is_erased(
+    repository: Repository, tmp_path: Path
+) -> None:
+    far = FarAway(tmp_path, 77)
+    far.discard(repository)
+    assert (far.calls(), repository.records()) == (["list", "cat"], [])
+    records_in(str(repository.runtime_dir)).write(replace(DEAD, boot="another"))
+    Restic(repository.program("/nowhere/restic")).discard((), patient=False)
+    assert repository.records() == []

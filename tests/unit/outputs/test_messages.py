@@ -1,0 +1,81 @@
+"""outputs/restic_repository/messages.py: which failures a second attempt may mend, and which it can't."""
+
+from __future__ import annotations
+
+import pytest
+
+from outputs.restic_repository.messages import ResticError, failure
+
+GONE = "ReadFull(<data/55c9d25d8b>): open /srv/r/data/55/55c9: no such file or directory"
+
+
+def failed(code: int, printed: str) -> ResticError:
+    return failure("backup", code, printed, printed.strip())
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        (-9, ""),
+        (1, ""),
+        (3, ""),
+        (1, "Save(<data/1d5e>) returned error, retrying after 1s: connection lost"),
+        (1, "subprocess ssh: client_loop: send disconnect: Broken pipe"),
+        (1, "Fatal: unable to open config file: Stat: dial tcp 10.0.0.1:8000: connect: connection refused"),
+        (1, "ssh: connect to host nas port 22: No route to host"),
+        (1, "ssh: Could not resolve hostname nas: Temporary failure in name resolution"),
+        (1, "server response unexpected: 503 Service Unavailable"),
+        (1, "write /srv/r/tmp: input/output error"),
+        (1, "Save(<data/1d5e>): open /srv/r/data/1d/1d5e-tmp: no such file or directory"),
+        (1, GONE),
+        (11, ""),
+        (1, "unable to create lock in backend: repository is already locked by PID 7 on nas"),
+    ],
+)
+def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> None:
+    assert failed(code, printed).passing
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        (10, ""),
+        (12, ""),
+        (127, "env: 'restic': No such file or directory"),
+        (1, "Fatal: wrong password or no key found"),
+        (1, "Fatal: unable to open config file: stat /nowhere/config: no such file or directory"),
+        (1, "Fatal: unable to open config file: Stat: The specified key does not exist."),
+        (1, "Save(<data/1d5e>) returned error: write /srv/r/tmp-1: no space left on device"),
+        (1, "Save(<lock/1d5e>): open /srv/r/locks/1d5e: read-only file system"),
+        (1, "open /srv/r/locks/1d5e: permission denied"),
+        (1, "write /srv/r/tmp-1: disk quota exceeded"),
+        (1, "client.PutObject: Access Denied."),
+        (1, "config cannot be loaded: unsupported repository version"),
+        (1, "unknown flag: --no-such"),
+    ],
+)
+def test_what_the_next_attempt_meets_too(code: int, printed: str) -> None:
+    assert not failed(code, printed).passing
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        GONE,
+        "decrypting blob 80f6 failed: ciphertext verification failed",
+        'loading tree for snapshot "85aa" failed: id 80f6 not found in repository',
+        'invalid id "abcdef": no matching ID found for prefix "abcdef"',
+    ],
+)
+def test_what_is_not_there_or_not_as_it_was_saved_is_damaged(printed: str) -> None:
+    assert failed(1, printed).damaged
+    assert not failed(1, "connection lost").damaged
+    assert not failed(1, "Save(<data/1d5e>): open /srv/r/data/1d/1d5e: no such file or directory").damaged
+
+
+def test_who_has_the_lock_and_what_to_do_about_a_dead_owner_is_in_the_error() -> None:
+    words = "repository is already locked exclusively by PID 7 on nas by root; lock was created at 2024-01-01"
+    error = failed(1, words)
+    assert error.locked
+    assert words in error.message
+    assert "`restic unlock`" in error.hint

@@ -1,0 +1,375 @@
+"""outputs/restic_repository/program.py: what restic has saved is complete, or nothing of it is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.system.stop_request import StopRequest
+from outputs.restic import Restic
+from outputs.restic_repository import child
+from outputs.restic_repository.messages import ResticError
+from outputs.restic_repository.program import Backup, Program
+from tests.quick_repository import PASSWORD
+
+from ..raising import raises
+from ..repository import Repository
+from ..samples import MIB
+from ..waiting import children, runs, wait_until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+ROOT = Path(__file__).parents[3]
+ARGUMENTS = ("--host=web", "--stdin-filename=vda.img")
+
+
+class Failure(BackupError):
+    """What happens in the block."""
+
+
+def go_on() -> None:
+    """Nobody asks to stop."""
+
+
+class Script(Protocol):
+    def __call__(self, *lines: str, repository: str = "", environment: Mapping[str, str] = {}) -> Program: ...
+
+
+@pytest.fixture
+def script(repository: Repository, tmp_path: Path) -> Script:
+    """Give a function that makes a program of a shell script which stands in for restic.
+
+    The script has nothing to unlock.
+    """
+    path = tmp_path / "fake-restic"
+
+    def make(*lines: str, **changes: Any) -> Program:
+        unlock = 'case "$*" in *unlock*) exit 0 ;; esac'
+        path.write_text("\n".join(("#!/bin/sh", unlock, *lines, "")))
+        path.chmod(0o700)
+        return repository.program(str(path), **changes)
+
+    return make
+
+
+def summary_line(processed: int) -> str:
+    item = {"message_type": "summary", "snapshot_id": "0123abcd", "data_added": 5}
+    return f"echo '{json.dumps({**item, 'total_bytes_processed': processed})}'"
+
+
+def write(backup: Backup, length: int) -> None:
+    """Write what restic can't deduplicate; with more than a pipe holds, restic has read most of it."""
+    backup.sink.write(os.urandom(length))
+
+
+@contextmanager
+def failing_backup(program: Program) -> Iterator[Backup]:
+    """Run a backup whose block raises at its end."""
+    with raises("the cluster is gone", Failure), program.backup(ARGUMENTS, go_on) as backup:
+        yield backup
+        raise Failure("the cluster is gone")
+
+
+def assert_nothing_saved(repository: Repository) -> None:
+    assert repository.snapshot_count() == 0
+    assert repository.locks() == []
+
+
+def test_what_was_written_comes_back_and_no_secret_was_in_restic_s_arguments(repository: Repository) -> None:
+    program = repository.program(
+        environment={"RESTIC_PASSWORD": PASSWORD, "AWS_SECRET_ACCESS_KEY": "hunter2"}
+    )
+    before = set(children())
+    data = os.urandom(3 * MIB + 17)
+    with program.backup(ARGUMENTS, go_on) as backup:
+        (pid,) = set(children()) - before
+        backup.sink.write(data)
+        words = Path(f"/proc/{pid}/cmdline").read_text()
+        backup.sink.write_zeros(2 * MIB)
+    assert "backup\0--stdin" in words
+    for secret in (PASSWORD, "hunter2", str(repository.path)):  # a repository's URL may hold a password
+        assert secret not in words
+    assert backup.summary
+    assert backup.summary.processed == 5 * MIB + 17
+    assert 3 * MIB < backup.summary.added < 5 * MIB
+    assert repository.dump(backup.summary.snapshot_id, "vda.img") == data + bytes(2 * MIB)
+    assert repository.locks() == []
+
+
+def test_a_block_that_raises_half_way_leaves_no_snapshot_and_no_lock(repository: Repository) -> None:
+    with failing_backup(repository.program()) as backup:
+        write(backup, 4 * MIB)
+    assert_nothing_saved(repository)
+
+
+def test_a_block_that_raises_while_restic_starts_leaves_nothing_either(
+    repository: Repository, signals_as_in_a_worker: None
+) -> None:
+    with failing_backup(repository.program()) as backup:
+        write(backup, 1000)
+    assert_nothing_saved(repository)
+
+
+def test_a_block_that_raises_while_restic_takes_its_lock_leaves_nothing_either(
+    repository: Repository, signals_as_in_a_worker: None
+) -> None:
+    with failing_backup(repository.program()):
+        wait_until(repository.locks, 5, "restic locks the repository")
+    # restic 0.14 may leave the lock that it was just taking; it goes with what does not count
+    Restic(repository.program()).discard((), patient=False)
+    assert_nothing_saved(repository)
+
+
+def test_a_writer_that_is_killed_leaves_no_snapshot_and_no_lock(
+    repository: Repository, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "tests.unit.hanging_writer", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        pid = int(writer.stdout.readline())
+        writer.kill()
+    wait_until(lambda: not runs(pid), 5, "restic ends")
+    assert_nothing_saved(repository)
+
+
+def test_an_exit_code_for_a_part_saved_is_a_failure(script: Script) -> None:
+    program = script("cat >/dev/null", summary_line(3), "exit 3")
+    with raises("restic backup failed with exit code 3"), program.backup(ARGUMENTS, go_on) as backup:
+        backup.sink.write(b"abc")
+
+
+def test_fewer_bytes_saved_than_sent_is_a_failure(script: Script) -> None:
+    program = script("cat >/dev/null", summary_line(2))
+    with raises("restic saved 2 bytes of 3 that were sent"), program.backup(ARGUMENTS, go_on) as backup:
+        backup.sink.write(b"abc")
+
+
+@pytest.mark.parametrize(
+    "printed", ["", "saved it all, promise", '{"message_type": "status"}', "[1]\nnull\n7"]
+)
+def test_success_without_a_summary_is_a_failure(script: Script, printed: str) -> None:
+    program = script("cat >/dev/null", f"printf '%s' '{printed}'")
+    message = "restic ended well but did not say what it saved"
+    with raises(message), program.backup(ARGUMENTS, go_on) as backup:
+        backup.sink.write(b"abc")
+
+
+def test_what_restic_says_when_it_dies_early_is_told(script: Script) -> None:
+    lines = (f"echo '{words}' >&2" for words in ("one", "two", "three", "four", "Fatal: the disk is full"))
+    message = "restic backup failed with exit code 1: two; three; four; Fatal: the disk is full"
+    with raises(message), script(*lines, "exit 1").backup(ARGUMENTS, go_on) as backup:
+        write(backup, 4 * MIB)
+
+
+def test_a_restic_that_is_killed_is_told_by_its_signal(script: Script) -> None:
+    program = script("kill -9 $$")
+    with raises("restic backup was killed by SIGKILL"), program.backup(ARGUMENTS, go_on) as backup:
+        write(backup, 4 * MIB)
+
+
+def test_a_restic_that_ends_well_before_it_has_all_data_is_a_failure(script: Script) -> None:
+    before = set(children())
+
+    def back_up() -> None:
+        with script("exec <&-", summary_line(0)).backup(ARGUMENTS, go_on) as backup:
+            (pid,) = set(children()) - before
+            wait_until(lambda: not runs(pid), 5, "restic ends")
+            backup.sink.write(b"abc")
+
+    with pytest.raises(BackupError):
+        back_up()
+
+
+@pytest.fixture
+def small_interrupt_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "INTERRUPT_LIMIT", 0.05)
+
+
+def test_a_restic_that_hangs_and_ignores_the_interrupt_is_killed(
+    script: Script, small_interrupt_limit: None, tmp_path: Path
+) -> None:
+    with failing_backup(script("trap '' INT", f"touch {tmp_path}/up", "exec sleep 100")):
+        wait_until((tmp_path / "up").exists, 5, "the script runs")
+
+
+def test_a_restic_that_heeds_the_interrupt_only_when_its_input_ends_can_end_by_itself(
+    script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(child, "INTERRUPT_LIMIT", 3)
+    lines = (f"trap 'touch {tmp_path}/ended; exit 130' INT", f"touch {tmp_path}/up", "cat >/dev/null")
+    with failing_backup(script(*lines)):
+        wait_until((tmp_path / "up").exists, 5, "the script runs")
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("stdin", ["cat >/dev/null", "exec <&-"], ids=["all data", "no data"])
+def test_a_request_to_stop_is_heard_while_a_restic_that_read_does_not_end(
+    script: Script, small_interrupt_limit: None, tmp_path: Path, stdin: str
+) -> None:
+    stop = StopRequest()
+
+    def stop_after_the_first_look() -> None:
+        stop.check()
+        stop.request(Interrupted("interrupted", signal.SIGTERM))
+
+    backup = script(stdin, f"touch {tmp_path}/read", "exec sleep 3").backup(
+        ARGUMENTS, stop_after_the_first_look
+    )
+    with raises("interrupted", Interrupted), backup as running:
+        if "<&-" in stdin:
+            wait_until((tmp_path / "read").exists, 5, "the script closes its standard input")
+        running.sink.write(b"abc")
+
+
+def test_a_wrong_password_is_told_with_restic_s_words_and_a_hint(repository: Repository) -> None:
+    repository.password_file.write_text("battery horse")
+    program = repository.program()
+    with pytest.raises(ResticError) as caught, program.backup(ARGUMENTS, go_on) as backup:
+        write(backup, 4 * MIB)
+    assert caught.value.message.endswith("Fatal: wrong password or no key found")
+    assert "RESTIC_PASSWORD_FILE" in caught.value.hint
+
+
+def test_a_missing_repository_is_told_with_a_hint(repository: Repository, tmp_path: Path) -> None:
+    program = repository.program(repository=str(tmp_path / "nowhere"))
+    with pytest.raises(ResticError, match="unable to open config file") as caught:
+        program.call("snapshots", limit=10)
+    assert "RESTIC_REPOSITORY" in caught.value.hint
+
+
+def test_a_missing_binary_is_told_with_a_hint(repository: Repository) -> None:
+    backup = repository.program("/nowhere/restic").backup(ARGUMENTS, go_on)
+    with raises("cannot start /nowhere/restic: no such file or directory") as caught, backup:
+        raise AssertionError("the block must not begin")
+    assert caught.value.hint == "see RESTIC_BINARY"
+
+
+@pytest.mark.parametrize(
+    ("code", "word"), [(10, "restic init"), (11, "LOCK_WAIT"), (12, "RESTIC_PASSWORD_FILE")]
+)
+def test_an_exit_code_with_a_way_out_of_its_own_gives_that_as_hint(
+    script: Script, code: int, word: str
+) -> None:
+    with pytest.raises(ResticError) as caught:
+        script(f"exit {code}").call("snapshots", limit=10)
+    assert word in caught.value.hint
+    assert caught.value.locked == (code == 11)
+
+
+def test_a_lock_is_known_by_its_words_where_the_exit_code_says_nothing(script: Script) -> None:
+    words = "unable to create lock in backend: repository is already locked exclusively by PID 7 on nas"
+    with pytest.raises(ResticError) as caught:
+        script(f"echo '{words}' >&2; exit 1").call("snapshots", limit=10)
+    assert caught.value.locked
+    assert caught.value.passing
+    assert "LOCK_WAIT" in caught.value.hint
+
+
+def test_words_in_json_as_newer_versions_print_them_are_told_as_text(script: Script) -> None:
+    exit_error = {"message_type": "exit_error", "code": 1, "message": "Fatal: no space"}
+    item_error = {"message_type": "error", "error": {"message": "read failed"}, "during": "archival"}
+    lines = [f"echo '{json.dumps(item)}' >&2" for item in (item_error, exit_error)]
+    with raises("restic snapshots failed with exit code 1: read failed; Fatal: no space"):
+        script(*lines, "exit 1").call("snapshots", limit=10)
+
+
+def test_a_call_that_takes_too_long_is_ended(script: Script, small_interrupt_limit: None) -> None:
+    with raises("restic snapshots took more than 0 s"):
+        script("exec sleep 100").call("snapshots", limit=0.05)
+
+
+def test_no_secret_is_in_an_error_nor_in_what_python_shows(script: Script) -> None:
+    lines = ('echo "tried $RESTIC_PASSWORD at $RESTIC_REPOSITORY" >&2',)
+    url = "rest:https://backup:pass/word@host/web"
+    program = script(*lines, "exit 1", repository=url, environment={"RESTIC_PASSWORD": PASSWORD})
+    with pytest.raises(ResticError) as caught:
+        program.call("snapshots", limit=10)
+    assert caught.value.message.endswith("tried *** at rest:https://backup:***@host/web")
+    assert PASSWORD not in repr(program)
+
+
+def test_of_our_own_environment_restic_gets_only_what_it_needs(
+    repository: Repository, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CEPH_ARGS", "--key=hunter2")
+    monkeypatch.setenv("RESTIC_REPOSITORY", "/somewhere/else")
+    program = script("exec env", environment={"AWS_REGION": "x"})
+    printed = dict(line.split("=", 1) for line in program.call("env", limit=10).splitlines())
+    assert "CEPH_ARGS" not in printed
+    assert printed["RESTIC_REPOSITORY"] == str(repository.path)
+    assert (printed["AWS_REGION"], printed["TZ"], printed["HOME"]) == ("x", "UTC", os.environ["HOME"])
+
+
+def test_more_words_than_a_pipe_holds_do_not_block_restic(script: Script) -> None:
+    lines = "cat >/dev/null", "head -c 300000 /dev/zero | tr '\\0' x >&2", "echo >&2", summary_line(3)
+    with script(*lines).backup(ARGUMENTS, go_on) as backup:
+        backup.sink.write(b"abc")
+    assert backup.summary
+
+
+@pytest.mark.parametrize("command", ["call", "dump"])
+def test_a_signal_that_restic_got_too_is_told_as_our_own(script: Script, command: str) -> None:
+    stop, before = StopRequest(), set(children())
+    program = script("kill -INT $$; sleep 100")
+
+    def check_stop() -> None:
+        if set(children()) <= before:  # restic has ended
+            stop.request(Interrupted("interrupted", signal.SIGINT))
+        stop.check()
+
+    with raises("interrupted", Interrupted):
+        if command == "call":
+            program.call("snapshots", limit=10, check_stop=check_stop)
+        else:
+            with program.dump("latest", "vda.img", check_stop) as source:
+                source.read()
+
+
+def test_a_request_to_stop_is_heard_while_a_call_takes_its_time(
+    script: Script, small_interrupt_limit: None
+) -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("interrupted", signal.SIGTERM))
+    with raises("interrupted", Interrupted):
+        script("exec sleep 10").call("snapshots", limit=10, check_stop=stop.check)
+
+
+def test_a_terminal_s_ctrl_c_is_not_for_a_restic_that_streams(script: Script, tmp_path: Path) -> None:
+    told = tmp_path / "group"
+    with script(f"cut -d' ' -f5 /proc/$$/stat >{told}").dump("latest", "vda.img", go_on) as source:
+        source.read()
+    assert int(told.read_text()) != os.getpgid(0)
+
+
+def test_a_directory_without_locks_tells_so_by_itself(repository: Repository) -> None:
+    program = replace(repository.program(), options=())
+    assert not program.may_have_locks()
+    (repository.path / "locks" / ("0" * 64)).touch()
+    assert program.may_have_locks()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"repository": "sftp:host:/backups"},
+        {"repository": "/nowhere"},
+        {"repository": ""},
+        {"options": ("--repo=/elsewhere",)},
+        {"environment": {"RESTIC_REPOSITORY": "/elsewhere"}},
+    ],
+)
+def test_where_a_repository_can_not_be_looked_into_there_may_be_locks(
+    repository: Repository, other: Any
+) -> None:
+    assert replace(repository.program(), **{"options": (), **other}).may_have_locks()

@@ -1,0 +1,216 @@
+"""outputs/segments/archive.py: an image out of the archive of its segments, or an error."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from backup.errors import BackupError
+from backup.system.pipe_reader import PipeSource
+from backup.transfer.compare import pieces_of
+from backup.transfer.restore_stream import filled, require_end
+from outputs.segments.archive import SegmentSource
+from outputs.segments.layout import PER_DIRECTORY, Segments
+from tests.integration.scratch_image import source_of
+
+from ..raising import raises
+from ..samples import MIB
+
+SEGMENT = 70_000  # no multiple of what an archive is padded to
+SIZE = 3 * SEGMENT + 1000
+SEGMENTS = Segments("cciss/c0d0", SIZE, SEGMENT)
+CONTENT = random.Random(9).randbytes(SIZE)
+PARTS = [CONTENT[at : at + SEGMENT] for at in range(0, SIZE, SEGMENT)]
+PATHS = [SEGMENTS.path(number) for number in range(len(SEGMENTS))]
+
+Entries = Sequence[tuple[str, bytes]]
+GOOD: Entries = [*zip(PATHS, PARTS)]
+
+
+def archive(entries: Entries, form: int = tarfile.PAX_FORMAT, slashes: str = "/") -> bytes:
+    """Pack files as `restic dump` of a directory does: directories first, times in nanoseconds."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=form) as tar:
+        for name in dict.fromkeys(parent for path, _ in entries for parent in parents(path)):
+            entry = tarfile.TarInfo(f"{slashes}{name}/")
+            entry.type = tarfile.DIRTYPE
+            tar.addfile(entry)
+        for name, content in entries:
+            entry = tarfile.TarInfo(f"{slashes}{name}")
+            entry.size, entry.mtime = len(content), 1_700_000_000.123456
+            if form == tarfile.PAX_FORMAT:
+                entry.pax_headers = {"comment": "x" * 600}
+            tar.addfile(entry, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def parents(path: str) -> Sequence[str]:
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+@contextmanager
+def opened(packed: bytes, segments: Segments = SEGMENTS) -> Iterator[SegmentSource]:
+    with source_of(packed) as source:
+        yield SegmentSource(source, segments)
+
+
+def come_back(packed: bytes, segments: Segments = SEGMENTS) -> bytes:
+    """Read an image as a restore and a verification do."""
+    with opened(packed, segments) as source:
+        content = b"".join(map(bytes, pieces_of(source, segments.size)))
+        assert source.received == segments.size
+        return content
+
+
+@pytest.mark.parametrize("slashes", ["", "/"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_the_bytes_are_those_of_the_segments_one_after_the_other(form: int, slashes: str) -> None:
+    assert come_back(archive(GOOD, form, slashes)) == CONTENT
+
+
+@pytest.mark.parametrize("at_once", [1, 511, SEGMENT, SEGMENT + 1, 10 * SIZE])
+def test_however_many_are_asked_for_at_once_they_come(at_once: int) -> None:
+    segments = Segments("vda", 2000, 600)
+    content = CONTENT[:2000]
+    parts = [(segments.path(number), content[number * 600 :][:600]) for number in range(4)]
+    got = bytearray()
+    with opened(archive(parts), segments) as source:
+        buffer = bytearray(at_once)
+        while count := source.fill(memoryview(buffer)):
+            got += buffer[:count]
+            assert source.received == len(got)
+            assert count == at_once or len(got) == 2000
+    assert got == content
+
+
+def test_segments_in_several_directories_are_one_image() -> None:
+    segments = Segments("vda", 300 * 512, 512)
+    assert len(segments) > 2 * PER_DIRECTORY
+    parts = [(segments.path(number), CONTENT[number * 512 :][:512]) for number in range(300)]
+    assert come_back(archive(parts), segments) == CONTENT[: segments.size]
+
+
+def test_an_image_of_no_bytes_has_no_segments() -> None:
+    segments = Segments("vda", 0, SEGMENT)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        directory = tarfile.TarInfo("vda")
+        directory.type = tarfile.DIRTYPE
+        tar.addfile(directory)
+    assert come_back(packed.getvalue(), segments) == b""
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (GOOD[1:], f"the output gave /{PATHS[1]} of 70000 bytes, not {PATHS[0]} of 70000"),
+        ([*GOOD[:1], *GOOD[2:]], f"the output gave /{PATHS[2]} of 70000 bytes, not {PATHS[1]} of 70000"),
+        ([*GOOD[:2], GOOD[1]], f"the output gave /{PATHS[1]} of 70000 bytes, not {PATHS[2]} of 70000"),
+        (GOOD[:3], f"the output gave {3 * SEGMENT} bytes of {SIZE}"),
+        ([], f"the output gave 0 bytes of {SIZE}"),
+        ([*GOOD, (f"{PATHS[3]}0", b"")], f"the output gave a file too many: /{PATHS[3]}0"),
+        ([*GOOD, GOOD[3]], f"the output gave a file too many: /{PATHS[3]}"),
+        (
+            [GOOD[0], (PATHS[1], PARTS[1][:-1]), *GOOD[2:]],
+            f"the output gave /{PATHS[1]} of 69999 bytes, not {PATHS[1]} of 70000",
+        ),
+        (
+            [GOOD[0], (PATHS[1], PARTS[1] + b"x"), *GOOD[2:]],
+            f"the output gave /{PATHS[1]} of 70001 bytes, not {PATHS[1]} of 70000",
+        ),
+        (
+            [("vda/0000/000000", PARTS[0])],
+            f"the output gave /vda/0000/000000 of 70000 bytes, not {PATHS[0]} of 70000",
+        ),
+        ([GOOD[1], GOOD[0]], f"the output gave /{PATHS[1]} of 70000 bytes, not {PATHS[0]} of 70000"),
+    ],
+)
+def test_other_files_than_the_segments_in_their_order_are_no_image(entries: Entries, message: str) -> None:
+    with raises(message):
+        come_back(archive(entries))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 511, 512, 1024, 5000, SEGMENT + 5000, 2 * SEGMENT, 3 * SEGMENT])
+def test_an_archive_that_ends_early_is_an_image_that_ends_early(kept: int) -> None:
+    packed = archive(GOOD)
+    with pytest.raises(BackupError, match=rf"^the output gave \d+ bytes of {SIZE}$"):
+        come_back(packed[:kept])
+
+
+def test_an_end_within_the_archive_is_its_end() -> None:
+    packed = archive(GOOD[:2])
+    with raises(f"the output gave {2 * SEGMENT} bytes of {SIZE}"):
+        come_back(packed + archive(GOOD[2:]))
+
+
+@pytest.mark.parametrize("garbage", [CONTENT, b"<html>" * 1000])
+def test_what_is_no_archive_is_no_image(garbage: bytes) -> None:
+    with pytest.raises(BackupError, match="no archive: "):
+        come_back(garbage)
+
+
+def test_a_header_that_is_damaged_is_no_archive() -> None:
+    packed = bytearray(archive(GOOD, tarfile.USTAR_FORMAT))
+    packed[packed.index(PARTS[1]) - 500] ^= 1
+    with opened(bytes(packed)) as source:
+        assert filled(source, bytearray(4 * MIB), 0, SEGMENT) == PARTS[0]
+        with pytest.raises(BackupError, match="no archive"):
+            source.fill(memoryview(bytearray(1)))
+
+
+def test_after_the_last_segment_the_archive_is_read_to_its_end_so_that_restic_can_end() -> None:
+    packed = archive(GOOD) + bytes(3 * MIB)  # more than a pipe holds
+    with source_of(packed) as through:
+        source = SegmentSource(through, SEGMENTS)
+        filled(source, bytearray(4 * MIB), 0, SIZE)
+        require_end(source, SIZE)
+        assert through.received == len(packed)
+        require_end(source, SIZE)
+
+
+def test_a_stall_is_told_as_what_it_is() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out, "rb"), os.fdopen(into, "wb", buffering=0) as writer:
+        writer.write(archive(GOOD)[:2000])
+        source = SegmentSource(PipeSource(out, lambda: None, patience=0), SEGMENTS)
+        with raises("the output gave no byte for 0 s"):
+            source.fill(memoryview(bytearray(SIZE)))
+
+
+def with_links(numbers: Sequence[int], target: str = "../zeros") -> bytes:
+    """Pack the segments, of which some are links, and the file of zeros after them."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (path, part) in enumerate(GOOD):
+            entry = tarfile.TarInfo(f"/{path}")
+            if number in numbers:
+                entry.type, entry.linkname = tarfile.SYMTYPE, target
+                tar.addfile(entry)
+            else:
+                entry.size = len(part)
+                tar.addfile(entry, io.BytesIO(part))
+        zeros = tarfile.TarInfo(f"/{SEGMENTS.directory}/zeros")
+        zeros.size = SEGMENT
+        tar.addfile(zeros, io.BytesIO(bytes(SEGMENT)))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("numbers", [[0], [1, 2], [0, 1, 2]])
+def test_a_link_to_the_zeros_is_a_hole(numbers: Sequence[int]) -> None:
+    parts = [bytes(SEGMENT) if number in numbers else part for number, part in enumerate(PARTS)]
+    assert come_back(with_links(numbers)) == b"".join(parts)
+
+
+@pytest.mark.parametrize(("number", "target"), [(1, "/etc/passwd"), (3, "../zeros")])
+def test_a_link_to_anything_else_or_of_a_segment_that_is_shorter_is_none(number: int, target: str) -> None:
+    with pytest.raises(
+        BackupError, match=f"the output gave /{PATHS[number]} of 0 bytes, not {PATHS[number]}"
+    ):
+        come_back(with_links([number], target))

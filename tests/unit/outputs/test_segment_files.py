@@ -1,0 +1,417 @@
+"""outputs/segments/files.py: the snapshots as files, and what comes of a read that fails."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import threading
+from collections.abc import Awaitable, Generator, Sequence
+from typing import Any, Callable
+
+import pyfuse3
+import pytest
+import trio
+
+from backup.errors import BackupError
+from backup.model import Extent
+from outputs.segments import files as segment_files
+from outputs.segments import layout as cut
+from outputs.segments.files import DiskFiles, SegmentFiles
+from outputs.segments.layout import Segments
+
+from ..memory_snapshot import MemorySnapshot
+from ..samples import MIB
+from ..transfer.test_backup_stream import noise
+from ..waiting import wait_until
+from .test_segment_reader import checksums_of
+
+ASKED = 1 << 20
+SEGMENT = 8 * MIB
+ROOT = pyfuse3.ROOT_INODE
+SECOND = 1_700_000_000 * 10**9
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "SMALLEST", SEGMENT)
+
+
+def disk(
+    target: str = "vda", size: int = 2 * SEGMENT + 100, data: dict[int, bytes] | None = None, **more: Any
+) -> DiskFiles:
+    """Give a disk whose segment n has the time SECOND + n."""
+    segments = Segments.of(target, size)
+    times = [SECOND + number for number in range(len(segments))]
+    return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more))
+
+
+class Reply:
+    """Takes the entries of a directory. Satisfies what SegmentFiles asks of pyfuse3.readdir_reply."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.entries: list[tuple[bytes, int, int]] = []
+
+    def __call__(self, token: object, name: bytes, attributes: Any, next_one: int) -> bool:
+        assert token is self
+        if len(self.entries) == self.room:
+            return False
+        self.entries.append((name, attributes.st_ino, next_one))
+        return True
+
+
+class Kernel:
+    """Asks the files what the kernel would ask for a program."""
+
+    def __init__(self, files: SegmentFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.files = files
+        self._patch = monkeypatch
+
+    async def list(self, inode: int, room: int = 50) -> Sequence[tuple[bytes, int]]:
+        """List a directory, `room` entries at a time."""
+        handle = await self.files.opendir(inode, None)
+        found: list[tuple[bytes, int]] = []
+        start = 0
+        while True:
+            reply = Reply(room)
+            self._patch.setattr(pyfuse3, "readdir_reply", reply)
+            await self.files.readdir(handle, start, reply)
+            if not reply.entries:
+                return found
+            found += [(name, number) for name, number, _ in reply.entries]
+            start = reply.entries[-1][2]
+
+    async def inode(self, path: str) -> int:
+        """Go down a path by its names."""
+        inode: int = ROOT
+        for name in path.split("/"):
+            found: Any = await self.files.lookup(inode, name.encode())
+            inode = found.st_ino
+        return inode
+
+    async def read(self, handle: int, length: int = 1 << 40, start: int = 0) -> bytes:
+        got = bytearray()
+        while len(got) < length:
+            answer = await self.files.read(handle, start + len(got), min(ASKED, length - len(got)))
+            if not answer:
+                break
+            got += answer
+        return bytes(got)
+
+    async def open(self, path: str) -> int:
+        handle: int = (await self.files.open(await self.inode(path), 0, None)).fh
+        return handle
+
+
+@pytest.fixture
+def kernel_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel]:
+    return lambda *disks: Kernel(SegmentFiles(disks), monkeypatch)
+
+
+KernelOf = Callable[..., Kernel]
+
+
+def now(asked: Callable[[], Awaitable[Any]]) -> Any:
+    """Run it, for a few seconds at the most."""
+
+    async def limited() -> Any:
+        with trio.fail_after(5):
+            return await asked()
+
+    return trio.run(limited)
+
+
+async def tree(kernel: Kernel, inode: int = ROOT, path: str = "") -> dict[str, int]:
+    """Give the inodes of all files by their paths, in the order in which they are listed."""
+    found: dict[str, int] = {}
+    for name, number in await kernel.list(inode):
+        attributes = await kernel.files.getattr(number)
+        below = f"{path}{name.decode()}"
+        if stat.S_ISDIR(attributes.st_mode):
+            found.update(await tree(kernel, number, f"{below}/"))
+        else:
+            found[below] = number
+    return found
+
+
+async def all_inodes(kernel: Kernel, paths: Sequence[str]) -> Sequence[int]:
+    return [await kernel.inode(path) for path in paths]
+
+
+def test_the_files_are_the_segments_of_all_disks_and_nothing_else(kernel_of: KernelOf) -> None:
+    disks = [disk(), disk("vdb", 300 * SEGMENT), disk("cciss/c0d0", 1), disk("vdc", 0)]
+    kernel = kernel_of(*disks)
+    inodes = now(lambda: tree(kernel))
+    paths = [one.segments.path(number) for one in disks for number in range(len(one.segments))]
+    assert [*inodes] == paths
+    assert len({*inodes.values()}) == len(paths)
+    assert [name for name, _ in now(lambda: kernel.list(ROOT))] == [b"vda", b"vdb", b"cciss_c0d0", b"vdc"]
+    assert [inodes[path] for path in paths[::50]] == now(lambda: all_inodes(kernel, paths[::50]))
+
+
+def test_a_list_that_is_taken_in_parts_lacks_nothing_and_has_nothing_twice(kernel_of: KernelOf) -> None:
+    kernel = kernel_of(disk(size=128 * SEGMENT))
+    directory = now(lambda: kernel.inode("vda/0000"))
+    whole = now(lambda: kernel.list(directory, 1000))
+    assert len({*whole}) == len(whole) == 128
+    assert now(lambda: kernel.list(directory, 1)) == now(lambda: kernel.list(directory, 7)) == whole
+
+
+@pytest.mark.parametrize("path", ["vdb", "vda/0001", "vda/0000/000003", "vda/0000/000128", "vda/0000/0"])
+def test_what_is_not_there_is_not_found(kernel_of: KernelOf, path: str) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        now(lambda: kernel_of(disk()).inode(path))
+    assert caught.value.errno == errno.ENOENT
+
+
+def attributes(kernel: Kernel, path: str) -> Any:
+    async def asked() -> Any:
+        return await kernel.files.getattr(await kernel.inode(path))
+
+    return now(asked)
+
+
+@pytest.mark.parametrize(
+    ("path", "size", "time"),
+    [
+        ("vda/0000/000000", SEGMENT, SECOND),
+        ("vda/0000/000001", SEGMENT, SECOND + 1),
+        ("vda/0000/000002", 100, SECOND + 2),
+        ("vdb/0000/000000", SEGMENT, SECOND),
+        ("vdb/0001/000128", 7, SECOND + 128),
+    ],
+)
+def test_a_file_has_its_segment_s_size_and_its_time_to_the_nanosecond(
+    kernel_of: KernelOf, path: str, size: int, time: int
+) -> None:
+    found = attributes(kernel_of(disk("vda"), disk("vdb", 128 * SEGMENT + 7)), path)
+    assert stat.S_ISREG(found.st_mode)
+    assert (found.st_size, found.st_mtime_ns, found.st_ctime_ns) == (size, time, time)
+    assert not found.st_mode & 0o277, "nobody else may read it, nobody may write"
+
+
+@pytest.mark.parametrize("path", ["vda", "vda/0000"])
+def test_directories_are_the_same_in_every_run(kernel_of: KernelOf, path: str) -> None:
+    first, later = (attributes(kernel_of(one), path) for one in (disk(), disk(data={0: b"x"})))
+    assert stat.S_ISDIR(first.st_mode)
+    told = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid", "st_nlink")
+    assert [getattr(first, name) for name in told] == [getattr(later, name) for name in told]
+
+
+def test_each_file_has_its_segment_s_bytes_and_checksums_and_what_was_served_is_counted(
+    kernel_of: KernelOf,
+) -> None:
+    data = {MIB: noise(70_000), SEGMENT - 3: b"across", 2 * SEGMENT + 99: b"!"}
+    disks = [disk(data=data), disk("vdb", 7, {0: b"1234567"})]
+    kernel = kernel_of(*disks)
+
+    async def read_all() -> dict[str, bytes]:
+        content = {}
+        for path, inode in (await tree(kernel)).items():
+            handle = (await kernel.files.open(inode, 0, None)).fh
+            content[path] = await kernel.read(handle)
+            await kernel.files.release(handle)
+        return content
+
+    content = now(read_all)
+    first: Any = disks[0].reader
+    assert b"".join(content[disks[0].segments.path(number)] for number in range(3)) == first.content
+    assert content["vdb/0000/000000"] == b"1234567"
+    assert kernel.files.served == 2 * SEGMENT + 107
+    assert {*disks[0].read} == {0, 1, 2}
+    for number, checksums in disks[0].read.items():
+        assert [*checksums] == checksums_of(first, disks[0].segments.extent(number))
+    assert not first.pending
+
+
+def test_a_file_that_was_not_read_to_its_end_counts_as_not_read(kernel_of: KernelOf) -> None:
+    one = disk(data={0: b"x", SEGMENT: b"y"})
+    kernel = kernel_of(one)
+
+    async def read_some() -> None:
+        first, second = await kernel.open("vda/0000/000000"), await kernel.open("vda/0000/000001")
+        await kernel.read(first, SEGMENT - 1)
+        await kernel.read(second, start=1)
+        for handle in (first, second):
+            await kernel.files.release(handle)
+
+    now(read_some)
+    assert one.read == {}
+
+
+class Meeting(MemorySnapshot):
+    """A snapshot that is only listed while another part of it is."""
+
+    meeting = threading.Barrier(2)
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        self.meeting.wait(timeout=2)
+        return super().extents(within)
+
+
+def test_several_files_are_read_at_the_same_time(kernel_of: KernelOf) -> None:
+    reader = Meeting(2 * SEGMENT, {number * MIB: bytes([number + 1]) for number in range(4)})
+    one = DiskFiles(Segments.of("vda", reader.size), [0, 0], reader)
+    kernel = kernel_of(one)
+    content: dict[int, bytes] = {}
+
+    async def read_one(number: int) -> None:
+        handle = await kernel.open(one.segments.path(number))
+        content[number] = await kernel.read(handle)
+        await kernel.files.release(handle)
+
+    async def read_both() -> None:
+        async with trio.open_nursery() as nursery:
+            for number in (0, 1):
+                nursery.start_soon(read_one, number)
+
+    now(read_both)
+    assert content[0] + content[1] == reader.content
+    assert {*one.read} == {0, 1}
+
+
+def failing(**more: Any) -> DiskFiles:
+    return disk(data={0: b"x" * 100}, fails_at=0, **more)
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "FAILED_POLL", 0.001)
+
+
+class Broken(MemorySnapshot):
+    """A snapshot whose reader has a bug."""
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        raise ZeroDivisionError
+
+
+def with_a_bug() -> DiskFiles:
+    return DiskFiles(Segments.of("vda", 100), [0], Broken(100))
+
+
+@pytest.mark.parametrize(("broken", "kind"), [(failing, BackupError), (with_a_bug, ZeroDivisionError)])
+def test_who_reads_sees_no_error_before_it_is_given_up(
+    kernel_of: KernelOf, broken: Callable[[], DiskFiles], kind: type[Exception]
+) -> None:
+    one = broken()
+    kernel = kernel_of(one)
+    seen: list[int] = []
+
+    async def read_one(handle: int) -> None:
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await kernel.read(handle)
+        seen.append(caught.value.errno)
+
+    async def give_up_later() -> None:
+        handle = await kernel.open("vda/0000/000000")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_one, handle)
+            while not kernel.files.error:
+                await trio.sleep(0.001)
+            await trio.sleep(0.02)
+            assert seen == []
+            kernel.files.give_up()
+        await kernel.files.release(handle)
+
+    now(give_up_later)
+    assert seen == [errno.EIO]
+    assert isinstance(kernel.files.error, kind)
+    assert one.read == {}
+
+
+def test_the_first_error_is_the_one_that_is_told_and_others_are_read_meanwhile(kernel_of: KernelOf) -> None:
+    good = disk("vdc", 100, {0: b"good"})
+    kernel = kernel_of(failing(target="vda"), disk("vdb", data={8: b"x"}, fails_at=0), good)
+
+    async def wait_for_bytes(path: str) -> None:
+        with pytest.raises(pyfuse3.FUSEError):
+            await kernel.read(await kernel.open(path))
+
+    async def read_all() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_bytes, "vda/0000/000000")
+            while not kernel.files.error:
+                await trio.sleep(0.001)
+            nursery.start_soon(wait_for_bytes, "vdb/0000/000000")
+            await trio.sleep(0.02)
+            assert await kernel.read(await kernel.open("vdc/0000/000000"), 4) == b"good"
+            kernel.files.give_up()
+
+    now(read_all)
+    assert str(kernel.files.error) == "cannot read 100 bytes at 0"
+
+
+def test_once_it_is_given_up_a_read_that_fails_is_no_longer_waited_for(kernel_of: KernelOf) -> None:
+    kernel = kernel_of(failing())
+
+    async def read() -> bytes:
+        return await kernel.read(await kernel.open("vda/0000/000000"))
+
+    kernel.files.give_up()
+    with pytest.raises(pyfuse3.FUSEError):
+        now(read)
+    assert kernel.files.error
+
+
+def test_a_file_that_is_closed_early_has_no_reads_under_way(kernel_of: KernelOf) -> None:
+    one = disk(data={0: bytes([1]) * SEGMENT})
+    kernel = kernel_of(one)
+    reader: Any = one.reader
+
+    async def read_a_little() -> None:
+        handle = await kernel.open("vda/0000/000000")
+        await kernel.read(handle, 1)
+        assert reader.pending
+        await kernel.files.release(handle)
+
+    now(read_a_little)
+    assert not reader.pending
+
+
+def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: KernelOf) -> None:
+    one = disk(size=3 * SEGMENT, data={0: b"x"})
+    one.holes = {1, 2}
+    kernel = kernel_of(one)
+
+    async def look() -> None:
+        link = await kernel.inode("vda/0000/000001")
+        assert stat.S_ISLNK((await kernel.files.getattr(link)).st_mode)
+        assert await kernel.files.readlink(link, None) == b"../zeros"
+        zeros = await kernel.inode("vda/zeros")
+        assert (await kernel.files.getattr(zeros)).st_size == SEGMENT
+        assert await kernel.read(await kernel.open("vda/zeros")) == bytes(SEGMENT)
+        assert stat.S_ISREG((await kernel.files.getattr(await kernel.inode("vda/0000/000000"))).st_mode)
+
+    now(look)
+    assert one.size == 2 * SEGMENT, "a segment with data, and the zeros once"
+    assert one.read == {}, "the zeros are no segment"
+
+
+def test_without_a_hole_there_is_no_file_of_zeros(kernel_of: KernelOf) -> None:
+    kernel = kernel_of(disk())
+    assert [name for name, _ in now(lambda: kernel.list(1 << 32))] == [b"0000"]
+
+
+def test_a_file_system_that_ends_by_itself_leaves_nobody_waiting_for_an_answer(
+    kernel_of: KernelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = kernel_of(disk(data={0: noise(MIB)}))
+    unmounted = threading.Event()
+
+    async def ends_by_itself() -> None:
+        await kernel.files.read(await kernel.open("vda/0000/000000"), 0, ASKED)
+        raise MemoryError
+
+    monkeypatch.setattr(pyfuse3, "main", ends_by_itself)
+    monkeypatch.setattr(pyfuse3, "close", lambda unmount: unmounted.set())
+    serves = threading.Event()
+    serving = threading.Thread(target=kernel.files.serve, args=(serves,), daemon=True)
+    serving.start()
+    wait_until(lambda: kernel.files.error, 5, "the error is there to be raised")
+    assert not unmounted.is_set(), "restic has to be interrupted before"
+    kernel.files.give_up()
+    assert unmounted.wait(5), "which ends what waits"
+    kernel.files.stop()
+    serving.join(5)
+    assert not serving.is_alive()

@@ -1,0 +1,111 @@
+"""outputs/segments/layout.py, snapshots.py: how an image is cut into files, and what tells of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from backup.model import Extent, HeldImage, PointId
+from outputs.restic_repository.snapshots import encoded, held_points, incomplete, segments_tag
+from outputs.segments.layout import MOST, PER_DIRECTORY, SMALLEST, Segments, pack_times, unpack_times
+
+from ..samples import MIB, RUN, UUID
+from .test_snapshots import listed
+
+GIB, TIB = 1 << 30, 1 << 40
+SIZES = (
+    *(0, 1, 512, SMALLEST - 1, SMALLEST, SMALLEST + 1, 100 * MIB),
+    *(64 * GIB - 1, 64 * GIB, 64 * GIB + 1, 100 * GIB, TIB, 16 * TIB - 512, 16 * TIB),
+)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_segments_are_all_of_the_image_one_after_the_other_and_the_last_is_short(size: int) -> None:
+    segments = Segments.of("vda", size)
+    extents = [segments.extent(number) for number in range(len(segments))]
+    assert sum(extent.length for extent in extents) == size
+    assert [extent.offset for extent in extents] == [*range(0, size, segments.segment_size)]
+    assert all(extent.length == segments.segment_size for extent in extents[:-1])
+    assert all(0 < extent.length <= segments.segment_size for extent in extents[-1:])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_there_are_never_so_many_files_that_a_run_would_take_long_to_look_at_them(size: int) -> None:
+    segments = Segments.of("vda", size)
+    paths = [segments.path(number) for number in range(len(segments))]
+    assert len({*paths}) == len(paths) <= MOST == 16384
+    in_each = Counter(path.rpartition("/")[0] for path in paths)
+    assert all(count <= PER_DIRECTORY == 128 for count in in_each.values())
+    assert len(in_each) == -(-len(paths) // 128), "no directory is there that another has room for"
+
+
+def test_the_order_of_names_is_that_of_bytes() -> None:
+    segments = Segments.of("vda", 16 * TIB)
+    paths = [segments.path(number) for number in range(len(segments))]
+    assert (paths[0], paths[128], paths[-1]) == ("vda/0000/000000", "vda/0001/000128", "vda/0127/016383")
+    assert sorted(paths) == paths
+
+
+def test_a_segment_is_as_small_as_the_number_of_files_allows() -> None:
+    sizes = {size: Segments.of("vda", size).segment_size for size in SIZES}
+    assert {size for size, segment in sizes.items() if segment == SMALLEST == 4 * MIB} == set(SIZES[:9])
+    assert sizes[64 * GIB + 1] == sizes[100 * GIB] == 8 * MIB
+    assert (sizes[TIB], sizes[16 * TIB]) == (64 * MIB, GIB)
+
+
+def test_a_disk_s_directory_is_one_directory_whatever_the_target_is() -> None:
+    assert Segments.of("cciss/c0d0", MIB).path(0) == "cciss_c0d0/0000/000000"
+
+
+@pytest.mark.parametrize(
+    ("extent", "touched"),
+    [
+        (Extent(0, 1), [0]),
+        (Extent(SMALLEST - 1, 1), [0]),
+        (Extent(SMALLEST - 1, 2), [0, 1]),
+        (Extent(SMALLEST, SMALLEST), [1]),
+        (Extent(SMALLEST, SMALLEST + 1), [1, 2]),
+        (Extent(1, 3 * SMALLEST), [0, 1, 2, 3]),
+        (Extent(3 * SMALLEST + 99, 1), [3]),
+        (Extent(3 * SMALLEST, GIB), [3]),  # a whole object, beyond the image's end
+        (Extent(4 * SMALLEST, 4 * MIB), []),
+    ],
+)
+def test_a_segment_is_touched_by_a_single_byte_of_it(extent: Extent, touched: list[int]) -> None:
+    assert [*Segments.of("vda", 3 * SMALLEST + 100).touched(extent)] == touched
+
+
+def test_every_two_neighbours_are_touched_by_what_crosses_their_edge() -> None:
+    segments = Segments.of("vda", TIB)
+    for second in range(1, len(segments), 1000):
+        edge = segments.extent(second).offset
+        assert [*segments.touched(Extent(edge - 1, 2))] == [second - 1, second]
+
+
+@pytest.mark.parametrize("times", [(), (0,), (1, 2**62, 3), tuple(range(MOST))])
+def test_times_come_back_as_they_were_packed(times: tuple[int, ...]) -> None:
+    packed = pack_times(times)
+    assert len(packed) == 8 * len(times)
+    assert unpack_times(packed) == times
+
+
+def test_times_are_packed_as_the_manifest_s_readers_expect_them() -> None:
+    assert pack_times([0x0102030405060708, 1]) == bytes([1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 1])
+
+
+def test_one_snapshot_tells_of_all_disks_by_its_tags() -> None:
+    name = "ssd/tests/web root=1, 100%"
+    tags = [segments_tag("vda", name, 4096), segments_tag("vdb.backing1", "vms/b", 0)]
+    snapshots = [listed("1", UUID, RUN, *map(encoded, tags))]
+    assert not any("," in tag for tag in snapshots[0]["tags"]), "restic would split it"
+    (point,) = held_points(snapshots)
+    assert point.images == (HeldImage("vda", name, 4096, "1"), HeldImage("vdb.backing1", "vms/b", 0, "1"))
+    assert incomplete(snapshots) == {PointId(RUN, UUID)}
+    assert incomplete([*snapshots, listed("2", UUID, RUN, "definition")]) == set()
+
+
+def test_segments_that_got_another_id_since_tell_of_the_one_that_the_manifest_knows() -> None:
+    copied = {**listed("3", UUID, RUN, segments_tag("vda", "vms/a", 1)), "original": "1"}
+    (point,) = held_points([copied])
+    assert point.images == (HeldImage("vda", "vms/a", 1, "3", "1"),)

@@ -1,0 +1,471 @@
+"""outputs/segments/changed.py, transfer/spot_check.py: what is read, and that all else is as it was saved."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from backup.base import Base
+from backup.errors import BackupError
+from backup.model import Extent, Level, SnapshotId
+from backup.transfer import backup_stream as stream
+from backup.transfer import spot_check as changes
+from backup.units import size_text
+from outputs.segments import changed as segmented_disk
+from outputs.segments import layout as cut
+from outputs.segments.changed import SegmentedDisk, planned
+from outputs.segments.layout import pack_times, unpack_times
+from outputs.segments.reader import SegmentReader
+
+from ..memory_snapshot import MemorySnapshot, MemorySource
+from ..samples import TAKEN
+from .test_segment_reader import checksums_of, read_in_order
+
+UNIT = 16 << 10  # stands for a MiB: it takes less time
+READ = 4 * UNIT
+SEGMENT = 2 * READ
+DAY = timedelta(days=1)
+NEVER = timedelta(0)
+KEPT = "kept"
+DATA = {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000, 17 * UNIT: b"c" * 100, 38 * UNIT: b"d"}
+SIZE = 40 * UNIT  # five segments
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cut, "SMALLEST", SEGMENT)
+    monkeypatch.setattr(stream, "READ_SIZE", READ)
+    monkeypatch.setattr(changes, "READ_SIZE", READ)
+
+
+@dataclass
+class Run:
+    """What a run made of a disk, and what it said."""
+
+    disk: SegmentedDisk
+    told: list[tuple[Level, str]] = field(default_factory=list)
+
+    def all_read(self) -> bool:
+        return len(self.disk.changed) == len(self.disk.files.segments) and self.disk.base is None
+
+
+def run(
+    snapshot: MemorySnapshot,
+    base: Base | None = None,
+    taken: datetime = TAKEN,
+    patience: timedelta = NEVER,
+    fast: bool = False,
+) -> Run:
+    told: list[tuple[Level, str]] = []
+
+    def tell(level: Level, text: str) -> None:
+        told.append((level, text))
+
+    snapshot.base = KEPT
+    return Run(planned(MemorySource(snapshot, base=base), snapshot, taken, patience, fast, tell), told)
+
+
+def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
+    """Read what has changed, as restic does."""
+    found = {}
+    for number in {*disk.changed} - {*disk.files.holes}:
+        extent = disk.files.segments.extent(number)
+        segment = SegmentReader(disk.files.reader, extent)
+        found[number] = read_in_order(segment, 0, extent.length, UNIT)
+        assert segment.complete
+        disk.files.read[number] = segment.checksums
+    return found
+
+
+def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
+    """Give what the next run finds of this one, all of which was read."""
+    checksums = disk.checksums()
+    saved = disk.saved(checksums, taken, 1.0, "0123abcd")
+    return Base(KEPT, saved, checksums, pack_times(disk.files.times))
+
+
+def saved(snapshot: MemorySnapshot, taken: datetime = TAKEN) -> Base:
+    """Give what there is after a first run."""
+    first = run(snapshot, taken=taken).disk
+    read(first)
+    return base_of(first, taken)
+
+
+def unchanged(*changed: Extent, data: Mapping[int, bytes] = DATA, size: int = SIZE) -> MemorySnapshot:
+    """Give a snapshot of which these extents are said to have changed."""
+    return MemorySnapshot(size, data, changed=changed)
+
+
+def test_without_a_base_everything_is_read_and_why_is_said() -> None:
+    first = run(MemorySnapshot(SIZE, DATA))
+    assert first.all_read()
+    assert {*first.disk.files.holes} == {3}
+    assert first.disk.changed_bytes == SIZE - SEGMENT
+    assert {*first.disk.files.times} == {int(TAKEN.timestamp() * 1e9)}
+    why = "is read as a whole: there is no snapshot of an earlier backup to compare it with"
+    assert first.told == [(Level.INFO, f"vda (vms/web-root) {why}")]
+
+
+def test_what_has_not_changed_is_not_read_and_has_the_times_that_it_had() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    second = run(unchanged(), base, TAKEN + DAY)
+    assert [*second.disk.changed] == []
+    assert tuple(second.disk.files.times) == unpack_times(base.times)
+    assert second.disk.base is base
+    assert second.told == []
+
+
+@pytest.mark.parametrize(
+    ("extents", "changed"),
+    [
+        ([Extent(0, 1)], {0}),
+        ([Extent(SEGMENT - 1, 1)], {0}),
+        ([Extent(SEGMENT - 1, 2)], {0, 1}),
+        ([Extent(2 * SEGMENT, SEGMENT)], {2}),
+        ([Extent(SEGMENT - 1, 2 * SEGMENT + 2)], {0, 1, 2, 3}),
+        ([Extent(SIZE - 1, 1)], {4}),
+        ([Extent(0, 5), Extent(3 * SEGMENT, 5)], {0, 3}),
+        ([Extent(0, SIZE)], {0, 1, 2, 3, 4}),
+    ],
+)
+def test_a_segment_of_which_a_byte_may_have_changed_is_read_and_newer_than_all(
+    extents: Sequence[Extent], changed: set[int]
+) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    disk = run(unchanged(*extents), base, TAKEN + DAY).disk
+    assert {*disk.changed} == changed
+    before, now = unpack_times(base.times), disk.files.times
+    assert {number for number in range(5) if now[number] != before[number]} == changed
+    assert all(now[number] > max(before) for number in changed)
+
+
+@pytest.mark.parametrize(
+    "back", [timedelta(), timedelta(microseconds=1), DAY, timedelta(days=20_000)], ids=str
+)
+def test_new_times_are_later_than_all_old_ones_even_if_the_clock_was_set_back(back: timedelta) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    latest = max(unpack_times(base.times))
+    for start in range(3):
+        disk = run(unchanged(Extent(start * SEGMENT, 1)), base, TAKEN - back).disk
+        assert disk.files.times[start] > latest
+        latest = disk.files.times[start]
+        read(disk)
+        base = base_of(disk)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "changed"),
+    [
+        (SIZE, SIZE + 1, {5}),
+        (SIZE, SIZE + 3 * SEGMENT, {5, 6, 7}),
+        (SIZE - 1, SIZE, {4}),
+        (SIZE - 1, SIZE + 1, {4, 5}),
+        (SIZE + 1, SIZE, set()),
+        (SIZE, SIZE - 1, {4}),
+        (SIZE, SIZE - SEGMENT + 1, {4}),
+        (SIZE, 1, {0}),
+        (0, SIZE, {0, 1, 2, 3, 4}),
+        (SIZE, 0, set()),
+        (0, 0, set()),
+    ],
+)
+def test_segments_that_are_new_or_of_another_length_are_read(
+    before: int, now: int, changed: set[int]
+) -> None:
+    base = saved(MemorySnapshot(before))
+    disk = run(MemorySnapshot(now), base).disk
+    assert {*disk.changed} == changed
+    assert disk.base is base
+    assert len(disk.files.times) == len(disk.files.segments)
+    holes = {number for number in range(len(disk.files.segments)) if disk.files.segments.can_be_link(number)}
+    assert {*disk.files.holes} == holes
+    assert disk.changed_bytes == sum(disk.files.segments.extent(number).length for number in changed - holes)
+
+
+def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_checksums() -> None:
+    dice = random.Random(10)
+    size, data = SIZE, dict(DATA)
+    base: Base | None = None
+    held: dict[int, tuple[int, bytes]] = {}  # by segment: its time and its bytes, as restic has them
+    taken, read_in_all = TAKEN, 0
+    old = b""
+    for _ in range(12):
+        snapshot = MemorySnapshot(size, data)
+        content = snapshot.content
+        snapshot.changed = difference(old, content)
+        disk = run(snapshot, base, taken).disk
+        fresh = read(disk)
+        read_in_all += len(fresh)
+        files = {}
+        for number, time in enumerate(disk.files.times):
+            length = disk.files.segments.extent(number).length
+            was = held.get(number)
+            if number in disk.files.holes:
+                files[number] = (time, bytes(length))
+                continue
+            files[number] = was if was and (was[0], len(was[1])) == (time, length) else (time, fresh[number])
+        assert b"".join(part for _, part in files.values()) == content
+        assert [*disk.checksums()] == checksums_of(snapshot, Extent(0, size), READ)
+        assert disk.missing == 0
+        held, base, old = files, base_of(disk, taken), content
+        taken += dice.choice((DAY, -DAY, timedelta()))
+        size, data = changed_at_random(size, data, dice)
+    assert 5 < read_in_all < 12 * 4, "some segments were read again, and not all"
+
+
+def changed_at_random(size: int, data: dict[int, bytes], dice: random.Random) -> tuple[int, dict[int, bytes]]:
+    """Write something, or let a piece become a hole, or give the image another size."""
+    data = dict(data)
+    kind = dice.choice(("write", "write", "discard", "resize", "nothing"))
+    if kind == "resize":
+        size = dice.choice((SIZE, 17 * UNIT + 513, 25 * UNIT, 48 * UNIT))
+    elif kind == "discard" and data:
+        del data[dice.choice([*data])]
+    elif kind == "write":
+        data[dice.randrange(0, size // UNIT) * UNIT] = dice.randbytes(dice.choice((1, 4096, UNIT)))
+    return size, {at: part[: size - at] for at, part in data.items() if at < size}
+
+
+def difference(old: bytes, new: bytes) -> Sequence[Extent]:
+    """List what differs, in pages; what one of them lacks is no difference, as an image's end is none."""
+    step = UNIT // 4
+    both = min(len(old), len(new))
+    places = (
+        at
+        for at in range(0, both, step)
+        if old[at : at + step][: both - at] != new[at : at + step][: both - at]
+    )
+    return [Extent(at, min(step, both - at)) for at in places]
+
+
+def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
+    disk = run(
+        MemorySnapshot(9 * UNIT + 5000, {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000}),
+        saved(MemorySnapshot(SIZE, DATA)),
+    ).disk
+    read(disk)
+    assert [offset for offset, _, _ in disk.checksums()] == [UNIT, 9 * UNIT]
+    assert disk.saved(disk.checksums(), TAKEN, 1.0, "id").data_bytes == 10_000
+
+
+def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_them_becomes_one() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    filled = {at: part for at, part in LIES["data in a hole"].items() if at != 9 * UNIT}
+    later = run(unchanged(Extent(30 * UNIT, 1), Extent(9 * UNIT, 5000), data=filled), base).disk
+    assert {*later.files.holes} == {1}
+    assert {*read(later)} == {3}
+    assert [offset for offset, _, _ in later.checksums()] == [UNIT, 17 * UNIT, 30 * UNIT, 38 * UNIT]
+    last = run(unchanged(data=filled), base_of(later)).disk
+    assert {*last.files.holes} == {1}
+    assert last.changed_bytes == 0
+
+
+def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    monkeypatch.setattr(cut, "MOST", 2)
+    later = run(unchanged(), base)
+    assert later.all_read()
+    assert later.told == [
+        (Level.INFO, "vda (vms/web-root) is read as a whole: its segments have another size now")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("after", "due"),
+    [
+        (30 * DAY, True),
+        (31 * DAY, True),
+        (30 * DAY - timedelta(seconds=1), False),
+        (timedelta(), False),
+        (-DAY, False),
+        (-31 * DAY, True),  # or a clock that was wrong once would put it off for ever
+    ],
+    ids=str,
+)
+def test_everything_is_read_again_when_that_was_so_many_days_ago(after: timedelta, due: bool) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    later = run(unchanged(), base, TAKEN + after, patience=30 * DAY)
+    assert later.all_read() == due
+    why = "is read as a whole: it was last so on 2024-02-03 (FULL_READ_DAYS)"
+    assert later.told == ([(Level.INFO, f"vda (vms/web-root) {why}")] if due else [])
+    assert not run(unchanged(), base, TAKEN + 10_000 * DAY, NEVER).all_read()
+
+
+def test_the_day_of_the_last_full_read_is_handed_on_from_run_to_run() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    for number in range(1, 30):
+        disk = run(unchanged(Extent(0, 1)), base, TAKEN + number * DAY, patience=30 * DAY).disk
+        read(disk)
+        base = base_of(disk, TAKEN + number * DAY)
+        assert base.saved.full_read == TAKEN.isoformat()
+    last = run(unchanged(), base, TAKEN + 30 * DAY, patience=30 * DAY)
+    assert last.all_read()
+    read(last.disk)
+    assert base_of(last.disk, TAKEN + 30 * DAY).saved.full_read == (TAKEN + 30 * DAY).isoformat()
+
+
+def test_times_are_new_even_where_the_base_is_not_trusted_and_the_clock_was_set_back() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    again = run(unchanged(), base, TAKEN - 31 * DAY, patience=30 * DAY)
+    assert again.all_read()
+    assert min(again.disk.files.times) > max(unpack_times(base.times))
+
+
+LIES = {
+    "a byte of the data": {**DATA, 9 * UNIT: b"b" * 4999 + b"!"},
+    "data before it": {**DATA, 9 * UNIT - 1: b"!"},
+    "data behind it": {**DATA, 9 * UNIT + 5000: b"!"},
+    "data in a hole": {**DATA, 30 * UNIT: b"!"},
+    "a hole where data was": {at: part for at, part in DATA.items() if at != 17 * UNIT},
+    "zeros where data was": {**DATA, 17 * UNIT: bytes(100)},
+    "the image's first byte": {**DATA, 0: b"!"},
+    "the image's last byte": {**DATA, SIZE - 1: b"!"},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that_is_said_loudly(
+    lie: str,
+) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    later = run(unchanged(data=LIES[lie]), base)
+    assert later.all_read()
+    (loud, text), (level, why) = later.told
+    assert (loud, level) == (Level.ERROR, Level.INFO)
+    assert text.startswith("vda (vms/web-root): ")
+    assert "are not as they were saved, although Ceph says that they have not changed" in text
+    assert "is read as a whole: " in why
+    read(later.disk)
+    assert [*later.disk.checksums()] == checksums_of(unchanged(data=LIES[lie]), Extent(0, SIZE), READ)
+    assert base_of(later.disk).saved.full_read == TAKEN.isoformat()
+
+
+def test_where_a_lie_is_found_is_told() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).told
+    assert f"{4 * UNIT} bytes at {28 * UNIT} are not as they were saved" in text
+
+
+def test_what_is_said_to_have_changed_may_have_and_is_no_lie() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    later = run(unchanged(Extent(30 * UNIT, 1), data=LIES["data in a hole"]), base)
+    assert {*later.disk.changed} == {3}
+    assert later.told == []
+
+
+@dataclass
+class Told(MemorySnapshot):
+    """A snapshot that notes how its changes were asked for."""
+
+    fast: list[bool] = field(default_factory=list)
+
+    def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
+        self.fast.append(fast)
+        return super().changes(since, fast)
+
+
+def test_the_exact_list_of_changes_is_asked_for_unless_the_fast_one_is_ordered() -> None:
+    base, later = saved(MemorySnapshot(SIZE)), Told(SIZE)
+    run(later, base)
+    run(later, base, fast=True)
+    assert later.fast == [False, True]
+
+
+def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are_errors() -> None:
+    class Unlisted(MemorySnapshot):
+        def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
+            raise BackupError("cannot list what has changed")
+
+    base = saved(MemorySnapshot(SIZE, DATA))
+    with pytest.raises(BackupError, match="cannot list what has changed"):
+        run(Unlisted(SIZE, DATA), base)
+    failing = MemorySnapshot(SIZE, DATA, fails_at=2)
+    with pytest.raises(BackupError, match="cannot read"):
+        run(failing, base)
+    assert not failing.pending
+
+
+def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -> None:
+    size = 1600 * UNIT
+    data = {number * 80 * UNIT: b"x" for number in range(20)}
+    base, seen = saved_unread(MemorySnapshot(size, data)), set()
+    for _ in range(3):
+        later = MemorySnapshot(size, data)
+        extents = [Extent(at, SEGMENT) for at in range(0, size, SEGMENT)]
+        assert changes.spot_check(later, base, extents) is None
+        of_data = [one for one in later.reads if one.offset in data]
+        assert len(of_data) >= changes.SAMPLE == 16
+        assert len(later.reads) - len(of_data) <= 16
+        assert len(later.reads) > 20
+        assert all(one.offset % READ == 0 and one.length == READ for one in later.reads)
+        assert later.reads == sorted(later.reads, key=lambda one: one.offset)
+        seen.add(tuple(later.reads))
+    assert len(seen) == 3, "each run draws its own"
+
+
+def saved_unread(snapshot: MemorySnapshot) -> Base:
+    """Give a base without reading holes for it."""
+    first = run(snapshot).disk
+    for at, part in snapshot.data.items():
+        first.files.read.setdefault(at // SEGMENT, run(snapshot).disk.checksums()).note(at, part)
+    return base_of(first)
+
+
+def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    later = MemorySnapshot(SIZE, {0: b"!" * SIZE})
+    assert changes.spot_check(later, base, []) is None
+    assert later.reads == []
+    assert changes.spot_check(later, base, [Extent(SEGMENT, SEGMENT)]) == Extent(SEGMENT, READ)
+    assert all(SEGMENT <= one.offset < 2 * SEGMENT for one in later.reads)
+
+
+def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
+    disk = run(MemorySnapshot(SIZE, DATA)).disk
+    assert disk.missing == 4, "and one is a hole"
+    read(disk)
+    assert disk.missing == 0
+    del disk.files.read[4]
+    assert disk.missing == 1
+
+
+def test_what_was_saved_is_told_with_what_was_read_for_it_and_where_it_came_from() -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    snapshot = replace(unchanged(Extent(9 * UNIT, 1)), source=SnapshotId("fsid", "image-id", 8))
+    disk = run(snapshot, base, TAKEN + DAY).disk
+    read(disk)
+    told = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
+    assert (told.target, told.image, told.size) == ("vda", "vms/web-root", SIZE)
+    assert (told.data_bytes, told.read_bytes, told.seconds) == (10_101, 5000, 2.0)
+    assert (told.restore_id, told.source.snapshot, told.segment_size) == ("4567cdef", 8, SEGMENT)
+
+
+class ListedInParts(MemorySnapshot):
+    """A snapshot whose listings tell at each segment's end how far they are."""
+
+    def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
+        yield from super().changes(since, fast)
+        yield Extent(SEGMENT, 0)
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        yield from super().extents(within)
+        yield Extent(self.size, 0)
+
+
+def test_a_listing_that_takes_long_is_reported_and_what_it_reports_is_no_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segmented_disk, "LISTING_INTERVAL", 0)
+    base = saved(MemorySnapshot(SIZE, DATA))
+    again = run(ListedInParts(SIZE, DATA, changed=[Extent(2 * SEGMENT, 1)]), base)
+    assert {*again.disk.changed} == {2}
+    assert {*again.disk.files.holes} == {3}
+    size = size_text(SIZE)
+    assert again.told == [
+        (Level.INFO, f"vda (vms/web-root): listing what has changed, {size_text(SEGMENT)} of {size}"),
+        (Level.INFO, f"vda (vms/web-root): listing what is allocated, {size} of {size}"),
+    ]

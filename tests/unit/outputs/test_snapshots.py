@@ -1,0 +1,86 @@
+"""outputs/restic_repository/snapshots.py: restore points are told by tags alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backup.model import HeldImage, HeldPoint, PointId
+from outputs.restic_repository.snapshots import encoded, held_points, incomplete, point_id
+
+from ..samples import OTHER_UUID, RUN, TAKEN, UUID
+
+OLDER_RUN = "20240101T000000Z-aaaa"
+SECOND = TAKEN.replace(microsecond=0)
+
+
+def listed(identity: str, uuid: str, run: str, *tags: str, host: str = "web") -> dict[str, Any]:
+    """Give a snapshot as restic lists it."""
+    common = ("virt-rbd-backup", f"run={run}", f"uuid={uuid}", "consistency=paused")
+    taken = "2024-02-03T04:05:06Z" if run == RUN else "2024-01-01T00:00:00.123456789Z"
+    return {"id": identity, "hostname": host, "time": taken, "tags": [*common, *tags]}
+
+
+def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_first() -> None:
+    name = "ssd/tests/web root, 100%"
+    newer, older = held_points(
+        [
+            listed("1", UUID, RUN, "disk=vda", encoded(f"image={name}"), "size=4096"),
+            listed("2", UUID, OLDER_RUN, "definition"),
+            {**listed("3", UUID, RUN, "disk=vdb", "image=vms/b"), "original": "0"},
+            listed("4", UUID, RUN, "definition", "node=node1"),
+        ]
+    )[::-1]
+    images = (HeldImage("vda", name, 4096, "1"), HeldImage("vdb", "vms/b", None, "3", "0"))
+    assert newer == HeldPoint(PointId(RUN, UUID), "web", SECOND, "paused", "node1", images, "4")
+    assert (older.id.run, older.images, older.manifest_id) == (OLDER_RUN, (), "2")
+
+
+def test_each_attempt_of_a_run_is_a_restore_point_of_its_own() -> None:
+    first, second = sorted(
+        held_points(
+            [
+                listed("1", UUID, RUN, "disk=vda"),
+                listed("2", UUID, RUN, "attempt=2", "disk=vda"),
+                listed("3", UUID, RUN, "attempt=2", "definition"),
+            ]
+        ),
+        key=lambda point: point.id.attempt,
+    )
+    assert (first.id, first.manifest_id) == (PointId(RUN, UUID), "")
+    assert (second.id, second.manifest_id) == (PointId(RUN, UUID, 2), "3")
+    assert [image.restore_id for image in second.images] == ["2"]
+
+
+def test_the_places_of_the_locks_are_told_and_older_restore_points_have_none() -> None:
+    places = ("lock=fsid/vms/", encoded("lock=fsid/a,b/c"))
+    (point,) = held_points([listed("1", UUID, RUN, *places), listed("2", UUID, RUN, "definition", *places)])
+    assert point.locks == ("fsid/a,b/c", "fsid/vms/")
+    assert held_points([listed("1", UUID, RUN)])[0].locks == ()
+
+
+@pytest.mark.parametrize(
+    "tag", ["segments.vda=", "segments.vda=many vms/a", "segments.vda=\u00b2 vms/a", "size=\u00b2"]
+)
+def test_a_tag_that_an_admin_made_by_hand_is_ignored(tag: str) -> None:
+    (point,) = held_points([listed("1", UUID, RUN, "disk=vda", "image=vms/a", tag)])
+    assert point.images == (HeldImage("vda", "vms/a", None, "1"),)
+    (point,) = held_points([listed("1", UUID, RUN, "segments.vdb=4096 vms/b", tag)])
+    assert point.images == (HeldImage("vdb", "vms/b", 4096, "1"),)
+
+
+@pytest.mark.parametrize("attempt", ["", "0", "x", "-1"])
+def test_an_attempt_without_a_number_is_the_first(attempt: str) -> None:
+    assert point_id(listed("1", UUID, RUN, f"attempt={attempt}")) == PointId(RUN, UUID)
+
+
+def test_images_without_a_manifest_are_no_complete_restore_point() -> None:
+    snapshots = [
+        listed("1", UUID, RUN, "disk=vda"),
+        listed("2", UUID, RUN, "definition"),
+        listed("3", OTHER_UUID, RUN, "disk=vda", host="db"),
+    ]
+    assert incomplete(snapshots) == {PointId(RUN, OTHER_UUID)}
+    assert [point.manifest_id for point in held_points(snapshots)] == ["2", ""]
+    assert incomplete([]) == set()

@@ -1,0 +1,90 @@
+"""backup/report/domain_record.py: what is known of each domain outlasts whatever can't be read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.model import Level
+from backup.report import domain_record
+from backup.report.domain_record import Proof, Proofs, proofs
+
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, UUID
+
+
+@pytest.fixture
+def file(tmp_path: Path, recorder: Recorder) -> Path:
+    """A file that knows when web was saved."""
+    Proofs(str(tmp_path), recorder).note(UUID, "web", saved="2024")
+    return tmp_path / "proofs.json"
+
+
+def note_db(file: Path, recorder: Recorder) -> None:
+    Proofs(str(file.parent), recorder).note(OTHER_UUID, "db", saved="2025")
+
+
+def test_what_is_noted_is_added_to_what_is_known(file: Path, recorder: Recorder) -> None:
+    note_db(file, recorder)
+    assert proofs(str(file.parent)) == {UUID: Proof(saved="2024"), OTHER_UUID: Proof(saved="2025")}
+    assert recorder.messages == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_file_that_can_not_be_read_is_not_overwritten(
+    number: int, file: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = file.read_bytes()
+
+    def fail(path: Path, *_: Any, **__: Any) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        patch.setattr(Path, "read_text", fail)
+        assert proofs(str(file.parent)) == {}
+        note_db(file, recorder)
+    assert file.read_bytes() == before
+    (warning,) = recorder.told(Level.WARNING)
+    assert os.strerror(number).lower() in warning
+    assert "see STATE_DIR" in warning
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"uuid": 1}', b"\xff"])
+def test_a_file_that_is_damaged_is_put_aside_with_a_warning(
+    damage: bytes, file: Path, recorder: Recorder
+) -> None:
+    file.write_bytes(damage)
+    assert proofs(str(file.parent)) == {}
+    note_db(file, recorder)
+    assert list(json.loads(file.read_text())) == [OTHER_UUID]
+    assert file.with_name("proofs.json.damaged").read_bytes() == damage
+    (warning,) = recorder.told(Level.WARNING)
+    assert "put aside as proofs.json.damaged" in warning
+
+
+@pytest.fixture
+def lock(file: Path) -> Iterator[int]:
+    """The directory's lock, which a process that hangs has."""
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.mark.usefixtures("lock")
+def test_a_lock_that_another_process_keeps_costs_the_note_and_no_more(
+    file: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(domain_record, "LOCK_LIMIT", 0.2)
+    note_db(file, recorder)
+    (warning,) = recorder.told(Level.WARNING)
+    assert "another process has had its lock for 0 s" in warning
+    assert list(proofs(str(file.parent))) == [UUID]

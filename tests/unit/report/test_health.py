@@ -1,0 +1,104 @@
+"""backup/report/health.py: how a node and its domains stand, as the reports of past runs tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from backup.report.health import Overview, overview
+from backup.report.history import Report
+
+
+def entry(name: str, status: str = "saved", **changes: Any) -> dict[str, Any]:
+    return {"name": name, "uuid": f"uuid of {name}", "status": status, "selected": True, **changes}
+
+
+def report(run: str, *domains: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"run": run, "domains": domains, "named": [], "errors": [], "exit_code": 0, **changes}
+
+
+def names(seen: Overview) -> list[str]:
+    return [one.newest["name"] for one in seen.domains]
+
+
+def test_a_run_of_named_domains_changes_nothing_about_the_others() -> None:
+    seen = overview(
+        [
+            report("2", entry("web", "failed"), named=["web"], exit_code=3),
+            report("1", entry("web"), entry("db")),
+        ]
+    )
+    assert names(seen) == ["db", "web"]
+    assert seen.run
+    assert seen.run["run"] == "1"
+    assert [one.failures for one in seen.domains] == [0, 1]
+
+
+def test_what_the_last_list_of_all_domains_does_not_have_is_gone() -> None:
+    seen = overview(
+        [
+            report("4", entry("new", "failed"), named=["new"]),
+            report("3", entry("web", "failed")),
+            report("2", entry("gone"), named=["gone"]),
+            report("1", entry("web"), entry("gone")),
+        ]
+    )
+    assert names(seen) == ["new", "web"]
+
+
+def test_a_run_that_did_not_get_to_all_domains_takes_none_away() -> None:
+    incomplete = [
+        report("6", exit_code=1, errors=["no libvirt"]),
+        report("5", entry("web"), exit_code=3, errors=["no libvirt at the other node"]),
+        report("4", exit_code=143),
+    ]
+    seen = overview([*incomplete, report("3", entry("db")), report("2", entry("gone"))])
+    assert names(seen) == ["db", "web"]
+    assert seen.run
+    assert seen.run["run"] == "6"
+
+
+def test_what_is_not_selected_does_not_count() -> None:
+    assert names(overview([report("1", entry("test7", "skipped", selected=False), entry("web"))])) == ["web"]
+    assert names(overview([report("1", {**entry("web"), "selected": True})])) == ["web"]
+
+
+def test_a_domain_that_was_passed_over_stands_as_its_last_job_left_it() -> None:
+    (one,) = overview(
+        [
+            report("4", entry("web", "skipped")),
+            report("3", entry("web", "failed", n=3)),
+            report("2", entry("web", "saved", n=2)),
+        ]
+    ).domains
+    assert one.job
+    assert one.saved
+    assert (one.job["n"], one.saved["n"], one.failures) == (3, 2, 0)
+
+
+def test_failures_are_those_since_the_last_success() -> None:
+    runs = [report(str(n), entry("web", status)) for n, status in enumerate(["failed", "failed", "saved"])]
+    assert [one.failures for one in overview([*runs, report("0", entry("web", "failed"))]).domains] == [2]
+
+
+def test_without_any_run_of_all_domains_the_last_one_stands_for_it() -> None:
+    seen = overview([report("2", entry("web"), named=["web"]), report("1", entry("db"), named=["db"])])
+    assert seen.run
+    assert (seen.run["run"], names(seen)) == ("2", ["db", "web"])
+    assert overview([]) == Overview(None, [])
+
+
+def test_no_more_reports_are_read_than_it_takes() -> None:
+    read = []
+
+    def reports() -> Iterator[Report]:
+        for one in [
+            report("3", entry("web", "skipped"), entry("off", "skipped", selected=False)),
+            report("2", entry("web")),
+            report("1", entry("web")),
+        ]:
+            read.append(one["run"])
+            yield one
+
+    overview(reports())
+    assert read == ["3", "2"]

@@ -1,0 +1,95 @@
+"""backup/report/history.py and publish.py: where reports go, and how long they stay."""
+
+from __future__ import annotations
+
+import json
+import stat
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.model import JobResult, Level, Status
+from backup.report.domain_record import proofs
+from backup.report.history import History
+from backup.report.publish import publish
+from backup.report.run_report import RunResult
+
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, TAKEN, UUID, settings
+
+SAVED = JobResult("web", UUID, Status.SAVED, taken=TAKEN)
+FAILED = JobResult("db", OTHER_UUID, Status.FAILED, reason="no answer", taken=TAKEN)
+
+
+NOW = datetime.now(timezone.utc)
+
+
+def run_id(days_ago: float) -> str:
+    return f"{NOW - timedelta(days=days_ago):%Y%m%dT%H%M%SZ}-abcd"
+
+
+def published(directory: Path, *results: JobResult, days_ago: float = 0, **changes: Any) -> Recorder:
+    recorder = Recorder()
+    result = RunResult(run_id(days_ago), "node1", TAKEN, TAKEN, results, **changes)
+    values = {
+        "state_dir": str(directory / "state"),
+        "report_file": str(directory / "report.json"),
+        "report_days": 7,
+    }
+    publish(result, settings(**values), recorder)
+    return recorder
+
+
+def kept(directory: Path) -> list[str]:
+    return [report["run"] for report in History(str(directory / "state"), 7).newest_first()]
+
+
+def test_a_report_takes_the_place_of_the_last_one_and_can_be_read_by_monitoring(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("of the last run")
+    assert published(tmp_path, SAVED).messages == []
+    assert json.loads(path.read_text())["domains"][0]["name"] == "web"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert {one.name for one in tmp_path.iterdir()} == {"report.json", "state"}, "no draft"
+
+
+def test_reports_are_kept_for_so_many_days_and_given_newest_first(tmp_path: Path) -> None:
+    for days_ago in (9, 7.1, 6.9, 0):
+        published(tmp_path, SAVED, days_ago=days_ago)
+    assert kept(tmp_path) == [run_id(0), run_id(6.9)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x1f\x8b\x08\0\0\0\0\0\0\0rubbish"])
+def test_a_report_that_can_t_be_read_hides_no_other(tmp_path: Path, damage: bytes) -> None:
+    published(tmp_path, SAVED, days_ago=1)
+    published(tmp_path, SAVED)
+    (tmp_path / "state/reports" / f"{run_id(1)}.json.gz").write_bytes(damage)
+    assert kept(tmp_path) == [run_id(0)]
+
+
+def test_what_was_saved_is_remembered_and_what_failed_is_not(tmp_path: Path) -> None:
+    published(tmp_path, SAVED, FAILED)
+    published(tmp_path, FAILED)
+    known = proofs(str(tmp_path / "state"))
+    assert [(uuid, one.saved, one.verified) for uuid, one in known.items()] == [
+        (UUID, "2024-02-03T04:05:06+00:00", "")
+    ]
+
+
+def test_what_was_verified_while_it_was_saved_is_remembered_too(tmp_path: Path) -> None:
+    published(tmp_path, SAVED, verified=True)
+    assert proofs(str(tmp_path / "state"))[UUID].verified
+
+
+def test_a_report_that_can_t_be_written_is_one_line_and_hinders_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.mkdir()
+    assert published(tmp_path, SAVED).told(Level.ERROR) == [
+        f"cannot write the report {path}: is a directory (hint: see REPORT_FILE)"
+    ]
+    assert kept(tmp_path) == [run_id(0)]
+    (tmp_path / "state/reports").rename(tmp_path / "state/of before")
+    (tmp_path / "state/reports").touch()
+    assert "see STATE_DIR" in published(tmp_path, SAVED).told(Level.ERROR)[-1]

@@ -1,0 +1,225 @@
+"""report/metrics.py, publish.py: METRICS_FILE, and that what reads it knows no other metrics than it has."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from backup import __version__
+from backup.model import Consistency, JobResult, Level, SavedImage, Status
+from backup.report.domain_record import Proof, Proofs
+from backup.report.metrics import exposition
+from backup.report.publish import publish, publish_metrics
+from backup.report.run_report import RunResult, report_json
+from backup.settings import Settings
+
+from ..recorder import Recorder
+from ..samples import LAYOUT, OTHER_UUID, RUN, TAKEN, UUID, settings
+
+ROOT = Path(__file__).parents[3]
+IMAGE = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT, read_bytes=1000)
+SAVED = JobResult(
+    "web",
+    UUID,
+    Status.SAVED,
+    consistency=Consistency.FILESYSTEM,
+    frozen_seconds=0.25,
+    taken=TAKEN,
+    seconds=2.5,
+    images=(IMAGE, replace(IMAGE, target="vdb")),
+    leftovers=2,
+)
+FAILED = JobResult("db", OTHER_UUID, Status.FAILED, reason="no answer", seconds=1.5, frozen_seconds=10)
+EXCLUDED = JobResult("test7", "uuid of test7", Status.SKIPPED, "excluded")
+PROOF = Proof(saved="2024-02-03T04:05:06+00:00", verified="1970-01-02T00:00:00+00:00", failure="damaged")
+
+
+def run_of(*results: JobResult, run: str = RUN, **changes: Any) -> RunResult:
+    return RunResult(run, "node1", TAKEN, TAKEN + timedelta(seconds=61), results, **changes)
+
+
+def text_of(*runs: RunResult, known: Mapping[str, Proof] | None = None) -> str:
+    """Give the file's text after these runs, newest first."""
+    reports = [json.loads(json.dumps(report_json(run, {}))) for run in runs]
+    return exposition(reports, known or {}).decode()
+
+
+def values(text: str) -> dict[str, float]:
+    """Give each sample by its name, without the prefix, and its labels but the UUID."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = " ".join(value for name, value in sample.labels.items() if name != "uuid")
+            found[f"{sample.name[len('virt_rbd_backup_') :]} {labels}".strip()] = sample.value
+    return found
+
+
+WHOLE = text_of(run_of(SAVED, FAILED, not_selected=(EXCLUDED,)), known={UUID: PROOF})
+
+
+def test_each_domain_and_the_run_are_told() -> None:
+    assert values(WHOLE) == {
+        f"build_info {__version__}": 1,
+        "run_finished_timestamp_seconds": TAKEN.timestamp() + 61,
+        "run_duration_seconds": 61,
+        "run_exit_code": 3,
+        "run_errors": 0,
+        "domain_last_success_timestamp_seconds web": TAKEN.timestamp(),
+        "domain_last_success_timestamp_seconds db": 0,
+        "domain_consecutive_failures web": 0,
+        "domain_consecutive_failures db": 1,
+        "domain_duration_seconds web": 2.5,
+        "domain_duration_seconds db": 1.5,
+        "domain_frozen_seconds web": 0.25,
+        "domain_frozen_seconds db": 10,
+        "domain_read_bytes web": 2000,
+        "domain_read_bytes db": 0,
+        "domain_skipped_bytes web": 2 * 3096,
+        "domain_skipped_bytes db": 0,
+        "domain_stored_bytes web": 1024,
+        "domain_stored_bytes db": 0,
+        "domain_leftovers web": 2,
+        "domain_leftovers db": 0,
+        "domain_last_verified_timestamp_seconds web": 86400,
+        "domain_last_verified_timestamp_seconds db": 0,
+        "domain_last_drill_timestamp_seconds web": 0,
+        "domain_last_drill_timestamp_seconds db": 0,
+        "domain_proof_failed web": 1,
+        "domain_proof_failed db": 0,
+        "domain_consistency filesystem web": 1,
+    }
+    assert f'virt_rbd_backup_domain_leftovers{{domain="web",uuid="{UUID}"}} 2.0\n' in WHOLE
+
+
+def test_a_domain_that_another_node_saves_has_only_what_this_node_knows() -> None:
+    found = values(text_of(run_of(JobResult("web", UUID, Status.SKIPPED, "saved already (MIN_AGE)"))))
+    assert {name for name in found if name.startswith("domain_")} == {
+        "domain_last_success_timestamp_seconds web",
+        "domain_consecutive_failures web",
+        "domain_last_verified_timestamp_seconds web",
+        "domain_last_drill_timestamp_seconds web",
+        "domain_proof_failed web",
+    }
+
+
+def test_a_run_that_could_do_nothing_is_told_and_takes_no_domain_away() -> None:
+    nothing = run_of(nothing_done=True, errors=("no libvirt",))
+    found = values(text_of(nothing, run_of(SAVED)))
+    assert (found["run_exit_code"], found["run_errors"]) == (1, 1)
+    assert found["domain_last_success_timestamp_seconds web"] == TAKEN.timestamp()
+
+
+def test_a_name_in_any_alphabet_makes_sound_metrics() -> None:
+    name = 'Büro "1"\\x'
+    found = values(text_of(run_of(replace(FAILED, name=name))))
+    assert found[f"domain_consecutive_failures {name}"] == 1
+
+
+def test_promtool_finds_no_fault() -> None:
+    promtool("check", "metrics", stdin=WHOLE)
+
+
+def test_the_readme_tells_what_each_metric_means() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [name for name in names_in(WHOLE) if f"`{name}`" not in readme] == []
+
+
+def told_in(directory: Path, **changes: Any) -> Settings:
+    """Keep reports of TAKEN's day, too."""
+    of_test = {"state_dir": str(directory / "state"), "metrics_file": str(directory / "backup.prom")}
+    return settings(**{"report_days": 36500, **of_test, **changes})
+
+
+def test_the_file_is_written_whole_and_for_everybody_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "backup.prom"
+    path.write_text("of the last run")
+    recorder = Recorder()
+    publish(run_of(SAVED, FAILED), told_in(tmp_path), recorder)
+    assert values(path.read_text())["domain_consecutive_failures db"] == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert {one.name for one in tmp_path.iterdir()} == {"backup.prom", "state"}, "no draft"
+    publish(run_of(FAILED, run=f"{RUN}2"), told_in(tmp_path), recorder)
+    assert values(path.read_text())["domain_consecutive_failures db"] == 2
+    assert recorder.messages == []
+
+
+def test_what_is_proven_later_is_told_at_once(tmp_path: Path) -> None:
+    of_test = told_in(tmp_path)
+    publish(run_of(SAVED), of_test, Recorder())
+    Proofs(of_test.state_dir, Recorder()).note(UUID, "web", failure="damaged")
+    publish_metrics(of_test, Recorder())
+    found = values((tmp_path / "backup.prom").read_text())
+    assert (found["domain_proof_failed web"], found["run_exit_code"]) == (1, 0)
+
+
+def test_a_state_directory_that_is_full_does_not_hide_this_run(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    publish(run_of(SAVED), told_in(tmp_path), Recorder())
+    found = values((tmp_path / "backup.prom").read_text())
+    assert found["domain_last_success_timestamp_seconds web"] == TAKEN.timestamp()
+
+
+def test_a_file_that_can_t_be_written_is_one_line_and_hinders_nothing(tmp_path: Path) -> None:
+    path, recorder = tmp_path / "missing/backup.prom", Recorder()
+    publish(run_of(SAVED), told_in(tmp_path, metrics_file=str(path)), recorder)
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith(
+        f"cannot write the metrics {path}: no such file or directory (hint: see METRICS_FILE"
+    )
+
+
+def expressions() -> dict[str, str]:
+    """Give the dashboard's expressions, by panel and letter, with its variables for all nodes."""
+    panels = json.loads((ROOT / "res/grafana-dashboard.json").read_text())["panels"]
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"].replace("$instance", ".*")
+        for panel in panels
+        for target in panel["targets"]
+    }
+
+
+def test_alerts_and_dashboard_use_no_other_metrics_than_there_are() -> None:
+    texts = [
+        (ROOT / "res" / name).read_text() for name in ("prometheus-alerts.yml", "grafana-dashboard.json")
+    ]
+    used = set(re.findall(r"(?<![:\w])virt_rbd_backup_\w+(?!\w*:)", " ".join(texts)))
+    assert used - names_in(WHOLE) == set()
+    assert names_in(WHOLE) - used == set(), "all that there is, is shown"
+
+
+def test_the_dashboard_s_expressions_are_sound(tmp_path: Path) -> None:
+    rules = [{"record": f"panel{number}", "expr": text} for number, text in enumerate(expressions().values())]
+    path = tmp_path / "rules.yml"  # JSON is YAML
+    path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    promtool("check", "rules", str(path))
+
+
+def test_the_dashboard_s_panels_have_places_and_numbers_of_their_own() -> None:
+    panels = json.loads((ROOT / "res/grafana-dashboard.json").read_text())["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24, "the grid's width"
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
+
+
+def promtool(*words: str, stdin: str = "") -> None:
+    done = subprocess.run(["promtool", *words], input=stdin, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr

@@ -1,0 +1,197 @@
+"""backup/restore/domain.py: a place in libvirt, with libvirt's own test driver."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import libvirt
+import pytest
+
+from backup.errors import BackupError, NotDefined
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.errors import HypervisorError
+from backup.model import Consistency, Definition, Image, Level, PointId, SavedDomain, SavedImage
+from backup.restore.domain import RestoredDomain
+from backup.restore.restorer import define_on_images
+
+from ..driver_node import SHUT_OFF, domain_element, node_uri
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import LAYOUT, MIB, OTHER_UUID, RUN, TAKEN, UUID, image
+
+MONITORS = [("10.0.0.1", "6789")]
+VDA = {"vda": image("scratch/web-root")}
+DISK = "<disk type='network'><source protocol='rbd' name='{}'/><target dev='{}'/></disk>"
+DISKS = DISK.format("vms/web-root", "vda") + DISK.format("vms/web-data", "vdb")
+TARGETS = ("vda", "vdb", "vdc")
+
+
+@pytest.fixture
+def hypervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hypervisor]:
+    """A node with another domain; the test driver does not know how to destroy one by itself."""
+    monkeypatch.setattr(libvirt, "VIR_DOMAIN_START_AUTODESTROY", 0)
+    with Hypervisor(node_uri(tmp_path / "node.xml", domain_element("db", OTHER_UUID))) as hypervisor:
+        yield hypervisor
+
+
+@pytest.fixture
+def nvram(tmp_path: Path) -> Path:
+    """Where the saved domain has its NVRAM; nothing is there yet."""
+    (tmp_path / "nvram").mkdir()
+    return tmp_path / "nvram" / "web_VARS.fd"
+
+
+def restored(hypervisor: Hypervisor, nvram: Path | None, **changes: Any) -> RestoredDomain:
+    system = f"<loader type='pflash'>/fw.fd</loader><nvram>{nvram}</nvram>" if nvram else ""
+    definition = Definition(
+        domain_element(devices=DISKS, system=system), "", str(nvram or ""), b"saved" if nvram else b""
+    )
+    images = tuple(SavedImage(one, f"vms/{one}", MIB, 0, 0, 0.0, "", LAYOUT) for one in TARGETS)
+    saved = SavedDomain(PointId(RUN, UUID), "web", TAKEN, Consistency.OFFLINE, images, (), definition, {})
+    values: Mapping[str, Any] = {
+        "name": "web",
+        "uuid": UUID,
+        "force": False,
+        "reporter": Recorder(),
+        **changes,
+    }
+    return RestoredDomain(saved, hypervisor, **values)
+
+
+def define(domain: RestoredDomain, images: Mapping[str, Image] = VDA) -> None:
+    domain.define(domain.xml(images, MONITORS))
+
+
+def defined_by_somebody(domain: RestoredDomain) -> None:
+    domain.hypervisor.define(domain_element(state=SHUT_OFF))
+
+
+def test_a_domain_is_defined_with_its_nvram_which_is_closed_to_others(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    domain = restored(hypervisor, nvram)
+    define(domain)
+    assert hypervisor.domain(UUID).disks[0].image == VDA["vda"]
+    assert (nvram.read_bytes(), nvram.stat().st_mode & 0o077) == (b"saved", 0)
+    assert list(nvram.parent.iterdir()) == [nvram]
+
+
+def test_what_came_there_while_the_images_were_filled_is_not_overwritten(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    domain = restored(hypervisor, nvram)
+    domain.require_definable()
+    xml = domain.xml(VDA, MONITORS)
+    nvram.write_bytes(b"in use")
+    with raises(f"the NVRAM {nvram} exists"):
+        domain.define(xml)
+    nvram.unlink()
+    defined_by_somebody(domain)
+    with raises(f"domain web with the UUID {UUID} is defined here"):
+        domain.define(xml)
+    assert hypervisor.domain(UUID).disks == ()
+    assert list(nvram.parent.iterdir()) == []
+
+
+def test_a_domain_that_is_not_there_in_the_end_is_told_with_the_way_out(hypervisor: Hypervisor) -> None:
+    domain = restored(hypervisor, None)
+    xml = domain.xml(VDA, MONITORS)
+    defined_by_somebody(domain)
+    with raises(f"the images are restored, but domain web with the UUID {UUID} is defined here") as caught:
+        define_on_images(domain, xml, start=False)
+    assert isinstance(caught.value, NotDefined)
+    assert caught.value.hint.endswith(
+        "--force replaces it; then restore once more, with --force, as the images are there now"
+    )
+
+
+def test_a_domain_that_does_not_start_is_told_as_one_that_is_there(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uuid: str) -> None:
+        raise BackupError("cannot start the domain: no", f"virsh start {uuid}")
+
+    monkeypatch.setattr(hypervisor, "start", refuse)
+    domain = restored(hypervisor, None)
+    with raises("the domain is restored, but cannot start the domain: no", NotDefined) as caught:
+        define_on_images(domain, domain.xml(VDA, MONITORS), start=True)
+    assert caught.value.hint == f"virsh start {UUID}"
+    assert hypervisor.domain(UUID).name == "web"
+
+
+def test_a_definition_that_libvirt_refuses_leaves_the_nvram_as_it_was(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    nvram.write_bytes(b"precious")
+    domain = restored(hypervisor, nvram, force=True)
+    with pytest.raises(HypervisorError, match="cannot define the domain"):
+        domain.define("<domain/>")
+    assert nvram.read_bytes() == b"precious"
+    assert list(nvram.parent.iterdir()) == [nvram]
+    define(domain)
+    assert nvram.read_bytes() == b"saved"
+
+
+def test_that_the_nvram_can_not_be_written_is_known_at_the_start(
+    hypervisor: Hypervisor, nvram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvram.parent.rmdir()
+    domain = restored(hypervisor, nvram)
+    directory = nvram.parent
+    with raises(f"cannot write the NVRAM {nvram}: {directory} is missing, or can't be written to"):
+        domain.require_definable()
+    directory.mkdir()
+    domain.require_definable()
+    monkeypatch.setattr(hypervisor, "local", False)
+    with raises(f"the NVRAM {nvram} can't be written to another node, {hypervisor.uri}"):
+        domain.require_definable()
+    restored(hypervisor, None).require_definable()
+
+
+def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
+    recorder = Recorder()
+    domain = restored(hypervisor, None, reporter=recorder)
+    domain.xml({"vda": image("a/b"), "vdc": image("a/c")}, MONITORS)
+    assert recorder.told(Level.WARNING) == [
+        "vdb is as it was in the definition: its image is not restored",
+        "vdc is restored, but not in the definition: the domain had it only while it ran",
+    ]
+    recorder.messages.clear()
+    restored(hypervisor, None, reporter=recorder, name="two", uuid=OTHER_UUID).xml(VDA, MONITORS)
+    assert recorder.told(Level.WARNING) == ["left out of the copy's definition: vdb, which was not restored"]
+
+
+def test_a_guest_that_runs_once_leaves_no_nvram_and_overwrites_what_a_killed_one_left(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    domain = restored(hypervisor, nvram, name="web-drill")
+    passing = nvram.with_name("web-drill_VARS.fd")
+    passing.write_bytes(b"of a drill that was killed")
+    nvram.write_bytes(b"of the saved one")
+    domain.require_free()
+    with domain.running_once(VDA, MONITORS):
+        assert passing.read_bytes() == b"saved"
+        assert [one.name for one in hypervisor.domains()] == ["db", "web-drill"]
+    assert [one.name for one in hypervisor.domains()] == ["db"]
+    assert {path: path.read_bytes() for path in nvram.parent.iterdir()} == {nvram: b"of the saved one"}
+
+
+def test_a_failing_removal_of_the_nvram_hides_no_error(
+    hypervisor: Hypervisor, nvram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(30, os.strerror(30))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    recorder = Recorder()
+    domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
+    told = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
+    with raises("it did not boot"), domain.running_once(VDA, MONITORS):
+        raise BackupError("it did not boot")
+    (message,) = recorder.told(Level.ERROR)
+    assert message.startswith(told)
+    with raises(told), domain.running_once(VDA, MONITORS):
+        assert nvram.with_name("web-drill_VARS.fd").exists()

@@ -1,0 +1,162 @@
+"""backup/restore_point/find.py: which restore points are meant, and how they are shown."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from backup.errors import ConfigError
+from backup.model import HeldImage, HeldPoint, JobResult, PointId, SavedImage, Status
+from backup.restore_point.find import chosen, images_held, missing, of_domains, points_json, points_table
+
+from ..raising import raises
+from ..samples import LAYOUT, MIB, OTHER_UUID, RUN, TAKEN, UUID
+
+IMAGES = (HeldImage("vda", "vms/web-root", 16 * MIB, "0123"), HeldImage("vdb", "vms/web-data", None, "4567"))
+WEB = HeldPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
+HALF = HeldPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "paused", "", IMAGES[:1], "")
+MARK = ("incomplete:", "does", "not", "count")
+BARE = HeldPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", (), "cdef")
+
+
+@pytest.mark.parametrize(
+    ("names", "meant"), [([], [WEB, HALF]), (["web"], [WEB]), (["db*"], [HALF]), ([UUID], [WEB])]
+)
+def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list[HeldPoint]) -> None:
+    assert of_domains([WEB, HALF], names) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "see `main.py restore-points`")]
+)
+def test_a_name_that_no_restore_point_has_is_told_with_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        of_domains([WEB, HALF], ["web", name])
+    (error,) = caught.value.errors
+    assert error.message == f"there is no restore point of a domain {name!r}"
+    assert error.hint.startswith(hint)
+
+
+def test_the_table_has_a_row_per_disk_and_marks_what_does_not_count() -> None:
+    head, *rows = (line.split() for line in points_table([WEB, HALF, BARE]).splitlines())
+    assert head[0] == "domain"
+    taken = ["2024-02-03", "04:05:06"]
+    assert rows == [
+        ["web", *taken, RUN, "filesystem", "node1", "vda", "vms/web-root", "16.0", "MiB"],
+        ["vdb", "vms/web-data", "-"],
+        ["db01", *taken, RUN, "paused", "-", "vda", "vms/web-root", "16.0", "MiB", *MARK],
+        ["db01", *taken, RUN, "offline", "node1", "-", "-", "-"],
+    ]
+    assert points_table([]) == "no restore points\n"
+
+
+def test_programs_get_the_same_with_sizes_in_bytes() -> None:
+    web, half = points_json([WEB, HALF])
+    assert (web["run"], web["uuid"], web["domain"], web["complete"]) == (RUN, UUID, "web", True)
+    assert web["images"] == [
+        {"target": "vda", "image": "vms/web-root", "size": 16 * MIB, "restore_id": "0123"},
+        {"target": "vdb", "image": "vms/web-data", "size": None, "restore_id": "4567"},
+    ]
+    assert (half["complete"], half["manifest_id"]) == (False, "")
+
+
+LATER = replace(WEB, id=PointId("20240205T040506Z-efgh", UUID), taken=TAKEN + timedelta(days=2))
+NEWEST = replace(LATER, id=PointId("20240206T040506Z-half", UUID), manifest_id="")
+
+
+@pytest.mark.parametrize(
+    ("at", "meant"),
+    [
+        ("latest", LATER),
+        (RUN, WEB),
+        ("20240205", LATER),
+        ("2024-02-03", WEB),
+        ("2024-02-04T12:00", WEB),
+        ("2024-02-03 04:05:06", WEB),
+        ("2024-02-05T04:05:06Z", LATER),
+        ("2030-01-01", LATER),
+    ],
+)
+def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of(
+    at: str, meant: HeldPoint
+) -> None:
+    for name in ("web", UUID):
+        assert chosen([WEB, HALF, LATER, NEWEST], name, at) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "words"),
+    [
+        ("web", "2024-02-02", "no complete restore point of web that '2024-02-02' could mean"),
+        ("web", "2024-02-03T04:04", "no complete restore point"),
+        ("web", "20990101", "no complete restore point"),
+        ("web", "20240206", "run 20240206T040506Z-half is not complete: it has no manifest"),
+        ("db01", "latest", "no complete restore point"),
+        ("wbe", "latest", "no restore point of a domain 'wbe'"),
+    ],
+)
+def test_what_means_no_restore_point_is_refused(name: str, at: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        chosen([WEB, HALF, LATER, NEWEST], name, at)
+
+
+def saved(target: str, restore_id: str, size: int = MIB) -> SavedImage:
+    return SavedImage(target, f"vms/{target}", size, 0, 0, 0.0, restore_id, LAYOUT)
+
+
+def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
+    point = replace(
+        WEB,
+        images=(
+            HeldImage("vda", "vms/vda", MIB, "aaaa5555"),  # of an attempt that failed
+            HeldImage("vda", "vms/vda", MIB, "bbbb5555", "0123abcd"),  # tagged since
+            HeldImage("vdb", "vms/vdb", MIB, "4567abcd"),
+        ),
+    )
+    images = (saved("vda", "0123abcd"), saved("vdb", "4567"), saved("vdc", "", size=0))
+    assert [image.restore_id for image in images_held(images, point)] == ["bbbb5555", "4567abcd", ""]
+
+
+def test_a_restore_point_that_lacks_an_image_is_refused_but_not_its_other_images() -> None:
+    point = replace(WEB, images=(HeldImage("vda", "vms/vda", MIB, "aaaa"), *IMAGES[1:]))
+    with raises(f"the restore point of web from run {RUN} lacks vda"):
+        images_held((saved("vda", "0123"), saved("vdb", "4567")), point)
+    assert images_held((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
+
+
+def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
+    other = replace(LATER, id=PointId(LATER.id.run, OTHER_UUID))
+    with pytest.raises(ConfigError) as caught:
+        chosen([WEB, other], "web", "latest")
+    assert f"{OTHER_UUID} (until 2024-02-05 04:05)" in caught.value.errors[0].hint
+    assert chosen([WEB, other], OTHER_UUID, "latest") == other
+
+
+def test_of_two_attempts_of_a_run_the_complete_one_is_meant() -> None:
+    failed = replace(WEB, manifest_id="", taken=TAKEN + timedelta(hours=1))
+    second = replace(WEB, id=PointId(RUN, UUID, 2), manifest_id="second")
+    for points in ([failed, second], [second, failed]):
+        assert chosen(points, "web", RUN) is second
+    with pytest.raises(ConfigError, match="is not complete"):
+        chosen([failed], "web", RUN)
+
+
+def saved_image(restore_id: str, target: str = "vda", size: int = MIB) -> SavedImage:
+    return SavedImage(target, f"vms/{target}", size, 0, 0, 1.0, restore_id, LAYOUT)
+
+
+def test_what_a_run_saved_is_looked_for_in_the_listing() -> None:
+    held = (
+        HeldImage("vda", "vms/vda", MIB, "0123456789"),
+        HeldImage("vdb", "vms/vdb", MIB, "new", "original"),
+    )
+    there = replace(WEB, images=held)
+    images = (saved_image("01234567"), saved_image("original", "vdb"), saved_image("", "vdc", 0))
+    result = JobResult("web", UUID, Status.SAVED, images=images)
+    other = replace(there, id=PointId("20200101T000000Z-othr", UUID))
+    assert missing([other, there], RUN, result) == ()
+    assert missing([replace(there, id=PointId(RUN, UUID, 2))], RUN, result) == ()
+    assert missing([other, replace(there, manifest_id="")], RUN, result) == ("the manifest",)
+    assert missing([replace(there, images=held[1:])], RUN, result) == ("vda (vms/vda)",)

@@ -1,0 +1,143 @@
+"""backup/restore_point/manifest.py: what a restore point holds, as a tar file."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from backup.errors import BackupError
+from backup.model import ClusterAddress, Definition, Disk, PointId, SavedDomain, SavedImage, SnapshotId
+from backup.restore_point.checksums import Checksums
+from backup.restore_point.manifest import pack, unpack
+
+from ..samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
+
+SOURCE = SnapshotId("fsid", "image-id", 7)
+SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT, 512, SOURCE)
+DISKS = (rbd_disk(), Disk("sda", "", not_covered="a cdrom without a medium"))
+POINT = restore_point(domain(disks=DISKS))
+
+
+def unpacked(packed: bytes) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        files: dict[str, Any] = {member.name: tar.extractfile(member) for member in tar}
+        return {name: file.read() for name, file in files.items()}
+
+
+def test_it_tells_what_was_saved_from_where_and_how() -> None:
+    manifest = json.loads(unpacked(pack(POINT, [SAVED], {}))["manifest.json"])
+    assert manifest["format"] == 1
+    assert (manifest["run"], manifest["host"]) == (RUN, "node1")
+    assert manifest["taken"] == "2024-02-03T04:05:06.789000+00:00"
+    assert manifest["domain"] == {"name": "web", "uuid": UUID, "state": "running"}
+    assert (manifest["consistency"], manifest["frozen_seconds"]) == ("filesystem", 0.123)
+    assert manifest["images"] == [
+        {
+            "target": "vda",
+            "image": "vms/web-root",
+            "size": 4096,
+            "data_bytes": 1024,
+            "stored_bytes": 512,
+            "seconds": 0.5,
+            "restore_id": "0123abcd",
+            "layout": {
+                "object_size": 4 << 20,
+                "features": ["layering", "exclusive-lock"],
+                "stripe_unit": 4 << 20,
+                "stripe_count": 1,
+                "data_pool": "",
+            },
+            "read_bytes": 512,
+            "source": {"cluster": "fsid", "image": "image-id", "snapshot": 7},
+            "segment_size": 0,
+            "full_read": "",
+        }
+    ]
+
+
+def test_it_tells_which_disks_it_does_not_cover_and_why() -> None:
+    manifest = json.loads(unpacked(pack(POINT, [SAVED], {}))["manifest.json"])
+    assert manifest["not_covered"] == [{"target": "sda", "source": "", "reason": "a cdrom without a medium"}]
+
+
+def not_covered(disks: Sequence[Disk], *saved: SavedImage) -> dict[str, str]:
+    """Give what the manifest says of the disks that these images do not cover."""
+    point = restore_point(domain(disks=disks))
+    manifest = json.loads(unpacked(pack(point, saved, {}))["manifest.json"])
+    return {one["target"]: one["reason"] for one in manifest["not_covered"]}
+
+
+def test_a_disk_whose_image_is_saved_as_another_s_says_of_which() -> None:
+    disks = (rbd_disk(), rbd_disk("vdb", "vms/data"), rbd_disk("vdc"), rbd_disk("vdd", "vms/data"))
+    data = replace(SAVED, target="vdb", image="vms/data")
+    assert not_covered(disks, SAVED, data) == {"vdc": "the same image as vda", "vdd": "the same image as vdb"}
+
+
+def test_images_of_one_name_in_two_clusters_are_both_covered() -> None:
+    other = rbd_disk("vdb", "vms/web-root", address=ClusterAddress(("ceph2",)))
+    assert not_covered((rbd_disk(), other), SAVED, replace(SAVED, target="vdb")) == {}
+
+
+def test_the_definition_is_in_files_of_its_own() -> None:
+    definition = Definition("<domain>größe</domain>", "<domain id='1'/>", "/nvram/web.fd", b"\0\1nvram")
+    files = unpacked(pack(replace(POINT, definition=definition), [SAVED], {}))
+    assert json.loads(files.pop("manifest.json"))["nvram_path"] == "/nvram/web.fd"
+    assert files == {
+        "domain.xml": "<domain>größe</domain>".encode(),
+        "domain-live.xml": b"<domain id='1'/>",
+        "nvram.fd": b"\0\1nvram",
+    }
+
+
+def test_a_domain_that_was_shut_off_has_no_live_definition_and_maybe_no_nvram() -> None:
+    files = unpacked(pack(replace(POINT, definition=Definition("<domain/>")), [SAVED], {}))
+    assert set(files) == {"manifest.json", "domain.xml"}
+
+
+def test_the_definition_is_unpacked_for_its_owner_alone_as_it_may_hold_passwords() -> None:
+    with tarfile.open(fileobj=io.BytesIO(pack(POINT, [SAVED], {}))) as tar:
+        assert {member.mode for member in tar} == {0o600}
+        assert {member.mtime for member in tar} == {POINT.taken.timestamp()}
+
+
+def test_what_was_packed_is_read_back() -> None:
+    definition = Definition("<domain/>", "<domain id='1'/>", "/nvram/web", b"\0variables")
+    point = replace(POINT, definition=definition)
+    checksums = Checksums()
+    checksums.note(0, b"data")
+    images = (SAVED, replace(SAVED, target="vdb.backing1"))
+    packed = pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()})
+    assert unpack(packed) == SavedDomain(
+        PointId(RUN, UUID),
+        "web",
+        POINT.taken,
+        POINT.consistency,
+        images,
+        ("sda",),
+        definition,
+        {"vda": bytes(checksums.packed), "vdb.backing1": b""},
+    )
+
+
+def test_an_older_version_s_manifest_has_no_checksums_which_is_not_none_of_any_data() -> None:
+    older = pack(POINT, [SAVED], {}).replace(b'"checksums"', b'"CHECKSUMS"')
+    assert unpack(older).checksums == {}
+
+
+@pytest.mark.parametrize("packed", [b"", b"garbage" * 1000, pack(POINT, [SAVED], {})[:700]])
+def test_what_is_no_manifest_is_an_error_with_a_way_out(packed: bytes) -> None:
+    with pytest.raises(BackupError, match="can't be read") as caught:
+        unpack(packed)
+    assert "restore-points" in caught.value.hint
+
+
+def test_a_manifest_of_another_format_is_refused() -> None:
+    other = pack(POINT, [SAVED], {}).replace(b'"format": 1', b'"format": 2')
+    with pytest.raises(BackupError, match="format 2, this version reads format 1"):
+        unpack(other)

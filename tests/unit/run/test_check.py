@@ -1,0 +1,135 @@
+"""backup/run/check.py: a look at everything ends with a stop, whatever hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.hypervisor.connection import Hypervisor
+from backup.model import Domain, Image
+from backup.run import check
+from backup.run.check import examine
+from backup.settings import Settings
+from backup.system.stop_request import StopRequest
+from backup.system.time_limit import CheckStop
+
+from ..disk_elements import rbd
+from ..driver_node import domain_element, node_uri
+from ..jobs_on_paper import NoOutput
+from ..paper_cluster import PaperCluster, PaperClusters
+from ..raising import raises
+from ..samples import UUID, settings
+
+
+class Hangs:
+    """What a look hangs in, until the test is over."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.entered = threading.Event()
+
+    def __call__(self, *_: object) -> None:
+        self.entered.set()
+        assert self.go_on.wait(30)
+
+
+@pytest.fixture
+def hangs() -> Iterator[Hangs]:
+    hangs = Hangs()
+    yield hangs
+    hangs.go_on.set()
+
+
+class Cluster(PaperCluster):
+    """Lets everybody make snapshots."""
+
+    def allow_snapshots(self, image: Image) -> None:
+        """Nothing is refused."""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster()
+    cluster.snapshots = {"vms/a": set()}
+    monkeypatch.setattr(check, "Clusters", lambda *_: PaperClusters(cluster))
+    return cluster
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, cluster: Cluster) -> Settings:
+    uri = node_uri(tmp_path / "node.xml", domain_element("web", UUID, rbd("vms/a")))
+    return settings(libvirt_uri=uri, runtime_dir=str(tmp_path / "run"), freeze="required")
+
+
+def assert_stops(chosen: Settings, output: NoOutput, hangs: Hangs) -> None:
+    stop = StopRequest()
+    began = time.monotonic()
+
+    def request() -> None:
+        assert hangs.entered.wait(10)
+        stop.request(Interrupted("interrupted", 15))
+
+    threading.Thread(target=request).start()
+    with raises("interrupted", Interrupted):
+        list(examine(chosen, output, stop.check))
+    assert time.monotonic() < began + 8
+
+
+def test_all_that_a_backup_needs_is_looked_at(chosen: Settings) -> None:
+    subjects = [found.subject for found in examine(chosen, NoOutput())]
+    assert subjects[-2:] == [
+        "pool vms: client.libvirt may make snapshots",
+        "domain web, disk vda: image vms/a",
+    ]
+
+
+def test_a_stop_is_heard_while_the_output_hangs(chosen: Settings, hangs: Hangs) -> None:
+    class Output(NoOutput):
+        def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
+            hangs()
+            return ()
+
+    assert_stops(chosen, Output(), hangs)
+
+
+def test_a_stop_is_heard_while_libvirt_hangs(
+    chosen: Settings, hangs: Hangs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libvirt.open", hangs)
+    assert_stops(chosen, NoOutput(), hangs)
+
+
+@pytest.mark.parametrize("call", ["identified", "allow_snapshots"])
+def test_a_stop_is_heard_while_the_cluster_hangs(
+    call: str, chosen: Settings, cluster: Cluster, hangs: Hangs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "GRACE", 0.2)
+    monkeypatch.setattr(cluster, call, hangs)
+    assert_stops(chosen, NoOutput(), hangs)
+
+
+def test_a_stop_is_heard_while_an_agent_hangs_whose_time_limit_is_unset_first(
+    chosen: Settings, hangs: Hangs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = Hypervisor.domains
+
+    def with_agent(self: Hypervisor, check_stop: CheckStop) -> list[Domain]:
+        return [Domain(one.uuid, one.name, one.state, one.disks, True, uri=one.uri) for one in listed(self)]
+
+    unset = threading.Event()
+
+    def probe(self: Hypervisor, domain: Domain, timeout: int) -> None:
+        hangs.entered.set()
+        time.sleep(1)  # within the grace
+        unset.set()
+
+    monkeypatch.setattr(Hypervisor, "domains", with_agent)
+    monkeypatch.setattr(Hypervisor, "probe_agent", probe)
+    assert_stops(chosen, NoOutput(), hangs)
+    assert unset.is_set()

@@ -1,0 +1,169 @@
+"""backup/run/cleanup.py: whom a killed run left standing still is let go, at the libvirt that knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backup.hypervisor import connections
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.errors import HypervisorError
+from backup.job import thaw
+from backup.job.freeze_notes import Hold, Journal
+from backup.job.thaw import let_go_noted
+from backup.model import Domain, Level
+from backup.run.cleanup import clean_node
+from backup.system.stop_request import StopRequest
+
+from ..driver_node import domain_element, node_uri
+from ..paper_hypervisor import PaperHypervisor
+from ..recorder import Recorder
+from ..samples import OTHER_URI, OTHER_UUID, URI, UUID, domain, settings
+
+FOR_EVER = 1_000_000
+
+
+class Node:
+    """A node whose journal notes web and db, each held still at another libvirt."""
+
+    def __init__(self, directory: Path, hold: Hold) -> None:
+        self.journal = Journal(str(directory))
+        self.recorder = Recorder()
+        self.web = PaperHypervisor(domain("web", UUID), self.journal)
+        self.db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), self.journal)
+        for hypervisor in (self.web, self.db):
+            self.journal.write(hypervisor.listed, hold)
+            hypervisor.frozen, hypervisor.paused = hold is Hold.FREEZE, hold is Hold.PAUSE
+        self.reachable = {URI: self.web, OTHER_URI: self.db}
+        self.settings = settings(runtime_dir=str(directory), freeze_timeout=0)
+
+    def connect(self, uri: str, *_: object) -> PaperHypervisor:
+        if uri not in self.reachable:
+            raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host", "virsh")
+        return self.reachable[uri]
+
+    def let_go(self, uuid: str | None = None) -> int:
+        return let_go_noted(self.settings, self.recorder, uuid)
+
+    def noted(self) -> list[str]:
+        return [note.name for note in self.journal.notes()]
+
+
+@pytest.fixture(params=Hold)
+def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    node = Node(tmp_path, request.param)
+    for module in (thaw, connections):
+        monkeypatch.setattr(module, "Hypervisor", node.connect)
+    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(thaw, "LOOK_AGAIN", 0.001)
+    return node
+
+
+def test_each_is_let_go_at_its_own_libvirt_with_a_warning(node: Node) -> None:
+    hold = node.journal.notes()[0].hold.value
+    assert node.let_go() == 0
+    assert (node.web.moves, node.db.moves, node.noted()) == (True, True, [])
+    text = f"let go: a backup that was killed had left a {hold} behind"
+    assert node.recorder.messages == [(Level.WARNING, name, text) for name in ("web", "db")]
+    assert node.web.closed
+    assert node.db.closed
+
+
+def test_one_that_can_t_be_let_go_is_told_counted_and_kept_for_the_next_run(node: Node) -> None:
+    node.web.failing_thaws = node.web.failing_resumes = FOR_EVER
+    assert node.let_go() == 1
+    assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
+    (told,) = node.recorder.told(Level.ERROR)
+    assert told.startswith("the guest may still be ")
+    assert len(node.recorder.told(Level.WARNING)) == 1, "of db alone"
+    assert node.web.closed
+
+
+def test_one_whose_libvirt_can_t_be_reached_costs_no_other_one(node: Node) -> None:
+    del node.reachable[URI]
+    assert node.let_go() == 1
+    assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
+    assert [(level, name) for level, name, _ in node.recorder.messages] == [
+        (Level.WARNING, "db"),
+        (Level.ERROR, "web"),
+    ]
+    assert (
+        node.recorder.messages[1][2] == f"cannot connect to libvirt at {URI}: no route to host (hint: virsh)"
+    )
+
+
+def test_of_a_worker_that_died_only_its_own_domain_is_let_go(node: Node) -> None:
+    del node.reachable[OTHER_URI]  # it is not even asked
+    assert node.let_go(UUID) == 0
+    assert (node.web.moves, node.db.moves, node.noted()) == (True, False, ["db"])
+
+
+def test_without_notes_nothing_is_asked(node: Node) -> None:
+    assert node.let_go() == 0
+    node.recorder.messages.clear()
+    node.reachable.clear()
+    assert node.let_go() == 0
+    assert node.recorder.messages == []
+
+
+def test_a_domain_that_is_gone_needs_nothing(node: Node) -> None:
+    node.web.gone = node.db.gone = True
+    assert node.let_go() == 0
+    assert (node.web.asked, node.db.asked, node.noted()) == ([], [], [])
+
+
+def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
+    return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder, StopRequest())
+
+
+def test_a_libvirt_out_of_reach_counts_as_a_failure_of_the_clean_up(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    uri = node_uri(tmp_path / "node.xml", domain_element())
+    assert clean(tmp_path, recorder, uri) == 0
+    assert clean(tmp_path, recorder, "nonsense:///system", uri) == 1
+    ((level, name, told),) = recorder.messages
+    assert (level, name) == (Level.ERROR, "")
+    assert told.startswith("cannot connect to libvirt at nonsense:///system: ")
+
+
+def test_a_libvirt_that_fails_while_it_lists_does_not_keep_the_others_from_being_cleaned(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [node_uri(tmp_path / f"{name}.xml", domain_element()) for name in ("first", "second")]
+    cleaned = []
+
+    def domains(self: Hypervisor, _check_stop: object) -> list[Domain]:
+        if self.uri == uris[0]:
+            raise HypervisorError("cannot list the domains: connection lost")
+        cleaned.append(self.uri)
+        return []
+
+    monkeypatch.setattr(Hypervisor, "domains", domains)
+    assert clean(tmp_path, recorder, *uris) == 1
+    assert cleaned == [uris[1]]
+    assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
+
+
+def test_a_note_that_can_t_be_read_is_told_and_keeps_nothing_from_going_on(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / f"{UUID}.json").write_text("{")
+    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    (told,) = recorder.told(Level.ERROR)
+    assert f"cannot read {held}/{UUID}.json, the note of a guest that may stand still" in told
+    assert f"virsh domfsthaw {UUID}" in told
+
+
+def test_a_note_that_can_t_be_read_keeps_no_other_guest_from_being_let_go(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    journal = Journal(str(tmp_path))
+    journal.write(domain(uri=node_uri(tmp_path / "node.xml", domain_element())), Hold.PAUSE)
+    (tmp_path / "held" / "0-unreadable.json").write_text("{")  # read before the other
+    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    assert journal.notes() == []
+    assert recorder.told(Level.WARNING) == ["let go: a backup that was killed had left a pause behind"]

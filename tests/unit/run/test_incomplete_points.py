@@ -1,0 +1,182 @@
+"""run/incomplete_points.py: what failed and killed runs saved in vain goes, what others are at stays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Callable
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.hypervisor.connections import Hypervisors
+from backup.model import Domain, HeldPoint, Image, Level, PointId
+from backup.run import incomplete_points
+from backup.run.incomplete_points import discard_of_dead, discard_own, tell_of_dead_locks
+from backup.system.stop_request import StopRequest
+
+from ..jobs_on_paper import NoOutput
+from ..paper_cluster import PaperCluster, PaperClusters
+from ..paper_node import LOCK
+from ..recorder import Recorder
+from ..samples import FSID, OTHER_UUID, RUN, URI, UUID, domain, held_point, settings
+
+OWN = PointId(RUN, UUID)
+DEAD = PointId("20200101T000000Z-dead", UUID)
+ELSEWHERE = PointId("20200101T000000Z-dead", "of a domain that this node does not know")
+
+
+class Left(NoOutput):
+    """Holds what no manifest counts. `cluster` is where the domain's lock has to be held."""
+
+    def __init__(self, *points: PointId) -> None:
+        self.points = list(points)
+        self.refuses = False
+        self.cluster: PaperCluster | None = None
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return [held_point(point.run, point.uuid) for point in self.points]
+
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        assert self.cluster is None or LOCK in self.cluster.locks, "without the domain's lock"
+        if self.refuses:
+            raise BackupError("the repository takes additions alone")
+        self.points = [point for point in self.points if point not in points]
+
+
+class OneHypervisor(Hypervisors):
+    """One libvirt, by its URI alone."""
+
+    def __init__(self) -> None:
+        self.uri = URI
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter([self])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
+    cluster = PaperCluster()
+    monkeypatch.setattr(incomplete_points, "Clusters", lambda *_: PaperClusters(cluster))
+    return cluster
+
+
+def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
+    points = [held_point(point.run, point.uuid) for point in (DEAD, ELSEWHERE)]
+    discard_of_dead(points, domains, OneHypervisor(), output, settings(), recorder, StopRequest())
+
+
+def test_what_has_no_manifest_is_incomplete() -> None:
+    points = [held_point(), held_point(DEAD.run, manifest_id="manifest")]
+    assert [point.id for point in incomplete_points.incomplete(points)] == [OWN]
+
+
+def test_a_run_discards_its_own_alone() -> None:
+    output = Left(DEAD, OWN)
+    discard_own(RUN, output, Recorder(), patient=False)
+    assert output.points == [DEAD]
+
+
+def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
+    recorder = Recorder()
+    removed: Future[None] = Future()
+    removed.set_result(None)
+    tell_of_dead_locks(removed, recorder)
+    assert recorder.messages == []
+    refused: Future[None] = Future()
+    refused.set_exception(BackupError("the repository takes additions alone"))
+    tell_of_dead_locks(refused, recorder)
+    (text,) = recorder.told(Level.WARNING)
+    assert text.endswith("the repository takes additions alone")
+
+
+def test_what_can_not_be_discarded_is_told() -> None:
+    output, recorder = Left(OWN), Recorder()
+    output.refuses = True
+    discard_own(RUN, output, recorder, patient=False)
+    (text,) = recorder.told(Level.WARNING)
+    assert RUN in text
+    assert "the repository takes additions alone" in text
+
+
+def test_what_dead_runs_saved_of_a_domain_goes_under_its_lock(cluster: PaperCluster) -> None:
+    output, recorder = Left(DEAD, ELSEWHERE), Recorder()
+    output.cluster = cluster
+    discard(output, recorder, domain(), domain(uuid=OTHER_UUID))
+    assert output.points == [ELSEWHERE]
+    assert cluster.locks == {}
+    (text,) = recorder.told(Level.WARNING)
+    assert text == f"removed from the output what killed runs left: run={DEAD.run}"
+
+
+def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
+    cluster.locks[LOCK] = "another node"
+    output, recorder = Left(DEAD), Recorder()
+    discard(output, recorder, domain())
+    assert output.points == [DEAD]
+    assert cluster.locks == {LOCK: "another node"}
+    assert recorder.messages == []
+
+
+def test_what_was_saved_under_a_lock_in_another_place_goes_under_that_lock(cluster: PaperCluster) -> None:
+    """Another node's definition of the domain has its images elsewhere."""
+    output, recorder = Left(DEAD), Recorder()
+    cluster.pools = {"vms", "fast"}
+    taken: list[Image] = []
+    lock = cluster.lock
+
+    def noted(image: Image, *rest: Any) -> None:
+        taken.append(image)
+        lock(image, *rest)
+
+    cluster.lock = noted  # type: ignore[method-assign, assignment]
+    discard_dead(output, recorder, f"{FSID}/fast/space", f"{FSID}/gone/")
+    assert output.points == []
+    assert [(image.pool, image.namespace) for image in taken] == [("fast", "space")]
+    assert cluster.locks == {}
+
+
+@pytest.mark.parametrize("place", ["another-cluster/vms/", "none of ours", ""])
+def test_what_a_run_of_another_cluster_may_be_at_stays(cluster: PaperCluster, place: str) -> None:
+    output, recorder = Left(DEAD), Recorder()
+    discard_dead(output, recorder, place)
+    assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
+
+
+def discard_dead(output: Left, recorder: Recorder, *places: str) -> None:
+    point = replace(held_point(DEAD.run, DEAD.uuid), locks=places)
+    discard_of_dead([point], [domain()], OneHypervisor(), output, settings(), recorder, StopRequest())
+
+
+def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: PaperCluster) -> None:
+    output, recorder = Left(DEAD), Recorder()
+    output.refuses = True
+    discard(output, recorder, domain())
+    assert cluster.locks == {}
+    (text,) = recorder.told(Level.WARNING)
+    assert DEAD.run in text
+
+
+def test_a_request_to_stop_leaves_the_rest_to_the_next_run(cluster: PaperCluster) -> None:
+    output, recorder, stop = Left(DEAD), Recorder(), StopRequest()
+    stop.request(Interrupted("interrupted", 15))
+    points = [held_point(DEAD.run, DEAD.uuid)]
+    discard_of_dead(points, [domain()], OneHypervisor(), output, settings(), recorder, stop)
+    assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
+
+
+def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
+    cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, recorder = Left(DEAD), Recorder()
+    monkeypatch.setattr(StopRequest, "lease_until", lambda self, *_: self.request(BackupError("lost")))
+    discard(output, recorder, domain())
+    assert (output.points, cluster.locks) == ([DEAD], {})
+    (text,) = recorder.told(Level.WARNING)
+    assert text.endswith("may still be in the output: lost")

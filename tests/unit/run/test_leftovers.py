@@ -1,0 +1,291 @@
+"""backup/run/cleanup.py: snapshots and locks that killed runs left are removed, under the domain's lock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.ceph.cluster import Claim
+from backup.ceph.errors import ClusterError
+from backup.errors import Interrupted
+from backup.job.freeze_notes import Journal
+from backup.model import Disk, Domain, Image, Level
+from backup.run import cleanup
+from backup.run.cleanup import Cleaner, clean_node
+from backup.settings import Settings
+from backup.system.stop_request import StopRequest
+
+from ..disk_elements import rbd
+from ..driver_node import domain_element, node_uri
+from ..paper_cluster import PaperCluster, PaperClusters
+from ..paper_hypervisor import PaperHypervisor
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, RUN, UUID, domain, foreign_disk, rbd_disk, settings
+from ..waiting import wait_until
+
+WEB = domain("web", UUID, disks=[rbd_disk("vda", "vms/a"), foreign_disk("vdb"), rbd_disk("vdc", "vms/b")])
+DB = domain("db", OTHER_UUID, disks=[rbd_disk("vda", "vms/c")])
+IMAGES = ("vms/a", "vms/b", "vms/c")
+LOCK = f"virt-rbd-backup.lock.{UUID}"
+LEFT = f"virt-rbd-backup.{UUID}.{RUN}"
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
+    cluster = PaperCluster()
+    cluster.snapshots = {name: {"foreign"} for name in IMAGES}
+    monkeypatch.setattr(cleanup, "Clusters", lambda *_: PaperClusters(cluster))
+    return cluster
+
+
+def remove(directory: Path, recorder: Recorder, *domains: Domain) -> int:
+    return cleaner(directory, recorder).clean(domains, PaperHypervisor(WEB, Journal(str(directory))))
+
+
+def cleaner(
+    directory: Path, recorder: Recorder, stop: StopRequest | None = None, **constants: Any
+) -> Cleaner:
+    chosen = settings(runtime_dir=str(directory), **constants)
+    return Cleaner(chosen, recorder, stop or StopRequest())
+
+
+def test_snapshots_of_every_image_are_removed_under_the_domain_s_lock(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path
+) -> None:
+    cluster.snapshots["vms/b"].add(LEFT)
+    assert remove(tmp_path, recorder, WEB, DB) == 0
+    assert cluster.snapshots == {name: {"foreign"} for name in IMAGES}
+    assert (cluster.claims[0], cluster.locks) == (Claim.TAKE, {})
+    assert recorder.messages == [
+        (Level.WARNING, "web", f"removed snapshot {LEFT} of vms/b that a killed run left")
+    ]
+
+
+@pytest.mark.parametrize("disks", [WEB.disks, (foreign_disk(),), ()], ids=["clean", "no image", "no disk"])
+def test_where_nothing_is_left_no_lock_is_taken(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, disks: tuple[Disk, ...]
+) -> None:
+    assert remove(tmp_path, recorder, domain(disks=disks)) == 0
+    assert (cluster.claims, recorder.messages) == ([], [])
+
+
+def test_a_lock_that_has_expired_is_removed_even_where_no_snapshot_is_left(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [LOCK]  # the object, with no lock in it any more
+    monkeypatch.setattr(cluster, "object_exists", lambda _image, name: name in left)
+    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name, _owner: left.remove(name))
+    assert remove(tmp_path, recorder, WEB) == 0
+    assert left == []
+
+
+def test_a_domain_that_a_run_is_at_is_left_to_it_and_is_no_failure(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path
+) -> None:
+    cluster.snapshots["vms/a"].add(LEFT)
+    cluster.locks[LOCK] = "another node"
+    assert remove(tmp_path, recorder, WEB) == 0
+    assert cluster.snapshots["vms/a"] == {"foreign", LEFT}
+    assert recorder.messages == [
+        (Level.INFO, "web", "another run backs up this domain, maybe on another node")
+    ]
+
+
+def test_a_domain_that_can_t_be_cleaned_is_told_counted_and_costs_no_other_one(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path
+) -> None:
+    cluster.snapshots["vms/a"].add(LEFT)
+    cluster.snapshots["vms/c"].add(f"virt-rbd-backup.{OTHER_UUID}.{RUN}")
+    cluster.failing = {("remove", "vms/a")}
+    assert remove(tmp_path, recorder, WEB, DB) == 1
+    assert cluster.snapshots["vms/c"] == {"foreign"}
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith(f"cannot remove snapshot {LEFT} of image vms/a: ")
+    assert cluster.locks == {}
+
+
+def test_each_domain_is_cleaned_through_the_libvirt_that_knows_it(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [
+        node_uri(tmp_path / "first.xml", domain_element("web", UUID, rbd("vms/a"))),
+        node_uri(tmp_path / "second.xml", domain_element("db", OTHER_UUID, rbd("vms/c"))),
+    ]
+    clusters = {uri: PaperCluster() for uri in uris}
+    clusters[uris[0]].snapshots = {"vms/a": {LEFT}}
+    clusters[uris[1]].snapshots = {"vms/c": {f"virt-rbd-backup.{OTHER_UUID}.{RUN}"}}
+    monkeypatch.setattr(cleanup, "Clusters", lambda one, *_: PaperClusters(clusters[one.uri]))
+    chosen = settings(libvirt_uri=uris, runtime_dir=str(tmp_path / "run"))
+    assert clean_node(chosen, recorder, StopRequest()) == 0
+    assert [cluster.snapshots for cluster in clusters.values()] == [{"vms/a": set()}, {"vms/c": set()}]
+    assert [name for _, name, _ in recorder.messages] == ["web", "db"]
+
+
+def many(number: int) -> list[Domain]:
+    return [
+        domain(f"web{one}", f"{UUID[:-6]}{one:06}", disks=[rbd_disk("vda", "vms/a")]) for one in range(number)
+    ]
+
+
+def test_thousands_of_images_are_looked_at_in_seconds_and_the_progress_is_shown(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(_image: Image) -> list[str]:
+        time.sleep(0.01)  # what is tested is the time itself
+        return []
+
+    monkeypatch.setattr(cluster, "snapshot_names", slow)
+    began = time.monotonic()
+    hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
+    assert cleaner(tmp_path, recorder, progress_interval=1).clean(many(2000), hypervisor) == 0
+    assert time.monotonic() < began + 8, "2,000 images take 20 s one by one"
+    assert len(recorder.plan) == len(recorder.ends) == 2000
+    assert recorder.told(Level.INFO)[0].endswith(" of 2000 domains checked for leftovers")
+
+
+def test_a_stop_is_heard_while_a_call_hangs_and_nothing_more_is_begun(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, stop = [], StopRequest()
+
+    def hung(one: Image) -> list[str]:
+        asked.append(one)
+        assert cluster.go_on.wait(20)
+        return []
+
+    monkeypatch.setattr(cluster, "snapshot_names", hung)
+    monkeypatch.setattr(cleanup, "GRACE", 0.2)
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
+    with raises("interrupted", Interrupted):
+        cleaner(tmp_path, recorder, stop).clean(many(100), hypervisor)
+    assert time.monotonic() < began + 3
+    cluster.go_on.set()
+    assert len(asked) == cleanup.AT_A_TIME
+
+
+def test_a_stop_in_the_middle_of_the_removal_gives_the_lock_back(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.snapshots["vms/a"] |= {f"{LEFT}1", f"{LEFT}2"}
+    stop, removed = StopRequest(), []
+
+    def remove_one(_image: Image, name: str) -> None:
+        assert LOCK in cluster.locks
+        removed.append(name)
+        stop.request(Interrupted("interrupted", 15))
+
+    monkeypatch.setattr(cluster, "remove_snapshot", remove_one)
+    with raises("interrupted", Interrupted):
+        cleaner(tmp_path, recorder, stop).clean([WEB], PaperHypervisor(WEB, Journal(str(tmp_path))))
+    assert (removed, cluster.locks) == ([f"{LEFT}1"], {})
+
+
+def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.snapshots["vms/a"] |= {f"{LEFT}1", f"{LEFT}2"}
+    cluster.snapshots["vms/c"].add(f"virt-rbd-backup.{OTHER_UUID}.{RUN}")
+    remove_snapshot = cluster.remove_snapshot
+
+    def remove_one(one: Image, name: str) -> None:
+        remove_snapshot(one, name)
+        if str(one) == "vms/a":
+            cluster.locks[LOCK] = "another node"
+            wait_until(lambda: Claim.KEEP in cluster.claims, 5, "a renewal")
+            wait_until(lambda: not keepers(), 5, "who renews has given up")
+
+    def keepers() -> list[threading.Thread]:
+        return [one for one in threading.enumerate() if one.name == "lock"]
+
+    monkeypatch.setattr(cluster, "remove_snapshot", remove_one)
+    seconds: int = 0.1  # type: ignore[assignment]  # below a second, for the test's sake
+    hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
+    # one after the other, as these locks expire so soon
+    monkeypatch.setattr(cleanup, "AT_A_TIME", 1)
+    assert cleaner(tmp_path, recorder, lock_duration=seconds).clean([WEB, DB], hypervisor) == 1
+    assert cluster.snapshots["vms/a"] == {"foreign", f"{LEFT}2"}
+    assert cluster.snapshots["vms/c"] == {"foreign"}
+    assert cluster.locks == {LOCK: "another node"}
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith("lost the domain's lock: ")
+
+
+def node_of(directory: Path, metadata: str = "", **constants: Any) -> Settings:
+    """Give a libvirt whose only domain has disks in two clusters."""
+    disks = rbd("vms/a") + rbd("vms/b").replace("vda", "vdb")
+    element = domain_element("web", UUID, disks, metadata=metadata)
+    uri = node_uri(directory / "node.xml", element)
+    return settings(libvirt_uri=uri, runtime_dir=str(directory / "run"), **constants)
+
+
+BACKUP = "<backup xmlns='virt-rbd-backup' {}/>"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "constants", "why"),
+    [
+        (BACKUP.format("enabled='no'"), {}, "not selected (disabled in its metadata): "),
+        ("", {"exclude_domains": ["web"]}, "not selected (in EXCLUDE_DOMAINS): "),
+        ("", {"exclude_images": ["vms/*"]}, "vdb (vms/b), which is not backed up: "),
+        ("", {"include_domains": []}, "not selected (not in INCLUDE_DOMAINS): "),
+    ],
+)
+def test_what_fails_for_a_domain_that_nobody_selected_is_a_warning(
+    metadata: str,
+    constants: dict[str, Any],
+    why: str,
+    recorder: Recorder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cleanup, "Clusters", unreachable)
+    assert clean_node(node_of(tmp_path, metadata, **constants), recorder, StopRequest()) == 0
+    assert recorder.told(Level.ERROR) == []
+    assert recorder.told(Level.WARNING)[-1] == f"{why}no answer"
+
+
+def test_what_fails_for_a_domain_that_is_selected_is_an_error(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleanup, "Clusters", unreachable)
+    assert clean_node(node_of(tmp_path), recorder, StopRequest()) == 1
+    assert recorder.told(Level.ERROR) == ["no answer"]
+
+
+def unreachable(*_: object) -> PaperClusters:
+    class Nowhere(PaperClusters):
+        def at(self, address: object) -> PaperCluster:
+            raise ClusterError("no answer")
+
+    return Nowhere(PaperCluster())
+
+
+def test_an_image_that_is_left_out_keeps_no_other_one_from_being_cleaned(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.snapshots["vms/b"].add(LEFT)
+    names = cluster.snapshot_names
+
+    def names_of(one: Image) -> list[str]:
+        if one.name == "a":
+            raise ClusterError("no answer")
+        return names(one)
+
+    monkeypatch.setattr(cluster, "snapshot_names", names_of)
+    assert clean_node(node_of(tmp_path, exclude_images=["vms/a"]), recorder, StopRequest()) == 0
+    assert cluster.snapshots["vms/b"] == {"foreign"}
+    assert recorder.told(Level.WARNING)[0] == "vda (vms/a), which is not backed up: no answer"
+
+
+def test_a_domain_without_an_image_for_a_lock_is_no_failure(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path
+) -> None:
+    chosen = node_of(tmp_path, BACKUP.format("exclude='vda vdb'"))
+    assert (clean_node(chosen, recorder, StopRequest()), recorder.messages) == (0, [])

@@ -1,0 +1,210 @@
+"""backup/run/run.py: what failed with a transient error is tried again at the end of the run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from backup.ceph.errors import ClusterError, LockHeld
+from backup.errors import BackupError, Interrupted, NotNow
+from backup.job.domain_job import JobOrder
+from backup.model import HeldPoint, JobResult, Level, PointId, Status
+from backup.report.run_report import RunResult
+from backup.run import confirm, retry, run
+from backup.run.run import Run
+from backup.system.stop_request import StopRequest
+
+from ..disk_elements import rbd
+from ..driver_node import domain_element, node_uri
+from ..jobs_on_paper import NoOutput
+from ..no_watchdog import NoWatchdog
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, RUN, UUID, held_point, settings
+
+STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "passing": Status.FAILED}
+
+
+class ScriptedPool:
+    """Ends each domain's jobs as its script says, one attempt after the other."""
+
+    def __init__(self, **scripts: str) -> None:
+        self.scripts = {name: script.split() for name, script in scripts.items()}
+        self.rounds: list[list[str]] = []
+        self.attempts: list[set[int]] = []
+        self.stop = StopRequest()
+
+    def __call__(self, *_: object) -> ScriptedPool:
+        return self
+
+    def __enter__(self) -> ScriptedPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """No process is left of it."""
+
+    def warm_up(self, count: int) -> None:
+        """Has no processes."""
+
+    def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        self.rounds.append([order.name for order in orders])
+        self.attempts.append({order.attempt for order in orders})
+        return [self._result(order) for order in orders]
+
+    def _result(self, order: JobOrder) -> JobResult:
+        end = self.scripts[order.name].pop(0)
+        return JobResult(order.name, order.uuid, STATUS[end], passing=end == "passing")
+
+
+class Discards(NoOutput):
+    """Has always something of this run, and of another one, to discard."""
+
+    def __init__(self) -> None:
+        self.discarded: list[Collection[PointId]] = []
+
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return self.restore_points()
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return [held_point(RUN, UUID), held_point("20200101T000000Z-othr", OTHER_UUID)]
+
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.discarded.append(points)
+
+
+def back_up(
+    pool: ScriptedPool,
+    output: Discards,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    retry_for: int = 0,
+) -> RunResult:
+    monkeypatch.setattr(run, "Pool", pool)
+    monkeypatch.setattr(confirm, "missing", lambda *_: ())
+    monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
+    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
+    domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))
+    uri = node_uri(directory / "node.xml", *domains)
+    chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"), retry_for=retry_for)
+    return Run(chosen, output, Recorder(), pool.stop, RUN).back_up(())
+
+
+@pytest.mark.parametrize(
+    ("web", "rounds", "status"),
+    [
+        ("passing saved", [["db", "web"], ["web"]], "saved"),
+        ("passing passing", [["db", "web"], ["web"]], "failed"),
+        ("passing fails", [["db", "web"], ["web"]], "failed"),
+        ("fails", [["db", "web"]], "failed"),
+    ],
+)
+def test_a_failure_that_passes_is_tried_once_more(
+    web: str, rounds: object, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ScriptedPool(db="saved", web=web)
+    result = back_up(pool, Discards(), tmp_path, monkeypatch)
+    assert pool.rounds == rounds
+    assert {one.name: one.status.value for one in result.results} == {"db": "saved", "web": status}
+    assert result.exit_code == (0 if status == "saved" else 3)
+
+
+@pytest.mark.parametrize(
+    ("retry_for", "takes", "moments"),
+    [
+        (300, 0, [0, 10, 30, 70, 150, 300]),
+        (15, 0, [0, 10, 15]),
+        (0, 0, [0]),
+        (300, 100, [0, 110, 230, 330]),
+        (300, 7200, [0, 7200]),
+        (0, 7200, [0]),
+    ],
+)
+def test_retries_go_on_with_growing_pauses_and_one_begins_after_retry_for(
+    retry_for: float, takes: float, moments: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    found = []
+    for begins in retry.moments(retry_for):
+        clock[0] = max(clock[0], begins)
+        found.append(clock[0] - 1000)
+        clock[0] += takes
+    assert found == moments
+
+
+def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    pool = ScriptedPool(db="saved", web="passing passing passing passing saved")
+    result = back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
+    assert pool.rounds == [["db", "web"], *4 * [["web"]]]
+    assert pool.attempts == [{1}, {2}, {3}, {4}, {5}]
+    assert result.exit_code == 0
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_a_retry_tries_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ScriptedPool(db="saved", web="passing passing saved")
+
+    class StopsWhileWaiting(Recorder):
+        def message(self, level: Level, domain: str, text: str) -> None:
+            if "are tried again in 10 s (RETRY_FOR)" in text:
+                pool.stop.request(Interrupted("interrupted", 15))
+
+    monkeypatch.setattr(sys.modules[__name__], "Recorder", StopsWhileWaiting)
+    back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
+    assert pool.rounds == [["db", "web"], ["web"]]
+
+
+def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Discards()
+    back_up(ScriptedPool(db="saved", web="passing saved"), output, tmp_path, monkeypatch)
+    own = [PointId(RUN, UUID)]
+    assert [points for points in output.discarded if points] == [own], "before the second attempt"
+    back_up(ScriptedPool(db="saved", web="passing fails"), output, tmp_path, monkeypatch)
+    assert [points for points in output.discarded if points] == 3 * [own], "and in the end, if that fails too"
+
+
+def test_a_run_that_saved_all_only_removes_dead_locks_from_the_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Discards()
+    back_up(ScriptedPool(db="saved", web="saved"), output, tmp_path, monkeypatch)
+    assert output.discarded == [()]
+
+
+def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(ScriptedPool):
+        def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+            self.stop.request(Interrupted("interrupted", 15))
+            return super().run(orders)
+
+    pool = Stopped(db="saved", web="passing saved")
+    back_up(pool, Discards(), tmp_path, monkeypatch)
+    assert pool.rounds == [["db", "web"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (BackupError("no"), False),
+        (NotNow("busy"), True),
+        (LockHeld("held"), True),
+        (ClusterError("late", number=110), True),
+        (ClusterError("denied", number=1), False),
+    ],
+)
+def test_errors_tell_whether_they_pass(error: BackupError, passing: bool) -> None:
+    assert error.passing is passing

@@ -1,0 +1,356 @@
+"""backup/run/run.py: from the domains of all libvirts to the orders of the workers."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.errors import HypervisorError
+from backup.job.domain_job import JobOrder
+from backup.job.freeze_notes import Hold, Journal
+from backup.model import HeldPoint, JobResult, Level, PointId, Status
+from backup.report.run_report import RunResult
+from backup.run import confirm, run
+from backup.run.run import Run
+from backup.system.stop_request import StopRequest
+from backup.watch.node_lock import only_run
+
+from ..disk_elements import rbd
+from ..driver_node import SHUT_OFF, domain_element, node_uri
+from ..hook_files import HookFiles
+from ..jobs_on_paper import NoOutput
+from ..no_watchdog import NoWatchdog
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
+
+
+class NothingLeft(NoOutput):
+    """Has restore points, and nothing to tidy up."""
+
+    held: Sequence[HeldPoint] = ()
+
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return self.held
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        return self.held
+
+    def discard(
+        self,
+        points: Collection[PointId],
+        patient: bool,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        assert not points
+
+
+class PoolOnPaper:
+    """Takes the orders, and does none."""
+
+    def __init__(self) -> None:
+        self.orders: Sequence[JobOrder] = ()
+
+    def __call__(self, *_: object) -> PoolOnPaper:
+        return self
+
+    def __enter__(self) -> PoolOnPaper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """No process is left of it."""
+
+    def warm_up(self, count: int) -> None:
+        """Has no processes."""
+
+    def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        self.orders = orders
+        return [JobResult(one.name, one.uuid, Status.SAVED) for one in orders]
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
+    pool = PoolOnPaper()
+    monkeypatch.setattr(run, "Pool", pool)
+    monkeypatch.setattr(confirm, "missing", lambda *_: ())
+    monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
+    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
+    return pool
+
+
+@pytest.fixture
+def uris(tmp_path: Path) -> tuple[str, str]:
+    """Two libvirts: db runs at the first, where web is defined only; web runs at the second."""
+    return (
+        node_uri(
+            tmp_path / "first.xml",
+            domain_element("db", OTHER_UUID, rbd()),
+            domain_element("web", UUID, rbd(), state=SHUT_OFF),
+        ),
+        node_uri(tmp_path / "second.xml", domain_element("web", UUID, rbd())),
+    )
+
+
+def back_up(directory: Path, recorder: Recorder, uris: Sequence[str], *names: str, **more: Any) -> RunResult:
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(directory / "run"), **more)
+    return Run(chosen, NothingLeft(), recorder, StopRequest(), RUN).back_up(names)
+
+
+def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    result = back_up(tmp_path, recorder, uris, min_age=3600)
+    assert pool.orders == [
+        JobOrder(RUN, "db", OTHER_UUID, uris[0], 3600),
+        JobOrder(RUN, "web", UUID, uris[1], 3600),
+    ]
+    assert (result.exit_code, result.errors, recorder.messages) == (0, [], [])
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_output_that_builds_on_restore_points_gets_each_domain_s_own_with_the_order(
+    keeps: bool, uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
+) -> None:
+    output = NothingLeft()
+    output.keeps_snapshots = keeps
+    held = [held_point("first", UUID, "1"), held_point("second", UUID, "2"), held_point("first", "gone", "3")]
+    output.held = held
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    Run(chosen, output, Recorder(), StopRequest(), RUN).back_up(())
+    known = {order.name: list(order.known) for order in pool.orders}
+    assert known == {"db": [], "web": held[:2] if keeps else []}
+
+
+def test_domains_that_are_named_are_saved_whatever_min_age_says(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    back_up(tmp_path, recorder, uris, "web", min_age=3600)
+    assert pool.orders == [JobOrder(RUN, "web", UUID, uris[1], 0)]
+
+
+def test_a_named_domain_that_is_backed_up_elsewhere_is_no_cause_for_a_warning(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path
+) -> None:
+    back_up(tmp_path, recorder, uris, "web")
+    assert recorder.told(Level.WARNING) == []
+
+
+def test_a_named_domain_that_is_left_out_all_the_same_is_worth_a_warning(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path
+) -> None:
+    back_up(tmp_path, recorder, uris, "web", "db", exclude_domains=["db"])
+    warned = [message for message in recorder.messages if message[1] == "db"]
+    assert warned == [(Level.WARNING, "db", "named, but not backed up: in EXCLUDE_DOMAINS")]
+
+
+def test_a_libvirt_out_of_reach_is_told_and_costs_no_other_one_its_domains(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    nowhere = f"test://{tmp_path}/nowhere.xml"
+    result = back_up(tmp_path, recorder, [nowhere, uris[0]])
+    assert [order.name for order in pool.orders] == ["db", "web"]
+    assert result.exit_code == 3
+    (error,) = result.errors
+    assert error.startswith(f"cannot connect to libvirt at {nowhere}: ")
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith(error)
+    assert "(hint: is libvirtd running?" in told
+
+
+def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domains = Hypervisor.domains
+
+    def refused(self: Hypervisor, check_stop: object) -> object:
+        if self.uri == uris[1]:
+            raise HypervisorError("cannot list the domains: connection lost")
+        return domains(self, check_stop)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Hypervisor, "domains", refused)
+    result = back_up(tmp_path, recorder, uris)
+    assert (result.exit_code, result.errors) == (3, ["cannot list the domains: connection lost"])
+    assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
+
+
+def test_a_stop_is_heard_while_the_output_is_waited_for(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    class Unanswering(NothingLeft):
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+            while True:
+                check_stop()
+                time.sleep(0.01)
+
+    stop = StopRequest()
+    threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    with raises("interrupted", Interrupted):
+        Run(chosen, Unanswering(), recorder, stop, RUN).back_up(())
+    assert pool.orders == ()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> HookFiles:
+    return HookFiles(tmp_path)
+
+
+AROUND = ["before-run.d/x", "after-run.d/x"]
+
+
+def hooked(
+    directory: Path, recorder: Recorder, uris: Sequence[str], files: HookFiles, *names: str
+) -> RunResult:
+    """Do a run with hooks around it that tell of the node's lock, and all that they know."""
+    for name in AROUND:
+        if not (files.directory / name).exists():
+            files.add(name, f"flock --nonblock {directory}/run/run.lock echo alone; env | grep ^VIRT | sort")
+    result = back_up(directory, recorder, uris, *names, hooks=str(files.directory))
+    assert not [text for text in recorder.told(Level.INFO) if "alone" in text]
+    return result
+
+
+def test_hooks_are_run_around_a_run_while_it_is_the_only_one(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    assert hooked(tmp_path, recorder, uris, files).exit_code == 0
+    assert files.ran == AROUND
+    told = [text.split(": VIRT_RBD_BACKUP_")[1] for text in recorder.told(Level.INFO)]
+    host = f"HOST={socket.gethostname()}"
+    assert told[:3] == [host, "PHASE=before-run", f"RUN={RUN}"]
+    assert told[3:] == ["EXIT_CODE=0", host, "PHASE=after-run", f"RUN={RUN}", "SUMMARY=2 saved"]
+
+
+def test_a_failing_before_run_is_the_end_of_the_run(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    files.add("before-run.d/x", "exit 3")
+    with raises("hook before-run.d/x failed with exit code 3"):
+        hooked(tmp_path, recorder, uris, files)
+    assert (pool.orders, files.ran) == ((), AROUND)
+    assert "EXIT_CODE=1" in "".join(recorder.told(Level.INFO))
+
+
+def test_a_failing_after_run_is_told_in_the_report_and_the_exit_code(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    files.add("after-run.d/x", "exit 3")
+    result = hooked(tmp_path, recorder, uris, files)
+    failure = "hook after-run.d/x failed with exit code 3"
+    assert (result.exit_code, result.errors, recorder.told(Level.ERROR)) == (3, [failure], [failure])
+    assert {one.status for one in result.results} == {Status.SAVED}
+
+
+def test_after_run_is_run_though_the_run_comes_to_nothing(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    with pytest.raises(ConfigError):
+        hooked(tmp_path, recorder, uris, files, "no-such-domain")
+    assert files.ran == AROUND
+
+
+def test_a_run_that_is_not_the_only_one_has_no_hooks(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    with only_run(str(tmp_path / "run")), pytest.raises(AlreadyRunning):
+        hooked(tmp_path, recorder, uris, files)
+    assert files.ran == []
+
+
+def test_what_killed_workers_owe_is_run_before_anything_is_backed_up(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    files.add("after-thaw.d/x")
+    (tmp_path / "run/hooked").mkdir(parents=True)
+    (tmp_path / "run").chmod(0o700)
+    (tmp_path / f"run/hooked/{UUID}.json").write_text(f'{{"DOMAIN": "web", "UUID": "{UUID}"}}')
+    assert hooked(tmp_path, recorder, uris, files).exit_code == 0
+    assert files.ran == ["before-run.d/x", "after-thaw.d/x", "after-run.d/x"]
+
+
+def test_whom_a_killed_run_left_standing_still_is_let_go_before_any_hook_is_waited_for(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
+) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    Journal(str(tmp_path / "run")).write(domain(uri=uris[0]), Hold.PAUSE)
+    files.add("before-run.d/x", f"ls {tmp_path}/run/held")
+    assert hooked(tmp_path, recorder, uris, files).exit_code == 0
+    assert [text for text in recorder.told(Level.INFO) if ".json" in text] == []
+
+
+def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
+    uris: tuple[str, str],
+    tmp_path: Path,
+    recorder: Recorder,
+    pool: PoolOnPaper,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run of another cluster, or whoever, took them for a dead run's, as no manifest counted them yet."""
+    asked = []
+
+    def missing(held: Sequence[HeldPoint], run_id: str, result: JobResult) -> Sequence[str]:
+        asked.append(run_id)
+        return ("vda (vms/web-root)",) if result.name == "web" else ()
+
+    class Lacks(NothingLeft):
+        held = (held_point(RUN, UUID, "manifest"), held_point(RUN, OTHER_UUID, "manifest"))
+
+        def withdraw(
+            self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None
+        ) -> None:
+            withdrawn.extend(points)
+
+    withdrawn: list[PointId] = []
+    monkeypatch.setattr(confirm, "missing", missing)
+    output = Lacks()
+    chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"))
+    result = Run(chosen, output, recorder, StopRequest(), RUN).back_up(())
+    assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
+    assert result.exit_code == 3
+    (told,) = recorder.told(Level.ERROR)
+    assert told.startswith("failed: the output no longer has all that was saved: vda (vms/web-root) (hint:")
+    assert not any(one.images for one in result.results if one.name == "web")
+    assert set(asked) == {RUN}
+    (web,) = [one.uuid for one in result.results if one.name == "web"]
+    assert withdrawn == [PointId(RUN, web)]
+
+
+def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
+    uris: tuple[str, str], tmp_path: Path, recorder: Recorder
+) -> None:
+    class Unlisted(NothingLeft):
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+            raise BackupError("the repository's host is gone")
+
+    chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"))
+    result = Run(chosen, Unlisted(), recorder, StopRequest(), RUN).back_up(())
+    assert result.exit_code == 0
+    assert recorder.told(Level.WARNING)[-1] == (
+        "cannot confirm that what was saved is in the output: the repository's host is gone"
+    )
+
+
+def test_a_run_without_a_domain_does_not_wait_for_an_output_that_hangs(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    class Hangs(NothingLeft):
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+            for _ in range(2000):
+                check_stop()
+                time.sleep(0.01)
+            raise AssertionError("it was waited for")
+
+    uri = node_uri(tmp_path / "empty.xml")
+    chosen = settings(libvirt_uri=uri, runtime_dir=str(tmp_path / "run"))
+    began = time.monotonic()
+    assert Run(chosen, Hangs(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
+    assert time.monotonic() - began < 10

@@ -1,0 +1,227 @@
+"""backup/run/worker_pool.py: a worker process per domain, and what its death costs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from backup.errors import Interrupted
+from backup.job.domain_job import JobOrder
+from backup.model import JobResult, Level, Phase, Status, Timeline
+from backup.run import worker_pool
+from backup.run.worker_pool import Pool
+from backup.system.stop_request import StopRequest
+
+from ..jobs_on_paper import NoOutput, stop_at_once, work_on_paper
+from ..recorder import Recorder
+from ..samples import RUN, UUID, held_point, settings
+
+
+@pytest.fixture(autouse=True)
+def paper_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(worker_pool, "work", work_on_paper)
+    monkeypatch.setattr(worker_pool, "STOP_POLL", 0.01)
+    yield
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+        process.join()
+    assert left == []
+
+
+@dataclass
+class StopsAt(Recorder):
+    """Requests the stop as soon as two workers have said that they are waiting."""
+
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def message(self, level: Level, domain: str, text: str) -> None:
+        super().message(level, domain, text)
+        if text == "waiting" and self.told(Level.INFO).count(text) == 2:
+            self.stop.request(Interrupted("interrupted", 15))
+
+
+@dataclass
+class Done:
+    """What a pool came to."""
+
+    results: dict[str, JobResult] = field(default_factory=dict)
+    recorder: StopsAt = field(default_factory=StopsAt)
+    told_dead: list[str] = field(default_factory=list)
+
+
+def orders(*names: str) -> Sequence[JobOrder]:
+    return [JobOrder(RUN, name, UUID) for name in names]
+
+
+def done(*names: str, workers: int = 4, warm: int = 0) -> Done:
+    done = Done()
+
+    def worker_died(order: JobOrder) -> str:
+        done.told_dead.append(order.name)
+        return ""
+
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    recorder = done.recorder
+    made = Pool(settings(workers=workers), NoOutput(), recorder, recorder.stop, lifeline, worker_died)
+    with end, lifeline, made as jobs:
+        jobs.warm_up(warm)
+        done.results = {result.name: result for result in jobs.run(orders(*names))}
+    return done
+
+
+def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_else() -> None:
+    all_done = done("killed", "killed within a message", "bug", "failed", "good")
+    assert {name: (one.status, one.reason) for name, one in all_done.results.items()} == {
+        "killed": (Status.FAILED, "its worker process was killed by SIGKILL"),
+        "killed within a message": (Status.FAILED, "its worker process was killed by SIGKILL"),
+        "bug": (Status.FAILED, "its worker process ended with exit code 7"),
+        "failed": (Status.FAILED, "no snapshots"),
+        "good": (Status.SAVED, ""),
+    }
+    assert "out of memory?" in all_done.results["killed"].hint
+    assert sorted(all_done.told_dead) == ["bug", "killed", "killed within a message"]
+    assert (Level.INFO, "good", "nearly there") in all_done.recorder.messages
+    assert (Level.ERROR, "failed", "failed: no snapshots (hint: look)") in all_done.recorder.messages
+    assert all_done.recorder.progressed == [("good", "vda", 1, 2)]
+
+
+def test_each_job_tells_when_it_did_what_and_none_shares_its_lane() -> None:
+    results = done("good", "too", "slow", "killed", workers=2).results
+    lanes: dict[int, list[Timeline]] = {1: [], 2: []}
+    for result in results.values():
+        assert result.timeline
+        lanes[result.timeline.lane].append(result.timeline)
+    for lane in lanes.values():
+        lane.sort(key=lambda one: one.started)
+        assert all(one.finished <= other.started for one, other in pairwise(lane))
+    assert results["slow"].timeline
+    ((phase, began),) = results["slow"].timeline.phases
+    assert phase is Phase.STREAM
+    assert results["slow"].timeline.started < began < results["slow"].timeline.finished
+
+
+def pairwise(lane: Sequence[Timeline]) -> Iterator[tuple[Timeline, Timeline]]:
+    return zip(lane, lane[1:])
+
+
+def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
+    all_done = done("waits", "waits too", "never begun", workers=2)
+    assert {name: (one.status, one.reason) for name, one in all_done.results.items()} == {
+        "waits": (Status.FAILED, "interrupted"),
+        "waits too": (Status.FAILED, "interrupted"),
+        "never begun": (Status.SKIPPED, "interrupted before it began"),
+    }
+    assert all_done.recorder.told(Level.WARNING) == [
+        "stopping: waiting for the workers to clean up; a second signal kills them"
+    ]
+    assert all_done.told_dead == []
+
+
+@pytest.mark.parametrize("warm", [1, 2, 9])
+def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(warm: int) -> None:
+    all_done = done("killed", "good", "good too", workers=2, warm=warm)
+    assert {name: one.status for name, one in all_done.results.items()} == {
+        "killed": Status.FAILED,
+        "good": Status.SAVED,
+        "good too": Status.SAVED,
+    }
+    assert all_done.told_dead == ["killed"]
+    assert done(workers=2, warm=warm).results == {}
+
+
+def test_a_worker_that_was_killed_while_it_waited_costs_one_job_and_nothing_else() -> None:
+    recorder = StopsAt()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    with end, lifeline, made as jobs:
+        jobs.warm_up(1)
+        (waiting,) = multiprocessing.active_children()
+        waiting.kill()
+        waiting.join()
+        results = {result.name: result.reason for result in jobs.run(orders("good", "good too"))}
+    assert results == {"good": "its worker process was killed by SIGKILL", "good too": ""}
+
+
+@pytest.mark.parametrize("size", [1, 20_000], ids=["fits into the pipe", "fits into no pipe"])
+def test_a_worker_that_was_stopped_while_it_waited_is_replaced_and_holds_nobody_up(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_pool, "START_LIMIT", 3.0)
+    recorder = StopsAt()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    large = JobOrder(RUN, "good", UUID, known=[held_point(str(number)) for number in range(size)])
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    with end, lifeline, made as jobs:
+        jobs.warm_up(1)
+        (waiting,) = multiprocessing.active_children()
+        assert waiting.pid
+        os.kill(waiting.pid, signal.SIGSTOP)
+        late = threading.Timer(30, os.kill, [waiting.pid, signal.SIGKILL])  # or the test would hang
+        late.start()
+        results = {result.name: result for result in jobs.run([large, *orders("too")])}
+        late.cancel()
+    assert {name: one.reason for name, one in results.items()} == {"good": "", "too": ""}
+    assert [*results] == ["too", "good"], "it waited for nobody"
+    warning = "its worker process did not begin within 3 s: starting another worker"
+    assert recorder.told(Level.WARNING) == [warning]
+
+
+def test_a_job_whose_second_worker_does_not_begin_either_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "START_LIMIT", 1.0)
+    monkeypatch.setattr(worker_pool, "work", stop_at_once)
+    all_done = done("good")
+    result = all_done.results["good"]
+    assert result.status is Status.FAILED
+    assert result.reason.startswith("its worker process did not begin within 1 s; ")
+
+
+def test_without_jobs_there_is_nothing_to_wait_for() -> None:
+    assert done().results == {}
+
+
+def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
+    all_done = done("hangs", "good")
+    assert all_done.results["hangs"].status is Status.FAILED
+    assert all_done.results["hangs"].reason == (
+        "no sign of life for 0 s while streaming; its worker process was killed by SIGKILL"
+    )
+    assert all_done.told_dead == ["hangs"]
+    assert all_done.results["good"].status is Status.SAVED
+
+
+def test_a_worker_that_can_still_clean_up_when_it_hung_is_not_killed() -> None:
+    all_done = done("hangs and stops")
+    assert (
+        all_done.results["hangs and stops"].reason == "no sign of life for 0 s while preparing; interrupted"
+    )
+    assert all_done.told_dead == []
+
+
+def test_progress_is_a_sign_of_life() -> None:
+    assert done("slow").results["slow"].status is Status.SAVED
+
+
+def test_a_main_process_that_did_not_listen_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops = iter([0.7])  # once, for longer than the worker may be silent
+
+    monkeypatch.setattr(StopsAt, "progress", lambda *_: time.sleep(next(stops, 0)))
+    all_done = done("slow")
+    assert all_done.results["slow"].status is Status.SAVED
+    assert all_done.recorder.told(Level.ERROR) == []
+
+
+def test_a_run_s_jobs_are_told_before_they_begin_and_as_they_end() -> None:
+    recorder = done("failed", "good").recorder
+    assert recorder.plan == [(UUID, "failed", 0), (UUID, "good", 0)]
+    assert sorted(recorder.ends) == [(UUID, False), (UUID, True)]

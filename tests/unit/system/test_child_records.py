@@ -1,0 +1,151 @@
+"""child_records.py: programs that outlive their starter are ended in good order, and nobody else is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backup.system.child_records import Recording, Started, end_orphans, records_in
+from backup.system.process_group import Group, Life, life_of
+
+from ..waiting import runs, wait_until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+ROOT = Path(__file__).parents[3]
+# Starts a shell as the leader of a group, records it, prints its pid, and waits to be killed.
+STARTER = """
+import os, signal, subprocess, sys
+from backup.system.child_records import Recording, Started, records_in
+
+program = subprocess.Popen(["sh", "-c", sys.argv[2]], stdout=subprocess.DEVNULL, preexec_fn=os.setpgrp)
+recording = Recording(records_in(sys.argv[1]), Started.by_us(program.pid, sys.argv[3], 0.0))
+print(program.pid, flush=True)
+signal.pause()
+"""
+# A wrapper whose child logs that it was interrupted.
+WRAPPER = (
+    "sh -c 'trap \"echo interrupted >{log}; exit\" INT; echo $$ >{pid}; while :; do sleep 0.01; done'; :"
+)
+
+
+@contextmanager
+def started(
+    directory: Path, line: str, leaves: str = "shared"
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Have a recorded program; give its starter, and its pid."""
+    command = [sys.executable, "-c", STARTER, str(directory), line, leaves]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout
+        pid = int(starter.stdout.readline())
+        try:
+            yield starter, pid
+        finally:
+            starter.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+    wait_until(lambda: not runs(pid), 5, "the program has ended")
+
+
+def test_what_a_dead_starter_s_wrapper_has_started_is_interrupted(tmp_path: Path) -> None:
+    log, child = tmp_path / "log", tmp_path / "pid"
+    with started(tmp_path, WRAPPER.format(log=log, pid=child)) as (starter, pid):
+        wait_until(lambda: child.exists() and child.read_text(), 5, "the wrapper's child runs")
+        assert end_orphans(str(tmp_path)) == 0, "its starter lives"
+        assert runs(pid)
+        starter.kill()
+        starter.wait()
+        assert end_orphans(str(tmp_path)) == 1
+        assert not runs(pid)
+        assert not runs(int(child.read_text()))
+    assert log.read_text() == "interrupted\n"
+    (one,) = records_in(str(tmp_path)).read()
+    assert one.ended, "what it may have left is known by it"
+    assert int(child.read_text()) in one.pids
+    assert one.dead
+    assert end_orphans(str(tmp_path)) == 0
+
+
+def test_what_does_not_heed_the_interrupt_is_killed_and_what_leaves_nothing_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    line = f"trap '' INT; touch {tmp_path}/up; while :; do sleep 0.01; done"
+    with started(tmp_path, line, leaves="") as (starter, pid):
+        wait_until((tmp_path / "up").exists, 5, "it ignores the interrupt")
+        starter.kill()
+        starter.wait()
+        assert end_orphans(str(tmp_path), limit=0.1) == 1
+        assert not runs(pid)
+    assert list(records_in(str(tmp_path)).read()) == []
+
+
+def test_a_pid_that_another_process_has_by_now_is_not_signalled(tmp_path: Path) -> None:
+    with started(tmp_path, "while :; do sleep 0.01; done") as (starter, pid):
+        (one,) = records_in(str(tmp_path)).read()
+        records_in(str(tmp_path)).erase(one)
+        reused = replace(one, leader=Life(pid, one.leader.began - 1), starter=Life(starter.pid, 1))
+        records_in(str(tmp_path)).write(reused)
+        assert end_orphans(str(tmp_path)) == 0
+        assert runs(pid)
+
+
+@pytest.mark.parametrize("elsewhere", [{"namespace": 1}, {"boot": "another"}])
+def test_what_was_recorded_where_numbers_mean_something_else_is_left_alone(
+    tmp_path: Path, elsewhere: dict[str, object]
+) -> None:
+    with started(tmp_path, "while :; do sleep 0.01; done") as (_, pid):
+        (one,) = records_in(str(tmp_path)).read()
+        records_in(str(tmp_path)).write(replace(one, starter=Life(1 << 22, 1), **elsewhere))  # type: ignore[arg-type]
+        assert end_orphans(str(tmp_path)) == 0
+        assert runs(pid)
+
+
+LAST = b"sleep\x00100\x00"
+
+
+def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
+    line = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; sleep 100; :"
+    with started(tmp_path, line) as (_, pid):
+        (one,) = records_in(str(tmp_path)).read()
+        (tmp_path / "go").touch()
+
+        def children() -> list[int]:
+            """Give the last sleep, which is there to stay."""
+            members = Group(life_of(pid), os.getsid(0)).members()
+            lines = {one.pid: Path(f"/proc/{one.pid}/cmdline") for one in members if one.pid != pid}
+            return [one for one, path in lines.items() if path.exists() and path.read_bytes() == LAST]
+
+        wait_until(children, 30, "it has a child")
+        sleeps = children()
+
+        def recorded() -> bool:
+            (now,) = records_in(str(tmp_path)).read()
+            return set(sleeps) <= set(now.pids)
+
+        wait_until(recorded, 30, "it is recorded")
+        assert one.leader == life_of(pid)
+
+
+def test_a_program_that_ended_well_has_no_record(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "100"], preexec_fn=os.setpgrp) as program:
+        for clean, left in ((False, 1), (True, 0)):
+            recording = Recording(records_in(str(tmp_path)), Started.by_us(program.pid, "shared", 0.0))
+            recording.end(clean)
+            assert len(list(records_in(str(tmp_path)).read())) == left
+        program.kill()
+
+
+def test_what_can_t_be_read_is_no_record(tmp_path: Path) -> None:
+    (tmp_path / "restic").mkdir()
+    for name, content in (("1.json", "{"), ("2.json", "{}"), ("3.json", "[]"), ("4.json", "7")):
+        (tmp_path / "restic" / name).write_text(content)
+    assert list(records_in(str(tmp_path)).read()) == []
+    assert end_orphans(str(tmp_path)) == 0

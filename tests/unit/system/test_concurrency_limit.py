@@ -1,0 +1,108 @@
+"""system/concurrency_limit.py: no more than so many at the same time, over all processes of the node."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from backup.errors import Interrupted
+from backup.system import concurrency_limit
+from backup.system.concurrency_limit import Slots
+from backup.system.stop_request import StopRequest
+
+from ..waiting import wait_until
+
+HOLDER = """
+import sys
+from backup.system.concurrency_limit import Slots
+with Slots(sys.argv[1], "deletion", 1).one():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_no_more_than_so_many_hold_one_at_the_same_time(tmp_path: Path) -> None:
+    two = Slots(str(tmp_path), "deletion", 2)
+    most = now = 0
+    lock = threading.Lock()
+    pair = threading.Barrier(2, timeout=10)
+
+    def hold() -> None:
+        nonlocal most, now
+        with two.one():
+            with lock:
+                now += 1
+                most = max(most, now)
+            pair.wait()  # two of them have to be there at once
+            with lock:
+                now -= 1
+            pair.wait()
+
+    with ThreadPoolExecutor(6) as threads:
+        for done in [threads.submit(hold) for _ in range(6)]:
+            done.result()
+    assert most == 2
+
+
+def test_what_another_process_holds_is_waited_for_and_free_once_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        got = threading.Event()
+
+        def get() -> None:
+            with Slots(str(tmp_path), "deletion", 1).one():
+                got.set()
+
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(get)
+            assert not got.wait(0.3)
+            holder.kill()
+            wait_until(got.is_set, 10, "it is free")
+            waiting.result()
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Iterator[Path]:
+    """A directory whose only slot another one has, and keeps."""
+    with Slots(str(tmp_path), "deletion", 1).one():
+        yield tmp_path
+
+
+def test_a_slot_whose_holder_hangs_is_waited_for_once_and_then_gone_without_with_a_warning(
+    taken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(concurrency_limit, "LIMIT", 0.5)
+    warnings: list[str] = []
+    began = time.monotonic()
+    waiting = Slots(str(taken), "deletion", 1, warnings.append)
+    for _ in range(20):
+        with waiting.one():
+            pass
+    assert 0.5 < time.monotonic() - began < 5
+    (warning,) = warnings
+    assert warning.startswith("no slot for a deletion within 0 s: going on without one of the 1 (hint: ")
+
+
+def test_a_stop_shortens_the_wait_for_a_slot(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(concurrency_limit, "STOPPED_LIMIT", 0.2)
+    warnings: list[str] = []
+    stop = StopRequest()
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with Slots(str(taken), "deletion", 1, warnings.append, lambda: stop.requested).one():
+        pass
+    assert (0.4 < time.monotonic() - began < 5, warnings) == (True, [])
+
+
+def test_without_a_place_to_note_it_there_is_no_limit() -> None:
+    with Slots("/nowhere", "deletion", 1).one(), Slots("/nowhere", "deletion", 1).one():
+        pass

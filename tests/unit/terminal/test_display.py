@@ -1,0 +1,257 @@
+"""display.py and its faces: everything said is shown, and whoever says it waits for nobody."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import math
+import os
+import pickle
+import pty
+import socket
+import struct
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from backup.errors import Interrupted
+from backup.model import Level, Phase
+from backup.system.stop_request import StopRequest
+from backup.terminal.console import Console
+from backup.terminal.progress import display as module
+from backup.terminal.progress.activity import Look
+from backup.terminal.progress.choose_display import displayed
+from backup.terminal.progress.display import Display
+from backup.terminal.progress.live_view import LiveView
+from backup.terminal.progress.plain_lines import Lines
+from backup.terminal.progress.unit_status import UnitStatus
+
+from ..waiting import wait_until, waits_for_nobody
+
+
+@dataclass
+class Stopped:
+    """A face whose terminal is stopped until it is let go."""
+
+    interval: float = 0.01
+    go: threading.Event = field(default_factory=threading.Event)
+    seen: list[object] = field(default_factory=list)
+
+    def message(self, level: Level, domain: str, text: str) -> None:
+        assert self.go.wait(10)
+        self.seen.append(text)
+
+    def phase(self, domain: str, phase: Phase) -> None:
+        self.seen.append(phase)
+
+    def look(self, look: Look) -> None:
+        self.go.wait(10)
+        self.seen.append(look)
+
+    def close(self, look: Look) -> None:
+        self.seen.append("closed")
+
+
+def test_a_terminal_that_is_stopped_holds_nobody_up_and_nothing_said_is_lost() -> None:
+    stopped = Stopped()
+    with Display(Console(io.StringIO()), [stopped]) as display:
+        display.planned("A", "web", 100)
+        display.message(Level.INFO, "web", "first")
+        for done in range(1000):  # each returns at once
+            display.progress("web", "vda", done, 1000)
+            display.message(Level.INFO, "web", str(done))
+        display.ended("A", failed=False)
+        assert stopped.seen == []
+        stopped.go.set()
+    said = [one for one in stopped.seen if isinstance(one, str)]
+    assert said == ["first", *map(str, range(1000)), "closed"]
+
+
+def test_a_terminal_that_stays_stopped_does_not_keep_the_process_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LIMIT", 0.3)
+    stopped = Stopped()
+    began = time.monotonic()
+    with Display(Console(io.StringIO()), [stopped]) as display:
+        display.message(Level.INFO, "web", "first")
+    assert time.monotonic() < began + 5
+    assert display.given_up
+    stopped.go.set()
+
+
+def test_a_terminal_that_is_slow_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LIMIT", 0.5)
+
+    class Slow(Stopped):
+        def message(self, level: Level, domain: str, text: str) -> None:
+            time.sleep(0.1)  # 2 s in all, which is more than the limit
+            super().message(level, domain, text)
+
+    slow = Slow(interval=math.inf)
+    slow.go.set()
+    with Display(Console(io.StringIO()), [slow]) as display:
+        for number in range(20):
+            display.message(Level.INFO, "web", str(number))
+    assert slow.seen == [*map(str, range(20)), "closed"]
+    assert not display.given_up
+
+
+def test_a_request_to_stop_shortens_the_wait_for_a_stopped_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STOPPED_LIMIT", 0.3)
+    stopped, stop = Stopped(), StopRequest()
+    threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with Display(Console(io.StringIO()), [stopped], lambda: stop.requested) as display:
+        display.message(Level.INFO, "web", "first")
+    assert time.monotonic() < began + 5
+    stopped.go.set()
+
+
+def test_a_face_looks_again_and_again_while_nothing_is_said() -> None:
+    face = Stopped()
+    face.go.set()
+    with Display(Console(io.StringIO()), [face]) as display:
+        display.phase("web", Phase.STREAM)
+        display.phase("web", Phase.STREAM)
+        display.progress("web", "vda", 1, 4)
+        wait_until(lambda: len(face.seen) > 5, 5, "several looks")
+    assert face.seen.count(Phase.STREAM) == 1, "only a change is told"
+    last = [one for one in face.seen if isinstance(one, Look)][-1]
+    assert [(job.domain, job.targets) for job in last.jobs] == [("web", ("vda",))]
+
+
+def test_in_another_process_a_display_is_lines_of_the_same_level() -> None:
+    copy = pickle.loads(pickle.dumps(Display(Console(io.StringIO(), Level.ERROR, in_journal=True), [])))
+    assert isinstance(copy, Console)
+    assert (copy.level, copy.in_journal) == (Level.ERROR, True)
+
+
+def test_lines_tell_each_phase_and_from_time_to_time_how_far_a_job_is() -> None:
+    stream = io.StringIO()
+    with Display(
+        Console(stream, in_journal=True), [Lines(Console(stream, in_journal=True), 0.05)]
+    ) as display:
+        display.planned("A", "web", 100)
+        display.phase("web", Phase.STREAM)
+        display.progress("web", "vda", 45, 100)
+        wait_until(lambda: stream.getvalue().count("45 %") == 2, 5, "two lines of progress")
+        display.phase("web", Phase.TIDY)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "<6>web: streaming"
+    assert lines[1] == "<6>web: streaming vda, 45 % (45 B of 100 B)"
+    assert lines[-1] == "<6>web: tidying up"
+
+
+def test_without_an_interval_there_is_no_line_of_progress_and_phases_are_for_debugging() -> None:
+    stream = io.StringIO()
+    with Display(Console(stream), [Lines(Console(stream))]) as display:
+        display.phase("web", Phase.STREAM)
+        display.message(Level.INFO, "web", "saved")
+    assert stream.getvalue() == "web: saved\n"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """What a service manager listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        yield listening
+
+
+def test_the_unit_s_status_is_one_line_of_totals_and_jobs(manager: socket.socket) -> None:
+    with Display(Console(io.StringIO()), [UnitStatus(manager.getsockname(), 0.01)]) as display:
+        display.planned("A", "web\n", 100)
+        display.planned("B", "db", 100)
+        display.phase("web\n", Phase.STREAM)
+        display.progress("web\n", "vda", 45, 100)
+        status = (
+            "STATUS=0 of 2 domains done, 22 %, 45 B of 200 B, running for 0:00; web\\n streaming vda 45 %"
+        )
+        wait_until(lambda: manager.recv(4096).decode() == status, 5, "the status")
+        display.ended("A", failed=True)
+    manager.setblocking(False)
+    *_, last = iter(lambda: _received(manager), "")
+    assert last == "STATUS=ended: 1 of 2 domains done, 1 failed"
+
+
+def _received(manager: socket.socket) -> str:
+    try:
+        return manager.recv(4096).decode()
+    except BlockingIOError:
+        return ""
+
+
+def test_a_service_manager_that_does_not_listen_any_more_is_no_failure(manager: socket.socket) -> None:
+    status = UnitStatus(manager.getsockname())
+    look = Look((), 0, 0, 0, 0, 0, 0.0, None, 0)
+
+    def tell() -> None:
+        for _ in range(5000):  # more than its queue holds
+            status.look(look)
+
+    waits_for_nobody(tell)
+    manager.close()
+    status.look(look)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Console]:
+    """A console on a terminal that can do everything."""
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    with os.fdopen(theirs, "w") as stream:
+        _resize(theirs, 100)
+        yield Console(stream)
+    os.close(ours)
+
+
+def _resize(terminal: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 25, columns, 0, 0))
+
+
+def shown(display: Display) -> list[tuple[type, float]]:
+    return [(type(face), face.interval) for face in display._faces]
+
+
+@pytest.mark.parametrize("progress", ["auto", "always"])
+def test_a_terminal_has_the_live_view_unless_it_can_t_show_it(
+    terminal: Console, progress: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, lines = [(LiveView, 0.5)], [(Lines, 60)]
+    assert shown(displayed(terminal, progress, 60)) == live
+    _resize(terminal.stream.fileno(), 39)
+    assert shown(displayed(terminal, progress, 60)) == lines
+    _resize(terminal.stream.fileno(), 40)
+    assert shown(displayed(terminal, progress, 60)) == live
+    with monkeypatch.context() as patch:
+        patch.setenv("TERM", "dumb")
+        assert shown(displayed(terminal, progress, 60)) == lines
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        assert shown(displayed(terminal, progress, 60)) == lines
+
+
+def test_elsewhere_lines_tell_of_progress_in_the_journal_or_where_it_is_ordered(terminal: Console) -> None:
+    file = Console(io.StringIO())
+    journal = Console(io.StringIO(), in_journal=True)
+    quiet, telling = [(Lines, math.inf)], [(Lines, 60)]
+    assert shown(displayed(terminal, "never", 60)) == quiet
+    assert shown(displayed(file, "auto", 60)) == quiet
+    assert shown(displayed(file, "always", 60)) == telling
+    assert shown(displayed(journal, "auto", 60)) == telling
+    assert shown(displayed(journal, "auto", 0)) == quiet
+
+
+def test_a_service_s_status_comes_beside_unless_progress_is_unwanted(
+    terminal: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "@/a/name")
+    assert shown(displayed(Console(io.StringIO()), "auto", 60))[1:] == [(UnitStatus, 5.0)]
+    assert shown(displayed(Console(io.StringIO()), "never", 60))[1:] == []

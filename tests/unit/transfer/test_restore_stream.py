@@ -1,0 +1,282 @@
+"""restore_stream.py, pipe_reader.py, new_file.py: bytes come back whole or not at all, holes stay holes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.model import SavedImage
+from backup.protocols import Source, WrittenBytes
+from backup.restore.images import Restore
+from backup.restore.new_file import NewFile
+from backup.system.pipe_reader import PipeSource, WriterEnded
+from backup.system.pipe_writer import Stalled
+from backup.system.stop_request import StopRequest
+from backup.transfer.restore_stream import PIECE, PIECES, refill
+from tests.integration.scratch_image import source_of
+
+from ..jobs_on_paper import NoOutput
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import LAYOUT, MIB
+from ..waiting import runs
+
+PAGE = 4096
+RANDOM = random.Random(6)
+
+
+def go_on() -> None:
+    """Nobody asks to stop."""
+
+
+class SlowWriter:
+    """Takes what it is given only when it is waited for, and may fail then."""
+
+    def __init__(self, size: int, failing_at: int = -1) -> None:
+        self.content = bytearray(size)
+        self.pieces: list[tuple[int, int]] = []
+        self.under_way = self.most = 0
+        self.failing_at = failing_at
+
+    def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
+        self.pieces.append((offset, len(data)))
+        self.under_way += len(data)
+        self.most = max(self.most, self.under_way)
+
+        def wait() -> None:
+            self.under_way -= len(data)
+            if offset == self.failing_at:
+                raise BackupError("no space left on device")
+            self.content[offset : offset + len(data)] = data
+
+        return wait
+
+
+@pytest.mark.parametrize(
+    ("layout", "pieces"),
+    [
+        ([("hole", 3 * PIECE)], []),
+        ([("data", PAGE), ("hole", PAGE), ("data", 2 * PAGE)], [(0, PAGE), (2 * PAGE, 2 * PAGE)]),
+        ([("hole", PIECE), ("data", PIECE), ("hole", 5)], [(PIECE, PIECE)]),
+        ([("hole", PAGE + 7), ("data", 1)], [(PAGE, 8)]),
+        ([("data", PIECE + 1)], [(0, PIECE), (PIECE, 1)]),
+        ([("hole", 2 * PIECE + 100)], []),
+        ([], []),
+    ],
+)
+def test_what_is_not_zero_is_written_in_whole_pages(
+    layout: list[tuple[str, int]], pieces: list[tuple[int, int]]
+) -> None:
+    content = b"".join(bytes(n) if kind == "hole" else b"x" * n for kind, n in layout)
+    writer = SlowWriter(len(content))
+    with source_of(content) as source:
+        assert refill(source, len(content), writer) == sum(length for _, length in pieces)
+    assert (bytes(writer.content), writer.pieces) == (content, pieces)
+
+
+def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> None:
+    content = RANDOM.randbytes(3 * PIECES * PIECE + 12345)
+    writer = SlowWriter(len(content))
+    told: list[int] = []
+    with source_of(content) as source:
+        refill(source, len(content), writer, told.append)
+    assert writer.content == content
+    assert writer.most <= PIECES * PIECE
+    assert told[-1] == len(content)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "words"),
+    [
+        (MIB - 1, BackupError, "more than the 1048575 bytes"),
+        (MIB + 1, WriterEnded, "1048576 bytes of 1048577"),
+    ],
+)
+def test_what_is_not_as_long_as_the_image_is_refused(size: int, error: type[BackupError], words: str) -> None:
+    with source_of(bytes(MIB)) as source, pytest.raises(error, match=words):
+        refill(source, size, SlowWriter(size))
+
+
+def test_a_write_that_fails_is_told_and_the_others_are_waited_for() -> None:
+    content = b"x" * (4 * PIECE)
+    writer = SlowWriter(len(content), failing_at=PIECE)
+    with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
+        refill(source, len(content), writer)
+    assert writer.under_way == 0
+
+
+def test_the_other_writes_of_the_piece_whose_write_fails_are_waited_for_too() -> None:
+    content = (b"x" * PAGE + bytes(PAGE)) * 3
+    writer = SlowWriter(len(content), failing_at=0)
+    with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
+        refill(source, len(content), writer)
+    assert writer.under_way == 0
+
+
+def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
+    out, into = os.pipe()
+    with os.fdopen(out), os.fdopen(into), pytest.raises(Stalled, match="gave no byte"):
+        PipeSource(out, lambda: None, patience=0).fill(memoryview(bytearray(1)))
+
+
+SAVED = SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT)
+
+
+def new_file(path: Path, force: bool = False) -> NewFile:
+    return NewFile(str(path), SAVED, force)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[NewFile]:
+    yield new_file(tmp_path / "vda.raw")
+    assert list(tmp_path.glob("*restoring*")) == []
+
+
+def test_a_file_has_its_name_only_when_it_is_whole(target: NewFile, tmp_path: Path) -> None:
+    target.require_free()
+    with target.opened(go_on) as writer:
+        writer.start_write(MIB, b"x")()
+    assert not (tmp_path / "vda.raw").exists()
+    target.commit()
+    target.discard()
+    assert (tmp_path / "vda.raw").read_bytes() == bytes(MIB) + b"x" + bytes(2 * MIB - 1)
+
+
+def test_a_file_that_was_made_meanwhile_is_not_overwritten(target: NewFile, tmp_path: Path) -> None:
+    with target.opened(go_on):
+        (tmp_path / "vda.raw").write_text("precious")
+    with pytest.raises(BackupError, match="exists"):
+        target.commit()
+    target.discard()
+    assert (tmp_path / "vda.raw").read_text() == "precious"
+
+
+def test_a_file_that_is_made_at_the_last_moment_is_not_overwritten(
+    target: NewFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with target.opened(go_on):
+        pass
+    link = os.link
+
+    def come_first(made: Path, path: Path) -> None:
+        path.write_text("precious")
+        link(made, path)
+
+    monkeypatch.setattr(os, "link", come_first)
+    with pytest.raises(BackupError, match="exists"):
+        target.commit()
+    target.discard()
+    assert (tmp_path / "vda.raw").read_text() == "precious"
+
+
+def test_a_file_system_without_links_takes_files_too(
+    target: NewFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with target.opened(go_on):
+        pass
+    target.commit()
+    assert (tmp_path / "vda.raw").stat().st_size == 3 * MIB
+
+
+@pytest.mark.parametrize("left", ["vda.raw.restoring", "vda.raw.restoring.qcow2"])
+def test_what_another_restore_is_filling_is_left_alone(tmp_path: Path, left: str) -> None:
+    target = new_file(tmp_path / "vda.raw", force=True)
+    (tmp_path / left).write_text("another's")
+    with raises(f"{tmp_path / left} exists: another restore is under way, or was killed"):
+        target.require_free()
+    target.discard()
+    assert (tmp_path / left).read_text() == "another's"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_is_planted_under_the_temporary_name_is_not_written_to(
+    tmp_path: Path, link: bool
+) -> None:
+    target, planted, linked = new_file(tmp_path / "vda.raw"), tmp_path / "vda.raw.restoring", tmp_path / "x"
+    linked.write_text("another's")
+    if link:
+        planted.symlink_to(linked)
+    else:
+        planted.write_text("another's")
+    with pytest.raises(BackupError, match=r"restoring exists"), target.opened(go_on):
+        raise AssertionError("the block must not begin")
+    target.discard()
+    assert planted.read_text() == linked.read_text() == "another's"
+
+
+@pytest.fixture
+def slow_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have a qemu-img that takes for ever; give the file that it writes its pid to."""
+    program, told = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho $$ >{told}.new; mv {told}.new {told}; exec sleep 20\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    return told
+
+
+def test_a_request_to_stop_ends_the_conversion_and_a_terminal_s_ctrl_c_does_not(
+    slow_qemu_img: Path, tmp_path: Path
+) -> None:
+    def check_stop() -> None:
+        if slow_qemu_img.exists():
+            assert os.getpgid(int(slow_qemu_img.read_text())) != os.getpgid(0)
+            raise Interrupted("interrupted", 2)
+
+    target, began = new_file(tmp_path / "vda.qcow2"), time.monotonic()
+    with pytest.raises(Interrupted), target.opened(check_stop):
+        pass
+    assert time.monotonic() - began < 10
+    target.discard()
+    assert not runs(int(slow_qemu_img.read_text()))
+    assert list(tmp_path.glob("vda*")) == []
+
+
+def test_a_file_system_without_room_is_refused(target: NewFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.statvfs_result((4096, 4096, 10, 10, 10, 10, 10, 10, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: full)
+    with pytest.raises(BackupError, match=r"has room for 40.0 KiB, vda.raw needs 1.0 MiB"):
+        target.require_free()
+
+
+def test_a_write_that_the_disk_refuses_is_an_error(target: NewFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(BackupError, match="no space left on device"), target.opened(go_on) as writer:
+        writer.start_write(0, b"x")
+    target.discard()
+
+
+class KilledOutput(NoOutput):
+    """An output whose program got the signal that we got, and was ended by it."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self.stop = stop
+
+    def image(self, _image: SavedImage, _check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
+        self.stop.request(Interrupted("interrupted", signal.SIGTERM))
+        raise BackupError("restic dump was killed by SIGTERM")
+
+
+def test_a_signal_that_the_output_s_program_got_too_is_told_as_our_own(tmp_path: Path) -> None:
+    stop, target = StopRequest(), new_file(tmp_path / "vda.raw")
+    restore = Restore("web", KilledOutput(stop), 1, Recorder(), stop)
+    with raises("interrupted", Interrupted):
+        restore.bring_back([(SAVED, target)])
+    assert list(tmp_path.iterdir()) == []

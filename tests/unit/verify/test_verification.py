@@ -1,0 +1,190 @@
+"""backup/verify/verification.py: what failed is told and noted at once, and nothing else is."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Optional
+
+import pytest
+
+from backup.errors import BackupError, Interrupted
+from backup.model import HeldPoint, Level, Phase, SavedDomain, SavedImage
+from backup.report.domain_record import proofs
+from backup.restore_point.find import as_held
+from backup.system.stop_request import StopRequest
+from backup.verify import verification as verification_module
+from backup.verify.verification import Verification, Verified
+
+from ..held_points import CONTENT, HeldPoints
+from ..memory_snapshot import MemorySnapshot
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import MIB, OTHER_UUID, UUID, settings
+
+BOTH = {UUID: "web", OTHER_UUID: "db"}
+DAMAGED = b"S" + CONTENT[1:]
+
+
+@pytest.fixture
+def state_dir(tmp_path: Path) -> str:
+    return str(tmp_path / "state")
+
+
+def verification(output: HeldPoints, state_dir: str, recorder: Recorder, stop: StopRequest) -> Verification:
+    return Verification(settings(state_dir=state_dir, workers=1), output, recorder, stop)
+
+
+def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) -> None:
+    output = HeldPoints(BOTH, {"web": DAMAGED})
+    verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified == Verified(failed=1, images=1, size=MIB)
+    known = proofs(state_dir)
+    assert "does not come back as it was saved" in known[UUID].failure
+    assert (known[OTHER_UUID].verified > "2020", known[OTHER_UUID].failure) == (True, "")
+
+
+def test_how_far_each_domain_is_and_how_it_ended_is_reported(state_dir: str, recorder: Recorder) -> None:
+    output = HeldPoints(BOTH, {"web": DAMAGED})
+    verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert sorted(recorder.plan) == [(UUID, "web", MIB), (OTHER_UUID, "db", MIB)]
+    assert {(domain, phase) for domain, phase, _ in recorder.phases} == {
+        (name, Phase.VERIFY) for name in ("web", "db")
+    }
+    assert set(recorder.progressed) == {("web", "vda", MIB, MIB), ("db", "vda", MIB, MIB)}
+    assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]
+
+
+def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> None:
+    with raises("there is no restore point to verify"):
+        verification(HeldPoints({}), state_dir, recorder, StopRequest()).verify((), "latest")
+
+
+def test_a_time_that_no_restore_point_fits_proves_nothing(state_dir: str, recorder: Recorder) -> None:
+    verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "2020-01-01")
+    assert (verified.failed, proofs(state_dir)) == (2, {})
+
+
+class Stopping(HeldPoints):
+    """The stop is requested when the second image is to be read, whose program gets the signal too."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        super().__init__(BOTH, {"web": DAMAGED, "db": DAMAGED})
+        self.stop = stop
+        self.images = 0
+
+    def image(self, image: SavedImage, check_stop: Callable[[], None]):  # type: ignore[no-untyped-def]
+        self.images += 1
+        if self.images == 2:
+            self.stop.request(Interrupted("interrupted", signal.SIGINT))
+            raise BackupError("restic dump was killed by SIGINT")
+        return super().image(image, check_stop)
+
+
+def test_what_was_found_before_an_interrupt_is_told_and_noted_and_the_rest_is_not(
+    state_dir: str, recorder: Recorder
+) -> None:
+    stop = StopRequest()
+    with raises("interrupted", Interrupted):
+        verification(Stopping(stop), state_dir, recorder, stop).verify((), "latest")
+    (told,) = recorder.told(Level.ERROR)
+    (known,) = proofs(state_dir).values()
+    assert "does not come back as it was saved" in told
+    assert "does not come back as it was saved" in known.failure
+
+
+class StoppingEarly(HeldPoints):
+    """The stop is requested while the first manifest is read."""
+
+    stop = StopRequest()
+
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        self.read.append(point.domain)
+        self.stop.request(Interrupted("interrupted", signal.SIGINT))
+        raise BackupError("restic dump was killed by SIGINT")
+
+
+def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Recorder) -> None:
+    output = StoppingEarly(BOTH)
+    with raises("interrupted", Interrupted):
+        verification(output, state_dir, recorder, output.stop).verify((), "latest")
+    assert (output.read, recorder.messages, proofs(state_dir)) == (["web"], [], {})
+
+
+@pytest.mark.parametrize(("still_there", "failed"), [(True, 2), (False, 0)])
+def test_a_snapshot_that_a_backup_removed_meanwhile_proves_nothing(
+    state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, still_there: bool, failed: int
+) -> None:
+    looks = iter([True, still_there] * len(BOTH))
+
+    @contextmanager
+    def removed_meanwhile(_image: SavedImage, _cluster: object) -> Iterator[Optional[MemorySnapshot]]:
+        yield MemorySnapshot(MIB) if next(looks) else None  # zeros, as of one that is being removed
+
+    monkeypatch.setattr(verification_module, "snapshot_of", removed_meanwhile)
+    verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified.failed == failed
+
+
+class Counting(HeldPoints):
+    """Counts what was planned before each manifest was read."""
+
+    def __init__(self, domains: dict[str, str], recorder: Recorder) -> None:
+        super().__init__(domains)
+        self.recorder = recorder
+        self.planned_before: list[int] = []
+
+    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        self.planned_before.append(len(self.recorder.plan))
+        return super().manifest(point, check_stop)
+
+
+def test_manifests_are_read_when_their_turn_comes_and_not_kept(
+    state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[SavedDomain]] = []
+    most = 0
+
+    def counted(saved: SavedDomain, point: HeldPoint) -> SavedDomain:
+        nonlocal most
+        one = as_held(saved, point)
+        held.append(weakref.ref(one))
+        gc.collect()
+        most = max(most, sum(other() is not None for other in held))
+        return one
+
+    monkeypatch.setattr(verification_module, "as_held", counted)
+    domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
+    output = Counting(domains, recorder)
+    verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert (verified, len(output.read)) == (Verified(0, 20, 20 * MIB), 20)
+    assert set(output.planned_before) == {20}, "what is to come is known before any of it is read"
+    assert most <= 3
+
+
+def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
+    state_dir: str, recorder: Recorder
+) -> None:
+    domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
+    output = HeldPoints(domains)
+    chosen = settings(state_dir=state_dir, workers=2)
+    verified = Verification(chosen, output, recorder, StopRequest(), 0.1).verify((), "latest")
+    assert (verified, len(output.read)) == (Verified(0, 2, 2 * MIB), 2)
+    assert proofs(state_dir) == {}
+
+
+def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
+    class Damaged(HeldPoints):
+        def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+            packed = super().manifest(point, check_stop)
+            return b"garbage" if point.domain == "web" else packed
+
+    verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified == Verified(1, 1, MIB)
+    (told,) = recorder.told(Level.ERROR)
+    assert "manifest can't be read" in told
+    assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]

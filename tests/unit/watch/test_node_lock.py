@@ -1,0 +1,66 @@
+"""backup/watch/node_lock.py: one run on a node, in a directory that nobody else can enter."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backup.errors import AlreadyRunning, BackupError
+from backup.watch.node_lock import only_run, prepare_runtime_dir
+
+from ..raising import raises
+
+
+def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "virt-rbd-backup"
+    prepare_runtime_dir(str(path))
+    prepare_runtime_dir(str(path))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o701, 0o710, 0o777])
+def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    message = f"others can enter {tmp_path} (owner {os.geteuid()}, mode {mode:04o})"
+    with raises(message) as caught:
+        prepare_runtime_dir(str(tmp_path))
+    assert caught.value.hint.startswith(f"chmod 0700 {tmp_path}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(BackupError, match="owner 12345"):
+        prepare_runtime_dir(str(tmp_path))
+
+
+def test_a_directory_that_can_t_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with raises(f"cannot make {tmp_path}/file/run: not a directory"):
+        prepare_runtime_dir(str(tmp_path / "file" / "run"))
+
+
+def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
+    path = str(tmp_path / "run")
+    with only_run(path), raises("another run is active on this node", AlreadyRunning), only_run(path):
+        raise AssertionError("the block must not begin")
+    with only_run(path):
+        pass
+
+
+def test_a_run_that_was_killed_does_not_keep_the_next_one_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "run")
+    program = (
+        "import os\nfrom backup.watch.node_lock import only_run\n"
+        f"with only_run({path!r}): os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], check=False)
+    assert killed.returncode == -9
+    with only_run(path):
+        pass

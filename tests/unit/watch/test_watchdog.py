@@ -1,0 +1,186 @@
+"""watch/watchdog.py: guests are let go when every other process of the run was killed, and not before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from backup.job.freeze_notes import Hold, Journal
+from backup.system.process_group import life_of, lives
+from backup.watch.node_lock import only_run
+
+from ..driver_node import domain_element, node_uri
+from ..samples import UUID, domain
+from ..waiting import wait_until
+
+ROOT = Path(__file__).parents[3]
+
+# A run with a worker that waits; says their pids.
+RUN = """
+import os, signal, sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from backup.terminal.console import Console
+from backup.watch.guard import guarded
+from backup.job.freeze_notes import Hold, Journal
+from backup.watch.node_lock import only_run
+from backup.system.process import SPAWN
+from backup.watch.watchdog import watched
+from tests.unit.driver_node import domain_element, node_uri
+from tests.unit.samples import domain, settings
+
+def worker(_lifeline, words):
+    runtime_dir, how = words
+    if how in ("guarded", "quiesces"):
+        uri = node_uri(Path(runtime_dir).parent / "node.xml", domain_element())
+        Journal(runtime_dir).write(domain(uri=uri), Hold.PAUSE, seconds=2 if how == "quiesces" else 15)
+    signal.pause()
+
+if __name__ == "__main__":
+    ours = settings(runtime_dir=sys.argv[1])
+    how = sys.argv[2]
+    reporter = Console(sys.stderr)
+    with ExitStack() as stack:
+        if how != "without the lock":
+            stack.enter_context(only_run(ours.runtime_dir))
+        watchdog = stack.enter_context(watched(ours, reporter))
+        if how == "guarded":
+            stack.enter_context(guarded(ours, reporter, watchdog))
+        process = SPAWN.Process(target=worker, args=(watchdog.lifeline, sys.argv[1:]))
+        process.start()
+        if how in ("guarded", "quiesces"):
+            while not Journal(ours.runtime_dir).notes():
+                time.sleep(0.01)
+        print(os.getpid(), process.pid, flush=True)
+        if how == "ends":
+            process.kill()
+        process.join()
+"""
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    """Notes of a domain that is held still."""
+    runtime_dir = tmp_path / "run"
+    runtime_dir.mkdir(mode=0o700)
+    journal = Journal(str(runtime_dir))
+    uri = node_uri(tmp_path / "node.xml", domain_element())
+    journal.write(domain(uri=uri), Hold.PAUSE)
+    return journal
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "run.py"
+    path.write_text(RUN)
+    return path
+
+
+def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
+    journal: Journal, program: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(program), str(tmp_path / "run"), ""]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout
+        assert run.stderr
+        main, worker = map(int, run.stdout.readline().split())
+        os.kill(main, signal.SIGKILL)
+        run.wait()
+        os.kill(worker, 0)  # it lives, and would let its guest go itself
+        assert journal.holds(UUID)
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+        assert "let go: a backup that was killed had left a pause behind" in run.stderr.read()
+
+
+def test_what_a_run_could_not_undo_is_undone_after_its_end(
+    journal: Journal, program: Path, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(program), str(tmp_path / "run"), "ends"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stderr.splitlines()[0] == (
+        "error: web may still be frozen or paused: the watchdog tries on in the background"
+    )
+    wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+
+
+def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
+    journal: Journal, program: Path, tmp_path: Path
+) -> None:
+    """A dying process's files are closed one after the other: the lifeline may end before the lock goes."""
+    with only_run(str(tmp_path / "run")), started(program, tmp_path, "without the lock") as run:
+        assert run.stdout
+        kill(*map(int, run.stdout.readline().split()))
+        until = time.monotonic() + 0.5  # ten looks of the watchdog
+        while time.monotonic() < until:
+            assert journal.holds(UUID)
+            time.sleep(0.05)
+    wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+
+
+def test_a_watchdog_that_was_killed_is_started_again(program: Path, tmp_path: Path) -> None:
+    with started(program, tmp_path, "guarded") as run:
+        assert run.stdout
+        main, worker = map(int, run.stdout.readline().split())
+        wait_until(lambda: watchdogs(main), 10, "there is a watchdog")
+        first = watchdogs(main)
+        kill(*first)
+        wait_until(lambda: watchdogs(main) - first, 10, "there is another")
+        journal = Journal(str(tmp_path / "run"))
+        assert journal.holds(UUID)
+        kill(main, worker)
+        # it was not paused yet, and might still be by what the worker has asked for
+        wait_until(lambda: not journal.holds(UUID), 30, "the second let the guest go")
+
+
+def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: Path, tmp_path: Path) -> None:
+    with started(program, tmp_path, "quiesces") as run:
+        assert run.stdout
+        main, worker = map(int, run.stdout.readline().split())
+        for pid in (main, worker):
+            os.kill(pid, signal.SIGSTOP)
+        journal = Journal(str(tmp_path / "run"))
+        wait_until(lambda: not journal.holds(UUID), 15, "the watchdog let the guest go")
+        assert not lives(life_of(worker)), "it could freeze the guest when it goes on"
+        kill(main)
+
+
+@contextmanager
+def started(program: Path, tmp_path: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
+    """Start a run; kill what it may have left."""
+    command = [sys.executable, str(program), str(tmp_path / "run"), how]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        yield run
+        run.kill()
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def watchdogs(main: int) -> set[int]:
+    """Give the pids of a run's watchdogs, which are in a session of their own, with its standard output."""
+    output = os.readlink(f"/proc/{main}/fd/1")
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        pid = int(path.name)
+        with suppress(OSError):
+            if os.readlink(path / "fd/1") == output and os.getsid(pid) == pid:
+                found.add(pid)
+    return found
