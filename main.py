@@ -33,7 +33,7 @@ from backup.system.process_title import set_title
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import within
 from backup.terminal import command_line
-from backup.terminal.console import Console, finding, listing, selection_json, summary
+from backup.terminal.console import Console
 from backup.terminal.progress.choose_display import displayed
 from backup.terminal.progress.display import Display
 from backup.terminal.standard_output import (
@@ -43,6 +43,7 @@ from backup.terminal.standard_output import (
     print_text,
     written_within,
 )
+from backup.terminal.tables import finding, listing, selection_json, summary
 
 # Modules that only distributions package, and their package in Debian.
 MODULES = {
@@ -193,7 +194,8 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
 
 def show_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show what could be restored."""
-    from backup.restore_point.find import of_domains, points_json, points_table
+    from backup.restore_point.find import of_domains
+    from backup.terminal.tables import points_json, points_table
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
@@ -206,7 +208,7 @@ def show_points(arguments: argparse.Namespace, settings: Settings, _console: Con
 def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Bring a domain back, or some of it."""
     from backup.restore.restorer import RestoreOrder, Restorer
-    from backup.restore_point.find import restored_table
+    from backup.terminal.tables import restored_table
 
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     with _shown(arguments, settings, console) as (display, stop):
@@ -217,7 +219,8 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Prove that restore points come back as they were saved."""
-    from backup.verify.verification import Verification, proven
+    from backup.terminal.tables import proven
+    from backup.verify.verification import Verification
 
     output = outputs.readable(settings)
     with _shown(arguments, settings, console) as (display, stop):

@@ -254,6 +254,19 @@ class SavedDomain:
 
 
 @dataclass(frozen=True)
+class Base:
+    """What an incremental backup of an image builds on: the previous backup and its base snapshot's name.
+
+    `checksums` and `times` are packed as in `SavedDomain`.
+    """
+
+    snapshot: str
+    saved: SavedImage
+    checksums: bytes
+    times: bytes
+
+
+@dataclass(frozen=True)
 class HeldImage:
     """An image as an output lists it. `size` in bytes, None where the manifest alone tells.
 

@@ -6,10 +6,11 @@ import math
 from collections.abc import Collection, Generator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import TYPE_CHECKING, Callable, Optional, Protocol, Union
+from typing import Callable, Optional, Protocol, Union
 
 from .errors import BackupError
 from .model import (
+    Base,
     Disk,
     Extent,
     HeldPoint,
@@ -23,9 +24,6 @@ from .model import (
     SavedImage,
     SnapshotId,
 )
-
-if TYPE_CHECKING:
-    from .base import Base
 
 
 class SnapshotReader(Protocol):

@@ -11,9 +11,9 @@ from backup.model import Level, RestorePoint, SavedImage
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
+from backup.text import size_text
 from backup.transfer import backup_stream
 from backup.transfer.backup_stream import Copied
-from backup.units import size_text
 
 from .restic_repository.messages import ResticError, Summary
 from .restic_repository.repository import Repository, file_name, named

@@ -25,7 +25,7 @@ from backup.restore_point.find import as_held
 from backup.settings import Settings
 from backup.system.pipe_writer import Stalled
 from backup.system.process import own_mounts
-from backup.units import size_text
+from backup.text import size_text
 
 from .restic_repository.messages import ResticError, Summary
 from .restic_repository.repository import Repository, named

@@ -19,6 +19,24 @@ ROOT = Path(__file__).parents[1]
 
 # What each part may import of the others.
 ALLOWED = {"main": {"config", "outputs", "backup"}, "outputs": {"backup"}, "backup": set(), "config": set()}
+# The floor of each room of backup/, of which a room imports those below and itself. "" is what lies
+# in backup/ itself.
+FLOORS = {
+    "": 0,
+    "system": 1,
+    "hypervisor": 2,
+    "ceph": 2,
+    "restore_point": 2,
+    "report": 2,
+    "transfer": 3,
+    "hooks": 3,
+    "job": 4,
+    "restore": 4,
+    "watch": 5,
+    "run": 6,
+    "verify": 6,
+    "terminal": 7,
+}
 # The rooms that alone may import what stands between us and the outside.
 CHOKE_POINTS = {
     "libvirt": {"backup/hypervisor"},
@@ -36,14 +54,44 @@ def test_imports_run_one_way() -> None:
     wrong = [
         f"{path} imports {module}"
         for path, module in _imports()
-        if module in ALLOWED and module != _part(path) and module not in ALLOWED[_part(path)]
+        if (part := module.split(".")[0]) in ALLOWED and part not in {_part(path), *ALLOWED[_part(path)]}
     ]
     assert wrong == []
 
 
+def test_every_room_has_its_floor() -> None:
+    rooms = {
+        str(path.parent.relative_to(ROOT / "backup")) for path in (ROOT / "backup").glob("*/__init__.py")
+    }
+    assert rooms == {room for room in FLOORS if room}
+
+
+def test_rooms_import_only_from_floors_below() -> None:
+    wrong = [
+        f"{path} imports {module}"
+        for path, module in _imports()
+        if path.startswith("backup/") and module.startswith("backup")
+        if (here := _room(path.split("/")[1:-1])) != (there := _room(module.split(".")[1:]))
+        if FLOORS[there] >= FLOORS[here]
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph: dict[str, set[str]] = {}
+    for path, module in _imports():
+        graph.setdefault(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."), set()).add(
+            module
+        )
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for leaf in leaves:
+            del graph[leaf]
+    assert graph == {}
+
+
 @pytest.mark.parametrize("module", CHOKE_POINTS)
 def test_the_outside_has_its_importers_and_no_others(module: str) -> None:
-    importers = {str(Path(path).parent) for path, imported in _imports() if imported == module}
+    importers = {str(Path(path).parent) for path, imported in _imports() if imported.split(".")[0] == module}
     assert importers == CHOKE_POINTS[module]
 
 
@@ -148,12 +196,25 @@ def _sources() -> Iterator[tuple[str, ast.Module]]:
             yield str(path.relative_to(ROOT)), ast.parse(path.read_text())
 
 
+def _room(names: Sequence[str]) -> str:
+    return names[0] if names and names[0] in FLOORS else ""
+
+
 def _imports() -> Iterator[tuple[str, str]]:
-    """Yield (path, top-level module) for each import that is not relative."""
+    """Yield (path, module) for each import, relative ones and those under TYPE_CHECKING too."""
     for path, tree in _sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    yield path, alias.name.split(".")[0]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-                yield path, node.module.split(".")[0]
+                    yield path, alias.name
+            elif isinstance(node, ast.ImportFrom):
+                package = path.split("/")[: -node.level] if node.level else []
+                module = ".".join([*package, *([node.module] if node.module else [])])
+                for alias in node.names:
+                    yield path, _module(f"{module}.{alias.name}") or module
+
+
+def _module(name: str) -> str:
+    """Give the name if it is a module of ours, else ""."""
+    path = ROOT / name.replace(".", "/")
+    return name if path.is_dir() or path.with_suffix(".py").exists() else ""

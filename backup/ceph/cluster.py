@@ -1,25 +1,23 @@
-"""Ceph: connections, snapshots, extents, reads and locks. The only importer of rados and rbd."""
+"""What is done to a cluster's images and snapshots, and to the lock objects beside them."""
 
 from __future__ import annotations
 
 import errno
-import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any, Callable, TypeVar
+from typing import Any
 
 import rados
 import rbd
 
-from ..model import ClusterAddress, Image, Layout, SnapshotId
-from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse, failure
+from ..model import Image, Layout, SnapshotId
+from .connection import Connection
+from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse
 from .image_reader import ImageReader
 from .lock_request import lock_request
-from .retry import CephRetry
 
 # Nobody reads these bytes again soon, so the OSD need not keep them in its cache. NOCACHE, other
 # than DONTNEED, leaves in the cache what other clients put there (rados.h).
@@ -37,14 +35,10 @@ FEATURES = {
     "data-pool": rbd.RBD_FEATURE_DATA_POOL,
 }
 
-LISTED_AT_A_TIME = 32
-
 LOCK_NAME = "virt-rbd-backup"
 
 
 NOT_EQUAL = 4095  # MAX_ERRNO: a comparison within an operation failed, at its first byte
-
-Result = TypeVar("Result")
 
 
 class Claim(Enum):
@@ -54,82 +48,8 @@ class Claim(Enum):
     KEEP = "keep"  # renewed, or taken again after it expired if nobody else has had it since
 
 
-class Cluster:
-    """A connection to one Ceph cluster as one cephx user. Close it; or use it as a context manager."""
-
-    def __init__(
-        self,
-        address: ClusterAddress,
-        key: str,
-        conf_file: str,
-        timeout: int,
-        read_rate: int = 0,
-        replica_reads: str = "",
-        retry: CephRetry | None = None,
-    ) -> None:
-        """Connect.
-
-        `conf_file` serves for what the address leaves open. `timeout`, in seconds, bounds every
-        operation, as Ceph's own default is to wait for ever. `read_rate` is in bytes per second and
-        image, 0 for no limit. `replica_reads` is rbd_read_from_replica_policy, "" for what the file says.
-        `retry` is how reads, listings, and what is done to snapshots that are there, are retried.
-        Raises ClusterError.
-        """
-        self.user = address.user or "admin"
-        self.timeout = timeout
-        self.retry = (retry or CephRetry()).of_connection(timeout)
-        options = {
-            "rados_osd_op_timeout": timeout,
-            "rados_mon_op_timeout": timeout,
-            "client_mount_timeout": timeout,
-            "rbd_cache": "false",
-            "rbd_qos_read_bps_limit": read_rate,
-            # objects that a listing asks for at a time (10): three quarters of the processor, here and in the
-            # OSDs, and less waiting for the network
-            "rbd_concurrent_management_ops": LISTED_AT_A_TIME,
-            # librados would write its own mind into our standard error, and sockets into /run
-            "log_to_stderr": "false",
-            "log_file": "",
-            "admin_socket": "",
-        }
-        if replica_reads:
-            options["rbd_read_from_replica_policy"] = replica_reads
-        if address.monitors:
-            options["mon_host"] = ",".join(address.monitors)
-        if key:
-            options["key"] = key
-        self._pools: dict[tuple[str, str], Any] = {}
-        self._kept_open: dict[Image, Any] = {}
-        path = address.conf_file or conf_file
-        if not os.path.exists(path) and (address.conf_file or not address.monitors):
-            raise ClusterError(f"there is no {path}", "set CEPH_CONF to the cluster's configuration file")
-        with self.errors("cannot connect to the cluster"):
-            self._rados = rados.Rados(
-                conffile=path if os.path.exists(path) else None,
-                rados_id=self.user,
-                conf={name: str(value) for name, value in options.items()},
-            )
-            try:
-                self._rados.connect(timeout=timeout)
-                self.fsid = str(self._rados.get_fsid())
-                if address.fsid not in ("", self.fsid):
-                    message = f"the image is of cluster {address.fsid}, {path} leads to cluster {self.fsid}"
-                    raise ClusterError(message, "see CEPH_CONF")
-            except BaseException:
-                self._rados.shutdown()
-                raise
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
-        self._pools.clear()
-        self._rados.shutdown()
+class Cluster(Connection):
+    """A cluster's images, snapshots and lock objects, over one connection."""
 
     def image_size(self, image: Image) -> int:
         """Give the image's size now, in bytes."""
@@ -303,60 +223,6 @@ class Cluster:
             operation.remove()
             self._lock_operated(image, name, operation)
 
-    def ask(self, command: str) -> Any:
-        """Give the monitors' answer to a command without arguments, such as "df"."""
-        with self.errors(f"cannot ask the monitors for {command}"):
-            number, answer, words = self._rados.mon_command(
-                json.dumps({"prefix": command, "format": "json"}), b"", timeout=self.timeout
-            )
-        if number:
-            raise self.failure(f"cannot ask the monitors for {command}", None, -number, words)
-        return json.loads(answer)
-
-    def monitors(self) -> list[tuple[str, str]]:
-        """Give (address, port) of each monitor, as all versions of clients can reach it.
-
-        An IPv6 address without its brackets, as in libvirt's XML.
-        """
-        hosts = [one["public_addr"].split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
-        return [(address.strip("[]"), port) for address, _, port in hosts]
-
-    def has_valid_object_map(self, opened: Any) -> bool:
-        """Tell whether an open image, or snapshot, has an object map that fast-diff may take for true."""
-        invalid = rbd.RBD_FLAG_OBJECT_MAP_INVALID | rbd.RBD_FLAG_FAST_DIFF_INVALID
-        return bool(opened.features() & rbd.RBD_FEATURE_FAST_DIFF) and not opened.flags() & invalid
-
-    def has_pool(self, name: str) -> bool:
-        with self.errors(f"cannot look for pool {name}"):
-            return bool(self._rados.pool_exists(name))
-
-    def require_namespace(self, image: Image) -> None:
-        """Raise ClusterError if there is no namespace that the image could be in."""
-        if not image.namespace:
-            return
-        with self.errors("cannot look for the namespace of", image):
-            try:
-                there = rbd.RBD().namespace_exists(self.pool_of(image), image.namespace)
-            except rbd.PermissionError:  # this user sees its namespace alone
-                return
-        if not there:
-            raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
-
-    def pool_of(self, image: Image) -> Any:
-        """Give the rados.Ioctx of the image's pool and namespace."""
-        key = (image.pool, image.namespace)
-        if key not in self._pools:
-            pool = self._rados.open_ioctx(image.pool)
-            pool.set_namespace(image.namespace)
-            self._pools[key] = pool
-        return self._pools[key]
-
-    def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Any:
-        """Give the rbd.Image."""
-        name = None if image.id else image.name
-        pool = self.pool_of(image)
-        return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
-
     def _layout(self, opened: Any) -> Layout:
         features = opened.features()
         data_pool = ""
@@ -369,34 +235,3 @@ class Cluster:
             stripe_count=opened.stripe_count(),
             data_pool=data_pool,
         )
-
-    def retried(self, action: str, image: Image, call: Callable[[], Result]) -> Result:
-        """Make a call of rbd, and retry it where it times out. Raises ClusterError."""
-        self._require_answers(action, image)
-
-        def mapped() -> Result:
-            with self.errors(action, image):
-                return call()
-
-        return self.retry.call(mapped)
-
-    def _require_answers(self, action: str, image: Image) -> None:
-        """Raise ClusterError if the job has to stop and the cluster is silent: the next run tidies up."""
-        if self.retry.gives_up:
-            message = (
-                f"{action} image {image}: not tried, as the cluster does not answer and the job has to stop"
-            )
-            raise ClusterError(message, "the next run removes what is left", errno.ETIMEDOUT)
-
-    @contextmanager
-    def errors(self, action: str, image: Image | None = None) -> Iterator[None]:
-        """Map what rados and rbd raise to ClusterError."""
-        try:
-            yield
-        except (rados.Error, rbd.Error) as error:
-            number = abs(getattr(error, "errno", 0) or 0)
-            raise self.failure(action, image, number, str(error)) from error
-
-    def failure(self, action: str, image: Image | None, number: int, words: str = "") -> ClusterError:
-        """Give the error for an errno, or for Ceph's own words where there is none."""
-        return failure(action, image, number, words, self.user, self.timeout)

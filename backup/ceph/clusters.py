@@ -1,13 +1,12 @@
-"""From a disk's address to its cluster, with the key that libvirt keeps for it."""
+"""From a disk's address to its cluster, with the key that libvirt has for it."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import ExitStack
-from typing import Union
+from typing import Callable, Union
 
 from ..errors import BackupError
-from ..hypervisor.connection import Hypervisor
 from ..model import ClusterAddress
 from ..settings import Settings
 from .cluster import Cluster
@@ -21,10 +20,17 @@ class Clusters:
     """
 
     def __init__(
-        self, hypervisor: Hypervisor, settings: Settings, timeout: int, retry: CephRetry | None = None
+        self,
+        secret_of: Callable[[ClusterAddress], str],
+        settings: Settings,
+        timeout: int,
+        retry: CephRetry | None = None,
     ) -> None:
-        """`timeout`, in seconds, bounds every operation of the connections; `retry` is what follows it."""
-        self._hypervisor = hypervisor
+        """`secret_of` gives the cephx key for an address, "" for the keyring's; it raises BackupError.
+
+        `timeout`, in seconds, bounds every operation of the connections; `retry` is what follows it.
+        """
+        self._secret_of = secret_of
         self._settings = settings
         self._timeout = timeout
         self._retry = retry
@@ -53,7 +59,7 @@ class Clusters:
         try:
             cluster = Cluster(
                 address,
-                self._hypervisor.secret(address),
+                self._secret_of(address),
                 settings.ceph_conf,
                 self._timeout,
                 settings.max_read_rate,

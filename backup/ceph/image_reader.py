@@ -9,14 +9,12 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from ..errors import BackupError
 from ..model import Extent, Image, Layout, SnapshotId
+from .connection import Connection
 from .retry import STOP_POLL
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
 
 # Allocation is listed this many bytes of image at a time, so that a list stays small for any size.
 EXTENT_SLAB = 4 << 30
@@ -33,7 +31,7 @@ class ImageReader:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: Connection,
         image: Image,
         opened: Any,
         layout: Layout,

@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from ..model import Image
 from ..protocols import WrittenBytes
+from .connection import Connection
 from .retry import STOP_POLL
-
-if TYPE_CHECKING:
-    from .cluster import Cluster
 
 
 class ImageWriter:
@@ -22,7 +20,7 @@ class ImageWriter:
     as the cluster's `retry` says: the same bytes in the same place of an image that nobody else has.
     """
 
-    def __init__(self, cluster: Cluster, image: Image, opened: Any, write_flags: int) -> None:
+    def __init__(self, cluster: Connection, image: Image, opened: Any, write_flags: int) -> None:
         """`opened` is the rbd.Image."""
         self._cluster = cluster
         self._image = image

@@ -17,7 +17,7 @@ from ..errors import BackupError, NotNow
 from ..model import Image, Layout, Level, SavedImage
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
-from ..units import size_text
+from ..text import size_text
 from .cluster import FEATURES, Cluster
 from .errors import ClusterError, ImageGone
 from .image_writer import ImageWriter

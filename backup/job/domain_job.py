@@ -44,8 +44,9 @@ from ..transfer.compare import against_snapshot, pieces_of
 from .domain_lock import lock_of
 from .freeze import Holder, Standstill
 from .freeze_notes import Journal
+from .leftovers import leftovers, remove_leftovers
 from .previous_backup import Bases
-from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, leftovers, prepared, remove_leftovers
+from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 
 PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
 
@@ -211,14 +212,14 @@ class DomainJob:
         if not any(disk.image for disk in covered(domain, settings).disks):
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
-        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout, retry))
+        clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
         snapshots = prepared(covered(domain, settings), clusters, self.order.run)
         if self.output.keeps_snapshots:
             self._bases = stack.enter_context(
                 Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
-            snapshots = [replace(snapshot, bases=self._bases) for snapshot in snapshots]
+            snapshots = [replace(snapshot, base_of=self._bases.of) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
         warn = partial(self.reporter.message, Level.WARNING, domain.name)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Callable, Optional
 
-from ..base import Base
-from ..ceph.cluster import Cluster
-from ..ceph.errors import ImageGone
-from ..model import Domain, HeldPoint, SavedDomain, SavedImage, SnapshotId, image_named
-from ..protocols import Output, Reporter, SnapshotReader
-from ..restore_point.checksums import Checksums
-from .snapshots import DiskSnapshot, kept_prefix, owned_prefix, remove_leftovers, run_of
+from ..model import Base, Domain, HeldPoint, SavedDomain, SnapshotId, image_named
+from ..protocols import Output, Reporter
+from .leftovers import kept_prefix, owned_prefix, remove_leftovers, run_of
+from .snapshots import DiskSnapshot
 
 
 class Bases:
@@ -92,29 +88,6 @@ def _base(snapshot: DiskSnapshot, held: Mapping[str, int], saved: SavedDomain) -
     for one in saved.images:
         known = one.target in saved.checksums  # another version's may be of another kind
         if known and one.target == snapshot.disk.target and one.source in sources:
-            checksums = Checksums(bytearray(saved.checksums[one.target]))
-            return Base(sources[one.source], one, checksums, saved.times.get(one.target, b""))
+            times = saved.times.get(one.target, b"")
+            return Base(sources[one.source], one, saved.checksums[one.target], times)
     return None
-
-
-@contextmanager
-def snapshot_of(image: SavedImage, cluster: Optional[Cluster]) -> Iterator[Optional[SnapshotReader]]:
-    """Open the snapshot that an image was saved from; give None where it is no longer there.
-
-    Raises ClusterError.
-    """
-    place = image_named(image.image)
-    if not cluster or not place or image.source.cluster != cluster.fsid:
-        yield None
-        return
-    found = replace(place, id=image.source.image)
-    try:
-        names = cluster.snapshot_ids(found)
-    except ImageGone:
-        names = {}
-    name = next((name for name, number in names.items() if number == image.source.snapshot), None)
-    if name is None:
-        yield None
-        return
-    with cluster.reader(found, name) as reader:
-        yield reader

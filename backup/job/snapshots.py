@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import Callable, Optional
 
-from ..base import Base
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
-from ..ceph.errors import ImageGone
-from ..errors import BackupError, NotNow
-from ..model import Disk, Domain, Image, Level
+from ..errors import NotNow
+from ..model import Base, Disk, Domain, Image
 from ..protocols import Reporter, SnapshotReader, SnapshotSource
 from ..system.concurrency_limit import Slots
 from ..system.undo import undone_by
-
-if TYPE_CHECKING:
-    from .previous_backup import Bases
+from .leftovers import kept_prefix, leftovers, owned_prefix, run_of
 
 STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
-
-
-def owned_prefix(uuid: str) -> str:
-    """What the names of a domain's snapshots begin with: the mark that they are ours, and whose."""
-    return f"virt-rbd-backup.{uuid}."
-
-
-def kept_prefix(uuid: str) -> str:
-    """What the names of those begin with that the next run is to build on: no leftovers."""
-    return f"virt-rbd-backup.kept.{uuid}."
-
-
-def run_of(name: str) -> str:
-    """Tell which run made a snapshot of this name of ours."""
-    return name.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
 class DiskSnapshot:
     """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
 
-    `users` is how many disks of the domain have the image. `bases` knows what its backup can build on.
+    `users` is how many disks of the domain have the image. `base_of` finds what its backup can build on.
     """
 
     disk: Disk
@@ -52,11 +33,11 @@ class DiskSnapshot:
     cluster: Cluster
     name: str
     users: int = 1
-    bases: Optional[Bases] = field(default=None, compare=False)
+    base_of: Optional[Callable[[DiskSnapshot], Optional[Base]]] = field(default=None, compare=False)
 
     @property
     def base(self) -> Optional[Base]:
-        return self.bases.of(self) if self.bases else None
+        return self.base_of(self) if self.base_of else None
 
     def create(self) -> None:
         self.cluster.create_snapshot(self.image, self.name)
@@ -232,53 +213,3 @@ def gone_afterwards(
     domain_snapshots = DomainSnapshots(snapshots, deletions)
     with undone_by(domain_snapshots.remove, reporter, domain):
         yield domain_snapshots
-
-
-def leftovers(cluster: Cluster, image: Image, domain: Domain, kept: bool = False) -> list[str]:
-    """Name the snapshots of this image that are this domain's and ours; none where the image is gone.
-
-    `kept`: those too that are kept for the next run.
-    """
-    try:
-        names = cluster.snapshot_names(image)
-    except ImageGone:
-        return []  # where it matters, the job itself will say so
-    prefixes = (owned_prefix(domain.uuid), kept_prefix(domain.uuid)) if kept else owned_prefix(domain.uuid)
-    return [name for name in names if name.startswith(prefixes)]
-
-
-def kept_snapshots(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
-    """Name those of a domain's snapshots that are kept for its next run."""
-    return [name for name in cluster.snapshot_names(image) if name.startswith(kept_prefix(domain.uuid))]
-
-
-def remove_leftovers(
-    cluster: Cluster,
-    image: Image,
-    domain: Domain,
-    reporter: Reporter,
-    kept: bool = False,
-    spared: Collection[str] = (),
-    require_lock: Callable[[], None] = lambda: None,
-) -> None:
-    """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
-
-    `kept`: what was kept for the next run, too. What is `spared` by its name stays. Before each removal
-    `require_lock` raises if the lock was lost meanwhile: what was listed may be another node's by now. Raises
-    the first error once all were tried.
-    """
-    errors = []
-    for name in leftovers(cluster, image, domain, kept):
-        if name in spared:
-            continue
-        require_lock()
-        try:
-            cluster.remove_snapshot(image, name)
-        except BackupError as error:
-            errors.append(error)
-            continue
-        left = "a killed run left" if name.startswith(owned_prefix(domain.uuid)) else "was kept"
-        text = f"removed snapshot {name} of {image} that {left}"
-        reporter.message(Level.WARNING, domain.name, text)
-    if errors:
-        raise errors[0]

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Optional
 
 from ..model import Phase
-from ..units import duration_text
+from ..text import duration_text
 from .history import Report
 
 WIDTH = 960  # pixels that the picture has at the least

@@ -14,8 +14,8 @@ from ..protocols import Output, RestoreTarget, RunReporter
 from ..system.progress_interval import Throttle
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
+from ..text import size_text
 from ..transfer.restore_stream import refill
-from ..units import size_text
 
 Wanted = Sequence[tuple[SavedImage, RestoreTarget]]
 

@@ -18,7 +18,7 @@ from ..errors import BackupError, reason
 from ..model import SavedImage
 from ..protocols import WrittenBytes
 from ..system.process import signal_when_parent_dies
-from ..units import size_text
+from ..text import size_text
 
 RESTORING = ".restoring"  # end of a name under which a file is filled
 CONVERT_POLL = 0.2  # seconds between two looks at whether to stop

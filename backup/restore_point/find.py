@@ -11,9 +11,6 @@ from fnmatch import fnmatchcase
 from .. import PROGRAM
 from ..errors import BackupError, ConfigError
 from ..model import HeldImage, HeldPoint, JobResult, SavedDomain, SavedImage
-from ..restore.images import RestoredImage
-from ..terminal.console import table
-from ..units import size_text
 
 # How a time may be written, and how long what it names lasts.
 TIME_FORMS = {
@@ -122,59 +119,6 @@ def _moment(at: str) -> datetime | None:
     return None
 
 
-def points_table(points: Sequence[HeldPoint]) -> str:
-    """Give a row per restore point, the oldest first, and one per disk."""
-    head = ("domain", "taken (UTC)", "run", "consistency", "node", "disk", "image", "size", "")
-    rows = []
-    for point in points:
-        complete = "" if point.manifest_id else "incomplete: does not count"
-        taken = f"{point.taken:%Y-%m-%d %H:%M:%S}"
-        cells: tuple[str, ...] = (point.domain, taken, point.id.run, point.consistency, point.node or "-")
-        for image in point.images or [None]:
-            disk = (image.target, image.image, _size(image.size)) if image else ("-", "-", "-")
-            rows.append((*cells, *disk, complete))
-            cells, complete = ("",) * len(cells), ""
-    return table(head, rows) if rows else "no restore points\n"
-
-
-def restored_table(restored: Sequence[RestoredImage]) -> str:
-    """Give a row per disk that has come back."""
-    head = ("disk", "image", "restored to", "size", "written", "time", "rate")
-    rows = []
-    for one in restored:
-        rate = f"{size_text(one.saved.size / one.seconds)}/s" if one.seconds else "-"
-        sizes = (size_text(one.saved.size), size_text(one.written))
-        rows.append((one.saved.target, one.saved.image, one.target, *sizes, f"{one.seconds:.1f} s", rate))
-    return table(head, rows)
-
-
-def points_json(points: Sequence[HeldPoint]) -> list[dict[str, object]]:
-    """Give the same for programs. Sizes in bytes, None where the manifest alone tells."""
-    return [
-        {
-            "run": point.id.run,
-            "attempt": point.id.attempt,
-            "uuid": point.id.uuid,
-            "domain": point.domain,
-            "taken": point.taken.isoformat(),
-            "consistency": point.consistency,
-            "node": point.node,
-            "complete": bool(point.manifest_id),
-            "manifest_id": point.manifest_id,
-            "images": [
-                {
-                    "target": image.target,
-                    "image": image.image,
-                    "size": image.size,
-                    "restore_id": image.restore_id,
-                }
-                for image in point.images
-            ],
-        }
-        for point in points
-    ]
-
-
 def _matches(point: HeldPoint, name: str) -> bool:
     return point.id.uuid == name or fnmatchcase(point.domain, name)
 
@@ -184,7 +128,3 @@ def _nothing_of(name: str, points: Sequence[HeldPoint]) -> BackupError:
     near = difflib.get_close_matches(name, domains, n=1)
     hint = f"did you mean {near[0]}?" if near else f"see `{PROGRAM} restore-points` for all that there are"
     return BackupError(f"there is no restore point of a domain {name!r}", hint)
-
-
-def _size(size: int | None) -> str:
-    return "-" if size is None else size_text(size)

@@ -17,7 +17,7 @@ from ..errors import BackupError, FrozenAlready
 from ..hooks import hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
-from ..job.snapshots import kept_snapshots
+from ..job.leftovers import kept_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
 from ..protocols import Output
 from ..selection import choose, effective, require_covered
@@ -83,7 +83,9 @@ def _domains(
     domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings, check_stop: CheckStop
 ) -> Iterator[Finding]:
     stack = ExitStack()
-    clusters = stack.enter_context(Clusters(hypervisor, settings, min(CEPH_LIMIT, settings.ceph_timeout)))
+    clusters = stack.enter_context(
+        Clusters(hypervisor.secret, settings, min(CEPH_LIMIT, settings.ceph_timeout))
+    )
     with Calls(LOOKS, check_stop, stack.close, GRACE) as calls:
         for domain in domains:
             yield from _covered(domain)

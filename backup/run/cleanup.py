@@ -21,7 +21,7 @@ from ..hooks.job_hooks import run_owed
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import lock_of
-from ..job.snapshots import leftovers, remove_leftovers
+from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import let_go_noted
 from ..model import Domain, Image, Level, Phase
 from ..protocols import RunReporter
@@ -98,7 +98,7 @@ class Cleaner:
             self._is_stopping,
         )
         stack = ExitStack()
-        clusters = stack.enter_context(Clusters(hypervisor, settings, settings.ceph_timeout))
+        clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout))
         with Calls(AT_A_TIME, close=stack.close, grace=GRACE) as calls:
             outcomes = [calls.submit(partial(self._clean, domain, clusters, deletions)) for domain in domains]
             for domain, outcome in zip(domains, outcomes):

@@ -64,7 +64,7 @@ def discard_of_dead(
     A request to stop ends it early: what is left the next run removes.
     """
     for hypervisor in hypervisors:
-        with Clusters(hypervisor, settings, settings.ceph_timeout) as clusters:
+        with Clusters(hypervisor.secret, settings, settings.ceph_timeout) as clusters:
             for domain in domains:
                 own = [point for point in points if point.id.uuid == domain.uuid]
                 for point in own if domain.uri == hypervisor.uri else ():

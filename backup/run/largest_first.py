@@ -51,7 +51,9 @@ def _sizes(
 ) -> list[tuple[Disk, Future[int]]]:
     """Begin to ask for the sizes of all images at this libvirt; `stack` leaves behind what hangs."""
     open_ones = ExitStack()
-    clusters = open_ones.enter_context(Clusters(hypervisor, settings, min(CEPH_LIMIT, settings.ceph_timeout)))
+    clusters = open_ones.enter_context(
+        Clusters(hypervisor.secret, settings, min(CEPH_LIMIT, settings.ceph_timeout))
+    )
     calls = stack.enter_context(Calls(LOOKS, close=open_ones.close))
     silent: set[tuple[ClusterAddress, str]] = set()
     disks = [disk for domain in domains if domain.uri == hypervisor.uri for disk in domain.disks]

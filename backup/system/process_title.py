@@ -6,7 +6,7 @@ import os
 from functools import cache
 from typing import Callable
 
-from ..printable import one_line
+from ..text import one_line
 
 PROGRAM = "virt-rbd-backup"
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ..printable import one_line
 from ..report.history import Report
 from ..report.totals import amounts, problems, verdict
-from ..units import duration_text, size_text
-from .console import table
+from ..text import duration_text, one_line, size_text
+from .tables import table
 
 
 def report_text(report: Report) -> str:

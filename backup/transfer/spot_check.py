@@ -6,10 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from ..base import Base
-from ..model import Extent
+from ..model import Base, Extent
 from ..protocols import SnapshotReader
-from ..restore_point.checksums import NO_RECORD
+from ..restore_point.checksums import NO_RECORD, Checksums
 from . import backup_stream
 from .backup_stream import READ_SIZE
 from .compare import differs
@@ -23,11 +22,12 @@ def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) 
     Gives the first piece that is not, None if all are. The extents are in order, and begin at multiples of
     READ_SIZE. Raises BackupError.
     """
-    drawn = sorted({*_anything(unchanged), *_data(base, unchanged)})
+    checksums = Checksums(bytearray(base.checksums))
+    drawn = sorted({*_anything(unchanged), *_data(checksums, unchanged)})
     reads = (Extent(start, length) for start, length in drawn)
     with closing(backup_stream.read_ahead(reader, reads)) as pieces:
         for start, piece in pieces:
-            record = base.checksums.first_in(start, start + len(piece))
+            record = checksums.first_in(start, start + len(piece))
             if differs(piece, start, record or (start, *NO_RECORD)):
                 return Extent(start, len(piece))
     return None
@@ -45,9 +45,8 @@ def _anything(extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
             number -= count
 
 
-def _data(base: Base, extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
+def _data(records: Checksums, extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
     """Draw (offset, length) of pieces that had data; fewer where much has changed."""
-    records = base.checksums
     for number in random.sample(range(len(records)), min(SAMPLE, len(records))):
         offset, _, _ = records[number]
         for extent in extents:

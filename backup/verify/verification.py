@@ -13,8 +13,8 @@ from typing import Callable, Optional
 from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.errors import ClusterError
+from ..ceph.saved_snapshot import snapshot_of
 from ..errors import BackupError, ConfigError
-from ..job.previous_backup import snapshot_of
 from ..model import HeldPoint, Level, Phase, SavedDomain, SavedImage
 from ..protocols import Output, RunReporter
 from ..report.domain_record import Proofs
@@ -25,8 +25,8 @@ from ..restore_point.find import as_held, chosen, of_domains
 from ..settings import Settings
 from ..system.progress_interval import Throttle
 from ..system.stop_request import StopRequest
+from ..text import size_text
 from ..transfer.compare import Mismatch, against_checksums, against_snapshot, pieces_of, require_checksums
-from ..units import size_text
 
 STOP_POLL = 0.1  # seconds between two looks at whether to stop
 
@@ -188,14 +188,6 @@ class Verification:
     @property
     def _proofs(self) -> Proofs:
         return Proofs(self.settings.state_dir, self.reporter)
-
-
-def proven(verified: Verified) -> str:
-    """Give the line that tells of a whole verification."""
-    read = f"(images: {verified.images}, {size_text(verified.size)})"
-    if verified.failed:
-        return f"domains that failed: {verified.failed}; what else was read is as it was saved {read}\n"
-    return f"all that was read is as it was saved {read}\n"
 
 
 class _Manifest:

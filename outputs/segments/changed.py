@@ -11,12 +11,11 @@ from heapq import merge
 from itertools import groupby
 from typing import Callable, Optional
 
-from backup.base import Base
-from backup.model import Extent, Level, SavedImage
+from backup.model import Base, Extent, Level, SavedImage
 from backup.protocols import SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums, packed
+from backup.text import size_text
 from backup.transfer.spot_check import spot_check
-from backup.units import size_text
 
 from .files import DiskFiles
 from .layout import Segments, unpack_times
@@ -52,7 +51,7 @@ class SegmentedDisk:
     def checksums(self) -> Checksums:
         """Give those of all segments: of what was read now, and the base's of everything else."""
         read, segments = self.files.read, self.files.segments
-        before = self.base.checksums if self.base else ()  # of an image that may have been larger
+        before = _checksums(self.base) if self.base else ()  # of an image that may have been larger
         kept = {*range(len(segments))} - {*read} - {*self.changed}
         old = (one for one in before if one[0] // segments.segment_size in kept)
         new = (one for number in sorted(read) for one in read[number])
@@ -175,9 +174,13 @@ def _holes(
         for extent in listing.with_data("what is allocated", extents):
             full.update(segments.touched(extent))
     if base:
-        saved = {offset // segments.segment_size for offset, _, _ in base.checksums}
+        saved = {offset // segments.segment_size for offset, _, _ in _checksums(base)}
         full |= saved - set(changed)
     return {n for n in range(len(segments)) if n not in full and segments.can_be_link(n)}
+
+
+def _checksums(base: Base) -> Checksums:
+    return Checksums(bytearray(base.checksums))
 
 
 def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
-from backup.base import Base
 from backup.errors import BackupError
-from backup.model import Disk, Extent, Image, Layout, SnapshotId
+from backup.model import Base, Disk, Extent, Image, Layout, SnapshotId
 
 from .samples import LAYOUT, rbd_disk
 

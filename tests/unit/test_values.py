@@ -17,7 +17,7 @@ from backup.errors import (
 )
 from backup.hypervisor.errors import HypervisorError
 from backup.model import Image, State, image_named
-from backup.units import duration_text, size_text
+from backup.text import duration_text, size_text
 from outputs.restic_repository.messages import ResticError
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import jinja2
 
 from ... import __version__
-from ...printable import one_line
-from ...units import duration_text, size_text
+from ...text import duration_text, one_line, size_text
 from ..history import Report
 from ..past_runs import PastRuns
 from ..timeline import WIDTH, picture

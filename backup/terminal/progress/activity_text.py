@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...units import clock_text, size_text
+from ...text import clock_text, size_text
 from .activity import JobLook, Look
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...model import Level, Phase
-from ...printable import one_line
+from ...text import one_line
 from ..console import Console
 from .activity import JobLook, Look
 from .activity_text import amount, doing, left, percent, rate, run_text

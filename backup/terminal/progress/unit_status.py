@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ...model import Level, Phase
-from ...printable import one_line
+from ...text import one_line
 from .activity import Look
 from .activity_text import outcomes_text, run_text, short_job_text
 

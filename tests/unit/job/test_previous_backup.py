@@ -9,18 +9,9 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError
+from backup.job.leftovers import kept_prefix, kept_snapshots, owned_prefix, remove_leftovers, run_of
 from backup.job.previous_backup import Bases
-from backup.job.snapshots import (
-    DiskSnapshot,
-    DomainSnapshots,
-    gone_afterwards,
-    kept_prefix,
-    kept_snapshots,
-    owned_prefix,
-    prepared,
-    remove_leftovers,
-    run_of,
-)
+from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 from backup.model import (
     Consistency,
     Definition,
@@ -33,7 +24,6 @@ from backup.model import (
     SavedImage,
     SnapshotId,
 )
-from backup.restore_point.checksums import Checksums
 from backup.system.concurrency_limit import Slots
 
 from ..jobs_on_paper import NoOutput
@@ -103,7 +93,7 @@ class KeepsPoints(NoOutput):
 def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
     """Give the snapshots as a job has them, once their bases are known."""
     with Bases(snapshots, of, output, (), lambda: None) as found:
-        return [replace(one, bases=found) for one in snapshots]
+        return [replace(one, base_of=found.of) for one in snapshots]
 
 
 def bases(
@@ -132,7 +122,7 @@ def test_a_base_has_the_checksums_and_times_of_its_own_disk(cluster: PaperCluste
     assert [one.base is None for one in found] == [True, False]
     base = found[1].base
     assert base
-    assert base.checksums == Checksums(bytearray(b"checksums of vdb"))
+    assert base.checksums == b"checksums of vdb"
     assert base.times == b"times of vdb"
 
 

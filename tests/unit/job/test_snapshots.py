@@ -12,7 +12,8 @@ from typing import Any, Callable, ClassVar
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, remove_leftovers
+from backup.job.leftovers import remove_leftovers
+from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards
 from backup.model import Level
 from backup.system.concurrency_limit import Slots
 from backup.system.stop_request import StopRequest

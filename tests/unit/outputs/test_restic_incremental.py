@@ -13,9 +13,8 @@ from typing import Any, Callable
 
 import pytest
 
-from backup.base import Base
 from backup.errors import BackupError, Interrupted
-from backup.model import Extent, Level, PointId, SavedImage
+from backup.model import Base, Extent, Level, PointId, SavedImage
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.system.pipe_writer import Stalled
@@ -364,7 +363,7 @@ def base(target: str = "vda") -> Base:
     for at, part in DATA.items():
         checksums.note(at, part)
     saved = image(PARENT, target, size=SIZE, full_read=TAKEN.isoformat())
-    return Base("kept", saved, checksums, pack_times([1000, 2000]))
+    return Base("kept", saved, bytes(checksums.packed), pack_times([1000, 2000]))
 
 
 def backups(restic: FakeRestic) -> list[str]:
@@ -394,7 +393,7 @@ def test_all_disks_are_saved_in_one_go_and_then_the_manifest(
     assert packed.images == images
     assert packed.point == PointId(RUN, UUID)
     assert unpack_times(packed.times["vdb"]) == (int(TAKEN.timestamp() * 1e9),) * 2
-    assert packed.checksums["vda"] == base().checksums.packed
+    assert packed.checksums["vda"] == base().checksums
     first = recorder.told(Level.INFO)[2]
     assert first.startswith("vda (vms/vda) saved: 4.0 MiB, 2 of 2 segments read, 4.9 KiB of data, 77 B new")
     assert mount.directory == f"{restic.directory}/run/segments"
@@ -415,7 +414,7 @@ def test_what_has_changed_is_read_with_the_last_restore_point_as_parent(
     packed = manifest.unpack((restic.directory / "manifest.tar").read_bytes())
     assert unpack_times(packed.times["vda"]) == (1000, int(TAKEN.timestamp() * 1e9))
     assert unpack_times(packed.times["vdb"]) == (1000, 2000)
-    assert packed.checksums["vda"] == packed.checksums["vdb"] == base().checksums.packed
+    assert packed.checksums["vda"] == packed.checksums["vdb"] == base().checksums
 
 
 def test_a_disk_without_a_base_is_read_as_a_whole_and_the_others_are_not(

@@ -9,12 +9,11 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from backup.base import Base
 from backup.errors import BackupError
-from backup.model import Extent, Level, SnapshotId
+from backup.model import Base, Extent, Level, SnapshotId
+from backup.text import size_text
 from backup.transfer import backup_stream as stream
 from backup.transfer import spot_check as changes
-from backup.units import size_text
 from outputs.segments import changed as segmented_disk
 from outputs.segments import layout as cut
 from outputs.segments.changed import SegmentedDisk, planned
@@ -85,7 +84,7 @@ def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
     """Give what the next run finds of this one, all of which was read."""
     checksums = disk.checksums()
     saved = disk.saved(checksums, taken, 1.0, "0123abcd")
-    return Base(KEPT, saved, checksums, pack_times(disk.files.times))
+    return Base(KEPT, saved, bytes(checksums.packed), pack_times(disk.files.times))
 
 
 def saved(snapshot: MemorySnapshot, taken: datetime = TAKEN) -> Base:

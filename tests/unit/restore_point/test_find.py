@@ -9,7 +9,8 @@ import pytest
 
 from backup.errors import ConfigError
 from backup.model import HeldImage, HeldPoint, JobResult, PointId, SavedImage, Status
-from backup.restore_point.find import chosen, images_held, missing, of_domains, points_json, points_table
+from backup.restore_point.find import chosen, images_held, missing, of_domains
+from backup.terminal.tables import points_json, points_table
 
 from ..raising import raises
 from ..samples import LAYOUT, MIB, OTHER_UUID, RUN, TAKEN, UUID

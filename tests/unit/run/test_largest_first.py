@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from types import MethodType
+from typing import Callable, cast
 
 import pytest
 
@@ -54,8 +55,8 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Order]:
     monkeypatch.setattr(largest, "LIMIT", 1.0)
     made: list[SizedCluster] = []
 
-    def clusters(hypervisor: Hypervisor, *_: object) -> PaperClusters:
-        made.append(SizedCluster(10 if hypervisor.uri == uris[1] else 1))
+    def clusters(secret_of: MethodType, *_: object) -> PaperClusters:
+        made.append(SizedCluster(10 if cast(Hypervisor, secret_of.__self__).uri == uris[1] else 1))
         return PaperClusters(made[-1])
 
     monkeypatch.setattr(largest, "Clusters", clusters)

@@ -119,7 +119,7 @@ def test_each_domain_is_cleaned_through_the_libvirt_that_knows_it(
     clusters = {uri: PaperCluster() for uri in uris}
     clusters[uris[0]].snapshots = {"vms/a": {LEFT}}
     clusters[uris[1]].snapshots = {"vms/c": {f"virt-rbd-backup.{OTHER_UUID}.{RUN}"}}
-    monkeypatch.setattr(cleanup, "Clusters", lambda one, *_: PaperClusters(clusters[one.uri]))
+    monkeypatch.setattr(cleanup, "Clusters", lambda secret, *_: PaperClusters(clusters[secret.__self__.uri]))
     chosen = settings(libvirt_uri=uris, runtime_dir=str(tmp_path / "run"))
     assert clean_node(chosen, recorder, StopRequest()) == 0
     assert [cluster.snapshots for cluster in clusters.values()] == [{"vms/a": set()}, {"vms/c": set()}]

@@ -11,7 +11,8 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import Finding, Level
-from backup.terminal.console import Console, finding, summary, table
+from backup.terminal.console import Console
+from backup.terminal.tables import finding, summary, table
 
 from ..report.test_run_report import FAILED, LOST, SAVED, SKIPPED, run_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backup.errors import BackupError
 from backup.model import Disk, Override, State
 from backup.selection import Choice
-from backup.terminal.console import listing, selection_json
+from backup.terminal.tables import listing, selection_json
 
 from ..samples import OTHER_URI, URI, UUID, broken_disk, domain, foreign_disk, rbd_disk
 

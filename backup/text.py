@@ -1,4 +1,4 @@
-"""Sizes and times as people read them."""
+"""Text for people: sizes, times, and names that come from outside."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ def clock_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def one_line(text: str) -> str:
+    """Names come from outside: let none forge a line, move the cursor, or turn what follows around."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,36 @@
+"""The snapshot that a saved image was read from, as long as it exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Optional
+
+from ..model import SavedImage, image_named
+from ..protocols import SnapshotReader
+from .cluster import Cluster
+from .errors import ImageGone
+
+
+@contextmanager
+def snapshot_of(image: SavedImage, cluster: Optional[Cluster]) -> Iterator[Optional[SnapshotReader]]:
+    """Open the snapshot that an image was saved from; give None where it is no longer there.
+
+    Raises ClusterError.
+    """
+    place = image_named(image.image)
+    if not cluster or not place or image.source.cluster != cluster.fsid:
+        yield None
+        return
+    found = replace(place, id=image.source.image)
+    try:
+        names = cluster.snapshot_ids(found)
+    except ImageGone:
+        names = {}
+    name = next((name for name, number in names.items() if number == image.source.snapshot), None)
+    if name is None:
+        yield None
+        return
+    with cluster.reader(found, name) as reader:
+        yield reader

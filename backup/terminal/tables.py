@@ -1,0 +1,177 @@
+"""What commands print at their end: tables for people, and the same as values for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..model import Disk, Finding, Gap, HeldPoint, JobResult
+from ..report.run_report import RunResult
+from ..restore.images import RestoredImage
+from ..selection import Choice
+from ..text import one_line, size_text
+from ..verify.verification import Verified
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Give left-aligned columns, two spaces apart."""
+    lines = [[one_line(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() + "\n" for line in lines
+    )
+
+
+def finding(found: Finding) -> str:
+    """Give what was looked at, and the problem with its hint where there is one."""
+    if found.problem is None:
+        return f"ok       {one_line(found.subject)}\n"
+    text = f"PROBLEM  {one_line(found.subject)}: {one_line(found.problem.message)}\n"
+    return text + (f"         hint: {one_line(found.problem.hint)}\n" if found.problem.hint else "")
+
+
+def summary(result: RunResult) -> str:
+    """Give the run's table, a row per domain, and what it comes to."""
+    head = ("domain", "consistency", "frozen", "images", "size", "data", "time", "result")
+    rows = [_summary_row(one) for one in result.results]
+    seconds = (result.finished - result.started).total_seconds()
+    errors = "".join(f"{one_line(error)}\n" for error in result.errors)
+    return f"{table(head, rows)}{errors}run {result.run}: {result.summary} in {seconds:.0f} s\n"
+
+
+def _summary_row(one: JobResult) -> tuple[str, ...]:
+    return (
+        one.name,
+        one.consistency.value if one.consistency else "-",
+        f"{one.frozen_seconds:.2f} s" if one.frozen_seconds else "-",
+        str(len(one.images)) if one.images else "-",
+        size_text(sum(image.size for image in one.images)) if one.images else "-",
+        size_text(sum(image.data_bytes for image in one.images)) if one.images else "-",
+        f"{one.seconds:.1f} s",
+        f"{one.status.value}: {one.reason}" if one.reason else one.status.value,
+    )
+
+
+def listing(choices: Sequence[Choice]) -> str:
+    """Give a table of all domains and disks: what applies to them, and what says so."""
+    head = ("domain", "state", "freeze", "disk", "source", "backup")
+    several = len({choice.domain.uri for choice in choices}) > 1
+    rows = []
+    for choice in choices:
+        domain = choice.domain
+        first = (*([domain.uri] if several else []), domain.name, domain.state.value)
+        first += (f"{choice.freeze} ({choice.freeze_from})",)
+        if domain.problem or not domain.disks:
+            rows.append((*first, "", "", _verdict(choice)))
+            first = ("",) * len(first)
+        for disk in domain.disks:
+            rows.append((*first, disk.target, disk.source, _disk_verdict(choice, disk)))
+            first = ("",) * len(first)
+    return table((*(["libvirt"] if several else []), *head), rows)
+
+
+def _verdict(choice: Choice) -> str:
+    if choice.skipped:
+        return f"no: {choice.skipped}"
+    if choice.domain.problem:
+        return f"FAILS: {choice.domain.problem.message}"
+    return f"yes ({choice.selected_by})"
+
+
+def _disk_verdict(choice: Choice, disk: Disk) -> str:
+    if choice.skipped or disk.image:
+        return _verdict(choice)
+    return f"{'FAILS' if disk.gap is Gap.BROKEN else 'no'}: {disk.not_covered}"
+
+
+def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
+    """Give the same for programs."""
+    return [
+        {
+            "name": choice.domain.name,
+            "uuid": choice.domain.uuid,
+            "libvirt": choice.domain.uri,
+            "state": choice.domain.state.value,
+            "selected": not choice.skipped,
+            "selected_by": "" if choice.skipped else choice.selected_by,
+            "reason": choice.skipped,
+            "problem": choice.domain.problem.message if choice.domain.problem else "",
+            "freeze": choice.freeze,
+            "freeze_from": choice.freeze_from,
+            "disks": [
+                {
+                    "target": disk.target,
+                    "source": disk.source,
+                    "image": str(disk.image) if disk.image else None,
+                    "reason": disk.not_covered,
+                    "gap": disk.gap.value,
+                }
+                for disk in choice.domain.disks
+            ],
+        }
+        for choice in choices
+    ]
+
+
+def points_table(points: Sequence[HeldPoint]) -> str:
+    """Give a row per restore point, the oldest first, and one per disk."""
+    head = ("domain", "taken (UTC)", "run", "consistency", "node", "disk", "image", "size", "")
+    rows = []
+    for point in points:
+        complete = "" if point.manifest_id else "incomplete: does not count"
+        taken = f"{point.taken:%Y-%m-%d %H:%M:%S}"
+        cells: tuple[str, ...] = (point.domain, taken, point.id.run, point.consistency, point.node or "-")
+        for image in point.images or [None]:
+            disk = (image.target, image.image, _size(image.size)) if image else ("-", "-", "-")
+            rows.append((*cells, *disk, complete))
+            cells, complete = ("",) * len(cells), ""
+    return table(head, rows) if rows else "no restore points\n"
+
+
+def points_json(points: Sequence[HeldPoint]) -> list[dict[str, object]]:
+    """Give the same for programs. Sizes in bytes, None where the manifest alone tells."""
+    return [
+        {
+            "run": point.id.run,
+            "attempt": point.id.attempt,
+            "uuid": point.id.uuid,
+            "domain": point.domain,
+            "taken": point.taken.isoformat(),
+            "consistency": point.consistency,
+            "node": point.node,
+            "complete": bool(point.manifest_id),
+            "manifest_id": point.manifest_id,
+            "images": [
+                {
+                    "target": image.target,
+                    "image": image.image,
+                    "size": image.size,
+                    "restore_id": image.restore_id,
+                }
+                for image in point.images
+            ],
+        }
+        for point in points
+    ]
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else size_text(size)
+
+
+def restored_table(restored: Sequence[RestoredImage]) -> str:
+    """Give a row per disk that has come back."""
+    head = ("disk", "image", "restored to", "size", "written", "time", "rate")
+    rows = []
+    for one in restored:
+        rate = f"{size_text(one.saved.size / one.seconds)}/s" if one.seconds else "-"
+        sizes = (size_text(one.saved.size), size_text(one.written))
+        rows.append((one.saved.target, one.saved.image, one.target, *sizes, f"{one.seconds:.1f} s", rate))
+    return table(head, rows)
+
+
+def proven(verified: Verified) -> str:
+    """Give the line that tells of a whole verification."""
+    read = f"(images: {verified.images}, {size_text(verified.size)})"
+    if verified.failed:
+        return f"domains that failed: {verified.failed}; what else was read is as it was saved {read}\n"
+    return f"all that was read is as it was saved {read}\n"
