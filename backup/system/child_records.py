@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from .atomic_file import write_whole
-from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use
+from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use, pid_namespace
 
 DIRECTORY = "restic"  # in RUNTIME_DIR; the output's programs alone are recorded
 ORPHAN_LIMIT = 20.0  # seconds that a program without its starter may take to end after SIGINT
@@ -61,7 +61,7 @@ class Started:
             starter=life_of(os.getpid()),
             session=os.getsid(0),
             boot=_boot(),
-            namespace=_namespace(),
+            namespace=pid_namespace(),
             uid=os.getuid(),
             host=socket.gethostname(),
             began=began,
@@ -83,7 +83,7 @@ class Started:
     @property
     def in_sight(self) -> bool:
         """Whether its numbers are those that this process knows processes by."""
-        return self.of_this_boot and self.namespace == _namespace() and numbers_are_ours()
+        return self.of_this_boot and self.namespace == pid_namespace() and numbers_are_ours()
 
     @property
     def dead(self) -> bool:
@@ -205,7 +205,3 @@ def _started(read: dict[str, Any]) -> Started:
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def _namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino

@@ -41,6 +41,11 @@ def numbers_are_ours() -> bool:
         return False
 
 
+def pid_namespace() -> int:
+    """Return the number of this process's PID namespace. Raises OSError."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
 def life_of(pid: int) -> Life:
     """Give a process's life; it may have ended, if its parent has not heard of it. Raises OSError."""
     return _status(pid).life

@@ -119,14 +119,30 @@ def killed(tmp_path: Path) -> Path:
     return draft
 
 
-def test_what_a_killed_writer_leaves_is_known_as_a_draft(
-    killed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    atomic_file.remove_drafts(killed.parent, r"proofs\.json")
-    assert killed.exists(), "it is new"
-    monkeypatch.setattr(atomic_file, "DRAFT_AGE", -1.0)
+def test_the_draft_of_a_killed_writer_is_removed_at_once(killed: Path) -> None:
     atomic_file.remove_drafts(killed.parent, r"proofs\.json")
     assert not killed.exists()
+
+
+def test_a_draft_whose_writer_cannot_be_seen_is_removed_when_it_is_old(killed: Path) -> None:
+    number = killed.name.split(".")[3].split("-")[0]
+    elsewhere = killed.rename(killed.with_name(killed.name.replace(number, str(int(number) + 1))))
+    atomic_file.remove_drafts(elsewhere.parent, r"proofs\.json")
+    assert elsewhere.exists(), "it is new"
+    os.utime(elsewhere, (time.time() - 601,) * 2)
+    atomic_file.remove_drafts(elsewhere.parent, r"proofs\.json")
+    assert not elsewhere.exists()
+
+
+def test_the_draft_of_a_writer_that_lives_stays_however_old_it_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "proofs.json")]
+    with subprocess.Popen(command) as writer:
+        wait_until(lambda: list(tmp_path.glob(".*")), 10, "the draft")
+        (draft,) = tmp_path.glob(".*")
+        os.utime(draft, (0, 0))
+        atomic_file.remove_drafts(tmp_path, r"proofs\.json")
+        assert draft.exists()
+        writer.kill()
 
 
 def test_a_directory_that_is_not_there_holds_no_drafts(tmp_path: Path) -> None:
