@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..model import Disk, Finding, Gap, HeldPoint, JobResult
 from ..report.run_report import RunResult
-from ..restore.images import RestoredImage
 from ..selection import Choice
 from ..text import one_line, size_text
-from ..verify.verification import Verified
+
+if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing
+    from ..restore.images import RestoredImage
+    from ..verify.verification import Verified
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
