@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..model import Disk, Finding, Gap, HeldPoint, JobResult
+from ..job_result import JobResult
+from ..model import Disk, Finding, Gap
 from ..report.run_report import RunResult
 from ..restore.images import RestoredImage
 from ..selection import Choice
+from ..stored import HeldPoint
 from ..text import one_line, size_text
 from ..verify.verification import Verified
 
