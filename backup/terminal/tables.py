@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..model import Disk, Finding, Gap, HeldPoint, JobResult
+from ..job_result import JobResult
+from ..model import Disk, Finding, Gap
 from ..report.run_report import RunResult
 from ..selection import Choice
+from ..stored import HeldPoint
 from ..text import one_line, size_text
 
 if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing

@@ -14,7 +14,8 @@ import libvirt
 import pytest
 
 from backup.errors import DomainGone, Interrupted
-from backup.hypervisor.connection import Hypervisor, _state
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.domain_state import state_of
 from backup.hypervisor.errors import HypervisorError
 from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
 from backup.system.stop_request import StopRequest
@@ -274,4 +275,4 @@ def test_a_domain_that_is_on_its_way_somewhere_counts_as_busy(
     state: int, reason: int, expected: State
 ) -> None:
     handle = SimpleNamespace(state=lambda: (state, reason), hasManagedSaveImage=lambda: False)
-    assert _state(handle) is expected
+    assert state_of(handle) is expected
