@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from ..exit_codes import FAILED, SUCCESS
 from ..job_result import Status
 from .history import Report
 
@@ -78,7 +79,7 @@ def overview(reports: Iterable[Report]) -> Overview:
 
 
 def _is_list(report: Report) -> bool:
-    return not report["named"] and not report["errors"] and report["exit_code"] in (0, 3)
+    return not report["named"] and not report["errors"] and report["exit_code"] in (SUCCESS, FAILED)
 
 
 def _is_settled(entries: Sequence[Entry]) -> bool:

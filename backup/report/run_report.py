@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .. import __version__
+from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
 from ..job_result import JobResult, Status, Timeline
 from ..stored import SavedImage
 from .domain_record import Proof
@@ -36,13 +37,12 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all saved, 1 nothing could be done, 3 some failed or can't be known, 130 or 143 interrupted."""
         if self.signal_number:
-            return 128 + self.signal_number
+            return interrupted(self.signal_number)
         if self.nothing_done:
-            return 1
+            return NOTHING_DONE
         failed = any(result.status is Status.FAILED for result in self.results)
-        return 3 if failed or self.errors else 0
+        return FAILED if failed or self.errors else SUCCESS
 
     @property
     def summary(self) -> str:

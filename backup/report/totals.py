@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from ..exit_codes import NOTHING_DONE, SIGNALLED
 from .history import Report
 
 
@@ -44,9 +45,9 @@ def verdict(report: Report) -> str:
     """Say in words what the exit code means."""
     saved, failed = count(report, "saved"), count(report, "failed")
     code = report["exit_code"]
-    if code > 128:
-        return f"Interrupted by {signal.Signals(code - 128).name}, {saved} saved"
-    if code == 1:
+    if code > SIGNALLED:
+        return f"Interrupted by {signal.Signals(code - SIGNALLED).name}, {saved} saved"
+    if code == NOTHING_DONE:
         return "Nothing could be done"
     if failed:
         return f"{failed} of {saved + failed} domains failed"
