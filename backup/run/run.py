@@ -152,6 +152,7 @@ class Run:
                     while not wait([found], STOP_POLL).done:
                         self.stop.check()
                     self.stop.check()
+                    watchdog.wait_until_ready(self.stop.check)
                     held = found.result()  # what takes no backup keeps all of them from being saved
                     results = self._tried(self._orders(sized, held, bool(names), verify), pool)
             if sized:

@@ -118,6 +118,18 @@ def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(
     assert (result.exit_code, result.errors, recorder.messages) == (0, [], [])
 
 
+def test_no_job_begins_without_a_watchdog_that_watches(
+    uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise BackupError("the watchdog process did not start within 60 s")
+
+    monkeypatch.setattr(NoWatchdog, "wait_until_ready", never)
+    with raises("the watchdog process did not start within 60 s"):
+        back_up(tmp_path, Recorder(), uris)
+    assert pool.orders == ()
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_output_that_builds_on_restore_points_gets_each_domain_s_own_with_the_order(
     keeps: bool, uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
