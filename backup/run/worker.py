@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Callable, Union
 
-from ..job.domain_job import DomainJob, JobOrder
+from ..job.domain_job import DomainJob
+from ..job.job_order import JobOrder
 from ..model import JobResult, Level, Phase
 from ..protocols import Output
 from ..settings import Settings

@@ -21,7 +21,7 @@ from typing import Callable
 
 from .. import PROGRAM
 from ..errors import reason
-from ..job.domain_job import JobOrder
+from ..job.job_order import JobOrder
 from ..model import JobResult, Level, Phase, Status, Timeline
 from ..protocols import Output, RunReporter
 from ..settings import Settings

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Callable, Optional
 
 from backup.errors import BackupError
-from backup.job.domain_job import JobOrder
+from backup.job.job_order import JobOrder
 from backup.model import (
     HeldPoint,
     JobResult,

@@ -11,7 +11,7 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.hypervisor.connections import Hypervisors
-from backup.model import Domain, HeldPoint, Image, Level, PointId
+from backup.model import ClusterAddress, Domain, HeldPoint, Image, Level, PointId
 from backup.run import incomplete_points
 from backup.run.incomplete_points import discard_of_dead, discard_own, tell_of_dead_locks
 from backup.system.stop_request import StopRequest
@@ -58,6 +58,9 @@ class OneHypervisor(Hypervisors):
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter([self])
+
+    def secret(self, address: ClusterAddress) -> str:
+        return ""
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import pytest
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.domain_job import JobOrder
 from backup.job.freeze_notes import Hold, Journal
+from backup.job.job_order import JobOrder
 from backup.model import HeldPoint, JobResult, Level, PointId, Status
 from backup.report.run_report import RunResult
-from backup.run import confirm, run
+from backup.run import confirm, list_domains, run
 from backup.run.run import Run
 from backup.system.stop_request import StopRequest
 from backup.watch.node_lock import only_run
@@ -83,7 +83,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
     monkeypatch.setattr(run, "Pool", pool)
     monkeypatch.setattr(confirm, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
-    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
+    monkeypatch.setattr(list_domains, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     return pool
 
 
