@@ -18,18 +18,12 @@ from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import located
-from ..model import (
-    Domain,
-    Gap,
-    JobResult,
-    Level,
-    Phase,
-    SavedImage,
-    Status,
-)
+from ..job_result import JobResult, Phase, Status
+from ..model import Domain, Gap, Level
 from ..protocols import Output, Reporter, SnapshotSource
 from ..selection import covered, require_covered
 from ..settings import Settings
+from ..stored import SavedImage
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by

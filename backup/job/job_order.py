@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..model import HeldPoint
+from ..stored import HeldPoint
 
 
 @dataclass(frozen=True)

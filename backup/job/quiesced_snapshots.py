@@ -10,10 +10,11 @@ from typing import Callable, Optional
 
 from ..errors import BackupError, DomainGone, NotNow, Skipped
 from ..hypervisor.connection import Hypervisor
-from ..model import Consistency, Domain, Image, Level, RestorePoint, State
+from ..model import Consistency, Domain, Image, Level, State
 from ..protocols import Reporter
 from ..selection import covered, effective
 from ..settings import Settings
+from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
 from .freeze import Holder, Standstill
 from .freeze_notes import Journal

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from ..model import Status
+from ..job_result import Status
 from .history import Report
 
 Entry = Mapping[str, Any]  # what a report says of one domain

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .. import __version__
-from ..model import JobResult, SavedImage, Status, Timeline
+from ..job_result import JobResult, Status, Timeline
+from ..stored import SavedImage
 from .domain_record import Proof
 
 SCHEMA = 1  # of report.schema.json; what reads version 1 goes on reading as long as it stays

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ..errors import BackupError, ConfigError
 from ..hypervisor.connections import Hypervisors
-from ..model import Domain, JobResult, Level, Status
+from ..job_result import JobResult, Status
+from ..model import Domain, Level
 from ..protocols import Reporter
 from ..selection import Choice, choose
 from ..settings import Settings

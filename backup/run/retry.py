@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from ..job.job_order import JobOrder
-from ..model import JobResult, Level
+from ..job_result import JobResult
+from ..model import Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
 

@@ -14,7 +14,8 @@ from typing import Callable, Union
 
 from ..job.domain_job import DomainJob
 from ..job.job_order import JobOrder
-from ..model import JobResult, Level, Phase
+from ..job_result import JobResult, Phase
+from ..model import Level
 from ..protocols import Output
 from ..settings import Settings
 from ..system.process import signal_when_parent_dies
