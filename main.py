@@ -167,11 +167,11 @@ def show_list(arguments: argparse.Namespace, settings: Settings, console: Consol
 def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
     """Show what a backup would do; as in a backup, a libvirt that can't be asked may hide domains."""
     from backup.hypervisor.connections import Hypervisors
-    from backup.run.run import look
+    from backup.run.list_domains import list_domains
 
     stop = _heard()
     with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
-        choices = look(names, hypervisors, settings, console)
+        choices = list_domains(names, hypervisors, settings, console)
         _unheard(stop)
         print_text(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
         return FAILED if hypervisors.unreachable else SUCCESS
