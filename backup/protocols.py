@@ -9,21 +9,9 @@ from datetime import datetime
 from typing import Callable, Optional, Protocol, Union
 
 from .errors import BackupError
-from .model import (
-    Base,
-    Disk,
-    Extent,
-    HeldPoint,
-    Image,
-    Layout,
-    Level,
-    Phase,
-    PointId,
-    RestorePoint,
-    SavedDomain,
-    SavedImage,
-    SnapshotId,
-)
+from .job_result import Phase
+from .model import Disk, Extent, Image, Level
+from .stored import Base, HeldPoint, Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 
 
 class SnapshotReader(Protocol):

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from backup.errors import BackupError, reason
-from backup.model import HeldPoint, Level, RestorePoint, SavedDomain, SavedImage
+from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.find import as_held
 from backup.settings import Settings
+from backup.stored import HeldPoint, RestorePoint, SavedDomain, SavedImage
 from backup.system.pipe_writer import Stalled
 from backup.system.process import own_mounts
 from backup.text import size_text

@@ -13,7 +13,8 @@ from typing import Any
 import rados
 import rbd
 
-from ..model import Image, Layout, SnapshotId
+from ..model import Image
+from ..stored import Layout, SnapshotId
 from .connection import Connection
 from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse
 from .image_reader import ImageReader

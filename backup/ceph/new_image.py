@@ -14,8 +14,9 @@ import rados
 import rbd
 
 from ..errors import BackupError, NotNow
-from ..model import Image, Layout, Level, SavedImage
+from ..model import Image, Level
 from ..protocols import Reporter
+from ..stored import Layout, SavedImage
 from ..system.stop_request import StopRequest
 from ..text import size_text
 from .cluster import FEATURES, Cluster

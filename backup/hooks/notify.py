@@ -13,7 +13,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from ..errors import BackupError, reason
-from ..model import Level, Status
+from ..job_result import Status
+from ..model import Level
 from ..protocols import Reporter
 from ..report.report_types import Report
 from ..report.run_report import RunResult

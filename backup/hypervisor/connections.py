@@ -74,28 +74,38 @@ class Hypervisors:
 def located(
     uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = unstopped
 ) -> Iterator[tuple[Hypervisor, Domain]]:
-    """Look a domain up in the libvirt that listed it, the first, else where it may have migrated to since.
+    """Find a domain: in the libvirt that listed it, the first of `uris`, or where it migrated to since.
 
-    Raises DomainGone if it is nowhere, another BackupError if that can't be told, and the reason to stop.
+    Raises DomainGone if no libvirt has it, another BackupError if one of them could not be asked, and the
+    reason to stop.
     """
     errors: list[BackupError] = []
-    with ExitStack() as stack:
-        for uri in uris:
-            try:
-                hypervisor = stack.enter_context(Hypervisor(uri, timeout, check_stop))
-                domain = hypervisor.domain(uuid, check_stop)
-            except BackupError as error:
-                check_stop()
-                if uri == uris[0] and not isinstance(error, DomainGone):
-                    raise  # it may run there still: no other libvirt knows it better
-                errors.append(error)
-                continue
-            if domain.state is not State.ELSEWHERE:
-                yield hypervisor, domain
+    for uri in uris:
+        with ExitStack() as stack:
+            found = _found(stack, uri, uuid, timeout, check_stop)
+            if not isinstance(found, BackupError):
+                yield found
                 return
-            errors.append(DomainGone("the domain migrated to another node"))
-        unknown = [error for error in errors if not isinstance(error, DomainGone)]
-        raise (unknown or errors)[0]
+        if uri == uris[0] and not isinstance(found, DomainGone):
+            raise found  # the domain may still run there: no other libvirt knows better
+        errors.append(found)
+    unknown = [error for error in errors if not isinstance(error, DomainGone)]
+    raise (unknown or errors)[0]
+
+
+def _found(
+    stack: ExitStack, uri: str, uuid: str, timeout: int, check_stop: CheckStop
+) -> Union[tuple[Hypervisor, Domain], BackupError]:
+    """Return the domain and its connection, which the stack closes, or why it could not be found there."""
+    try:
+        hypervisor = stack.enter_context(Hypervisor(uri, timeout, check_stop))
+        domain = hypervisor.domain(uuid, check_stop)
+    except BackupError as error:
+        check_stop()
+        return error
+    if domain.state is State.ELSEWHERE:
+        return DomainGone("the domain migrated to another node")
+    return hypervisor, domain
 
 
 def _connected(uri: str, timeout: int, check_stop: CheckStop) -> Union[Hypervisor, BackupError]:

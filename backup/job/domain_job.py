@@ -20,23 +20,12 @@ from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import located
-from ..model import (
-    Consistency,
-    Domain,
-    Gap,
-    HeldPoint,
-    Image,
-    JobResult,
-    Level,
-    Phase,
-    RestorePoint,
-    SavedImage,
-    State,
-    Status,
-)
+from ..job_result import JobResult, Phase, Status
+from ..model import Consistency, Domain, Gap, Image, Level, State
 from ..protocols import Output, Reporter, SnapshotSource
 from ..selection import covered, effective, require_covered
 from ..settings import Settings
+from ..stored import HeldPoint, RestorePoint, SavedImage
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Callable, Optional
 
-from ..model import Base, Domain, HeldPoint, SavedDomain, SnapshotId, image_named
+from ..model import Domain, image_named
 from ..protocols import Output, Reporter
+from ..stored import Base, HeldPoint, SavedDomain, SnapshotId
 from .leftovers import kept_prefix, owned_prefix, remove_leftovers, run_of
 from .snapshots import DiskSnapshot
 

@@ -12,8 +12,9 @@ from typing import Callable, Optional
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
 from ..errors import NotNow
-from ..model import Base, Disk, Domain, Image
+from ..model import Disk, Domain, Image
 from ..protocols import Reporter, SnapshotReader, SnapshotSource
+from ..stored import Base
 from ..system.concurrency_limit import Slots
 from ..system.undo import undone_by
 from .leftovers import kept_prefix, leftovers, owned_prefix, run_of

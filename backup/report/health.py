@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ..exit_codes import FAILED, SUCCESS
-from ..model import Status
+from ..job_result import Status
 from .report_types import DomainEntry, Report
 
 

@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from ..errors import BackupError, reason
-from ..model import Level, Status
+from ..job_result import Status
+from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.atomic_file import write_whole

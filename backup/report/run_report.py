@@ -8,7 +8,8 @@ from datetime import datetime
 
 from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
-from ..model import JobResult, SavedImage, Status, Timeline
+from ..job_result import JobResult, Status, Timeline
+from ..stored import SavedImage
 from .domain_record import Proof
 from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Optional
 
-from ..model import Phase
+from ..job_result import Phase
 from ..text import duration_text
 from .report_types import DomainEntry, Report, TimelineEntry
 

@@ -9,8 +9,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ..errors import BackupError
-from ..model import Level, Phase, SavedImage
+from ..job_result import Phase
+from ..model import Level
 from ..protocols import Output, RestoreTarget, RunReporter
+from ..stored import SavedImage
 from ..system.progress_interval import Throttle
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Callable
 
 from ..errors import BackupError, reason
-from ..model import SavedImage
 from ..protocols import WrittenBytes
+from ..stored import SavedImage
 from ..system.process import signal_when_parent_dies
 from ..text import size_text
 

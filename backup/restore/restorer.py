@@ -13,11 +13,12 @@ from ..ceph.new_image import NewImage, require_room
 from ..ceph.retry import CephRetry
 from ..errors import BackupError, ConfigError, NotDefined
 from ..hypervisor.connection import Hypervisor
-from ..model import ClusterAddress, HeldPoint, Image, Level, SavedDomain, SavedImage, image_named
+from ..model import ClusterAddress, Image, Level, image_named
 from ..protocols import Output, Reporter, RunReporter
 from ..restore_point import manifest
 from ..restore_point.find import chosen, images_held
 from ..settings import Settings
+from ..stored import HeldPoint, SavedDomain, SavedImage
 from ..system.stop_request import StopRequest
 from .domain import RestoredDomain
 from .images import Restore, RestoredImage, Wanted

@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 
 from .. import PROGRAM
 from ..errors import BackupError, ConfigError
-from ..model import HeldImage, HeldPoint, JobResult, SavedDomain, SavedImage
+from ..job_result import JobResult
+from ..stored import HeldImage, HeldPoint, SavedDomain, SavedImage
 
 # How a time may be written, and how long what it names lasts.
 TIME_FORMS = {

@@ -17,16 +17,8 @@ from typing import Any
 
 from .. import PROGRAM, __version__
 from ..errors import BackupError
-from ..model import (
-    Consistency,
-    Definition,
-    Layout,
-    PointId,
-    RestorePoint,
-    SavedDomain,
-    SavedImage,
-    SnapshotId,
-)
+from ..model import Consistency, Definition
+from ..stored import Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 from .checksums import ALGORITHM, Checksums
 
 FORMAT = 1

@@ -23,7 +23,8 @@ from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import lock_of
 from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import let_go_noted
-from ..model import Domain, Image, Level, Phase
+from ..job_result import Phase
+from ..model import Domain, Image, Level
 from ..protocols import RunReporter
 from ..selection import Choice, choose, covered
 from ..settings import Settings

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Callable
 
 from ..errors import BackupError
-from ..model import HeldPoint, JobResult, Level, PointId, Status
+from ..job_result import JobResult, Status
+from ..model import Level
 from ..protocols import Output, Reporter
 from ..restore_point.find import missing
+from ..stored import HeldPoint, PointId
 
 
 def confirmed(

@@ -12,10 +12,11 @@ from ..ceph.errors import LockHeld
 from ..errors import BackupError
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import DomainLock, lock_at, lock_of
-from ..model import Domain, HeldPoint, Level
+from ..model import Domain, Level
 from ..protocols import Output, Reporter
 from ..selection import covered
 from ..settings import Settings
+from ..stored import HeldPoint
 from ..system.stop_request import StopRequest
 
 

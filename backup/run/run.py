@@ -22,11 +22,13 @@ from ..hooks.job_hooks import run_owed
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_job import JobOrder
 from ..job.thaw import let_go_noted
-from ..model import Domain, HeldPoint, JobResult, Level, Status
+from ..job_result import JobResult, Status
+from ..model import Domain, Level
 from ..protocols import Output, Reporter, RunReporter
 from ..report.run_report import RunResult
 from ..selection import Choice, choose
 from ..settings import Settings
+from ..stored import HeldPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..watch.guard import Guard, guarded

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 from typing import Callable, Union
 
 from ..job.domain_job import DomainJob, JobOrder
-from ..model import JobResult, Level, Phase
+from ..job_result import JobResult, Phase
+from ..model import Level
 from ..protocols import Output
 from ..settings import Settings
 from ..system.process import signal_when_parent_dies

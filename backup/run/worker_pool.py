@@ -22,7 +22,8 @@ from typing import Callable
 from .. import PROGRAM
 from ..errors import reason
 from ..job.domain_job import JobOrder
-from ..model import JobResult, Level, Phase, Status, Timeline
+from ..job_result import JobResult, Phase, Status, Timeline
+from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
 from ..system.process import SPAWN, signals_blocked

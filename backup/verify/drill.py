@@ -15,7 +15,8 @@ from ..errors import BackupError, ConfigError, DomainGone, Interrupted, NotNow, 
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.domain_xml import AGENT_CHANNEL
 from ..hypervisor.errors import HypervisorError
-from ..model import HeldPoint, Image, Level, Phase, SavedDomain, SavedImage, State
+from ..job_result import Phase
+from ..model import Image, Level, State
 from ..protocols import Output, RunReporter
 from ..report.domain_record import Proof, Proofs, now, proofs
 from ..restore.domain import RestoredDomain
@@ -25,6 +26,7 @@ from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import as_held, chosen
 from ..settings import Settings
+from ..stored import HeldPoint, SavedDomain, SavedImage
 from ..system.progress_interval import Throttle
 from ..system.stop_request import StopRequest
 from ..transfer.compare import against_checksums, pieces_read, require_checksums

@@ -15,7 +15,8 @@ from ..ceph.cluster import Cluster
 from ..ceph.errors import ClusterError
 from ..ceph.saved_snapshot import snapshot_of
 from ..errors import BackupError, ConfigError
-from ..model import HeldPoint, Level, Phase, SavedDomain, SavedImage
+from ..job_result import Phase
+from ..model import Level
 from ..protocols import Output, RunReporter
 from ..report.domain_record import Proofs
 from ..restore.restorer import restore_cluster
@@ -23,6 +24,7 @@ from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import as_held, chosen, of_domains
 from ..settings import Settings
+from ..stored import HeldPoint, SavedDomain, SavedImage
 from ..system.progress_interval import Throttle
 from ..system.stop_request import StopRequest
 from ..text import size_text

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
 from backup.errors import BackupError, reason
-from backup.model import HeldPoint, Level, PointId, RestorePoint, SavedDomain, SavedImage
+from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
+from backup.stored import HeldPoint, PointId, RestorePoint, SavedDomain, SavedImage
 
 from ..segments.archive import SegmentSource
 from ..segments.layout import Segments

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Optional
 from urllib.parse import unquote
 
-from backup.model import HeldImage, HeldPoint, PointId
+from backup.stored import HeldImage, HeldPoint, PointId
 
 TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"

@@ -13,7 +13,8 @@ from backup.ceph import new_image
 from backup.ceph.cluster import Cluster
 from backup.ceph.new_image import REPLACED, NewImage
 from backup.errors import BackupError, NotNow
-from backup.model import ClusterAddress, Image, Level, SavedImage
+from backup.model import ClusterAddress, Image, Level
+from backup.stored import SavedImage
 from backup.system.stop_request import StopRequest
 from tests.lab import Lab
 from tests.lab.sample import MIB

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Callable
 
 from backup.errors import BackupError
-from backup.model import HeldImage, HeldPoint, PointId, SavedImage
 from backup.protocols import Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
+from backup.stored import HeldImage, HeldPoint, PointId, SavedImage
 from tests.integration.scratch_image import source_of
 
 from .jobs_on_paper import NoOutput

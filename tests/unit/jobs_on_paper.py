@@ -16,20 +16,12 @@ from typing import Callable, Optional
 
 from backup.errors import BackupError
 from backup.job.domain_job import JobOrder
-from backup.model import (
-    HeldPoint,
-    JobResult,
-    Level,
-    Phase,
-    PointId,
-    RestorePoint,
-    SavedDomain,
-    SavedImage,
-    Status,
-)
+from backup.job_result import JobResult, Phase, Status
+from backup.model import Level
 from backup.protocols import Job, Output, Reporter, SnapshotSource, Source
 from backup.run.worker import PipeReporter, Progress
 from backup.settings import Settings
+from backup.stored import HeldPoint, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder

@@ -14,8 +14,10 @@ from backup.hypervisor.errors import HypervisorError
 from backup.job import domain_job
 from backup.job.domain_job import DomainJob, JobOrder
 from backup.job.freeze_notes import Journal
-from backup.model import Domain, HeldPoint, JobResult, RestorePoint, SavedImage
+from backup.job_result import JobResult
+from backup.model import Domain
 from backup.protocols import Job, SnapshotSource
+from backup.stored import HeldPoint, RestorePoint, SavedImage
 from backup.system.stop_request import StopRequest
 
 from .jobs_on_paper import NoOutput

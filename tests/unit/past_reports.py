@@ -9,10 +9,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from backup.model import Consistency, Disk, JobResult, Phase, SavedImage, Status, Timeline
+from backup.job_result import JobResult, Phase, Status, Timeline
+from backup.model import Consistency, Disk
 from backup.report.domain_record import Proof
 from backup.report.history import History
 from backup.report.run_report import RunResult, report_json
+from backup.stored import SavedImage
 
 from .samples import LAYOUT
 

@@ -8,20 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 import config
-from backup.model import (
-    Consistency,
-    Definition,
-    Disk,
-    Domain,
-    Gap,
-    HeldPoint,
-    Image,
-    Layout,
-    PointId,
-    RestorePoint,
-    State,
-)
+from backup.model import Consistency, Definition, Disk, Domain, Gap, Image, State
 from backup.settings import Settings, load
+from backup.stored import HeldPoint, Layout, PointId, RestorePoint
 
 MIB = 1 << 20
 UUID = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e01"

@@ -15,7 +15,8 @@ from backup.errors import Interrupted
 from backup.hooks.hooks import Hooks
 from backup.hooks.job_hooks import run_owed
 from backup.hypervisor.errors import HypervisorError
-from backup.model import JobResult, Level, Phase, Status
+from backup.job_result import JobResult, Phase, Status
+from backup.model import Level
 
 from ..hook_files import HookFiles
 from ..paper_node import PaperNode

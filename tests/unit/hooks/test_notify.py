@@ -18,7 +18,8 @@ import pytest
 from backup.errors import Interrupted
 from backup.hooks import notify
 from backup.hooks.notify import changed, tell
-from backup.model import JobResult, Level, Status
+from backup.job_result import JobResult, Status
+from backup.model import Level
 from backup.report.report_types import Report
 from backup.report.run_report import RunResult, report_json
 

@@ -13,20 +13,10 @@ import pytest
 
 from backup.ceph.retry import CephRetry
 from backup.errors import BackupError, Interrupted
-from backup.model import (
-    Consistency,
-    Definition,
-    Disk,
-    Domain,
-    Image,
-    Level,
-    Override,
-    RestorePoint,
-    SavedImage,
-    State,
-    Status,
-)
+from backup.job_result import Status
+from backup.model import Consistency, Definition, Disk, Domain, Image, Level, Override, State
 from backup.protocols import Job, SnapshotSource
+from backup.stored import RestorePoint, SavedImage
 
 from ..paper_node import LOCK, PaperNode, PaperOutput
 from ..samples import FSID, RUN, UUID, broken_disk, domain, foreign_disk, rbd_disk

@@ -11,21 +11,10 @@ import pytest
 
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job.domain_job import DomainJob, JobOrder
-from backup.model import (
-    Consistency,
-    Definition,
-    HeldPoint,
-    Image,
-    Level,
-    Phase,
-    PointId,
-    RestorePoint,
-    SavedDomain,
-    SavedImage,
-    SnapshotId,
-    Status,
-)
+from backup.job_result import Phase, Status
+from backup.model import Consistency, Definition, Image, Level
 from backup.protocols import Job, SnapshotSource
+from backup.stored import HeldPoint, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 
 from ..paper_node import PaperNode, PaperOutput
 from ..samples import FSID, LAYOUT, RUN, TAKEN, URI, UUID, domain, held_point, rbd_disk, settings

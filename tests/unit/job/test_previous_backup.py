@@ -12,18 +12,8 @@ from backup.errors import BackupError
 from backup.job.leftovers import kept_prefix, kept_snapshots, owned_prefix, remove_leftovers, run_of
 from backup.job.previous_backup import Bases
 from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
-from backup.model import (
-    Consistency,
-    Definition,
-    Disk,
-    Domain,
-    HeldPoint,
-    Level,
-    PointId,
-    SavedDomain,
-    SavedImage,
-    SnapshotId,
-)
+from backup.model import Consistency, Definition, Disk, Domain, Level
+from backup.stored import HeldPoint, PointId, SavedDomain, SavedImage, SnapshotId
 from backup.system.concurrency_limit import Slots
 
 from ..jobs_on_paper import NoOutput

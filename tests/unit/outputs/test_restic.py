@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.model import PointId, SavedImage
 from backup.run.incomplete_points import incomplete
+from backup.stored import PointId, SavedImage
 from backup.system.stop_request import StopRequest
 from outputs.restic import Restic
 from outputs.restic_repository import program as restic_process

@@ -14,9 +14,10 @@ from typing import Any, Callable
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.model import Base, Extent, Level, PointId, SavedImage
+from backup.model import Extent, Level
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
+from backup.stored import Base, PointId, SavedImage
 from backup.system.pipe_writer import Stalled
 from backup.transfer.compare import pieces_of
 from outputs import restic_incremental

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from backup.model import Extent, HeldImage, PointId
+from backup.model import Extent
+from backup.stored import HeldImage, PointId
 from outputs.restic_repository.snapshots import encoded, held_points, incomplete, segments_tag
 from outputs.segments.layout import MOST, PER_DIRECTORY, SMALLEST, Segments, pack_times, unpack_times
 

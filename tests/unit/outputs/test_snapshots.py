@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backup.model import HeldImage, HeldPoint, PointId
+from backup.stored import HeldImage, HeldPoint, PointId
 from outputs.restic_repository.snapshots import encoded, held_points, incomplete, point_id
 
 from ..samples import OTHER_UUID, RUN, TAKEN, UUID

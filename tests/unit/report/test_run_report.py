@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 
 from backup import __version__
-from backup.model import Consistency, Disk, JobResult, Phase, SavedImage, Status, Timeline
+from backup.job_result import JobResult, Phase, Status, Timeline
+from backup.model import Consistency, Disk
 from backup.report.domain_record import Proof
 from backup.report.report_types import (
     DomainEntry,
@@ -24,6 +25,7 @@ from backup.report.report_types import (
     TimelineEntry,
 )
 from backup.report.run_report import RunResult, report_json
+from backup.stored import SavedImage
 
 from ..samples import LAYOUT, RUN, TAKEN, UUID
 

@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 
 from backup.errors import ConfigError
-from backup.model import HeldImage, HeldPoint, JobResult, PointId, SavedImage, Status
+from backup.job_result import JobResult, Status
 from backup.restore_point.find import chosen, images_held, missing, of_domains
+from backup.stored import HeldImage, HeldPoint, PointId, SavedImage
 from backup.terminal.tables import points_json, points_table
 
 from ..raising import raises

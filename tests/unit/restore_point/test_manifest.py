@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from backup.errors import BackupError
-from backup.model import ClusterAddress, Definition, Disk, PointId, SavedDomain, SavedImage, SnapshotId
+from backup.model import ClusterAddress, Definition, Disk
 from backup.restore_point.checksums import Checksums
 from backup.restore_point.manifest import pack, unpack
+from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId
 
 from ..samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 

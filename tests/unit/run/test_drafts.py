@@ -13,10 +13,10 @@ from typing import Callable
 
 import pytest
 
-from backup.model import HeldPoint
 from backup.run.cleanup import clean_node
 from backup.run.run import Run
 from backup.settings import Settings
+from backup.stored import HeldPoint
 from backup.system import atomic_file
 from backup.system.stop_request import StopRequest
 

@@ -11,9 +11,10 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.hypervisor.connections import Hypervisors
-from backup.model import Domain, HeldPoint, Image, Level, PointId
+from backup.model import Domain, Image, Level
 from backup.run import incomplete_points
 from backup.run.incomplete_points import discard_of_dead, discard_own, tell_of_dead_locks
+from backup.stored import HeldPoint, PointId
 from backup.system.stop_request import StopRequest
 
 from ..jobs_on_paper import NoOutput
@@ -55,6 +56,7 @@ class OneHypervisor(Hypervisors):
 
     def __init__(self) -> None:
         self.uri = URI
+        self.secret = str  # of any address
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter([self])

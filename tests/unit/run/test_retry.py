@@ -14,10 +14,12 @@ import pytest
 from backup.ceph.errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, NotNow
 from backup.job.domain_job import JobOrder
-from backup.model import HeldPoint, JobResult, Level, PointId, Status
+from backup.job_result import JobResult, Status
+from backup.model import Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, retry, run
 from backup.run.run import Run
+from backup.stored import HeldPoint, PointId
 from backup.system.stop_request import StopRequest
 
 from ..disk_elements import rbd

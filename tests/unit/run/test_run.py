@@ -17,10 +17,12 @@ from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job.domain_job import JobOrder
 from backup.job.freeze_notes import Hold, Journal
-from backup.model import HeldPoint, JobResult, Level, PointId, Status
+from backup.job_result import JobResult, Status
+from backup.model import Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, run
 from backup.run.run import Run
+from backup.stored import HeldPoint, PointId
 from backup.system.stop_request import StopRequest
 from backup.watch.node_lock import only_run
 

@@ -13,9 +13,10 @@ import pytest
 
 from backup.ceph.cluster import Cluster
 from backup.errors import BackupError, Interrupted, NotNow, NotProven
-from backup.model import HeldPoint, Image, Level, SavedDomain
+from backup.model import Image, Level
 from backup.report.domain_record import Proof, proofs
 from backup.restore_point import manifest
+from backup.stored import HeldPoint, SavedDomain
 from backup.system.stop_request import StopRequest
 from backup.verify.drill import Drill, due
 

@@ -13,9 +13,11 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.model import HeldPoint, Level, Phase, SavedDomain, SavedImage
+from backup.job_result import Phase
+from backup.model import Level
 from backup.report.domain_record import proofs
 from backup.restore_point.find import as_held
+from backup.stored import HeldPoint, SavedDomain, SavedImage
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
 from backup.verify.verification import Verification, Verified
