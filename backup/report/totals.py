@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 from ..exit_codes import NOTHING_DONE, SIGNALLED
-from .history import Report
+from .report_types import DomainEntry, Report
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,19 @@ class Amounts:
         return self.read / self.seconds if self.read and self.seconds else None
 
 
-def amounts(domains: Iterable[Mapping[str, Any]]) -> Amounts | None:
+def amounts(domains: Iterable[DomainEntry]) -> Amounts | None:
     """Sum up what the domains of a report have; None where no image is saved."""
     images = [image for domain in domains for image in domain["images"]]
     if not images:
         return None
-    members = ("size", "data_bytes", "read_bytes", "skipped_bytes", "stored_bytes", "seconds")
-    return Amounts(*(sum(image[member] for image in images) for member in members))
+    return Amounts(
+        size=sum(image["size"] for image in images),
+        data=sum(image["data_bytes"] for image in images),
+        read=sum(image["read_bytes"] for image in images),
+        skipped=sum(image["skipped_bytes"] for image in images),
+        stored=sum(image["stored_bytes"] for image in images),
+        seconds=sum(image["seconds"] for image in images),
+    )
 
 
 def count(report: Report, status: str) -> int:
