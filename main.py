@@ -21,7 +21,15 @@ from typing import Callable, NoReturn
 import config
 import outputs
 from backup import PROGRAM
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
+from backup.errors import (
+    AlreadyRunning,
+    BackupError,
+    ConfigError,
+    DrillFailed,
+    Interrupted,
+    NotDefined,
+    reason,
+)
 from backup.model import Level
 from backup.protocols import Reporter
 from backup.report.history import History
@@ -63,7 +71,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
 
 # Of errors, those derived from them included, that do not mean that nothing could be done, which is 1.
-EXIT_CODES: Mapping[type[BackupError], int] = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
+EXIT_CODES: Mapping[type[BackupError], int] = {AlreadyRunning: 11, NotDefined: 3, DrillFailed: 3}
 
 
 def main(words: Sequence[str]) -> int:
@@ -133,7 +141,7 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    tell(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
+    tell(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from .. import PROGRAM
 from ..ceph.clusters import Clusters
 from ..ceph.errors import LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
-from ..errors import BackupError, DomainGone, NotNow, Skipped
+from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
@@ -23,9 +23,9 @@ from ..hypervisor.connections import located
 from ..job_result import JobResult, Phase, Status
 from ..model import Consistency, Domain, Gap, Image, Level, State
 from ..protocols import Output, Reporter, SnapshotSource
-from ..selection import covered, effective, require_covered
+from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
-from ..stored import HeldPoint, RestorePoint, SavedImage
+from ..stored import RestorePoint, SavedImage, StoredPoint
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
@@ -56,7 +56,7 @@ class JobOrder:
     uri: str = ""
     min_age: int = 0
     verify: bool = False
-    known: Sequence[HeldPoint] = ()
+    known: Sequence[StoredPoint] = ()
     size: int = 0
     attempt: int = 1
 
@@ -99,7 +99,7 @@ class DomainJob:
         self.require_lock()
         if self.order.verify and image.size:
             self._verify(source, image)
-        if not self.output.keeps_snapshots:
+        if not self.output.keeps_base_snapshots:
             self._snapshots.release(source)
 
     def _verify(self, source: SnapshotSource, image: SavedImage) -> None:
@@ -127,8 +127,10 @@ class DomainJob:
             result = replace(result, status=Status.SKIPPED, reason=error.message)
         except BackupError as error:
             reason = f"saved, but {error.message}" if result.images else error.message
-            passing = error.passing and not result.images
-            result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
+            transient = error.transient and not result.images
+            result = replace(
+                result, status=Status.FAILED, reason=reason, hint=error.hint, transient=transient
+            )
         stand = self._stand
         result = replace(
             result,
@@ -148,7 +150,7 @@ class DomainJob:
             located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
         )
         _require_ready(domain)
-        require_covered(covered(domain, self.settings))
+        require_complete(select_disks(domain, self.settings))
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # at the worst one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
@@ -160,7 +162,7 @@ class DomainJob:
             told["CONSISTENCY"] = point.consistency.value
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
-                text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"
+                text = f"{disk.target} ({disk.source}) is not covered: {disk.skipped}"
                 self.reporter.message(Level.INFO, domain.name, text)
         self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)
@@ -171,7 +173,7 @@ class DomainJob:
             consistency=point.consistency,
             taken=point.taken,
             images=images,
-            not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
+            skipped_disks=tuple(disk for disk in point.domain.disks if not disk.image),
         )
 
     def _keep(self, snapshots: DomainSnapshots, bases: Bases, domain: Domain) -> None:
@@ -198,13 +200,13 @@ class DomainJob:
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
-        if not any(disk.image for disk in covered(domain, settings).disks):
+        if not any(disk.image for disk in select_disks(domain, settings).disks):
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
-        snapshots = prepared(covered(domain, settings), clusters, self.order.run)
-        if self.output.keeps_snapshots:
+        snapshots = prepared(select_disks(domain, settings), clusters, self.order.run)
+        if self.output.keeps_base_snapshots:
             self._bases = stack.enter_context(
                 Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
@@ -249,7 +251,7 @@ class DomainJob:
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
         # beside what is saved: where an image is that the settings exclude, there may be no leave for a lock
-        lock = lock_of(covered(domain, self.settings), clusters, self.settings.lock_duration)
+        lock = lock_of(select_disks(domain, self.settings), clusters, self.settings.lock_duration)
         self._lock_places = lock.places
         try:
             stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
@@ -270,9 +272,9 @@ class DomainJob:
         domain = hypervisor.domain(domain.uuid)  # connecting took its time
         _require_ready(domain)
         if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise NotNow("its definition was changed just now", "the next run tries again")
+            raise TransientError("its definition was changed just now", "the next run tries again")
         settings = effective(domain, self.settings)
-        domain = covered(domain, settings)
+        domain = select_disks(domain, settings)
         definition = hypervisor.definition(domain)
         holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
@@ -317,7 +319,7 @@ def _require_ready(domain: Domain) -> None:
     """Raise BackupError if another moment is better."""
     if domain.state is State.BUSY:
         message = "the domain is starting, stopping or migrating, or another job is at work on it"
-        raise NotNow(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
+        raise TransientError(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
     if domain.state is State.ELSEWHERE:
         raise DomainGone("the domain migrated to another node")
 

@@ -28,7 +28,7 @@ from ..protocols import Output, Reporter, RunReporter
 from ..report.run_report import RunResult
 from ..selection import Choice, choose
 from ..settings import Settings
-from ..stored import HeldPoint
+from ..stored import StoredPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..watch.guard import Guard, guarded
@@ -115,7 +115,7 @@ class Run:
     def _after_run(self, result: RunResult) -> RunResult:
         """Run the hooks that come last, whatever the run came to; give what it comes to with them."""
         try:
-            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_insisted)
+            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_signalled_twice)
         except BackupError as error:
             self.reporter.message(Level.ERROR, "", str(error))
             result = replace(result, errors=[*result.errors, error.message])
@@ -170,12 +170,12 @@ class Run:
         )
 
     def _orders(
-        self, sized: Sequence[tuple[Domain, int]], held: Sequence[HeldPoint], named: bool, verify: bool
+        self, sized: Sequence[tuple[Domain, int]], held: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         min_age = 0 if named else self.settings.min_age
-        passes = 0 if self.output.keeps_snapshots else 1 + verify  # 0: nobody knows what has changed
-        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain, _ in sized}
-        for point in held if self.output.keeps_snapshots else ():
+        passes = 0 if self.output.keeps_base_snapshots else 1 + verify  # 0: nobody knows what has changed
+        known: dict[str, list[StoredPoint]] = {domain.uuid: [] for domain, _ in sized}
+        for point in held if self.output.keeps_base_snapshots else ():
             if point.id.uuid in known:
                 known[point.id.uuid].append(point)
         return [
@@ -193,10 +193,10 @@ class Run:
         """Do all jobs, and those again, for RETRY_FOR seconds, whose error may be transient."""
         results = self._done(orders, pool)
         for number, begins in enumerate(moments(self.settings.retry_for), 2):
-            again = {result.uuid for result in results if result.passing}
+            again = {result.uuid for result in results if result.transient}
             if not again or not self._waited(begins, len(again)):
                 break
-            self._discard_own(patient=True)  # or both attempts would count
+            self._discard_own(wait_if_busy=True)  # or both attempts would count
             text = f"trying {len(again)} failed domains once more: what failed may have passed"
             self.reporter.message(Level.INFO, "", text)
             repeated = [replace(one, attempt=number) for one in orders if one.uuid in again]
@@ -226,7 +226,7 @@ class Run:
         What can't be thawed by then is left to the guard and the watchdog.
         """
         let_go_noted(self.settings, self.reporter, uuid, seconds)
-        run_owed(self._hooks, uuid, self.stop.check_insisted)
+        run_owed(self._hooks, uuid, self.stop.check_signalled_twice)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Give what the run has come to that ended like this before any job."""
@@ -274,8 +274,8 @@ class Run:
         """
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
-    def _discard_own(self, patient: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, patient, self._at_the_end())
+    def _discard_own(self, wait_if_busy: bool) -> None:
+        discard_own(self.run, self.output, self.reporter, wait_if_busy, self._at_the_end())
 
     def _at_the_end(self) -> Callable[[], None]:
         """Give what raises the reason to stop, if there is one, once the output has had its time."""
@@ -289,14 +289,14 @@ class Run:
 
     def _tidy_output(
         self,
-        left: Sequence[HeldPoint],
+        left: Sequence[StoredPoint],
         domains: Sequence[Domain],
         results: Sequence[JobResult],
         hypervisors: Hypervisors,
     ) -> None:
         """Remove from the output what failed jobs saved, and what killed runs left of domains now saved."""
         if any(result.status is Status.FAILED for result in results):
-            self._discard_own(patient=not self.stop.requested)
+            self._discard_own(wait_if_busy=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]

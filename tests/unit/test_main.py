@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backup import __version__
-from backup.errors import AlreadyRunning, BackupError, NotDefined, NotProven
+from backup.errors import AlreadyRunning, BackupError, DrillFailed, NotDefined
 from main import exit_code
 
 from .hook_files import HookFiles
@@ -237,7 +237,7 @@ def test_exit_codes_hold_for_derived_errors_too() -> None:
     class Elsewhere(AlreadyRunning):
         pass
 
-    errors = [Elsewhere("x"), NotProven("x"), NotDefined("x"), BackupError("x")]
+    errors = [Elsewhere("x"), DrillFailed("x"), NotDefined("x"), BackupError("x")]
     assert [exit_code(error) for error in errors] == [11, 3, 3, 1]
 
 
