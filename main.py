@@ -118,7 +118,7 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    tell(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
+    tell(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
 
 
 @contextmanager

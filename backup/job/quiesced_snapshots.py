@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Callable, Optional
 
-from ..errors import BackupError, DomainGone, NotNow, Skipped
+from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..model import Consistency, Domain, Image, Level, State
 from ..protocols import Reporter
-from ..selection import covered, effective
+from ..selection import effective, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
@@ -48,9 +48,9 @@ class QuiescedSnapshots:
         domain = hypervisor.domain(domain.uuid)  # connecting took its time
         require_ready(domain)
         if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise NotNow("its definition was changed just now", "the next run tries again")
+            raise TransientError("its definition was changed just now", "the next run tries again")
         settings = effective(domain, self.settings)
-        domain = covered(domain, settings)
+        domain = select_disks(domain, settings)
         definition = hypervisor.definition(domain)
         holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
@@ -95,7 +95,7 @@ def require_ready(domain: Domain) -> None:
     """Raise BackupError if another moment is better."""
     if domain.state is State.BUSY:
         message = "the domain is starting, stopping or migrating, or another job is at work on it"
-        raise NotNow(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
+        raise TransientError(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
     if domain.state is State.ELSEWHERE:
         raise DomainGone("the domain migrated to another node")
 

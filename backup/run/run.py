@@ -27,7 +27,7 @@ from ..model import Domain, Level
 from ..protocols import Output, RunReporter
 from ..report.run_report import RunResult
 from ..settings import Settings
-from ..stored import HeldPoint
+from ..stored import StoredPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..watch.guard import Guard, guarded
@@ -90,7 +90,7 @@ class Run:
     def _after_run(self, result: RunResult) -> RunResult:
         """Run the hooks that come last, whatever the run came to; give what it comes to with them."""
         try:
-            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_insisted)
+            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_signalled_twice)
         except BackupError as error:
             self.reporter.message(Level.ERROR, "", str(error))
             result = replace(result, errors=[*result.errors, error.message])
@@ -142,7 +142,7 @@ class Run:
             verified=verify,
         )
 
-    def _answer(self, found: Future[Sequence[HeldPoint]]) -> Sequence[HeldPoint]:
+    def _answer(self, found: Future[Sequence[StoredPoint]]) -> Sequence[StoredPoint]:
         """Wait for the output to list its restore points. Raises BackupError, and the reason to stop."""
         while not wait([found], STOP_POLL).done:
             self.stop.check()
@@ -150,12 +150,12 @@ class Run:
         return found.result()
 
     def _orders(
-        self, sized: Sequence[tuple[Domain, int]], held: Sequence[HeldPoint], named: bool, verify: bool
+        self, sized: Sequence[tuple[Domain, int]], held: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         min_age = 0 if named else self.settings.min_age
-        passes = 0 if self.output.keeps_snapshots else 1 + verify  # 0: nobody knows what has changed
-        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain, _ in sized}
-        for point in held if self.output.keeps_snapshots else ():
+        passes = 0 if self.output.keeps_base_snapshots else 1 + verify  # 0: nobody knows what has changed
+        known: dict[str, list[StoredPoint]] = {domain.uuid: [] for domain, _ in sized}
+        for point in held if self.output.keeps_base_snapshots else ():
             if point.id.uuid in known:
                 known[point.id.uuid].append(point)
         return [
@@ -188,7 +188,7 @@ class Run:
         What can't be thawed by then is left to the guard and the watchdog.
         """
         let_go_noted(self.settings, self.reporter, uuid, seconds)
-        run_owed(self._hooks, uuid, self.stop.check_insisted)
+        run_owed(self._hooks, uuid, self.stop.check_signalled_twice)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Give what the run has come to that ended like this before any job."""
@@ -238,7 +238,7 @@ class Run:
 
     def _tidy_output(
         self,
-        left: Sequence[HeldPoint],
+        left: Sequence[StoredPoint],
         domains: Sequence[Domain],
         results: Sequence[JobResult],
         hypervisors: Hypervisors,

@@ -123,7 +123,7 @@ class Pool:
             if self.stop.requested and not told:
                 told = True
                 self._tell_to_stop()
-            if self.stop.insisted:
+            if self.stop.signalled_twice:
                 self._kill()
             for unheard, worker in self._active.items():
                 if not unheard.poll():  # or it was this process that was stopped
