@@ -27,7 +27,7 @@ SELF_CONTAINED = (
 )
 
 
-def part_from_the_other(domain: Element, devices: Element, name: str) -> Sequence[str]:
+def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
     """Leave a copy nothing that belongs to the domain that was saved; tell what it has to do without."""
     left_out = []
     for interface in devices.findall("interface"):

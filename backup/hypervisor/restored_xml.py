@@ -12,7 +12,7 @@ from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Image
-from .copy_xml import isolate, part_from_the_other, remove
+from .copy_xml import isolate, remove, separate
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
             devices.remove(disk)
             left_out.append(f"{_target(disk)}, which was not restored")
     if change.copy:
-        left_out += part_from_the_other(domain, devices, change.name)
+        left_out += separate(domain, devices, change.name)
     if change.isolated:
         isolate(domain, devices)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
