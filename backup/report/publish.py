@@ -13,7 +13,8 @@ from ..protocols import Reporter
 from ..settings import Settings
 from ..system.atomic_file import write_atomically
 from .domain_record import Proofs, now, proofs
-from .history import History, Report
+from .history import History
+from .report_types import Report
 from .run_report import RunResult, report_json
 
 

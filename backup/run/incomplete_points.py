@@ -65,13 +65,11 @@ def discard_of_dead(
     A request to stop ends it early: what is left the next run removes.
     """
     for hypervisor in hypervisors:
+        own = [domain for domain in domains if domain.uri == hypervisor.uri]
+        found = [(point, domain) for domain in own for point in points if point.id.uuid == domain.uuid]
         with Clusters(hypervisor.secret, settings, settings.ceph_timeout) as clusters:
-            for domain in domains:
-                own = [point for point in points if point.id.uuid == domain.uuid]
-                for point in own if domain.uri == hypervisor.uri else ():
-                    if stop.requested:
-                        return
-                    _discard_dead(point, domain, clusters, output, settings, reporter, stop)
+            for point, domain in found:
+                _discard_dead(point, domain, clusters, output, settings, reporter, stop)
 
 
 def _discard_dead(
@@ -83,7 +81,9 @@ def _discard_dead(
     reporter: Reporter,
     stop: StopRequest,
 ) -> None:
-    """Remove one, unless its run may be alive; report what comes of it."""
+    """Remove one, unless its run may be alive or there is to be a stop; report what comes of it."""
+    if stop.requested:
+        return
     run = point.id.run
     try:
         locks = _locks(point, select_disks(domain, settings), clusters, settings.lock_duration)

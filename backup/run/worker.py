@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Callable, Union
 
-from ..job.domain_job import DomainJob, JobOrder
+from ..job.domain_job import DomainJob
+from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase
 from ..model import Level
 from ..protocols import Output

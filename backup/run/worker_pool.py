@@ -21,7 +21,7 @@ from typing import Callable
 
 from .. import PROGRAM
 from ..errors import reason
-from ..job.domain_job import JobOrder
+from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase, Status, Timeline
 from ..model import Level
 from ..protocols import Output, RunReporter

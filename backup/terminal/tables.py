@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
 from ..report.run_report import RunResult
-from ..restore.images import RestoredImage
 from ..selection import Choice
 from ..stored import StoredPoint
 from ..text import one_line, size_text
-from ..verify.verification import Verified
+
+if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing
+    from ..restore.images import RestoredImage
+    from ..verify.verification import Verified
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

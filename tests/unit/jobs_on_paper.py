@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Callable, Optional
 
 from backup.errors import BackupError
-from backup.job.domain_job import JobOrder
+from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status
 from backup.model import Level
 from backup.protocols import Job, Output, Reporter, SnapshotSource, Source

@@ -12,8 +12,9 @@ import pytest
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import domain_job
-from backup.job.domain_job import DomainJob, JobOrder
+from backup.job.domain_job import DomainJob
 from backup.job.freeze_notes import Journal
+from backup.job.job_order import JobOrder
 from backup.job_result import JobResult
 from backup.model import Domain
 from backup.protocols import Job, SnapshotSource

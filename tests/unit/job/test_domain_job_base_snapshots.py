@@ -10,7 +10,8 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError, Interrupted, TransientError
-from backup.job.domain_job import DomainJob, JobOrder
+from backup.job.domain_job import DomainJob
+from backup.job.job_order import JobOrder
 from backup.job_result import Phase, Status
 from backup.model import Consistency, Definition, Image, Level
 from backup.protocols import Job, SnapshotSource

@@ -56,6 +56,7 @@ class OneHypervisor(Hypervisors):
 
     def __init__(self) -> None:
         self.uri = URI
+        self.secret = str  # of any address
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter([self])

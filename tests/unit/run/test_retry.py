@@ -13,11 +13,11 @@ import pytest
 
 from backup.ceph.errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, TransientError
-from backup.job.domain_job import JobOrder
+from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.run_report import RunResult
-from backup.run import confirm, retry, run
+from backup.run import confirm, list_domains, retry, run
 from backup.run.run import Run
 from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
@@ -94,7 +94,7 @@ def back_up(
     monkeypatch.setattr(run, "Pool", pool)
     monkeypatch.setattr(confirm, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
-    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
+    monkeypatch.setattr(list_domains, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))
     uri = node_uri(directory / "node.xml", *domains)
     chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"), retry_for=retry_for)

@@ -15,12 +15,12 @@ import pytest
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.domain_job import JobOrder
 from backup.job.freeze_notes import Hold, Journal
+from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.run_report import RunResult
-from backup.run import confirm, run
+from backup.run import confirm, list_domains, run
 from backup.run.run import Run
 from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
@@ -85,7 +85,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> PoolOnPaper:
     monkeypatch.setattr(run, "Pool", pool)
     monkeypatch.setattr(confirm, "missing", lambda *_: ())
     monkeypatch.setattr(run, "watched", lambda *_: nullcontext(NoWatchdog()))
-    monkeypatch.setattr(run, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
+    monkeypatch.setattr(list_domains, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     return pool
 
 
@@ -116,6 +116,18 @@ def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(
         JobOrder(RUN, "web", UUID, uris[1], 3600),
     ]
     assert (result.exit_code, result.errors, recorder.messages) == (0, [], [])
+
+
+def test_no_job_begins_without_a_watchdog_that_watches(
+    uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise BackupError("the watchdog process did not start within 60 s")
+
+    monkeypatch.setattr(NoWatchdog, "wait_until_ready", never)
+    with raises("the watchdog process did not start within 60 s"):
+        back_up(tmp_path, Recorder(), uris)
+    assert pool.orders == ()
 
 
 @pytest.mark.parametrize("keeps", [True, False])
