@@ -30,6 +30,7 @@ from backup.report.run_report import RunResult
 from backup.settings import Settings, load
 from backup.system.atomic_file import write_whole
 from backup.system.process_title import set_title
+from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import within
 from backup.terminal import command_line
@@ -81,7 +82,8 @@ def main(words: Sequence[str]) -> int:
         override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
         settings = load(vars(config), Path(override) if override else None)
         _require_modules(_modules(arguments.command, settings))
-        return COMMANDS[arguments.command](arguments, settings, console)
+        with commands_logged(partial(console.message, Level.DEBUG, "")):
+            return COMMANDS[arguments.command](arguments, settings, console)
     except ConfigError as error:
         for one in error.errors:
             _report(one, console)
@@ -144,7 +146,7 @@ def _shown(
     stop = _heard()
     display = displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested)
     try:
-        with display:
+        with display, commands_logged(partial(display.message, Level.DEBUG, "")):
             yield display, stop
     finally:
         _unheard(stop)

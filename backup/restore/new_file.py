@@ -6,21 +6,21 @@ import errno
 import os
 import signal
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import IO, Callable
 
 from ..errors import BackupError, reason
 from ..model import SavedImage
 from ..protocols import WrittenBytes
 from ..system.process import signal_when_parent_dies
+from ..system.started_program import NOTHING, Command, StartedProgram, ended_within, inherited, start_program
 from ..text import size_text
 
 RESTORING = ".restoring"  # end of a name under which a file is filled
+INHERITED = ("PATH", "TMPDIR")  # what qemu-img gets of our own environment
 CONVERT_POLL = 0.2  # seconds between two looks at whether to stop
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)  # of a file system that has none, such as exFAT
 
@@ -143,25 +143,21 @@ class NewFile:
             raise BackupError(f"{self._path} exists", "name a new file, or --force replaces it")
 
     def _convert(self, check_stop: Callable[[], None]) -> None:
-        command = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                preexec_fn=partial(_in_child, os.getpid()),
-            )
-        except FileNotFoundError as error:
-            raise BackupError("there is no qemu-img", "apt-get install qemu-utils") from error
-        with process:
+        # short options: it has no long ones for the formats before version 10
+        arguments = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
+        with os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0) as stderr:
+            process = _started(Command(arguments, {**inherited(INHERITED), "LANG": "C.UTF-8"}), stderr)
             try:
-                words = _last_words(process, check_stop)
+                while not ended_within(process, CONVERT_POLL):
+                    check_stop()
             except BaseException:
                 process.kill()
+                process.wait()
                 raise
+            stderr.seek(0)
+            output = stderr.read().decode(errors="replace").strip()
         if process.returncode:
-            raise BackupError(f"qemu-img failed with exit code {process.returncode}: {words}")
+            raise BackupError(f"qemu-img failed with exit code {process.returncode}: {output}")
 
 
 def _left_over(path: Path) -> BackupError:
@@ -174,13 +170,13 @@ def _in_child(parent: int) -> None:
     signal_when_parent_dies(signal.SIGTERM, parent)
 
 
-def _last_words(process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> str:
-    """Wait for its end, and give what it says on its standard error."""
-    while True:
-        try:
-            return process.communicate(timeout=CONVERT_POLL)[1].decode(errors="replace").strip()
-        except subprocess.TimeoutExpired:
-            check_stop()
+def _started(command: Command, stderr: IO[bytes]) -> StartedProgram:
+    try:
+        return start_program(command, NOTHING, NOTHING, stderr, _in_child)
+    except FileNotFoundError as error:
+        raise BackupError("qemu-img is not installed", "apt-get install qemu-utils") from error
+    except OSError as error:
+        raise BackupError(f"cannot start qemu-img: {reason(error)}", "check its permissions") from error
 
 
 @contextmanager

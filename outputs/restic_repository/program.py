@@ -14,12 +14,16 @@ from backup.system.child_records import Recording, Records, Started, records_in
 from backup.system.pipe_reader import PipeSource, WriterEnded
 from backup.system.pipe_writer import PipeSink, ReaderClosed, Stalled
 from backup.system.process_group import numbers_are_ours
+from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
-from .child import NOTHING, PIPE, WAIT_POLL, Child, outlet, printed, started
+from .child import WAIT_POLL, Child, outlet, printed, started
 from .messages import ResticError, Summary, failure, is_locked, last_words, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
+
+# Of RESTIC_ENVIRONMENT, those whose values are no secret; passwords in URLs are left out anyway.
+NO_SECRETS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
 
 CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
 
@@ -191,9 +195,14 @@ class Program:
 
         What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
         """
-        command = [*before, self.binary, *self.options, *arguments]
+        command = Command(
+            [*before, self.binary, *self.options, *arguments],
+            self._environment(),
+            secret_variables=set(self.environment) - NO_SECRETS,
+            secret_arguments=[one for one in self.options if any(map(one.__contains__, self._secrets()))],
+        )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
-            child = started(command, arguments[0], self._environment(), stdin, (pipe or stdout, stderr))
+            child = started(command, arguments[0], stdin, (pipe or stdout, stderr))
             recording = None
             try:
                 recording = self._recorded(child)
@@ -221,8 +230,7 @@ class Program:
             return None
 
     def _environment(self) -> dict[str, str]:
-        built = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        built.update(LANG="C.UTF-8", TZ="UTC")
+        built = {**inherited(INHERITED), "LANG": "C.UTF-8", "TZ": "UTC"}
         if self.repository:
             built["RESTIC_REPOSITORY"] = self.repository
         if self.password_file:
@@ -243,10 +251,15 @@ class Program:
         raise failure(command, code, child.stderr, self._without_secrets(last_words(child.stderr)))
 
     def _without_secrets(self, words: str) -> str:
-        for name, value in self.environment.items():
-            if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name)):
-                words = words.replace(value, "***")
-        return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
+        return without_secrets(words, self._secrets())
+
+    def _secrets(self) -> Sequence[str]:
+        """Give the values of RESTIC_ENVIRONMENT that may be secret: a short one may be a part of any text."""
+        return [
+            value
+            for name, value in self.environment.items()
+            if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name))
+        ]
 
 
 def _summary_of(sent: int, child: Child) -> Summary:
