@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from backup.hooks.program import AdminProgram
-from backup.model import SavedImage
 from backup.restore.new_file import NewFile
+from backup.stored import SavedImage
 from backup.system.started_program import Command, commands_logged, without_secrets
 from tests.quick_repository import PASSWORD
 
