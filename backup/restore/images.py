@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -72,15 +72,19 @@ class Restore:
                 stack.enter_context(undone_by(target.discard, self.reporter, self.domain))
             with ThreadPoolExecutor(self.workers, thread_name_prefix="restore") as threads:
                 filling = [threads.submit(self._fill, saved, target) for saved, target in wanted]
-                pending = set(filling)
-                while pending:
-                    done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
-                    for future in done:
-                        if isinstance(error := future.exception(), BackupError):
-                            self.stop.request(error)  # the others need not go on
-            self.stop.check()  # before what a restic says that got the same signal
+                self._wait(filling)
+            self.stop.check()  # before the error of a restic that got the same signal
             restored = [future.result() for future in filling]
             yield restored
+
+    def _wait(self, filling: Sequence[Future[RestoredImage]]) -> None:
+        """Wait for all images; a failure of one stops the others."""
+        pending = set(filling)
+        while pending:
+            done, pending = wait(pending, STOP_POLL, FIRST_EXCEPTION)
+            for future in done:
+                if isinstance(error := future.exception(), BackupError):
+                    self.stop.request(error)
 
     def _fill(self, saved: SavedImage, target: RestoreTarget) -> RestoredImage:
         self.stop.check()

@@ -17,7 +17,7 @@ from ..ceph.saved_snapshot import snapshot_of
 from ..errors import BackupError, ConfigError
 from ..job_result import Phase
 from ..model import Level
-from ..protocols import Output, RunReporter
+from ..protocols import Output, RunReporter, SnapshotReader
 from ..report.domain_record import Proofs
 from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
@@ -120,15 +120,11 @@ class Verification:
                 manifest_of = _Manifest(self.output, point, self.stop.check)
                 for target in targets:
                     under_way[threads.submit(self._image, manifest_of, target, snapshots)] = point
-            pending = set(under_way)
-            while pending:
-                done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
-                for future in done:
-                    point = under_way.pop(future)
-                    yield point, future
-                    left[point.id.uuid] -= 1
-                    if not left[point.id.uuid]:
-                        self.reporter.ended(point.id.uuid, failed=point.id.uuid in failed)
+            for point, future in _ended(under_way):
+                yield point, future
+                left[point.id.uuid] -= 1
+                if not left[point.id.uuid]:
+                    self.reporter.ended(point.id.uuid, failed=point.id.uuid in failed)
         self.stop.check()
 
     def _image(self, of: _Manifest, target: str, snapshots: _Snapshots) -> Optional[SavedImage]:
@@ -166,8 +162,7 @@ class Verification:
         try:
             with snapshot_of(image, cluster) as snapshot:
                 if snapshot:
-                    with self.output.image(image, self.stop.check) as source:
-                        against_snapshot(pieces_of(source, image.size), image, snapshot, progress)
+                    self._compare(image, snapshot, progress)
                 return snapshot is not None
         except ClusterError as error:
             text = (
@@ -179,6 +174,10 @@ class Verification:
                 if snapshot:
                     raise
         return False
+
+    def _compare(self, image: SavedImage, snapshot: SnapshotReader, progress: Callable[[int], None]) -> None:
+        with self.output.image(image, self.stop.check) as source:
+            against_snapshot(pieces_of(source, image.size), image, snapshot, progress)
 
     def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
         """Tell it, and note the domain's first failure at once: a long verification may be interrupted."""
@@ -246,6 +245,15 @@ class _Snapshots:
                     text = f"base snapshots can't be compared, but checksums: {error.message}"
                     self._reporter.message(Level.INFO, "", text)
             return self._cluster
+
+
+def _ended(under_way: dict[Future[Optional[SavedImage]], StoredPoint]) -> Iterator[Read]:
+    """Yield each read as soon as it has ended."""
+    pending = set(under_way)
+    while pending:
+        done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
+        for future in done:
+            yield under_way.pop(future), future
 
 
 def _sizes(point: StoredPoint) -> Mapping[str, int]:
