@@ -181,13 +181,13 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
 
 def show_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show what could be restored."""
-    from backup.restore_point.find import of_domains
+    from backup.restore_point.find import points_of_domains
     from backup.terminal.tables import points_json, points_table
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
-    points = of_domains(output.restore_points(), arguments.domains)
+    points = points_of_domains(output.restore_points(), arguments.domains)
     print_text(json.dumps(points_json(points), indent=2) + "\n" if arguments.json else points_table(points))
     return SUCCESS
 

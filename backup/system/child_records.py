@@ -29,7 +29,7 @@ MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
-class Started:
+class ChildRecord:
     """A program that was started: what it is, by whom, and where a process's number means something.
 
     `members` are others that were seen in its group, of which `leader` is the first. `uid`, `host` and the
@@ -51,7 +51,7 @@ class Started:
     ended: Optional[float] = None
 
     @classmethod
-    def by_us(cls, pid: int, leaves: str, began: float) -> Started:
+    def for_child(cls, pid: int, leaves: str, began: float) -> ChildRecord:
         """Describe a child of this process that is the leader of a group, started after `began`.
 
         Raises OSError.
@@ -81,21 +81,21 @@ class Started:
         return self.boot == _boot()
 
     @property
-    def in_sight(self) -> bool:
+    def visible(self) -> bool:
         """Whether its numbers are those that this process knows processes by."""
         return self.of_this_boot and self.namespace == pid_namespace() and numbers_are_ours()
 
     @property
     def dead(self) -> bool:
         """Whether provably nothing of it runs any more."""
-        if not self.in_sight or any(map(lives, (self.leader, *self.members))) or self.group.members():
+        if not self.visible or any(map(lives, (self.leader, *self.members))) or self.group.members():
             return False
         return self.ended is not None or not any(map(pid_in_use, self.pids))
 
     @property
     def orphaned(self) -> bool:
         """Whether who started it is provably dead."""
-        return self.in_sight and not lives(self.starter)
+        return self.visible and not lives(self.starter)
 
 
 class Records:
@@ -104,7 +104,7 @@ class Records:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write(self, one: Started) -> None:
+    def write(self, one: ChildRecord) -> None:
         """Write a record, anew if need be. Raises OSError."""
         # each with the mode: `parents` alone would give RUNTIME_DIR another, which a run then refuses
         for directory in (self.directory.parent, self.directory):
@@ -112,24 +112,24 @@ class Records:
         # of another boot it proves nothing
         write_whole(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 
-    def erase(self, one: Started) -> None:
+    def erase(self, one: ChildRecord) -> None:
         with suppress(OSError):  # it proves nothing of any other program
             self._path(one).unlink()
 
-    def read(self) -> Iterator[Started]:
+    def read(self) -> Iterator[ChildRecord]:
         """Yield all that can be read; others prove nothing."""
         for path in sorted(self.directory.glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 yield _started(json.loads(path.read_bytes()))
 
-    def _path(self, one: Started) -> Path:
+    def _path(self, one: ChildRecord) -> Path:
         return self.directory / f"{one.leader.pid}-{one.leader.began}.json"
 
 
 class Recording:
     """Keeps the record of a program that runs, with the members of its group as they come."""
 
-    def __init__(self, records: Records, one: Started) -> None:
+    def __init__(self, records: Records, one: ChildRecord) -> None:
         """Write the record. Raises OSError."""
         self._records = records
         self._one = one
@@ -192,15 +192,15 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     return len(found)
 
 
-def _ended(records: Records, one: Started, members: Sequence[Life]) -> None:
+def _ended(records: Records, one: ChildRecord, members: Sequence[Life]) -> None:
     others = dict.fromkeys((*one.members, *(life for life in members if life != one.leader)))
     with suppress(OSError):
         records.write(replace(one, members=tuple(others), ended=time.time()))
 
 
-def _started(read: dict[str, Any]) -> Started:
+def _started(read: dict[str, Any]) -> ChildRecord:
     lives_read = {name: Life(*read[name]) for name in ("leader", "starter")}
-    return Started(**{**read, **lives_read, "members": tuple(Life(*one) for one in read["members"])})
+    return ChildRecord(**{**read, **lives_read, "members": tuple(Life(*one) for one in read["members"])})
 
 
 def _boot() -> str:

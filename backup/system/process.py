@@ -33,14 +33,14 @@ def signal_when_parent_dies(number: signal.Signals, parent: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def let_others_first() -> None:
+def lower_priority() -> None:
     """Leave processors and disks to the node's other processes, where they want them."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     if IOPRIO_SET is not None:  # elsewhere the unit's IOSchedulingClass does it
         _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
 
 
-def own_mounts() -> None:
+def unshare_mounts() -> None:
     """Let this thread, and what it starts from now on, have mounts of its own (man 7 mount_namespaces).
 
     What others mount and unmount is seen here too, but not the other way round. Raises OSError.

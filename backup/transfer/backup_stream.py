@@ -55,7 +55,7 @@ def copy(
                 raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
             _fill(sink, offset, progress)
             if data:
-                checksums.note(offset, data)
+                checksums.add(offset, data)
                 sink.write(data)
                 data_bytes += len(data)
             progress(sink.sent)

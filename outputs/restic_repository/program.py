@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Callable, Optional
 
-from backup.system.child_records import Recording, Records, Started, records_in
+from backup.system.child_records import ChildRecord, Recording, Records, records_in
 from backup.system.pipe_reader import PipeSource, WriterEnded
 from backup.system.pipe_writer import PipeSink, ReaderClosed, Stalled
 from backup.system.process_group import numbers_are_ours
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
 from .child import WAIT_POLL, Child, outlet, printed, started
-from .messages import ResticError, Summary, failure, is_locked, last_words, summary_in
+from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
@@ -210,7 +210,7 @@ class Program:
             except Stalled as stalled:
                 child.end(give_up)
                 # restic 0.18 tries for minutes what a repository refuses, and says so
-                words = self._without_secrets(last_words(printed(stderr)))
+                words = self._without_secrets(last_lines(printed(stderr)))
                 message = f"{stalled.message}: {words}" if words else stalled.message
                 raise Stalled(message, stalled.hint) from None
             finally:
@@ -225,7 +225,7 @@ class Program:
         if not self.records or not numbers_are_ours():
             return None
         try:
-            return Recording(self.records, Started.by_us(child.process.pid, child.lock, child.began))
+            return Recording(self.records, ChildRecord.for_child(child.process.pid, child.lock, child.began))
         except OSError:  # RUNTIME_DIR is full: a backup is worth more
             return None
 
@@ -248,7 +248,7 @@ class Program:
         if code == 0:
             return
         check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
-        raise failure(command, code, child.stderr, self._without_secrets(last_words(child.stderr)))
+        raise failure(command, code, child.stderr, self._without_secrets(last_lines(child.stderr)))
 
     def _without_secrets(self, words: str) -> str:
         return without_secrets(words, self._secrets())
