@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from typing import Callable, TextIO
@@ -58,6 +59,13 @@ class Console:
             self.stream.flush()
         except OSError:
             return  # the terminal is gone: nobody reads this, but the run has guests to let go
+
+
+def console_on_standard_error(level: Level) -> Console:
+    """Give a console for standard error; systemd names the journal in JOURNAL_STREAM (man 5 systemd.exec)."""
+    status = os.fstat(sys.stderr.fileno())
+    stream_id = f"{status.st_dev}:{status.st_ino}"
+    return Console(sys.stderr, level, in_journal=os.environ.get("JOURNAL_STREAM") == stream_id)
 
 
 def _on_standard_error(level: Level, in_journal: bool) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -174,9 +175,24 @@ def restored_table(restored: Sequence[RestoredImage]) -> str:
     return table(head, rows)
 
 
-def proven(verified: Verified) -> str:
+def verified_text(verified: Verified) -> str:
     """Give the line that tells of a whole verification."""
     read = f"(images: {verified.images}, {size_text(verified.size)})"
     if verified.failed:
         return f"domains that failed: {verified.failed}; what else was read is as it was saved {read}\n"
     return f"all that was read is as it was saved {read}\n"
+
+
+def drilled_text(name: str) -> str:
+    """Give the line that tells of a drill that passed."""
+    return f"{name} comes back as it was saved\n"
+
+
+def problem_count(problems: int) -> str:
+    """Give the last line of a check."""
+    return f"{problems} problem{'' if problems == 1 else 's'}\n"
+
+
+def json_text(value: object) -> str:
+    """Give a value for programs."""
+    return json.dumps(value, indent=2) + "\n"

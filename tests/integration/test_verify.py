@@ -64,7 +64,7 @@ def test_a_sample_reads_some_of_it_and_proves_nothing_for_good(node: Node, tmp_p
 @pytest.mark.parametrize("sample", ["0", "101%", "x", "-1"])
 def test_a_sample_is_a_percentage(node: Node, sample: str) -> None:
     done = node.run("verify", f"--sample={sample}")
-    assert (done.returncode, "is no percentage" in done.stderr) == (2, True)
+    assert (done.returncode, "invalid percentage" in done.stderr) == (2, True)
 
 
 def test_a_backup_that_is_to_be_verified_holds_each_image_against_its_snapshot(node: Node, lab: Lab) -> None:
