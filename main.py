@@ -104,7 +104,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
     from backup.run.run import Run
 
     if arguments.dry_run:
-        return _show_domains(arguments.domains, False, settings, console)
+        return _show_selection(arguments.domains, False, settings, console)
     with _displayed(arguments, settings, console) as (display, stop):
         run = Run(settings, outputs.chosen(settings), display, stop)
         try:
@@ -125,24 +125,24 @@ def _publish(result: RunResult, settings: Settings, reporter: Reporter, stop: St
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    tell(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
+    tell(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
 
 
-def list_domains(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """List all domains and disks, and why some are not backed up."""
-    return _show_domains((), arguments.json, settings, console)
+    return _show_selection((), arguments.json, settings, console)
 
 
-def _show_domains(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
+def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
     """Show what a backup would do. FAILED if a libvirt is unreachable, as in a backup."""
     from backup.hypervisor.connections import Hypervisors
-    from backup.run.run import look
+    from backup.run.list_domains import list_domains
 
     with (
         _stoppable() as stop,
         Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors,
     ):
-        choices = look(names, hypervisors, settings, console)
+        choices = list_domains(names, hypervisors, settings, console)
     print_text(tables.json_text(tables.selection_json(choices)) if as_json else tables.listing(choices))
     return FAILED if hypervisors.unreachable else SUCCESS
 
@@ -240,7 +240,7 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {
     "backup": back_up,
-    "list": list_domains,
+    "list": show_list,
     "restore-points": list_restore_points,
     "restore": restore,
     "verify": verify,

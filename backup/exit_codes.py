@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 
-from .errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven
+from .errors import AlreadyRunning, BackupError, ConfigError, DrillFailed, Interrupted, NotDefined
 
 SUCCESS = 0
 NOTHING_DONE = 1
@@ -30,7 +30,7 @@ _OF_ERRORS: Mapping[type[BackupError], int] = {
     ConfigError: USAGE,
     AlreadyRunning: ALREADY_RUNNING,
     NotDefined: FAILED,
-    NotProven: FAILED,
+    DrillFailed: FAILED,
 }
 
 

@@ -15,7 +15,7 @@ import libvirt
 
 from ..errors import BackupError, DomainGone
 from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
-from ..system.time_limit import Bounded, CheckStop, unstopped, within
+from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from . import domain_xml
 from .disk_xml import Places
 from .domain_state import has_job, state_of
@@ -40,7 +40,7 @@ class Hypervisor:
     else is: a freeze, a thaw, a pause or a resume that was begun is waited for.
     """
 
-    def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
+    def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
         """Connect. Raises HypervisorError.
 
         `timeout`, in seconds, bounds each call, beyond what a guest agent is given.
@@ -58,7 +58,7 @@ class Hypervisor:
         with suppress(TimeoutError):  # it hangs; whatever was to be done has failed over that already
             self._open.within(min(CLOSE_LIMIT, self._timeout)).close()
 
-    def domains(self, check_stop: CheckStop = unstopped) -> Sequence[Domain]:
+    def domains(self, check_stop: CheckStop = never_stop) -> Sequence[Domain]:
         """List all domains, those that vanish meanwhile left out.
 
         Raises HypervisorError too if libvirt hangs in the middle of it.
@@ -79,7 +79,7 @@ class Hypervisor:
                 found.append(Domain(uuid, name, State.BUSY, (), uri=self.uri, problem=error))
         return sorted(found, key=lambda domain: domain.name)
 
-    def domain(self, uuid: str, check_stop: CheckStop = unstopped) -> Domain:
+    def domain(self, uuid: str, check_stop: CheckStop = never_stop) -> Domain:
         """Look one up as it is now; busy if libvirt is at work on it. Raises DomainGone."""
         handle = self._handle(uuid, check_stop)
         found = self._described(handle)
@@ -191,19 +191,19 @@ class Hypervisor:
         with libvirt_errors(f"libvirt at {self.uri} no longer answers"):
             connection.getLibVersion()
 
-    def _connect(self, check_stop: CheckStop = unstopped) -> Any:
+    def _connect(self, check_stop: CheckStop = never_stop) -> Any:
         hint = f"is libvirtd running? try: virsh --connect {self.uri} list; see LIBVIRT_URI"
         with libvirt_errors(f"cannot connect to libvirt at {self.uri}", hint):
             opened = within(self._timeout, partial(libvirt.open, self.uri), check_stop)
         return Bounded(opened, self._timeout)
 
-    def _connection(self, check_stop: CheckStop = unstopped) -> Any:
+    def _connection(self, check_stop: CheckStop = never_stop) -> Any:
         """Give the connection, a new one if libvirtd was restarted meanwhile."""
         if not self._open.isAlive():
             self._open = self._connect(check_stop)
-        return self._open if check_stop is unstopped else self._open.until_stop(check_stop)
+        return self._open if check_stop is never_stop else self._open.until_stop(check_stop)
 
-    def _handle(self, uuid: str, check_stop: CheckStop = unstopped) -> Any:
+    def _handle(self, uuid: str, check_stop: CheckStop = never_stop) -> Any:
         with libvirt_errors(f"cannot find domain {uuid}"):
             return self._connection(check_stop).lookupByUUIDString(uuid)
 

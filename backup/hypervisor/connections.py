@@ -9,14 +9,14 @@ from typing import Union
 
 from ..errors import BackupError, DomainGone
 from ..model import Domain, State
-from ..system.time_limit import STOP_POLL, CheckStop, unstopped
+from ..system.time_limit import STOP_POLL, CheckStop, never_stop
 from .connection import Hypervisor
 
 
 class Hypervisors:
     """All that can be reached, in their order; `unreachable` says which can't, and why. Close it."""
 
-    def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
+    def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
         """Connect to all at the same time. Raises BackupError if none can be reached.
 
         `timeout`, in seconds, bounds each call. `check_stop` raises the reason to stop: it ends the waiting
@@ -72,7 +72,7 @@ class Hypervisors:
 
 @contextmanager
 def located(
-    uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = unstopped
+    uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = never_stop
 ) -> Iterator[tuple[Hypervisor, Domain]]:
     """Find a domain: in the libvirt that listed it, the first of `uris`, or where it migrated to since.
 

@@ -99,8 +99,8 @@ def _domain(one: JobResult, proof: Proof, selected: bool) -> DomainEntry:
         "proof_failure": proof.failure,
         "images": [_image(image) for image in one.images],
         "not_covered": [
-            {"target": disk.target, "source": disk.source, "reason": disk.not_covered}
-            for disk in one.not_covered
+            {"target": disk.target, "source": disk.source, "reason": disk.skipped}
+            for disk in one.skipped_disks
         ],
     }
 

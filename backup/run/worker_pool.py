@@ -21,7 +21,7 @@ from typing import Callable
 
 from .. import PROGRAM
 from ..errors import reason
-from ..job.domain_job import JobOrder
+from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase, Status, Timeline
 from ..model import Level
 from ..protocols import Output, RunReporter
@@ -123,7 +123,7 @@ class Pool:
             if self.stop.requested and not told:
                 told = True
                 self._tell_to_stop()
-            if self.stop.insisted:
+            if self.stop.signalled_twice:
                 self._kill()
             for unheard, worker in self._active.items():
                 if not unheard.poll():  # or it was this process that was stopped

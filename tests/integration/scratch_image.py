@@ -78,7 +78,7 @@ class ScratchImage:
                 with target.opened(lambda: None) as writer:
                     refill(source, len(content), writer)
                 target.commit()
-                target.keep()
+                target.remove_replaced()
             finally:
                 target.discard()
         exported = self._lab.rbd("export", "--no-progress", str(back), "-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven
+from backup.errors import AlreadyRunning, BackupError, ConfigError, DrillFailed, Interrupted, NotDefined
 from backup.exit_codes import MEANINGS, exit_code
 
 
@@ -13,7 +13,7 @@ class Elsewhere(AlreadyRunning):
 
 
 def test_each_error_has_its_exit_code_derived_errors_too() -> None:
-    errors = [Elsewhere("x"), NotProven("x"), NotDefined("x"), BackupError("x"), ConfigError([])]
+    errors = [Elsewhere("x"), DrillFailed("x"), NotDefined("x"), BackupError("x"), ConfigError([])]
     assert [exit_code(error) for error in errors] == [11, 3, 3, 1, 2]
 
 

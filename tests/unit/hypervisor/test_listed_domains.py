@@ -88,9 +88,9 @@ def test_a_volume_s_pool_is_asked_of_libvirt_and_a_device_of_the_node(tmp_path: 
     volume, unknown, link, unmapped = web.disks
     assert (volume.image, volume.address.user) == (Image("vms", "root"), "libvirt")
     assert unknown.gap is Gap.BROKEN
-    assert unknown.not_covered.startswith("cannot look up libvirt's storage pool gone: ")
+    assert unknown.skipped.startswith("cannot look up libvirt's storage pool gone: ")
     assert link.image == Image("nowhere", "root", "tenant")
-    assert unmapped.not_covered == "nothing tells which image is mapped as /dev/rbd999999"
+    assert unmapped.skipped == "nothing tells which image is mapped as /dev/rbd999999"
 
 
 def test_metadata_of_the_live_and_of_the_inactive_definition_count_the_one_that_lasts_first(

@@ -40,7 +40,7 @@ SAVED = JobResult(
     taken=TAKEN + timedelta(seconds=1.5),
     seconds=2.5,
     images=(IMAGE,),
-    not_covered=(Disk("vdb", "/srv/x", not_covered="no RBD image (file)"),),
+    skipped_disks=(Disk("vdb", "/srv/x", skipped="no RBD image (file)"),),
     leftovers=2,
     timeline=Timeline(
         1, TAKEN, TAKEN + timedelta(seconds=3), ((Phase.STREAM, TAKEN + timedelta(seconds=2)),)

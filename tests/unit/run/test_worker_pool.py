@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from backup.errors import Interrupted
-from backup.job.domain_job import JobOrder
+from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Level
 from backup.run import worker_pool
