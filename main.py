@@ -220,7 +220,9 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
     made = datetime.now(timezone.utc)
     past = past_runs(History(settings.state_dir, settings.report_days), arguments.run, made.date())
     if past.left_out:
-        console.message(Level.WARNING, "", f"left out {past.left_out} reports of another version")
+        console.message(
+            Level.WARNING, "", f"ignored {past.left_out} reports of other versions of this program"
+        )
     if arguments.html is not None:
         from backup.report.page import page
 

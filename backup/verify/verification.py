@@ -18,7 +18,7 @@ from ..errors import BackupError, ConfigError
 from ..job_result import Phase
 from ..model import Level
 from ..protocols import Output, RunReporter
-from ..report.domain_record import Proofs
+from ..report.domain_record import DomainRecords
 from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
@@ -87,7 +87,7 @@ class Verification:
 
     def _prove(self, verified: Iterable[StoredPoint]) -> None:
         for point in verified:
-            self._proofs.note_verified(point.id.uuid, point.domain)
+            self._records.record_verified(point.id.uuid, point.domain)
 
     def _chosen(
         self, points: Sequence[StoredPoint], of: Mapping[str, str], at: str, failed: set[str]
@@ -184,12 +184,12 @@ class Verification:
         """Tell it, and note the domain's first failure at once: a long verification may be interrupted."""
         self.reporter.message(Level.ERROR, name, str(error))
         if uuid not in failed and not isinstance(error, ConfigError):  # a --at that fits none proves nothing
-            self._proofs.note(uuid, name, failure=error.message)
+            self._records.update(uuid, name, failure=error.message)
         failed.add(uuid)
 
     @property
-    def _proofs(self) -> Proofs:
-        return Proofs(self.settings.state_dir, self.reporter)
+    def _records(self) -> DomainRecords:
+        return DomainRecords(self.settings.state_dir, self.reporter)
 
 
 class _Manifest:
