@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backup import __version__
-from main import MODULES
+from backup.terminal.required_modules import MODULES
 
 ROOT = Path(__file__).parents[1]
 
