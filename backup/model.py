@@ -1,49 +1,44 @@
-"""The values that the engine works with."""
+"""The values that describe domains: their disks, images, clusters and definitions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import Enum
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from .errors import BackupError
 
 
 class State(str, Enum):
-    """What libvirt says a domain is doing."""
+    """The state of a domain, from libvirt."""
 
     RUNNING = "running"
     PAUSED = "paused"
     SUSPENDED = "suspended"  # to memory, by the guest itself
-    CRASHED = "crashed"  # the guest; its QEMU is kept
-    SAVED = "saved"  # shut off, its memory in a file of libvirt's (virsh managedsave)
+    CRASHED = "crashed"  # the guest; its QEMU still exists
+    SAVED = "saved"  # shut off, with its memory saved to a file (virsh managedsave)
     SHUT_OFF = "shut off"
-    ELSEWHERE = "migrated away"  # its definition is still here, it runs on another node
-    BUSY = "busy"  # migrating, starting, shutting down: another moment is better
+    ELSEWHERE = "migrated away"  # still defined here, but runs on another node
+    BUSY = "busy"  # migrating, starting or shutting down
 
     @property
     def active(self) -> bool:
-        """Whether there is a QEMU that has the disks open."""
+        """Whether a QEMU process has the disks open."""
         return self not in (State.SAVED, State.SHUT_OFF, State.ELSEWHERE)
 
 
 class Consistency(str, Enum):
-    """How a restore point was taken."""
+    """The consistency of a restore point."""
 
     FILESYSTEM = "filesystem"  # frozen through the guest agent
-    PAUSED = "paused"  # processors held: all disks are of one instant
-    CRASH = "crash"  # as the disks ran
+    PAUSED = "paused"  # processors paused: all disks show the same instant
+    CRASH = "crash"  # neither: each disk shows its own instant
     OFFLINE = "offline"  # shut off
 
 
 @dataclass(frozen=True)
 class Image:
-    """An RBD image's place within its cluster.
-
-    With its `id` it is found even after it was renamed; without, by its name.
-    """
+    """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name."""
 
     pool: str
     name: str
@@ -52,7 +47,7 @@ class Image:
 
     @property
     def place(self) -> str:
-        """Where it lies: pool or pool/namespace."""
+        """Its pool or pool/namespace."""
         return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
 
     def __str__(self) -> str:
@@ -60,7 +55,7 @@ class Image:
 
 
 def image_named(text: str) -> Image | None:
-    """Split pool/image or pool/namespace/image, None if it is neither. No part can hold a slash."""
+    """Parse pool/image or pool/namespace/image; None if it is neither. No part can contain a slash."""
     parts = text.split("/")
     if len(parts) == 2 and all(parts):
         return Image(parts[0], parts[1])
@@ -71,9 +66,9 @@ def image_named(text: str) -> Image | None:
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """How a disk says its cluster is reached; what it does not say comes from CEPH_CONF.
+    """How to reach the cluster of a disk, from the domain's XML; what that leaves open is in CEPH_CONF.
 
-    `fsid`, where it is known, is what the cluster has to have.
+    `fsid`, if known, is the id that the cluster must have.
     """
 
     monitors: tuple[str, ...] = ()
@@ -85,19 +80,19 @@ class ClusterAddress:
 
 
 class Gap(str, Enum):
-    """What a restore point lacks for want of a disk that is not covered."""
+    """What a restore point lacks because a disk is skipped."""
 
-    NONE = "none"  # nothing that was to be saved
-    FOREIGN = "foreign"  # data that is on no RBD image
-    BROKEN = "broken"  # an RBD image that can't be saved
+    NONE = "none"  # nothing that should have been saved
+    FOREIGN = "foreign"  # data that is not on an RBD image
+    BROKEN = "broken"  # an RBD image that cannot be backed up
 
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a domain, or a layer below it.
+    """One disk of a domain, or a layer of its backing chain.
 
-    `image` is None for what is not saved; `not_covered` and `gap` then say why, and what that costs.
-    `encryption` is the format of an image whose content is encrypted, such as luks2.
+    `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
+    `encryption` is the format of an encrypted image, such as luks2.
     """
 
     target: str
@@ -105,20 +100,20 @@ class Disk:
     image: Optional[Image] = None
     address: ClusterAddress = ClusterAddress()
     encryption: str = ""
-    not_covered: str = ""
+    skipped: str = ""
     gap: Gap = Gap.NONE
 
 
 @dataclass(frozen=True)
 class Override:
-    """What a domain's own metadata says about its backup; None, "" and () where it says nothing."""
+    """The settings in a domain's own metadata; None, "" and () where it has none."""
 
     enabled: Optional[bool] = None
     freeze: str = ""
     exclude: tuple[str, ...] = ()
 
     def excludes(self, target: str) -> bool:
-        """Whether it leaves out the disk, or the disk that this is a layer of."""
+        """Whether it excludes this disk, or the disk that this is a layer of."""
         return bool({target, target.partition(".")[0]} & set(self.exclude))
 
 
@@ -126,8 +121,8 @@ class Override:
 class Domain:
     """A libvirt virtual machine as it was when it was listed.
 
-    `uri` is the libvirt that knows it. `problem` is what keeps it from being backed up by its definition
-    alone. `instance` is libvirt's id while it runs, another each time that it is started.
+    `uri` is the libvirt that listed it. `problem` is an error in its definition that prevents a backup.
+    `instance` is libvirt's id of the running domain, which changes with each start.
     """
 
     uuid: str
@@ -143,7 +138,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Definition:
-    """What libvirt needs to have the domain again."""
+    """What libvirt needs to define the domain again."""
 
     inactive_xml: str
     live_xml: str = ""
@@ -153,217 +148,22 @@ class Definition:
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of an image that may hold data; what no extent covers is a hole and reads as zeros."""
+    """A range of an image that may contain data; all outside of extents is a hole, which reads as zeros."""
 
     offset: int
     length: int
 
 
 @dataclass(frozen=True)
-class RestorePoint:
-    """What one run saves of one domain: everything but the images' bytes.
-
-    `attempt` is the how many-eth of the run, from 1. `locks` are the places ("FSID/pool/namespace") of the
-    locks that its job holds.
-    """
-
-    run: str
-    host: str
-    taken: datetime
-    domain: Domain
-    definition: Definition
-    consistency: Consistency
-    frozen_seconds: float
-    attempt: int = 1
-    locks: tuple[str, ...] = ()
-
-
-class PointId(NamedTuple):
-    """What distinguishes a restore point: its run, its domain's uuid, which attempt of the run's."""
-
-    run: str
-    uuid: str
-    attempt: int = 1
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How an image lies in its cluster: what `rbd create` wants to know beside name and size.
-
-    `features` are rbd's names. `object_size` and `stripe_unit` are in bytes. `data_pool` is "" where the
-    data lies in the image's own pool.
-    """
-
-    object_size: int
-    features: tuple[str, ...]
-    stripe_unit: int
-    stripe_count: int
-    data_pool: str = ""
-
-
-@dataclass(frozen=True)
-class SnapshotId:
-    """What tells a snapshot from all others, whatever it and its image are called by now: Ceph's own ids."""
-
-    cluster: str = ""
-    image: str = ""
-    snapshot: int = 0
-
-
-@dataclass(frozen=True)
-class SavedImage:
-    """An image whose every byte the output has. Sizes in bytes.
-
-    `data_bytes` is what of it was allocated, `read_bytes` what was read this time, `stored_bytes` what the
-    output grew by: for an output that saves all disks at once, the first of them has it all. `source` is the
-    snapshot that it was read from. `segment_size` is that of its files, 0 where it is one file; `full_read`
-    when (ISO 8601) all of it was last read, for outputs that do not read all each time.
-    """
-
-    target: str
-    image: str
-    size: int
-    data_bytes: int
-    stored_bytes: int
-    seconds: float
-    restore_id: str
-    layout: Layout
-    read_bytes: int = 0
-    source: SnapshotId = SnapshotId()
-    segment_size: int = 0
-    full_read: str = ""
-
-
-@dataclass(frozen=True)
-class SavedDomain:
-    """What a restore point's manifest says: all that it takes to have the domain again, but for the bytes.
-
-    `not_covered` are the targets of disks that were not saved, `checksums` by target what checksums.py packs,
-    `times` by target when each segment of an image last changed, as the output packs it.
-    """
-
-    point: PointId
-    name: str
-    taken: datetime
-    consistency: Consistency
-    images: tuple[SavedImage, ...]
-    not_covered: tuple[str, ...]
-    definition: Definition
-    checksums: Mapping[str, bytes]
-    times: Mapping[str, bytes] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Base:
-    """What an incremental backup of an image builds on: the previous backup and its base snapshot's name.
-
-    `checksums` and `times` are packed as in `SavedDomain`.
-    """
-
-    snapshot: str
-    saved: SavedImage
-    checksums: bytes
-    times: bytes
-
-
-@dataclass(frozen=True)
-class HeldImage:
-    """An image as an output lists it. `size` in bytes, None where the manifest alone tells.
-
-    `original_id` is what it was saved as, where the output has given it another id since.
-    """
-
-    target: str
-    image: str
-    size: Optional[int]
-    restore_id: str
-    original_id: str = ""
-
-
-@dataclass(frozen=True)
-class HeldPoint:
-    """A restore point as an output lists it; without `manifest_id` it is not complete, and does not count.
-
-    An image of no bytes is in the manifest alone. `locks` are the places of the locks under which it was
-    saved, () where an older version did it.
-    """
-
-    id: PointId
-    domain: str
-    taken: datetime
-    consistency: str
-    node: str
-    images: tuple[HeldImage, ...]
-    manifest_id: str
-    locks: tuple[str, ...] = ()
-
-
-class Phase(str, Enum):
-    """What a job is doing."""
-
-    PREPARE = "preparing"  # connecting, locking, removing leftovers
-    HOOKS = "running hooks"
-    SNAPSHOT = "making snapshots"  # with the guest held still
-    STREAM = "streaming"
-    VERIFY = "verifying"
-    RESTORE = "restoring"
-    BOOT = "booting"
-    TIDY = "tidying up"  # removing snapshots and the lock
-
-
-class Status(str, Enum):
-    """How a job ended."""
-
-    SAVED = "saved"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """When a job did what: in which of the run's lanes, 1 to WORKERS, and when each of its phases began."""
-
-    lane: int
-    started: datetime
-    finished: datetime
-    phases: tuple[tuple[Phase, datetime], ...]
-
-
-@dataclass(frozen=True)
-class JobResult:
-    """How the backup of one domain ended. A failure that is `passing` is worth a second attempt.
-
-    `frozen_at` is since when the domain was held still, `taken` the moment of its snapshots, `leftovers` how
-    many snapshots of killed runs were found. `timeline` is there if it was begun.
-    """
-
-    name: str
-    uuid: str
-    status: Status
-    reason: str = ""
-    hint: str = ""
-    consistency: Optional[Consistency] = None
-    frozen_seconds: float = 0.0
-    frozen_at: Optional[datetime] = None
-    taken: Optional[datetime] = None
-    seconds: float = 0.0
-    images: tuple[SavedImage, ...] = field(default=())
-    not_covered: tuple[Disk, ...] = field(default=())
-    leftovers: int = 0
-    timeline: Optional[Timeline] = None
-    passing: bool = False
-
-
-@dataclass(frozen=True)
 class Finding:
-    """Something that was looked at, and what is wrong with it, if anything is."""
+    """Something that was checked, and the problem with it, if any."""
 
     subject: str
     problem: Optional[BackupError] = None
 
 
 class Level(int, Enum):
-    """How much a message matters; the numbers are those of the journal (man 3 sd-daemon)."""
+    """The priority of a message; the numbers are those of the journal (man 3 sd-daemon)."""
 
     ERROR = 3
     WARNING = 4

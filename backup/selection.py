@@ -45,7 +45,7 @@ def choose(domains: Sequence[Domain], settings: Settings, names: Sequence[str] =
     return tuple(_choice(domain, best[domain.uuid], settings, names) for domain in domains)
 
 
-def covered(domain: Domain, settings: Settings) -> Domain:
+def select_disks(domain: Domain, settings: Settings) -> Domain:
     """Give the domain with its disks as the settings and its metadata would have them covered."""
     return replace(domain, disks=tuple(_disk(disk, domain, settings) for disk in domain.disks))
 
@@ -55,14 +55,14 @@ def effective(domain: Domain, settings: Settings) -> Settings:
     return replace(settings, freeze=domain.override.freeze or settings.freeze)
 
 
-def require_covered(domain: Domain) -> None:
+def require_complete(domain: Domain) -> None:
     """Raise BackupError if the domain, as `covered` gave it, would not come back as a whole."""
     if domain.problem:
         raise domain.problem
     for disk in domain.disks:
         if disk.gap is Gap.BROKEN:
             source = f" ({disk.source})" if disk.source else ""
-            message = f"disk {disk.target}{source} can't be saved: {disk.not_covered}"
+            message = f"disk {disk.target}{source} can't be saved: {disk.skipped}"
             way_out = f'to leave it out: <backup exclude="{disk.target}"/> in the domain\'s metadata'
             raise BackupError(message, way_out)
 
@@ -77,7 +77,7 @@ def _rank(domain: Domain) -> tuple[int, bool]:
 def _choice(domain: Domain, best: Domain, settings: Settings, names: Sequence[str]) -> Choice:
     origin = "named" if names else METADATA if domain.override.enabled else "INCLUDE_DOMAINS"
     return Choice(
-        covered(domain, settings),
+        select_disks(domain, settings),
         skipped=_against(domain, best, settings, names),
         selected_by=origin,
         freeze=effective(domain, settings).freeze,
@@ -99,17 +99,17 @@ def _against(domain: Domain, best: Domain, settings: Settings, names: Sequence[s
             return "in EXCLUDE_DOMAINS"
     if domain.state is State.ELSEWHERE:
         return "migrated to another node"
-    wanted = [disk for disk in covered(domain, settings).disks if disk.image or disk.gap is Gap.BROKEN]
+    wanted = [disk for disk in select_disks(domain, settings).disks if disk.image or disk.gap is Gap.BROKEN]
     return "" if wanted or domain.problem else "no RBD image to back up"
 
 
 def _disk(disk: Disk, domain: Domain, settings: Settings) -> Disk:
     if domain.override.excludes(disk.target):
-        return replace(disk, image=None, not_covered=f"excluded in {METADATA}", gap=Gap.NONE)
+        return replace(disk, image=None, skipped=f"excluded in {METADATA}", gap=Gap.NONE)
     if disk.image and any(fnmatchcase(str(disk.image), pattern) for pattern in settings.exclude_images):
-        return replace(disk, image=None, not_covered="in EXCLUDE_IMAGES")
+        return replace(disk, image=None, skipped="in EXCLUDE_IMAGES")
     if disk.gap is Gap.FOREIGN and settings.uncovered_disks == "fail":
-        return replace(disk, not_covered=f"{disk.not_covered} (UNCOVERED_DISKS)", gap=Gap.BROKEN)
+        return replace(disk, skipped=f"{disk.skipped} (UNCOVERED_DISKS)", gap=Gap.BROKEN)
     return disk
 
 

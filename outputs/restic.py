@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from backup.model import Level, RestorePoint, SavedImage
+from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
+from backup.stored import RestorePoint, SavedImage
 from backup.text import size_text
 from backup.transfer import backup_stream
 from backup.transfer.backup_stream import Copied

@@ -12,7 +12,8 @@ from operator import attrgetter
 from typing import Any, Callable
 
 from ..errors import BackupError
-from ..model import Extent, Image, Layout, SnapshotId
+from ..model import Extent, Image
+from ..stored import Layout, SnapshotId
 from .connection import Connection
 from .retry import STOP_POLL
 

@@ -59,40 +59,47 @@ class CephRetry:
         check_stop: Check | None = None,
         timed_out_at: Callable[[], float] | None = None,
     ) -> Result:
-        """Make the call, again and again where it times out. Raises what it raises.
+        """Make the call, and repeat it while it times out. Raises what it raises.
 
         `check_stop` raises what ends the retries; without it a job that has to stop gets the timeout itself.
-        `timed_out_at` gives when, of time.monotonic(), where that is not just now.
+        `timed_out_at` returns when the call timed out, of time.monotonic(); by default just now.
         """
-        first = None
+        first: float | None = None  # when the call timed out for the first time
         try:
             while True:
                 try:
                     result = call()
                 except ClusterError as error:
-                    if error.number != errno.ETIMEDOUT:
-                        raise
                     moment = timed_out_at() if timed_out_at else time.monotonic()
-                    if first is None and moment < self._answered:
-                        continue  # in a stall that is over: nobody has waited for it meanwhile
-                    self._silent = True
-                    self._require_stay(error, check_stop)
-                    if first is None:
-                        self._require_time(moment, moment <= self._gave_up, error)
-                    else:
-                        self._require_time(first, True, error)
-                    self._begin_retry(moment, first is None)
-                    first = moment if first is None else first
+                    first = self._after_error(error, first, moment, check_stop)
                 else:
-                    self._silent = False
-                    if first is not None:
-                        self._note_answer()
+                    self._note_answer(retried=first is not None)
                     return result
         finally:
             if first is not None:
                 self._end_retries()
 
-    def _require_stay(self, error: ClusterError, check_stop: Check | None) -> None:
+    def _after_error(
+        self, error: ClusterError, first: float | None, moment: float, check_stop: Check | None
+    ) -> float | None:
+        """Return when the call timed out for the first time: None if that was in a stall that is over.
+
+        Raises unless the call is to be made again.
+        """
+        if error.number != errno.ETIMEDOUT:
+            raise error
+        if first is None and moment < self._answered:
+            return None  # an asynchronous call that nobody had waited for until now
+        self._silent = True
+        self._require_no_stop(error, check_stop)
+        if first is None:
+            self._require_time(moment, moment <= self._gave_up, error)
+        else:
+            self._require_time(first, True, error)
+        self._begin_retry(moment, first is None)
+        return moment if first is None else first
+
+    def _require_no_stop(self, error: ClusterError, check_stop: Check | None) -> None:
         """Raise if the job has to stop: what the stop says, or the timeout."""
         if check_stop:
             check_stop()
@@ -131,7 +138,10 @@ class CephRetry:
             text += f"; waiting up to {self.limit:.0f} s (CEPH_STALL_TIMEOUT)"
         self._report(Level.WARNING if begins else Level.DEBUG, text)
 
-    def _note_answer(self) -> None:
+    def _note_answer(self, retried: bool) -> None:
+        self._silent = False
+        if not retried:
+            return
         with self._lock:
             self._answered = time.monotonic()
             seconds, ends = self._answered - self._since, self._stalled == 1

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Optional
 
-from ..model import SavedImage, image_named
+from ..model import image_named
 from ..protocols import SnapshotReader
+from ..stored import SavedImage
 from .cluster import Cluster
 from .errors import ImageGone
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from ..errors import BackupError, reason
-from ..model import Domain, Finding, JobResult, Level, Phase
+from ..job_result import JobResult, Phase
+from ..model import Domain, Finding, Level
 from ..protocols import Reporter
 from ..report.run_report import RunResult
 from ..settings import Settings, written_by_others

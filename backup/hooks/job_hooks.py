@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from ..errors import BackupError, Interrupted, reason
-from ..model import Domain, JobResult, Level, Status
+from ..job_result import JobResult, Status
+from ..model import Domain, Level
 from ..settings import Settings
 from ..system.atomic_file import write_whole
 from .hooks import Hooks, When, about_domain, about_job

@@ -13,9 +13,10 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from ..errors import BackupError, reason
-from ..model import Level, Status
+from ..job_result import Status
+from ..model import Level
 from ..protocols import Reporter
-from ..report.history import Report
+from ..report.report_types import Report
 from ..report.run_report import RunResult
 from ..settings import Settings
 from ..system.time_limit import within

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import errno
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,32 +15,19 @@ import libvirt
 
 from ..errors import BackupError, DomainGone
 from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
-from ..system.time_limit import Bounded, CheckStop, unstopped, within
+from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from . import domain_xml
 from .disk_xml import Places
+from .domain_state import has_job, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .mapped_device import mapped_image
 from .metadata import override
 from .nvram import read_nvram
+from .storage_pools import pool_xml, read_file
 
-STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: State.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: State.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: State.PAUSED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
-    libvirt.VIR_DOMAIN_SHUTOFF: State.SHUT_OFF,
-    libvirt.VIR_DOMAIN_CRASHED: State.CRASHED,
-}
-# Paused, but on its way to or from somewhere: QEMU itself will change that any moment.
-PAUSED_IN_PASSING = {
-    libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
-    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
-    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,
-}
 # Codes of a resume that finds nothing to resume: QEMU's driver, libvirt's test driver.
 NOT_PAUSED = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR}
-
 
 ANSWER_LIMIT = 5  # seconds for a libvirt that has not answered in time to show that it answers at all
 CLOSE_LIMIT = 2  # seconds to say goodbye to libvirt; a connection that hangs ends with the process
@@ -55,7 +40,7 @@ class Hypervisor:
     else is: a freeze, a thaw, a pause or a resume that was begun is waited for.
     """
 
-    def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
+    def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
         """Connect. Raises HypervisorError.
 
         `timeout`, in seconds, bounds each call, beyond what a guest agent is given.
@@ -73,7 +58,7 @@ class Hypervisor:
         with suppress(TimeoutError):  # it hangs; whatever was to be done has failed over that already
             self._open.within(min(CLOSE_LIMIT, self._timeout)).close()
 
-    def domains(self, check_stop: CheckStop = unstopped) -> Sequence[Domain]:
+    def domains(self, check_stop: CheckStop = never_stop) -> Sequence[Domain]:
         """List all domains, those that vanish meanwhile left out.
 
         Raises HypervisorError too if libvirt hangs in the middle of it.
@@ -94,17 +79,17 @@ class Hypervisor:
                 found.append(Domain(uuid, name, State.BUSY, (), uri=self.uri, problem=error))
         return sorted(found, key=lambda domain: domain.name)
 
-    def domain(self, uuid: str, check_stop: CheckStop = unstopped) -> Domain:
+    def domain(self, uuid: str, check_stop: CheckStop = never_stop) -> Domain:
         """Look one up as it is now; busy if libvirt is at work on it. Raises DomainGone."""
         handle = self._handle(uuid, check_stop)
         found = self._described(handle)
-        return replace(found, state=State.BUSY) if _has_job(handle) else found
+        return replace(found, state=State.BUSY) if has_job(handle) else found
 
     def state(self, uuid: str) -> State:
         """Tell what the domain is doing, at once: a guest may stand still. Raises DomainGone."""
         handle = self._handle(uuid)
         with libvirt_errors("cannot ask for the domain's state"):
-            return State.BUSY if _has_job(handle) else _state(handle)
+            return State.BUSY if has_job(handle) else state_of(handle)
 
     def instance(self, uuid: str) -> int:
         """Give libvirt's id of the domain as it runs now, -1 if it does not. Raises DomainGone."""
@@ -206,19 +191,19 @@ class Hypervisor:
         with libvirt_errors(f"libvirt at {self.uri} no longer answers"):
             connection.getLibVersion()
 
-    def _connect(self, check_stop: CheckStop = unstopped) -> Any:
+    def _connect(self, check_stop: CheckStop = never_stop) -> Any:
         hint = f"is libvirtd running? try: virsh --connect {self.uri} list; see LIBVIRT_URI"
         with libvirt_errors(f"cannot connect to libvirt at {self.uri}", hint):
             opened = within(self._timeout, partial(libvirt.open, self.uri), check_stop)
         return Bounded(opened, self._timeout)
 
-    def _connection(self, check_stop: CheckStop = unstopped) -> Any:
+    def _connection(self, check_stop: CheckStop = never_stop) -> Any:
         """Give the connection, a new one if libvirtd was restarted meanwhile."""
         if not self._open.isAlive():
             self._open = self._connect(check_stop)
-        return self._open if check_stop is unstopped else self._open.until_stop(check_stop)
+        return self._open if check_stop is never_stop else self._open.until_stop(check_stop)
 
-    def _handle(self, uuid: str, check_stop: CheckStop = unstopped) -> Any:
+    def _handle(self, uuid: str, check_stop: CheckStop = never_stop) -> Any:
         with libvirt_errors(f"cannot find domain {uuid}"):
             return self._connection(check_stop).lookupByUUIDString(uuid)
 
@@ -228,7 +213,7 @@ class Hypervisor:
     def _described(self, handle: Any) -> Domain:
         with libvirt_errors("cannot read the domain's definition"):
             xml = handle.XMLDesc(0)
-            state = _state(handle)
+            state = state_of(handle)
             inactive = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if state.active else xml
             disks = self._disks(xml, inactive, handle.check_stop)
         problem = None
@@ -250,64 +235,18 @@ class Hypervisor:
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
         """Give the disks that the domain has now, then those that it will have when it is started next."""
-        pool_xml = partial(self._pool_xml, check_stop=check_stop)
-        places = Places(pool_xml, partial(mapped_image, local=self.local), self.local)
+        pool = partial(self._pool_xml, check_stop=check_stop)
+        places = Places(pool, partial(mapped_image, local=self.local), self.local)
         now = domain_xml.disks(xml, places)
         targets = {disk.target for disk in now}
         later = domain_xml.disks(inactive, places) if inactive is not xml else ()
         return now + tuple(disk for disk in later if disk.target not in targets)
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:
-        """Raises TimeoutError where libvirt hangs, which is no fault of a disk."""
-        connection = self._connection(check_stop)
-        try:
-            with libvirt_errors(f"cannot look up libvirt's storage pool {name}", "virsh pool-list --all"):
-                return str(connection.storagePoolLookupByName(name).XMLDesc())
-        except HypervisorError as error:
-            if isinstance(error.__cause__, TimeoutError):
-                raise error.__cause__ from error
-            raise
+        return pool_xml(self._connection(check_stop), name)
 
     def _read(self, path: str) -> bytes:
-        """Read a file of the domain's node; another node's libvirt gives it out of a storage pool alone."""
+        """Read a file of the domain's node. Raises OSError, HypervisorError."""
         if self.local:
             return Path(path).read_bytes()
-        connection, (directory, name) = self._connection(), os.path.split(path)
-        hint = (
-            f"libvirt hands out files of its pools alone: virsh pool-define-as nvram dir --target {directory}"
-        )
-        try:
-            with libvirt_errors(f"cannot read {path} through libvirt at {self.uri}", hint):
-                pool = connection.storagePoolLookupByTargetPath(directory)
-                pool.refresh()
-                content, stream = bytearray(), connection.newStream()
-                pool.storageVolLookupByName(name).download(stream, 0, 0)
-                stream.recvAll(lambda _stream, data, _: content.extend(data), None)
-                stream.finish()
-        except HypervisorError as error:
-            if error.code == libvirt.VIR_ERR_NO_STORAGE_VOL:
-                raise FileNotFoundError(errno.ENOENT, "no such file") from error
-            raise
-        return bytes(content)
-
-
-def _has_job(handle: Any) -> bool:
-    """Tell whether a migration, a save or a dump is under way."""
-    try:
-        with libvirt_errors("cannot ask for the domain's job"):
-            return bool(handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
-    except HypervisorError as error:
-        if error.code in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
-            return False  # the test driver knows no jobs, and what does not run has none
-        raise
-
-
-def _state(handle: Any) -> State:
-    state, why = handle.state()
-    if state == libvirt.VIR_DOMAIN_PAUSED and why in PAUSED_IN_PASSING:
-        return State.BUSY
-    if state == libvirt.VIR_DOMAIN_SHUTOFF and why == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED:
-        return State.ELSEWHERE
-    if state == libvirt.VIR_DOMAIN_SHUTOFF and handle.hasManagedSaveImage():
-        return State.SAVED
-    return STATES.get(state, State.BUSY)
+        return read_file(self._connection(), self.uri, path)

@@ -9,14 +9,14 @@ from typing import Union
 
 from ..errors import BackupError, DomainGone
 from ..model import Domain, State
-from ..system.time_limit import STOP_POLL, CheckStop, unstopped
+from ..system.time_limit import STOP_POLL, CheckStop, never_stop
 from .connection import Hypervisor
 
 
 class Hypervisors:
     """All that can be reached, in their order; `unreachable` says which can't, and why. Close it."""
 
-    def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = unstopped) -> None:
+    def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
         """Connect to all at the same time. Raises BackupError if none can be reached.
 
         `timeout`, in seconds, bounds each call. `check_stop` raises the reason to stop: it ends the waiting
@@ -72,30 +72,40 @@ class Hypervisors:
 
 @contextmanager
 def located(
-    uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = unstopped
+    uuid: str, uris: Sequence[str], timeout: int, check_stop: CheckStop = never_stop
 ) -> Iterator[tuple[Hypervisor, Domain]]:
-    """Look a domain up in the libvirt that listed it, the first, else where it may have migrated to since.
+    """Find a domain: in the libvirt that listed it, the first of `uris`, or where it migrated to since.
 
-    Raises DomainGone if it is nowhere, another BackupError if that can't be told, and the reason to stop.
+    Raises DomainGone if no libvirt has it, another BackupError if one of them could not be asked, and the
+    reason to stop.
     """
     errors: list[BackupError] = []
-    with ExitStack() as stack:
-        for uri in uris:
-            try:
-                hypervisor = stack.enter_context(Hypervisor(uri, timeout, check_stop))
-                domain = hypervisor.domain(uuid, check_stop)
-            except BackupError as error:
-                check_stop()
-                if uri == uris[0] and not isinstance(error, DomainGone):
-                    raise  # it may run there still: no other libvirt knows it better
-                errors.append(error)
-                continue
-            if domain.state is not State.ELSEWHERE:
-                yield hypervisor, domain
+    for uri in uris:
+        with ExitStack() as stack:
+            found = _found(stack, uri, uuid, timeout, check_stop)
+            if not isinstance(found, BackupError):
+                yield found
                 return
-            errors.append(DomainGone("the domain migrated to another node"))
-        unknown = [error for error in errors if not isinstance(error, DomainGone)]
-        raise (unknown or errors)[0]
+        if uri == uris[0] and not isinstance(found, DomainGone):
+            raise found  # the domain may still run there: no other libvirt knows better
+        errors.append(found)
+    unknown = [error for error in errors if not isinstance(error, DomainGone)]
+    raise (unknown or errors)[0]
+
+
+def _found(
+    stack: ExitStack, uri: str, uuid: str, timeout: int, check_stop: CheckStop
+) -> Union[tuple[Hypervisor, Domain], BackupError]:
+    """Return the domain and its connection, which the stack closes, or why it could not be found there."""
+    try:
+        hypervisor = stack.enter_context(Hypervisor(uri, timeout, check_stop))
+        domain = hypervisor.domain(uuid, check_stop)
+    except BackupError as error:
+        check_stop()
+        return error
+    if domain.state is State.ELSEWHERE:
+        return DomainGone("the domain migrated to another node")
+    return hypervisor, domain
 
 
 def _connected(uri: str, timeout: int, check_stop: CheckStop) -> Union[Hypervisor, BackupError]:

@@ -44,15 +44,15 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
     device = element.get("device", "disk")
     if device in REMOVABLE:
         medium = "" if _shown(element) else " without a medium"
-        return (Disk(target, _shown(element), not_covered=f"a {device}{medium}"),)
+        return (Disk(target, _shown(element), skipped=f"a {device}{medium}"),)
     top = _disk(element, target, places)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
     if top.image:  # which is nothing without what lies below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
     image = next((layer.image for layer in below if layer.image), None)
     if image and top.gap is Gap.FOREIGN:
-        reason = f"what was written since to RBD image {image} is elsewhere: {top.not_covered}"
-        top = replace(top, not_covered=reason, gap=Gap.BROKEN)
+        reason = f"what was written since to RBD image {image} is elsewhere: {top.skipped}"
+        top = replace(top, skipped=reason, gap=Gap.BROKEN)
     return (top, *below)
 
 
@@ -68,12 +68,12 @@ def _disk(element: Element, target: str, places: Places) -> Disk:
     try:
         place = _place(element, places)
     except BackupError as error:
-        return replace(disk, not_covered=error.message, gap=Gap.BROKEN)
+        return replace(disk, skipped=error.message, gap=Gap.BROKEN)
     if place is None:
         kind = _attribute(element, "source", "protocol") or element.get("type")
-        return replace(disk, not_covered=f"no RBD image ({kind})", gap=Gap.FOREIGN)
+        return replace(disk, skipped=f"no RBD image ({kind})", gap=Gap.FOREIGN)
     if place.snapshot:
-        return replace(disk, not_covered=f"runs from snapshot {place.snapshot}, which never changes")
+        return replace(disk, skipped=f"runs from snapshot {place.snapshot}, which never changes")
     encryption = _attribute(element, "source/encryption", "format") or _attribute(
         element, "encryption", "format"
     )

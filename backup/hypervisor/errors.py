@@ -25,7 +25,7 @@ class HypervisorError(BackupError):
     def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message, hint)
         self.code = code
-        self.passing = code in DISCONNECTED
+        self.transient = code in DISCONNECTED
 
 
 @contextmanager

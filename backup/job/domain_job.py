@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -15,61 +13,29 @@ from .. import PROGRAM
 from ..ceph.clusters import Clusters
 from ..ceph.errors import LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
-from ..errors import BackupError, DomainGone, NotNow, Skipped
+from ..errors import BackupError, Skipped
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import located
-from ..model import (
-    Consistency,
-    Domain,
-    Gap,
-    HeldPoint,
-    Image,
-    JobResult,
-    Level,
-    Phase,
-    RestorePoint,
-    SavedImage,
-    State,
-    Status,
-)
+from ..job_result import JobResult, Phase, Status
+from ..model import Domain, Gap, Level
 from ..protocols import Output, Reporter, SnapshotSource
-from ..selection import covered, effective, require_covered
+from ..selection import require_complete, select_disks
 from ..settings import Settings
+from ..stored import SavedImage
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 from ..transfer.compare import against_snapshot, pieces_of
 from .domain_lock import lock_of
-from .freeze import Holder, Standstill
-from .freeze_notes import Journal
+from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
 from .previous_backup import Bases
+from .quiesced_snapshots import QuiescedSnapshots, require_ready
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 
 PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
-
-
-@dataclass(frozen=True)
-class JobOrder:
-    """What a worker is told to do.
-
-    `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
-    to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
-    complete restore points as the run listed them, before its first job. `size`: the bytes that this will
-    pass along, for whoever watches; 0 if that is not known. `attempt`: 2 and more for retries in a run.
-    """
-
-    run: str
-    name: str
-    uuid: str
-    uri: str = ""
-    min_age: int = 0
-    verify: bool = False
-    known: Sequence[HeldPoint] = ()
-    size: int = 0
-    attempt: int = 1
 
 
 @dataclass
@@ -83,13 +49,16 @@ class DomainJob:
     stop: StopRequest
     _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
     _bases: Optional[Bases] = field(default=None, init=False)
-    _stand: Optional[Standstill] = field(default=None, init=False)
+    _quiesced: QuiescedSnapshots = field(init=False)
     _leftovers: int = field(default=0, init=False)
     _lock_places: tuple[str, ...] = field(default=(), init=False)
     _hooks: JobHooks = field(init=False)
 
     def __post_init__(self) -> None:
         self._hooks = JobHooks(Hooks(self.settings, self.order.run, self.reporter, self.order.name))
+        self._quiesced = QuiescedSnapshots(
+            self.order, self.settings, self.reporter, self.stop, self.require_lock
+        )
 
     def check_stop(self) -> None:
         self.stop.check()
@@ -110,7 +79,7 @@ class DomainJob:
         self.require_lock()
         if self.order.verify and image.size:
             self._verify(source, image)
-        if not self.output.keeps_snapshots:
+        if not self.output.keeps_base_snapshots:
             self._snapshots.release(source)
 
     def _verify(self, source: SnapshotSource, image: SavedImage) -> None:
@@ -138,9 +107,11 @@ class DomainJob:
             result = replace(result, status=Status.SKIPPED, reason=error.message)
         except BackupError as error:
             reason = f"saved, but {error.message}" if result.images else error.message
-            passing = error.passing and not result.images
-            result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
-        stand = self._stand
+            transient = error.transient and not result.images
+            result = replace(
+                result, status=Status.FAILED, reason=reason, hint=error.hint, transient=transient
+            )
+        stand = self._quiesced.stand
         result = replace(
             result,
             seconds=time.monotonic() - started,
@@ -158,8 +129,8 @@ class DomainJob:
         hypervisor, domain = stack.enter_context(
             located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
         )
-        _require_ready(domain)
-        require_covered(covered(domain, self.settings))
+        require_ready(domain)
+        require_complete(select_disks(domain, self.settings))
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # at the worst one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
@@ -167,11 +138,11 @@ class DomainJob:
         self.check_stop()
         with self._hooks.around_freeze(domain, self.check_stop) as told:
             self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
-            point = self._take(domain, hypervisor, snapshots)
+            point = self._quiesced.take(domain, hypervisor, snapshots, self._lock_places)
             told["CONSISTENCY"] = point.consistency.value
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
-                text = f"{disk.target} ({disk.source}) is not covered: {disk.not_covered}"
+                text = f"{disk.target} ({disk.source}) is not covered: {disk.skipped}"
                 self.reporter.message(Level.INFO, domain.name, text)
         self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)
@@ -182,7 +153,7 @@ class DomainJob:
             consistency=point.consistency,
             taken=point.taken,
             images=images,
-            not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
+            skipped_disks=tuple(disk for disk in point.domain.disks if not disk.image),
         )
 
     def _keep(self, snapshots: DomainSnapshots, bases: Bases, domain: Domain) -> None:
@@ -209,13 +180,13 @@ class DomainJob:
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
-        if not any(disk.image for disk in covered(domain, settings).disks):
+        if not any(disk.image for disk in select_disks(domain, settings).disks):
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
-        snapshots = prepared(covered(domain, settings), clusters, self.order.run)
-        if self.output.keeps_snapshots:
+        snapshots = prepared(select_disks(domain, settings), clusters, self.order.run)
+        if self.output.keeps_base_snapshots:
             self._bases = stack.enter_context(
                 Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
@@ -260,7 +231,7 @@ class DomainJob:
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
         # beside what is saved: where an image is that the settings exclude, there may be no leave for a lock
-        lock = lock_of(covered(domain, self.settings), clusters, self.settings.lock_duration)
+        lock = lock_of(select_disks(domain, self.settings), clusters, self.settings.lock_duration)
         self._lock_places = lock.places
         try:
             stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
@@ -274,69 +245,3 @@ class DomainJob:
         saved = self.output.last_saved(domain.uuid, self.check_stop)
         if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
             raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")
-
-    def _take(self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots) -> RestorePoint:
-        """Make the snapshots while the domain is held still."""
-        listed = domain
-        domain = hypervisor.domain(domain.uuid)  # connecting took its time
-        _require_ready(domain)
-        if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise NotNow("its definition was changed just now", "the next run tries again")
-        settings = effective(domain, self.settings)
-        domain = covered(domain, settings)
-        definition = hypervisor.definition(domain)
-        holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
-        shared = self._in_use_by_others(domain, snapshots, settings)
-        self.require_lock()
-        with snapshots.kept_open(), holder.held_still(domain) as stand:
-            self._stand = stand
-            snapshots.create(stand.seconds_left, self.stop.check_leased)
-            taken = datetime.now(timezone.utc)
-        if shared or self._in_use_by_others(domain, snapshots, settings):
-            stand.consistency = Consistency.CRASH
-        self.reporter.message(Level.INFO, domain.name, _told(stand, len(snapshots.snapshots)))
-        return RestorePoint(
-            run=self.order.run,
-            host=socket.gethostname(),
-            taken=taken,
-            domain=domain,
-            definition=definition,
-            consistency=stand.consistency,
-            frozen_seconds=stand.seconds,
-            attempt=self.order.attempt,
-            locks=self._lock_places,
-        )
-
-    def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:
-        """Tell whether others may write to the images while the domain is held still.
-
-        Raises Skipped where another node's backup is better, BackupError where a freeze is required.
-        """
-        others = snapshots.in_use_by_others(domain.state.active)
-        if not others:
-            return False
-        message = f"{_listed(others)} in use by others too: is it shared, or does the domain run elsewhere?"
-        if self.order.min_age and not domain.state.active:
-            raise Skipped(message)
-        if settings.freeze == "required":
-            raise BackupError(message, "a freeze is required, and holds still this domain alone")
-        self.reporter.message(Level.WARNING, domain.name, message)
-        return True
-
-
-def _require_ready(domain: Domain) -> None:
-    """Raise BackupError if another moment is better."""
-    if domain.state is State.BUSY:
-        message = "the domain is starting, stopping or migrating, or another job is at work on it"
-        raise NotNow(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
-    if domain.state is State.ELSEWHERE:
-        raise DomainGone("the domain migrated to another node")
-
-
-def _listed(images: Sequence[Image]) -> str:
-    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
-
-
-def _told(stand: Standstill, count: int) -> str:
-    text = f"{count} snapshot{'s' if count > 1 else ''} made, {stand.consistency.value}"
-    return f"{text}, stood still for {stand.seconds:.2f} s" if stand.seconds else text

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Callable, Optional
 
-from ..model import Base, Domain, HeldPoint, SavedDomain, SnapshotId, image_named
+from ..model import Domain, image_named
 from ..protocols import Output, Reporter
+from ..stored import Base, SavedDomain, SnapshotId, StoredPoint
 from .leftovers import kept_prefix, owned_prefix, remove_leftovers, run_of
 from .snapshots import DiskSnapshot
 
@@ -25,7 +26,7 @@ class Bases:
         snapshots: Sequence[DiskSnapshot],
         domain: Domain,
         output: Output,
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 from ..system.atomic_file import write_whole
+from .report_types import Report
 
-Report = Mapping[str, Any]  # as report.schema.json has it
 REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
 
 

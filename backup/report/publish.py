@@ -7,12 +7,14 @@ from itertools import chain
 from pathlib import Path
 
 from ..errors import BackupError, reason
-from ..model import Level, Status
+from ..job_result import Status
+from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.atomic_file import write_whole
 from .domain_record import Proofs, now, proofs
-from .history import History, Report
+from .history import History
+from .report_types import Report
 from .run_report import RunResult, report_json
 
 

@@ -16,8 +16,9 @@ from ..hypervisor.copy_xml import nvram_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks
 from ..hypervisor.restored_xml import Redefinition, redefined
-from ..model import Disk, Image, Level, SavedDomain, State
+from ..model import Disk, Image, Level, State
 from ..protocols import Reporter
+from ..stored import SavedDomain
 from ..system.undo import undone_by
 
 RESTORING = ".virt-rbd-backup.restoring"  # end of a name under which an NVRAM is written

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Callable
 
 from ..errors import BackupError, reason
-from ..model import SavedImage
 from ..protocols import WrittenBytes
+from ..stored import SavedImage
 from ..system.process import signal_when_parent_dies
 from ..text import size_text
 
@@ -99,7 +99,7 @@ class NewFile:
             self._name(self._qcow2 if self._converted else self._raw)
             self._undo.close()
 
-    def keep(self) -> None:
+    def remove_replaced(self) -> None:
         """Do nothing: what was there is gone already."""
 
     def discard(self) -> None:

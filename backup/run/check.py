@@ -20,10 +20,10 @@ from ..hypervisor.connections import Hypervisors
 from ..job.leftovers import kept_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
 from ..protocols import Output
-from ..selection import choose, effective, require_covered
+from ..selection import choose, effective, require_complete
 from ..settings import Settings
 from ..system.parallel_calls import Calls
-from ..system.time_limit import CheckStop, unstopped, within
+from ..system.time_limit import CheckStop, never_stop, within
 from ..watch.node_lock import prepare_runtime_dir, require_writable
 
 CEPH_LIMIT = 10  # seconds for an answer of Ceph
@@ -32,7 +32,7 @@ LOOKS = 16  # looks at the same time
 GRACE = 4  # seconds for agents to answer once there is to be a stop: what they are given is to be unset
 
 
-def examine(settings: Settings, output: Output, check_stop: CheckStop = unstopped) -> Iterator[Finding]:
+def examine(settings: Settings, output: Output, check_stop: CheckStop = never_stop) -> Iterator[Finding]:
     """Look at everything that a backup needs, and yield each finding as it is made.
 
     Raises what `check_stop` raises: at once, whatever hangs.
@@ -96,7 +96,7 @@ def _domains(
 def _covered(domain: Domain) -> Iterator[Finding]:
     """Tell what keeps the domain from being saved as a whole, if anything does."""
     try:
-        require_covered(domain)
+        require_complete(domain)
     except BackupError as error:
         yield Finding(f"domain {domain.name}", error)
 

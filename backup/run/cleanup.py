@@ -23,9 +23,10 @@ from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import lock_of
 from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import let_go_noted
-from ..model import Domain, Image, Level, Phase
+from ..job_result import Phase
+from ..model import Domain, Image, Level
 from ..protocols import RunReporter
-from ..selection import Choice, choose, covered
+from ..selection import Choice, choose, select_disks
 from ..settings import Settings
 from ..system.child_records import end_orphans
 from ..system.concurrency_limit import Slots
@@ -161,7 +162,7 @@ class Cleaner:
         An image that settings or metadata exclude, and that can't be checked, is a warning alone.
         """
         found = {}
-        of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        of_backups = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
         for disk in domain.disks:
             if not disk.image:
                 continue
@@ -186,7 +187,7 @@ class Cleaner:
 
         Of others nothing is touched, and in their pools there may be no leave for a lock.
         """
-        of_backups = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        of_backups = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
         disks = (disk for disk in domain.disks if disk.target in of_backups or disk.image in left)
         return replace(domain, disks=tuple(disks))
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Callable
 
 from ..errors import BackupError
-from ..model import HeldPoint, JobResult, Level, PointId, Status
+from ..job_result import JobResult, Status
+from ..model import Level
 from ..protocols import Output, Reporter
 from ..restore_point.find import missing
+from ..stored import PointId, StoredPoint
 
 
 def confirmed(
@@ -38,7 +40,7 @@ def confirmed(
     return after
 
 
-def _confirmed_in(held: Sequence[HeldPoint], run: str, result: JobResult, reporter: Reporter) -> JobResult:
+def _confirmed_in(held: Sequence[StoredPoint], run: str, result: JobResult, reporter: Reporter) -> JobResult:
     """Give the result as it is, or failed if the output lacks something of it."""
     lacking = missing(held, run, result) if result.status is Status.SAVED else ()
     if not lacking:

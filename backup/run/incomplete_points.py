@@ -12,14 +12,15 @@ from ..ceph.errors import LockHeld
 from ..errors import BackupError
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import DomainLock, lock_at, lock_of
-from ..model import Domain, HeldPoint, Level
+from ..model import Domain, Level
 from ..protocols import Output, Reporter
-from ..selection import covered
+from ..selection import select_disks
 from ..settings import Settings
+from ..stored import StoredPoint
 from ..system.stop_request import StopRequest
 
 
-def incomplete(points: Sequence[HeldPoint]) -> Sequence[HeldPoint]:
+def incomplete(points: Sequence[StoredPoint]) -> Sequence[StoredPoint]:
     """Give those of which there are images, but no manifest: they are under way, or in vain."""
     return [point for point in points if not point.manifest_id]
 
@@ -36,7 +37,7 @@ def discard_own(
     run: str,
     output: Output,
     reporter: Reporter,
-    patient: bool,
+    wait_if_busy: bool,
     check_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Remove what the run, all of whose workers have ended, saved in vain.
@@ -45,13 +46,13 @@ def discard_own(
     """
     try:
         left = [point.id for point in incomplete(output.restore_points(check_stop))]
-        output.discard([point for point in left if point.run == run], patient, check_stop)
+        output.discard([point for point in left if point.run == run], wait_if_busy, check_stop)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_left(run)}: {error}")
 
 
 def discard_of_dead(
-    points: Sequence[HeldPoint],
+    points: Sequence[StoredPoint],
     domains: Sequence[Domain],
     hypervisors: Hypervisors,
     output: Output,
@@ -64,17 +65,15 @@ def discard_of_dead(
     A request to stop ends it early: what is left the next run removes.
     """
     for hypervisor in hypervisors:
+        own = [domain for domain in domains if domain.uri == hypervisor.uri]
+        found = [(point, domain) for domain in own for point in points if point.id.uuid == domain.uuid]
         with Clusters(hypervisor.secret, settings, settings.ceph_timeout) as clusters:
-            for domain in domains:
-                own = [point for point in points if point.id.uuid == domain.uuid]
-                for point in own if domain.uri == hypervisor.uri else ():
-                    if stop.requested:
-                        return
-                    _discard_dead(point, domain, clusters, output, settings, reporter, stop)
+            for point, domain in found:
+                _discard_dead(point, domain, clusters, output, settings, reporter, stop)
 
 
 def _discard_dead(
-    point: HeldPoint,
+    point: StoredPoint,
     domain: Domain,
     clusters: Clusters,
     output: Output,
@@ -82,10 +81,12 @@ def _discard_dead(
     reporter: Reporter,
     stop: StopRequest,
 ) -> None:
-    """Remove one, unless its run may be alive; report what comes of it."""
+    """Remove one, unless its run may be alive or there is to be a stop; report what comes of it."""
+    if stop.requested:
+        return
     run = point.id.run
     try:
-        locks = _locks(point, covered(domain, settings), clusters, settings.lock_duration)
+        locks = _locks(point, select_disks(domain, settings), clusters, settings.lock_duration)
         with ExitStack() as stack:
             lost = [StopRequest() for _ in locks]  # each of its lock alone
             for lock, of_lock in zip(locks, lost):
@@ -107,7 +108,7 @@ def _discard_dead(
     reporter.message(Level.WARNING, domain.name, text)
 
 
-def _locks(point: HeldPoint, domain: Domain, clusters: Clusters, duration: int) -> Sequence[DomainLock]:
+def _locks(point: StoredPoint, domain: Domain, clusters: Clusters, duration: int) -> Sequence[DomainLock]:
     """Give the locks that the run has, if it lives, that saves the point.
 
     They may be in other places than those of the domain as it is defined here. Raises LockHeld where they are

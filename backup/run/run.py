@@ -8,7 +8,7 @@ import string
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -20,13 +20,14 @@ from ..errors import BackupError, ConfigError
 from ..hooks.hooks import Hooks, When, about_run
 from ..hooks.job_hooks import run_owed
 from ..hypervisor.connections import Hypervisors
-from ..job.domain_job import JobOrder
+from ..job.job_order import JobOrder
 from ..job.thaw import let_go_noted
-from ..model import Domain, HeldPoint, JobResult, Level, Status
-from ..protocols import Output, Reporter, RunReporter
+from ..job_result import JobResult, Status
+from ..model import Domain, Level
+from ..protocols import Output, RunReporter
 from ..report.run_report import RunResult
-from ..selection import Choice, choose
 from ..settings import Settings
+from ..stored import StoredPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..watch.guard import Guard, guarded
@@ -35,8 +36,8 @@ from ..watch.watchdog import watched
 from .confirm import confirmed
 from .drafts import remove_all_drafts
 from .incomplete_points import discard_of_dead, discard_own, incomplete, tell_of_dead_locks
-from .largest_first import largest_first
-from .retry import moments
+from .list_domains import list_domains, ordered, skipped_domains
+from .retry import Retry
 from .worker_pool import Pool
 
 STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
@@ -48,30 +49,6 @@ def new_run_id() -> str:
     """Give an id that sorts by time: UTC, and random letters against two nodes in one second."""
     letters = "".join(random.choices(string.ascii_lowercase, k=4))
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
-
-
-def look(
-    names: Sequence[str], hypervisors: Hypervisors, settings: Settings, reporter: Reporter
-) -> Sequence[Choice]:
-    """List the domains, say which libvirts can't be asked, and tell what `back_up` would do about each."""
-    domains = hypervisors.domains()
-    for error in hypervisors.unreachable:
-        reporter.message(Level.ERROR, "", str(error))
-    try:
-        return choose(domains, settings, names)
-    except ConfigError as error:
-        if hypervisors.unreachable:  # no mistake of who named it, maybe
-            raise BackupError(error.message, "is it where libvirt is out of reach?") from error
-        raise
-
-
-def _not_selected(choices: Sequence[Choice]) -> Sequence[JobResult]:
-    """Give the domains that are backed up at no libvirt, each with why not."""
-    chosen = {choice.domain.uuid for choice in choices if not choice.skipped}
-    left = {choice.domain.uuid: choice for choice in choices if choice.domain.uuid not in chosen}
-    return [
-        JobResult(choice.domain.name, uuid, Status.SKIPPED, choice.skipped) for uuid, choice in left.items()
-    ]
 
 
 @dataclass(frozen=True)
@@ -113,7 +90,7 @@ class Run:
     def _after_run(self, result: RunResult) -> RunResult:
         """Run the hooks that come last, whatever the run came to; give what it comes to with them."""
         try:
-            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_insisted)
+            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_signalled_twice)
         except BackupError as error:
             self.reporter.message(Level.ERROR, "", str(error))
             result = replace(result, errors=[*result.errors, error.message])
@@ -143,22 +120,20 @@ class Run:
                 self._pool(watchdog.lifeline, guard) as pool,
             ):
                 pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
-                choices = look(names, hypervisors, settings, self.reporter)
-                sized = self._ordered(choices, names, hypervisors)
+                choices = list_domains(names, hypervisors, settings, self.reporter)
+                sized = ordered(choices, names, hypervisors, settings, self.reporter, self.stop.check)
                 pool.warm_up(len(sized))
                 if sized:
-                    while not wait([found], STOP_POLL).done:
-                        self.stop.check()
-                    self.stop.check()
-                    held = found.result()  # what takes no backup keeps all of them from being saved
-                    results = self._tried(self._orders(sized, held, bool(names), verify), pool)
+                    watchdog.wait_until_ready(self.stop.check)
+                    held = self._answer(found)  # what takes no backup keeps all of them from being saved
+                    results = self._all_done(self._orders(sized, held, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
                 results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())
                 tell_of_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(held), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
-        not_selected = () if names else _not_selected(choices)
+        not_selected = () if names else skipped_domains(choices)
         return replace(
             self._result(results),
             named=tuple(names),
@@ -167,13 +142,20 @@ class Run:
             verified=verify,
         )
 
+    def _answer(self, found: Future[Sequence[StoredPoint]]) -> Sequence[StoredPoint]:
+        """Wait for the output to list its restore points. Raises BackupError, and the reason to stop."""
+        while not wait([found], STOP_POLL).done:
+            self.stop.check()
+        self.stop.check()
+        return found.result()
+
     def _orders(
-        self, sized: Sequence[tuple[Domain, int]], held: Sequence[HeldPoint], named: bool, verify: bool
+        self, sized: Sequence[tuple[Domain, int]], held: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         min_age = 0 if named else self.settings.min_age
-        passes = 0 if self.output.keeps_snapshots else 1 + verify  # 0: nobody knows what has changed
-        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain, _ in sized}
-        for point in held if self.output.keeps_snapshots else ():
+        passes = 0 if self.output.keeps_base_snapshots else 1 + verify  # 0: nobody knows what has changed
+        known: dict[str, list[StoredPoint]] = {domain.uuid: [] for domain, _ in sized}
+        for point in held if self.output.keeps_base_snapshots else ():
             if point.id.uuid in known:
                 known[point.id.uuid].append(point)
         return [
@@ -187,30 +169,12 @@ class Run:
         died = partial(self._worker_died, guard)
         return Pool(self.settings, self.output, self.reporter, self.stop, lifeline, died)
 
-    def _tried(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
-        """Do all jobs, and those again, for RETRY_FOR seconds, whose error may be transient."""
+    def _all_done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
+        """Do all jobs, and retry those whose error may be transient."""
         results = self._done(orders, pool)
-        for number, begins in enumerate(moments(self.settings.retry_for), 2):
-            again = {result.uuid for result in results if result.passing}
-            if not again or not self._waited(begins, len(again)):
-                break
-            self._discard_own(patient=True)  # or both attempts would count
-            text = f"trying {len(again)} failed domains once more: what failed may have passed"
-            self.reporter.message(Level.INFO, "", text)
-            repeated = [replace(one, attempt=number) for one in orders if one.uuid in again]
-            done = self._done(repeated, pool)
-            results = [*(result for result in results if result.uuid not in again), *done]
-        return results
-
-    def _waited(self, until: float, number: int) -> bool:
-        """Wait for the time of a retry of so many domains; tell whether it is to be."""
-        seconds = until - time.monotonic()
-        if seconds > 0:
-            text = f"{number} failed domains are tried again in {seconds:.0f} s (RETRY_FOR)"
-            self.reporter.message(Level.INFO, "", text)
-        while time.monotonic() < until and not self.stop.requested:
-            time.sleep(STOP_POLL)
-        return not self.stop.requested
+        retry = Retry(self.settings.retry_for, self.reporter, self.stop)
+        discard = partial(self._discard_own, patient=True)
+        return retry.transient_failures(orders, results, partial(self._done, pool=pool), discard)
 
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Take the jobs through the workers, then let go whom they could not."""
@@ -224,7 +188,7 @@ class Run:
         What can't be thawed by then is left to the guard and the watchdog.
         """
         let_go_noted(self.settings, self.reporter, uuid, seconds)
-        run_owed(self._hooks, uuid, self.stop.check_insisted)
+        run_owed(self._hooks, uuid, self.stop.check_signalled_twice)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Give what the run has come to that ended like this before any job."""
@@ -240,19 +204,6 @@ class Run:
             results=results,
             signal_number=self.stop.signal_number,
         )
-
-    def _ordered(
-        self, choices: Sequence[Choice], names: Sequence[str], hypervisors: Hypervisors
-    ) -> Sequence[tuple[Domain, int]]:
-        """Give the selected domains with the sizes of their images, the largest first."""
-        domains = [choice.domain for choice in choices if not choice.skipped]
-        chosen = {domain.uuid for domain in domains}
-        for choice in choices:
-            named = {choice.domain.name, choice.domain.uuid} & set(names)
-            if named and choice.domain.uuid not in chosen:
-                text = f"named, but not backed up: {choice.skipped}"
-                self.reporter.message(Level.WARNING, choice.domain.name, text)
-        return largest_first(domains, hypervisors, self.settings, self.stop.check) if domains else ()
 
     def _worker_died(self, guard: Guard, order: JobOrder) -> str:
         """Thaw or resume the domain of a worker that was killed at once; its snapshots wait for the next run.
@@ -287,7 +238,7 @@ class Run:
 
     def _tidy_output(
         self,
-        left: Sequence[HeldPoint],
+        left: Sequence[StoredPoint],
         domains: Sequence[Domain],
         results: Sequence[JobResult],
         hypervisors: Hypervisors,

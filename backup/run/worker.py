@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Callable, Union
 
-from ..job.domain_job import DomainJob, JobOrder
-from ..model import JobResult, Level, Phase
+from ..job.domain_job import DomainJob
+from ..job.job_order import JobOrder
+from ..job_result import JobResult, Phase
+from ..model import Level
 from ..protocols import Output
 from ..settings import Settings
 from ..system.process import signal_when_parent_dies
 from ..system.process_title import set_title
-from ..system.progress_interval import Throttle
+from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 
 
@@ -64,7 +66,7 @@ class PipeReporter:
         self._pipe = pipe
         self._set_title = set_title
         self._phase, self._target = Phase.PREPARE, ""
-        self._throttle = Throttle()
+        self._throttle = ProgressInterval()
         self._sending = threading.Lock()  # a job has threads that report, too
         self._room = select.poll()
         self._room.register(pipe, select.POLLOUT)

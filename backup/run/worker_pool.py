@@ -21,8 +21,9 @@ from typing import Callable
 
 from .. import PROGRAM
 from ..errors import reason
-from ..job.domain_job import JobOrder
-from ..model import JobResult, Level, Phase, Status, Timeline
+from ..job.job_order import JobOrder
+from ..job_result import JobResult, Phase, Status, Timeline
+from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
 from ..system.process import SPAWN, signals_blocked
@@ -122,7 +123,7 @@ class Pool:
             if self.stop.requested and not told:
                 told = True
                 self._tell_to_stop()
-            if self.stop.insisted:
+            if self.stop.signalled_twice:
                 self._kill()
             for unheard, worker in self._active.items():
                 if not unheard.poll():  # or it was this process that was stopped

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, Callable, TypeVar
 
-from .time_limit import CheckStop, awaited, carry_out, unstopped
+from .time_limit import CheckStop, awaited, carry_out, never_stop
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,8 +28,8 @@ class Calls:
     def __init__(
         self,
         number: int,
-        check_stop: CheckStop = unstopped,
-        close: Callable[[], None] = unstopped,
+        check_stop: CheckStop = never_stop,
+        close: Callable[[], None] = never_stop,
         grace: float = 0.0,
     ) -> None:
         """`check_stop` raises the reason to stop where results are waited for."""

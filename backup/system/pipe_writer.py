@@ -32,7 +32,7 @@ class ReaderClosed(BackupError):
 class Stalled(BackupError):
     """The consumer has not made progress for too long."""
 
-    passing = True
+    transient = True
 
 
 class _Vector(ctypes.Structure):

@@ -7,7 +7,7 @@ import time
 STEP = 0.5  # seconds between two reports of how far an image is
 
 
-class Throttle:
+class ProgressInterval:
     """Tells when a report is due: the first, the last, and between them one every STEP seconds."""
 
     def __init__(self) -> None:

@@ -14,11 +14,11 @@ CheckStop = Callable[[], None]  # raises the reason to stop, if there is one
 STOP_POLL = 0.2  # seconds between two looks at whether to stop
 
 
-def unstopped() -> None:
+def never_stop() -> None:
     """Stand for a check of whether to stop where nothing but the end of the call may end the waiting."""
 
 
-def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = unstopped) -> Result:
+def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = never_stop) -> Result:
     """Give what the call returns, or raise what it raises; TimeoutError if it has not ended in time.
 
     Raises what `check_stop` raises, which is called again and again. In both cases the call goes on in a
@@ -40,7 +40,7 @@ def carry_out(call: Callable[[], Result], outcome: Future[Result]) -> None:
         outcome.set_result(result)
 
 
-def awaited(outcome: Future[Result], seconds: float, check_stop: CheckStop = unstopped) -> Result:
+def awaited(outcome: Future[Result], seconds: float, check_stop: CheckStop = never_stop) -> Result:
     """Wait for the outcome of a call. Raises TimeoutError, and what `check_stop` raises."""
     deadline = time.monotonic() + seconds
     while not outcome.done():
@@ -59,7 +59,7 @@ class Bounded:
     the waiting earlier: only for calls that may be given up at any moment.
     """
 
-    def __init__(self, target: Any, seconds: float, check_stop: CheckStop = unstopped) -> None:
+    def __init__(self, target: Any, seconds: float, check_stop: CheckStop = never_stop) -> None:
         self.bare = target
         self._seconds = seconds
         self.check_stop = check_stop

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Callable, TextIO
 
 from ..errors import BackupError
-from ..model import Level, Phase
+from ..job_result import Phase
+from ..model import Level
 from ..text import one_line
 
 LABELS = {Level.ERROR: "error: ", Level.WARNING: "warning: "}

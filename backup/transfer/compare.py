@@ -7,9 +7,10 @@ from contextlib import closing
 from typing import Callable, Union
 
 from ..errors import BackupError
-from ..model import Extent, Layout, SavedDomain, SavedImage
+from ..model import Extent
 from ..protocols import SnapshotReader, Source
 from ..restore_point.checksums import NO_RECORD, Checksums, digest
+from ..stored import Layout, SavedDomain, SavedImage
 from . import backup_stream
 from .restore_stream import PIECE, ZERO_PIECE, filled, require_end
 

@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from ..model import Base, Extent
+from ..model import Extent
 from ..protocols import SnapshotReader
 from ..restore_point.checksums import NO_RECORD, Checksums
+from ..stored import Base
 from . import backup_stream
 from .backup_stream import READ_SIZE
 from .compare import differs

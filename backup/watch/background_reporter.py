@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Optional
 
-from ..model import Level, Phase
+from ..job_result import Phase
+from ..model import Level
 from ..protocols import Reporter
 
 PARTING = 3.0  # seconds at the end for what has not been written yet

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Callable
 
 from ..errors import BackupError, reason
 from ..job.freeze_notes import Journal, Note
@@ -31,6 +32,8 @@ POLL = 1.0  # seconds between two looks at the notes while the run is alive
 MARGIN = 2.0  # seconds after which it does what the main process, if that is not stopped too, has done before
 FIRST_PAUSE = 0.05  # seconds until it looks again whether it may thaw what is left; doubled up to the last
 LAST_PAUSE = 15.0
+START_LIMIT = 60.0  # seconds that it may take to start, on a node that is busy
+READY_POLL = 0.1  # seconds between two checks whether it has started
 PARTING = 10.0  # seconds that the main process waits for it at its own end
 
 
@@ -47,12 +50,36 @@ class Watchdog:
         self._reporter = reporter
         self._theirs, self.lifeline = SPAWN.Pipe(duplex=False)
         self._starters: list[SpawnProcess] = []  # which end as soon as a watchdog is on its own
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
         self._life = self._started()
+
+    def wait_until_ready(self, check_stop: Callable[[], None]) -> None:
+        """Wait until it watches: before that no guest may be quiesced. Raises BackupError."""
+        deadline = time.monotonic() + START_LIMIT
+        while not self._ready.wait(READY_POLL):
+            check_stop()
+            self.revive()
+            if time.monotonic() > deadline:
+                message = f"the watchdog process did not start within {START_LIMIT:.0f} s"
+                raise BackupError(message, "without it a guest could stay frozen; is this node overloaded?")
 
     def revive(self) -> None:
         """Start it again if it has ended, which it never does by itself while a run is active."""
-        if not self._life.poll():
-            return
+        with self._lock:
+            if self._life.poll() and not self._has_started():
+                self._restart()
+
+    def _has_started(self) -> bool:
+        """Return whether what can be received is that it watches now, rather than that it has ended."""
+        try:
+            self._life.recv_bytes()
+        except (EOFError, OSError):
+            return False
+        self._ready.set()
+        return True
+
+    def _restart(self) -> None:
         try:
             started = self._started()
         except BackupError:
@@ -71,13 +98,18 @@ class Watchdog:
             text = f"{', '.join(left)} may still be frozen or paused: the watchdog tries on in the background"
             self._reporter.message(Level.ERROR, "", text)
         else:
-            self._life.poll(PARTING)
+            self._wait_for_its_end()
         self._life.close()
         for process in self._starters:
             process.join()
 
+    def _wait_for_its_end(self) -> None:
+        deadline = time.monotonic() + PARTING
+        while self._life.poll(max(deadline - time.monotonic(), 0)) and self._has_started():
+            pass
+
     def _started(self) -> Connection:
-        """Start one; what is returned can be polled, and is at its end, when it has ended."""
+        """Start one; what is returned receives a message when it watches, and is at its end with it."""
         try:
             life, its_own = SPAWN.Pipe(duplex=False)
             arguments = (self._theirs, its_own, self._settings, self._reporter)
@@ -107,12 +139,12 @@ def _detached(lifeline: Connection, life: Connection, settings: Settings, report
     if os.fork() == 0:
         try:
             with reported(reporter):
-                _watch(lifeline, settings, reporter)
+                _watch(lifeline, life, settings, reporter)
         finally:
             os._exit(0)
 
 
-def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None:
+def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter: Reporter) -> None:
     """Wait for the end of all others; then thaw and resume what is noted, for as long as it takes."""
     os.setsid()  # neither a terminal's Ctrl-C nor its end are meant for this process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -120,6 +152,8 @@ def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None
     set_title("watchdog")
     newest = _Newest(settings.runtime_dir)
     newest.sign()
+    with suppress(OSError):  # the main process has ended already
+        life.send_bytes(b"ready")
     with Aside(reporter) as aside:
         thaws = Thaws(settings, aside)
         while not _ended(lifeline):

@@ -83,7 +83,7 @@ class Program:
             if not child.ended(limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
                 hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
-                raise ResticError(message, hint, passing=True)
+                raise ResticError(message, hint, transient=True)
         self._require_success(arguments[0], child, check_stop)
         return child.stdout
 

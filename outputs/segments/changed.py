@@ -11,9 +11,10 @@ from heapq import merge
 from itertools import groupby
 from typing import Callable, Optional
 
-from backup.model import Base, Extent, Level, SavedImage
+from backup.model import Extent, Level
 from backup.protocols import SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums, packed
+from backup.stored import Base, SavedImage
 from backup.text import size_text
 from backup.transfer.spot_check import spot_check
 

@@ -16,8 +16,9 @@ import rbd
 
 from backup.ceph.cluster import Cluster
 from backup.ceph.new_image import NewImage
-from backup.model import Image, Layout, SavedImage
+from backup.model import Image
 from backup.protocols import SnapshotReader
+from backup.stored import Layout, SavedImage
 from backup.system.pipe_reader import PipeSource
 from backup.system.pipe_writer import PipeSink
 from backup.terminal.console import Console
@@ -77,7 +78,7 @@ class ScratchImage:
                 with target.opened(lambda: None) as writer:
                     refill(source, len(content), writer)
                 target.commit()
-                target.keep()
+                target.remove_replaced()
             finally:
                 target.discard()
         exported = self._lab.rbd("export", "--no-progress", str(back), "-")

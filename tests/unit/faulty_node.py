@@ -18,10 +18,13 @@ from backup.ceph.errors import ClusterError
 from backup.errors import BackupError
 from backup.hypervisor.errors import HypervisorError
 from backup.job import freeze, thaw
-from backup.job.domain_job import DomainJob, JobOrder
+from backup.job.domain_job import DomainJob
+from backup.job.job_order import JobOrder
 from backup.job.thaw import let_go_noted
-from backup.model import Domain, Image, JobResult, RestorePoint, SavedImage
+from backup.job_result import JobResult
+from backup.model import Domain, Image
 from backup.protocols import Job, SnapshotSource
+from backup.stored import RestorePoint, SavedImage
 from backup.system.stop_request import StopRequest
 
 from .paper_hypervisor import PaperHypervisor

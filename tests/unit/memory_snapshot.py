@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Callable, Optional
 
 from backup.errors import BackupError
-from backup.model import Base, Disk, Extent, Image, Layout, SnapshotId
+from backup.model import Disk, Extent, Image
+from backup.stored import Base, Layout, SnapshotId
 
 from .samples import LAYOUT, rbd_disk
 

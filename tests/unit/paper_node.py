@@ -12,10 +12,13 @@ import pytest
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import domain_job
-from backup.job.domain_job import DomainJob, JobOrder
+from backup.job.domain_job import DomainJob
 from backup.job.freeze_notes import Journal
-from backup.model import Domain, HeldPoint, JobResult, RestorePoint, SavedImage
+from backup.job.job_order import JobOrder
+from backup.job_result import JobResult
+from backup.model import Domain
 from backup.protocols import Job, SnapshotSource
+from backup.stored import RestorePoint, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from .jobs_on_paper import NoOutput
@@ -78,7 +81,7 @@ class PaperNode:
         return self.hypervisors[URI]
 
     def back_up(
-        self, min_age: int = 0, uri: str = URI, known: Sequence[HeldPoint] = (), **constants: Any
+        self, min_age: int = 0, uri: str = URI, known: Sequence[StoredPoint] = (), **constants: Any
     ) -> JobResult:
         """Do the job of web, as `uri` listed it, and see that nothing of it stays behind."""
         order = JobOrder(RUN, "web", UUID, uri, min_age, known=known)

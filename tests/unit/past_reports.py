@@ -9,10 +9,12 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-from backup.model import Consistency, Disk, JobResult, Phase, SavedImage, Status, Timeline
+from backup.job_result import JobResult, Phase, Status, Timeline
+from backup.model import Consistency, Disk
 from backup.report.domain_record import Proof
 from backup.report.history import History
 from backup.report.run_report import RunResult, report_json
+from backup.stored import SavedImage
 
 from .samples import LAYOUT
 
@@ -89,7 +91,7 @@ def _job(name: str, lane: int, begun: datetime, chance: random.Random, failing: 
         taken=stream - timedelta(seconds=0.5),
         seconds=(end - begun).total_seconds(),
         images=(image,),
-        not_covered=(Disk("sda", "", not_covered="an empty drive"),) if name.startswith("db") else (),
+        skipped_disks=(Disk("sda", "", skipped="an empty drive"),) if name.startswith("db") else (),
         timeline=timeline,
     )
 

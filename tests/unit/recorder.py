@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from backup.model import Level, Phase
+from backup.job_result import Phase
+from backup.model import Level
 
 
 @dataclass

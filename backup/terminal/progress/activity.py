@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Optional
 
-from ...model import Phase
+from ...job_result import Phase
 
 WINDOW = 20.0  # seconds that a rate is the mean of
 SETTLED = 10.0  # seconds of bytes flowing before it is foretold when they end

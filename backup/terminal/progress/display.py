@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Callable, Optional, Protocol
 
-from ...model import Level, Phase
+from ...job_result import Phase
+from ...model import Level
 from ..console import Console
 from .activity import Activity, Look
 

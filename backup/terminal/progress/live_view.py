@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ...model import Level, Phase
+from ...job_result import Phase
+from ...model import Level
 from ...text import one_line
 from ..console import Console
 from .activity import JobLook, Look

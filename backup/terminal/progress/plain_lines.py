@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ...model import Level, Phase
+from ...job_result import Phase
+from ...model import Level
 from ..console import Console
 from .activity import Look
 from .activity_text import job_text

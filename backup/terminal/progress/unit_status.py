@@ -10,7 +10,8 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ...model import Level, Phase
+from ...job_result import Phase
+from ...model import Level
 from ...text import one_line
 from .activity import Look
 from .activity_text import outcomes_text, run_text, short_job_text

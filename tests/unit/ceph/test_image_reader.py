@@ -18,7 +18,8 @@ from backup.ceph.errors import ClusterError
 from backup.ceph.image_reader import LISTINGS, ImageReader
 from backup.ceph.retry import CephRetry
 from backup.errors import BackupError
-from backup.model import Extent, Image, Level, SnapshotId
+from backup.model import Extent, Image, Level
+from backup.stored import SnapshotId
 from backup.system.stop_request import StopRequest
 from backup.transfer.backup_stream import WINDOW_READS, pieces
 

@@ -10,7 +10,8 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.hooks.hooks import Hooks, When, look_at
-from backup.model import Level, Phase
+from backup.job_result import Phase
+from backup.model import Level
 
 from ..hook_files import HookFiles
 from ..raising import raises

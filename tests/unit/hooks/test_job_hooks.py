@@ -15,7 +15,8 @@ from backup.errors import Interrupted
 from backup.hooks.hooks import Hooks
 from backup.hooks.job_hooks import run_owed
 from backup.hypervisor.errors import HypervisorError
-from backup.model import JobResult, Level, Phase, Status
+from backup.job_result import JobResult, Phase, Status
+from backup.model import Level
 
 from ..hook_files import HookFiles
 from ..paper_node import PaperNode
@@ -105,7 +106,7 @@ def test_a_failing_before_freeze_fails_the_domain_before_it_is_held(
         Status.FAILED,
         "hook before-freeze.d/x failed with exit code 3",
     )
-    assert not result.passing
+    assert not result.transient
     assert (node.hypervisor.asked, node.output.points) == ([], [])
     assert files.ran == ALL, "what it has begun is undone"
     assert "REASON=hook before-freeze.d/x failed with exit code 3" in heard(node, "after-job.d/x")

@@ -40,7 +40,7 @@ def disk_of(element: str) -> Disk:
 def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
     """Give the image, why it is not covered and what that costs, by each layer's target."""
     return {
-        disk.target: (str(disk.image or ""), disk.not_covered, disk.gap)
+        disk.target: (str(disk.image or ""), disk.skipped, disk.gap)
         for disk in layers(ElementTree.fromstring(element), PLACES)
     }
 
@@ -49,7 +49,7 @@ def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
 def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_knows_it(
     element: str, shown: str, kind: str
 ) -> None:
-    assert disk_of(element) == Disk("vda", shown, not_covered=f"no RBD image ({kind})", gap=Gap.FOREIGN)
+    assert disk_of(element) == Disk("vda", shown, skipped=f"no RBD image ({kind})", gap=Gap.FOREIGN)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_k
 def test_a_removable_medium_is_not_saved_and_nothing_is_missing_for_it(
     element: str, source: str, reason: str
 ) -> None:
-    assert disk_of(element) == Disk("vda", source, not_covered=reason, gap=Gap.NONE)
+    assert disk_of(element) == Disk("vda", source, skipped=reason, gap=Gap.NONE)
 
 
 def test_an_empty_backing_store_ends_the_chain() -> None:

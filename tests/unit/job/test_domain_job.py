@@ -13,20 +13,10 @@ import pytest
 
 from backup.ceph.retry import CephRetry
 from backup.errors import BackupError, Interrupted
-from backup.model import (
-    Consistency,
-    Definition,
-    Disk,
-    Domain,
-    Image,
-    Level,
-    Override,
-    RestorePoint,
-    SavedImage,
-    State,
-    Status,
-)
+from backup.job_result import Status
+from backup.model import Consistency, Definition, Disk, Domain, Image, Level, Override, State
 from backup.protocols import Job, SnapshotSource
+from backup.stored import RestorePoint, SavedImage
 
 from ..paper_node import LOCK, PaperNode, PaperOutput
 from ..samples import FSID, RUN, UUID, broken_disk, domain, foreign_disk, rbd_disk
@@ -99,7 +89,7 @@ def test_what_the_domain_excludes_gets_no_snapshot_and_the_restore_point_says_so
     node = make(with_disks(ROOT, DATA, broken_disk("vdc"), exclude="vdb vdc"))
     assert node.back_up().status is Status.SAVED
     assert node.output.saved == {"vda": "vms/root"}
-    told = [disk.not_covered for disk in node.output.points[0].domain.disks]
+    told = [disk.skipped for disk in node.output.points[0].domain.disks]
     assert told == ["", "excluded in its metadata", "excluded in its metadata"]
 
 
@@ -324,7 +314,7 @@ def test_a_lock_that_is_lost_before_a_snapshot_goes_is_tried_again(make: MakeNod
     node.output = output = LosingLock(node)
     output.before = lambda: node.stop.lease_until(time.monotonic() - 60, grace=1)
     result = node.back_up()
-    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "the domain's lock could not be renewed in time"
 
 
@@ -337,7 +327,7 @@ def test_no_guest_is_held_without_a_lock_that_is_valid_now(make: MakeNode) -> No
 
     node.hypervisor.freeze = _also(node.hypervisor.freeze, expire)  # type: ignore[method-assign]
     result = node.back_up()
-    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "the domain's lock has expired and is not renewed yet"
     assert node.cluster.snapshots == {"vms/web-root": {"foreign"}}
 

@@ -8,7 +8,8 @@ from typing import Callable
 
 import pytest
 
-from backup.model import Level, State, Status
+from backup.job_result import Status
+from backup.model import Level, State
 
 from ..paper_node import LOCK, PaperNode
 from ..samples import OTHER_URI, URI, UUID, domain

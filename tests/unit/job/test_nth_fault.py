@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backup.model import Consistency, JobResult, Status
+from backup.job_result import JobResult, Status
+from backup.model import Consistency
 
 from ..faulty_node import Boundary, Fault, FaultyNode, Killed
 from ..samples import RUN, domain, rbd_disk

@@ -48,7 +48,7 @@ def test_the_lock_of_a_killed_restic_goes_and_nobody_is_signalled(
     repository: Repository, tmp_path: Path
 ) -> None:
     with killed(repository, tmp_path):
-        Restic(repository.program()).discard((), patient=False)
+        Restic(repository.program()).discard((), wait_if_busy=False)
     assert (repository.locks(), repository.records()) == ([], [])
 
 
@@ -71,7 +71,7 @@ def test_a_lock_of_somebody_else_stays_beside_it(repository: Repository, tmp_pat
         writer.kill()
     wait_until(lambda: not runs(pid), 5, "restic is dead")
     assert len(repository.locks()) == 2
-    Restic(repository.program()).discard((), patient=False)
+    Restic(repository.program()).discard((), wait_if_busy=False)
     assert repository.locks() == [kept]
 
 
@@ -80,14 +80,14 @@ def test_while_a_restic_lives_its_lock_stays(repository: Repository) -> None:
     with program.backup(("--stdin-filename=vda.img",), lambda: None) as backup:
         backup.sink.write(b"data")
         wait_until(repository.locks, 10, "restic has its lock")
-        Restic(program).discard((), patient=False)
+        Restic(program).discard((), wait_if_busy=False)
         assert len(repository.locks()) == len(repository.records()) == 1
     assert (repository.locks(), repository.records()) == ([], [])
 
 
 def test_without_a_record_of_ours_restic_is_not_even_asked(repository: Repository, tmp_path: Path) -> None:
     (repository.path / "locks" / ("0" * 64)).touch()
-    Restic(repository.program("/nowhere/restic")).discard((), patient=False)
+    Restic(repository.program("/nowhere/restic")).discard((), wait_if_busy=False)
     assert len(repository.locks()) == 1
 
 
@@ -166,7 +166,7 @@ class FarAway:
     def discard(self, repository: Repository) -> None:
         program = repository.program(str(self.path), repository="sftp:host:/backups")
         records_in(str(repository.runtime_dir)).write(DEAD)
-        Restic(program).discard((), patient=False)
+        Restic(program).discard((), wait_if_busy=False)
 
     def calls(self) -> list[str]:
         return [call.split()[1] for call in (self.directory / "calls").read_text().splitlines()]
@@ -200,5 +200,5 @@ def test_a_record_whose_lock_is_gone_or_of_another_boot_is_erased(
     far.discard(repository)
     assert (far.calls(), repository.records()) == (["list", "cat"], [])
     records_in(str(repository.runtime_dir)).write(replace(DEAD, boot="another"))
-    Restic(repository.program("/nowhere/restic")).discard((), patient=False)
+    Restic(repository.program("/nowhere/restic")).discard((), wait_if_busy=False)
     assert repository.records() == []

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from backup.errors import BackupError
-from backup.model import Base, Extent, Level, SnapshotId
+from backup.model import Extent, Level
+from backup.stored import Base, SnapshotId
 from backup.text import size_text
 from backup.transfer import backup_stream as stream
 from backup.transfer import spot_check as changes

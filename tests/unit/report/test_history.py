@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from backup.model import JobResult, Level, Status
+from backup.job_result import JobResult, Status
+from backup.model import Level
 from backup.report.domain_record import proofs
 from backup.report.history import History
 from backup.report.publish import publish

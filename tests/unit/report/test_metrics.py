@@ -15,12 +15,14 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from backup import __version__
-from backup.model import Consistency, JobResult, Level, SavedImage, Status
+from backup.job_result import JobResult, Status
+from backup.model import Consistency, Level
 from backup.report.domain_record import Proof, Proofs
 from backup.report.metrics import exposition
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult, report_json
 from backup.settings import Settings
+from backup.stored import SavedImage
 
 from ..recorder import Recorder
 from ..samples import LAYOUT, OTHER_UUID, RUN, TAKEN, UUID, settings

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from backup.model import Phase
+from backup.job_result import Phase
 from backup.report.calendar import Days
 from backup.report.page import page
 from backup.report.past_runs import PastRuns, past_runs

@@ -13,9 +13,10 @@ import pytest
 from backup.errors import BackupError, NotDefined
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.model import Consistency, Definition, Image, Level, PointId, SavedDomain, SavedImage
+from backup.model import Consistency, Definition, Image, Level
 from backup.restore.domain import RestoredDomain
 from backup.restore.restorer import define_on_images
+from backup.stored import PointId, SavedDomain, SavedImage
 
 from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..raising import raises

@@ -13,10 +13,10 @@ from typing import Callable
 
 import pytest
 
-from backup.model import HeldPoint
 from backup.run.cleanup import clean_node
 from backup.run.run import Run
 from backup.settings import Settings
+from backup.stored import StoredPoint
 from backup.system import atomic_file
 from backup.system.stop_request import StopRequest
 
@@ -56,7 +56,7 @@ OTHERS = (
 class Quiet(NoOutput):
     """Holds nothing."""
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return []
 
     def discard(self, *_: object) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backup.model import Level, Phase
+from backup.job_result import Phase
+from backup.model import Level
 from backup.run.worker import Message, PipeReporter, Progress
 from backup.system import progress_interval
 

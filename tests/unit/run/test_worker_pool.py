@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from backup.errors import Interrupted
-from backup.job.domain_job import JobOrder
-from backup.model import JobResult, Level, Phase, Status, Timeline
+from backup.job.job_order import JobOrder
+from backup.job_result import JobResult, Phase, Status, Timeline
+from backup.model import Level
 from backup.run import worker_pool
 from backup.run.worker_pool import Pool
 from backup.system.stop_request import StopRequest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backup.model import Phase
+from backup.job_result import Phase
 from backup.terminal.progress.activity import SETTLED, WINDOW, Activity, JobLook, Meter
 from backup.terminal.progress.activity_text import job_text, run_text, short_job_text
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from backup.errors import Interrupted
-from backup.model import Level, Phase
+from backup.job_result import Phase
+from backup.model import Level
 from backup.system.stop_request import StopRequest
 from backup.terminal.console import Console
 from backup.terminal.progress import display as module

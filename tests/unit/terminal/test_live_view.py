@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.cells import cell_len
 
-from backup.model import Level, Phase
+from backup.job_result import Phase
+from backup.model import Level
 from backup.terminal.console import Console
 from backup.terminal.progress.activity import JobLook, Look
 from backup.terminal.progress.live_view import LiveView

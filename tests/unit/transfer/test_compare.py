@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError
-from backup.model import Layout, Level, SavedImage
+from backup.model import Level
 from backup.report.domain_record import Proof, Proofs, proofs
 from backup.restore_point.checksums import Checksums
+from backup.stored import Layout, SavedImage
 from backup.system.pipe_reader import PipeSource
 from backup.system.pipe_writer import PipeSink
 from backup.transfer.backup_stream import copy

@@ -15,10 +15,10 @@ from typing import Callable
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.model import SavedImage
 from backup.protocols import Source, WrittenBytes
 from backup.restore.images import Restore
 from backup.restore.new_file import NewFile
+from backup.stored import SavedImage
 from backup.system.pipe_reader import PipeSource, WriterEnded
 from backup.system.pipe_writer import Stalled
 from backup.system.stop_request import StopRequest

@@ -1,0 +1,48 @@
+"""The state of a domain, from what libvirt reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import libvirt
+
+from ..model import State
+from .errors import HypervisorError, libvirt_errors
+
+STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: State.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: State.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: State.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: State.SUSPENDED,
+    libvirt.VIR_DOMAIN_SHUTOFF: State.SHUT_OFF,
+    libvirt.VIR_DOMAIN_CRASHED: State.CRASHED,
+}
+# Reasons of a pause that QEMU itself is about to end.
+TRANSIENT_PAUSES = {
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION,
+    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP,
+    libvirt.VIR_DOMAIN_PAUSED_POSTCOPY,
+}
+
+
+def state_of(handle: Any) -> State:
+    """Return the state of a virDomain. Raises libvirtError."""
+    state, why = handle.state()
+    if state == libvirt.VIR_DOMAIN_PAUSED and why in TRANSIENT_PAUSES:
+        return State.BUSY
+    if state == libvirt.VIR_DOMAIN_SHUTOFF and why == libvirt.VIR_DOMAIN_SHUTOFF_MIGRATED:
+        return State.ELSEWHERE
+    if state == libvirt.VIR_DOMAIN_SHUTOFF and handle.hasManagedSaveImage():
+        return State.SAVED
+    return STATES.get(state, State.BUSY)
+
+
+def has_job(handle: Any) -> bool:
+    """Return whether libvirt is migrating, saving or dumping the domain."""
+    try:
+        with libvirt_errors("cannot read the domain's job"):
+            return bool(handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+    except HypervisorError as error:
+        if error.code in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
+            return False  # the test driver has no jobs, nor has a domain that is shut off
+        raise

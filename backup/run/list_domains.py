@@ -1,0 +1,58 @@
+"""The domains of this node, which of them a run backs up, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import BackupError, ConfigError
+from ..hypervisor.connections import Hypervisors
+from ..job_result import JobResult, Status
+from ..model import Domain, Level
+from ..protocols import Reporter
+from ..selection import Choice, choose
+from ..settings import Settings
+from ..system.time_limit import CheckStop
+from .largest_first import largest_first
+
+
+def list_domains(
+    names: Sequence[str], hypervisors: Hypervisors, settings: Settings, reporter: Reporter
+) -> Sequence[Choice]:
+    """List the domains, say which libvirts can't be asked, and tell what `back_up` would do about each."""
+    domains = hypervisors.domains()
+    for error in hypervisors.unreachable:
+        reporter.message(Level.ERROR, "", str(error))
+    try:
+        return choose(domains, settings, names)
+    except ConfigError as error:
+        if hypervisors.unreachable:  # no mistake of who named it, maybe
+            raise BackupError(error.message, "is it where libvirt is out of reach?") from error
+        raise
+
+
+def skipped_domains(choices: Sequence[Choice]) -> Sequence[JobResult]:
+    """Give the domains that are backed up at no libvirt, each with why not."""
+    chosen = {choice.domain.uuid for choice in choices if not choice.skipped}
+    left = {choice.domain.uuid: choice for choice in choices if choice.domain.uuid not in chosen}
+    return [
+        JobResult(choice.domain.name, uuid, Status.SKIPPED, choice.skipped) for uuid, choice in left.items()
+    ]
+
+
+def ordered(
+    choices: Sequence[Choice],
+    names: Sequence[str],
+    hypervisors: Hypervisors,
+    settings: Settings,
+    reporter: Reporter,
+    check_stop: CheckStop,
+) -> Sequence[tuple[Domain, int]]:
+    """Give the selected domains with the sizes of their images, the largest first."""
+    domains = [choice.domain for choice in choices if not choice.skipped]
+    chosen = {domain.uuid for domain in domains}
+    for choice in choices:
+        named = {choice.domain.name, choice.domain.uuid} & set(names)
+        if named and choice.domain.uuid not in chosen:
+            text = f"named, but not backed up: {choice.skipped}"
+            reporter.message(Level.WARNING, choice.domain.name, text)
+    return largest_first(domains, hypervisors, settings, check_stop) if domains else ()

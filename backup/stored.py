@@ -1,0 +1,149 @@
+"""What a repository stores: restore points, their images, and what an incremental backup builds on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple, Optional
+
+from .model import Consistency, Definition, Domain
+
+
+@dataclass(frozen=True)
+class RestorePoint:
+    """The restore point that a job is about to save: everything but the images' bytes.
+
+    `attempt` counts the attempts of the run at this domain, from 1. `locks` are the places
+    ("FSID/pool/namespace") of the locks that the job holds.
+    """
+
+    run: str
+    host: str
+    taken: datetime
+    domain: Domain
+    definition: Definition
+    consistency: Consistency
+    frozen_seconds: float
+    attempt: int = 1
+    locks: tuple[str, ...] = ()
+
+
+class PointId(NamedTuple):
+    """Identifies a restore point: the run, the domain's UUID, and the run's attempt at this domain."""
+
+    run: str
+    uuid: str
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of an image in its cluster: what `rbd create` takes besides name and size.
+
+    `features` are rbd's names. `object_size` and `stripe_unit` are in bytes. `data_pool` is "" if the data
+    is in the image's own pool.
+    """
+
+    object_size: int
+    features: tuple[str, ...]
+    stripe_unit: int
+    stripe_count: int
+    data_pool: str = ""
+
+
+@dataclass(frozen=True)
+class SnapshotId:
+    """Identifies a snapshot by Ceph's own ids, which survive renames of the snapshot and of its image."""
+
+    cluster: str = ""
+    image: str = ""
+    snapshot: int = 0
+
+
+@dataclass(frozen=True)
+class SavedImage:
+    """An image that the output has stored completely. Sizes are in bytes.
+
+    `data_bytes` were allocated, `read_bytes` were read in this run, `stored_bytes` is the growth of the
+    repository: an output that saves all disks at once reports it for the first disk. `source` is the
+    snapshot that was read. `segment_size` is the size of the image's files, 0 if it is one file. `full_read`
+    is the time (ISO 8601) of the last full read, for outputs that read incrementally.
+    """
+
+    target: str
+    image: str
+    size: int
+    data_bytes: int
+    stored_bytes: int
+    seconds: float
+    restore_id: str
+    layout: Layout
+    read_bytes: int = 0
+    source: SnapshotId = SnapshotId()
+    segment_size: int = 0
+    full_read: str = ""
+
+
+@dataclass(frozen=True)
+class SavedDomain:
+    """The content of a restore point's manifest: all that a restore needs, except the images' bytes.
+
+    `skipped_disks` are the targets of the disks that were not saved. By target: `checksums` as packed by
+    checksums.py, and `times`, when each segment of the image last changed, as packed by the output.
+    """
+
+    point: PointId
+    name: str
+    taken: datetime
+    consistency: Consistency
+    images: tuple[SavedImage, ...]
+    skipped_disks: tuple[str, ...]
+    definition: Definition
+    checksums: Mapping[str, bytes]
+    times: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Base:
+    """What an incremental backup of an image builds on: the previous backup and its base snapshot's name.
+
+    `checksums` and `times` are packed as in `SavedDomain`.
+    """
+
+    snapshot: str
+    saved: SavedImage
+    checksums: bytes
+    times: bytes
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image as an output lists it. `size` is in bytes, None if only the manifest has it.
+
+    `original_id` is the id that it was saved with, if the output has given it another one since.
+    """
+
+    target: str
+    image: str
+    size: Optional[int]
+    restore_id: str
+    original_id: str = ""
+
+
+@dataclass(frozen=True)
+class StoredPoint:
+    """A restore point as an output lists it. Without `manifest_id` it is incomplete, and does not count.
+
+    An empty image is listed in the manifest only. `locks` are the places of the locks that its job held, ()
+    if an older version saved it.
+    """
+
+    id: PointId
+    domain: str
+    taken: datetime
+    consistency: str
+    node: str
+    images: tuple[StoredImage, ...]
+    manifest_id: str
+    locks: tuple[str, ...] = ()
