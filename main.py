@@ -29,7 +29,7 @@ from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
 from backup.settings import Settings, load
-from backup.system.atomic_file import write_whole
+from backup.system.atomic_file import write_atomically
 from backup.system.process_title import set_title
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import within
@@ -271,7 +271,7 @@ def _write(path: str, content: bytes) -> None:
         print_text(content.decode())
         return
     try:
-        write_whole(Path(path), content, 0o644)
+        write_atomically(Path(path), content, 0o644)
     except OSError as error:
         hint = "is its directory there, and may you write into it? in a service, see ReadWritePaths="
         raise BackupError(f"cannot write {path}: {reason(error)}", hint) from error
