@@ -20,7 +20,7 @@ from backup.protocols import Job, SnapshotSource, Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredImage, StoredPoint
-from backup.system.atomic_file import write_whole
+from backup.system.atomic_file import write_atomically
 from backup.transfer import backup_stream
 
 MANIFEST = "definition.tar"
@@ -54,7 +54,7 @@ class Directory:
                 images.append(image)
                 job.image_saved(source, image)
             job.require_lock()  # without it another run could be saving the domain
-            write_whole(place / MANIFEST, manifest.pack(point, images, checksums))
+            write_atomically(place / MANIFEST, manifest.pack(point, images, checksums))
         return tuple(images)
 
     def base(
