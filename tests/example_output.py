@@ -124,7 +124,7 @@ def _save_image(
         for offset, data in backup_stream.pieces(reader):
             job.check_stop()
             if data:
-                checksums.note(offset, data)
+                checksums.add(offset, data)
                 file.seek(offset)
                 file.write(data)
                 data_bytes += len(data)

@@ -11,7 +11,7 @@ from ..job_result import Status
 from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.atomic_file import write_atomically, write_atomically
+from ..system.atomic_file import write_atomically
 from .domain_record import DomainRecords, now, read_records
 from .history import History
 from .report_types import Report
