@@ -129,11 +129,11 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
     """Put the report everywhere, then tell who wants to know."""
-    from backup.hooks.notify import tell
+    from backup.hooks.notify import send_notifications
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    tell(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
+    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
 
 
 @contextmanager
