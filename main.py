@@ -125,11 +125,11 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def _publish(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
     """Publish the report and send the notifications."""
-    from backup.hooks.notify import tell
+    from backup.hooks.notify import send_notifications
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    tell(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
+    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
