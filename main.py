@@ -31,6 +31,7 @@ from backup.report.run_report import RunResult
 from backup.settings import Settings, load
 from backup.system.atomic_file import write_atomically
 from backup.system.process_title import set_title
+from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import within
 from backup.terminal import command_line
@@ -76,7 +77,8 @@ def main(words: Sequence[str]) -> int:
         override = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
         settings = load(vars(config), Path(override) if override else None)
         _require_modules(_modules(arguments.command, settings))
-        return COMMANDS[arguments.command](arguments, settings, console)
+        with commands_logged(partial(console.message, Level.DEBUG, "")):
+            return COMMANDS[arguments.command](arguments, settings, console)
     except BackupError as error:
         _report(error, console)
         return exit_code(error)
@@ -129,7 +131,7 @@ def _shown(
     stop = _heard()
     display = displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested)
     try:
-        with display:
+        with display, commands_logged(partial(display.message, Level.DEBUG, "")):
             yield display, stop
     finally:
         _unheard(stop)
@@ -179,13 +181,13 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
 
 def show_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """Show what could be restored."""
-    from backup.restore_point.find import of_domains
+    from backup.restore_point.find import points_of_domains
     from backup.terminal.tables import points_json, points_table
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
-    points = of_domains(output.restore_points(), arguments.domains)
+    points = points_of_domains(output.restore_points(), arguments.domains)
     print_text(json.dumps(points_json(points), indent=2) + "\n" if arguments.json else points_table(points))
     return SUCCESS
 

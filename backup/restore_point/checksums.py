@@ -23,7 +23,7 @@ class Checksums:
 
     packed: bytearray = field(default_factory=bytearray)
 
-    def note(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: bytes) -> None:
         self.packed += RECORD.pack(offset, len(data), digest(data))
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ TIME_FORMS = {
 }
 
 
-def of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Sequence[StoredPoint]:
+def points_of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Sequence[StoredPoint]:
     """Give the restore points of the domains with these names, UUIDs or patterns; of all if none is named.
 
     Raises ConfigError for names of which there is none.
@@ -35,7 +35,7 @@ def of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Sequence[
     return [point for point in points if not names or any(_matches(point, name) for name in names)]
 
 
-def chosen(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
+def find_point(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
     """Give the restore point of the domain, a name or a UUID, that is meant by `at`.
 
     "latest" is the newest complete one, a run's id (or the beginning of one) that run's, a time in UTC
@@ -66,12 +66,12 @@ def chosen(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
     return newest
 
 
-def as_held(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
-    """Give what the manifest says with its images as the output has them now; see `images_held`."""
-    return replace(saved, images=images_held(saved.images, point))
+def with_current_ids(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
+    """Give what the manifest says with its images as the output has them now; see `current_images`."""
+    return replace(saved, images=current_images(saved.images, point))
 
 
-def images_held(images: Sequence[SavedImage], point: StoredPoint) -> tuple[SavedImage, ...]:
+def current_images(images: Sequence[SavedImage], point: StoredPoint) -> tuple[SavedImage, ...]:
     """Give a restore point's images by the ids that they have now. Raises BackupError if one is gone."""
     return tuple(_held(image, point) if image.size else image for image in images)
 
@@ -85,18 +85,18 @@ def missing(points: Sequence[StoredPoint], run: str, result: JobResult) -> Seque
     if not complete:
         return ("the manifest",)
     held = [image for one in complete for image in one.images]
-    gone = [one for one in result.images if one.size and not any(is_held(one, other) for other in held)]
+    gone = [one for one in result.images if one.size and not any(same_image(one, other) for other in held)]
     return tuple(f"{one.target} ({one.image})" for one in gone)
 
 
-def is_held(image: SavedImage, held: StoredImage) -> bool:
+def same_image(image: SavedImage, held: StoredImage) -> bool:
     """Return whether what is listed is the saved image: a manifest may have the beginning of an id alone."""
     return any(one.startswith(image.restore_id) for one in (held.restore_id, held.original_id))
 
 
 def _held(image: SavedImage, point: StoredPoint) -> SavedImage:
     for held in point.images:
-        if is_held(image, held):
+        if same_image(image, held):
             return replace(image, restore_id=held.restore_id)
     message = f"the restore point of {point.domain} from run {point.id.run} lacks {image.target}"
     hint = f"its image {image.image} was removed from the output; {PROGRAM} restore-points {point.domain}"

@@ -55,7 +55,7 @@ def copy(
                 raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
             _fill(sink, offset, progress)
             if data:
-                checksums.note(offset, data)
+                checksums.add(offset, data)
                 sink.write(data)
                 data_bytes += len(data)
             progress(sink.sent)
@@ -75,27 +75,33 @@ def _fill(sink: PipeWriter, end: int, progress: Callable[[int], None]) -> None:
 def _reads(extents: Iterable[Extent]) -> Generator[Extent, None, None]:
     """Turn extents into reads: from the first to the last data in each READ_SIZE piece of the image.
 
-    What tells how far all is listed, an extent of no bytes, goes on as a read of none.
+    An empty extent, which marks how far the listing has come, becomes an empty read.
     """
     start = end = 0
-    for extent in extents:
-        offset, stop = extent.offset, extent.offset + extent.length
-        if not extent.length:
-            if end:
-                yield Extent(start, end - start)
+    for part in _cut(extents):
+        if part.length and end and part.offset // READ_SIZE == start // READ_SIZE:
+            end = max(end, part.offset + part.length)
+            continue
+        if end:
+            yield Extent(start, end - start)
+        start, end = part.offset, part.offset + part.length
+        if not part.length:
             start = end = 0
-            yield extent
-        while offset < stop:
-            piece_end = min(stop, (offset // READ_SIZE + 1) * READ_SIZE)
-            if end and offset // READ_SIZE == start // READ_SIZE:
-                end = max(end, piece_end)
-            else:
-                if end:
-                    yield Extent(start, end - start)
-                start, end = offset, piece_end
-            offset = piece_end
+            yield part
     if end:
         yield Extent(start, end - start)
+
+
+def _cut(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Cut extents at multiples of READ_SIZE."""
+    for extent in extents:
+        offset, end = extent.offset, extent.offset + extent.length
+        if not extent.length:
+            yield extent
+        while offset < end:
+            part_end = min(end, (offset // READ_SIZE + 1) * READ_SIZE)
+            yield Extent(offset, part_end - offset)
+            offset = part_end
 
 
 def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:

@@ -12,7 +12,7 @@ from ..protocols import SnapshotReader, Source
 from ..restore_point.checksums import NO_RECORD, Checksums, digest
 from ..stored import Layout, SavedDomain, SavedImage
 from . import backup_stream
-from .restore_stream import PIECE, ZERO_PIECE, filled, require_end
+from .restore_stream import PIECE, ZERO_PIECE, next_piece, require_end
 
 DAMAGED = "the repository is damaged: see restic check --read-data; back it up again"
 SHOWN = 3  # places of a damaged image that are told one by one
@@ -25,15 +25,15 @@ class Mismatch(BackupError):
     """An image comes back with other bytes than were saved."""
 
 
-def pieces_of(source: Source, size: int) -> Iterator[bytearray]:
+def pieces_from_output(source: Source, size: int) -> Iterator[bytearray]:
     """Yield what an output gives back, in pieces; each is valid until the next. Raises BackupError."""
     buffer = bytearray(PIECE)
     for start in range(0, size, PIECE):
-        yield filled(source, buffer, start, size)
+        yield next_piece(source, buffer, start, size)
     require_end(source, size)
 
 
-def pieces_read(reader: SnapshotReader) -> Generator[bytes, None, None]:
+def pieces_from_image(reader: SnapshotReader) -> Generator[bytes, None, None]:
     """Yield every byte of an image, whatever is listed as a hole, in pieces. Raises BackupError.
 
     To be closed before the image is: reads are under way.
@@ -52,7 +52,7 @@ def require_checksums(saved: SavedDomain) -> None:
         raise BackupError(message, "what is saved from now on can be verified")
 
 
-def against_checksums(
+def compare_with_checksums(
     pieces: Iterable[Piece], image: SavedImage, checksums: Checksums, progress: Progress
 ) -> None:
     """Hold what comes back against the checksums of what was sent. Raises Mismatch."""
@@ -83,7 +83,7 @@ def differs(piece: Piece, start: int, record: tuple[int, int, bytes]) -> bool:
     return digest(memoryview(piece)[first:end]) != expected or any(_zeros_broken(piece, first, end))
 
 
-def against_snapshot(
+def compare_with_snapshot(
     pieces: Iterable[Piece], image: SavedImage, reader: SnapshotReader, progress: Progress
 ) -> None:
     """Hold what comes back against the snapshot itself. Raises Mismatch."""
@@ -91,7 +91,7 @@ def against_snapshot(
         message = f"{image.target} ({image.image}) has {reader.size} bytes, {image.size} are saved"
         raise Mismatch(message, DAMAGED)
     wrong, start = [], 0
-    with closing(pieces_read(reader)) as read:
+    with closing(pieces_from_image(reader)) as read:
         for piece, data in zip(pieces, read):
             if piece != data:
                 wrong.append(Extent(start, len(data)))

@@ -18,7 +18,7 @@ ZERO_PAGE = bytes(4096)  # what a disk allocates at the least
 ZERO_PIECE = bytes(PIECE)
 
 
-def refill(
+def write_image(
     source: Source, size: int, writer: ImageWriter, progress: Callable[[int], None] = lambda done: None
 ) -> int:
     """Write the source's bytes, those that are not zero, and return how many were written.
@@ -35,7 +35,7 @@ def refill(
                 _settle(under_way[0][1])
                 free.append(under_way.popleft()[0])
             buffer = free.pop()
-            piece = filled(source, buffer, offset, size)
+            piece = next_piece(source, buffer, offset, size)
             waits: deque[Callable[[], None]] = deque()
             under_way.append((buffer, waits))
             for start, part in _not_zero(piece):
@@ -51,7 +51,7 @@ def refill(
     return written
 
 
-def filled(source: Source, buffer: bytearray, offset: int, size: int) -> bytearray:
+def next_piece(source: Source, buffer: bytearray, offset: int, size: int) -> bytearray:
     """Give the source's next piece, in the buffer where it is a whole one. Raises WriterEnded."""
     length = min(PIECE, size - offset)
     got = source.fill(memoryview(buffer)[:length])

@@ -128,10 +128,10 @@ def test_what_is_there_is_never_overwritten_unasked(node: Node, lab: Lab, tmp_pa
         (("--at", "20200101"), "no complete restore point"),
         (("--at", "2020-01-01"), "no complete restore point"),
         (("--disk", "vdz"), "has no disk vdz"),
-        (("--to-pool", "vms", "--to-image", "vms/x"), "are two places"),
-        (("--to-image", "x"), "this is no POOL/IMAGE"),
-        (("--start",), "--start needs --define"),
-        (("--to-file", "/tmp/x", "--define"), "--to-file makes none"),
+        (("--to-pool", "vms", "--to-image", "vms/x"), "--to-pool and --to-image exclude each other"),
+        (("--to-image", "x"), "expected POOL/IMAGE"),
+        (("--start",), "--start requires --define"),
+        (("--to-file", "/tmp/x", "--define"), "--define and --to-file exclude each other"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_done(

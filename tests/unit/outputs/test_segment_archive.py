@@ -13,8 +13,8 @@ import pytest
 
 from backup.errors import BackupError
 from backup.system.pipe_reader import PipeReader
-from backup.transfer.compare import pieces_of
-from backup.transfer.restore_stream import filled, require_end
+from backup.transfer.compare import pieces_from_output
+from backup.transfer.restore_stream import next_piece, require_end
 from outputs.segments.archive import SegmentSource
 from outputs.segments.layout import PER_DIRECTORY, Segments
 from tests.integration.scratch_image import source_of
@@ -64,7 +64,7 @@ def opened(packed: bytes, segments: Segments = SEGMENTS) -> Iterator[SegmentSour
 def come_back(packed: bytes, segments: Segments = SEGMENTS) -> bytes:
     """Read an image as a restore and a verification do."""
     with opened(packed, segments) as source:
-        content = b"".join(map(bytes, pieces_of(source, segments.size)))
+        content = b"".join(map(bytes, pieces_from_output(source, segments.size)))
         assert source.received == segments.size
         return content
 
@@ -160,7 +160,7 @@ def test_a_header_that_is_damaged_is_no_archive() -> None:
     packed = bytearray(archive(GOOD, tarfile.USTAR_FORMAT))
     packed[packed.index(PARTS[1]) - 500] ^= 1
     with opened(bytes(packed)) as source:
-        assert filled(source, bytearray(4 * MIB), 0, SEGMENT) == PARTS[0]
+        assert next_piece(source, bytearray(4 * MIB), 0, SEGMENT) == PARTS[0]
         with pytest.raises(BackupError, match="no archive"):
             source.fill(memoryview(bytearray(1)))
 
@@ -169,7 +169,7 @@ def test_after_the_last_segment_the_archive_is_read_to_its_end_so_that_restic_ca
     packed = archive(GOOD) + bytes(3 * MIB)  # more than a pipe holds
     with source_of(packed) as through:
         source = SegmentSource(through, SEGMENTS)
-        filled(source, bytearray(4 * MIB), 0, SIZE)
+        next_piece(source, bytearray(4 * MIB), 0, SIZE)
         require_end(source, SIZE)
         assert through.received == len(packed)
         require_end(source, SIZE)

@@ -111,7 +111,7 @@ def test_what_was_packed_is_read_back() -> None:
     definition = Definition("<domain/>", "<domain id='1'/>", "/nvram/web", b"\0variables")
     point = replace(POINT, definition=definition)
     checksums = Checksums()
-    checksums.note(0, b"data")
+    checksums.add(0, b"data")
     images = (SAVED, replace(SAVED, target="vdb.backing1"))
     packed = pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()})
     assert unpack(packed) == SavedDomain(

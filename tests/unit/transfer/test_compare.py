@@ -20,11 +20,11 @@ from backup.system.pipe_writer import PipeWriter
 from backup.transfer.backup_stream import copy
 from backup.transfer.compare import (
     Mismatch,
-    against_checksums,
-    against_snapshot,
+    compare_with_checksums,
+    compare_with_snapshot,
     object_number,
-    pieces_of,
-    pieces_read,
+    pieces_from_image,
+    pieces_from_output,
 )
 from tests.integration.scratch_image import source_of
 
@@ -56,12 +56,12 @@ def saved(size: int, layout: Layout = LAYOUT) -> SavedImage:
 
 def verify(content: bytes, checksums: Checksums, size: int) -> None:
     with source_of(content) as source:
-        against_checksums(pieces_of(source, size), saved(size), checksums, lambda _: None)
+        compare_with_checksums(pieces_from_output(source, size), saved(size), checksums, lambda _: None)
 
 
 def hold_against(snapshot: MemorySnapshot, source: PipeReader) -> None:
-    pieces = pieces_of(source, snapshot.size)
-    against_snapshot(pieces, saved(snapshot.size), snapshot, lambda _: None)
+    pieces = pieces_from_output(source, snapshot.size)
+    compare_with_snapshot(pieces, saved(snapshot.size), snapshot, lambda _: None)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -119,7 +119,7 @@ def test_more_or_fewer_bytes_are_no_proof(size: int) -> None:
 
 def test_checksums_beyond_the_end_are_no_proof() -> None:
     content, checksums = streamed(MemorySnapshot(20 * MIB, SCATTERED))
-    checksums.note(24 * MIB, b"x")
+    checksums.add(24 * MIB, b"x")
     with raises(f"vda (vms/web-root) has checksums beyond its {20 * MIB} bytes", Mismatch):
         verify(content, checksums, 20 * MIB)
 
@@ -127,9 +127,9 @@ def test_checksums_beyond_the_end_are_no_proof() -> None:
 def test_an_image_that_has_another_size_in_the_cluster_is_no_proof() -> None:
     shorter, pieces = MemorySnapshot(16 * MIB), [bytes(4 * MIB)] * 5
     with raises(f"vda (vms/web-root) has {20 * MIB} bytes, {16 * MIB} came back", Mismatch):
-        against_checksums(pieces_read(shorter), saved(20 * MIB), Checksums(), lambda _: None)
+        compare_with_checksums(pieces_from_image(shorter), saved(20 * MIB), Checksums(), lambda _: None)
     with raises(f"vda (vms/web-root) has {16 * MIB} bytes, {20 * MIB} are saved", Mismatch):
-        against_snapshot(pieces, saved(20 * MIB), shorter, lambda _: None)
+        compare_with_snapshot(pieces, saved(20 * MIB), shorter, lambda _: None)
 
 
 @pytest.mark.parametrize(

@@ -16,17 +16,17 @@ from backup.errors import BackupError, Interrupted
 from backup.job_result import Phase
 from backup.model import Level
 from backup.report.domain_record import proofs
-from backup.restore_point.find import as_held
+from backup.restore_point.find import with_current_ids
 from backup.stored import SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
 from backup.verify.verification import Verification, Verified
 
-from ..held_points import CONTENT, HeldPoints
 from ..memory_snapshot import MemorySnapshot
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, OTHER_UUID, UUID, settings
+from ..stored_points import CONTENT, HeldPoints
 
 BOTH = {UUID: "web", OTHER_UUID: "db"}
 DAMAGED = b"S" + CONTENT[1:]
@@ -153,13 +153,13 @@ def test_manifests_are_read_when_their_turn_comes_and_not_kept(
 
     def counted(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
         nonlocal most
-        one = as_held(saved, point)
+        one = with_current_ids(saved, point)
         held.append(weakref.ref(one))
         gc.collect()
         most = max(most, sum(other() is not None for other in held))
         return one
 
-    monkeypatch.setattr(verification_module, "as_held", counted)
+    monkeypatch.setattr(verification_module, "with_current_ids", counted)
     domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
     output = Counting(domains, recorder)
     verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
