@@ -222,9 +222,8 @@ class Cluster(Connection):
         self._require_answers(action, image)
         with self.errors(action, image), rados.WriteOpCtx() as operation, suppress(LockHeld):
             operation.cmpext(owner.encode())
-            operation.execute(
-                "lock", "lock", lock_request(LOCK_NAME, owner, 1)
-            )  # refused if another owner holds it
+            # refused if another owner holds the lock
+            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))
             operation.remove()
             self._lock_operated(image, name, operation)
 

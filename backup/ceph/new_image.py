@@ -96,9 +96,8 @@ class NewImage:
             self._opened = opened
             self._undo.callback(self._close)
             self._id = opened.id()
-            if (
-                cluster.watchers(image) > 1
-            ):  # another restore may have taken it for a leftover before it was open
+            # another restore may have taken it for a leftover before it was open
+            if cluster.watchers(image) > 1:
                 raise self._under_way()
             with ImageWriter(cluster, image, opened, WRITE_FLAGS) as writer:
                 yield writer
