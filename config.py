@@ -1,6 +1,6 @@
 """Settings of virt-rbd-backup: edit them here, or name a file of your own with --config FILE.
 
-A file of your own holds only the constants that differ from these; nobody else may be able to write it.
+A file of your own holds only the constants that differ. Other users must not be able to write it.
 `main.py check` checks that the settings fit together. res/docs/configuration.md lists all constants.
 """
 
