@@ -21,14 +21,15 @@ from typing import Callable, NoReturn
 import config
 import outputs
 from backup import PROGRAM
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, NotDefined, NotProven, reason
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, reason
+from backup.exit_codes import FAILED, NOTHING_DONE, SIGNALS, SUCCESS, exit_code, interrupted
 from backup.model import Level
 from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
 from backup.settings import Settings, load
-from backup.system.atomic_file import write_whole
+from backup.system.atomic_file import write_atomically
 from backup.system.process_title import set_title
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import within
@@ -56,14 +57,8 @@ OUTPUT_MODULES = {"restic_incremental": {"pyfuse3": "python3-pyfuse3"}}  # to sa
 PAGE_MODULES = {"jinja2": "python3-jinja2"}
 METRICS_MODULES = {"prometheus_client": "python3-prometheus-client"}
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 # The settings of the command that an installation brings.
 INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
-
-# Of errors, those derived from them included, that do not mean that nothing could be done, which is 1.
-EXIT_CODES: Mapping[type[BackupError], int] = {AlreadyRunning: 11, NotDefined: 3, NotProven: 3}
 
 
 def main(words: Sequence[str]) -> int:
@@ -82,29 +77,19 @@ def main(words: Sequence[str]) -> int:
         settings = load(vars(config), Path(override) if override else None)
         _require_modules(_modules(arguments.command, settings))
         return COMMANDS[arguments.command](arguments, settings, console)
-    except ConfigError as error:
-        for one in error.errors:
-            _report(one, console)
-        return 2
-    except Interrupted as error:
-        _report(error, console, STUCK_LIMIT)
-        return 128 + error.signal_number
     except BackupError as error:
         _report(error, console)
         return exit_code(error)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return interrupted(signal.SIGINT)
 
 
-def _report(error: BackupError, console: Console, limit: float = TERMINAL_LIMIT) -> None:
-    """Write an error, where there is somebody to read it: a terminal may be stopped."""
-    with suppress(TimeoutError):
-        written_within(limit, partial(console.error, error))
-
-
-def exit_code(error: BackupError) -> int:
-    """Give the exit code of an error that ends a command."""
-    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+def _report(error: BackupError, console: Console) -> None:
+    """Write an error, or all of a ConfigError. A terminal that was stopped (Ctrl-S) can lose it."""
+    limit = STUCK_LIMIT if isinstance(error, Interrupted) else TERMINAL_LIMIT
+    for one in error.errors if isinstance(error, ConfigError) else [error]:
+        with suppress(TimeoutError):
+            written_within(limit, partial(console.error, one))
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -133,7 +118,7 @@ def _tell(result: RunResult, settings: Settings, reporter: Reporter, stop: StopR
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_insisted)
+    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
 
 
 @contextmanager
@@ -167,7 +152,7 @@ def _unheard(stop: StopRequest) -> None:
 
     One that follows another does not change the exit code, which that one has decided.
     """
-    code = 128 + stop.signal_number
+    code = interrupted(stop.signal_number)
     handler = (lambda *_: os._exit(code)) if stop.signal_number else signal.SIG_DFL
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
@@ -189,7 +174,7 @@ def _show(names: Sequence[str], as_json: bool, settings: Settings, console: Cons
         choices = list_domains(names, hypervisors, settings, console)
         _unheard(stop)
         print_text(json.dumps(selection_json(choices), indent=2) + "\n" if as_json else listing(choices))
-        return 3 if hypervisors.unreachable else 0
+        return FAILED if hypervisors.unreachable else SUCCESS
 
 
 def show_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -202,7 +187,7 @@ def show_points(arguments: argparse.Namespace, settings: Settings, _console: Con
         raise ConfigError(errors)
     points = of_domains(output.restore_points(), arguments.domains)
     print_text(json.dumps(points_json(points), indent=2) + "\n" if arguments.json else points_table(points))
-    return 0
+    return SUCCESS
 
 
 def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -214,7 +199,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     with _shown(arguments, settings, console) as (display, stop):
         restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
     print_text(restored_table(restored), _limit(display))
-    return 0
+    return SUCCESS
 
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -230,7 +215,7 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
         finally:  # what was found counts, though it were interrupted
             publish_metrics(settings, display)
     print_text(proven(verified), _limit(display))
-    return 3 if verified.failed else 0
+    return FAILED if verified.failed else SUCCESS
 
 
 def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -245,7 +230,7 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
         finally:  # that it failed is to be known, too
             publish_metrics(settings, display)
     print_text(f"{name} comes back as it was saved\n", _limit(display))
-    return 0
+    return SUCCESS
 
 
 def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -257,7 +242,7 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
         within(math.inf, partial(print_text, finding(found)), stop.check)
         problems += found.problem is not None
     print_text(f"{problems} problems\n" if problems != 1 else "1 problem\n")
-    return 1 if problems else 0
+    return NOTHING_DONE if problems else SUCCESS
 
 
 def show_report(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -277,7 +262,7 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
         _write(arguments.html, page(past, made))
     else:
         print_text(json.dumps(past.report, indent=2) + "\n" if arguments.json else report_text(past.report))
-    return 0
+    return SUCCESS
 
 
 def _write(path: str, content: bytes) -> None:
@@ -286,7 +271,7 @@ def _write(path: str, content: bytes) -> None:
         print_text(content.decode())
         return
     try:
-        write_whole(Path(path), content, 0o644)
+        write_atomically(Path(path), content, 0o644)
     except OSError as error:
         hint = "is its directory there, and may you write into it? in a service, see ReadWritePaths="
         raise BackupError(f"cannot write {path}: {reason(error)}", hint) from error
@@ -297,7 +282,7 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
     from backup.run.cleanup import clean_node
 
     with _shown(arguments, settings, console) as (display, stop):
-        return 3 if clean_node(settings, display, stop, arguments.all) else 0
+        return FAILED if clean_node(settings, display, stop, arguments.all) else SUCCESS
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 
 def reason(error: OSError) -> str:
-    """Give what the operating system says, as a part of a message."""
+    """Return the operating system's message, in lower case, as a part of a longer one."""
     return (error.strerror or str(error)).lower()
 
 
 class BackupError(Exception):
-    """One line that says what failed, and a hint that says what to do about it.
+    """One line that says what failed, and a hint that says how to fix it.
 
-    `passing` tells that it may be over in a while, so that a second attempt is worth it.
+    `transient`: the cause may go away by itself, so that a retry may succeed.
     """
 
-    passing = False
+    transient = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
@@ -27,14 +27,14 @@ class BackupError(Exception):
         return f"{self.message} (hint: {self.hint})" if self.hint else self.message
 
 
-class NotNow(BackupError):
-    """Another moment is better."""
+class TransientError(BackupError):
+    """Something is busy or was interrupted: a retry may succeed."""
 
-    passing = True
+    transient = True
 
 
 class ConfigError(BackupError):
-    """All that is wrong with the configuration or the command line, an error each."""
+    """All errors in the configuration or on the command line at once."""
 
     def __init__(self, errors: Sequence[BackupError]) -> None:
         super().__init__("; ".join(error.message for error in errors))
@@ -49,7 +49,7 @@ class AlreadyRunning(BackupError):
 
 
 class Skipped(BackupError):
-    """The domain is not to be backed up now, which is no failure."""
+    """The domain is not backed up in this run, which is not a failure."""
 
 
 class DomainGone(Skipped):
@@ -57,26 +57,26 @@ class DomainGone(Skipped):
 
 
 class FreezeFailed(BackupError):
-    """The freeze failed, or did not last until the thaw.
+    """The freeze failed, or ended before the thaw.
 
-    Where the thaw failed too the guest may be frozen all the same: its record in RUNTIME_DIR then stays.
+    If the thaw failed too, the guest may still be frozen: its record in RUNTIME_DIR then stays.
     """
 
 
 class FrozenAlready(FreezeFailed):
-    """Somebody else has frozen the guest, and is to thaw it."""
+    """Another program has frozen the guest, and has to thaw it."""
 
 
 class NotDefined(BackupError):
-    """A domain's images are restored, but the domain itself is not there, or does not run."""
+    """A domain's images are restored, but libvirt could not define or start the domain."""
 
 
-class NotProven(BackupError):
-    """A drill has failed: that the domain comes back as it was saved is not proven."""
+class DrillFailed(BackupError):
+    """The drill found a restore point that does not restore as it was saved."""
 
 
 class Interrupted(BackupError):
-    """The run was asked to stop, by the signal of this number."""
+    """The run was interrupted by the signal of this number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

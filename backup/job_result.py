@@ -16,7 +16,7 @@ class Phase(str, Enum):
 
     PREPARE = "preparing"  # connecting, locking, removing leftovers
     HOOKS = "running hooks"
-    SNAPSHOT = "making snapshots"  # with the guest held still
+    SNAPSHOT = "making snapshots"  # the guest is frozen or paused
     STREAM = "streaming"
     VERIFY = "verifying"
     RESTORE = "restoring"
@@ -25,7 +25,7 @@ class Phase(str, Enum):
 
 
 class Status(str, Enum):
-    """How a job ended."""
+    """The end of a job."""
 
     SAVED = "saved"
     FAILED = "failed"
@@ -34,7 +34,7 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Timeline:
-    """When a job did what: in which of the run's lanes, 1 to WORKERS, and when each of its phases began."""
+    """When a job ran, in which of the run's lanes (1 to WORKERS), and when each of its phases began."""
 
     lane: int
     started: datetime
@@ -44,10 +44,10 @@ class Timeline:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How the backup of one domain ended. A failure that is `passing` is worth a second attempt.
+    """The result of the backup of one domain. A `transient` failure is retried.
 
-    `frozen_at` is since when the domain was held still, `taken` the moment of its snapshots, `leftovers` how
-    many snapshots of killed runs were found. `timeline` is there if it was begun.
+    `frozen_at` is when the guest was frozen or paused, `taken` the time of its snapshots, `leftovers` the
+    number of snapshots that interrupted runs had left. `timeline` is None if the job never started.
     """
 
     name: str
@@ -61,7 +61,7 @@ class JobResult:
     taken: Optional[datetime] = None
     seconds: float = 0.0
     images: tuple[SavedImage, ...] = field(default=())
-    not_covered: tuple[Disk, ...] = field(default=())
+    skipped_disks: tuple[Disk, ...] = field(default=())
     leftovers: int = 0
     timeline: Optional[Timeline] = None
-    passing: bool = False
+    transient: bool = False

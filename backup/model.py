@@ -10,38 +10,35 @@ from .errors import BackupError
 
 
 class State(str, Enum):
-    """What libvirt says a domain is doing."""
+    """The state of a domain, from libvirt."""
 
     RUNNING = "running"
     PAUSED = "paused"
     SUSPENDED = "suspended"  # to memory, by the guest itself
-    CRASHED = "crashed"  # the guest; its QEMU is kept
-    SAVED = "saved"  # shut off, its memory in a file of libvirt's (virsh managedsave)
+    CRASHED = "crashed"  # the guest; its QEMU still exists
+    SAVED = "saved"  # shut off, with its memory saved to a file (virsh managedsave)
     SHUT_OFF = "shut off"
-    ELSEWHERE = "migrated away"  # its definition is still here, it runs on another node
-    BUSY = "busy"  # migrating, starting, shutting down: another moment is better
+    ELSEWHERE = "migrated away"  # still defined here, but runs on another node
+    BUSY = "busy"  # migrating, starting or shutting down
 
     @property
     def active(self) -> bool:
-        """Whether there is a QEMU that has the disks open."""
+        """Whether a QEMU process has the disks open."""
         return self not in (State.SAVED, State.SHUT_OFF, State.ELSEWHERE)
 
 
 class Consistency(str, Enum):
-    """How a restore point was taken."""
+    """The consistency of a restore point."""
 
     FILESYSTEM = "filesystem"  # frozen through the guest agent
-    PAUSED = "paused"  # processors held: all disks are of one instant
-    CRASH = "crash"  # as the disks ran
+    PAUSED = "paused"  # processors paused: all disks show the same instant
+    CRASH = "crash"  # neither: each disk shows its own instant
     OFFLINE = "offline"  # shut off
 
 
 @dataclass(frozen=True)
 class Image:
-    """An RBD image's place within its cluster.
-
-    With its `id` it is found even after it was renamed; without, by its name.
-    """
+    """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name."""
 
     pool: str
     name: str
@@ -50,7 +47,7 @@ class Image:
 
     @property
     def place(self) -> str:
-        """Where it lies: pool or pool/namespace."""
+        """Its pool or pool/namespace."""
         return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
 
     def __str__(self) -> str:
@@ -58,7 +55,7 @@ class Image:
 
 
 def image_named(text: str) -> Image | None:
-    """Split pool/image or pool/namespace/image, None if it is neither. No part can hold a slash."""
+    """Parse pool/image or pool/namespace/image; None if it is neither. No part can contain a slash."""
     parts = text.split("/")
     if len(parts) == 2 and all(parts):
         return Image(parts[0], parts[1])
@@ -69,9 +66,9 @@ def image_named(text: str) -> Image | None:
 
 @dataclass(frozen=True)
 class ClusterAddress:
-    """How a disk says its cluster is reached; what it does not say comes from CEPH_CONF.
+    """How to reach the cluster of a disk, from the domain's XML; what that leaves open is in CEPH_CONF.
 
-    `fsid`, where it is known, is what the cluster has to have.
+    `fsid`, if known, is the id that the cluster must have.
     """
 
     monitors: tuple[str, ...] = ()
@@ -83,19 +80,19 @@ class ClusterAddress:
 
 
 class Gap(str, Enum):
-    """What a restore point lacks for want of a disk that is not covered."""
+    """What a restore point lacks because a disk is skipped."""
 
-    NONE = "none"  # nothing that was to be saved
-    FOREIGN = "foreign"  # data that is on no RBD image
-    BROKEN = "broken"  # an RBD image that can't be saved
+    NONE = "none"  # nothing that should have been saved
+    FOREIGN = "foreign"  # data that is not on an RBD image
+    BROKEN = "broken"  # an RBD image that cannot be backed up
 
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a domain, or a layer below it.
+    """One disk of a domain, or a layer of its backing chain.
 
-    `image` is None for what is not saved; `not_covered` and `gap` then say why, and what that costs.
-    `encryption` is the format of an image whose content is encrypted, such as luks2.
+    `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
+    `encryption` is the format of an encrypted image, such as luks2.
     """
 
     target: str
@@ -103,20 +100,20 @@ class Disk:
     image: Optional[Image] = None
     address: ClusterAddress = ClusterAddress()
     encryption: str = ""
-    not_covered: str = ""
+    skipped: str = ""
     gap: Gap = Gap.NONE
 
 
 @dataclass(frozen=True)
 class Override:
-    """What a domain's own metadata says about its backup; None, "" and () where it says nothing."""
+    """The settings in a domain's own metadata; None, "" and () where it has none."""
 
     enabled: Optional[bool] = None
     freeze: str = ""
     exclude: tuple[str, ...] = ()
 
     def excludes(self, target: str) -> bool:
-        """Whether it leaves out the disk, or the disk that this is a layer of."""
+        """Whether it excludes this disk, or the disk that this is a layer of."""
         return bool({target, target.partition(".")[0]} & set(self.exclude))
 
 
@@ -124,8 +121,8 @@ class Override:
 class Domain:
     """A libvirt virtual machine as it was when it was listed.
 
-    `uri` is the libvirt that knows it. `problem` is what keeps it from being backed up by its definition
-    alone. `instance` is libvirt's id while it runs, another each time that it is started.
+    `uri` is the libvirt that listed it. `problem` is an error in its definition that prevents a backup.
+    `instance` is libvirt's id of the running domain, which changes with each start.
     """
 
     uuid: str
@@ -141,7 +138,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Definition:
-    """What libvirt needs to have the domain again."""
+    """What libvirt needs to define the domain again."""
 
     inactive_xml: str
     live_xml: str = ""
@@ -151,7 +148,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Extent:
-    """Bytes of an image that may hold data; what no extent covers is a hole and reads as zeros."""
+    """A range of an image that may contain data; all outside of extents is a hole, which reads as zeros."""
 
     offset: int
     length: int
@@ -159,14 +156,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was looked at, and what is wrong with it, if anything is."""
+    """Something that was checked, and the problem with it, if any."""
 
     subject: str
     problem: Optional[BackupError] = None
 
 
 class Level(int, Enum):
-    """How much a message matters; the numbers are those of the journal (man 3 sd-daemon)."""
+    """The priority of a message; the numbers are those of the journal (man 3 sd-daemon)."""
 
     ERROR = 3
     WARNING = 4

@@ -12,10 +12,10 @@ from .model import Consistency, Definition, Domain
 
 @dataclass(frozen=True)
 class RestorePoint:
-    """What one run saves of one domain: everything but the images' bytes.
+    """The restore point that a job is about to save: everything but the images' bytes.
 
-    `attempt` is the how many-eth of the run, from 1. `locks` are the places ("FSID/pool/namespace") of the
-    locks that its job holds.
+    `attempt` counts the attempts of the run at this domain, from 1. `locks` are the places
+    ("FSID/pool/namespace") of the locks that the job holds.
     """
 
     run: str
@@ -30,7 +30,7 @@ class RestorePoint:
 
 
 class PointId(NamedTuple):
-    """What distinguishes a restore point: its run, its domain's uuid, which attempt of the run's."""
+    """Identifies a restore point: the run, the domain's UUID, and the run's attempt at this domain."""
 
     run: str
     uuid: str
@@ -39,10 +39,10 @@ class PointId(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How an image lies in its cluster: what `rbd create` wants to know beside name and size.
+    """The layout of an image in its cluster: what `rbd create` takes besides name and size.
 
-    `features` are rbd's names. `object_size` and `stripe_unit` are in bytes. `data_pool` is "" where the
-    data lies in the image's own pool.
+    `features` are rbd's names. `object_size` and `stripe_unit` are in bytes. `data_pool` is "" if the data
+    is in the image's own pool.
     """
 
     object_size: int
@@ -54,7 +54,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class SnapshotId:
-    """What tells a snapshot from all others, whatever it and its image are called by now: Ceph's own ids."""
+    """Identifies a snapshot by Ceph's own ids, which survive renames of the snapshot and of its image."""
 
     cluster: str = ""
     image: str = ""
@@ -63,12 +63,12 @@ class SnapshotId:
 
 @dataclass(frozen=True)
 class SavedImage:
-    """An image whose every byte the output has. Sizes in bytes.
+    """An image that the output has stored completely. Sizes are in bytes.
 
-    `data_bytes` is what of it was allocated, `read_bytes` what was read this time, `stored_bytes` what the
-    output grew by: for an output that saves all disks at once, the first of them has it all. `source` is the
-    snapshot that it was read from. `segment_size` is that of its files, 0 where it is one file; `full_read`
-    when (ISO 8601) all of it was last read, for outputs that do not read all each time.
+    `data_bytes` were allocated, `read_bytes` were read in this run, `stored_bytes` is the growth of the
+    repository: an output that saves all disks at once reports it for the first disk. `source` is the
+    snapshot that was read. `segment_size` is the size of the image's files, 0 if it is one file. `full_read`
+    is the time (ISO 8601) of the last full read, for outputs that read incrementally.
     """
 
     target: str
@@ -87,10 +87,10 @@ class SavedImage:
 
 @dataclass(frozen=True)
 class SavedDomain:
-    """What a restore point's manifest says: all that it takes to have the domain again, but for the bytes.
+    """The content of a restore point's manifest: all that a restore needs, except the images' bytes.
 
-    `not_covered` are the targets of disks that were not saved, `checksums` by target what checksums.py packs,
-    `times` by target when each segment of an image last changed, as the output packs it.
+    `skipped_disks` are the targets of the disks that were not saved. By target: `checksums` as packed by
+    checksums.py, and `times`, when each segment of the image last changed, as packed by the output.
     """
 
     point: PointId
@@ -98,7 +98,7 @@ class SavedDomain:
     taken: datetime
     consistency: Consistency
     images: tuple[SavedImage, ...]
-    not_covered: tuple[str, ...]
+    skipped_disks: tuple[str, ...]
     definition: Definition
     checksums: Mapping[str, bytes]
     times: Mapping[str, bytes] = field(default_factory=dict)
@@ -118,10 +118,10 @@ class Base:
 
 
 @dataclass(frozen=True)
-class HeldImage:
-    """An image as an output lists it. `size` in bytes, None where the manifest alone tells.
+class StoredImage:
+    """An image as an output lists it. `size` is in bytes, None if only the manifest has it.
 
-    `original_id` is what it was saved as, where the output has given it another id since.
+    `original_id` is the id that it was saved with, if the output has given it another one since.
     """
 
     target: str
@@ -132,11 +132,11 @@ class HeldImage:
 
 
 @dataclass(frozen=True)
-class HeldPoint:
-    """A restore point as an output lists it; without `manifest_id` it is not complete, and does not count.
+class StoredPoint:
+    """A restore point as an output lists it. Without `manifest_id` it is incomplete, and does not count.
 
-    An image of no bytes is in the manifest alone. `locks` are the places of the locks under which it was
-    saved, () where an older version did it.
+    An empty image is listed in the manifest only. `locks` are the places of the locks that its job held, ()
+    if an older version saved it.
     """
 
     id: PointId
@@ -144,6 +144,6 @@ class HeldPoint:
     taken: datetime
     consistency: str
     node: str
-    images: tuple[HeldImage, ...]
+    images: tuple[StoredImage, ...]
     manifest_id: str
     locks: tuple[str, ...] = ()

@@ -23,9 +23,9 @@ from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.find import as_held
 from backup.settings import Settings
-from backup.stored import HeldPoint, RestorePoint, SavedDomain, SavedImage
+from backup.stored import RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.pipe_writer import Stalled
-from backup.system.process import own_mounts
+from backup.system.process import private_mounts
 from backup.text import size_text
 
 from .restic_repository.messages import ResticError, Summary
@@ -50,7 +50,7 @@ class ResticIncremental(Repository):
     full_read_days: int = 0
     fast_diff: bool = False
 
-    keeps_snapshots = True
+    keeps_base_snapshots = True
 
     @classmethod
     def _own(cls, settings: Settings) -> Mapping[str, Any]:
@@ -64,7 +64,7 @@ class ResticIncremental(Repository):
         """Tell what keeps it from working: the repository, or the kernel's file systems in user space."""
         return [*_fuse_problems(), *super().problems(check_stop)]
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Ask for the kernel's file systems in user space too, before a run holds any domain still."""
         for problem in _fuse_problems():
             raise problem
@@ -74,7 +74,7 @@ class ResticIncremental(Repository):
         self,
         uuid: str,
         runs: Collection[str],
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
@@ -89,12 +89,12 @@ class ResticIncremental(Repository):
             found = self._newest(known, runs, check_stop, lambda _: None)
         return found or self._newest(self._held(uuid, check_stop), runs, check_stop, warn)
 
-    def _held(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[HeldPoint]:
+    def _held(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[StoredPoint]:
         return held_points(self._snapshots(f"--tag={TAG},uuid={uuid}", check_stop=check_stop))
 
     def _newest(
         self,
-        points: Sequence[HeldPoint],
+        points: Sequence[StoredPoint],
         runs: Collection[str],
         check_stop: Callable[[], None],
         warn: Callable[[str], None],
@@ -107,7 +107,7 @@ class ResticIncremental(Repository):
         return None
 
     def _saved(
-        self, point: HeldPoint, check_stop: Callable[[], None], warn: Callable[[str], None]
+        self, point: StoredPoint, check_stop: Callable[[], None], warn: Callable[[str], None]
     ) -> Optional[SavedDomain]:
         """Read a manifest; None, and a warning, if it is damaged, another version's, or lacks its images."""
         try:
@@ -224,7 +224,7 @@ def _fuse_problems() -> Sequence[BackupError]:
         return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
     try:
         with ThreadPoolExecutor(1) as thread:  # which alone has them, until it ends
-            thread.submit(own_mounts).result()
+            thread.submit(private_mounts).result()
     except OSError as error:
         hint = "it takes root with CAP_SYS_ADMIN, in a unit res/restic-incremental.conf"
         return [BackupError(f"cannot have mounts of its own: {reason(error)}", hint)]

@@ -46,7 +46,7 @@ class Claim(Enum):
     """What to do about a lock."""
 
     TAKE = "take"  # nobody else may have it
-    KEEP = "keep"  # renewed, or taken again after it expired if nobody else has had it since
+    RENEW = "renew"  # renewed, or taken again after it expired if nobody else has had it since
 
 
 class Cluster(Connection):
@@ -179,7 +179,7 @@ class Cluster(Connection):
         """
         action = f"cannot {claim.value} the lock {name} beside"
         with self.errors(action, image), rados.WriteOpCtx() as operation:
-            if claim is Claim.KEEP:
+            if claim is Claim.RENEW:
                 operation.cmpext(owner.encode())
             operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, duration))
             operation.write_full(owner.encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..errors import BackupError, NotNow
+from ..errors import BackupError, TransientError
 from ..model import Image
 
 
@@ -15,7 +15,7 @@ class ClusterError(BackupError):
     def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
         super().__init__(message, hint)
         self.number = number
-        self.passing = number in (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN)
+        self.transient = number in (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN)
 
 
 class ImageGone(ClusterError):
@@ -26,11 +26,11 @@ class SnapshotInUse(ClusterError):
     """The snapshot can't be removed: it is protected, or has clones."""
 
 
-class LockHeld(NotNow):
+class LockHeld(TransientError):
     """Somebody else holds the lock."""
 
 
-class LockLost(NotNow):
+class LockLost(TransientError):
     """The lock expired, and somebody else may have had it since."""
 
 

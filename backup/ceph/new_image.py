@@ -13,7 +13,7 @@ from typing import Any, Callable
 import rados
 import rbd
 
-from ..errors import BackupError, NotNow
+from ..errors import BackupError, TransientError
 from ..model import Image, Level
 from ..protocols import Reporter
 from ..stored import Layout, SavedImage
@@ -115,7 +115,7 @@ class NewImage:
         self._rename(self.filling, self.image)
         self._undo.callback(self._rename_back)
 
-    def keep(self) -> None:
+    def remove_replaced(self) -> None:
         """Remove what the image has taken the place of; nothing of it is undone from now on."""
         self._undo.pop_all()
         try:
@@ -167,7 +167,7 @@ class NewImage:
 
     def _under_way(self) -> BackupError:
         message = f"another restore of {self.image} is under way, or was killed within the last half minute"
-        return NotNow(message, "wait for it, or try again in a minute")
+        return TransientError(message, "wait for it, or try again in a minute")
 
     def _create(self, image: Image) -> None:
         layout, pool = self._saved.layout, self.cluster.pool_of(image)
@@ -260,7 +260,7 @@ class NewImage:
             size, step = int(opened.size()), EMPTIED_AT_A_TIME * int(opened.stat()["obj_size"])
             report = self._progress_of(image)
             for end in reversed(range(0, size, step)):
-                if self._stop.insisted or self._stop.signalled_for > TIDY_LIMIT:
+                if self._stop.signalled_twice or self._stop.seconds_since_signal > TIDY_LIMIT:
                     message = f"image {image} is removed only in part, {size_text(opened.size())} are left"
                     raise ClusterError(message, f"the next restore to it removes the rest; or rbd rm {image}")
                 self.cluster.retried("cannot remove", image, partial(opened.resize, end))

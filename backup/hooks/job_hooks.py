@@ -16,7 +16,7 @@ from ..errors import BackupError, Interrupted, reason
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..settings import Settings
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .hooks import Hooks, When, about_domain, about_job
 
 DIRECTORY = "hooked"  # in RUNTIME_DIR: a note for each domain whose after-thaw hooks have to run
@@ -107,7 +107,7 @@ def _remove(note: Path) -> None:
 def _write(note: Path, variables: Mapping[str, str]) -> None:
     try:
         note.parent.mkdir(mode=0o700, exist_ok=True)
-        write_whole(note, json.dumps(variables).encode())
+        write_atomically(note, json.dumps(variables).encode())
     except OSError as error:
         message = f"cannot write {note}, the note that hooks are about to run: {reason(error)}"
         raise BackupError(message, "see RUNTIME_DIR") from error

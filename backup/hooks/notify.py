@@ -16,7 +16,7 @@ from ..errors import BackupError, reason
 from ..job_result import Status
 from ..model import Level
 from ..protocols import Reporter
-from ..report.history import Report
+from ..report.report_types import Report
 from ..report.run_report import RunResult
 from ..settings import Settings
 from ..system.time_limit import within

@@ -21,7 +21,7 @@ from ..hypervisor.connections import located
 from ..job_result import JobResult, Phase, Status
 from ..model import Domain, Gap, Level
 from ..protocols import Output, Reporter, SnapshotSource
-from ..selection import covered, require_covered
+from ..selection import require_complete, select_disks
 from ..settings import Settings
 from ..stored import SavedImage
 from ..system.concurrency_limit import Slots
@@ -79,7 +79,7 @@ class DomainJob:
         self.require_lock()
         if self.order.verify and image.size:
             self._verify(source, image)
-        if not self.output.keeps_snapshots:
+        if not self.output.keeps_base_snapshots:
             self._snapshots.release(source)
 
     def _verify(self, source: SnapshotSource, image: SavedImage) -> None:
@@ -107,8 +107,10 @@ class DomainJob:
             result = replace(result, status=Status.SKIPPED, reason=error.message)
         except BackupError as error:
             reason = f"saved, but {error.message}" if result.images else error.message
-            passing = error.passing and not result.images
-            result = replace(result, status=Status.FAILED, reason=reason, hint=error.hint, passing=passing)
+            transient = error.transient and not result.images
+            result = replace(
+                result, status=Status.FAILED, reason=reason, hint=error.hint, transient=transient
+            )
         quiesced = self._taker.quiesced
         result = replace(
             result,
@@ -128,7 +130,7 @@ class DomainJob:
             located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
         )
         require_ready(domain)
-        require_covered(covered(domain, self.settings))
+        require_complete(select_disks(domain, self.settings))
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # in the worst case one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
@@ -140,7 +142,7 @@ class DomainJob:
             variables["CONSISTENCY"] = point.consistency.value
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
-                text = f"{disk.target} ({disk.source}) is not backed up: {disk.not_covered}"
+                text = f"{disk.target} ({disk.source}) is not backed up: {disk.skipped}"
                 self.reporter.message(Level.INFO, domain.name, text)
         self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)
@@ -151,7 +153,7 @@ class DomainJob:
             consistency=point.consistency,
             taken=point.taken,
             images=images,
-            not_covered=tuple(disk for disk in point.domain.disks if not disk.image),
+            skipped_disks=tuple(disk for disk in point.domain.disks if not disk.image),
         )
 
     def _keep_base_snapshots(
@@ -180,13 +182,13 @@ class DomainJob:
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
-        if not any(disk.image for disk in covered(domain, settings).disks):
+        if not any(disk.image for disk in select_disks(domain, settings).disks):
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
-        snapshots = prepared(covered(domain, settings), clusters, self.order.run)
-        if self.output.keeps_snapshots:
+        snapshots = prepared(select_disks(domain, settings), clusters, self.order.run)
+        if self.output.keeps_base_snapshots:
             self._previous = stack.enter_context(
                 PreviousBackup(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
@@ -231,7 +233,7 @@ class DomainJob:
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
         """Take the domain's lock. Raises Skipped if its last backup is younger than MIN_AGE."""
         # beside the saved images: in the pools of excluded ones the lock may not be permitted
-        lock = lock_of(covered(domain, self.settings), clusters, self.settings.lock_duration)
+        lock = lock_of(select_disks(domain, self.settings), clusters, self.settings.lock_duration)
         self._lock_places = lock.places
         try:
             stack.enter_context(lock.locked(self.stop, self.reporter, domain.name))

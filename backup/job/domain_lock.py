@@ -17,7 +17,7 @@ from .. import PROGRAM
 from ..ceph.cluster import Claim, Cluster
 from ..ceph.clusters import Clusters
 from ..ceph.errors import ClusterError, LockHeld
-from ..errors import BackupError, NotNow
+from ..errors import BackupError, TransientError
 from ..model import Domain, Image, Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
@@ -109,7 +109,7 @@ class DomainLock:
     def renew(self) -> None:
         """Renew it everywhere, or take it again where it expired and no other run had it since."""
         for one in self.objects:
-            one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.KEEP)
+            one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.RENEW)
 
 
 class _Renewer:
@@ -141,9 +141,9 @@ class _Renewer:
             try:
                 self._lock.renew()
             except BackupError as error:
-                transient = isinstance(error, ClusterError) and error.passing
+                transient = isinstance(error, ClusterError) and error.transient
                 if not transient or time.monotonic() >= good + self._limit:
-                    self._stop.request(NotNow(f"lost the domain's lock: {error.message}", error.hint))
+                    self._stop.request(TransientError(f"lost the domain's lock: {error.message}", error.hint))
                     self._stop.lease_until(-math.inf)
                     return
                 self._report_failure(error)

@@ -14,8 +14,8 @@ from typing import Any, Optional, Union
 
 from ..errors import BackupError, reason
 from ..model import Domain
-from ..system.atomic_file import write_whole
-from ..system.process_group import Life, life_of, lives, numbers_are_ours
+from ..system.atomic_file import write_atomically
+from ..system.process_group import ProcessId, is_running, process_id, sees_own_pids
 
 
 class Method(str, Enum):
@@ -40,7 +40,7 @@ class Note:
     method: Method
     uri: str
     instance: int = field(default=-1, compare=False)
-    owner: Optional[Life] = field(default=None, compare=False)
+    owner: Optional[ProcessId] = field(default=None, compare=False)
     until: float = field(default=0.0, compare=False)
     releasing: bool = field(default=False, compare=False)
     possible: float = field(default=0.0, compare=False)
@@ -48,7 +48,7 @@ class Note:
     @property
     def owned(self) -> bool:
         """Whether the process that has to thaw or resume it is alive."""
-        return lives(self.owner) if self.owner else not self.overdue()
+        return is_running(self.owner) if self.owner else not self.overdue()
 
     def overdue(self, seconds: float = 0) -> bool:
         """Return whether the thaw or resume is late by more than so many seconds."""
@@ -71,7 +71,7 @@ class FreezeNotes:
         try:
             note = Note(
                 *(domain.uuid, domain.name, method, domain.uri, domain.instance),
-                owner=life_of(os.getpid()) if numbers_are_ours() else None,
+                owner=process_id(os.getpid()) if sees_own_pids() else None,
                 until=now + seconds,
                 possible=now + max(seconds, possible),
             )
@@ -132,7 +132,7 @@ class FreezeNotes:
 
     def _put(self, note: Note) -> None:
         # not durable: after a power cut the guest is not frozen, and now it would wait for the disk
-        write_whole(self._path(note.uuid), json.dumps(_to_json(note)).encode(), durable=False)
+        write_atomically(self._path(note.uuid), json.dumps(_to_json(note)).encode(), durable=False)
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
@@ -152,7 +152,7 @@ def _from_json(fields: dict[str, Any]) -> Note:
         method=Method(fields["hold"]),
         uri=fields["uri"],
         instance=fields.get("instance", -1),
-        owner=Life(*owner) if owner else None,
+        owner=ProcessId(*owner) if owner else None,
         until=fields.get("until", 0.0),
         releasing=fields.get("releasing", False),
         possible=fields.get("possible", 0.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..stored import HeldPoint
+from ..stored import StoredPoint
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class JobOrder:
     uri: str = ""
     min_age: int = 0
     verify: bool = False
-    known: Sequence[HeldPoint] = ()
+    known: Sequence[StoredPoint] = ()
     size: int = 0
     attempt: int = 1

@@ -9,7 +9,7 @@ from typing import Callable, Optional
 
 from ..model import Domain, image_named
 from ..protocols import Output, Reporter
-from ..stored import Base, HeldPoint, SavedDomain, SnapshotId
+from ..stored import Base, SavedDomain, SnapshotId, StoredPoint
 from .leftovers import base_prefix, owned_prefix, remove_leftovers, run_of
 from .snapshots import DiskSnapshot
 
@@ -26,7 +26,7 @@ class PreviousBackup:
         snapshots: Sequence[DiskSnapshot],
         domain: Domain,
         output: Output,
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:

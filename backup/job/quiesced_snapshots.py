@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Callable, Optional
 
-from ..errors import BackupError, DomainGone, NotNow, Skipped
+from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..model import Consistency, Domain, Image, Level, State
 from ..protocols import Reporter
-from ..selection import covered, effective
+from ..selection import effective, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
@@ -48,9 +48,11 @@ class QuiescedSnapshots:
         domain = hypervisor.domain(domain.uuid)  # it may have changed while the clusters were connected
         require_ready(domain)
         if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise NotNow("the domain's definition was changed during the backup", "the next run retries it")
+            raise TransientError(
+                "the domain's definition was changed during the backup", "the next run retries it"
+            )
         settings = effective(domain, self.settings)
-        domain = covered(domain, settings)
+        domain = select_disks(domain, settings)
         definition = hypervisor.definition(domain)
         quiescer = Quiescer(hypervisor, FreezeNotes(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
@@ -96,7 +98,7 @@ def require_ready(domain: Domain) -> None:
     """Raise BackupError if the domain cannot be backed up in its present state."""
     if domain.state is State.BUSY:
         message = "the domain is starting, stopping or migrating, or another libvirt job is running on it"
-        raise NotNow(message, f"see virsh domjobinfo {domain.uuid}; the next run retries it")
+        raise TransientError(message, f"see virsh domjobinfo {domain.uuid}; the next run retries it")
     if domain.state is State.ELSEWHERE:
         raise DomainGone("the domain migrated to another node")
 

@@ -11,7 +11,7 @@ from typing import Callable, Optional
 
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
-from ..errors import NotNow
+from ..errors import TransientError
 from ..model import Disk, Domain, Image
 from ..protocols import Reporter, SnapshotReader, SnapshotSource
 from ..stored import Base
@@ -119,7 +119,7 @@ class DomainSnapshots:
             if pending and time.monotonic() > deadline:
                 late = ", ".join(str(one.image) for one, future in self._started if future in pending)
                 message = f"the snapshots of {late} were not made within {seconds:.0f} s"
-                raise NotNow(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
+                raise TransientError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
 
     def _begin_creation(self, snapshot: DiskSnapshot) -> None:
         """Have a thread make it, and record that it may exist.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from itertools import groupby
-from typing import Any
 
-from .history import Report
+from .report_types import Report
 
 COUNT = 30  # days
 TOLD = 4  # results of one day that are told one by one
@@ -39,13 +38,23 @@ class Row:
         return next((day.kind == "failed" for day in reversed(self.days) if day.kind), False)
 
 
+@dataclass(frozen=True)
+class _Result:
+    """The result of one job on a day; `time` is HH:MM."""
+
+    time: str
+    status: str
+    consistency: str
+    reason: str
+
+
 @dataclass
 class Days:
     """Takes reports, newest first, and gives a row per domain that was saved, or was to be."""
 
     last: date
     _names: dict[str, str] = field(default_factory=dict)  # by UUID, the newest
-    _results: dict[str, dict[str, list[Mapping[str, Any]]]] = field(default_factory=dict)  # by UUID and day
+    _results: dict[str, dict[str, list[_Result]]] = field(default_factory=dict)  # by UUID and day
 
     @property
     def dates(self) -> Sequence[date]:
@@ -65,10 +74,7 @@ class Days:
             when = (domain["taken"] or report["started"])[:16]
             if when[:10] < oldest:
                 continue
-            result = {
-                "time": when[11:],
-                **{name: domain[name] for name in ("status", "consistency", "reason")},
-            }
+            result = _Result(when[11:], domain["status"], domain["consistency"] or "", domain["reason"])
             self._results.setdefault(who, {}).setdefault(when[:10], []).append(result)
 
     def rows(self) -> Sequence[Row]:
@@ -82,18 +88,18 @@ class Days:
         return sorted(shown, key=lambda row: (not row.ends_badly, row.name.casefold()))
 
 
-def _day(results: Sequence[Mapping[str, Any]]) -> Day:
+def _day(results: Sequence[_Result]) -> Day:
     """Give what these come to, newest first."""
-    failed = any(result["status"] == "failed" for result in results)
-    saved = next((result["consistency"] for result in results if result["consistency"]), "")
+    failed = any(result.status == "failed" for result in results)
+    saved = next((result.consistency for result in results if result.consistency), "")
     told = "; ".join(_words(result) for result in results[:TOLD])
     more = f"; {len(results) - TOLD} more" if len(results) > TOLD else ""
     return Day(saved or ("failed" if failed else "skipped"), failed, told + more)
 
 
-def _words(result: Mapping[str, Any]) -> str:
-    reason = result["reason"]
-    text = f"{result['time']} {result['status']}"
-    text += f", {result['consistency']}" if result["consistency"] else ""
+def _words(result: _Result) -> str:
+    reason = result.reason
+    text = f"{result.time} {result.status}"
+    text += f", {result.consistency}" if result.consistency else ""
     cut = reason if len(reason) <= REASON else f"{reason[: REASON - 1]}…"
     return f"{text}: {cut}" if reason else text

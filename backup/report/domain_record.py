@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import reason
 from ..model import Level
 from ..protocols import Reporter
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 
 FILE = "proofs.json"
 LOCK_LIMIT = 30.0  # seconds for another process to have written the file, which takes it milliseconds
@@ -94,7 +94,7 @@ class Proofs:
             for uuid, of_one in changes.items():
                 known[uuid] = replace(known.get(uuid, Proof()), **of_one)
             content = {uuid: asdict(one) for uuid, one in known.items()}
-            write_whole(directory / FILE, json.dumps(content, indent=2).encode())
+            write_atomically(directory / FILE, json.dumps(content, indent=2).encode())
 
     def _known(self, path: Path) -> Mapping[str, Proof]:
         """Give what the file has, nothing if there is none; one that is damaged is put aside.

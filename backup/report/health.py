@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
+from ..exit_codes import FAILED, SUCCESS
 from ..job_result import Status
-from .history import Report
-
-Entry = Mapping[str, Any]  # what a report says of one domain
+from .report_types import DomainEntry, Report
 
 
 @dataclass(frozen=True)
 class Standing:
     """A domain's entries in the reports, newest first; at least one."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[DomainEntry]
 
     @property
-    def newest(self) -> Entry:
+    def newest(self) -> DomainEntry:
         return self.entries[0]
 
     @property
-    def job(self) -> Entry | None:
+    def job(self) -> DomainEntry | None:
         """What the last job came to that did not pass the domain over."""
         return next((one for one in self.entries if one["status"] != Status.SKIPPED), None)
 
     @property
-    def saved(self) -> Entry | None:
+    def saved(self) -> DomainEntry | None:
         """What the last job came to that saved the domain."""
         return next((one for one in self.entries if one["status"] == Status.SAVED), None)
 
@@ -40,7 +38,7 @@ class Standing:
 
     @property
     def selected(self) -> bool:
-        return bool(self.newest.get("selected", True))
+        return self.newest.get("selected", True)
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def overview(reports: Iterable[Report]) -> Overview:
     nor one that a libvirt kept from looking, or that was interrupted: it changes nothing about the others.
     """
     run: Report | None = None
-    found: dict[str, list[Entry]] = {}
+    found: dict[str, list[DomainEntry]] = {}
     listed = False
     for report in reports:
         if run is None or (run["named"] and not report["named"]):
@@ -74,14 +72,14 @@ def overview(reports: Iterable[Report]) -> Overview:
             break
     standings = [Standing(entries) for entries in found.values()]
     chosen = (one for one in standings if one.selected)
-    return Overview(run, sorted(chosen, key=lambda one: str(one.newest["name"])))
+    return Overview(run, sorted(chosen, key=lambda one: one.newest["name"]))
 
 
 def _is_list(report: Report) -> bool:
-    return not report["named"] and not report["errors"] and report["exit_code"] in (0, 3)
+    return not report["named"] and not report["errors"] and report["exit_code"] in (SUCCESS, FAILED)
 
 
-def _is_settled(entries: Sequence[Entry]) -> bool:
+def _is_settled(entries: Sequence[DomainEntry]) -> bool:
     """Tell whether an older report has nothing more to say of the domain."""
     standing = Standing(entries)
     return standing.saved is not None or not standing.selected

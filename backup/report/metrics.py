@@ -10,20 +10,20 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from .. import __version__
 from .domain_record import Proof
-from .health import Entry, Overview, Standing, overview
-from .history import Report
+from .health import Overview, Standing, overview
+from .report_types import DomainEntry, ImageEntry, Report
 
 PREFIX = "virt_rbd_backup"
 
 Of = Callable[[Standing, Proof], Optional[float]]  # None: there is nothing to tell
 
 
-def _of_job(value: Callable[[Entry], float]) -> Of:
+def _of_job(value: Callable[[DomainEntry], float]) -> Of:
     return lambda standing, _: value(standing.job) if standing.job else None
 
 
-def _bytes(member: str) -> Of:
-    return _of_job(lambda job: sum(image[member] for image in job["images"]))
+def _bytes(count: Callable[[ImageEntry], int]) -> Of:
+    return _of_job(lambda job: sum(map(count, job["images"])))
 
 
 def _last_saved(standing: Standing, proof: Proof) -> float:
@@ -48,13 +48,17 @@ OF_DOMAINS: Sequence[tuple[str, str, Of]] = (
         "How long its guest was frozen or paused in its last backup.",
         _of_job(lambda job: job["frozen_seconds"]),
     ),
-    ("read_bytes", "What its last backup read of its images.", _bytes("read_bytes")),
+    ("read_bytes", "What its last backup read of its images.", _bytes(lambda image: image["read_bytes"])),
     (
         "skipped_bytes",
         "What its last backup did not have to read: holes, and what had not changed.",
-        _bytes("skipped_bytes"),
+        _bytes(lambda image: image["skipped_bytes"]),
     ),
-    ("stored_bytes", "What the repository grew by in its last backup.", _bytes("stored_bytes")),
+    (
+        "stored_bytes",
+        "What the repository grew by in its last backup.",
+        _bytes(lambda image: image["stored_bytes"]),
+    ),
     (
         "leftovers",
         "Snapshots of killed runs that its last backup found, to be removed.",

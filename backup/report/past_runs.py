@@ -8,7 +8,8 @@ from datetime import date
 from .. import PROGRAM
 from ..errors import BackupError, ConfigError
 from .calendar import Days
-from .history import History, Report
+from .history import History
+from .report_types import Report
 from .run_report import SCHEMA
 
 NAMED = 3  # runs that a hint names

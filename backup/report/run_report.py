@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from .. import __version__
+from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
 from ..job_result import JobResult, Status, Timeline
 from ..stored import SavedImage
 from .domain_record import Proof
+from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
 
 SCHEMA = 1  # of report.schema.json; what reads version 1 goes on reading as long as it stays
 
@@ -36,13 +38,12 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
-        """0 all saved, 1 nothing could be done, 3 some failed or can't be known, 130 or 143 interrupted."""
         if self.signal_number:
-            return 128 + self.signal_number
+            return interrupted(self.signal_number)
         if self.nothing_done:
-            return 1
+            return NOTHING_DONE
         failed = any(result.status is Status.FAILED for result in self.results)
-        return 3 if failed or self.errors else 0
+        return FAILED if failed or self.errors else SUCCESS
 
     @property
     def summary(self) -> str:
@@ -53,7 +54,7 @@ class RunResult:
         return ", ".join(f"{count} {status}" for count, status in counts if count) or "nothing to do"
 
 
-def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, object]:
+def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> Report:
     """Give the report as res/report.schema.json has it. `proofs` are by the domains' UUIDs."""
     return {
         "schema": SCHEMA,
@@ -73,11 +74,11 @@ def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> dict[str, obj
     }
 
 
-def _moment(moment: datetime | None) -> str | None:
-    return moment.isoformat(timespec="milliseconds") if moment else None
+def _moment(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds")
 
 
-def _domain(one: JobResult, proof: Proof, selected: bool) -> dict[str, object]:
+def _domain(one: JobResult, proof: Proof, selected: bool) -> DomainEntry:
     return {
         "name": one.name,
         "uuid": one.uuid,
@@ -86,8 +87,8 @@ def _domain(one: JobResult, proof: Proof, selected: bool) -> dict[str, object]:
         "reason": one.reason,
         "hint": one.hint,
         "consistency": one.consistency,
-        "taken": _moment(one.taken),
-        "frozen_at": _moment(one.frozen_at),
+        "taken": _moment(one.taken) if one.taken else None,
+        "frozen_at": _moment(one.frozen_at) if one.frozen_at else None,
         "frozen_seconds": round(one.frozen_seconds, 3),
         "seconds": round(one.seconds, 3),
         "leftovers": one.leftovers,
@@ -98,13 +99,13 @@ def _domain(one: JobResult, proof: Proof, selected: bool) -> dict[str, object]:
         "proof_failure": proof.failure,
         "images": [_image(image) for image in one.images],
         "not_covered": [
-            {"target": disk.target, "source": disk.source, "reason": disk.not_covered}
-            for disk in one.not_covered
+            {"target": disk.target, "source": disk.source, "reason": disk.skipped}
+            for disk in one.skipped_disks
         ],
     }
 
 
-def _timeline(timeline: Timeline) -> dict[str, object]:
+def _timeline(timeline: Timeline) -> TimelineEntry:
     return {
         "lane": timeline.lane,
         "started": _moment(timeline.started),
@@ -113,7 +114,7 @@ def _timeline(timeline: Timeline) -> dict[str, object]:
     }
 
 
-def _image(image: SavedImage) -> dict[str, object]:
+def _image(image: SavedImage) -> ImageEntry:
     return {
         "image": image.image,
         "target": image.target,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any, Optional
+from typing import Optional
 
 from ..job_result import Phase
 from ..text import duration_text
-from .history import Report
+from .report_types import DomainEntry, Report, TimelineEntry
 
 WIDTH = 960  # pixels that the picture has at the least
 LETTER = 7.0  # pixels of one, about
@@ -116,29 +116,27 @@ class _Scale:
 
 def picture(report: Report) -> Picture | None:
     """Give the picture of a run; None if no job was begun."""
-    jobs = [domain for domain in report["domains"] if domain["timeline"]]
+    jobs = [(domain, domain["timeline"]) for domain in report["domains"] if domain["timeline"]]
     if not jobs:
         return None
     begin = datetime.fromisoformat(report["started"])
-    end = max(datetime.fromisoformat(moment) for moment in (report["finished"], *map(_finished, jobs)))
+    end = max(
+        datetime.fromisoformat(moment)
+        for moment in (report["finished"], *(timeline["finished"] for _, timeline in jobs))
+    )
     scale = _Scale(begin, max((end - begin).total_seconds(), 0.001))
-    numbers = sorted({domain["timeline"]["lane"] for domain in jobs})
+    numbers = sorted({timeline["lane"] for _, timeline in jobs})
     lanes = [_lane(number, jobs, scale) for number in numbers]
     return Picture(lanes, scale.ticks(), len(jobs) > CROWDED)
 
 
-def _finished(domain: Mapping[str, Any]) -> str:
-    return str(domain["timeline"]["finished"])
-
-
-def _lane(number: int, jobs: Sequence[Mapping[str, Any]], scale: _Scale) -> Lane:
-    bars = [_bar(domain, scale) for domain in jobs if domain["timeline"]["lane"] == number]
+def _lane(number: int, jobs: Sequence[tuple[DomainEntry, TimelineEntry]], scale: _Scale) -> Lane:
+    bars = [_bar(domain, timeline, scale) for domain, timeline in jobs if timeline["lane"] == number]
     bars.sort(key=lambda bar: bar.place.x)
     return Lane(number, bars, sum(bar.place.width for bar in bars))
 
 
-def _bar(domain: Mapping[str, Any], scale: _Scale) -> Bar:
-    timeline = domain["timeline"]
+def _bar(domain: DomainEntry, timeline: TimelineEntry, scale: _Scale) -> Bar:
     begin, end = map(datetime.fromisoformat, (timeline["started"], timeline["finished"]))
     place = scale.span(begin, end)
     starts = [(datetime.fromisoformat(one["started"]), one["phase"]) for one in timeline["phases"]]
@@ -158,14 +156,14 @@ def _bar(domain: Mapping[str, Any], scale: _Scale) -> Bar:
     )
 
 
-def _frozen(domain: Mapping[str, Any], scale: _Scale) -> Span | None:
+def _frozen(domain: DomainEntry, scale: _Scale) -> Span | None:
     if not domain["frozen_at"]:
         return None
     begin = datetime.fromisoformat(domain["frozen_at"])
     return scale.span(begin, begin + timedelta(seconds=domain["frozen_seconds"]))
 
 
-def _words(domain: Mapping[str, Any], begin: datetime, end: datetime) -> str:
+def _words(domain: DomainEntry, begin: datetime, end: datetime) -> str:
     how = f"{domain['status']}, {domain['consistency']}" if domain["consistency"] else domain["status"]
     took = duration_text((end - begin).total_seconds())
     text = f"{domain['name']}: {how}; {begin:%H:%M:%S} to {end:%H:%M:%S} UTC, {took}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
-from .history import Report
+from ..exit_codes import NOTHING_DONE, SIGNALLED
+from .report_types import DomainEntry, Report
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class Amounts:
         return self.read / self.seconds if self.read and self.seconds else None
 
 
-def amounts(domains: Iterable[Mapping[str, Any]]) -> Amounts | None:
+def amounts(domains: Iterable[DomainEntry]) -> Amounts | None:
     """Sum up what the domains of a report have; None where no image is saved."""
     images = [image for domain in domains for image in domain["images"]]
     if not images:
         return None
-    members = ("size", "data_bytes", "read_bytes", "skipped_bytes", "stored_bytes", "seconds")
-    return Amounts(*(sum(image[member] for image in images) for member in members))
+    return Amounts(
+        size=sum(image["size"] for image in images),
+        data=sum(image["data_bytes"] for image in images),
+        read=sum(image["read_bytes"] for image in images),
+        skipped=sum(image["skipped_bytes"] for image in images),
+        stored=sum(image["stored_bytes"] for image in images),
+        seconds=sum(image["seconds"] for image in images),
+    )
 
 
 def count(report: Report, status: str) -> int:
@@ -44,9 +51,9 @@ def verdict(report: Report) -> str:
     """Say in words what the exit code means."""
     saved, failed = count(report, "saved"), count(report, "failed")
     code = report["exit_code"]
-    if code > 128:
-        return f"Interrupted by {signal.Signals(code - 128).name}, {saved} saved"
-    if code == 1:
+    if code > SIGNALLED:
+        return f"Interrupted by {signal.Signals(code - SIGNALLED).name}, {saved} saved"
+    if code == NOTHING_DONE:
         return "Nothing could be done"
     if failed:
         return f"{failed} of {saved + failed} domains failed"

@@ -13,7 +13,7 @@ from ..job_result import Phase
 from ..model import Level
 from ..protocols import Output, RestoreTarget, RunReporter
 from ..stored import SavedImage
-from ..system.progress_interval import Throttle
+from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 from ..text import size_text
@@ -55,7 +55,7 @@ class Restore:
             for _, target in wanted:
                 target.commit()
             for _, target in wanted:  # each has its name: there is no way back, and no need of one
-                target.keep()
+                target.remove_replaced()
         return restored
 
     @contextmanager
@@ -84,7 +84,7 @@ class Restore:
 
     def _fill(self, saved: SavedImage, target: RestoreTarget) -> RestoredImage:
         self.stop.check()
-        began, throttle = time.monotonic(), Throttle()
+        began, throttle = time.monotonic(), ProgressInterval()
 
         def progress(done: int) -> None:
             if throttle.due(done, saved.size):

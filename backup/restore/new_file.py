@@ -99,7 +99,7 @@ class NewFile:
             self._name(self._qcow2 if self._converted else self._raw)
             self._undo.close()
 
-    def keep(self) -> None:
+    def remove_replaced(self) -> None:
         """Do nothing: what was there is gone already."""
 
     def discard(self) -> None:

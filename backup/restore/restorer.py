@@ -18,7 +18,7 @@ from ..protocols import Output, Reporter, RunReporter
 from ..restore_point import manifest
 from ..restore_point.find import chosen, images_held
 from ..settings import Settings
-from ..stored import HeldPoint, SavedDomain, SavedImage
+from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
 from .domain import RestoredDomain
 from .images import Restore, RestoredImage, Wanted
@@ -128,12 +128,12 @@ class Restorer:
                 define_on_images(domain, xml, order.start)
         return restored
 
-    def _saved(self, point: HeldPoint) -> SavedDomain:
+    def _saved(self, point: StoredPoint) -> SavedDomain:
         saved = manifest.unpack(self.output.manifest(point, self.stop.check))
         text = f"restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, f"{text}, {saved.consistency.value}")
-        if saved.not_covered:
-            text = f"not in it, as they were not covered: {', '.join(saved.not_covered)}"
+        if saved.skipped_disks:
+            text = f"not in it, as they were not covered: {', '.join(saved.skipped_disks)}"
             self.reporter.message(Level.WARNING, saved.name, text)
         return saved
 

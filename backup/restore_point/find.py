@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from .. import PROGRAM
 from ..errors import BackupError, ConfigError
 from ..job_result import JobResult
-from ..stored import HeldImage, HeldPoint, SavedDomain, SavedImage
+from ..stored import SavedDomain, SavedImage, StoredImage, StoredPoint
 
 # How a time may be written, and how long what it names lasts.
 TIME_FORMS = {
@@ -24,7 +24,7 @@ TIME_FORMS = {
 }
 
 
-def of_domains(points: Sequence[HeldPoint], names: Sequence[str]) -> Sequence[HeldPoint]:
+def of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Sequence[StoredPoint]:
     """Give the restore points of the domains with these names, UUIDs or patterns; of all if none is named.
 
     Raises ConfigError for names of which there is none.
@@ -35,7 +35,7 @@ def of_domains(points: Sequence[HeldPoint], names: Sequence[str]) -> Sequence[He
     return [point for point in points if not names or any(_matches(point, name) for name in names)]
 
 
-def chosen(points: Sequence[HeldPoint], name: str, at: str) -> HeldPoint:
+def chosen(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
     """Give the restore point of the domain, a name or a UUID, that is meant by `at`.
 
     "latest" is the newest complete one, a run's id (or the beginning of one) that run's, a time in UTC
@@ -66,17 +66,17 @@ def chosen(points: Sequence[HeldPoint], name: str, at: str) -> HeldPoint:
     return newest
 
 
-def as_held(saved: SavedDomain, point: HeldPoint) -> SavedDomain:
+def as_held(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
     """Give what the manifest says with its images as the output has them now; see `images_held`."""
     return replace(saved, images=images_held(saved.images, point))
 
 
-def images_held(images: Sequence[SavedImage], point: HeldPoint) -> tuple[SavedImage, ...]:
+def images_held(images: Sequence[SavedImage], point: StoredPoint) -> tuple[SavedImage, ...]:
     """Give a restore point's images by the ids that they have now. Raises BackupError if one is gone."""
     return tuple(_held(image, point) if image.size else image for image in images)
 
 
-def missing(points: Sequence[HeldPoint], run: str, result: JobResult) -> Sequence[str]:
+def missing(points: Sequence[StoredPoint], run: str, result: JobResult) -> Sequence[str]:
     """Return what of a domain that a run saved is not in the output, by what that lists: () for nothing.
 
     That is the manifest, or images that the manifest names.
@@ -89,12 +89,12 @@ def missing(points: Sequence[HeldPoint], run: str, result: JobResult) -> Sequenc
     return tuple(f"{one.target} ({one.image})" for one in gone)
 
 
-def is_held(image: SavedImage, held: HeldImage) -> bool:
+def is_held(image: SavedImage, held: StoredImage) -> bool:
     """Return whether what is listed is the saved image: a manifest may have the beginning of an id alone."""
     return any(one.startswith(image.restore_id) for one in (held.restore_id, held.original_id))
 
 
-def _held(image: SavedImage, point: HeldPoint) -> SavedImage:
+def _held(image: SavedImage, point: StoredPoint) -> SavedImage:
     for held in point.images:
         if is_held(image, held):
             return replace(image, restore_id=held.restore_id)
@@ -103,7 +103,7 @@ def _held(image: SavedImage, point: HeldPoint) -> SavedImage:
     raise BackupError(message, f"{hint} lists others for --at")
 
 
-def _require_one_domain(points: Sequence[HeldPoint], name: str) -> None:
+def _require_one_domain(points: Sequence[StoredPoint], name: str) -> None:
     newest = {point.id.uuid: point for point in points}
     if len(newest) > 1:
         told = ", ".join(f"{one} (until {point.taken:%Y-%m-%d %H:%M})" for one, point in newest.items())
@@ -120,11 +120,11 @@ def _moment(at: str) -> datetime | None:
     return None
 
 
-def _matches(point: HeldPoint, name: str) -> bool:
+def _matches(point: StoredPoint, name: str) -> bool:
     return point.id.uuid == name or fnmatchcase(point.domain, name)
 
 
-def _nothing_of(name: str, points: Sequence[HeldPoint]) -> BackupError:
+def _nothing_of(name: str, points: Sequence[StoredPoint]) -> BackupError:
     domains = sorted({point.domain for point in points})
     near = difflib.get_close_matches(name, domains, n=1)
     hint = f"did you mean {near[0]}?" if near else f"see `{PROGRAM} restore-points` for all that there are"

@@ -74,7 +74,7 @@ def unpack(packed: bytes) -> SavedDomain:
             taken=datetime.fromisoformat(content["taken"]),
             consistency=Consistency(content["consistency"]),
             images=tuple(map(_image, content["images"])),
-            not_covered=tuple(disk["target"] for disk in content["not_covered"]),
+            skipped_disks=tuple(disk["target"] for disk in content["not_covered"]),
             definition=Definition(
                 members[INACTIVE_XML].decode(),
                 members.get(LIVE_XML, b"").decode(),
@@ -134,7 +134,7 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
             {
                 "target": disk.target,
                 "source": disk.source,
-                "reason": disk.not_covered or f"the same image as {targets.get(str(disk.image), 'another')}",
+                "reason": disk.skipped or f"the same image as {targets.get(str(disk.image), 'another')}",
             }
             for disk in point.domain.disks
             if disk.target not in saved

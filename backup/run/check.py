@@ -20,10 +20,10 @@ from ..hypervisor.connections import Hypervisors
 from ..job.leftovers import base_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
 from ..protocols import Output
-from ..selection import choose, effective, require_covered
+from ..selection import choose, effective, require_complete
 from ..settings import Settings
 from ..system.parallel_calls import Calls
-from ..system.time_limit import CheckStop, unstopped, within
+from ..system.time_limit import CheckStop, never_stop, within
 from ..watch.node_lock import prepare_runtime_dir, require_writable
 
 CEPH_LIMIT = 10  # seconds for an answer of Ceph
@@ -32,7 +32,7 @@ AT_A_TIME = 16  # calls at the same time
 GRACE = 4  # seconds for agents to answer after a request to stop, as their timeouts have to be reset
 
 
-def examine(settings: Settings, output: Output, check_stop: CheckStop = unstopped) -> Iterator[Finding]:
+def examine(settings: Settings, output: Output, check_stop: CheckStop = never_stop) -> Iterator[Finding]:
     """Check everything that a backup needs, and yield each finding at once.
 
     Raises what `check_stop` raises, immediately even if a call hangs.
@@ -96,7 +96,7 @@ def _domains(
 def _covered(domain: Domain) -> Iterator[Finding]:
     """Report a disk that keeps the domain from being backed up, if there is one."""
     try:
-        require_covered(domain)
+        require_complete(domain)
     except BackupError as error:
         yield Finding(f"domain {domain.name}", error)
 

@@ -26,7 +26,7 @@ from ..job.thaw import thaw_guests
 from ..job_result import Phase
 from ..model import Domain, Image, Level
 from ..protocols import RunReporter
-from ..selection import Choice, choose, covered
+from ..selection import Choice, choose, select_disks
 from ..settings import Settings
 from ..system.child_records import end_orphans
 from ..system.concurrency_limit import Slots
@@ -162,7 +162,7 @@ class Cleaner:
         If an excluded image cannot be checked, that is a warning.
         """
         found = {}
-        saved = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        saved = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
         for disk in domain.disks:
             if not disk.image:
                 continue
@@ -187,7 +187,7 @@ class Cleaner:
 
         Others are not touched, and in their pools a lock may not be permitted.
         """
-        saved = {disk.target for disk in covered(domain, self.settings).disks if disk.image}
+        saved = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
         disks = (disk for disk in domain.disks if disk.target in saved or disk.image in with_leftovers)
         return replace(domain, disks=tuple(disks))
 

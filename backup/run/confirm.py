@@ -11,7 +11,7 @@ from ..job_result import JobResult, Status
 from ..model import Level
 from ..protocols import Output, Reporter
 from ..restore_point.find import missing
-from ..stored import HeldPoint, PointId
+from ..stored import PointId, StoredPoint
 
 
 def confirmed(
@@ -40,7 +40,9 @@ def confirmed(
     return after
 
 
-def _confirmed_in(points: Sequence[HeldPoint], run: str, result: JobResult, reporter: Reporter) -> JobResult:
+def _confirmed_in(
+    points: Sequence[StoredPoint], run: str, result: JobResult, reporter: Reporter
+) -> JobResult:
     """Return the result as it is, or failed if the repository lacks an image of it."""
     lacking = missing(points, run, result) if result.status is Status.SAVED else ()
     if not lacking:

@@ -14,13 +14,13 @@ from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import DomainLock, lock_at, lock_of
 from ..model import Domain, Level
 from ..protocols import Output, Reporter
-from ..selection import covered
+from ..selection import select_disks
 from ..settings import Settings
-from ..stored import HeldPoint
+from ..stored import StoredPoint
 from ..system.stop_request import StopRequest
 
 
-def incomplete(points: Sequence[HeldPoint]) -> Sequence[HeldPoint]:
+def incomplete(points: Sequence[StoredPoint]) -> Sequence[StoredPoint]:
     """Return those with images but no manifest: their run is active, or was interrupted."""
     return [point for point in points if not point.manifest_id]
 
@@ -39,7 +39,7 @@ def discard_own(
     run: str,
     output: Output,
     reporter: Reporter,
-    patient: bool,
+    wait_if_busy: bool,
     check_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Remove the run's incomplete restore points, once all its workers have ended.
@@ -48,13 +48,13 @@ def discard_own(
     """
     try:
         left = [point.id for point in incomplete(output.restore_points(check_stop))]
-        output.discard([point for point in left if point.run == run], patient, check_stop)
+        output.discard([point for point in left if point.run == run], wait_if_busy, check_stop)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_still_there(run)}: {error}")
 
 
 def discard_of_dead(
-    points: Sequence[HeldPoint],
+    points: Sequence[StoredPoint],
     domains: Sequence[Domain],
     hypervisors: Hypervisors,
     output: Output,
@@ -75,7 +75,7 @@ def discard_of_dead(
 
 
 def _discard_dead(
-    point: HeldPoint,
+    point: StoredPoint,
     domain: Domain,
     clusters: Clusters,
     output: Output,
@@ -88,7 +88,7 @@ def _discard_dead(
         return
     run = point.id.run
     try:
-        locks = _locks(point, covered(domain, settings), clusters, settings.lock_duration)
+        locks = _locks(point, select_disks(domain, settings), clusters, settings.lock_duration)
         with ExitStack() as stack:
             lost = [StopRequest() for _ in locks]  # one for each lock
             for lock, of_lock in zip(locks, lost):
@@ -110,7 +110,7 @@ def _discard_dead(
     reporter.message(Level.WARNING, domain.name, text)
 
 
-def _locks(point: HeldPoint, domain: Domain, clusters: Clusters, duration: int) -> Sequence[DomainLock]:
+def _locks(point: StoredPoint, domain: Domain, clusters: Clusters, duration: int) -> Sequence[DomainLock]:
     """Return the locks that the point's run holds if it is alive.
 
     They may be in other places than those of the domain's definition here. Raises LockHeld if one is in

@@ -19,7 +19,7 @@ from ..hypervisor.connections import Hypervisors
 from ..model import ClusterAddress, Disk, Domain
 from ..settings import Settings
 from ..system.parallel_calls import Calls
-from ..system.time_limit import CheckStop, awaited, unstopped
+from ..system.time_limit import CheckStop, awaited, never_stop
 
 AT_A_TIME = 16  # images whose size is read at the same time
 CEPH_LIMIT = 10  # seconds for one operation of Ceph; the job itself reports what fails
@@ -27,7 +27,10 @@ LIMIT = 30  # seconds for all sizes together
 
 
 def largest_first(
-    domains: Sequence[Domain], hypervisors: Hypervisors, settings: Settings, check_stop: CheckStop = unstopped
+    domains: Sequence[Domain],
+    hypervisors: Hypervisors,
+    settings: Settings,
+    check_stop: CheckStop = never_stop,
 ) -> list[tuple[Domain, int]]:
     """Sort by the sum of the images' sizes, and return it too.
 

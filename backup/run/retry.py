@@ -53,7 +53,7 @@ class Retry:
         `discard` removes what the failed attempts saved.
         """
         for number, begins in enumerate(moments(self.retry_for), 2):
-            again = {result.uuid for result in results if result.passing}
+            again = {result.uuid for result in results if result.transient}
             if not again or not self._waited(begins, len(again)):
                 break
             discard()  # or both attempts would count

@@ -27,7 +27,7 @@ from ..model import Domain, Level
 from ..protocols import Output, RunReporter
 from ..report.run_report import RunResult
 from ..settings import Settings
-from ..stored import HeldPoint
+from ..stored import StoredPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..watch.guard import Guard, guarded
@@ -90,7 +90,7 @@ class Run:
     def _after_run(self, result: RunResult) -> RunResult:
         """Run the after-run hooks; return the result with their failure, if any."""
         try:
-            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_insisted)
+            self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_signalled_twice)
         except BackupError as error:
             self.reporter.message(Level.ERROR, "", str(error))
             result = replace(result, errors=[*result.errors, error.message])
@@ -124,6 +124,7 @@ class Run:
                 sized = ordered(choices, names, hypervisors, settings, self.reporter, self.stop.check)
                 pool.warm_up(len(sized))
                 if sized:
+                    watchdog.wait_until_ready(self.stop.check)
                     points = self._answer(found)  # an output that is not ready fails the run
                     results = self._all_done(self._orders(sized, points, bool(names), verify), pool)
             if sized:
@@ -141,7 +142,7 @@ class Run:
             verified=verify,
         )
 
-    def _answer(self, found: Future[Sequence[HeldPoint]]) -> Sequence[HeldPoint]:
+    def _answer(self, found: Future[Sequence[StoredPoint]]) -> Sequence[StoredPoint]:
         """Wait for the output to list its restore points. Raises BackupError, and the reason to stop."""
         while not wait([found], STOP_POLL).done:
             self.stop.check()
@@ -149,12 +150,14 @@ class Run:
         return found.result()
 
     def _orders(
-        self, sized: Sequence[tuple[Domain, int]], points: Sequence[HeldPoint], named: bool, verify: bool
+        self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         min_age = 0 if named else self.settings.min_age
-        passes = 0 if self.output.keeps_snapshots else 1 + verify  # 0: the size of the changes is unknown
-        known: dict[str, list[HeldPoint]] = {domain.uuid: [] for domain, _ in sized}
-        for point in points if self.output.keeps_snapshots else ():
+        passes = (
+            0 if self.output.keeps_base_snapshots else 1 + verify
+        )  # 0: the size of the changes is unknown
+        known: dict[str, list[StoredPoint]] = {domain.uuid: [] for domain, _ in sized}
+        for point in points if self.output.keeps_base_snapshots else ():
             if point.id.uuid in known:
                 known[point.id.uuid].append(point)
         return [
@@ -172,7 +175,7 @@ class Run:
         """Do all jobs, and retry those whose error may be transient."""
         results = self._done(orders, pool)
         retry = Retry(self.settings.retry_for, self.reporter, self.stop)
-        discard = partial(self._discard_own, patient=True)
+        discard = partial(self._discard_own, wait_if_busy=True)
         return retry.transient_failures(orders, results, partial(self._done, pool=pool), discard)
 
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
@@ -187,7 +190,7 @@ class Run:
         Guests that cannot be thawed in time are left to the guard and the watchdog.
         """
         thaw_guests(self.settings, self.reporter, uuid, seconds)
-        run_missed_hooks(self._hooks, uuid, self.stop.check_insisted)
+        run_missed_hooks(self._hooks, uuid, self.stop.check_signalled_twice)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Return the result of a run that this error ended before any job."""
@@ -222,8 +225,8 @@ class Run:
         """
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
-    def _discard_own(self, patient: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, patient, self._at_the_end())
+    def _discard_own(self, wait_if_busy: bool) -> None:
+        discard_own(self.run, self.output, self.reporter, wait_if_busy, self._at_the_end())
 
     def _at_the_end(self) -> Callable[[], None]:
         """Return a call that raises the reason to stop, but only TIDY_LIMIT seconds from now."""
@@ -237,14 +240,14 @@ class Run:
 
     def _tidy_output(
         self,
-        points: Sequence[HeldPoint],
+        points: Sequence[StoredPoint],
         domains: Sequence[Domain],
         results: Sequence[JobResult],
         hypervisors: Hypervisors,
     ) -> None:
         """Remove incomplete restore points: of failed jobs, and of interrupted runs of domains now saved."""
         if any(result.status is Status.FAILED for result in results):
-            self._discard_own(patient=not self.stop.requested)
+            self._discard_own(wait_if_busy=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]

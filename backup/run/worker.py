@@ -20,7 +20,7 @@ from ..protocols import Output
 from ..settings import Settings
 from ..system.process import signal_when_parent_dies
 from ..system.process_title import set_title
-from ..system.progress_interval import Throttle
+from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 
 
@@ -66,7 +66,7 @@ class PipeReporter:
         self._pipe = pipe
         self._set_title = set_title
         self._phase, self._target = Phase.PREPARE, ""
-        self._throttle = Throttle()
+        self._throttle = ProgressInterval()
         self._sending = threading.Lock()  # threads of a job report too
         self._room = select.poll()
         self._room.register(pipe, select.POLLOUT)

@@ -51,7 +51,7 @@ class Worker:
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
     hung: bool = False
 
-    def lives(self) -> None:
+    def is_running(self) -> None:
         """Record a sign of life."""
         if not self.hung:
             self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
@@ -60,7 +60,7 @@ class Worker:
         """Record that it enters a phase."""
         self.begun = begun
         self.phases.append((begun.phase, datetime.now(timezone.utc)))
-        self.lives()
+        self.is_running()
 
     @property
     def timeline(self) -> Timeline:
@@ -123,7 +123,7 @@ class Pool:
             if self.stop.requested and not asked:
                 asked = True
                 self._ask_to_stop()
-            if self.stop.insisted:
+            if self.stop.signalled_twice:
                 self._kill()
             for unheard, worker in self._active.items():
                 if not unheard.poll():  # otherwise this process itself was stopped
@@ -198,7 +198,7 @@ class Pool:
             pipe.close()
             self._ended(worker)
             return
-        worker.lives()
+        worker.is_running()
         if isinstance(item, Message):
             self.reporter.message(item.level, item.domain, item.text)
         elif isinstance(item, Progress):

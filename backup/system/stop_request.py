@@ -1,7 +1,7 @@
-"""Stopping in good order: a request is noted at once and acted on at the next safe place.
+"""Requests to stop: signal handlers only record them, and code checks for them where it can stop safely.
 
-An exception thrown by a signal handler could hit between two steps that belong together, such as
-a freeze and the note that the guest has to be thawed. So handlers only note the request.
+An exception raised by a signal handler could separate two steps that belong together, such as a freeze and
+the record that the guest has to be thawed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from types import FrameType
 
-from ..errors import BackupError, Interrupted, NotNow
+from ..errors import BackupError, Interrupted, TransientError
 
 LEASE_HINT = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
 
@@ -33,13 +33,13 @@ class StopRequest:
         return self._reason is not None
 
     @property
-    def insisted(self) -> bool:
-        """Whether a second signal came."""
+    def signalled_twice(self) -> bool:
+        """Whether a second signal arrived."""
         return self._signals > 1
 
     @property
-    def signalled_for(self) -> float:
-        """Seconds since the first signal; 0 before it."""
+    def seconds_since_signal(self) -> float:
+        """Seconds since the first signal, 0 before."""
         return max(0.0, time.monotonic() - self._first_signal)
 
     def request(self, reason: BackupError) -> None:
@@ -47,38 +47,38 @@ class StopRequest:
 
     @property
     def leased(self) -> bool:
-        """Whether the lock that has to be renewed is provably held now."""
+        """Whether the lock that has to be renewed is provably valid now."""
         return time.monotonic() <= self._lease_ends
 
     def lease_until(self, moment: float, grace: float = 0) -> None:
-        """Stop `grace` seconds after this moment of time.monotonic(), unless called again before.
+        """Request a stop `grace` seconds after `moment` (of time.monotonic()), unless called again before.
 
-        Until the moment a lock is provably held, in the seconds after it the lock may still be renewed.
+        Until `moment` a lock is provably valid; during the grace it may still be renewed.
         """
         self._lease_ends, self._lease_grace = moment, grace
 
     def check(self) -> None:
-        """Raise the reason to stop, if there is one."""
+        """Raise the reason to stop, if any."""
         if time.monotonic() > self._lease_ends + self._lease_grace:
-            self.request(NotNow("the domain's lock could not be renewed in time", LEASE_HINT))
+            self.request(TransientError("the domain's lock could not be renewed in time", LEASE_HINT))
         if self._reason is not None:
             raise self._reason
 
     def check_leased(self) -> None:
-        """Raise the reason to stop, if there is one; raise NotNow if the lock is not provably held now."""
+        """Raise the reason to stop, if any; raise TransientError if the lock is not provably valid now."""
         self.check()
         if not self.leased:
-            raise NotNow("the domain's lock has expired and is not renewed yet", LEASE_HINT)
+            raise TransientError("the domain's lock has expired and is not renewed yet", LEASE_HINT)
 
-    def check_insisted(self) -> None:
-        """Raise the reason to stop if a second signal came: for what is done although one did."""
-        if self.insisted:
+    def check_signalled_twice(self) -> None:
+        """Raise the reason to stop if a second signal arrived: for work that goes on after the first."""
+        if self.signalled_twice:
             self.check()
 
     def on_signals(self, *numbers: signal.Signals) -> None:
-        """Let these signals request the stop."""
+        """Make these signals request a stop."""
         if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("signal handlers belong to the main thread")
+            raise RuntimeError("signal handlers can only be set in the main thread")
         for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
                 signal.signal(number, self._handle)

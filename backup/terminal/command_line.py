@@ -10,22 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from .. import PROGRAM, __version__
+from ..exit_codes import MEANINGS
 from ..model import Level
 from .parser import Parser, examples_text
 
 DESCRIPTION = "Back up libvirt domains whose disks are Ceph RBD images, into restic."
-EPILOG = """\
-Without a command: backup
-
-Exit codes:
-  0    every selected domain is saved, or there was nothing to do
-  1    nothing could be done
-  2    usage or configuration error
-  3    at least one domain failed
-  11   another run is active on this node
-  129, 130, 143   interrupted
-
-"""
+EPILOG = "Without a command: backup\n\n{codes}\n{examples}"
 EXAMPLES = {
     f"{PROGRAM} check": "before the first backup: can it work?",
     PROGRAM: "back up all selected domains",
@@ -70,7 +60,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     whole = Parser(
         prog=PROGRAM,
         description=DESCRIPTION,
-        epilog=EPILOG + examples_text(EXAMPLES),
+        epilog=EPILOG.format(codes=_exit_codes_text(), examples=examples_text(EXAMPLES)),
         parents=[_common_options()],
     )
     whole.add_argument("--version", action="version", version=f"virt-rbd-backup {__version__}")
@@ -109,6 +99,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     ):
         add_command(add)
     return whole, dict(commands.choices)
+
+
+def _exit_codes_text() -> str:
+    return "Exit codes:\n" + "".join(f"  {code:<4} {meaning}\n" for code, meaning in MEANINGS.items())
 
 
 def _backup(add: _Add) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-from ..report.history import Report
+from ..report.report_types import DomainEntry, Report
 from ..report.totals import amounts, problems, verdict
 from ..text import duration_text, one_line, size_text
 from .tables import table
@@ -14,7 +12,7 @@ from .tables import table
 
 def report_text(report: Report) -> str:
     """Give what the run came to, a row per domain, and what went wrong with the way out."""
-    begin, end = (datetime.fromisoformat(report[name]) for name in ("started", "finished"))
+    begin, end = map(datetime.fromisoformat, (report["started"], report["finished"]))
     took = duration_text((end - begin).total_seconds())
     lines = [f"run {report['run']} on {report['host']}, {begin:%Y-%m-%d %H:%M} UTC, {took}"]
     if report["named"]:
@@ -31,7 +29,7 @@ def report_text(report: Report) -> str:
     return text
 
 
-def _row(domain: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(domain: DomainEntry) -> tuple[str, ...]:
     result = domain["status"]
     if result == "skipped":
         result += f": {domain['reason']}"

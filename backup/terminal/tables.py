@@ -9,7 +9,7 @@ from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
 from ..report.run_report import RunResult
 from ..selection import Choice
-from ..stored import HeldPoint
+from ..stored import StoredPoint
 from ..text import one_line, size_text
 
 if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing
@@ -85,7 +85,7 @@ def _verdict(choice: Choice) -> str:
 def _disk_verdict(choice: Choice, disk: Disk) -> str:
     if choice.skipped or disk.image:
         return _verdict(choice)
-    return f"{'FAILS' if disk.gap is Gap.BROKEN else 'no'}: {disk.not_covered}"
+    return f"{'FAILS' if disk.gap is Gap.BROKEN else 'no'}: {disk.skipped}"
 
 
 def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
@@ -107,7 +107,7 @@ def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
                     "target": disk.target,
                     "source": disk.source,
                     "image": str(disk.image) if disk.image else None,
-                    "reason": disk.not_covered,
+                    "reason": disk.skipped,
                     "gap": disk.gap.value,
                 }
                 for disk in choice.domain.disks
@@ -117,7 +117,7 @@ def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
     ]
 
 
-def points_table(points: Sequence[HeldPoint]) -> str:
+def points_table(points: Sequence[StoredPoint]) -> str:
     """Give a row per restore point, the oldest first, and one per disk."""
     head = ("domain", "taken (UTC)", "run", "consistency", "node", "disk", "image", "size", "")
     rows = []
@@ -132,7 +132,7 @@ def points_table(points: Sequence[HeldPoint]) -> str:
     return table(head, rows) if rows else "no restore points\n"
 
 
-def points_json(points: Sequence[HeldPoint]) -> list[dict[str, object]]:
+def points_json(points: Sequence[StoredPoint]) -> list[dict[str, object]]:
     """Give the same for programs. Sizes in bytes, None where the manifest alone tells."""
     return [
         {

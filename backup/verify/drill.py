@@ -11,7 +11,7 @@ from functools import partial
 from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
-from ..errors import BackupError, ConfigError, DomainGone, Interrupted, NotNow, NotProven
+from ..errors import BackupError, ConfigError, DomainGone, DrillFailed, Interrupted, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.domain_xml import AGENT_CHANNEL
 from ..hypervisor.errors import HypervisorError
@@ -26,8 +26,8 @@ from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import as_held, chosen
 from ..settings import Settings
-from ..stored import HeldPoint, SavedDomain, SavedImage
-from ..system.progress_interval import Throttle
+from ..stored import SavedDomain, SavedImage, StoredPoint
+from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..transfer.compare import against_checksums, pieces_read, require_checksums
 
@@ -49,7 +49,7 @@ class Drill:
         """Drill the domain of this name or UUID, and give its name.
 
         "" stands for the domain whose last drill is longest ago. Raises ConfigError, BackupError, and
-        NotProven if it does not come back as it was saved.
+        DrillFailed if it does not come back as it was saved.
         """
         settings = self.settings
         errors = list(self.output.configuration_errors())
@@ -65,17 +65,17 @@ class Drill:
         note(tried=now())  # before anything can fail: the next drill is another domain's turn
         try:
             self._prove(point)
-        except (Interrupted, NotNow):  # nothing is wrong with the restore point
+        except (Interrupted, TransientError):  # nothing is wrong with the restore point
             raise
         except BackupError as error:
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
             note(failure=error.message)
-            raise NotProven(error.message, error.hint) from error
+            raise DrillFailed(error.message, error.hint) from error
         note(drilled=now(), failure="")
         return point.domain
 
-    def _prove(self, point: HeldPoint) -> None:
+    def _prove(self, point: StoredPoint) -> None:
         saved = as_held(manifest.unpack(self.output.manifest(point, self.stop.check)), point)
         text = f"drill of the restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, text)
@@ -103,7 +103,7 @@ class Drill:
 
     def _verify(self, saved: SavedDomain, image: SavedImage, restored: Image, cluster: Cluster) -> None:
         """Hold what lies in the cluster against what was saved."""
-        throttle = Throttle()
+        throttle = ProgressInterval()
 
         def progress(done: int) -> None:
             self.stop.check()
@@ -168,7 +168,7 @@ def _not_booted(domain: RestoredDomain, what: str) -> BackupError:
     return BackupError(f"the restored guest did not boot: {what}", hint)
 
 
-def due(points: Sequence[HeldPoint], known: Mapping[str, Proof]) -> str:
+def due(points: Sequence[StoredPoint], known: Mapping[str, Proof]) -> str:
     """Give the UUID of the domain whose last drill, good or bad, is longest ago.
 
     Raises BackupError if there is none.

@@ -24,15 +24,15 @@ from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import as_held, chosen, of_domains
 from ..settings import Settings
-from ..stored import HeldPoint, SavedDomain, SavedImage
-from ..system.progress_interval import Throttle
+from ..stored import SavedDomain, SavedImage, StoredPoint
+from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..text import size_text
 from ..transfer.compare import Mismatch, against_checksums, against_snapshot, pieces_of, require_checksums
 
 STOP_POLL = 0.1  # seconds between two looks at whether to stop
 
-Read = tuple[HeldPoint, "Future[Optional[SavedImage]]"]
+Read = tuple[StoredPoint, "Future[Optional[SavedImage]]"]
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class Verification:
             self._prove(point for point in held if point.id.uuid not in failed)
         return Verified(len(failed), images, size)
 
-    def _prove(self, verified: Iterable[HeldPoint]) -> None:
+    def _prove(self, verified: Iterable[StoredPoint]) -> None:
         for point in verified:
             self._proofs.note_verified(point.id.uuid, point.domain)
 
     def _chosen(
-        self, points: Sequence[HeldPoint], of: Mapping[str, str], at: str, failed: set[str]
-    ) -> Sequence[HeldPoint]:
+        self, points: Sequence[StoredPoint], of: Mapping[str, str], at: str, failed: set[str]
+    ) -> Sequence[StoredPoint]:
         """Give the restore point of each domain that is meant, by the listing alone."""
         found = []
         for uuid, name in of.items():
@@ -101,7 +101,7 @@ class Verification:
                 self._failed(failed, uuid, name, error)
         return found
 
-    def _compared(self, held: Sequence[HeldPoint], failed: Container[str]) -> Iterator[Read]:
+    def _compared(self, held: Sequence[StoredPoint], failed: Container[str]) -> Iterator[Read]:
         """Read images back, and yield each as soon as that has ended. Raises the reason to stop.
 
         `failed` then has those whose images are not as they were saved.
@@ -143,7 +143,7 @@ class Verification:
 
     def _verify(self, saved: SavedDomain, image: SavedImage, snapshots: _Snapshots) -> None:
         checksums = Checksums(bytearray(saved.checksums[image.target]))
-        throttle = Throttle()
+        throttle = ProgressInterval()
 
         def progress(done: int) -> None:
             if throttle.due(done, image.size):
@@ -195,7 +195,7 @@ class Verification:
 class _Manifest:
     """A restore point's manifest, read by the first task that needs it; forgotten with the last one."""
 
-    def __init__(self, output: Output, point: HeldPoint, check_stop: Callable[[], None]) -> None:
+    def __init__(self, output: Output, point: StoredPoint, check_stop: Callable[[], None]) -> None:
         self.point = point
         self._output = output
         self._check_stop = check_stop
@@ -248,12 +248,12 @@ class _Snapshots:
             return self._cluster
 
 
-def _sizes(point: HeldPoint) -> Mapping[str, int]:
+def _sizes(point: StoredPoint) -> Mapping[str, int]:
     """Give the sizes of a restore point's images by their targets; 0 where only the manifest has them."""
     return {image.target: image.size or 0 for image in point.images}
 
 
-def _drawn(held: Sequence[HeldPoint], sample: float) -> Sequence[tuple[HeldPoint, Sequence[str]]]:
+def _drawn(held: Sequence[StoredPoint], sample: float) -> Sequence[tuple[StoredPoint, Sequence[str]]]:
     """Draw images until they hold the part of all bytes that is wanted; at least one.
 
     Gives their targets by restore point, "" for one without any, of which the manifest can be read.

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Callable
 
 from ..errors import BackupError, reason
 from ..job.freeze_notes import FreezeNotes, Note
@@ -19,10 +20,10 @@ from ..job.thaw import Thaws
 from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from ..system.child_records import end_orphans
 from ..system.process import SPAWN, signals_blocked
-from ..system.process_group import Life, life_of, lives
+from ..system.process_group import ProcessId, is_running, process_id
 from ..system.process_title import set_title
 from .background_reporter import BackgroundReporter, bugs_reported
 from .node_lock import as_watchdog
@@ -31,6 +32,8 @@ POLL = 1.0  # seconds between two checks of the notes while the run is alive
 MARGIN = 2.0  # seconds by which it acts later than the main process, which may be stopped
 FIRST_PAUSE = 0.05  # seconds until it checks again whether it may thaw the rest; doubled up to the last
 LAST_PAUSE = 15.0
+START_LIMIT = 60.0  # seconds that it may take to start, on a node that is busy
+READY_POLL = 0.1  # seconds between two checks whether it has started
 END_LIMIT = 10.0  # seconds that the main process waits for its end
 
 
@@ -47,12 +50,36 @@ class Watchdog:
         self._reporter = reporter
         self._theirs, self.lifeline = SPAWN.Pipe(duplex=False)
         self._starters: list[SpawnProcess] = []  # each ends as soon as its watchdog runs
+        self._ready = threading.Event()
+        self._lock = threading.Lock()
         self._life = self._started()
+
+    def wait_until_ready(self, check_stop: Callable[[], None]) -> None:
+        """Wait until it watches; no guest may be quiesced before. Raises BackupError."""
+        deadline = time.monotonic() + START_LIMIT
+        while not self._ready.wait(READY_POLL):
+            check_stop()
+            self.revive()
+            if time.monotonic() > deadline:
+                message = f"the watchdog process did not start within {START_LIMIT:.0f} s"
+                raise BackupError(message, "without it a guest could stay frozen; is this node overloaded?")
 
     def revive(self) -> None:
         """Restart it if it was killed; it never ends by itself while a run is active."""
-        if not self._life.poll():
-            return
+        with self._lock:
+            if self._life.poll() and not self._has_started():
+                self._restart()
+
+    def _has_started(self) -> bool:
+        """Receive its message that it watches; return False if it has ended instead."""
+        try:
+            self._life.recv_bytes()
+        except (EOFError, OSError):
+            return False
+        self._ready.set()
+        return True
+
+    def _restart(self) -> None:
         try:
             started = self._started()
         except BackupError:
@@ -72,13 +99,18 @@ class Watchdog:
             text = f"{names} may still be frozen or paused: the watchdog keeps retrying in the background"
             self._reporter.message(Level.ERROR, "", text)
         else:
-            self._life.poll(END_LIMIT)
+            self._wait_for_its_end()
         self._life.close()
         for process in self._starters:
             process.join()
 
+    def _wait_for_its_end(self) -> None:
+        deadline = time.monotonic() + END_LIMIT
+        while self._life.poll(max(deadline - time.monotonic(), 0)) and self._has_started():
+            pass
+
     def _started(self) -> Connection:
-        """Start one; return a connection that is closed at the other side when it has ended."""
+        """Start one; return a connection that gets a message when it watches, and is at its end with it."""
         try:
             life, its_own = SPAWN.Pipe(duplex=False)
             arguments = (self._theirs, its_own, self._settings, self._reporter)
@@ -108,12 +140,12 @@ def _detached(lifeline: Connection, life: Connection, settings: Settings, report
     if os.fork() == 0:
         try:
             with bugs_reported(reporter):
-                _watch(lifeline, settings, reporter)
+                _watch(lifeline, life, settings, reporter)
         finally:
             os._exit(0)
 
 
-def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None:
+def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter: Reporter) -> None:
     """Wait for the end of all others; then thaw and resume guests by their notes, until none is left."""
     os.setsid()  # a terminal's Ctrl-C and hang-up are not for this process
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -121,6 +153,8 @@ def _watch(lifeline: Connection, settings: Settings, reporter: Reporter) -> None
     set_title("watchdog")
     newest = _Newest(settings.runtime_dir)
     newest.register()
+    with suppress(OSError):  # the main process has ended already
+        life.send_bytes(b"ready")
     with BackgroundReporter(reporter) as aside:
         thaws = Thaws(settings, aside)
         while not _ended(lifeline):
@@ -165,7 +199,7 @@ class _Newest:
 
     def register(self) -> None:
         with suppress(OSError):  # the directory is full: then two may be active
-            write_whole(self._path, json.dumps(life_of(os.getpid())).encode(), durable=False)
+            write_atomically(self._path, json.dumps(process_id(os.getpid())).encode(), durable=False)
 
     def unregister(self) -> None:
         """Remove the file, unless it is a newer one's."""
@@ -176,10 +210,10 @@ class _Newest:
     def is_this(self) -> bool:
         """Return whether no newer one is alive."""
         try:
-            newest = Life(*json.loads(self._path.read_text()))
+            newest = ProcessId(*json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
             return True
-        return newest.pid == os.getpid() or not lives(newest)
+        return newest.pid == os.getpid() or not is_running(newest)
 
 
 def _any(_note: Note) -> bool:

@@ -52,12 +52,12 @@ class ResticError(BackupError):
         message: str,
         hint: str = "",
         locked: bool = False,
-        passing: bool = False,
+        transient: bool = False,
         damaged: bool = False,
     ) -> None:
         super().__init__(message, hint)
         self.locked = locked
-        self.passing = passing or locked
+        self.transient = transient or locked
         self.damaged = damaged
 
 
@@ -76,7 +76,7 @@ def failure(command: str, code: int, printed: str, words: str) -> ResticError:
     other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
     full = f"{message}: {words}" if words else message
-    return ResticError(full, hint, locked, passing=not lasting, damaged=damaged)
+    return ResticError(full, hint, locked, transient=not lasting, damaged=damaged)
 
 
 def is_locked(code: int, printed: str) -> bool:

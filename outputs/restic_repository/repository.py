@@ -19,7 +19,7 @@ from backup.errors import BackupError, reason
 from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
-from backup.stored import HeldPoint, PointId, RestorePoint, SavedDomain, SavedImage
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 
 from ..segments.archive import SegmentSource
 from ..segments.layout import Segments
@@ -49,7 +49,7 @@ class Repository:
     program: Program
     lock_wait: float = 0
 
-    keeps_snapshots = False
+    keeps_base_snapshots = False
 
     @classmethod
     def from_settings(cls: type[Self], settings: Settings) -> Self:
@@ -99,7 +99,7 @@ class Repository:
         self,
         uuid: str,
         runs: Collection[str],
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
@@ -112,12 +112,12 @@ class Repository:
         found = self._snapshots("--latest=1", tags, check_stop=check_stop)
         return max(map(time_of, found), default=None)
 
-    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Ask the repository for all restore points, of whichever node and domain."""
         self._require_version(check_stop)
         return held_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
-    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         """Read the definition back, as it was packed."""
         with self.program.dump(point.manifest_id, MANIFEST_FILE, check_stop) as source:
             return source.read()
@@ -130,21 +130,21 @@ class Repository:
         with self.program.dump(image.restore_id, path, check_stop) as source:
             yield SegmentSource(source, segments) if image.segment_size else source
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Ask the repository for all restore points; the version is asked first."""
         return self.restore_points(check_stop)
 
     def discard(
         self,
         points: Collection[PointId],
-        patient: bool,
+        wait_if_busy: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """Remove images that no manifest counts, and the locks of dead restics of our own.
 
         Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
         """
-        self._when_free(partial(self._discard, points, check_stop), patient, check_stop)
+        self._when_free(partial(self._discard, points, check_stop), wait_if_busy, check_stop)
 
     def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
         """Remove restore points that lack images, their manifests included."""
@@ -155,9 +155,11 @@ class Repository:
 
         self._when_free(forget, True, check_stop)
 
-    def _when_free(self, remove: Callable[[], None], patient: bool, check_stop: Callable[[], None]) -> None:
-        """Remove snapshots, which takes the repository alone. `patient`: wait a while for that."""
-        for pause in (*DISCARD_PAUSES, None) if patient else (None,):
+    def _when_free(
+        self, remove: Callable[[], None], wait_if_busy: bool, check_stop: Callable[[], None]
+    ) -> None:
+        """Remove snapshots, which takes the repository alone. `wait_if_busy`: wait a while for that."""
+        for pause in (*DISCARD_PAUSES, None) if wait_if_busy else (None,):
             try:
                 remove()
                 return
@@ -204,7 +206,7 @@ class Repository:
                 if not error.locked:
                     raise
                 if time.monotonic() > began + self.lock_wait:
-                    error.passing = not self.lock_wait  # it was waited for, and is not to be once more
+                    error.transient = not self.lock_wait  # it was waited for, and is not to be once more
                     raise
                 if not told:
                     told = True

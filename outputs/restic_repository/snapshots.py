@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Optional
 from urllib.parse import unquote
 
-from backup.stored import HeldImage, HeldPoint, PointId
+from backup.stored import PointId, StoredImage, StoredPoint
 
 TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"
@@ -48,7 +48,7 @@ def incomplete(snapshots: Listed) -> set[PointId]:
     return {point.id for point in held_points(snapshots) if not point.manifest_id}
 
 
-def held_points(snapshots: Listed) -> Sequence[HeldPoint]:
+def held_points(snapshots: Listed) -> Sequence[StoredPoint]:
     """Put the snapshots together to restore points, the oldest first, complete or not."""
     parts: dict[PointId, list[Mapping[str, Any]]] = {}
     for snapshot in snapshots:
@@ -56,10 +56,10 @@ def held_points(snapshots: Listed) -> Sequence[HeldPoint]:
     return sorted((_point(which, of) for which, of in parts.items()), key=lambda point: point.taken)
 
 
-def _point(which: PointId, snapshots: Listed) -> HeldPoint:
+def _point(which: PointId, snapshots: Listed) -> StoredPoint:
     manifest = next((one for one in snapshots if MANIFEST_TAG in one["tags"]), None)
     tags = _values(manifest or snapshots[0])
-    return HeldPoint(
+    return StoredPoint(
         id=which,
         domain=snapshots[0]["hostname"],
         taken=time_of(manifest or snapshots[0]),
@@ -77,7 +77,7 @@ def _locks(snapshots: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(sorted(unquote(tag[len(LOCK_TAG) :]) for tag in tags))
 
 
-def _images(snapshot: Mapping[str, Any]) -> Iterator[HeldImage]:
+def _images(snapshot: Mapping[str, Any]) -> Iterator[StoredImage]:
     tags = _values(snapshot)
     original = snapshot.get("original") or ""  # what `restic tag` or `restic copy` has made it of
     segmented = False
@@ -86,10 +86,10 @@ def _images(snapshot: Mapping[str, Any]) -> Iterator[HeldImage]:
         length = _number(size)
         if name.startswith("segments.") and length is not None:  # or an admin's own tag
             segmented = True
-            yield HeldImage(name.partition(".")[2], image, length, snapshot["id"], original)
+            yield StoredImage(name.partition(".")[2], image, length, snapshot["id"], original)
     if not segmented:
         known = _number(tags.get("size", ""))
-        yield HeldImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"], original)
+        yield StoredImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"], original)
 
 
 def _number(text: str) -> Optional[int]:

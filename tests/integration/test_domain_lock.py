@@ -55,11 +55,11 @@ def test_a_lock_is_one_s_alone_until_it_is_removed(clusters: tuple[Cluster, Clus
     one, other = clusters
     one.lock(IMAGE, NAME, "one", 60, Claim.TAKE)
     one.lock(IMAGE, NAME, "one", 60, Claim.TAKE)  # whose answer was lost
-    one.lock(IMAGE, NAME, "one", 60, Claim.KEEP)
+    one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     with pytest.raises(LockHeld):
         other.lock(IMAGE, NAME, "other", 60, Claim.TAKE)
     with pytest.raises(LockLost):
-        other.lock(IMAGE, NAME, "other", 60, Claim.KEEP)
+        other.lock(IMAGE, NAME, "other", 60, Claim.RENEW)
     other.remove_lock(IMAGE, NAME, "other")
     assert one.object_exists(IMAGE, NAME)
     one.remove_lock(IMAGE, NAME, "one")
@@ -72,7 +72,7 @@ def test_a_lock_that_has_expired_is_kept_if_nobody_had_it_since(clusters: tuple[
     one, other = clusters
     one.lock(IMAGE, NAME, "one", SHORT, Claim.TAKE)
     _expire()
-    one.lock(IMAGE, NAME, "one", 60, Claim.KEEP)
+    one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     with pytest.raises(LockHeld):
         other.lock(IMAGE, NAME, "other", 60, Claim.TAKE)
 
@@ -83,13 +83,13 @@ def test_a_lock_that_somebody_else_has_had_since_is_lost(clusters: tuple[Cluster
     _taken_by_other(other, SHORT)
     _expire()
     with pytest.raises(LockLost, match="has expired, and was another's since"):
-        one.lock(IMAGE, NAME, "one", 60, Claim.KEEP)
+        one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     one.remove_lock(IMAGE, NAME, "one")
     assert one.object_exists(IMAGE, NAME), "the other's"
-    other.lock(IMAGE, NAME, "other", SHORT, Claim.KEEP)
+    other.lock(IMAGE, NAME, "other", SHORT, Claim.RENEW)
     other.remove_lock(IMAGE, NAME, "other")
     with pytest.raises(LockLost):  # it is gone without a trace
-        one.lock(IMAGE, NAME, "one", 60, Claim.KEEP)
+        one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     assert not one.object_exists(IMAGE, NAME)
 
 
@@ -101,7 +101,7 @@ def test_a_lock_of_an_older_version_which_names_no_owner_is_respected(
     _expire()
     other.pool_of(IMAGE).lock_exclusive(NAME, LOCK_NAME, "old", "old", 60, 0)
     with pytest.raises(LockHeld):
-        one.lock(IMAGE, NAME, "one", 60, Claim.KEEP)
+        one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     one.remove_lock(IMAGE, NAME, "one")
     assert one.object_exists(IMAGE, NAME)
     other.pool_of(IMAGE).remove_object(NAME)

@@ -12,7 +12,7 @@ import rbd
 from backup.ceph import new_image
 from backup.ceph.cluster import Cluster
 from backup.ceph.new_image import REPLACED, NewImage
-from backup.errors import BackupError, NotNow
+from backup.errors import BackupError, TransientError
 from backup.model import ClusterAddress, Image, Level
 from backup.stored import SavedImage
 from backup.system.stop_request import StopRequest
@@ -58,10 +58,12 @@ def _content(cluster: Cluster, image: Image = IMAGE) -> bytes:
 def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Cluster) -> None:
     first, second = _new(cluster), _new(cluster)
     _fill(first, b"first")
-    with pytest.raises(NotNow, match="another restore of ssd/owned-vda is under way, or was killed within"):
+    with pytest.raises(
+        TransientError, match="another restore of ssd/owned-vda is under way, or was killed within"
+    ):
         second.require_free()
     first.commit()
-    first.keep()
+    first.remove_replaced()
     first.discard()
     assert _content(cluster) == b"first"
 
@@ -69,11 +71,11 @@ def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Clu
 def test_who_comes_second_does_not_remove_what_the_first_has_made(cluster: Cluster) -> None:
     first, second = _new(cluster), _new(cluster)
     _fill(first, b"first")
-    with pytest.raises(NotNow), second.opened(lambda: None):
+    with pytest.raises(TransientError), second.opened(lambda: None):
         raise AssertionError("the block must not begin")
     second.discard()
     first.commit()
-    first.keep()
+    first.remove_replaced()
     assert _content(cluster) == b"first"
     assert cluster.watchers(IMAGE) == 0
 
@@ -134,7 +136,7 @@ def test_an_old_image_that_can_not_be_removed_is_told_and_the_new_one_is_kept(cl
     _fill(target, b"newer")
     target.commit()
     with cluster.opened(Image(POOL, f"{IMAGE.name}{REPLACED}"), read_only=False):
-        target.keep()
+        target.remove_replaced()
     target.discard()
     assert _content(cluster) == b"newer"
     (told,) = recorder.told(Level.WARNING)
@@ -147,7 +149,7 @@ class Insisting(StopRequest):
     asked = 0
 
     @property
-    def insisted(self) -> bool:
+    def signalled_twice(self) -> bool:
         self.asked += 1
         return self.asked >= 3
 

@@ -11,7 +11,7 @@ from backup.errors import BackupError
 from backup.protocols import Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
-from backup.stored import HeldImage, HeldPoint, PointId, SavedImage
+from backup.stored import PointId, SavedImage, StoredImage, StoredPoint
 from tests.integration.scratch_image import source_of
 
 from .jobs_on_paper import NoOutput
@@ -34,13 +34,13 @@ class HeldPoints(NoOutput):
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()
 
-    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return [
-            HeldPoint(PointId(RUN, uuid), name, TAKEN, "offline", "node1", (_image(name),), "manifest")
+            StoredPoint(PointId(RUN, uuid), name, TAKEN, "offline", "node1", (_image(name),), "manifest")
             for uuid, name in self.domains.items()
         ]
 
-    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         check_stop()
         self.read.append(point.domain)
         checksums = Checksums()
@@ -58,5 +58,5 @@ class HeldPoints(NoOutput):
             yield source
 
 
-def _image(domain: str) -> HeldImage:
-    return HeldImage("vda", f"vms/{domain}", MIB, domain)
+def _image(domain: str) -> StoredImage:
+    return StoredImage("vda", f"vms/{domain}", MIB, domain)

@@ -21,7 +21,7 @@ from backup.model import Level
 from backup.protocols import Job, Output, Reporter, SnapshotSource, Source
 from backup.run.worker import PipeReporter, Progress
 from backup.settings import Settings
-from backup.stored import HeldPoint, PointId, RestorePoint, SavedDomain, SavedImage
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder
@@ -50,7 +50,7 @@ class JobOnPaper:
 class NoOutput:
     """Satisfies protocols.Output for jobs that never ask it."""
 
-    keeps_snapshots = False
+    keeps_base_snapshots = False
 
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()
@@ -67,7 +67,7 @@ class NoOutput:
         self,
         uuid: str,
         runs: Collection[str],
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
@@ -76,22 +76,22 @@ class NoOutput:
     def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
         raise AssertionError
 
-    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         raise AssertionError
 
-    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         raise AssertionError
 
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
         raise AssertionError
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         raise AssertionError
 
     def discard(
         self,
         points: Collection[PointId],
-        patient: bool,
+        wait_if_busy: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         raise AssertionError

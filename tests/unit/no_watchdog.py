@@ -8,5 +8,8 @@ class NoWatchdog:
 
     lifeline = None
 
+    def wait_until_ready(self, check_stop: object) -> None:
+        """It watches nobody from the start."""
+
     def revive(self) -> None:
         """It has not ended."""

@@ -118,7 +118,7 @@ class PaperCluster(Cluster):
         held_by = self.locks.get(name)
         if held_by not in (None, owner):
             raise LockHeld(f"the lock {name} beside image {image} is held")
-        if claim is Claim.KEEP and self.tokens.get(name) != owner:
+        if claim is Claim.RENEW and self.tokens.get(name) != owner:
             raise LockLost(f"the lock {name} beside image {image} has expired, and was another's since")
         self.locks[name] = self.tokens[name] = owner
 

@@ -18,7 +18,7 @@ from backup.job.job_order import JobOrder
 from backup.job_result import JobResult
 from backup.model import Domain
 from backup.protocols import Job, SnapshotSource
-from backup.stored import HeldPoint, RestorePoint, SavedImage
+from backup.stored import RestorePoint, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from .jobs_on_paper import NoOutput
@@ -81,7 +81,7 @@ class PaperNode:
         return self.hypervisors[URI]
 
     def back_up(
-        self, min_age: int = 0, uri: str = URI, known: Sequence[HeldPoint] = (), **constants: Any
+        self, min_age: int = 0, uri: str = URI, known: Sequence[StoredPoint] = (), **constants: Any
     ) -> JobResult:
         """Do the job of web, as `uri` listed it, and see that nothing of it stays behind."""
         order = JobOrder(RUN, "web", UUID, uri, min_age, known=known)

@@ -91,7 +91,7 @@ def _job(name: str, lane: int, begun: datetime, chance: random.Random, failing: 
         taken=stream - timedelta(seconds=0.5),
         seconds=(end - begun).total_seconds(),
         images=(image,),
-        not_covered=(Disk("sda", "", not_covered="an empty drive"),) if name.startswith("db") else (),
+        skipped_disks=(Disk("sda", "", skipped="an empty drive"),) if name.startswith("db") else (),
         timeline=timeline,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 import config
 from backup.model import Consistency, Definition, Disk, Domain, Gap, Image, State
 from backup.settings import Settings, load
-from backup.stored import HeldPoint, Layout, PointId, RestorePoint
+from backup.stored import Layout, PointId, RestorePoint, StoredPoint
 
 MIB = 1 << 20
 UUID = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e01"
@@ -40,12 +40,12 @@ def rbd_disk(target: str = "vda", shown: str = "vms/web-root", **changes: Any) -
 
 def broken_disk(target: str = "vdb", shown: str = "vms/gone") -> Disk:
     """Give a disk on an RBD image that can't be saved."""
-    return Disk(target, shown, not_covered="a partition of an RBD image", gap=Gap.BROKEN)
+    return Disk(target, shown, skipped="a partition of an RBD image", gap=Gap.BROKEN)
 
 
 def foreign_disk(target: str = "vdc", shown: str = "/srv/x.qcow2") -> Disk:
     """Give a disk that is on no RBD image."""
-    return Disk(target, shown, not_covered="no RBD image (file)", gap=Gap.FOREIGN)
+    return Disk(target, shown, skipped="no RBD image (file)", gap=Gap.FOREIGN)
 
 
 def domain(
@@ -72,6 +72,6 @@ def restore_point(of: Domain, run: str = RUN, taken: datetime = TAKEN) -> Restor
     )
 
 
-def held_point(run: str = RUN, uuid: str = UUID, manifest_id: str = "") -> HeldPoint:
+def held_point(run: str = RUN, uuid: str = UUID, manifest_id: str = "") -> StoredPoint:
     """Give a restore point as an output lists it; without a manifest's id it is not complete."""
-    return HeldPoint(PointId(run, uuid), "web", TAKEN, "crash", "node1", (), manifest_id)
+    return StoredPoint(PointId(run, uuid), "web", TAKEN, "crash", "node1", (), manifest_id)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from ... import __version__
 from ...text import duration_text, one_line, size_text
-from ..history import Report
 from ..past_runs import PastRuns
+from ..report_types import DomainEntry, Report
 from ..timeline import WIDTH, picture
 from ..totals import amounts, count, problems, verdict
 
@@ -67,11 +66,11 @@ def _moment(text: str) -> str:
 
 
 def _seconds(report: Report) -> float:
-    begin, end = (datetime.fromisoformat(report[name]) for name in ("started", "finished"))
+    begin, end = map(datetime.fromisoformat, (report["started"], report["finished"]))
     return (end - begin).total_seconds()
 
 
-def _sorted(domains: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+def _sorted(domains: Sequence[DomainEntry]) -> Sequence[DomainEntry]:
     return sorted(domains, key=lambda domain: (ORDER.index(domain["status"]), domain["name"].casefold()))
 
 

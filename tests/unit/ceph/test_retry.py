@@ -79,7 +79,7 @@ def test_when_it_has_timed_out_for_so_long_it_fails_for_good(clock: Clock) -> No
     with raises(words, ClusterError) as caught:
         retry.call(call)
     assert call.made == 16, "at 60, 120, ... 960 s: 900 s after the first timeout"
-    assert caught.value.passing
+    assert caught.value.transient
 
 
 def test_without_a_limit_nothing_is_retried(clock: Clock) -> None:

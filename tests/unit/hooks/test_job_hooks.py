@@ -106,7 +106,7 @@ def test_a_failing_before_freeze_fails_the_domain_before_it_is_held(
         Status.FAILED,
         "hook before-freeze.d/x failed with exit code 3",
     )
-    assert not result.passing
+    assert not result.transient
     assert (node.hypervisor.asked, node.output.points) == ([], [])
     assert files.ran == ALL, "what it has begun is undone"
     assert "REASON=hook before-freeze.d/x failed with exit code 3" in heard(node, "after-job.d/x")

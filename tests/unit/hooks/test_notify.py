@@ -20,6 +20,7 @@ from backup.hooks import notify
 from backup.hooks.notify import changed, send_notifications
 from backup.job_result import JobResult, Status
 from backup.model import Level
+from backup.report.report_types import Report
 from backup.report.run_report import RunResult, report_json
 
 from ..listening import Web, mail_server, web_server
@@ -38,9 +39,9 @@ def result_of(*results: JobResult, **changes: Any) -> RunResult:
     return RunResult(RUN, "node1", TAKEN, TAKEN, results, **changes)
 
 
-def report_of(*results: JobResult, **changes: Any) -> Mapping[str, Any]:
+def report_of(*results: JobResult, **changes: Any) -> Report:
     """Give a report as it is when it is read back."""
-    report: Mapping[str, Any] = json.loads(json.dumps(report_json(result_of(*results, **changes), {})))
+    report: Report = json.loads(json.dumps(report_json(result_of(*results, **changes), {})))
     return report
 
 
@@ -72,7 +73,7 @@ def report_of(*results: JobResult, **changes: Any) -> Mapping[str, Any]:
     ],
 )
 def test_a_change_is_what_fails_now_and_did_not_or_works_again(
-    report: Mapping[str, Any], previous: Sequence[Mapping[str, Any]], told: bool
+    report: Report, previous: Sequence[Report], told: bool
 ) -> None:
     assert changed(report, previous) is told
 
@@ -96,7 +97,7 @@ def told(directory: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def tell_of(result: RunResult, kept: Sequence[Mapping[str, Any]] = (), **constants: Any) -> Recorder:
+def tell_of(result: RunResult, kept: Any = (), **constants: Any) -> Recorder:
     recorder = Recorder()
     report = report_json(result, {})
     send_notifications(result, report, kept, settings(**constants), recorder, lambda: None)

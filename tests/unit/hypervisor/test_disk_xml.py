@@ -93,15 +93,19 @@ def test_image_names_of_any_kind_are_taken_literally(name: str, image: Image) ->
 
 
 @pytest.mark.parametrize("name", ["root", "vms/", "/root", "a/b/c/d", "vms//root", "vms/ns/", ""])
-def test_a_source_that_is_no_image_s_name_can_t_be_saved(name: str) -> None:
+def test_a_disk_with_an_invalid_image_name_is_skipped(name: str) -> None:
     disk = disk_of(rbd(name))
-    assert (disk.image, disk.not_covered, disk.gap) == (None, f"{name!r} is no pool/image", Gap.BROKEN)
+    assert (disk.image, disk.skipped, disk.gap) == (
+        None,
+        f"invalid image name {name!r}, expected pool/image",
+        Gap.BROKEN,
+    )
     assert disk.source == name
 
 
 def test_a_snapshot_never_changes_and_is_not_saved() -> None:
     assert disk_of(rbd("vms/root", "<snapshot name='golden'/>")) == Disk(
-        "vda", "vms/root", not_covered="runs from snapshot golden, which never changes", gap=Gap.NONE
+        "vda", "vms/root", skipped="runs from snapshot golden, which never changes", gap=Gap.NONE
     )
 
 
@@ -155,7 +159,7 @@ def test_a_volume_can_be_encrypted_too() -> None:
 
 def test_a_volume_of_a_pool_that_libvirt_does_not_know_can_t_be_saved() -> None:
     assert disk_of(other("volume", "<source pool='gone' volume='root'/>")) == Disk(
-        "vda", "root", not_covered="cannot look up libvirt's storage pool gone: not found", gap=Gap.BROKEN
+        "vda", "root", skipped="cannot look up libvirt's storage pool gone: not found", gap=Gap.BROKEN
     )
 
 
@@ -169,10 +173,10 @@ def test_a_mapped_device_s_image_has_to_be_of_the_cluster_that_the_kernel_says()
 def test_a_mapped_snapshot_never_changes_and_is_not_saved() -> None:
     disk = disk_of(other("block", "<source dev='/dev/rbd/vms/golden@first'/>"))
     assert (disk.image, disk.gap) == (None, Gap.NONE)
-    assert disk.not_covered == "runs from snapshot first, which never changes"
+    assert disk.skipped == "runs from snapshot first, which never changes"
 
 
 def test_a_device_that_can_t_be_told_can_t_be_saved() -> None:
     assert disk_of(other("block", "<source dev='/dev/rbd7p1'/>")) == Disk(
-        "vda", "/dev/rbd7p1", not_covered="a partition of an RBD image", gap=Gap.BROKEN
+        "vda", "/dev/rbd7p1", skipped="a partition of an RBD image", gap=Gap.BROKEN
     )

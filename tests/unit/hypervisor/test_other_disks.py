@@ -40,7 +40,7 @@ def disk_of(element: str) -> Disk:
 def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
     """Give the image, why it is not covered and what that costs, by each layer's target."""
     return {
-        disk.target: (str(disk.image or ""), disk.not_covered, disk.gap)
+        disk.target: (str(disk.image or ""), disk.skipped, disk.gap)
         for disk in layers(ElementTree.fromstring(element), PLACES)
     }
 
@@ -49,7 +49,7 @@ def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
 def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_knows_it(
     element: str, shown: str, kind: str
 ) -> None:
-    assert disk_of(element) == Disk("vda", shown, not_covered=f"no RBD image ({kind})", gap=Gap.FOREIGN)
+    assert disk_of(element) == Disk("vda", shown, skipped=f"no RBD image ({kind})", gap=Gap.FOREIGN)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_k
 def test_a_removable_medium_is_not_saved_and_nothing_is_missing_for_it(
     element: str, source: str, reason: str
 ) -> None:
-    assert disk_of(element) == Disk("vda", source, not_covered=reason, gap=Gap.NONE)
+    assert disk_of(element) == Disk("vda", source, skipped=reason, gap=Gap.NONE)
 
 
 def test_an_empty_backing_store_ends_the_chain() -> None:
@@ -83,7 +83,7 @@ def test_the_images_below_a_disk_are_saved_as_disks_of_their_own() -> None:
 
 
 def test_an_overlay_elsewhere_of_an_rbd_image_would_take_a_restore_back_in_time() -> None:
-    reason = "what was written since to RBD image vms/base is elsewhere: no RBD image (file)"
+    reason = "changes on top of RBD image vms/base are stored elsewhere: no RBD image (file)"
     assert layers_of(other("file", FILE, backing("network", BASE))) == {
         "vda": ("", reason, Gap.BROKEN),
         "vda.backing1": ("vms/base", "", Gap.NONE),
@@ -93,7 +93,7 @@ def test_an_overlay_elsewhere_of_an_rbd_image_would_take_a_restore_back_in_time(
 def test_an_image_that_lies_deeper_counts_too() -> None:
     chain = backing("file", "<source file='/srv/middle.qcow2'/>", backing("network", BASE))
     found = layers_of(other("file", FILE, chain))
-    assert found["vda"][1].startswith("what was written since to RBD image vms/base is elsewhere")
+    assert found["vda"][1].startswith("changes on top of RBD image vms/base are stored elsewhere")
     assert [gap for _, _, gap in found.values()] == [Gap.BROKEN, Gap.FOREIGN, Gap.NONE]
     assert found["vda.backing2"][0] == "vms/base"
 

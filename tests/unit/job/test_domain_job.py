@@ -89,7 +89,7 @@ def test_what_the_domain_excludes_gets_no_snapshot_and_the_restore_point_says_so
     node = make(with_disks(ROOT, DATA, broken_disk("vdc"), exclude="vdb vdc"))
     assert node.back_up().status is Status.SAVED
     assert node.output.saved == {"vda": "vms/root"}
-    told = [disk.not_covered for disk in node.output.points[0].domain.disks]
+    told = [disk.skipped for disk in node.output.points[0].domain.disks]
     assert told == ["", "excluded in its metadata", "excluded in its metadata"]
 
 
@@ -103,11 +103,11 @@ def test_an_image_of_two_disks_is_saved_once(make: MakeNode) -> None:
 UNFIT = {
     "an image that can't be saved": (
         with_disks(ROOT, broken_disk("vdb", "vms/x")),
-        "disk vdb (vms/x) can't be saved: a partition of an RBD image",
+        "disk vdb (vms/x) cannot be backed up: a partition of an RBD image",
     ),
     "a disk elsewhere": (
         with_disks(ROOT, foreign_disk("vdb", "/x")),
-        "disk vdb (/x) can't be saved: no RBD image (file) (UNCOVERED_DISKS)",
+        "disk vdb (/x) cannot be backed up: no RBD image (file) (UNCOVERED_DISKS)",
     ),
     "a problem": (
         domain(problem=BackupError("no valid metadata", "see virsh metadata")),
@@ -314,7 +314,7 @@ def test_a_lock_that_is_lost_before_a_snapshot_goes_is_tried_again(make: MakeNod
     node.output = output = LosingLock(node)
     output.before = lambda: node.stop.lease_until(time.monotonic() - 60, grace=1)
     result = node.back_up()
-    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "the domain's lock could not be renewed in time"
 
 
@@ -327,7 +327,7 @@ def test_no_guest_is_held_without_a_lock_that_is_valid_now(make: MakeNode) -> No
 
     node.hypervisor.freeze = _also(node.hypervisor.freeze, expire)  # type: ignore[method-assign]
     result = node.back_up()
-    assert (result.status, result.passing) == (Status.FAILED, True)
+    assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "the domain's lock has expired and is not renewed yet"
     assert node.cluster.snapshots == {"vms/web-root": {"foreign"}}
 

@@ -9,13 +9,13 @@ from typing import Callable, Optional
 
 import pytest
 
-from backup.errors import BackupError, Interrupted, NotNow
+from backup.errors import BackupError, Interrupted, TransientError
 from backup.job.domain_job import DomainJob
 from backup.job.job_order import JobOrder
 from backup.job_result import Phase, Status
 from backup.model import Consistency, Definition, Image, Level
 from backup.protocols import Job, SnapshotSource
-from backup.stored import HeldPoint, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId, StoredPoint
 
 from ..paper_node import PaperNode, PaperOutput
 from ..samples import FSID, LAYOUT, RUN, TAKEN, URI, UUID, domain, held_point, rbd_disk, settings
@@ -28,17 +28,17 @@ IMAGES = ("vms/root", "vms/data")
 class KeepingOutput(PaperOutput):
     """Reads only what has changed since snapshot 7 of each image, which the run BEFORE has saved."""
 
-    keeps_snapshots = True
+    keeps_base_snapshots = True
     bases: Sequence[str] = ()  # names of the snapshots that were built on, "" for none
     there: Sequence[set[str]] = ()  # what there was while it saved
-    known: Sequence[HeldPoint] = ()
+    known: Sequence[StoredPoint] = ()
     error: BackupError | None = None
 
     def base(
         self,
         uuid: str,
         runs: Collection[str],
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
@@ -171,7 +171,7 @@ def test_a_damaged_previous_backup_is_a_warning_of_its_domain(node: PaperNode) -
             self,
             uuid: str,
             runs: Collection[str],
-            known: Sequence[HeldPoint],
+            known: Sequence[StoredPoint],
             check_stop: Callable[[], None],
             warn: Callable[[str], None] = lambda _: None,
         ) -> Optional[SavedDomain]:
@@ -197,7 +197,7 @@ def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new
             self,
             uuid: str,
             runs: Collection[str],
-            known: Sequence[HeldPoint],
+            known: Sequence[StoredPoint],
             check_stop: Callable[[], None],
             warn: Callable[[str], None] = lambda _: None,
         ) -> Optional[SavedDomain]:
@@ -232,7 +232,7 @@ def test_without_the_lock_no_snapshot_is_kept_or_removed_that_the_next_run_could
             self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
         ) -> tuple[SavedImage, ...]:
             images = super().save(point, sources, job)
-            node.stop.request(NotNow("lost the domain's lock"))
+            node.stop.request(TransientError("lost the domain's lock"))
             node.stop.lease_until(-math.inf)
             return images
 
@@ -252,7 +252,7 @@ def losing_the_lock(node: PaperNode, at: int) -> None:
 
     def slow(image: Image) -> list[str]:
         if next(asked) == at:
-            node.stop.request(NotNow("lost the domain's lock"))
+            node.stop.request(TransientError("lost the domain's lock"))
             node.stop.lease_until(-math.inf)
             for known in IMAGES:
                 node.cluster.snapshots[known].add(THEIRS)

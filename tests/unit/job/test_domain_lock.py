@@ -11,7 +11,7 @@ import pytest
 from backup.ceph.cluster import Claim
 from backup.ceph.errors import LockHeld
 from backup.ceph.retry import CephRetry
-from backup.errors import BackupError, NotNow
+from backup.errors import BackupError, TransientError
 from backup.job.domain_lock import DomainLock, lock_at, lock_of
 from backup.model import ClusterAddress, Level, Override
 from backup.system.stop_request import StopRequest
@@ -96,7 +96,7 @@ def test_the_lock_is_renewed_as_long_as_the_block_lasts(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with held(cluster, stop, recorder, duration=0.03):
-        wait_until(lambda: cluster.claims.count(Claim.KEEP) >= 3, 5, "three renewals")
+        wait_until(lambda: cluster.claims.count(Claim.RENEW) >= 3, 5, "three renewals")
     assert not stop.requested
 
 
@@ -108,7 +108,7 @@ def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(
         wait_until(lambda: stop.requested and not stop.leased, 5, "the stop is requested")
     with raises(f"lost the domain's lock: the lock {NAME} beside image vms/web-root is held") as caught:
         stop.check()
-    assert caught.value.passing, "the run tries the domain again"
+    assert caught.value.transient, "the run tries the domain again"
     assert cluster.locks == {NAME: "another node"}
 
 
@@ -128,7 +128,9 @@ def test_a_lock_that_another_had_and_gave_back_is_lost_too(
         cluster.tokens[NAME] = "another node"
         del cluster.locks[NAME]
         wait_until(lambda: stop.requested, 5, "the stop is requested")
-    with pytest.raises(NotNow, match=r"lost the domain's lock: .* has expired, and was another's since"):
+    with pytest.raises(
+        TransientError, match=r"lost the domain's lock: .* has expired, and was another's since"
+    ):
         stop.check()
     assert cluster.locks == {}
 
@@ -144,7 +146,7 @@ def test_a_renewal_that_times_out_is_retried_and_the_lock_taken_again_where_it_h
         stop.check()  # and the job goes on
         with raises("the domain's lock has expired and is not renewed yet") as caught:
             stop.check_leased()
-        assert caught.value.passing
+        assert caught.value.transient
         cluster.unreachable = False
         wait_until(lambda: stop.leased, 5, "it is taken again")
         assert set(cluster.locks) == {NAME}
@@ -165,7 +167,7 @@ def test_a_lock_that_can_t_be_renewed_for_so_long_ends_the_job(
         cluster.unreachable = True
         wait_until(lambda: stop.requested, 5, "the stop is requested")
         cluster.unreachable = False
-    with pytest.raises(NotNow, match="lost the domain's lock: connection timed out"):
+    with pytest.raises(TransientError, match="lost the domain's lock: connection timed out"):
         stop.check()
 
 

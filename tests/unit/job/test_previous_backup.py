@@ -13,7 +13,7 @@ from backup.job.leftovers import base_prefix, base_snapshots, owned_prefix, remo
 from backup.job.previous_backup import PreviousBackup
 from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 from backup.model import Consistency, Definition, Disk, Domain, Level
-from backup.stored import HeldPoint, PointId, SavedDomain, SavedImage, SnapshotId
+from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId, StoredPoint
 from backup.system.concurrency_limit import Slots
 
 from ..jobs_on_paper import NoOutput
@@ -56,15 +56,15 @@ class KeepsPoints(NoOutput):
     """An output that has restore points, the newest of which is asked for. Notes for which runs."""
 
     images: Sequence[SavedImage] = ()
-    keeps_snapshots: bool = True
+    keeps_base_snapshots: bool = True
     asked: list[tuple[str, set[str]]] = field(default_factory=list)
-    known: Sequence[HeldPoint] = ()
+    known: Sequence[StoredPoint] = ()
 
     def base(
         self,
         uuid: str,
         runs: Collection[str],
-        known: Sequence[HeldPoint],
+        known: Sequence[StoredPoint],
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
@@ -198,7 +198,7 @@ def test_a_manifest_without_checksums_is_no_base(cluster: PaperCluster) -> None:
             self,
             uuid: str,
             runs: Collection[str],
-            known: Sequence[HeldPoint],
+            known: Sequence[StoredPoint],
             check_stop: Callable[[], None],
             warn: Callable[[str], None] = lambda _: None,
         ) -> Optional[SavedDomain]:

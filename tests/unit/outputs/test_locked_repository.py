@@ -85,7 +85,7 @@ def test_the_wait_has_an_end_and_the_live_lock_is_still_there(repository: Reposi
     with exclusively_locked(repository):
         with pytest.raises(ResticError, match="already locked") as caught:
             save(repository, JobOnPaper(), lock_wait=0)
-        assert caught.value.passing
+        assert caught.value.transient
         assert "LOCK_WAIT" in caught.value.hint
         assert len(repository.locks()) == 1
     assert repository.snapshots() == {}
@@ -96,7 +96,7 @@ def test_a_lock_that_is_not_of_our_own_restic_stays_though_its_owner_be_dead(rep
         other.kill()
         other.wait(10)
     recorder = Recorder()
-    Restic(repository.program()).discard((), patient=False)
+    Restic(repository.program()).discard((), wait_if_busy=False)
     with pytest.raises(ResticError) as caught:
         save(repository, JobOnPaper(recorder), lock_wait=0.1)
     assert len(repository.locks()) == 1

@@ -33,7 +33,7 @@ def failed(code: int, printed: str) -> ResticError:
     ],
 )
 def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> None:
-    assert failed(code, printed).passing
+    assert failed(code, printed).transient
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> No
     ],
 )
 def test_what_the_next_attempt_meets_too(code: int, printed: str) -> None:
-    assert not failed(code, printed).passing
+    assert not failed(code, printed).transient
 
 
 @pytest.mark.parametrize(

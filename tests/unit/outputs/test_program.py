@@ -127,7 +127,7 @@ def test_a_block_that_raises_while_restic_takes_its_lock_leaves_nothing_either(
     with failing_backup(repository.program()):
         wait_until(repository.locks, 5, "restic locks the repository")
     # restic 0.14 may leave the lock that it was just taking; it goes with what does not count
-    Restic(repository.program()).discard((), patient=False)
+    Restic(repository.program()).discard((), wait_if_busy=False)
     assert_nothing_saved(repository)
 
 
@@ -272,7 +272,7 @@ def test_a_lock_is_known_by_its_words_where_the_exit_code_says_nothing(script: S
     with pytest.raises(ResticError) as caught:
         script(f"echo '{words}' >&2; exit 1").call("snapshots", limit=10)
     assert caught.value.locked
-    assert caught.value.passing
+    assert caught.value.transient
     assert "LOCK_WAIT" in caught.value.hint
 
 

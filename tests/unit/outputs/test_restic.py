@@ -210,9 +210,9 @@ def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, rep
     with repository.program().backup(tags, lambda: None) as backup:
         backup.sink.write(b"half a restore point")
     assert [point.id for point in incomplete(output.ready())] == [half]
-    output.discard([PointId("20200101T000000Z-othr", half.uuid), PointId(RUN, UUID)], patient=False)
+    output.discard([PointId("20200101T000000Z-othr", half.uuid), PointId(RUN, UUID)], wait_if_busy=False)
     assert len(repository.snapshots()) == len(complete) + 1
-    output.discard([half], patient=False)
+    output.discard([half], wait_if_busy=False)
     assert set(repository.snapshots()) == complete
     assert repository.locks() == []
 
@@ -226,8 +226,8 @@ def test_discard_tries_again_only_while_the_repository_is_locked(
     fake.write_text(f"#!/bin/sh\necho call >>{tmp_path}/calls\nexit {code}\n")
     fake.chmod(0o700)
     with raises(f"restic snapshots failed with exit code {code}") as caught:
-        Restic(repository.program(str(fake))).discard([PointId(RUN, UUID)], patient=True)
-    assert caught.value.passing == (code in (1, 11))
+        Restic(repository.program(str(fake))).discard([PointId(RUN, UUID)], wait_if_busy=True)
+    assert caught.value.transient == (code in (1, 11))
     assert len((tmp_path / "calls").read_text().splitlines()) == calls
 
 
@@ -275,7 +275,7 @@ def test_images_of_a_failed_attempt_go_though_the_next_one_is_complete(repositor
         replace(restore_point(domain(disks=[source.disk])), attempt=2), [source], JobOnPaper()
     )
     assert [point.id for point in incomplete(output.ready())] == [PointId(RUN, UUID)]
-    output.discard([PointId(RUN, UUID)], patient=False)
+    output.discard([PointId(RUN, UUID)], wait_if_busy=False)
     (left,) = output.ready()
     assert (left.id, [one.restore_id[:8] for one in left.images]) == (
         PointId(RUN, UUID, 2),
@@ -301,11 +301,11 @@ def test_what_only_looks_may_take_as_long_as_a_backup_may_stall(
     assert slow.ready() == []
     assert slow.problems() == []
     assert slow.last_saved(UUID) is None
-    slow.discard([PointId(RUN, UUID)], patient=False)
+    slow.discard([PointId(RUN, UUID)], wait_if_busy=False)
     impatient = replace(slow, program=replace(slow.program, stall_timeout=0.2))
     with raises("restic snapshots took more than 0 s") as caught:
         impatient.ready()
-    assert caught.value.passing
+    assert caught.value.transient
     assert "OUTPUT_STALL_TIMEOUT" in caught.value.hint
 
 

@@ -245,7 +245,7 @@ def base_error(
     try:
         output.base(UUID, {OLD, NEWER}, held_points(snapshots), lambda: None, warnings.append)
     except BackupError as error:
-        return f"{error.message}, passing: {error.passing}", warnings
+        return f"{error.message}, transient: {error.transient}", warnings
     return "", warnings
 
 
@@ -277,7 +277,7 @@ def test_a_manifest_that_can_t_be_read_now_is_no_reason_to_read_everything(
     restic.dump_fails("Load(<snapshot/1>): connection refused")
     error, warnings = base_error(restic, repository, point(NEWER, 2, [image("new")]))
     words = "restic dump failed with exit code 1: Load(<snapshot/1>): connection refused"
-    assert (error, warnings) == (f"{words}, passing: True", [])
+    assert (error, warnings) == (f"{words}, transient: True", [])
 
 
 def test_a_stall_and_a_stop_while_the_manifest_is_read_are_raised(
@@ -285,7 +285,7 @@ def test_a_stall_and_a_stop_while_the_manifest_is_read_are_raised(
 ) -> None:
     restic.dump_hangs()
     error, warnings = base_error(restic, repository, point(NEWER, 2, [image("new")]), stall_timeout=0.3)
-    assert (error, warnings) == ("the output gave no byte for 0 s, passing: True", [])
+    assert (error, warnings) == ("the output gave no byte for 0 s, transient: True", [])
 
 
 @dataclass
@@ -591,7 +591,7 @@ def test_the_settings_tell_how_it_works() -> None:
     given = settings(runtime_dir="/run/x", full_read_days=7, fast_diff=True)
     output = ResticIncremental.from_settings(given)
     assert (output.mountpoint, output.full_read_days, output.fast_diff) == ("/run/x/segments", 7, True)
-    assert output.keeps_snapshots
+    assert output.keeps_base_snapshots
 
 
 def test_after_so_many_days_all_is_read_again(

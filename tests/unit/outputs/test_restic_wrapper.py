@@ -49,7 +49,7 @@ def restic_of(directory: Path) -> int:
 def assert_nothing_left(repository: Repository, restic: int) -> None:
     assert not runs(restic)
     assert repository.snapshot_count() == 0
-    Restic(repository.program()).discard((), patient=False)
+    Restic(repository.program()).discard((), wait_if_busy=False)
     assert (repository.locks(), repository.records()) == ([], [])
 
 
@@ -76,7 +76,7 @@ def test_a_stall_ends_what_the_wrapper_has_started(
 
     with pytest.raises(Stalled) as caught:
         back_up()
-    assert caught.value.passing
+    assert caught.value.transient
     assert_nothing_left(repository, restic_of(tmp_path))
 
 
@@ -109,7 +109,7 @@ def test_a_wrapper_that_is_killed_takes_its_restic_with_it(
 
     with pytest.raises(BackupError, match="restic backup was killed by SIGKILL") as caught:
         back_up()
-    assert caught.value.passing
+    assert caught.value.transient
     assert_nothing_left(repository, restic_of(tmp_path))
 
 
@@ -142,7 +142,7 @@ def test_the_restic_of_a_worker_that_was_killed_is_ended_by_who_comes_next(
     os.kill(restic, signal.SIGCONT)
     end_orphans(str(repository.runtime_dir))
     assert not runs(restic)
-    Restic(repository.program()).discard((), patient=False)
+    Restic(repository.program()).discard((), wait_if_busy=False)
     assert (repository.locks(), repository.records()) == ([], [])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from backup.stored import HeldImage, HeldPoint, PointId
+from backup.stored import PointId, StoredImage, StoredPoint
 from outputs.restic_repository.snapshots import encoded, held_points, incomplete, point_id
 
 from ..samples import OTHER_UUID, RUN, TAKEN, UUID
@@ -32,8 +32,8 @@ def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_fir
             listed("4", UUID, RUN, "definition", "node=node1"),
         ]
     )[::-1]
-    images = (HeldImage("vda", name, 4096, "1"), HeldImage("vdb", "vms/b", None, "3", "0"))
-    assert newer == HeldPoint(PointId(RUN, UUID), "web", SECOND, "paused", "node1", images, "4")
+    images = (StoredImage("vda", name, 4096, "1"), StoredImage("vdb", "vms/b", None, "3", "0"))
+    assert newer == StoredPoint(PointId(RUN, UUID), "web", SECOND, "paused", "node1", images, "4")
     assert (older.id.run, older.images, older.manifest_id) == (OLDER_RUN, (), "2")
 
 
@@ -65,9 +65,9 @@ def test_the_places_of_the_locks_are_told_and_older_restore_points_have_none() -
 )
 def test_a_tag_that_an_admin_made_by_hand_is_ignored(tag: str) -> None:
     (point,) = held_points([listed("1", UUID, RUN, "disk=vda", "image=vms/a", tag)])
-    assert point.images == (HeldImage("vda", "vms/a", None, "1"),)
+    assert point.images == (StoredImage("vda", "vms/a", None, "1"),)
     (point,) = held_points([listed("1", UUID, RUN, "segments.vdb=4096 vms/b", tag)])
-    assert point.images == (HeldImage("vdb", "vms/b", 4096, "1"),)
+    assert point.images == (StoredImage("vdb", "vms/b", 4096, "1"),)
 
 
 @pytest.mark.parametrize("attempt", ["", "0", "x", "-1"])

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from backup.report.health import Overview, overview
-from backup.report.history import Report
+from backup.report.report_types import Report
 
 
-def entry(name: str, status: str = "saved", **changes: Any) -> dict[str, Any]:
+def entry(name: str, status: str = "saved", **changes: Any) -> Any:
     return {"name": name, "uuid": f"uuid of {name}", "status": status, "selected": True, **changes}
 
 
-def report(run: str, *domains: dict[str, Any], **changes: Any) -> dict[str, Any]:
+def report(run: str, *domains: Any, **changes: Any) -> Any:
     return {"run": run, "domains": domains, "named": [], "errors": [], "exit_code": 0, **changes}
 
 
@@ -67,13 +67,13 @@ def test_a_domain_that_was_passed_over_stands_as_its_last_job_left_it() -> None:
     (one,) = overview(
         [
             report("4", entry("web", "skipped")),
-            report("3", entry("web", "failed", n=3)),
-            report("2", entry("web", "saved", n=2)),
+            report("3", entry("web", "failed", seconds=3)),
+            report("2", entry("web", "saved", seconds=2)),
         ]
     ).domains
     assert one.job
     assert one.saved
-    assert (one.job["n"], one.saved["n"], one.failures) == (3, 2, 0)
+    assert (one.job["seconds"], one.saved["seconds"], one.failures) == (3, 2, 0)
 
 
 def test_failures_are_those_since_the_last_success() -> None:

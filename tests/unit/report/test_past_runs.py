@@ -87,5 +87,6 @@ def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -
     ],
 )
 def test_the_exit_code_is_told_in_words(code: int, errors: list[str], number: int, told: str) -> None:
-    report = {**night(["a", "b"][:number]), "exit_code": code, "errors": errors}
+    report = night(["a", "b"][:number])
+    report.update(exit_code=code, errors=errors)
     assert report_text(report).splitlines()[1] == f"{told} (exit code {code})"

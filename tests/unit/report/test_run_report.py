@@ -16,6 +16,14 @@ from backup import __version__
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Disk
 from backup.report.domain_record import Proof
+from backup.report.report_types import (
+    DomainEntry,
+    ImageEntry,
+    PhaseEntry,
+    Report,
+    SkippedDisk,
+    TimelineEntry,
+)
 from backup.report.run_report import RunResult, report_json
 from backup.stored import SavedImage
 
@@ -32,7 +40,7 @@ SAVED = JobResult(
     taken=TAKEN + timedelta(seconds=1.5),
     seconds=2.5,
     images=(IMAGE,),
-    not_covered=(Disk("vdb", "/srv/x", not_covered="no RBD image (file)"),),
+    skipped_disks=(Disk("vdb", "/srv/x", skipped="no RBD image (file)"),),
     leftovers=2,
     timeline=Timeline(
         1, TAKEN, TAKEN + timedelta(seconds=3), ((Phase.STREAM, TAKEN + timedelta(seconds=2)),)
@@ -144,6 +152,22 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image() -> None:
 )
 def test_each_report_fits_the_schema_to_the_last_member(result: RunResult) -> None:
     jsonschema.validate(in_json(result, {}), closed(SCHEMA), format_checker=jsonschema.FormatChecker())
+
+
+@pytest.mark.parametrize(
+    ("form", "described"),
+    [
+        (Report, SCHEMA),
+        (DomainEntry, SCHEMA["$defs"]["domain"]),
+        (TimelineEntry, SCHEMA["$defs"]["timeline"]),
+        (PhaseEntry, SCHEMA["$defs"]["timeline"]["properties"]["phases"]["items"]),
+        (ImageEntry, SCHEMA["$defs"]["image"]),
+        (SkippedDisk, SCHEMA["$defs"]["domain"]["properties"]["not_covered"]["items"]),
+    ],
+)
+def test_the_types_have_the_members_of_the_schema(form: Any, described: Any) -> None:
+    assert set(form.__annotations__) == set(described["properties"])
+    assert form.__required_keys__ == set(described["required"])
 
 
 @pytest.mark.parametrize("member", ["schema", "status", "lane"])

@@ -10,23 +10,26 @@ import pytest
 from backup.errors import ConfigError
 from backup.job_result import JobResult, Status
 from backup.restore_point.find import chosen, images_held, missing, of_domains
-from backup.stored import HeldImage, HeldPoint, PointId, SavedImage
+from backup.stored import PointId, SavedImage, StoredImage, StoredPoint
 from backup.terminal.tables import points_json, points_table
 
 from ..raising import raises
 from ..samples import LAYOUT, MIB, OTHER_UUID, RUN, TAKEN, UUID
 
-IMAGES = (HeldImage("vda", "vms/web-root", 16 * MIB, "0123"), HeldImage("vdb", "vms/web-data", None, "4567"))
-WEB = HeldPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
-HALF = HeldPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "paused", "", IMAGES[:1], "")
+IMAGES = (
+    StoredImage("vda", "vms/web-root", 16 * MIB, "0123"),
+    StoredImage("vdb", "vms/web-data", None, "4567"),
+)
+WEB = StoredPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
+HALF = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "paused", "", IMAGES[:1], "")
 MARK = ("incomplete:", "does", "not", "count")
-BARE = HeldPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", (), "cdef")
+BARE = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", (), "cdef")
 
 
 @pytest.mark.parametrize(
     ("names", "meant"), [([], [WEB, HALF]), (["web"], [WEB]), (["db*"], [HALF]), ([UUID], [WEB])]
 )
-def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list[HeldPoint]) -> None:
+def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list[StoredPoint]) -> None:
     assert of_domains([WEB, HALF], names) == meant
 
 
@@ -82,7 +85,7 @@ NEWEST = replace(LATER, id=PointId("20240206T040506Z-half", UUID), manifest_id="
     ],
 )
 def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of(
-    at: str, meant: HeldPoint
+    at: str, meant: StoredPoint
 ) -> None:
     for name in ("web", UUID):
         assert chosen([WEB, HALF, LATER, NEWEST], name, at) == meant
@@ -112,9 +115,9 @@ def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
     point = replace(
         WEB,
         images=(
-            HeldImage("vda", "vms/vda", MIB, "aaaa5555"),  # of an attempt that failed
-            HeldImage("vda", "vms/vda", MIB, "bbbb5555", "0123abcd"),  # tagged since
-            HeldImage("vdb", "vms/vdb", MIB, "4567abcd"),
+            StoredImage("vda", "vms/vda", MIB, "aaaa5555"),  # of an attempt that failed
+            StoredImage("vda", "vms/vda", MIB, "bbbb5555", "0123abcd"),  # tagged since
+            StoredImage("vdb", "vms/vdb", MIB, "4567abcd"),
         ),
     )
     images = (saved("vda", "0123abcd"), saved("vdb", "4567"), saved("vdc", "", size=0))
@@ -122,7 +125,7 @@ def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
 
 
 def test_a_restore_point_that_lacks_an_image_is_refused_but_not_its_other_images() -> None:
-    point = replace(WEB, images=(HeldImage("vda", "vms/vda", MIB, "aaaa"), *IMAGES[1:]))
+    point = replace(WEB, images=(StoredImage("vda", "vms/vda", MIB, "aaaa"), *IMAGES[1:]))
     with raises(f"the restore point of web from run {RUN} lacks vda"):
         images_held((saved("vda", "0123"), saved("vdb", "4567")), point)
     assert images_held((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
@@ -151,8 +154,8 @@ def saved_image(restore_id: str, target: str = "vda", size: int = MIB) -> SavedI
 
 def test_what_a_run_saved_is_looked_for_in_the_listing() -> None:
     held = (
-        HeldImage("vda", "vms/vda", MIB, "0123456789"),
-        HeldImage("vdb", "vms/vdb", MIB, "new", "original"),
+        StoredImage("vda", "vms/vda", MIB, "0123456789"),
+        StoredImage("vdb", "vms/vdb", MIB, "new", "original"),
     )
     there = replace(WEB, images=held)
     images = (saved_image("01234567"), saved_image("original", "vdb"), saved_image("", "vdc", 0))

@@ -21,7 +21,7 @@ from ..samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 
 SOURCE = SnapshotId("fsid", "image-id", 7)
 SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT, 512, SOURCE)
-DISKS = (rbd_disk(), Disk("sda", "", not_covered="a cdrom without a medium"))
+DISKS = (rbd_disk(), Disk("sda", "", skipped="a cdrom without a medium"))
 POINT = restore_point(domain(disks=DISKS))
 
 

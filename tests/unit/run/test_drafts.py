@@ -16,7 +16,7 @@ import pytest
 from backup.run.cleanup import clean_node
 from backup.run.run import Run
 from backup.settings import Settings
-from backup.stored import HeldPoint
+from backup.stored import StoredPoint
 from backup.system import atomic_file
 from backup.system.stop_request import StopRequest
 
@@ -29,9 +29,9 @@ from ..waiting import wait_until
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from backup.system.atomic_file import write_whole
+from backup.system.atomic_file import write_atomically
 os.replace = lambda *_: signal.pause()
-write_whole(Path(sys.argv[1]), b"{")
+write_atomically(Path(sys.argv[1]), b"{")
 """
 DRAFTS = (
     f"run/held/.{UUID}.json.abcdefgh",
@@ -56,7 +56,7 @@ OTHERS = (
 class Quiet(NoOutput):
     """Holds nothing."""
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return []
 
     def discard(self, *_: object) -> None:

@@ -14,7 +14,7 @@ from backup.hypervisor.connections import Hypervisors
 from backup.model import Domain, Image, Level
 from backup.run import incomplete_points
 from backup.run.incomplete_points import discard_of_dead, discard_own, report_dead_locks
-from backup.stored import HeldPoint, PointId
+from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from ..jobs_on_paper import NoOutput
@@ -36,13 +36,13 @@ class Left(NoOutput):
         self.refuses = False
         self.cluster: PaperCluster | None = None
 
-    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return [held_point(point.run, point.uuid) for point in self.points]
 
     def discard(
         self,
         points: Collection[PointId],
-        patient: bool,
+        wait_if_busy: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         assert self.cluster is None or LOCK in self.cluster.locks, "without the domain's lock"
@@ -81,7 +81,7 @@ def test_what_has_no_manifest_is_incomplete() -> None:
 
 def test_a_run_discards_its_own_alone() -> None:
     output = Left(DEAD, OWN)
-    discard_own(RUN, output, Recorder(), patient=False)
+    discard_own(RUN, output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD]
 
 
@@ -101,7 +101,7 @@ def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
 def test_what_can_not_be_discarded_is_told() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
-    discard_own(RUN, output, recorder, patient=False)
+    discard_own(RUN, output, recorder, wait_if_busy=False)
     (text,) = recorder.told(Level.WARNING)
     assert RUN in text
     assert "the repository takes additions alone" in text

@@ -196,7 +196,7 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
         remove_snapshot(one, name)
         if str(one) == "vms/a":
             cluster.locks[LOCK] = "another node"
-            wait_until(lambda: Claim.KEEP in cluster.claims, 5, "a renewal")
+            wait_until(lambda: Claim.RENEW in cluster.claims, 5, "a renewal")
             wait_until(lambda: not keepers(), 5, "who renews has given up")
 
     def keepers() -> list[threading.Thread]:

@@ -12,14 +12,14 @@ from typing import Callable
 import pytest
 
 from backup.ceph.errors import ClusterError, LockHeld
-from backup.errors import BackupError, Interrupted, NotNow
+from backup.errors import BackupError, Interrupted, TransientError
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, list_domains, retry, run
 from backup.run.run import Run
-from backup.stored import HeldPoint, PointId
+from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from ..disk_elements import rbd
@@ -29,7 +29,7 @@ from ..no_watchdog import NoWatchdog
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, RUN, UUID, held_point, settings
 
-STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "passing": Status.FAILED}
+STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "transient": Status.FAILED}
 
 
 class ScriptedPool:
@@ -60,7 +60,7 @@ class ScriptedPool:
 
     def _result(self, order: JobOrder) -> JobResult:
         end = self.scripts[order.name].pop(0)
-        return JobResult(order.name, order.uuid, STATUS[end], passing=end == "passing")
+        return JobResult(order.name, order.uuid, STATUS[end], transient=end == "transient")
 
 
 class Discards(NoOutput):
@@ -69,16 +69,16 @@ class Discards(NoOutput):
     def __init__(self) -> None:
         self.discarded: list[Collection[PointId]] = []
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return self.restore_points()
 
-    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return [held_point(RUN, UUID), held_point("20200101T000000Z-othr", OTHER_UUID)]
 
     def discard(
         self,
         points: Collection[PointId],
-        patient: bool,
+        wait_if_busy: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.discarded.append(points)
@@ -104,9 +104,9 @@ def back_up(
 @pytest.mark.parametrize(
     ("web", "rounds", "status"),
     [
-        ("passing saved", [["db", "web"], ["web"]], "saved"),
-        ("passing passing", [["db", "web"], ["web"]], "failed"),
-        ("passing fails", [["db", "web"], ["web"]], "failed"),
+        ("transient saved", [["db", "web"], ["web"]], "saved"),
+        ("transient transient", [["db", "web"], ["web"]], "failed"),
+        ("transient fails", [["db", "web"], ["web"]], "failed"),
         ("fails", [["db", "web"]], "failed"),
     ],
 )
@@ -146,7 +146,7 @@ def test_retries_go_on_with_growing_pauses_and_one_begins_after_retry_for(
 
 def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    pool = ScriptedPool(db="saved", web="passing passing passing passing saved")
+    pool = ScriptedPool(db="saved", web="transient transient transient transient saved")
     result = back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
     assert pool.rounds == [["db", "web"], *4 * [["web"]]]
     assert pool.attempts == [{1}, {2}, {3}, {4}, {5}]
@@ -156,7 +156,7 @@ def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: p
 def test_a_run_that_is_stopped_while_it_waits_for_a_retry_tries_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = ScriptedPool(db="saved", web="passing passing saved")
+    pool = ScriptedPool(db="saved", web="transient transient saved")
 
     class StopsWhileWaiting(Recorder):
         def message(self, level: Level, domain: str, text: str) -> None:
@@ -172,10 +172,10 @@ def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_secon
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Discards()
-    back_up(ScriptedPool(db="saved", web="passing saved"), output, tmp_path, monkeypatch)
+    back_up(ScriptedPool(db="saved", web="transient saved"), output, tmp_path, monkeypatch)
     own = [PointId(RUN, UUID)]
     assert [points for points in output.discarded if points] == [own], "before the second attempt"
-    back_up(ScriptedPool(db="saved", web="passing fails"), output, tmp_path, monkeypatch)
+    back_up(ScriptedPool(db="saved", web="transient fails"), output, tmp_path, monkeypatch)
     assert [points for points in output.discarded if points] == 3 * [own], "and in the end, if that fails too"
 
 
@@ -193,20 +193,20 @@ def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: 
             self.stop.request(Interrupted("interrupted", 15))
             return super().run(orders)
 
-    pool = Stopped(db="saved", web="passing saved")
+    pool = Stopped(db="saved", web="transient saved")
     back_up(pool, Discards(), tmp_path, monkeypatch)
     assert pool.rounds == [["db", "web"]]
 
 
 @pytest.mark.parametrize(
-    ("error", "passing"),
+    ("error", "transient"),
     [
         (BackupError("no"), False),
-        (NotNow("busy"), True),
+        (TransientError("busy"), True),
         (LockHeld("held"), True),
         (ClusterError("late", number=110), True),
         (ClusterError("denied", number=1), False),
     ],
 )
-def test_errors_tell_whether_they_pass(error: BackupError, passing: bool) -> None:
-    assert error.passing is passing
+def test_errors_tell_whether_they_pass(error: BackupError, transient: bool) -> None:
+    assert error.transient is transient

@@ -22,7 +22,7 @@ from backup.model import Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, list_domains, run
 from backup.run.run import Run
-from backup.stored import HeldPoint, PointId
+from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.watch.node_lock import only_run
 
@@ -39,18 +39,18 @@ from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 class NothingLeft(NoOutput):
     """Has restore points, and nothing to tidy up."""
 
-    held: Sequence[HeldPoint] = ()
+    held: Sequence[StoredPoint] = ()
 
-    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return self.held
 
-    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         return self.held
 
     def discard(
         self,
         points: Collection[PointId],
-        patient: bool,
+        wait_if_busy: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         assert not points
@@ -118,12 +118,24 @@ def test_each_domain_is_ordered_once_at_the_libvirt_where_it_runs(
     assert (result.exit_code, result.errors, recorder.messages) == (0, [], [])
 
 
+def test_no_job_begins_without_a_watchdog_that_watches(
+    uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise BackupError("the watchdog process did not start within 60 s")
+
+    monkeypatch.setattr(NoWatchdog, "wait_until_ready", never)
+    with raises("the watchdog process did not start within 60 s"):
+        back_up(tmp_path, Recorder(), uris)
+    assert pool.orders == ()
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_output_that_builds_on_restore_points_gets_each_domain_s_own_with_the_order(
     keeps: bool, uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
 ) -> None:
     output = NothingLeft()
-    output.keeps_snapshots = keeps
+    output.keeps_base_snapshots = keeps
     held = [held_point("first", UUID, "1"), held_point("second", UUID, "2"), held_point("first", "gone", "3")]
     output.held = held
     chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
@@ -165,7 +177,7 @@ def test_a_libvirt_out_of_reach_is_told_and_costs_no_other_one_its_domains(
     assert error.startswith(f"cannot connect to libvirt at {nowhere}: ")
     (told,) = recorder.told(Level.ERROR)
     assert told.startswith(error)
-    assert "(hint: is libvirtd running?" in told
+    assert "(hint: check that libvirtd is running" in told
 
 
 def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
@@ -188,7 +200,7 @@ def test_a_stop_is_heard_while_the_output_is_waited_for(
     uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
 ) -> None:
     class Unanswering(NothingLeft):
-        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
             while True:
                 check_stop()
                 time.sleep(0.01)
@@ -299,7 +311,7 @@ def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
     """A run of another cluster, or whoever, took them for a dead run's, as no manifest counted them yet."""
     asked = []
 
-    def missing(held: Sequence[HeldPoint], run_id: str, result: JobResult) -> Sequence[str]:
+    def missing(held: Sequence[StoredPoint], run_id: str, result: JobResult) -> Sequence[str]:
         asked.append(run_id)
         return ("vda (vms/web-root)",) if result.name == "web" else ()
 
@@ -332,7 +344,7 @@ def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
     uris: tuple[str, str], tmp_path: Path, recorder: Recorder
 ) -> None:
     class Unlisted(NothingLeft):
-        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
             raise BackupError("the repository's host is gone")
 
     chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"))
@@ -347,7 +359,7 @@ def test_a_run_without_a_domain_does_not_wait_for_an_output_that_hangs(
     tmp_path: Path, recorder: Recorder
 ) -> None:
     class Hangs(NothingLeft):
-        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[HeldPoint]:
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
             for _ in range(2000):
                 check_stop()
                 time.sleep(0.01)

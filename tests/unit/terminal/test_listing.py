@@ -9,7 +9,7 @@ from backup.terminal.tables import listing, selection_json
 
 from ..samples import OTHER_URI, URI, UUID, broken_disk, domain, foreign_disk, rbd_disk
 
-CDROM = Disk("sda", "/x.iso", not_covered="a cdrom")
+CDROM = Disk("sda", "/x.iso", skipped="a cdrom")
 PROBLEM = BackupError("the domain's metadata has 2 elements <backup>", "see virsh metadata")
 
 WEB = Choice(domain(disks=[rbd_disk(), CDROM, foreign_disk()]))

@@ -12,11 +12,11 @@ from typing import cast
 import pytest
 
 from backup.ceph.cluster import Cluster
-from backup.errors import BackupError, Interrupted, NotNow, NotProven
+from backup.errors import BackupError, DrillFailed, Interrupted, TransientError
 from backup.model import Image, Level
 from backup.report.domain_record import Proof, proofs
 from backup.restore_point import manifest
-from backup.stored import HeldPoint, SavedDomain
+from backup.stored import SavedDomain, StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.verify.drill import Drill, due
 
@@ -35,7 +35,7 @@ class DrillOnPaper(Drill):
 
     error: BackupError | None = None
 
-    def _prove(self, point: HeldPoint) -> None:
+    def _prove(self, point: StoredPoint) -> None:
         if self.error:
             raise self.error
 
@@ -66,7 +66,7 @@ def test_it_is_the_turn_of_who_was_tried_longest_ago(known: Mapping[str, Proof],
 def test_a_domain_that_can_not_be_drilled_does_not_keep_the_others_from_it(
     state_dir: str, recorder: Recorder
 ) -> None:
-    with raises("it is damaged", NotProven):
+    with raises("it is damaged", DrillFailed):
         drill(state_dir, recorder, BackupError("it is damaged"))
     assert drill(state_dir, recorder) == "db"
     known = proofs(state_dir)
@@ -74,7 +74,9 @@ def test_a_domain_that_can_not_be_drilled_does_not_keep_the_others_from_it(
     assert (known[OTHER_UUID].drilled > "2020", known[OTHER_UUID].failure) == (True, "")
 
 
-@pytest.mark.parametrize("error", [NotNow("it is under way"), Interrupted("interrupted", signal.SIGINT)])
+@pytest.mark.parametrize(
+    "error", [TransientError("it is under way"), Interrupted("interrupted", signal.SIGINT)]
+)
 def test_what_says_nothing_of_the_restore_point_is_no_failure_of_it(
     state_dir: str, recorder: Recorder, error: BackupError
 ) -> None:
@@ -87,7 +89,7 @@ def test_how_a_drill_ended_is_told_even_if_it_can_not_be_noted(tmp_path: Path, r
     (tmp_path / "state").touch()
     state_dir = f"{tmp_path}/state"
     assert drill(state_dir, recorder) == "web"
-    with raises("it is damaged", NotProven):
+    with raises("it is damaged", DrillFailed):
         drill(state_dir, recorder, BackupError("it is damaged"))
     assert {"cannot note" in text for text in recorder.told(Level.WARNING)} == {True}
 
@@ -102,7 +104,7 @@ def test_what_has_no_checksums_can_not_be_proven(
 
     monkeypatch.setattr(manifest, "unpack", of_an_older_version)
     changed = settings(state_dir=state_dir, drill_pool="scratch", ceph_conf="/nowhere")
-    with pytest.raises(NotProven, match="saved no checksums of vda"):
+    with pytest.raises(DrillFailed, match="saved no checksums of vda"):
         Drill(changed, HeldPoints(BOTH), recorder, StopRequest()).drill("web")
     assert proofs(state_dir)[UUID].drilled == ""
 

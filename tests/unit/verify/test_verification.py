@@ -17,7 +17,7 @@ from backup.job_result import Phase
 from backup.model import Level
 from backup.report.domain_record import proofs
 from backup.restore_point.find import as_held
-from backup.stored import HeldPoint, SavedDomain, SavedImage
+from backup.stored import SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
 from backup.verify.verification import Verification, Verified
@@ -104,7 +104,7 @@ class StoppingEarly(HeldPoints):
 
     stop = StopRequest()
 
-    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         self.read.append(point.domain)
         self.stop.request(Interrupted("interrupted", signal.SIGINT))
         raise BackupError("restic dump was killed by SIGINT")
@@ -140,7 +140,7 @@ class Counting(HeldPoints):
         self.recorder = recorder
         self.planned_before: list[int] = []
 
-    def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         self.planned_before.append(len(self.recorder.plan))
         return super().manifest(point, check_stop)
 
@@ -151,7 +151,7 @@ def test_manifests_are_read_when_their_turn_comes_and_not_kept(
     held: list[weakref.ref[SavedDomain]] = []
     most = 0
 
-    def counted(saved: SavedDomain, point: HeldPoint) -> SavedDomain:
+    def counted(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
         nonlocal most
         one = as_held(saved, point)
         held.append(weakref.ref(one))
@@ -181,7 +181,7 @@ def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
 
 def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
     class Damaged(HeldPoints):
-        def manifest(self, point: HeldPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
             packed = super().manifest(point, check_stop)
             return b"garbage" if point.domain == "web" else packed
 

@@ -9,16 +9,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from backup.errors import BackupError
 from backup.job.freeze_notes import FreezeNotes, Method
-from backup.system.process_group import life_of, lives
+from backup.system.process import SPAWN
+from backup.system.process_group import is_running, process_id
+from backup.watch import watchdog as watchdog_module
 from backup.watch.node_lock import only_run
+from backup.watch.watchdog import Watchdog
 
 from ..driver_node import domain_element, node_uri
-from ..samples import UUID, domain
+from ..recorder import Recorder
+from ..samples import UUID, domain, settings
 from ..waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
@@ -153,7 +159,7 @@ def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: P
             os.kill(pid, signal.SIGSTOP)
         notes = FreezeNotes(str(tmp_path / "run"))
         wait_until(lambda: not notes.exists(UUID), 15, "the watchdog let the guest go")
-        assert not lives(life_of(worker)), "it could freeze the guest when it goes on"
+        assert not is_running(process_id(worker)), "it could freeze the guest when it goes on"
         kill(main)
 
 
@@ -184,3 +190,60 @@ def watchdogs(main: int) -> set[int]:
             if os.readlink(path / "fd/1") == output and os.getsid(pid) == pid:
                 found.add(pid)
     return found
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """Have watchdogs on paper; give the ends by which they report that they watch, one for each start."""
+    made: list[Connection] = []
+
+    def started(_: Watchdog) -> Connection:
+        life, its_own = SPAWN.Pipe(duplex=False)
+        made.append(its_own)
+        return life
+
+    monkeypatch.setattr(Watchdog, "_started", started)
+    return made
+
+
+def test_a_run_waits_until_the_watchdog_watches(starts: list[Connection], recorder: Recorder) -> None:
+    watchdog = Watchdog(settings(), recorder)
+    checks = 0
+
+    def check_stop() -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 3:
+            starts[0].send_bytes(b"ready")
+
+    watchdog.wait_until_ready(check_stop)
+    assert checks == 3
+    starts[0].close()
+    watchdog.close()
+
+
+def test_a_watchdog_that_is_killed_before_it_watches_is_started_again(
+    starts: list[Connection], recorder: Recorder
+) -> None:
+    watchdog = Watchdog(settings(), recorder)
+    starts[0].close()
+
+    def check_stop() -> None:
+        if len(starts) == 2:
+            starts[1].send_bytes(b"ready")
+
+    watchdog.wait_until_ready(check_stop)
+    assert len(starts) == 2
+    starts[1].close()
+    watchdog.close()
+
+
+def test_without_a_watchdog_that_watches_nothing_is_quiesced(
+    starts: list[Connection], recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog_module, "START_LIMIT", 0.2)
+    watchdog = Watchdog(settings(), recorder)
+    with pytest.raises(BackupError, match="the watchdog process did not start within 0 s"):
+        watchdog.wait_until_ready(lambda: None)
+    starts[0].close()
+    watchdog.close()

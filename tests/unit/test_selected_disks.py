@@ -8,13 +8,13 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import Disk, Domain, Gap, Override
-from backup.selection import choose, covered, effective, require_covered
+from backup.selection import choose, effective, require_complete, select_disks
 
 from .raising import raises
 from .samples import broken_disk, domain, foreign_disk, rbd_disk, settings
 
 ROOT, SCRATCH = rbd_disk("vda", "vms/web-root"), rbd_disk("vdb", "ssd/scratch/web-tmp")
-CDROM = Disk("sda", "", not_covered="a cdrom without a medium")
+CDROM = Disk("sda", "", skipped="a cdrom without a medium")
 
 
 def with_disks(*disks: Disk, exclude: str = "") -> Domain:
@@ -23,22 +23,22 @@ def with_disks(*disks: Disk, exclude: str = "") -> Domain:
 
 def left_out(of: Domain, **constants: Any) -> dict[str, str]:
     """Say of each disk that is not saved why."""
-    disks = covered(of, settings(**constants)).disks
+    disks = select_disks(of, settings(**constants)).disks
     assert [disk.target for disk in disks] == [disk.target for disk in of.disks]
-    assert all(bool(disk.image) is not bool(disk.not_covered) for disk in disks)
-    return {disk.target: disk.not_covered for disk in disks if not disk.image}
+    assert all(bool(disk.image) is not bool(disk.skipped) for disk in disks)
+    return {disk.target: disk.skipped for disk in disks if not disk.image}
 
 
 def require(of: Domain, **constants: Any) -> None:
     """Require what the engine does: that the domain, as it is covered, comes back as a whole."""
-    require_covered(covered(of, settings(**constants)))
+    require_complete(select_disks(of, settings(**constants)))
 
 
 def test_an_excluded_image_leaves_its_disk_uncovered_and_says_so() -> None:
     web = with_disks(ROOT, SCRATCH)
     assert left_out(web, exclude_images=["ssd/scratch/*"]) == {"vdb": "in EXCLUDE_IMAGES"}
     (choice,) = choose([web], settings(exclude_images=["ssd/scratch/*"]))
-    assert choice.domain == covered(web, settings(exclude_images=["ssd/scratch/*"]))
+    assert choice.domain == select_disks(web, settings(exclude_images=["ssd/scratch/*"]))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_domain_can_exclude_disks_with_all_below_them_or_single_layers(
 def test_a_disk_that_its_domain_excludes_is_missed_by_nobody() -> None:
     web = with_disks(ROOT, broken_disk("vdb"), foreign_disk("vdc"), exclude="vdb vdc")
     assert left_out(web) == dict.fromkeys(("vdb", "vdc"), "excluded in its metadata")
-    assert {disk.gap for disk in covered(web, settings()).disks} == {Gap.NONE}
+    assert {disk.gap for disk in select_disks(web, settings()).disks} == {Gap.NONE}
     require(web, uncovered_disks="fail")
 
 
@@ -72,28 +72,32 @@ def test_what_is_no_rbd_image_is_told_in_its_own_words_whatever_the_patterns() -
 
 
 def test_an_image_that_can_t_be_saved_fails_its_domain_and_the_hint_tells_how_to_leave_it_out() -> None:
-    message = "disk vdb (vms/gone) can't be saved: a partition of an RBD image"
+    message = "disk vdb (vms/gone) cannot be backed up: a partition of an RBD image"
     with raises(message) as caught:
         require(with_disks(ROOT, broken_disk("vdb")))
-    assert caught.value.hint == 'to leave it out: <backup exclude="vdb"/> in the domain\'s metadata'
+    assert caught.value.hint == 'to exclude it: <backup exclude="vdb"/> in the domain\'s metadata'
 
 
 def test_a_disk_without_a_source_is_told_by_its_target_alone() -> None:
-    with raises("disk vdb can't be saved: '' is no pool/image"):
-        require(with_disks(ROOT, Disk("vdb", "", not_covered="'' is no pool/image", gap=Gap.BROKEN)))
+    with raises("disk vdb cannot be backed up: invalid image name '', expected pool/image"):
+        require(
+            with_disks(
+                ROOT, Disk("vdb", "", skipped="invalid image name '', expected pool/image", gap=Gap.BROKEN)
+            )
+        )
 
 
 def test_a_disk_elsewhere_is_only_reported_unless_uncovered_disks_says_fail() -> None:
     web = with_disks(ROOT, foreign_disk("vdc"), CDROM)
     require(web)
-    message = "disk vdc (/srv/x.qcow2) can't be saved: no RBD image (file) (UNCOVERED_DISKS)"
+    message = "disk vdc (/srv/x.qcow2) cannot be backed up: no RBD image (file) (UNCOVERED_DISKS)"
     with raises(message) as caught:
         require(web, uncovered_disks="fail")
-    assert caught.value.hint.startswith('to leave it out: <backup exclude="vdc"/>')
+    assert caught.value.hint.startswith('to exclude it: <backup exclude="vdc"/>')
 
 
 def test_what_nobody_wants_saved_never_fails_a_domain() -> None:
-    golden = Disk("vdd", "vms/base", not_covered="runs from snapshot golden, which never changes")
+    golden = Disk("vdd", "vms/base", skipped="runs from snapshot golden, which never changes")
     web = with_disks(ROOT, SCRATCH, CDROM, golden)
     require(web, uncovered_disks="fail", exclude_images=["ssd/*"])
 
@@ -101,7 +105,7 @@ def test_what_nobody_wants_saved_never_fails_a_domain() -> None:
 def test_a_problem_of_the_domain_goes_before_those_of_its_disks() -> None:
     problem = BackupError("the domain's metadata has 2 elements <backup>", "see virsh metadata")
     with raises(problem.message) as caught:
-        require_covered(domain(disks=[broken_disk()], problem=problem))
+        require_complete(domain(disks=[broken_disk()], problem=problem))
     assert caught.value is problem
 
 
