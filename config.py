@@ -58,7 +58,7 @@ WORKERS = 3
 
 # --- Consistency: how a running domain is quiesced for its snapshots ------------------------------
 
-# "auto": freeze the guest's file systems if its agent answers, otherwise apply WITHOUT_FREEZE.
+# "auto": freeze the guest's file systems if its agent answers, otherwise see WITHOUT_FREEZE.
 # "required": fail the backup of a running domain that cannot be frozen.
 # "never": do not use the guest agent.
 FREEZE = "auto"

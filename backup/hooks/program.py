@@ -1,4 +1,4 @@
-"""A program of the admin's, such as a hook: run for so long and no longer, and all of it is ended then."""
+"""A program of the admin, such as a hook: run with a time limit, and ended with all its children."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from ..errors import BackupError, reason
 from ..system.process import signal_when_parent_dies
 from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
 
-# What it gets of our own environment; everything else is left out.
+# The variables of our environment that it gets; all others are left out.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR")
 
 KILL_AFTER = 10  # seconds that it has after SIGTERM
-POLL = 0.2  # seconds between two looks at whether to stop
+POLL = 0.2  # seconds between two checks whether to stop
 PIPE_SIZE = 1 << 16  # bytes that can be in the pipe when it has ended (man 7 pipe)
 LONGEST_LINE = 1 << 12
-LAST_LINES = 3  # that an error tells
+LAST_LINES = 3  # of the output, in an error message
 
 
 class ProgramFailed(BackupError):
-    """A program of the admin's has failed, was ended, or was not to be started."""
+    """A program of the admin failed, was ended, or must not be started."""
 
 
 @dataclass(frozen=True)
 class AdminProgram:
-    """What is started, with which variables beside the inherited ones; `limit` is in seconds."""
+    """A command, its variables beside the inherited ones, and its time `limit` in seconds."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     limit: int
 
-    def run(self, tell: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
-        """Run it to its end, with `given` on its standard input; `tell` hears each line that it prints.
+    def run(self, on_line: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
+        """Run it to its end, with `given` on its standard input; `on_line` gets each line of its output.
 
-        Raises ProgramFailed; what `check_stop` raises, and then it has been ended. What a program that ended
-        well has left in the background goes on.
+        Raises ProgramFailed; what `check_stop` raises, after the program has been ended. Background processes
+        of a program that succeeded go on.
         """
         started = time.monotonic()
         last: deque[str] = deque(maxlen=LAST_LINES)
@@ -54,7 +54,7 @@ class AdminProgram:
                 stdout.close()
                 for line in _lines(out, process, check_stop):
                     last.append(line)
-                    tell(line)
+                    on_line(line)
             except BaseException:  # whatever it was, the program does not outlive it
                 process.terminate()
                 process.wait()
@@ -87,21 +87,21 @@ class AdminProgram:
 
 
 def _in_child(parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only note it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only record it
     signal_when_parent_dies(signal.SIGTERM, parent)
 
 
 def _lines(out: int, process: StartedProgram, check_stop: Callable[[], None]) -> Iterator[str]:
-    """Yield what it prints until it has ended. Whom it leaves behind may hold the pipe for longer."""
-    ended, heard, rest = False, True, b""
+    """Yield its output until it has ended. Its background processes may keep the pipe open for longer."""
+    ended, is_open, rest = False, True, b""
     while not ended:
         check_stop()
         ended = process.poll() is not None
-        if not heard:
+        if not is_open:
             ended_within(process, POLL)
         elif wait([out], 0 if ended else POLL):
             printed = os.read(out, PIPE_SIZE)
-            heard = bool(printed)
+            is_open = bool(printed)
             *lines, rest = (rest + printed).split(b"\n")
             if len(rest) > LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
@@ -115,9 +115,9 @@ def _text(line: bytes) -> str:
 
 
 def _end_rest(group: int) -> None:
-    """Wait for the rest of the group of a program that was ended, and kill it when SIGTERM was not enough."""
+    """Wait for the rest of the process group after SIGTERM, and kill it if it does not end."""
     deadline = time.monotonic() + KILL_AFTER
-    with suppress(ProcessLookupError):  # nobody is left
+    with suppress(ProcessLookupError):  # none is left
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(POLL)

@@ -112,7 +112,7 @@ def test_it_can_be_taken_in_one_place_by_its_domain_alone(clusters: tuple[Cluste
     recorder = Recorder()
     lock = lock_at(one, "ssd", "", "test", 60)
     assert lock.places == (f"{one.fsid}/ssd/",)
-    with lock.held(StopRequest(), recorder, "web"), pytest.raises(LockHeld):
+    with lock.locked(StopRequest(), recorder, "web"), pytest.raises(LockHeld):
         other.lock(IMAGE, NAME, "other", 60, Claim.TAKE)
     assert not one.object_exists(IMAGE, NAME)
     assert recorder.messages == []

@@ -175,7 +175,7 @@ def test_an_incomplete_restore_point_is_refused_and_latest_is_the_newest_complet
     half = ["backup", "--stdin", f"--host={ARCHIVE}", "--stdin-filename=vda.img", *tags]
     node.shell(f"echo half | restic {' '.join(half)}", node.directory)
     done = node.run("restore", ARCHIVE, "--at", "29990101", "--suffix", SUFFIX)
-    assert (done.returncode, "is not complete: it has no manifest" in done.stderr) == (2, True)
+    assert (done.returncode, "is incomplete: it has no manifest" in done.stderr) == (2, True)
     done = node.run("restore", ARCHIVE, "--suffix", SUFFIX)
     assert done.returncode == 0, done.stderr
     assert _digest(lab, f"vms/{ARCHIVE}{SUFFIX}") == _digest(lab, f"vms/{ARCHIVE}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Disk
-from backup.report.domain_record import Proof
+from backup.report.domain_record import DomainRecord
 from backup.report.history import History
 from backup.report.run_report import RunResult, report_json
 from backup.stored import SavedImage
@@ -51,8 +51,8 @@ def night(of: Sequence[str], days_ago: int = 0, failing: float = 0.0, named: Seq
     run = f"{begun:%Y%m%dT%H%M%SZ}-abcd"
     whole = RunResult(run, "node1", begun, max(free) + timedelta(seconds=1), results, named=named)
     saved = (begun + timedelta(hours=0.2)).isoformat(timespec="seconds")
-    proofs = {one.uuid: Proof(saved=saved, verified=saved) for one in results}
-    return json.loads(json.dumps(report_json(whole, proofs)))
+    records = {one.uuid: DomainRecord(saved=saved, verified=saved) for one in results}
+    return json.loads(json.dumps(report_json(whole, records)))
 
 
 def _job(name: str, lane: int, begun: datetime, chance: random.Random, failing: float) -> JobResult:
@@ -100,5 +100,5 @@ def keep(state_dir: Path, *reports: Any) -> History:
     """Give a history that holds these."""
     history = History(str(state_dir), 36500)
     for report in reports:
-        history.keep(report)
+        history.store(report)
     return history

@@ -49,9 +49,9 @@ def test_the_page_takes_the_place_of_the_last_one_for_everybody_to_read(node: No
     [
         (("--html", "/nowhere/x"), 1, "cannot write /nowhere/x: no such file or directory", "directory"),
         (("--html", "/"), 1, "cannot write /: ", "directory"),
-        (("--run", "x"), 2, "there is no report of a run 'x'", "the newest is 2"),
+        (("--run", "x"), 2, "there is no report of run 'x'", "the newest run: 2"),
         (("--html", "x", "--json"), 2, "argument --json: not allowed with argument --html", "--help"),
-        (("web",), 2, "`main.py report` has no use for web", "--help"),
+        (("web",), 2, "unexpected argument web for `main.py report`", "--help"),
     ],
 )
 def test_what_can_t_be_is_one_error_with_a_hint(

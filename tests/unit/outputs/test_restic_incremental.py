@@ -259,7 +259,7 @@ def test_a_damaged_manifest_is_told_with_its_restore_point_and_the_true_reason(
     assert warning.startswith(
         f"the restore point of 2024-01-02 00:00:00 UTC, run {NEWER}, is no previous backup"
     )
-    assert "manifest can't be read" in warning
+    assert "manifest is damaged" in warning
 
 
 def test_a_manifest_that_the_repository_can_t_give_undamaged_is_told_too(

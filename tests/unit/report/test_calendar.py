@@ -43,7 +43,7 @@ def today(*results: Any) -> Day:
 
 
 @pytest.mark.parametrize(
-    ("results", "kind", "failed", "words"),
+    ("results", "kind", "failed", "text"),
     [
         ([result()], "filesystem", False, "saved, filesystem"),
         ([result(consistency="crash"), result()], "crash", False, "saved, crash; saved, filesystem"),
@@ -58,15 +58,15 @@ def today(*results: Any) -> Day:
     ],
 )
 def test_a_day_is_what_its_newest_restore_point_is_and_tells_of_failures(
-    results: Any, kind: str, failed: bool, words: str
+    results: Any, kind: str, failed: bool, text: str
 ) -> None:
     day = today(*results)
-    assert day == Day(kind, failed, day.words)
-    assert day.words.replace("02:00 ", "") == words
+    assert day == Day(kind, failed, day.text)
+    assert day.text.replace("02:00 ", "") == text
 
 
 def test_many_results_and_long_reasons_do_not_make_the_page_grow() -> None:
-    words = today(*[result(status="failed", reason="x" * 5000)] * 24).words
+    words = today(*[result(status="failed", reason="x" * 5000)] * 24).text
     assert words.endswith("…; 20 more")
     assert len(words) < 5 * (REASON + 20)
 

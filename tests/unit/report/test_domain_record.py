@@ -14,7 +14,7 @@ import pytest
 
 from backup.model import Level
 from backup.report import domain_record
-from backup.report.domain_record import Proof, Proofs, proofs
+from backup.report.domain_record import DomainRecord, DomainRecords, read_records
 
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, UUID
@@ -23,17 +23,20 @@ from ..samples import OTHER_UUID, UUID
 @pytest.fixture
 def file(tmp_path: Path, recorder: Recorder) -> Path:
     """A file that knows when web was saved."""
-    Proofs(str(tmp_path), recorder).note(UUID, "web", saved="2024")
+    DomainRecords(str(tmp_path), recorder).update(UUID, "web", saved="2024")
     return tmp_path / "proofs.json"
 
 
 def note_db(file: Path, recorder: Recorder) -> None:
-    Proofs(str(file.parent), recorder).note(OTHER_UUID, "db", saved="2025")
+    DomainRecords(str(file.parent), recorder).update(OTHER_UUID, "db", saved="2025")
 
 
 def test_what_is_noted_is_added_to_what_is_known(file: Path, recorder: Recorder) -> None:
     note_db(file, recorder)
-    assert proofs(str(file.parent)) == {UUID: Proof(saved="2024"), OTHER_UUID: Proof(saved="2025")}
+    assert read_records(str(file.parent)) == {
+        UUID: DomainRecord(saved="2024"),
+        OTHER_UUID: DomainRecord(saved="2025"),
+    }
     assert recorder.messages == []
 
 
@@ -49,7 +52,7 @@ def test_a_file_that_can_not_be_read_is_not_overwritten(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fail)
         patch.setattr(Path, "read_text", fail)
-        assert proofs(str(file.parent)) == {}
+        assert read_records(str(file.parent)) == {}
         note_db(file, recorder)
     assert file.read_bytes() == before
     (warning,) = recorder.told(Level.WARNING)
@@ -62,12 +65,12 @@ def test_a_file_that_is_damaged_is_put_aside_with_a_warning(
     damage: bytes, file: Path, recorder: Recorder
 ) -> None:
     file.write_bytes(damage)
-    assert proofs(str(file.parent)) == {}
+    assert read_records(str(file.parent)) == {}
     note_db(file, recorder)
     assert list(json.loads(file.read_text())) == [OTHER_UUID]
     assert file.with_name("proofs.json.damaged").read_bytes() == damage
     (warning,) = recorder.told(Level.WARNING)
-    assert "put aside as proofs.json.damaged" in warning
+    assert "renamed to proofs.json.damaged" in warning
 
 
 @pytest.fixture
@@ -86,5 +89,5 @@ def test_a_lock_that_another_process_keeps_costs_the_note_and_no_more(
     monkeypatch.setattr(domain_record, "LOCK_LIMIT", 0.2)
     note_db(file, recorder)
     (warning,) = recorder.told(Level.WARNING)
-    assert "another process has had its lock for 0 s" in warning
-    assert list(proofs(str(file.parent))) == [UUID]
+    assert "another process has kept it locked for 0 s" in warning
+    assert list(read_records(str(file.parent))) == [UUID]

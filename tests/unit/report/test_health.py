@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from backup.report.health import Overview, overview
+from backup.report.health import NodeHealth, node_health
 from backup.report.report_types import Report
 
 
@@ -17,12 +17,12 @@ def report(run: str, *domains: Any, **changes: Any) -> Any:
     return {"run": run, "domains": domains, "named": [], "errors": [], "exit_code": 0, **changes}
 
 
-def names(seen: Overview) -> list[str]:
+def names(seen: NodeHealth) -> list[str]:
     return [one.newest["name"] for one in seen.domains]
 
 
 def test_a_run_of_named_domains_changes_nothing_about_the_others() -> None:
-    seen = overview(
+    seen = node_health(
         [
             report("2", entry("web", "failed"), named=["web"], exit_code=3),
             report("1", entry("web"), entry("db")),
@@ -35,7 +35,7 @@ def test_a_run_of_named_domains_changes_nothing_about_the_others() -> None:
 
 
 def test_what_the_last_list_of_all_domains_does_not_have_is_gone() -> None:
-    seen = overview(
+    seen = node_health(
         [
             report("4", entry("new", "failed"), named=["new"]),
             report("3", entry("web", "failed")),
@@ -52,19 +52,21 @@ def test_a_run_that_did_not_get_to_all_domains_takes_none_away() -> None:
         report("5", entry("web"), exit_code=3, errors=["no libvirt at the other node"]),
         report("4", exit_code=143),
     ]
-    seen = overview([*incomplete, report("3", entry("db")), report("2", entry("gone"))])
+    seen = node_health([*incomplete, report("3", entry("db")), report("2", entry("gone"))])
     assert names(seen) == ["db", "web"]
     assert seen.run
     assert seen.run["run"] == "6"
 
 
 def test_what_is_not_selected_does_not_count() -> None:
-    assert names(overview([report("1", entry("test7", "skipped", selected=False), entry("web"))])) == ["web"]
-    assert names(overview([report("1", {**entry("web"), "selected": True})])) == ["web"]
+    assert names(node_health([report("1", entry("test7", "skipped", selected=False), entry("web"))])) == [
+        "web"
+    ]
+    assert names(node_health([report("1", {**entry("web"), "selected": True})])) == ["web"]
 
 
 def test_a_domain_that_was_passed_over_stands_as_its_last_job_left_it() -> None:
-    (one,) = overview(
+    (one,) = node_health(
         [
             report("4", entry("web", "skipped")),
             report("3", entry("web", "failed", seconds=3)),
@@ -78,14 +80,14 @@ def test_a_domain_that_was_passed_over_stands_as_its_last_job_left_it() -> None:
 
 def test_failures_are_those_since_the_last_success() -> None:
     runs = [report(str(n), entry("web", status)) for n, status in enumerate(["failed", "failed", "saved"])]
-    assert [one.failures for one in overview([*runs, report("0", entry("web", "failed"))]).domains] == [2]
+    assert [one.failures for one in node_health([*runs, report("0", entry("web", "failed"))]).domains] == [2]
 
 
 def test_without_any_run_of_all_domains_the_last_one_stands_for_it() -> None:
-    seen = overview([report("2", entry("web"), named=["web"]), report("1", entry("db"), named=["db"])])
+    seen = node_health([report("2", entry("web"), named=["web"]), report("1", entry("db"), named=["db"])])
     assert seen.run
     assert (seen.run["run"], names(seen)) == ("2", ["db", "web"])
-    assert overview([]) == Overview(None, [])
+    assert node_health([]) == NodeHealth(None, [])
 
 
 def test_no_more_reports_are_read_than_it_takes() -> None:
@@ -100,5 +102,5 @@ def test_no_more_reports_are_read_than_it_takes() -> None:
             read.append(one["run"])
             yield one
 
-    overview(reports())
+    node_health(reports())
     assert read == ["3", "2"]

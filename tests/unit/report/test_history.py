@@ -12,7 +12,7 @@ import pytest
 
 from backup.job_result import JobResult, Status
 from backup.model import Level
-from backup.report.domain_record import proofs
+from backup.report.domain_record import read_records
 from backup.report.history import History
 from backup.report.publish import publish
 from backup.report.run_report import RunResult
@@ -73,7 +73,7 @@ def test_a_report_that_can_t_be_read_hides_no_other(tmp_path: Path, damage: byte
 def test_what_was_saved_is_remembered_and_what_failed_is_not(tmp_path: Path) -> None:
     published(tmp_path, SAVED, FAILED)
     published(tmp_path, FAILED)
-    known = proofs(str(tmp_path / "state"))
+    known = read_records(str(tmp_path / "state"))
     assert [(uuid, one.saved, one.verified) for uuid, one in known.items()] == [
         (UUID, "2024-02-03T04:05:06+00:00", "")
     ]
@@ -81,7 +81,7 @@ def test_what_was_saved_is_remembered_and_what_failed_is_not(tmp_path: Path) -> 
 
 def test_what_was_verified_while_it_was_saved_is_remembered_too(tmp_path: Path) -> None:
     published(tmp_path, SAVED, verified=True)
-    assert proofs(str(tmp_path / "state"))[UUID].verified
+    assert read_records(str(tmp_path / "state"))[UUID].verified
 
 
 def test_a_report_that_can_t_be_written_is_one_line_and_hinders_nothing(tmp_path: Path) -> None:

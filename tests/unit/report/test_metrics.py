@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backup import __version__
 from backup.job_result import JobResult, Status
 from backup.model import Consistency, Level
-from backup.report.domain_record import Proof, Proofs
+from backup.report.domain_record import DomainRecord, DomainRecords
 from backup.report.metrics import exposition
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult, report_json
@@ -42,14 +42,16 @@ SAVED = JobResult(
 )
 FAILED = JobResult("db", OTHER_UUID, Status.FAILED, reason="no answer", seconds=1.5, frozen_seconds=10)
 EXCLUDED = JobResult("test7", "uuid of test7", Status.SKIPPED, "excluded")
-PROOF = Proof(saved="2024-02-03T04:05:06+00:00", verified="1970-01-02T00:00:00+00:00", failure="damaged")
+PROOF = DomainRecord(
+    saved="2024-02-03T04:05:06+00:00", verified="1970-01-02T00:00:00+00:00", failure="damaged"
+)
 
 
 def run_of(*results: JobResult, run: str = RUN, **changes: Any) -> RunResult:
     return RunResult(run, "node1", TAKEN, TAKEN + timedelta(seconds=61), results, **changes)
 
 
-def text_of(*runs: RunResult, known: Mapping[str, Proof] | None = None) -> str:
+def text_of(*runs: RunResult, known: Mapping[str, DomainRecord] | None = None) -> str:
     """Give the file's text after these runs, newest first."""
     reports = [json.loads(json.dumps(report_json(run, {}))) for run in runs]
     return exposition(reports, known or {}).decode()
@@ -130,9 +132,9 @@ def test_promtool_finds_no_fault() -> None:
     promtool("check", "metrics", stdin=WHOLE)
 
 
-def test_the_readme_tells_what_each_metric_means() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in names_in(WHOLE) if f"`{name}`" not in readme] == []
+def test_the_manual_explains_each_metric() -> None:
+    page = (ROOT / "res/docs/monitoring.md").read_text()
+    assert [name for name in names_in(WHOLE) if f"| `{name}` | " not in page] == []
 
 
 def told_in(directory: Path, **changes: Any) -> Settings:
@@ -157,7 +159,7 @@ def test_the_file_is_written_whole_and_for_everybody_to_read(tmp_path: Path) -> 
 def test_what_is_proven_later_is_told_at_once(tmp_path: Path) -> None:
     of_test = told_in(tmp_path)
     publish(run_of(SAVED), of_test, Recorder())
-    Proofs(of_test.state_dir, Recorder()).note(UUID, "web", failure="damaged")
+    DomainRecords(of_test.state_dir, Recorder()).update(UUID, "web", failure="damaged")
     publish_metrics(of_test, Recorder())
     found = values((tmp_path / "backup.prom").read_text())
     assert (found["domain_proof_failed web"], found["run_exit_code"]) == (1, 0)

@@ -102,7 +102,7 @@ def test_the_page_tells_of_the_run_its_failures_its_domains_and_its_days(month: 
         "virt-rbd-backup on",
         "node1",
         "exit code 3",
-        "What went wrong",
+        "Problems",
         "The last 30 days",
         "Worker 3",
     ):
@@ -132,7 +132,7 @@ def test_whatever_comes_from_outside_is_text_and_nothing_else(tmp_path: Path, wh
 
 def test_a_run_of_named_domains_says_so(tmp_path: Path) -> None:
     text = Reader(made(tmp_path, night(names(3), 1), night(["web01"], named=["web*"]))).text
-    assert "Only these were asked for:\nweb*" in text
+    assert "Selected on the command line:\nweb*" in text
     assert "1 domain saved" in text
     assert "mail01" in text, "in the calendar"
 
@@ -152,7 +152,7 @@ def test_a_run_without_a_job_has_a_page_too(tmp_path: Path, changes: dict[str, A
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     other = {**night([], 1), "schema": 2}
-    assert "Left out: 1 report of another version" in Reader(made(tmp_path, other, night([]))).text
+    assert "Ignored: 1 report of another version" in Reader(made(tmp_path, other, night([]))).text
 
 
 def test_a_page_of_500_domains_stays_small() -> None:

@@ -28,8 +28,8 @@ def test_a_run_that_is_not_there_is_a_usage_error_that_names_some(tmp_path: Path
     with pytest.raises(ConfigError) as raised:
         past_runs(keep(tmp_path, YESTERDAY, TODAY), "no such", NOW.date())
     (error,) = raised.value.errors
-    assert error.message == "there is no report of a run 'no such'"
-    assert error.hint == f"the newest are {TODAY['run']}, {YESTERDAY['run']}"
+    assert error.message == "there is no report of run 'no such'"
+    assert error.hint == f"the newest runs: {TODAY['run']}, {YESTERDAY['run']}"
 
 
 def test_no_report_at_all_says_where_it_was_looked_for(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_reports_of_another_version_are_left_out_and_counted(tmp_path: Path) -> 
     past = past_runs(keep(tmp_path, YESTERDAY, other), "", NOW.date())
     assert (past.report, past.left_out) == (YESTERDAY, 1)
     alone = keep(tmp_path / "alone", other)
-    with pytest.raises(BackupError, match=r"no report .* of this version, and 1 of another"):
+    with pytest.raises(BackupError, match=r"no report .* of this version, 1 of other versions"):
         past_runs(alone, "", NOW.date())
 
 
@@ -56,7 +56,7 @@ def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -
     saved.update(proof_failure="vda differs at 4096")
     head, asked, verdict, _, *rest = report_text(report).splitlines()
     assert head.startswith(f"run {report['run']} on node1, 2026-11-25 02:00 UTC, ")
-    assert asked == "only these were asked for: web, [do]*"
+    assert asked == "selected on the command line: web, [do]*"
     assert verdict == "1 of 2 domains failed (exit code 3)"
     assert [line.split()[:2] for line in rest[:4]] == [
         ["domain", "result"],
@@ -71,7 +71,7 @@ def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -
         "db\\n\\x1b[2J: no answer",
         "hint: is it on?",
         "",
-        "web: a verification or drill has failed: vda differs at 4096",
+        "web: a verification or drill failed: vda differs at 4096",
     ]
 
 
@@ -82,7 +82,7 @@ def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -
         (0, [], 1, "1 domain saved"),
         (0, [], 0, "Nothing to do"),
         (1, ["no libvirt"], 0, "Nothing could be done"),
-        (3, ["no libvirt"], 2, "2 domains saved, others could not be looked at"),
+        (3, ["no libvirt"], 2, "2 domains saved, others could not be listed"),
         (143, [], 1, "Interrupted by SIGTERM, 1 saved"),
     ],
 )

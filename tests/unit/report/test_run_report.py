@@ -15,7 +15,7 @@ import pytest
 from backup import __version__
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Disk
-from backup.report.domain_record import Proof
+from backup.report.domain_record import DomainRecord
 from backup.report.report_types import (
     DomainEntry,
     ImageEntry,
@@ -79,7 +79,7 @@ def test_the_exit_code_tells_failures_and_interruptions(
 
 
 def test_the_report_tells_of_the_run_each_domain_and_each_image() -> None:
-    proof = Proof(
+    proof = DomainRecord(
         saved="2024-02-03T04:05:07+00:00",
         verified="2024-02-01T00:00:00+00:00",
         drilled="2024-02-02T00:00:00+00:00",
@@ -178,7 +178,7 @@ def test_the_schema_refuses_what_is_something_else(member: str) -> None:
         jsonschema.validate(json.loads(wrong), SCHEMA)
 
 
-def in_json(result: RunResult, known: Mapping[str, Proof]) -> Any:
+def in_json(result: RunResult, known: Mapping[str, DomainRecord]) -> Any:
     return json.loads(json.dumps(report_json(result, known)))
 
 

@@ -22,7 +22,7 @@ IMAGES = (
 )
 WEB = StoredPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
 HALF = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "paused", "", IMAGES[:1], "")
-MARK = ("incomplete:", "does", "not", "count")
+MARK = ("incomplete:", "not", "restorable")
 BARE = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", (), "cdef")
 
 
@@ -34,7 +34,7 @@ def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "see `main.py restore-points`")]
+    ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "`main.py restore-points` lists all")]
 )
 def test_a_name_that_no_restore_point_has_is_told_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -94,10 +94,10 @@ def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of
 @pytest.mark.parametrize(
     ("name", "at", "words"),
     [
-        ("web", "2024-02-02", "no complete restore point of web that '2024-02-02' could mean"),
+        ("web", "2024-02-02", "no complete restore point of web matches --at '2024-02-02'"),
         ("web", "2024-02-03T04:04", "no complete restore point"),
         ("web", "20990101", "no complete restore point"),
-        ("web", "20240206", "run 20240206T040506Z-half is not complete: it has no manifest"),
+        ("web", "20240206", "run 20240206T040506Z-half is incomplete: it has no manifest"),
         ("db01", "latest", "no complete restore point"),
         ("wbe", "latest", "no restore point of a domain 'wbe'"),
     ],
@@ -144,7 +144,7 @@ def test_of_two_attempts_of_a_run_the_complete_one_is_meant() -> None:
     second = replace(WEB, id=PointId(RUN, UUID, 2), manifest_id="second")
     for points in ([failed, second], [second, failed]):
         assert find_point(points, "web", RUN) is second
-    with pytest.raises(ConfigError, match="is not complete"):
+    with pytest.raises(ConfigError, match="is incomplete"):
         find_point([failed], "web", RUN)
 
 

@@ -98,8 +98,8 @@ def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> 
 @pytest.mark.parametrize(
     ("size", "error", "words"),
     [
-        (MIB - 1, BackupError, "more than the 1048575 bytes"),
-        (MIB + 1, WriterEnded, "1048576 bytes of 1048577"),
+        (MIB - 1, BackupError, "more bytes than the image's 1048575"),
+        (MIB + 1, WriterEnded, "after 1048576 of 1048577 bytes"),
     ],
 )
 def test_what_is_not_as_long_as_the_image_is_refused(size: int, error: type[BackupError], words: str) -> None:
