@@ -121,7 +121,7 @@ def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) ->
     with guest.quiesced() as quiesced:
         assert guest.notes.all() == []
     assert quiesced.consistency is Consistency.CRASH
-    with raises("the guest is frozen already, by somebody else", AlreadyFrozen):
+    with raises("another program has already frozen the guest", AlreadyFrozen):
         guest.hold_still_and_raise(Failure("it must not come this far"), freeze="required")
     assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
     assert guest.hypervisor.frozen
