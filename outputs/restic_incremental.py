@@ -25,7 +25,7 @@ from backup.restore_point.find import as_held
 from backup.settings import Settings
 from backup.stored import RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.pipe_writer import Stalled
-from backup.system.process import own_mounts
+from backup.system.process import private_mounts
 from backup.text import size_text
 
 from .restic_repository.messages import ResticError, Summary
@@ -224,7 +224,7 @@ def _fuse_problems() -> Sequence[BackupError]:
         return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
     try:
         with ThreadPoolExecutor(1) as thread:  # which alone has them, until it ends
-            thread.submit(own_mounts).result()
+            thread.submit(private_mounts).result()
     except OSError as error:
         hint = "it takes root with CAP_SYS_ADMIN, in a unit res/restic-incremental.conf"
         return [BackupError(f"cannot have mounts of its own: {reason(error)}", hint)]

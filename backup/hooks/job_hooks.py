@@ -16,7 +16,7 @@ from ..errors import BackupError, Interrupted, reason
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..settings import Settings
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .hooks import Hooks, When, about_domain, about_job
 
 DIRECTORY = "hooked"  # in RUNTIME_DIR: a note for each domain whose after-thaw hooks are owed
@@ -105,7 +105,7 @@ def _erase(note: Path) -> None:
 def _write(note: Path, told: Mapping[str, str]) -> None:
     try:
         note.parent.mkdir(mode=0o700, exist_ok=True)
-        write_whole(note, json.dumps(told).encode())
+        write_atomically(note, json.dumps(told).encode())
     except OSError as error:
         message = f"cannot note in {note} that hooks are about to be run: {reason(error)}"
         raise BackupError(message, "see RUNTIME_DIR") from error

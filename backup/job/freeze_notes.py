@@ -14,8 +14,8 @@ from typing import Any, Optional, Union
 
 from ..errors import BackupError, reason
 from ..model import Domain
-from ..system.atomic_file import write_whole
-from ..system.process_group import Life, life_of, lives, numbers_are_ours
+from ..system.atomic_file import write_atomically
+from ..system.process_group import ProcessId, is_running, process_id, sees_own_pids
 
 
 class Hold(str, Enum):
@@ -40,7 +40,7 @@ class Note:
     hold: Hold
     uri: str
     instance: int = field(default=-1, compare=False)
-    owner: Optional[Life] = field(default=None, compare=False)
+    owner: Optional[ProcessId] = field(default=None, compare=False)
     until: float = field(default=0.0, compare=False)
     releasing: bool = field(default=False, compare=False)
     possible: float = field(default=0.0, compare=False)
@@ -48,7 +48,7 @@ class Note:
     @property
     def owned(self) -> bool:
         """Whether the process that is to undo it lives."""
-        return lives(self.owner) if self.owner else not self.overdue()
+        return is_running(self.owner) if self.owner else not self.overdue()
 
     def overdue(self, seconds: float = 0) -> bool:
         """Tell whether it was to be undone, by so many seconds ago."""
@@ -71,7 +71,7 @@ class Journal:
         try:
             note = Note(
                 *(domain.uuid, domain.name, hold, domain.uri, domain.instance),
-                owner=life_of(os.getpid()) if numbers_are_ours() else None,
+                owner=process_id(os.getpid()) if sees_own_pids() else None,
                 until=now + seconds,
                 possible=now + max(seconds, possible),
             )
@@ -130,7 +130,7 @@ class Journal:
 
     def _put(self, note: Note) -> None:
         # nobody needs it after a power cut, and a guest waits while the disk does
-        write_whole(self._path(note.uuid), json.dumps(asdict(note)).encode(), durable=False)
+        write_atomically(self._path(note.uuid), json.dumps(asdict(note)).encode(), durable=False)
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
@@ -144,7 +144,7 @@ def _note(told: dict[str, Any]) -> Note:
         hold=Hold(told["hold"]),
         uri=told["uri"],
         instance=told.get("instance", -1),
-        owner=Life(*owner) if owner else None,
+        owner=ProcessId(*owner) if owner else None,
         until=told.get("until", 0.0),
         releasing=told.get("releasing", False),
         possible=told.get("possible", 0.0),

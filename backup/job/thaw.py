@@ -21,7 +21,7 @@ from ..hypervisor.errors import HypervisorError
 from ..model import Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.process_group import Life, kill, life_of, numbers_are_ours
+from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.time_limit import awaited, carry_out
 from .freeze_notes import Hold, Journal, Note
 
@@ -38,9 +38,9 @@ class BeyondHelp(BackupError):
     """Nothing on this node can thaw or resume the guest any more."""
 
 
-def _own() -> Optional[Life]:
+def _own() -> Optional[ProcessId]:
     """Give what this process is as an owner of notes."""
-    return life_of(os.getpid()) if numbers_are_ours() else None
+    return process_id(os.getpid()) if sees_own_pids() else None
 
 
 def agent_timeout(settings: Settings) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import reason
 from ..model import Level
 from ..protocols import Reporter
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 
 FILE = "proofs.json"
 LOCK_LIMIT = 30.0  # seconds for another process to write the file, which takes it milliseconds
@@ -95,7 +95,7 @@ class DomainRecords:
             for uuid, changed in changes.items():
                 known[uuid] = replace(known.get(uuid, DomainRecord()), **changed)
             content = {uuid: asdict(one) for uuid, one in known.items()}
-            write_whole(directory / FILE, json.dumps(content, indent=2).encode())
+            write_atomically(directory / FILE, json.dumps(content, indent=2).encode())
 
     def _known(self, path: Path) -> Mapping[str, DomainRecord]:
         """Give the file's records, none if there is no file; rename a damaged file.

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .report_types import Report
 
 REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
@@ -26,7 +26,7 @@ class History:
         """Store a report, and remove those older than REPORT_DAYS. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = gzip.compress(json.dumps(report).encode(), mtime=0)
-        write_whole(self.directory / f"{report['run']}.json.gz", content)
+        write_atomically(self.directory / f"{report['run']}.json.gz", content)
         oldest = f"{datetime.now(timezone.utc) - timedelta(days=self._days):%Y%m%dT%H%M%SZ}"
         for path in self._paths():
             if path.name < oldest:

@@ -11,7 +11,7 @@ from ..job_result import Status
 from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .domain_record import DomainRecords, now, read_records
 from .history import History
 from .report_types import Report
@@ -25,7 +25,7 @@ def publish(result: RunResult, settings: Settings, reporter: Reporter) -> Report
     if settings.report_file:
         content = json.dumps(report, indent=2).encode() + b"\n"
         try:
-            write_whole(Path(settings.report_file), content, 0o644)
+            write_atomically(Path(settings.report_file), content, 0o644)
         except OSError as error:
             message = f"cannot write the report {settings.report_file}: {reason(error)}"
             _report_error(BackupError(message, "see REPORT_FILE"), reporter)
@@ -48,7 +48,7 @@ def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | Non
     reports = chain([newest], (one for one in past if one["run"] != newest["run"])) if newest else past
     try:
         content = exposition(reports, read_records(settings.state_dir))
-        write_whole(Path(settings.metrics_file), content, 0o644)
+        write_atomically(Path(settings.metrics_file), content, 0o644)
     except OSError as error:
         message = f"cannot write the metrics {settings.metrics_file}: {reason(error)}"
         hint = "see METRICS_FILE, and ReadWritePaths in the unit"

@@ -1,7 +1,7 @@
-"""Records in RUNTIME_DIR of programs that were started.
+"""Records in RUNTIME_DIR of the programs that were started.
 
-So whoever comes next can end them, or prove that they are dead. A program has its record for as long as it
-runs, and beyond if it may have left something behind.
+With them a later process can end orphans, or prove that a program is dead. A record exists while its program
+runs, and longer if the program may have left something behind.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Optional
 
-from .atomic_file import write_whole
-from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use, pid_namespace
+from .atomic_file import write_atomically
+from .process_group import Group, ProcessId, is_running, pid_in_use, pid_namespace, process_id, sees_own_pids
 
-DIRECTORY = "restic"  # in RUNTIME_DIR; the output's programs alone are recorded
-ORPHAN_LIMIT = 20.0  # seconds that a program without its starter may take to end after SIGINT
-# Seconds between looks at who is in the group; from the last one on it stays.
+DIRECTORY = "restic"  # in RUNTIME_DIR; only the output's programs are recorded
+ORPHAN_LIMIT = 20.0  # seconds that an orphan may take to end after SIGINT
+# Seconds between two listings of the group's members; the last one repeats.
 MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
 class Started:
-    """A program that was started: what it is, by whom, and where a process's number means something.
+    """A program that was started, by which process, and in which boot and PID namespace.
 
-    `members` are others that were seen in its group, of which `leader` is the first. `uid`, `host` and the
-    times (seconds since 1970) are as the program itself sees them: it started after `began` and had ended by
-    `ended`, which is None until it was seen to have ended badly. `leaves`: what kind of thing it may leave
-    behind; "" for nothing.
+    `leader` is the program, `members` are other processes seen in its group. `uid`, `host` and the times
+    (seconds since 1970) are as the program itself sees them: it started after `began`, and a failed end was
+    seen at `ended`, else None. `leaves` is what the program may leave behind, "" for nothing.
     """
 
-    leader: Life
-    starter: Life
+    leader: ProcessId
+    starter: ProcessId
     session: int
     boot: str
     namespace: int
@@ -47,18 +46,18 @@ class Started:
     host: str
     began: float
     leaves: str = ""
-    members: tuple[Life, ...] = ()
+    members: tuple[ProcessId, ...] = ()
     ended: Optional[float] = None
 
     @classmethod
     def by_us(cls, pid: int, leaves: str, began: float) -> Started:
-        """Describe a child of this process that is the leader of a group, started after `began`.
+        """Describe a child of this process that leads a process group, started after `began`.
 
         Raises OSError.
         """
         return cls(
-            leader=life_of(pid),
-            starter=life_of(os.getpid()),
+            leader=process_id(pid),
+            starter=process_id(os.getpid()),
             session=os.getsid(0),
             boot=_boot(),
             namespace=pid_namespace(),
@@ -82,42 +81,42 @@ class Started:
 
     @property
     def in_sight(self) -> bool:
-        """Whether its numbers are those that this process knows processes by."""
-        return self.of_this_boot and self.namespace == pid_namespace() and numbers_are_ours()
+        """Whether its PIDs are valid for this process: the same boot and PID namespace."""
+        return self.of_this_boot and self.namespace == pid_namespace() and sees_own_pids()
 
     @property
     def dead(self) -> bool:
-        """Whether provably nothing of it runs any more."""
-        if not self.in_sight or any(map(lives, (self.leader, *self.members))) or self.group.members():
+        """Whether provably none of its processes runs."""
+        if not self.in_sight or any(map(is_running, (self.leader, *self.members))) or self.group.members():
             return False
         return self.ended is not None or not any(map(pid_in_use, self.pids))
 
     @property
     def orphaned(self) -> bool:
-        """Whether who started it is provably dead."""
-        return self.in_sight and not lives(self.starter)
+        """Whether the process that started it is provably dead."""
+        return self.in_sight and not is_running(self.starter)
 
 
 class Records:
-    """The records in a directory, a file for each program."""
+    """The records in a directory, one file per program."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def write(self, one: Started) -> None:
-        """Write a record, anew if need be. Raises OSError."""
-        # each with the mode: `parents` alone would give RUNTIME_DIR another, which a run then refuses
+        """Write or replace a record. Raises OSError."""
+        # the mode for each: `parents` alone would create RUNTIME_DIR with one that a run refuses
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # of another boot it proves nothing
-        write_whole(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
+        # not durable: after a reboot it proves nothing
+        write_atomically(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 
     def erase(self, one: Started) -> None:
-        with suppress(OSError):  # it proves nothing of any other program
+        with suppress(OSError):  # a record that stays proves nothing about other programs
             self._path(one).unlink()
 
     def read(self) -> Iterator[Started]:
-        """Yield all that can be read; others prove nothing."""
+        """Yield the records that can be read; others prove nothing."""
         for path in sorted(self.directory.glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 yield _started(json.loads(path.read_bytes()))
@@ -127,7 +126,7 @@ class Records:
 
 
 class Recording:
-    """Keeps the record of a program that runs, with the members of its group as they come."""
+    """Maintains the record of a running program, and adds new members of its group."""
 
     def __init__(self, records: Records, one: Started) -> None:
         """Write the record. Raises OSError."""
@@ -140,24 +139,24 @@ class Recording:
             self._watching.start()
 
     def end(self, clean: bool) -> None:
-        """Erase the record of a program that has ended and left nothing; else record when it ended."""
+        """Erase the record if the program left nothing behind; else record when it ended."""
         self._over.set()
         if self._one.leaves:
             self._watching.join()
         if clean or not self._one.leaves:
             self._records.erase(self._one)
         else:
-            with suppress(OSError):  # as it was, it still proves as much
+            with suppress(OSError):  # the old record still proves as much
                 self._records.write(replace(self._one, ended=time.time()))
 
     def _watch(self) -> None:
         for pause in chain(MEMBERS_PAUSES, repeat(MEMBERS_PAUSES[-1])):
             if self._over.wait(pause):
                 break
-            with suppress(OSError):  # the next look may be luckier
-                self._look()
+            with suppress(OSError):  # the next listing may work
+                self._add_members()
 
-    def _look(self) -> None:
+    def _add_members(self) -> None:
         known = {self._one.leader, *self._one.members}
         new = tuple(one for one in self._one.group.members() if one not in known)
         if new:
@@ -170,9 +169,9 @@ def records_in(runtime_dir: str) -> Records:
 
 
 def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
-    """End all recorded programs that outlive who started them, in good order; return how many there were.
+    """End all recorded programs that outlived the process that started them; return their number.
 
-    They are interrupted, and killed after `limit` seconds. Records of those that may have left something
+    They are interrupted, and killed after `limit` seconds. Records of programs that may have left something
     behind stay.
     """
     records = records_in(runtime_dir)
@@ -184,7 +183,7 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     for one, members in found:
         if not one.group.ended(max(deadline - time.monotonic(), 0)):
             one.group.send(signal.SIGKILL)
-            one.group.ended(limit)  # the kernel's own time
+            one.group.ended(limit)  # for the kernel to remove them
         _ended(records, one, members)
     for one in orphans:
         if not one.leaves:
@@ -192,15 +191,15 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     return len(found)
 
 
-def _ended(records: Records, one: Started, members: Sequence[Life]) -> None:
-    others = dict.fromkeys((*one.members, *(life for life in members if life != one.leader)))
+def _ended(records: Records, one: Started, members: Sequence[ProcessId]) -> None:
+    others = dict.fromkeys((*one.members, *(member for member in members if member != one.leader)))
     with suppress(OSError):
         records.write(replace(one, members=tuple(others), ended=time.time()))
 
 
 def _started(read: dict[str, Any]) -> Started:
-    lives_read = {name: Life(*read[name]) for name in ("leader", "starter")}
-    return Started(**{**read, **lives_read, "members": tuple(Life(*one) for one in read["members"])})
+    processes = {name: ProcessId(*read[name]) for name in ("leader", "starter")}
+    return Started(**{**read, **processes, "members": tuple(ProcessId(*one) for one in read["members"])})
 
 
 def _boot() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import BackupError, reason
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .standard_output import print_text
 
 
@@ -15,7 +15,7 @@ def write_or_print(path: str, content: bytes) -> None:
         print_text(content.decode())
         return
     try:
-        write_whole(Path(path), content, 0o644)
+        write_atomically(Path(path), content, 0o644)
     except OSError as error:
         hint = "does its directory exist, and may you write to it? in a service, see ReadWritePaths="
         raise BackupError(f"cannot write {path}: {reason(error)}", hint) from error

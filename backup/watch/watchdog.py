@@ -20,10 +20,10 @@ from ..job.thaw import Thaws
 from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from ..system.child_records import end_orphans
 from ..system.process import SPAWN, signals_blocked
-from ..system.process_group import Life, life_of, lives
+from ..system.process_group import ProcessId, is_running, process_id
 from ..system.process_title import set_title
 from .background_reporter import Aside, reported
 from .node_lock import as_watchdog
@@ -198,7 +198,7 @@ class _Newest:
 
     def sign(self) -> None:
         with suppress(OSError):  # the directory is full: there may be two then
-            write_whole(self._path, json.dumps(life_of(os.getpid())).encode(), durable=False)
+            write_atomically(self._path, json.dumps(process_id(os.getpid())).encode(), durable=False)
 
     def resign(self) -> None:
         """Leave no file, unless it is a newer one's."""
@@ -209,10 +209,10 @@ class _Newest:
     def is_this(self) -> bool:
         """Tell whether no newer one lives."""
         try:
-            newest = Life(*json.loads(self._path.read_text()))
+            newest = ProcessId(*json.loads(self._path.read_text()))
         except (OSError, ValueError, TypeError):
             return True
-        return newest.pid == os.getpid() or not lives(newest)
+        return newest.pid == os.getpid() or not is_running(newest)
 
 
 def _any(_note: Note) -> bool:

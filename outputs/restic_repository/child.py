@@ -13,7 +13,7 @@ from functools import partial
 from typing import IO, Callable, Optional
 
 from backup.errors import reason
-from backup.system.process import let_others_first, signal_when_parent_dies
+from backup.system.process import lower_priority, signal_when_parent_dies
 from backup.system.process_group import Group
 
 from .messages import ResticError
@@ -129,7 +129,7 @@ def _in_child(parent: int, name: str) -> None:
     signal_when_parent_dies(signal.SIGINT, parent)
     os.setpgid(0, 0)  # a terminal's Ctrl-C is for us, and a wrapper ends with all that it has started
     if name == "backup":  # who restores is waited for
-        let_others_first()
+        lower_priority()
 
 
 def outlet(name: str) -> IO[bytes]:

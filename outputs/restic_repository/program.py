@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Callable, Optional
 
 from backup.system.child_records import Recording, Records, Started, records_in
-from backup.system.pipe_reader import PipeSource, WriterEnded
-from backup.system.pipe_writer import PipeSink, ReaderClosed, Stalled
-from backup.system.process_group import numbers_are_ours
+from backup.system.pipe_reader import PipeReader, WriterEnded
+from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
+from backup.system.process_group import sees_own_pids
 
 from .child import NOTHING, PIPE, WAIT_POLL, Child, outlet, printed, started
 from .messages import ResticError, Summary, failure, is_locked, last_words, summary_in
@@ -28,7 +28,7 @@ CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
 class Backup:
     """A running `restic backup --stdin`. The summary is there when it has ended well."""
 
-    sink: PipeSink
+    sink: PipeWriter
     summary: Summary | None = None
 
 
@@ -96,7 +96,7 @@ class Program:
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
         with self._child(command, PIPE) as child:
-            with PipeSink(child.stdin.fileno(), check_stop, self.stall_timeout) as sink:
+            with PipeWriter(child.stdin.fileno(), check_stop, self.stall_timeout) as sink:
                 backup = Backup(sink)
                 closed = None
                 try:
@@ -153,7 +153,7 @@ class Program:
         return summary_in(child.stdout)
 
     @contextmanager
-    def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeSource]:
+    def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeReader]:
         """Run `restic dump`; the block reads a file's bytes, all of them unless it raises.
 
         Raises ResticError unless restic could read every byte.
@@ -170,7 +170,7 @@ class Program:
             ended = None
             with pipe:  # or an interrupted restic would go on waiting for its reader
                 try:
-                    yield PipeSource(out, check_stop, self.stall_timeout)
+                    yield PipeReader(out, check_stop, self.stall_timeout)
                 except WriterEnded as error:
                     ended = error  # restic's own words say more, if it has any
             self._wait(child, check_stop)
@@ -213,7 +213,7 @@ class Program:
 
     def _recorded(self, child: Child) -> Optional[Recording]:
         """Record what was started, if that can be done: or a lock that it leaves can't be proven ours."""
-        if not self.records or not numbers_are_ours():
+        if not self.records or not sees_own_pids():
             return None
         try:
             return Recording(self.records, Started.by_us(child.process.pid, child.lock, child.began))

@@ -103,7 +103,7 @@ def test_wrong_constants_are_told_all_at_once_a_line_and_a_hint_each(node: Node)
     done = node.run("list", WORKERS=0, FREEZ="auto")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: FREEZ is no known constant",
+        "error: FREEZ is not a known constant",
         "hint: did you mean FREEZE?",
         "error: WORKERS = 0: has to be a whole number from 1 to 64",
         "hint: config.py explains each constant",

@@ -32,7 +32,7 @@ def test_list_shows_the_domains_of_those_that_answer_and_ends_as_a_failure(
     assert {(one["name"], one["libvirt"]) for one in domains} == {("web", node.uri), ("plain", node.uri)}
     assert done.returncode == 3
     assert done.stderr.startswith(ERROR)
-    assert "hint: is libvirtd running?" in done.stderr
+    assert "hint: check that libvirtd is running" in done.stderr
 
 
 def test_a_backup_goes_on_with_the_others_and_tells_what_it_could_not_look_at(

@@ -72,24 +72,28 @@ def test_what_is_no_rbd_image_is_told_in_its_own_words_whatever_the_patterns() -
 
 
 def test_an_image_that_can_t_be_saved_fails_its_domain_and_the_hint_tells_how_to_leave_it_out() -> None:
-    message = "disk vdb (vms/gone) can't be saved: a partition of an RBD image"
+    message = "disk vdb (vms/gone) cannot be backed up: a partition of an RBD image"
     with raises(message) as caught:
         require(with_disks(ROOT, broken_disk("vdb")))
-    assert caught.value.hint == 'to leave it out: <backup exclude="vdb"/> in the domain\'s metadata'
+    assert caught.value.hint == 'to exclude it: <backup exclude="vdb"/> in the domain\'s metadata'
 
 
 def test_a_disk_without_a_source_is_told_by_its_target_alone() -> None:
-    with raises("disk vdb can't be saved: '' is no pool/image"):
-        require(with_disks(ROOT, Disk("vdb", "", skipped="'' is no pool/image", gap=Gap.BROKEN)))
+    with raises("disk vdb cannot be backed up: invalid image name '', expected pool/image"):
+        require(
+            with_disks(
+                ROOT, Disk("vdb", "", skipped="invalid image name '', expected pool/image", gap=Gap.BROKEN)
+            )
+        )
 
 
 def test_a_disk_elsewhere_is_only_reported_unless_uncovered_disks_says_fail() -> None:
     web = with_disks(ROOT, foreign_disk("vdc"), CDROM)
     require(web)
-    message = "disk vdc (/srv/x.qcow2) can't be saved: no RBD image (file) (UNCOVERED_DISKS)"
+    message = "disk vdc (/srv/x.qcow2) cannot be backed up: no RBD image (file) (UNCOVERED_DISKS)"
     with raises(message) as caught:
         require(web, uncovered_disks="fail")
-    assert caught.value.hint.startswith('to leave it out: <backup exclude="vdc"/>')
+    assert caught.value.hint.startswith('to exclude it: <backup exclude="vdc"/>')
 
 
 def test_what_nobody_wants_saved_never_fails_a_domain() -> None:

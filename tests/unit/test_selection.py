@@ -46,7 +46,7 @@ def test_patterns_mind_upper_and_lower_case_as_libvirt_does() -> None:
 @pytest.mark.parametrize("name", ["web", "w*", UUID, UUID.upper()])
 def test_named_domains_take_the_place_of_include_domains(name: str) -> None:
     found = skipped(name, include_domains=["db-1"])
-    assert (found["web"], found["db-1"]) == ("", "not named")
+    assert (found["web"], found["db-1"]) == ("", "not selected on the command line")
 
 
 def test_a_name_with_glob_characters_in_it_matches_itself() -> None:
@@ -122,7 +122,7 @@ def test_an_excluded_domain_stays_so_even_if_it_is_named() -> None:
 
 def test_a_domain_that_enables_itself_is_still_left_out_where_others_are_named() -> None:
     found = skipped("db-1", domains=(domain(override=Override(enabled=True)), DB))
-    assert found == {"web": "not named", "db-1": ""}
+    assert found == {"web": "not selected on the command line", "db-1": ""}
 
 
 def test_a_domain_that_enables_itself_is_no_other_node_s_and_needs_an_image() -> None:
@@ -161,16 +161,16 @@ def test_a_domain_that_several_libvirts_define_is_chosen_where_it_is_active(stat
 
 
 def test_one_that_is_active_nowhere_is_chosen_where_it_did_not_migrate_from() -> None:
-    assert chosen_at(State.ELSEWHERE, State.SHUT_OFF) == [f"defined too at {OTHER_URI}", ""]
-    assert chosen_at(State.ELSEWHERE, State.SAVED) == [f"defined too at {OTHER_URI}", ""]
+    assert chosen_at(State.ELSEWHERE, State.SHUT_OFF) == [f"also defined at {OTHER_URI}", ""]
+    assert chosen_at(State.ELSEWHERE, State.SAVED) == [f"also defined at {OTHER_URI}", ""]
 
 
 def test_otherwise_the_first_libvirt_wins() -> None:
     assert chosen_at(State.RUNNING, State.RUNNING) == ["", f"runs at {URI}"]
-    assert chosen_at(State.SAVED, State.SHUT_OFF) == ["", f"defined too at {URI}"]
+    assert chosen_at(State.SAVED, State.SHUT_OFF) == ["", f"also defined at {URI}"]
     assert chosen_at(State.ELSEWHERE, State.ELSEWHERE) == [
         "migrated to another node",
-        f"defined too at {URI}",
+        f"also defined at {URI}",
     ]
 
 

@@ -63,7 +63,7 @@ WRONG = {
             "LIBVIRT_URI = ['qemu:///system', 7]",
             "LIBVIRT_URI = {'qemu:///system'}",
         ],
-        "has to be a string, or a list of strings, that are not empty",
+        "has to be a non-empty string, or a list of such strings",
     ),
     "CEPH_CONF = 'ceph.conf'": "has to be an absolute path",
     "CEPH_CONF = ''": "has to be an absolute path",
@@ -84,8 +84,8 @@ WRONG = {
     "FREEZE_TIMEOUT = 1": "has to be a whole number from 2 to 600",
     "MAX_READ_RATE = -1": "has to be a whole number of at least 0",
     "OUTPUT = 'borg'": "has to be one of 'restic', 'restic_incremental'",
-    "RESTIC_BINARY = None": "has to be a string that is not empty",
-    "RESTIC_BINARY = 'res\\0tic'": "has to be a string that is not empty",
+    "RESTIC_BINARY = None": "has to be a non-empty string",
+    "RESTIC_BINARY = 'res\\0tic'": "has to be a non-empty string",
     "RESTIC_REPOSITORY = 7": "has to be a string",
     "RESTIC_PASSWORD_FILE = 'password'": "has to be an absolute path",
     "RESTIC_OPTIONS = '--no-cache'": "has to be a list of strings",
@@ -94,7 +94,7 @@ WRONG = {
     "LOCK_DURATION = 2": "has to be a whole number from 3 to 3600",
     "REPORT_FILE = None": "has to be an absolute path",
     "METRICS_FILE = 'x.prom'": "has to be an absolute path",
-    "METRICS_FILE = '/srv/metrics.txt'": "has to end in .prom: node_exporter reads no other files",
+    "METRICS_FILE = '/srv/metrics.txt'": "has to end in .prom: node_exporter reads only such files",
     "NOTIFY_COMMAND = '/usr/bin/mail root'": "has to be a list of strings",
     "NOTIFY_ON = 'never'": "has to be one of 'always', 'failure', 'change'",
     "NOTIFY_TIMEOUT = 0": "has to be a whole number from 1 to 3600",
@@ -167,7 +167,7 @@ def test_one_libvirt_or_several_can_be_named_each_counts_once(
 def test_an_unknown_constant_is_refused_with_the_one_that_was_probably_meant(override: Path) -> None:
     override.write_text("RESTIC_REPOSITRY = '/srv/restic'")
     error = error_of(override)
-    assert error.message == "RESTIC_REPOSITRY is no known constant"
+    assert error.message == "RESTIC_REPOSITRY is not a known constant"
     assert error.hint == "did you mean RESTIC_REPOSITORY?"
 
 
@@ -214,7 +214,7 @@ def test_a_file_that_is_not_there_is_one_line(override: Path) -> None:
 
 
 def test_a_directory_is_no_settings_file(tmp_path: Path) -> None:
-    assert error_of(tmp_path).message == f"{tmp_path} is no file"
+    assert error_of(tmp_path).message == f"{tmp_path} is not a file"
 
 
 @pytest.mark.parametrize(

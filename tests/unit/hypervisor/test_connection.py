@@ -111,7 +111,7 @@ def test_a_running_domain_whose_nvram_can_t_be_read_is_an_error(hypervisor: Hype
     nvram.unlink()
     with raises(f"cannot read the domain's NVRAM {nvram}: no such file or directory") as caught:
         hypervisor.definition(domain())
-    assert caught.value.hint == "without it the guest would not boot"
+    assert caught.value.hint == "without it the restored guest would not boot"
     nvram.mkdir()
     with raises(f"cannot read the domain's NVRAM {nvram}: is a directory"):
         hypervisor.definition(hypervisor.domain(OTHER_UUID))

@@ -70,7 +70,7 @@ def test_a_copy_has_no_words_of_its_own_for_qemu_which_may_name_anything() -> No
     words = f"<q:commandline xmlns:q='{namespace}'><q:arg value='-drive'/></q:commandline>"
     domain, left_out = of_a_copy("", beside=words)
     assert len(domain) == 3
-    assert left_out == ["what it gives to QEMU's command line"]
+    assert left_out == ["its additional QEMU command line"]
 
 
 @pytest.mark.parametrize("tag", ["serial", "console", "parallel"])

@@ -42,7 +42,7 @@ def test_the_nvram_s_path_is_found_in_each_notation(element: str) -> None:
 
 def test_an_nvram_that_is_no_file_is_refused_as_it_could_not_be_saved() -> None:
     nvram = "<nvram type='block'><source dev='/dev/vg/nvram'/></nvram>"
-    with raises("the domain's NVRAM is no file (block), and can't be saved"):
+    with raises("the domain's NVRAM is not a file (block) and cannot be backed up"):
         nvram_path(f"<domain><os><type>hvm</type>{nvram}</os></domain>")
 
 

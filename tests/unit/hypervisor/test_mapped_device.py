@@ -68,12 +68,12 @@ def test_a_partition_is_only_a_part_of_an_image(devices: Path) -> None:
 
 
 def test_a_device_that_is_not_mapped_could_be_any_image(devices: Path) -> None:
-    with raises("nothing tells which image is mapped as /dev/rbd8"):
+    with raises("cannot find out which image is mapped as /dev/rbd8"):
         mapped_image("/dev/rbd8", local=True, devices=devices)
 
 
 def test_another_node_s_device_has_nothing_to_do_with_this_node_s(devices: Path) -> None:
-    with raises("nothing tells which image is mapped as /dev/rbd7"):
+    with raises("cannot find out which image is mapped as /dev/rbd7"):
         mapped_image("/dev/rbd7", local=False, devices=devices)
 
 
@@ -99,7 +99,7 @@ def test_a_link_that_is_not_there_names_its_image_itself(tmp_path: Path, path: s
 
 @pytest.mark.parametrize("name", ["root", "a/b/c/d", "vms/", "@golden"])
 def test_a_link_that_names_no_image_is_an_error(tmp_path: Path, name: str) -> None:
-    with raises(f"/dev/rbd/{name} names no image"):
+    with raises(f"/dev/rbd/{name} contains no image name"):
         mapped_image(f"/dev/rbd/{name}", local=False, devices=tmp_path)
 
 

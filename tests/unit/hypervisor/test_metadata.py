@@ -79,7 +79,7 @@ def test_an_element_elsewhere_in_the_domain_is_no_metadata() -> None:
     ],
 )
 def test_what_it_can_t_mean_is_an_error_that_tells_all_of_it(attributes: str, unknown: str) -> None:
-    with raises(f"<backup> in the domain's metadata does not know {unknown}") as caught:
+    with raises(f"invalid <backup> in the domain's metadata: {unknown}") as caught:
         override(domain_with(f"<backup xmlns='virt-rbd-backup' {attributes}/>"))
     assert '<backup enabled="yes|no" freeze="auto|required|never" exclude="TARGET ..."/>' in caught.value.hint
     assert "virsh metadata" in caught.value.hint

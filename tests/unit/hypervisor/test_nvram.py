@@ -43,7 +43,7 @@ def test_a_domain_that_does_not_run_may_never_have_run(state: State) -> None:
 def test_a_file_that_an_active_domain_has_to_have_is_missed(state: State) -> None:
     with raises(f"cannot read the domain's NVRAM {PATH}: no such file or directory") as caught:
         read_nvram(PATH, state, missing)
-    assert caught.value.hint == "without it the guest would not boot"
+    assert caught.value.hint == "without it the restored guest would not boot"
 
 
 @pytest.mark.parametrize("state", State)

@@ -83,7 +83,7 @@ def test_the_images_below_a_disk_are_saved_as_disks_of_their_own() -> None:
 
 
 def test_an_overlay_elsewhere_of_an_rbd_image_would_take_a_restore_back_in_time() -> None:
-    reason = "what was written since to RBD image vms/base is elsewhere: no RBD image (file)"
+    reason = "changes on top of RBD image vms/base are stored elsewhere: no RBD image (file)"
     assert layers_of(other("file", FILE, backing("network", BASE))) == {
         "vda": ("", reason, Gap.BROKEN),
         "vda.backing1": ("vms/base", "", Gap.NONE),
@@ -93,7 +93,7 @@ def test_an_overlay_elsewhere_of_an_rbd_image_would_take_a_restore_back_in_time(
 def test_an_image_that_lies_deeper_counts_too() -> None:
     chain = backing("file", "<source file='/srv/middle.qcow2'/>", backing("network", BASE))
     found = layers_of(other("file", FILE, chain))
-    assert found["vda"][1].startswith("what was written since to RBD image vms/base is elsewhere")
+    assert found["vda"][1].startswith("changes on top of RBD image vms/base are stored elsewhere")
     assert [gap for _, _, gap in found.values()] == [Gap.BROKEN, Gap.FOREIGN, Gap.NONE]
     assert found["vda.backing2"][0] == "vms/base"
 

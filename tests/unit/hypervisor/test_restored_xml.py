@@ -166,5 +166,5 @@ def test_disks_of_one_image_stay_together(copy: bool) -> None:
 def test_a_kernel_device_can_not_lead_to_another_image() -> None:
     xml = domain_with("<disk type='block'><source dev='/dev/rbd/vms/a'/><target dev='vda'/></disk>")
     redefined(xml, change(images={"vda": image("vms/a")}))
-    with pytest.raises(BackupError, match="kernel's device /dev/rbd/vms/a, which can't lead to vms/b"):
+    with pytest.raises(BackupError, match="kernel's device /dev/rbd/vms/a, which cannot refer to vms/b"):
         redefined(xml, change(images={"vda": image("vms/b")}))

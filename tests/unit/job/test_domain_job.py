@@ -103,11 +103,11 @@ def test_an_image_of_two_disks_is_saved_once(make: MakeNode) -> None:
 UNFIT = {
     "an image that can't be saved": (
         with_disks(ROOT, broken_disk("vdb", "vms/x")),
-        "disk vdb (vms/x) can't be saved: a partition of an RBD image",
+        "disk vdb (vms/x) cannot be backed up: a partition of an RBD image",
     ),
     "a disk elsewhere": (
         with_disks(ROOT, foreign_disk("vdb", "/x")),
-        "disk vdb (/x) can't be saved: no RBD image (file) (UNCOVERED_DISKS)",
+        "disk vdb (/x) cannot be backed up: no RBD image (file) (UNCOVERED_DISKS)",
     ),
     "a problem": (
         domain(problem=BackupError("no valid metadata", "see virsh metadata")),

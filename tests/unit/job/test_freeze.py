@@ -116,12 +116,12 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
 
 
 def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
-    guest.hypervisor.probe_error = FrozenAlready("the guest is frozen already, by somebody else")
+    guest.hypervisor.probe_error = FrozenAlready("another program has already frozen the guest")
     guest.hypervisor.frozen = True
     with guest.held_still() as stand:
         assert guest.journal.notes() == []
     assert stand.consistency is Consistency.CRASH
-    with raises("the guest is frozen already, by somebody else", FrozenAlready):
+    with raises("another program has already frozen the guest", FrozenAlready):
         guest.hold_still_and_raise(Failure("it must not come this far"), freeze="required")
     assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
     assert guest.hypervisor.frozen

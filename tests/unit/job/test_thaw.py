@@ -18,7 +18,7 @@ from backup.job import thaw
 from backup.job.freeze_notes import Hold, Journal, Note
 from backup.job.thaw import Thaws
 from backup.model import Level, State
-from backup.system.process_group import Life, kill, life_of, lives
+from backup.system.process_group import ProcessId, is_running, kill, process_id
 
 from ..paper_hypervisor import PaperHypervisor
 from ..recorder import Recorder
@@ -45,7 +45,7 @@ class Node:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
         return self.reachable[uri]
 
-    def note(self, hold: Hold, owner: Life, seconds: float = 30) -> Note:
+    def note(self, hold: Hold, owner: ProcessId, seconds: float = 30) -> Note:
         """Note what the owner is about to do."""
         note = self.journal.write(self.web.listed, hold, seconds)
         self.journal._put(replace(note, owner=owner))
@@ -70,22 +70,22 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 
 @pytest.fixture
-def dead() -> Life:
+def dead() -> ProcessId:
     """Give a process that has ended."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        ended = life_of(process.pid)
+        ended = process_id(process.pid)
         process.kill()
     return ended
 
 
 @pytest.fixture
-def alive() -> Iterator[Life]:
+def alive() -> Iterator[ProcessId]:
     with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
-        yield life_of(process.pid)
+        yield process_id(process.pid)
         process.kill()
 
 
-def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Life) -> None:
+def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: ProcessId) -> None:
     node.note(Hold.FREEZE, dead)
     assert node.round() == 1
     assert node.web.asked == ["thaw"], "it found nothing frozen"
@@ -97,7 +97,7 @@ def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Li
     assert not node.noted
 
 
-def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: Life) -> None:
+def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: ProcessId) -> None:
     node.note(Hold.PAUSE, dead)
     assert node.round() == 1
     node.web.paused = True
@@ -108,7 +108,7 @@ def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: L
 
 
 def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
-    node: Node, dead: Life
+    node: Node, dead: ProcessId
 ) -> None:
     node.note(Hold.FREEZE, dead, seconds=0)
     assert node.round() == 0
@@ -117,7 +117,7 @@ def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_froze
 
 @pytest.mark.parametrize("hold", Hold)
 def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
-    node: Node, dead: Life, hold: Hold
+    node: Node, dead: ProcessId, hold: Hold
 ) -> None:
     node.note(hold, dead)
     node.web.listed = domain(instance=8)
@@ -128,7 +128,7 @@ def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
 
 
 def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
-    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.note(Hold.FREEZE, dead)
     clock = [1000.0]
@@ -154,7 +154,9 @@ def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
     assert not node.noted
 
 
-def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(node: Node, dead: Life) -> None:
+def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(
+    node: Node, dead: ProcessId
+) -> None:
     node.note(Hold.FREEZE, dead)
     there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.journal)
     there.frozen = True
@@ -165,7 +167,7 @@ def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(node: 
 
 
 def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_more(
-    node: Node, dead: Life
+    node: Node, dead: ProcessId
 ) -> None:
     node.note(Hold.FREEZE, dead)
     node.reachable[OTHER_URI] = PaperHypervisor(domain("db", "another"), node.journal)
@@ -179,28 +181,28 @@ def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_mo
 
 
 def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawed(
-    node: Node, alive: Life
+    node: Node, alive: ProcessId
 ) -> None:
     node.note(Hold.FREEZE, alive, seconds=0.05)
     node.web.frozen = True
     node.thaws.enforce()
-    assert (node.web.asked, lives(alive), node.thaws.killed) == ([], True, set()), "it has its time"
+    assert (node.web.asked, is_running(alive), node.thaws.killed) == ([], True, set()), "it has its time"
     wait_for_its_turn()
     node.thaws.enforce()
-    assert (lives(alive), node.thaws.killed) == (False, {UUID})
+    assert (is_running(alive), node.thaws.killed) == (False, {UUID})
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Life) -> None:
+def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: ProcessId) -> None:
     note = node.note(Hold.FREEZE, alive, seconds=0.01)
     node.journal.releasing(replace(note, owner=alive), 0.02)
     node.web.frozen = True
     wait_for_its_turn()
     node.thaws.enforce()
-    assert (lives(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
+    assert (is_running(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
 
 
-def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: Life) -> None:
+def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: ProcessId) -> None:
     node.note(Hold.PAUSE, dead)
     node.web.paused = True
     node.thaws.enforce()
@@ -208,7 +210,7 @@ def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: Life) -
 
 
 def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
-    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.note(Hold.FREEZE, dead)
     with monkeypatch.context() as patch:
@@ -219,7 +221,7 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
 
 
 def test_a_call_that_hangs_keeps_no_other_guest_waiting(
-    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(thaw, "HANGS", 0.05)
     go_on = threading.Event()
@@ -240,7 +242,7 @@ def test_a_call_that_hangs_keeps_no_other_guest_waiting(
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_a_newer_note_of_the_same_domain_is_not_erased_with_the_old(node: Node, alive: Life) -> None:
+def test_a_newer_note_of_the_same_domain_is_not_erased_with_the_old(node: Node, alive: ProcessId) -> None:
     old = node.note(Hold.FREEZE, alive, seconds=1)
     node.note(Hold.FREEZE, alive, seconds=30)
     node.journal.erase_note(old)
@@ -256,13 +258,13 @@ def test_a_note_of_an_older_version_is_one(node: Node) -> None:
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_no_process_is_taken_for_another_with_its_number(alive: Life) -> None:
-    other = Life(alive.pid, alive.began - 1)
-    assert not lives(other)
+def test_no_process_is_taken_for_another_with_its_number(alive: ProcessId) -> None:
+    other = ProcessId(alive.pid, alive.began - 1)
+    assert not is_running(other)
     kill(other)
-    assert lives(alive)
+    assert is_running(alive)
     with pytest.raises(FileNotFoundError):
-        life_of(2**22 + 1)
+        process_id(2**22 + 1)
 
 
 def wait_for_its_turn() -> None:

@@ -29,9 +29,9 @@ from ..waiting import wait_until
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from backup.system.atomic_file import write_whole
+from backup.system.atomic_file import write_atomically
 os.replace = lambda *_: signal.pause()
-write_whole(Path(sys.argv[1]), b"{")
+write_atomically(Path(sys.argv[1]), b"{")
 """
 DRAFTS = (
     f"run/held/.{UUID}.json.abcdefgh",

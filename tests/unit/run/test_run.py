@@ -177,7 +177,7 @@ def test_a_libvirt_out_of_reach_is_told_and_costs_no_other_one_its_domains(
     assert error.startswith(f"cannot connect to libvirt at {nowhere}: ")
     (told,) = recorder.told(Level.ERROR)
     assert told.startswith(error)
-    assert "(hint: is libvirtd running?" in told
+    assert "(hint: check that libvirtd is running" in told
 
 
 def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(

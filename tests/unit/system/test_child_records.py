@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup.system.child_records import Recording, Started, end_orphans, records_in
-from backup.system.process_group import Group, Life, life_of
+from backup.system.process_group import Group, ProcessId, process_id
 
 from ..waiting import runs, wait_until
 
@@ -91,7 +91,7 @@ def test_a_pid_that_another_process_has_by_now_is_not_signalled(tmp_path: Path) 
     with started(tmp_path, "while :; do sleep 0.01; done") as (starter, pid):
         (one,) = records_in(str(tmp_path)).read()
         records_in(str(tmp_path)).erase(one)
-        reused = replace(one, leader=Life(pid, one.leader.began - 1), starter=Life(starter.pid, 1))
+        reused = replace(one, leader=ProcessId(pid, one.leader.began - 1), starter=ProcessId(starter.pid, 1))
         records_in(str(tmp_path)).write(reused)
         assert end_orphans(str(tmp_path)) == 0
         assert runs(pid)
@@ -103,7 +103,7 @@ def test_what_was_recorded_where_numbers_mean_something_else_is_left_alone(
 ) -> None:
     with started(tmp_path, "while :; do sleep 0.01; done") as (_, pid):
         (one,) = records_in(str(tmp_path)).read()
-        records_in(str(tmp_path)).write(replace(one, starter=Life(1 << 22, 1), **elsewhere))  # type: ignore[arg-type]
+        records_in(str(tmp_path)).write(replace(one, starter=ProcessId(1 << 22, 1), **elsewhere))  # type: ignore[arg-type]
         assert end_orphans(str(tmp_path)) == 0
         assert runs(pid)
 
@@ -119,7 +119,7 @@ def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
 
         def children() -> list[int]:
             """Give the last sleep, which is there to stay."""
-            members = Group(life_of(pid), os.getsid(0)).members()
+            members = Group(process_id(pid), os.getsid(0)).members()
             lines = {one.pid: Path(f"/proc/{one.pid}/cmdline") for one in members if one.pid != pid}
             return [one for one, path in lines.items() if path.exists() and path.read_bytes() == LAST]
 
@@ -131,7 +131,7 @@ def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
             return set(sleeps) <= set(now.pids)
 
         wait_until(recorded, 30, "it is recorded")
-        assert one.leader == life_of(pid)
+        assert one.leader == process_id(pid)
 
 
 def test_a_program_that_ended_well_has_no_record(tmp_path: Path) -> None:

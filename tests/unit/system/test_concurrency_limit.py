@@ -89,7 +89,7 @@ def test_a_slot_whose_holder_hangs_is_waited_for_once_and_then_gone_without_with
             pass
     assert 0.5 < time.monotonic() - began < 5
     (warning,) = warnings
-    assert warning.startswith("no slot for a deletion within 0 s: going on without one of the 1 (hint: ")
+    assert warning.startswith("no slot for a deletion within 0 s: continuing without one (limit 1) (hint: ")
 
 
 def test_a_stop_shortens_the_wait_for_a_slot(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:

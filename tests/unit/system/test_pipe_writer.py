@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backup.system import pipe_writer
-from backup.system.pipe_writer import PIPE_SIZE, PipeSink
+from backup.system.pipe_writer import PIPE_SIZE, PipeWriter
 
 from ..samples import MIB
 
@@ -47,7 +47,7 @@ def test_what_the_writer_no_longer_holds_is_still_read(pipe: tuple[int, int], le
     ours, theirs = pipe
     count = (PIPE_SIZE // 2) // length or 1
     expected = [random.Random(number).randbytes(length) for number in range(count)]
-    with PipeSink(theirs, go_on) as sink:
+    with PipeWriter(theirs, go_on) as sink:
         for number in range(count):
             sink.write(random.Random(number).randbytes(length))
             churn(length)
@@ -65,7 +65,7 @@ def test_a_long_stream_is_read_as_it_was_written_and_keeps_only_what_may_be_unre
     lengths = [random.Random(1).choice((1, 700, 4096, 70_000, MIB, 4 * MIB)) for _ in range(100)]
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
-        with PipeSink(theirs, go_on) as sink:
+        with PipeWriter(theirs, go_on) as sink:
             for number, length in enumerate(lengths):
                 sink.write(random.Random(number).randbytes(length))
                 churn(length) if length < MIB else None
@@ -91,7 +91,7 @@ def test_where_the_kernel_refuses_to_splice_bytes_are_copied(
     data = random.Random(2).randbytes(3 * MIB)
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
-        with PipeSink(theirs, go_on) as sink:
+        with PipeWriter(theirs, go_on) as sink:
             sink.write_zeros(MIB + 1)
             sink.write(data)
             sink.write_zeros(3)

@@ -53,12 +53,12 @@ def test_when_its_parent_is_killed_a_process_gets_the_signal(tmp_path: Path) -> 
 def test_a_process_that_lets_others_first_gets_processors_and_disks_last() -> None:
     code = """
 import os
-from backup.system.process import NICE, let_others_first
+from backup.system.process import NICE, lower_priority
 os.nice(NICE + 5)
-let_others_first()
+lower_priority()
 print(os.nice(0) - NICE)
 """
-    shown = "from backup.system.process import let_others_first as let; let(); import os; print(os.nice(0))"
+    shown = "from backup.system.process import lower_priority as let; let(); import os; print(os.nice(0))"
     look = "ionice --pid $PPID"
     for program, expected in ((code, "5"), (shown, "10")):
         script = f"{program}\nos.system({look!r})"

@@ -15,8 +15,8 @@ from backup.model import Level
 from backup.report.domain_record import DomainRecord, DomainRecords, read_records
 from backup.restore_point.checksums import Checksums
 from backup.stored import Layout, SavedImage
-from backup.system.pipe_reader import PipeSource
-from backup.system.pipe_writer import PipeSink
+from backup.system.pipe_reader import PipeReader
+from backup.system.pipe_writer import PipeWriter
 from backup.transfer.backup_stream import copy
 from backup.transfer.compare import (
     Mismatch,
@@ -43,7 +43,7 @@ def streamed(snapshot: MemorySnapshot) -> tuple[bytes, Checksums]:
     with ThreadPoolExecutor(1) as thread:
         arriving = thread.submit(read_all, out)
         try:
-            with PipeSink(into, lambda: None) as sink:
+            with PipeWriter(into, lambda: None) as sink:
                 checksums = copy(snapshot, sink).checksums
         finally:
             os.close(into)
@@ -59,7 +59,7 @@ def verify(content: bytes, checksums: Checksums, size: int) -> None:
         against_checksums(pieces_of(source, size), saved(size), checksums, lambda _: None)
 
 
-def hold_against(snapshot: MemorySnapshot, source: PipeSource) -> None:
+def hold_against(snapshot: MemorySnapshot, source: PipeReader) -> None:
     pieces = pieces_of(source, snapshot.size)
     against_snapshot(pieces, saved(snapshot.size), snapshot, lambda _: None)
 

@@ -17,7 +17,7 @@ import pytest
 from backup.errors import BackupError
 from backup.job.freeze_notes import Hold, Journal
 from backup.system.process import SPAWN
-from backup.system.process_group import life_of, lives
+from backup.system.process_group import is_running, process_id
 from backup.watch import watchdog as watchdog_module
 from backup.watch.node_lock import only_run
 from backup.watch.watchdog import Watchdog
@@ -159,7 +159,7 @@ def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: P
             os.kill(pid, signal.SIGSTOP)
         journal = Journal(str(tmp_path / "run"))
         wait_until(lambda: not journal.holds(UUID), 15, "the watchdog let the guest go")
-        assert not lives(life_of(worker)), "it could freeze the guest when it goes on"
+        assert not is_running(process_id(worker)), "it could freeze the guest when it goes on"
         kill(main)
 
 
