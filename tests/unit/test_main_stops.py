@@ -1,4 +1,4 @@
-"""main.py asked to stop while libvirt or Ceph hang: it ends in good order, and within seconds."""
+"""main.py interrupted while libvirt or Ceph hang: it ends cleanly, within seconds."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_ends(process: subprocess.Popen[str], number: signal.Signals) -> None:
         ("check", signal.SIGINT),
     ],
 )
-def test_a_libvirt_that_never_answers(words: str, number: signal.Signals, node: Node) -> None:
+def test_it_ends_while_libvirt_hangs(words: str, number: signal.Signals, node: Node) -> None:
     path = str(node.directory / "libvirt")
     with silent(socket.AF_UNIX, path) as libvirt:
         constants = {"LIBVIRT_URI": f"qemu+unix:///system?socket={path}"}
@@ -85,7 +85,7 @@ def test_a_libvirt_that_never_answers(words: str, number: signal.Signals, node: 
         ("check", signal.SIGTERM),
     ],
 )
-def test_a_cluster_that_never_answers(words: str, number: signal.Signals, node: Node) -> None:
+def test_it_ends_while_ceph_hangs(words: str, number: signal.Signals, node: Node) -> None:
     with (
         silent_cluster(node.directory) as (conf, monitor),
         started(node, words, {"CEPH_CONF": str(conf)}) as process,
@@ -94,7 +94,7 @@ def test_a_cluster_that_never_answers(words: str, number: signal.Signals, node: 
         assert_ends(process, number)
 
 
-def test_cleanup_ends_at_once_where_nothing_hangs(node: Node) -> None:
+def test_cleanup_ends_at_once_if_nothing_hangs(node: Node) -> None:
     uri = node_uri(node.directory / "node.xml", domain_element("plain", UUID))
     done = node.run("cleanup", LIBVIRT_URI=uri)
     assert (done.returncode, done.stderr) == (0, "")

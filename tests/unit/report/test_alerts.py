@@ -1,4 +1,4 @@
-"""res/prometheus-alerts.yml: which alert each state of things raises, and that none is raised for nothing."""
+"""res/prometheus-alerts.yml: each state raises its alert, and a sound state raises none."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ CASES: Mapping[str, tuple[Mapping[str, str], str]] = {
 
 
 def scene(series: Mapping[str, str], alert: str) -> object:
-    """Give promtool's test that this raises the alert, or nonein the end."""
+    """Give promtool's test that this raises the alert, or none."""
     raised = [{"labels": f'{{alertname="VirtRbdBackup{alert}"}}', "value": 1}] if alert else []
     question = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {
