@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Callable, NoReturn
 
@@ -26,6 +27,7 @@ from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
 from backup.settings import Settings, load
 from backup.system.process_title import set_title
+from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
 from backup.terminal import command_line, tables
 from backup.terminal.console import Console, console_on_standard_error
@@ -56,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = load(vars(config), _settings_file(arguments))
         require_modules(arguments, settings)
-        return COMMANDS[arguments.command](arguments, settings, console)
+        with commands_logged(partial(console.message, Level.DEBUG, "")):
+            return COMMANDS[arguments.command](arguments, settings, console)
     except BackupError as error:
         write_error(console, error)
         return exit_code(error)
@@ -95,6 +98,7 @@ def _displayed(
     with (
         _stoppable() as stop,
         displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested) as display,
+        commands_logged(partial(display.message, Level.DEBUG, "")),
     ):
         yield display, stop
 
@@ -121,11 +125,11 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def _publish(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
     """Publish the report and send the notifications."""
-    from backup.hooks.notify import tell
+    from backup.hooks.notify import send_notifications
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    tell(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
+    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -149,12 +153,12 @@ def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, con
 
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """List the restore points."""
-    from backup.restore_point.find import of_domains
+    from backup.restore_point.find import points_of_domains
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
-    points = of_domains(output.restore_points(), arguments.domains)
+    points = points_of_domains(output.restore_points(), arguments.domains)
     as_json = arguments.json
     print_text(tables.json_text(tables.points_json(points)) if as_json else tables.points_table(points))
     return SUCCESS

@@ -1,50 +1,49 @@
-"""A program of the admin's, such as a hook: run for so long and no longer, and all of it is ended then."""
+"""A program of the admin, such as a hook: run with a time limit, and ended with all its children."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import wait
 from typing import Callable
 
 from ..errors import BackupError, reason
 from ..system.process import signal_when_parent_dies
+from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
 
-# What it gets of our own environment; everything else is left out.
+# The variables of our environment that it gets; all others are left out.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR")
 
 KILL_AFTER = 10  # seconds that it has after SIGTERM
-POLL = 0.2  # seconds between two looks at whether to stop
+POLL = 0.2  # seconds between two checks whether to stop
 PIPE_SIZE = 1 << 16  # bytes that can be in the pipe when it has ended (man 7 pipe)
 LONGEST_LINE = 1 << 12
-LAST_LINES = 3  # that an error tells
+LAST_LINES = 3  # of the output, in an error message
 
 
 class ProgramFailed(BackupError):
-    """A program of the admin's has failed, was ended, or was not to be started."""
+    """A program of the admin failed, was ended, or must not be started."""
 
 
 @dataclass(frozen=True)
 class AdminProgram:
-    """What is started, with which variables beside the inherited ones; `limit` is in seconds."""
+    """A command, its variables beside the inherited ones, and its time `limit` in seconds."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     limit: int
 
-    def run(self, tell: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
-        """Run it to its end, with `given` on its standard input; `tell` hears each line that it prints.
+    def run(self, on_line: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
+        """Run it to its end, with `given` on its standard input; `on_line` gets each line of its output.
 
-        Raises ProgramFailed; what `check_stop` raises, and then it has been ended. What a program that ended
-        well has left in the background goes on.
+        Raises ProgramFailed; what `check_stop` raises, after the program has been ended. Background processes
+        of a program that succeeded go on.
         """
         started = time.monotonic()
         last: deque[str] = deque(maxlen=LAST_LINES)
@@ -55,7 +54,7 @@ class AdminProgram:
                 stdout.close()
                 for line in _lines(out, process, check_stop):
                     last.append(line)
-                    tell(line)
+                    on_line(line)
             except BaseException:  # whatever it was, the program does not outlive it
                 process.terminate()
                 process.wait()
@@ -71,46 +70,38 @@ class AdminProgram:
         message = f"{self.name} {how}"
         raise ProgramFailed(f"{message}: {'; '.join(last)}" if last else message)
 
-    def _started(self, stdout: int, given: bytes) -> subprocess.Popen[bytes]:
+    def _started(self, stdout: int, given: bytes) -> StartedProgram:
         # coreutils' timeout makes a process group and ends all of it in time; and also when it gets SIGTERM
         # itself, from us, or from the kernel when we are killed
-        command = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
-        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        environment = {**inherited, "LANG": "C.UTF-8", **self.environment}
+        arguments = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
+        environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **self.environment}
+        clean = {name: value.replace("\0", "") for name, value in environment.items()}
         try:
             with os.fdopen(os.memfd_create("given"), "w+b", buffering=0) as stdin:
                 stdin.write(given)
                 stdin.seek(0)
-                return subprocess.Popen(
-                    command,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stdout,
-                    cwd="/",
-                    env={name: value.replace("\0", "") for name, value in environment.items()},
-                    preexec_fn=partial(_in_child, os.getpid()),
-                )
+                command = Command(arguments, clean, secret_arguments=self.command[1:])  # such as a token
+                return start_program(command, stdin, stdout, stdout, _in_child)
         except OSError as error:
             raise ProgramFailed(f"cannot start {self.name}: {reason(error)}") from error
 
 
 def _in_child(parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only note it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only record it
     signal_when_parent_dies(signal.SIGTERM, parent)
 
 
-def _lines(out: int, process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> Iterator[str]:
-    """Yield what it prints until it has ended. Whom it leaves behind may hold the pipe for longer."""
-    ended, heard, rest = False, True, b""
+def _lines(out: int, process: StartedProgram, check_stop: Callable[[], None]) -> Iterator[str]:
+    """Yield its output until it has ended. Its background processes may keep the pipe open for longer."""
+    ended, is_open, rest = False, True, b""
     while not ended:
         check_stop()
         ended = process.poll() is not None
-        if not heard:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(POLL)
+        if not is_open:
+            ended_within(process, POLL)
         elif wait([out], 0 if ended else POLL):
             printed = os.read(out, PIPE_SIZE)
-            heard = bool(printed)
+            is_open = bool(printed)
             *lines, rest = (rest + printed).split(b"\n")
             if len(rest) > LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
@@ -124,9 +115,9 @@ def _text(line: bytes) -> str:
 
 
 def _end_rest(group: int) -> None:
-    """Wait for the rest of the group of a program that was ended, and kill it when SIGTERM was not enough."""
+    """Wait for the rest of the process group after SIGTERM, and kill it if it does not end."""
     deadline = time.monotonic() + KILL_AFTER
-    with suppress(ProcessLookupError):  # nobody is left
+    with suppress(ProcessLookupError):  # none is left
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(POLL)

@@ -33,7 +33,7 @@ def test_a_byte_that_comes_back_as_another_is_named_and_fails_loudly(node: Node)
     assert node.run("backup", ARCHIVE, MEDIA).returncode == 0
     done = node.run("verify", RESTIC_BINARY=restic_script(node, ALTERED))
     assert done.returncode == 3
-    told = f"vda (vms/{ARCHIVE}) does not come back as it was saved: "
+    told = f"vda (vms/{ARCHIVE}) differs from what was saved: "
     assert told + f"{2 * MIB + 4096} bytes at offset {40 * MIB} (object 10)" in done.stderr
     assert f"{MEDIA}: vda (vms/{MEDIA}) verified" in done.stderr, "one domain's failure is its alone"
     assert node.run("backup", ARCHIVE).returncode == 0
@@ -79,6 +79,6 @@ def test_a_backup_that_does_not_verify_does_not_count(node: Node) -> None:
     assert done.returncode == 3
     domains = node.report()["domains"]
     assert domains[MEDIA]["status"] == "saved"
-    assert "does not come back as it was saved" in domains[ARCHIVE]["reason"]
+    assert "differs from what was saved" in domains[ARCHIVE]["reason"]
     assert "(object 10)" in domains[ARCHIVE]["reason"]
     assert {one["hostname"] for one in node.snapshots()} == {MEDIA}

@@ -273,7 +273,7 @@ def test_check_checks_hooks_and_notifications_and_runs_none(node: Node) -> None:
     files.add("before-run.d/10-mount")
     files.add("before-run.d/20-x", mode=0o777)
     done = node.run("check", HOOKS=str(files.directory), NOTIFY_COMMAND=["/nowhere/mail", "root"])
-    assert "PROBLEM  NOTIFY_COMMAND /nowhere/mail: there is no such program\n" in done.stdout
+    assert "PROBLEM  NOTIFY_COMMAND /nowhere/mail: program not found\n" in done.stdout
     assert "ok       hook before-run.d/10-mount\n" in done.stdout
     assert "PROBLEM  hook before-run.d/20-x: " in done.stdout
     assert files.ran == []

@@ -185,7 +185,7 @@ def test_a_read_that_can_t_begin_and_a_list_that_can_t_be_had_are_errors_of_the_
     image.error = rbd.OSError("broken", errno=5)
     with raises("cannot read 30 bytes at 10 of image vms/root: input/output error", ClusterError):
         reader_of(image).start_read(10, 30)
-    with raises("cannot list what is allocated in image vms/root: input/output error", ClusterError):
+    with raises("cannot list the extents of image vms/root: input/output error", ClusterError):
         [*reader_of(image).extents()]
 
 

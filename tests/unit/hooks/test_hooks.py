@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.hooks.hooks import Hooks, When, look_at
+from backup.hooks.hooks import Hooks, When, check_hooks
 from backup.job_result import Phase
 from backup.model import Level
 
@@ -114,7 +114,7 @@ def test_another_user_s_hook_is_not_run(files: HookFiles, recorder: Recorder) ->
 
 def test_a_directory_that_is_set_and_not_there_is_an_error(files: HookFiles, recorder: Recorder) -> None:
     files.directory.rmdir()
-    with raises(f"there is no directory {files.directory}"):
+    with raises(f"directory {files.directory} does not exist"):
         hooks_of(files, recorder).run(When.BEFORE_RUN, {})
 
 
@@ -132,15 +132,15 @@ def test_check_tells_of_each_file_whether_it_is_a_hook(files: HookFiles) -> None
     (files.directory / "after-job.d/folder").mkdir(parents=True)
     files.add("before-backup.d/10-x")
     bad = files.add("after-thaw.d/10-bad", mode=0o777)
-    found = list(look_at(settings(hooks=str(files.directory))))
+    found = list(check_hooks(settings(hooks=str(files.directory))))
     assert [one.subject for one in found] == [
         f"HOOKS {files.directory}",
-        "hook after-job.d/folder: left out, no file",
-        "hook after-run.d/README: left out, not executable",
+        "hook after-job.d/folder: ignored, not a file",
+        "hook after-run.d/README: ignored, not executable",
         "hook after-thaw.d/10-bad",
-        f"{files.directory}/before-backup.d: no phase of hooks, left out",
+        f"{files.directory}/before-backup.d: ignored, as it is no phase of hooks",
         "hook before-run.d/10-good",
-        "hook before-run.d/20-x.sh: left out, its name has other characters than letters, digits, - and _",
+        "hook before-run.d/20-x.sh: ignored, its name has other characters than letters, digits, - and _",
     ]
     (problem,) = [one.problem for one in found if one.problem]
     assert problem.message.startswith(f"{bad} can be written by others (mode 0777")
@@ -149,6 +149,6 @@ def test_check_tells_of_each_file_whether_it_is_a_hook(files: HookFiles) -> None
 
 def test_check_tells_that_there_is_no_such_directory(files: HookFiles) -> None:
     files.directory.rmdir()
-    (found,) = look_at(settings(hooks=str(files.directory)))
+    (found,) = check_hooks(settings(hooks=str(files.directory)))
     assert found.problem
     assert found.problem.message == f"cannot read {files.directory}: no such file or directory"

@@ -13,7 +13,7 @@ import pytest
 
 from backup.errors import Interrupted
 from backup.hooks.hooks import Hooks
-from backup.hooks.job_hooks import run_owed
+from backup.hooks.job_hooks import run_missed_hooks
 from backup.hypervisor.errors import HypervisorError
 from backup.job_result import JobResult, Phase, Status
 from backup.model import Level
@@ -205,7 +205,7 @@ def test_whoever_comes_next_runs_what_a_killed_worker_owes_once(
     assert (files.ran, notes(node)) == (["after-thaw.d/x"], [])
     assert f"RUN={RUN}" in heard(node, "after-thaw.d/x")
     assert node.recorder.told(Level.WARNING) == [
-        "running the hooks after-thaw that a backup that was killed did not run"
+        "running the after-thaw hooks that an interrupted backup did not run"
     ]
 
 
@@ -235,7 +235,7 @@ def test_without_a_note_no_hook_is_begun(node: PaperNode, files: HookFiles) -> N
     (node.directory / "hooked").touch()
     result = node.back_up(hooks=str(files.directory))
     assert (result.status, files.ran) == (Status.FAILED, ["after-job.d/x"])
-    assert result.reason.startswith(f"cannot note in {node.directory}/hooked/{UUID}.json")
+    assert result.reason.startswith(f"cannot write {node.directory}/hooked/{UUID}.json")
 
 
 def owed(
@@ -245,7 +245,7 @@ def owed(
     check_stop: Callable[[], None] = lambda: None,
 ) -> int:
     constants = settings(hooks=str(files.directory), runtime_dir=str(node.directory))
-    return run_owed(Hooks(constants, "later", node.recorder), uuid, check_stop)
+    return run_missed_hooks(Hooks(constants, "later", node.recorder), uuid, check_stop)
 
 
 def owes(node: PaperNode) -> Path:

@@ -17,7 +17,7 @@ import pytest
 
 from backup.errors import Interrupted
 from backup.hooks import notify
-from backup.hooks.notify import changed, tell
+from backup.hooks.notify import changed, send_notifications
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.report_types import Report
@@ -100,7 +100,7 @@ def told(directory: Path) -> list[Mapping[str, Any]]:
 def tell_of(result: RunResult, kept: Any = (), **constants: Any) -> Recorder:
     recorder = Recorder()
     report = report_json(result, {})
-    tell(result, report, kept, settings(**constants), recorder, lambda: None)
+    send_notifications(result, report, kept, settings(**constants), recorder, lambda: None)
     return recorder
 
 
@@ -140,9 +140,9 @@ def test_it_is_told_of_the_runs_that_it_is_to_be_told_of(
     [
         (
             "echo no route to host; exit 1",
-            "nobody was notified: {} failed with exit code 1: no route to host",
+            "notification failed: {} failed with exit code 1: no route to host",
         ),
-        ("sleep 1000", "nobody was notified: {} took more than 1 s and was ended"),
+        ("sleep 1000", "notification failed: {} took more than 1 s and was ended"),
     ],
 )
 def test_a_program_that_fails_is_told_and_the_ping_goes_all_the_same(
@@ -163,8 +163,8 @@ def test_who_insists_on_the_end_does_not_wait_for_those_who_are_told(program: Pa
     recorder = Recorder()
     result = result_of(FAILED)
     chosen = settings(notify_command=[str(program)], ping_url=web.url)
-    tell(result, report_json(result, {}), (), chosen, recorder, insisted)
-    assert recorder.told(Level.ERROR) == ["nobody was notified: interrupted"]
+    send_notifications(result, report_json(result, {}), (), chosen, recorder, insisted)
+    assert recorder.told(Level.ERROR) == ["notification failed: interrupted"]
     assert web.asked == []
 
 

@@ -12,8 +12,8 @@ import pytest
 from backup.errors import DomainGone
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze import Holder
-from backup.job.freeze_notes import Journal
+from backup.job.freeze import Quiescer
+from backup.job.freeze_notes import FreezeNotes
 from backup.model import ClusterAddress, Consistency, State
 
 from ..driver_node import SHUT_OFF, domain_element, node_uri
@@ -144,14 +144,14 @@ def test_a_libvirt_that_is_not_there_is_told_with_its_uri(tmp_path: Path) -> Non
 
 
 def test_holding_a_domain_still_works_with_libvirt_itself(hypervisor: Hypervisor, tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path))
-    holder = Holder(hypervisor, journal, settings(), Recorder())
-    with holder.held_still(domain()) as stand:
+    notes = FreezeNotes(str(tmp_path))
+    quiescer = Quiescer(hypervisor, notes, settings(), Recorder())
+    with quiescer.quiesced(domain()) as quiesced:
         assert hypervisor.freeze(domain(), 5) == 0, "all of them are frozen"
-    assert stand.consistency is Consistency.FILESYSTEM
+    assert quiesced.consistency is Consistency.FILESYSTEM
     assert hypervisor.thaw(domain(), 5) == 0
-    with holder.held_still(domain(agent_connected=False)) as stand:
+    with quiescer.quiesced(domain(agent_connected=False)) as quiesced:
         assert hypervisor.domain(UUID).state is State.PAUSED
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     assert hypervisor.domain(UUID).state is State.RUNNING
-    assert journal.notes() == []
+    assert notes.all() == []

@@ -23,7 +23,7 @@ from ..samples import FSID, RUN, UUID, broken_disk, domain, foreign_disk, rbd_di
 
 ROOT, DATA = rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")
 OURS = f"virt-rbd-backup.{UUID}."
-CHANGED = "its definition was changed just now"
+CHANGED = "the domain's definition was changed during the backup"
 MakeNode = Callable[..., PaperNode]
 
 
@@ -55,7 +55,7 @@ def test_what_is_saved_tells_of_which_moment_and_how_consistent_it_is_and_nothin
     assert result.frozen_at < point.taken < result.frozen_at + timedelta(seconds=result.frozen_seconds)
     assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}
     (text,) = node.recorder.told(Level.INFO)
-    assert text.startswith("2 snapshots made, filesystem, stood still for ")
+    assert text.startswith("2 snapshots made, filesystem, quiesced for ")
 
 
 def test_what_fails_after_its_snapshots_still_tells_how_long_the_guest_stood_still(
@@ -115,7 +115,7 @@ UNFIT = {
     ),
     "busy": (
         domain(state=State.BUSY),
-        "the domain is starting, stopping or migrating, or another job is at work on it",
+        "the domain is starting, stopping or migrating, or another libvirt job is running on it",
     ),
 }
 
@@ -203,7 +203,7 @@ def test_an_image_that_others_have_open_too_is_only_crash_consistent(make: MakeN
     assert node.back_up().consistency is Consistency.CRASH
     assert node.output.points[0].consistency is Consistency.CRASH
     question = "is it shared, or does the domain run elsewhere?"
-    assert node.recorder.told(Level.WARNING) == [f"vms/root is in use by others too: {question}"]
+    assert node.recorder.told(Level.WARNING) == [f"vms/root is in use by other clients too: {question}"]
 
 
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED])
@@ -212,7 +212,7 @@ def test_a_domain_that_is_shut_off_should_have_its_images_open_nowhere(make: Mak
     node.cluster.watching = {"vms/root": 1, "vms/data": 1}
     assert node.back_up().consistency is Consistency.CRASH
     (warning,) = node.recorder.told(Level.WARNING)
-    assert warning.startswith("vms/root, vms/data are in use by others too: ")
+    assert warning.startswith("vms/root, vms/data are in use by other clients too: ")
 
 
 def test_images_that_others_have_open_can_t_be_frozen_where_that_is_required(make: MakeNode) -> None:
@@ -220,7 +220,7 @@ def test_images_that_others_have_open_can_t_be_frozen_where_that_is_required(mak
     node.cluster.watching = {"vms/root": 2}
     result = node.back_up(freeze="required")
     assert (result.status, node.hypervisor.asked) == (Status.FAILED, [])
-    assert result.reason.startswith("vms/root is in use by others too: ")
+    assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 
 def test_no_lock_is_taken_beside_an_image_that_the_settings_exclude(make: MakeNode) -> None:
@@ -244,7 +244,7 @@ def test_with_min_age_a_domain_that_runs_elsewhere_is_left_to_that_node(make: Ma
     node.cluster.watching = {"vms/root": 1}
     result = node.back_up(min_age=3600)
     assert (result.status, node.output.points) == (Status.SKIPPED, [])
-    assert result.reason.startswith("vms/root is in use by others too: ")
+    assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 
 def test_what_a_killed_run_left_is_removed_on_the_way(make: MakeNode) -> None:
@@ -269,7 +269,7 @@ def test_a_domain_that_another_run_is_at_fails(make: MakeNode) -> None:
     result = node.back_up()
     assert (result.status, result.reason) == (
         Status.FAILED,
-        "another run backs up this domain, maybe on another node",
+        "another run is backing up this domain, maybe on another node",
     )
     assert "rados --pool vms" in result.hint
     assert (node.hypervisor.asked, node.output.asked_for) == ([], [])

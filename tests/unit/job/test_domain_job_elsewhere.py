@@ -114,6 +114,6 @@ def test_with_min_age_a_domain_that_another_run_is_at_is_skipped(node: PaperNode
     result = node.back_up(min_age=3600)
     assert (result.status, result.reason) == (
         Status.SKIPPED,
-        "another run backs up this domain, maybe on another node",
+        "another run is backing up this domain, maybe on another node",
     )
     assert (node.hypervisor.asked, node.output.points) == ([], [])

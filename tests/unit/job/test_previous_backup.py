@@ -9,8 +9,8 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError
-from backup.job.leftovers import kept_prefix, kept_snapshots, owned_prefix, remove_leftovers, run_of
-from backup.job.previous_backup import Bases
+from backup.job.leftovers import base_prefix, base_snapshots, owned_prefix, remove_leftovers, run_of
+from backup.job.previous_backup import PreviousBackup
 from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 from backup.model import Consistency, Definition, Disk, Domain, Level
 from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId, StoredPoint
@@ -82,8 +82,8 @@ class KeepsPoints(NoOutput):
 
 def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
     """Give the snapshots as a job has them, once their bases are known."""
-    with Bases(snapshots, of, output, (), lambda: None) as found:
-        return [replace(one, base_of=found.of) for one in snapshots]
+    with PreviousBackup(snapshots, of, output, (), lambda: None) as found:
+        return [replace(one, base_of=found.base_of) for one in snapshots]
 
 
 def bases(
@@ -131,7 +131,7 @@ def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_ot
 def test_the_output_gets_what_the_run_has_listed(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     output, known = KeepsPoints(), [held_point(BEFORE, manifest_id="manifest")]
-    with Bases(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
+    with PreviousBackup(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
         pass
     assert output.known == known
 
@@ -225,15 +225,15 @@ def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
     add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
     one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
     snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
-    with Bases(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
+    with PreviousBackup(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
         found.remove_dropped(recorder)
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
 
 
 def test_names_tell_the_run_and_whose_they_are() -> None:
-    assert (owned_prefix(UUID) + RUN, kept_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
+    assert (owned_prefix(UUID) + RUN, base_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
     assert run_of(f"{OWNED}{RUN}") == run_of(f"{KEPT}{RUN}") == RUN
-    assert not (kept_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
+    assert not (base_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
 
 
 def on_each(*names: str) -> dict[str, set[str]]:
@@ -248,7 +248,7 @@ def keep(cluster: PaperCluster, recorder: Recorder) -> None:
     """Make the snapshots of a run, and keep them as a job does when all is saved."""
     with gone_afterwards(made(cluster), NO_LIMIT, recorder, "web") as snapshots:
         snapshots.create(5, lambda: None)
-        snapshots.keep(WEB)
+        snapshots.keep_as_bases(WEB)
 
 
 def ours(cluster: PaperCluster) -> dict[str, set[str]]:
@@ -262,7 +262,7 @@ def test_what_is_kept_has_another_name_and_the_same_id_and_stays(
     assert ours(cluster) == on_each(f"{KEPT}{RUN}")
     assert all("before-upgrade" in names for names in cluster.snapshots.values())
     assert cluster.snapshot_ids(image("vms/a"))[f"{KEPT}{RUN}"] == cluster.numbers[("vms/a", f"{OWNED}{RUN}")]
-    assert kept_snapshots(cluster, image("vms/a"), WEB) == [f"{KEPT}{RUN}"]
+    assert base_snapshots(cluster, image("vms/a"), WEB) == [f"{KEPT}{RUN}"]
     assert recorder.messages == []
 
 
@@ -314,15 +314,15 @@ def test_leftovers_go_but_for_what_is_kept_and_what_is_built_on(
         add(cluster, name, 1)
     remove_leftovers(cluster, image("vms/a"), WEB, recorder, spared={f"{OWNED}{BEFORE}"})
     assert ours(cluster)["vms/a"] == {f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}"}
-    remove_leftovers(cluster, image("vms/a"), WEB, recorder, kept=True)
+    remove_leftovers(cluster, image("vms/a"), WEB, recorder, with_bases=True)
     assert ours(cluster)["vms/a"] == set()
     told = recorder.told(Level.WARNING)
-    assert f"removed snapshot {KEPT}{EARLIER} of vms/a that was kept" in told
-    assert f"removed snapshot {OWNED}{BEFORE} of vms/a that a killed run left" in told
+    assert f"removed base snapshot {KEPT}{EARLIER} of vms/a" in told
+    assert f"removed leftover snapshot {OWNED}{BEFORE} of vms/a" in told
 
 
 def test_nothing_is_kept_of_a_snapshot_that_was_never_made(cluster: PaperCluster) -> None:
     snapshots = DomainSnapshots(made(cluster), NO_LIMIT)
-    snapshots.keep(WEB)
+    snapshots.keep_as_bases(WEB)
     snapshots.remove()
     assert ours(cluster) == on_each()

@@ -96,7 +96,7 @@ def test_all_images_are_kept_open_while_their_snapshots_are_made(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     with made_for_block(cluster, recorder) as snapshots:
-        with snapshots.kept_open():
+        with snapshots.images_open():
             assert cluster.open == set(IMAGES)
             snapshots.create(5, go_on)
         assert cluster.open == set()
@@ -109,7 +109,7 @@ def test_an_image_that_can_t_be_opened_leaves_none_open_and_no_snapshot(
 ) -> None:
     cluster.failing = {("open", failing)}
     message = f"cannot open or close image {failing}: connection timed out"
-    with raises(message), made_for_block(cluster, recorder) as snapshots, snapshots.kept_open():
+    with raises(message), made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
         raise AssertionError("not all are open")
     assert cluster.open == set()
     assert_only_foreign_ones_left(cluster)
@@ -126,7 +126,7 @@ def test_no_image_is_closed_while_its_snapshot_is_still_being_made(
         cluster.go_on.set()
 
     late = raises("the snapshots of vms/b were not made within 0 s")
-    with late, made_for_block(cluster, recorder) as snapshots, snapshots.kept_open():
+    with late, made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
         threading.Timer(0.1, answer).start()
         snapshots.create(0.05, go_on)
     assert open_then == [True]
@@ -251,8 +251,8 @@ def test_leftovers_are_this_domain_s_own_and_nobody_else_s(cluster: PaperCluster
     remove_leftovers(cluster, image("vms/a"), domain(), recorder)
     assert cluster.snapshots["vms/a"] == foreign
     assert [text.split(" of ")[0] for text in recorder.told(Level.WARNING)] == [
-        f"removed snapshot virt-rbd-backup.{UUID}.20230101T000000Z-efgh",
-        f"removed snapshot {OURS}",
+        f"removed leftover snapshot virt-rbd-backup.{UUID}.20230101T000000Z-efgh",
+        f"removed leftover snapshot {OURS}",
     ]
 
 

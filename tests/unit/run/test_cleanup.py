@@ -10,8 +10,8 @@ from backup.hypervisor import connections
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job import thaw
-from backup.job.freeze_notes import Hold, Journal
-from backup.job.thaw import let_go_noted
+from backup.job.freeze_notes import FreezeNotes, Method
+from backup.job.thaw import thaw_guests
 from backup.model import Domain, Level
 from backup.run.cleanup import clean_node
 from backup.system.stop_request import StopRequest
@@ -25,16 +25,16 @@ FOR_EVER = 1_000_000
 
 
 class Node:
-    """A node whose journal notes web and db, each held still at another libvirt."""
+    """A node whose notes notes web and db, each held still at another libvirt."""
 
-    def __init__(self, directory: Path, hold: Hold) -> None:
-        self.journal = Journal(str(directory))
+    def __init__(self, directory: Path, hold: Method) -> None:
+        self.notes = FreezeNotes(str(directory))
         self.recorder = Recorder()
-        self.web = PaperHypervisor(domain("web", UUID), self.journal)
-        self.db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), self.journal)
+        self.web = PaperHypervisor(domain("web", UUID), self.notes)
+        self.db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), self.notes)
         for hypervisor in (self.web, self.db):
-            self.journal.write(hypervisor.listed, hold)
-            hypervisor.frozen, hypervisor.paused = hold is Hold.FREEZE, hold is Hold.PAUSE
+            self.notes.write(hypervisor.listed, hold)
+            hypervisor.frozen, hypervisor.paused = hold is Method.FREEZE, hold is Method.PAUSE
         self.reachable = {URI: self.web, OTHER_URI: self.db}
         self.settings = settings(runtime_dir=str(directory), freeze_timeout=0)
 
@@ -44,27 +44,28 @@ class Node:
         return self.reachable[uri]
 
     def let_go(self, uuid: str | None = None) -> int:
-        return let_go_noted(self.settings, self.recorder, uuid)
+        return thaw_guests(self.settings, self.recorder, uuid)
 
     def noted(self) -> list[str]:
-        return [note.name for note in self.journal.notes()]
+        return [note.name for note in self.notes.all()]
 
 
-@pytest.fixture(params=Hold)
+@pytest.fixture(params=Method)
 def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     node = Node(tmp_path, request.param)
     for module in (thaw, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
     monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw, "LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(thaw, "CHECK_AGAIN", 0.001)
     return node
 
 
 def test_each_is_let_go_at_its_own_libvirt_with_a_warning(node: Node) -> None:
-    hold = node.journal.notes()[0].hold.value
+    method = node.notes.all()[0].method
     assert node.let_go() == 0
     assert (node.web.moves, node.db.moves, node.noted()) == (True, True, [])
-    text = f"let go: a backup that was killed had left a {hold} behind"
+    done, state = ("thawed", "frozen") if method is Method.FREEZE else ("resumed", "paused")
+    text = f"{done}: an interrupted backup had left the guest {state}"
     assert node.recorder.messages == [(Level.WARNING, name, text) for name in ("web", "db")]
     assert node.web.closed
     assert node.db.closed
@@ -152,18 +153,18 @@ def test_a_note_that_can_t_be_read_is_told_and_keeps_nothing_from_going_on(
     held = tmp_path / "held"
     held.mkdir()
     (held / f"{UUID}.json").write_text("{")
-    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    assert thaw_guests(settings(runtime_dir=str(tmp_path)), recorder) == 1
     (told,) = recorder.told(Level.ERROR)
-    assert f"cannot read {held}/{UUID}.json, the note of a guest that may stand still" in told
+    assert f"cannot read {held}/{UUID}.json, the note of a guest that may be frozen or paused" in told
     assert f"virsh domfsthaw {UUID}" in told
 
 
 def test_a_note_that_can_t_be_read_keeps_no_other_guest_from_being_let_go(
     recorder: Recorder, tmp_path: Path
 ) -> None:
-    journal = Journal(str(tmp_path))
-    journal.write(domain(uri=node_uri(tmp_path / "node.xml", domain_element())), Hold.PAUSE)
+    notes = FreezeNotes(str(tmp_path))
+    notes.write(domain(uri=node_uri(tmp_path / "node.xml", domain_element())), Method.PAUSE)
     (tmp_path / "held" / "0-unreadable.json").write_text("{")  # read before the other
-    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
-    assert journal.notes() == []
-    assert recorder.told(Level.WARNING) == ["let go: a backup that was killed had left a pause behind"]
+    assert thaw_guests(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    assert notes.all() == []
+    assert recorder.told(Level.WARNING) == ["resumed: an interrupted backup had left the guest paused"]

@@ -13,7 +13,7 @@ from backup.errors import BackupError, Interrupted
 from backup.hypervisor.connections import Hypervisors
 from backup.model import Domain, Image, Level
 from backup.run import incomplete_points
-from backup.run.incomplete_points import discard_of_dead, discard_own, tell_of_dead_locks
+from backup.run.incomplete_points import discard_of_dead, discard_own, report_dead_locks
 from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
 
@@ -89,11 +89,11 @@ def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
     recorder = Recorder()
     removed: Future[None] = Future()
     removed.set_result(None)
-    tell_of_dead_locks(removed, recorder)
+    report_dead_locks(removed, recorder)
     assert recorder.messages == []
     refused: Future[None] = Future()
     refused.set_exception(BackupError("the repository takes additions alone"))
-    tell_of_dead_locks(refused, recorder)
+    report_dead_locks(refused, recorder)
     (text,) = recorder.told(Level.WARNING)
     assert text.endswith("the repository takes additions alone")
 
@@ -114,7 +114,10 @@ def test_what_dead_runs_saved_of_a_domain_goes_under_its_lock(cluster: PaperClus
     assert output.points == [ELSEWHERE]
     assert cluster.locks == {}
     (text,) = recorder.told(Level.WARNING)
-    assert text == f"removed from the output what killed runs left: run={DEAD.run}"
+    assert (
+        text
+        == f"removed an incomplete restore point of an interrupted run from the repository: run={DEAD.run}"
+    )
 
 
 def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
@@ -181,4 +184,4 @@ def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
     discard(output, recorder, domain())
     assert (output.points, cluster.locks) == ([DEAD], {})
     (text,) = recorder.told(Level.WARNING)
-    assert text.endswith("may still be in the output: lost")
+    assert text.endswith("may still be in the repository: lost")

@@ -120,7 +120,7 @@ def test_once_an_image_of_a_pool_has_timed_out_its_others_are_not_asked_for(
         order({f"{number}": [f"hung/{number}"] for number in range(100)} | {"web": ["vms/small"]}, {})[0]
         == "web"
     )
-    assert asked.count("hung") <= largest.LOOKS
+    assert asked.count("hung") <= largest.AT_A_TIME
 
 
 def test_a_stop_is_heard_while_all_looks_hang(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def test_a_run_that_is_stopped_while_it_waits_for_a_retry_tries_no_more(
 
     class StopsWhileWaiting(Recorder):
         def message(self, level: Level, domain: str, text: str) -> None:
-            if "are tried again in 10 s (RETRY_FOR)" in text:
+            if "are retried in 10 s (RETRY_FOR)" in text:
                 pool.stop.request(Interrupted("interrupted", 15))
 
     monkeypatch.setattr(sys.modules[__name__], "Recorder", StopsWhileWaiting)

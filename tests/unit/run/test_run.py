@@ -15,7 +15,7 @@ import pytest
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze_notes import Hold, Journal
+from backup.job.freeze_notes import FreezeNotes, Method
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
@@ -295,7 +295,7 @@ def test_whom_a_killed_run_left_standing_still_is_let_go_before_any_hook_is_wait
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
 ) -> None:
     (tmp_path / "run").mkdir(mode=0o700)
-    Journal(str(tmp_path / "run")).write(domain(uri=uris[0]), Hold.PAUSE)
+    FreezeNotes(str(tmp_path / "run")).write(domain(uri=uris[0]), Method.PAUSE)
     files.add("before-run.d/x", f"ls {tmp_path}/run/held")
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert [text for text in recorder.told(Level.INFO) if ".json" in text] == []
@@ -331,7 +331,9 @@ def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
     assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
     assert result.exit_code == 3
     (told,) = recorder.told(Level.ERROR)
-    assert told.startswith("failed: the output no longer has all that was saved: vda (vms/web-root) (hint:")
+    assert told.startswith(
+        "failed: the repository no longer has all saved images, missing: vda (vms/web-root) (hint:"
+    )
     assert not any(one.images for one in result.results if one.name == "web")
     assert set(asked) == {RUN}
     (web,) = [one.uuid for one in result.results if one.name == "web"]
@@ -349,7 +351,7 @@ def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
     result = Run(chosen, Unlisted(), recorder, StopRequest(), RUN).back_up(())
     assert result.exit_code == 0
     assert recorder.told(Level.WARNING)[-1] == (
-        "cannot confirm that what was saved is in the output: the repository's host is gone"
+        "cannot confirm that the repository holds all saved images: the repository's host is gone"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.system.child_records import Recording, Started, end_orphans, records_in
+from backup.system.child_records import ChildRecord, Recording, end_orphans, records_in
 from backup.system.process_group import Group, ProcessId, process_id
 
 from ..waiting import runs, wait_until
@@ -24,10 +24,10 @@ ROOT = Path(__file__).parents[3]
 # Starts a shell as the leader of a group, records it, prints its pid, and waits to be killed.
 STARTER = """
 import os, signal, subprocess, sys
-from backup.system.child_records import Recording, Started, records_in
+from backup.system.child_records import Recording, ChildRecord, records_in
 
 program = subprocess.Popen(["sh", "-c", sys.argv[2]], stdout=subprocess.DEVNULL, preexec_fn=os.setpgrp)
-recording = Recording(records_in(sys.argv[1]), Started.by_us(program.pid, sys.argv[3], 0.0))
+recording = Recording(records_in(sys.argv[1]), ChildRecord.for_child(program.pid, sys.argv[3], 0.0))
 print(program.pid, flush=True)
 signal.pause()
 """
@@ -137,7 +137,9 @@ def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
 def test_a_program_that_ended_well_has_no_record(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "100"], preexec_fn=os.setpgrp) as program:
         for clean, left in ((False, 1), (True, 0)):
-            recording = Recording(records_in(str(tmp_path)), Started.by_us(program.pid, "shared", 0.0))
+            recording = Recording(
+                records_in(str(tmp_path)), ChildRecord.for_child(program.pid, "shared", 0.0)
+            )
             recording.end(clean)
             assert len(list(records_in(str(tmp_path)).read())) == left
         program.kill()

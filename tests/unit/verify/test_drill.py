@@ -20,11 +20,11 @@ from backup.stored import SavedDomain, StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.verify.drill import Drill, due
 
-from ..held_points import HeldPoints
 from ..memory_snapshot import MemorySnapshot
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, OTHER_UUID, UUID, settings
+from ..stored_points import HeldPoints
 
 BOTH = {UUID: "web", OTHER_UUID: "db"}
 
@@ -35,7 +35,7 @@ class DrillOnPaper(Drill):
 
     error: BackupError | None = None
 
-    def _prove(self, point: StoredPoint) -> None:
+    def _restore_and_verify(self, point: StoredPoint) -> None:
         if self.error:
             raise self.error
 

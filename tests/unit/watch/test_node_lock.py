@@ -26,7 +26,7 @@ def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [0o701, 0o710, 0o777])
 def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
-    message = f"others can enter {tmp_path} (owner {os.geteuid()}, mode {mode:04o})"
+    message = f"other users can access {tmp_path} (owner {os.geteuid()}, mode {mode:04o})"
     with raises(message) as caught:
         prepare_runtime_dir(str(tmp_path))
     assert caught.value.hint.startswith(f"chmod 0700 {tmp_path}")
@@ -42,7 +42,7 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_that_can_t_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with raises(f"cannot make {tmp_path}/file/run: not a directory"):
+    with raises(f"cannot create {tmp_path}/file/run: not a directory"):
         prepare_runtime_dir(str(tmp_path / "file" / "run"))
 
 
