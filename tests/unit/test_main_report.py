@@ -45,7 +45,7 @@ def test_the_page_replaces_the_last_one_and_is_readable_by_all(node: Node, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "error", "hint"),
+    ("arguments", "code", "error", "hint"),
     [
         (("--html", "/nowhere/x"), 1, "cannot write /nowhere/x: no such file or directory", "directory"),
         (("--html", "/"), 1, "cannot write /: ", "directory"),
@@ -55,9 +55,9 @@ def test_the_page_replaces_the_last_one_and_is_readable_by_all(node: Node, tmp_p
     ],
 )
 def test_an_impossible_request_is_one_error_with_a_hint(
-    node: Node, words: tuple[str, ...], code: int, error: str, hint: str
+    node: Node, arguments: tuple[str, ...], code: int, error: str, hint: str
 ) -> None:
-    done = node.run("report", *words)
+    done = node.run("report", *arguments)
     error_line, hint_line = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (code, "")
     assert error_line.startswith(f"error: {error}")

@@ -66,9 +66,9 @@ def test_a_day_shows_its_newest_restore_point_and_its_failures(
 
 
 def test_many_results_and_long_reasons_are_cut() -> None:
-    words = today(*[result(status="failed", reason="x" * 5000)] * 24).text
-    assert words.endswith("…; 20 more")
-    assert len(words) < 5 * (REASON + 20)
+    text = today(*[result(status="failed", reason="x" * 5000)] * 24).text
+    assert text.endswith("…; 20 more")
+    assert len(text) < 5 * (REASON + 20)
 
 
 def test_a_restore_point_belongs_to_the_day_that_it_was_taken_on() -> None:

@@ -224,6 +224,6 @@ def names_in(text: str) -> set[str]:
     return set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
 
 
-def promtool(*words: str, stdin: str = "") -> None:
-    done = subprocess.run(["promtool", *words], input=stdin, capture_output=True, text=True, check=False)
+def promtool(*arguments: str, stdin: str = "") -> None:
+    done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
