@@ -1,4 +1,4 @@
-"""A program of the admin's, such as a hook: run for so long and no longer, and all of it is ended then."""
+"""Runs a program of the admin, such as a hook, with a time limit; then ends it and all its children."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from ..errors import BackupError, reason
 from ..system.process import signal_when_parent_dies
 from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
 
-# What it gets of our own environment; everything else is left out.
+# What the program gets of our own environment.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR")
 
-KILL_AFTER = 10  # seconds that it has after SIGTERM
-POLL = 0.2  # seconds between two looks at whether to stop
-PIPE_SIZE = 1 << 16  # bytes that can be in the pipe when it has ended (man 7 pipe)
+KILL_AFTER = 10  # seconds between SIGTERM and SIGKILL
+POLL = 0.2  # seconds between two checks for a stop
+PIPE_SIZE = 1 << 16  # bytes that a pipe can hold (man 7 pipe)
 LONGEST_LINE = 1 << 12
-LAST_LINES = 3  # that an error tells
+LAST_LINES = 3  # of the output, in an error message
 
 
 class ProgramFailed(BackupError):
-    """A program of the admin's has failed, was ended, or was not to be started."""
+    """A program of the admin failed, exceeded its limit, or could not be started."""
 
 
 @dataclass(frozen=True)
 class AdminProgram:
-    """What is started, with which variables beside the inherited ones; `limit` is in seconds."""
+    """The command, its variables in addition to INHERITED, and its limit in seconds."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     limit: int
 
-    def run(self, tell: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
-        """Run it to its end, with `given` on its standard input; `tell` hears each line that it prints.
+    def run(self, report: Callable[[str], None], check_stop: Callable[[], None], stdin: bytes = b"") -> None:
+        """Run the program with `stdin` on its standard input; `report` gets each line that it prints.
 
-        Raises ProgramFailed; what `check_stop` raises, and then it has been ended. What a program that ended
-        well has left in the background goes on.
+        Raises ProgramFailed, and what `check_stop` raises after ending the program. Background processes of a
+        program that succeeded keep running.
         """
         started = time.monotonic()
         last: deque[str] = deque(maxlen=LAST_LINES)
         out, into = os.pipe()
         with os.fdopen(out, "rb", buffering=0), os.fdopen(into, "wb") as stdout:
-            process = self._started(stdout.fileno(), given)
+            process = self._started(stdout.fileno(), stdin)
             try:
                 stdout.close()
                 for line in _lines(out, process, check_stop):
                     last.append(line)
-                    tell(line)
-            except BaseException:  # whatever it was, the program does not outlive it
+                    report(line)
+            except BaseException:  # the program must not outlive any
                 process.terminate()
                 process.wait()
                 _end_rest(process.pid)
@@ -70,38 +70,38 @@ class AdminProgram:
         message = f"{self.name} {how}"
         raise ProgramFailed(f"{message}: {'; '.join(last)}" if last else message)
 
-    def _started(self, stdout: int, given: bytes) -> StartedProgram:
-        # coreutils' timeout makes a process group and ends all of it in time; and also when it gets SIGTERM
-        # itself, from us, or from the kernel when we are killed
+    def _started(self, stdout: int, stdin: bytes) -> StartedProgram:
+        # coreutils' timeout makes a process group and ends all of it at the limit, and when it gets SIGTERM
+        # itself: from us, or from the kernel when we are killed
         arguments = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
         environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **self.environment}
         clean = {name: value.replace("\0", "") for name, value in environment.items()}
         try:
-            with os.fdopen(os.memfd_create("given"), "w+b", buffering=0) as stdin:
-                stdin.write(given)
-                stdin.seek(0)
+            with os.fdopen(os.memfd_create("stdin"), "w+b", buffering=0) as file:
+                file.write(stdin)
+                file.seek(0)
                 command = Command(arguments, clean, secret_arguments=self.command[1:])  # such as a token
-                return start_program(command, stdin, stdout, stdout, _in_child)
+                return start_program(command, file, stdout, stdout, _in_child)
         except OSError as error:
             raise ProgramFailed(f"cannot start {self.name}: {reason(error)}") from error
 
 
 def _in_child(parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only note it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only record it
     signal_when_parent_dies(signal.SIGTERM, parent)
 
 
 def _lines(out: int, process: StartedProgram, check_stop: Callable[[], None]) -> Iterator[str]:
-    """Yield what it prints until it has ended. Whom it leaves behind may hold the pipe for longer."""
-    ended, heard, rest = False, True, b""
+    """Yield the lines that it prints until it ends: its background processes may keep the pipe open."""
+    ended, is_open, rest = False, True, b""
     while not ended:
         check_stop()
         ended = process.poll() is not None
-        if not heard:
+        if not is_open:
             ended_within(process, POLL)
         elif wait([out], 0 if ended else POLL):
             printed = os.read(out, PIPE_SIZE)
-            heard = bool(printed)
+            is_open = bool(printed)
             *lines, rest = (rest + printed).split(b"\n")
             if len(rest) > LONGEST_LINE:
                 lines, rest = [*lines, rest], b""
@@ -115,9 +115,9 @@ def _text(line: bytes) -> str:
 
 
 def _end_rest(group: int) -> None:
-    """Wait for the rest of the group of a program that was ended, and kill it when SIGTERM was not enough."""
+    """Wait for the rest of an ended program's group, and kill it if it ignores SIGTERM."""
     deadline = time.monotonic() + KILL_AFTER
-    with suppress(ProcessLookupError):  # nobody is left
+    with suppress(ProcessLookupError):  # all have ended
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(POLL)

@@ -1,7 +1,7 @@
-"""Records in RUNTIME_DIR of programs that were started.
+"""Records in RUNTIME_DIR of the programs that were started.
 
-So whoever comes next can end them, or prove that they are dead. A program has its record for as long as it
-runs, and beyond if it may have left something behind.
+With them a later process can end orphaned programs, or prove that a program is dead. A record exists while
+its program runs, and longer if the program may have left something behind.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any, Optional
 from .atomic_file import write_whole
 from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use, pid_namespace
 
-DIRECTORY = "restic"  # in RUNTIME_DIR; the output's programs alone are recorded
-ORPHAN_LIMIT = 20.0  # seconds that a program without its starter may take to end after SIGINT
-# Seconds between looks at who is in the group; from the last one on it stays.
+DIRECTORY = "restic"  # in RUNTIME_DIR; only the output's programs are recorded
+ORPHAN_LIMIT = 20.0  # seconds between SIGINT and SIGKILL for a program whose starter is dead
+# Seconds between checks for new members of the group; the last one repeats.
 MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
 class ChildRecord:
-    """A program that was started: what it is, by whom, and where a process's number means something.
+    """A program that was started, its starter, and the boot and namespace in which their pids are valid.
 
-    `members` are others that were seen in its group, of which `leader` is the first. `uid`, `host` and the
-    times (seconds since 1970) are as the program itself sees them: it started after `began` and had ended by
-    `ended`, which is None until it was seen to have ended badly. `leaves`: what kind of thing it may leave
-    behind; "" for nothing.
+    `members` are other processes that were seen in the group of `leader`. `uid`, `host` and the times, in
+    seconds since 1970, are as the program itself sees them: it started after `began` and had ended by
+    `ended`, which is None unless it is known to have failed. `leaves`: the kind of thing that it may leave
+    behind, "" for nothing.
     """
 
     leader: Life
@@ -52,7 +52,7 @@ class ChildRecord:
 
     @classmethod
     def for_child(cls, pid: int, leaves: str, began: float) -> ChildRecord:
-        """Describe a child of this process that is the leader of a group, started after `began`.
+        """Describe a child of this process that leads a group and was started after `began`.
 
         Raises OSError.
         """
@@ -82,42 +82,42 @@ class ChildRecord:
 
     @property
     def visible(self) -> bool:
-        """Whether its numbers are those that this process knows processes by."""
+        """Whether its pids are valid for this process: same boot, same namespace."""
         return self.of_this_boot and self.namespace == pid_namespace() and numbers_are_ours()
 
     @property
     def dead(self) -> bool:
-        """Whether provably nothing of it runs any more."""
+        """Whether provably all its processes have ended."""
         if not self.visible or any(map(lives, (self.leader, *self.members))) or self.group.members():
             return False
         return self.ended is not None or not any(map(pid_in_use, self.pids))
 
     @property
     def orphaned(self) -> bool:
-        """Whether who started it is provably dead."""
+        """Whether its starter is provably dead."""
         return self.visible and not lives(self.starter)
 
 
 class Records:
-    """The records in a directory, a file for each program."""
+    """The records in a directory, one file per program."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def write(self, one: ChildRecord) -> None:
-        """Write a record, anew if need be. Raises OSError."""
-        # each with the mode: `parents` alone would give RUNTIME_DIR another, which a run then refuses
+        """Write a record, replacing an earlier one. Raises OSError."""
+        # each with the mode: `parents` alone would give RUNTIME_DIR another one, which a run then refuses
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # of another boot it proves nothing
+        # not durable: after a reboot it proves nothing
         write_whole(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 
     def erase(self, one: ChildRecord) -> None:
-        with suppress(OSError):  # it proves nothing of any other program
+        with suppress(OSError):  # a record that stays is no harm: it matches no other program
             self._path(one).unlink()
 
     def read(self) -> Iterator[ChildRecord]:
-        """Yield all that can be read; others prove nothing."""
+        """Yield all readable records; others prove nothing."""
         for path in sorted(self.directory.glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 yield _started(json.loads(path.read_bytes()))
@@ -127,7 +127,7 @@ class Records:
 
 
 class Recording:
-    """Keeps the record of a program that runs, with the members of its group as they come."""
+    """Maintains the record of a running program, adding the members of its group as they appear."""
 
     def __init__(self, records: Records, one: ChildRecord) -> None:
         """Write the record. Raises OSError."""
@@ -140,24 +140,24 @@ class Recording:
             self._watching.start()
 
     def end(self, clean: bool) -> None:
-        """Erase the record of a program that has ended and left nothing; else record when it ended."""
+        """Erase the record if the program ended and left nothing; else record its end."""
         self._over.set()
         if self._one.leaves:
             self._watching.join()
         if clean or not self._one.leaves:
             self._records.erase(self._one)
         else:
-            with suppress(OSError):  # as it was, it still proves as much
+            with suppress(OSError):  # the old record is still valid
                 self._records.write(replace(self._one, ended=time.time()))
 
     def _watch(self) -> None:
         for pause in chain(MEMBERS_PAUSES, repeat(MEMBERS_PAUSES[-1])):
             if self._over.wait(pause):
                 break
-            with suppress(OSError):  # the next look may be luckier
-                self._look()
+            with suppress(OSError):  # retried at the next check
+                self._add_members()
 
-    def _look(self) -> None:
+    def _add_members(self) -> None:
         known = {self._one.leader, *self._one.members}
         new = tuple(one for one in self._one.group.members() if one not in known)
         if new:
@@ -170,10 +170,10 @@ def records_in(runtime_dir: str) -> Records:
 
 
 def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
-    """End all recorded programs that outlive who started them, in good order; return how many there were.
+    """End all recorded programs whose starter is dead, and return how many were running.
 
-    They are interrupted, and killed after `limit` seconds. Records of those that may have left something
-    behind stay.
+    They get SIGINT, and SIGKILL after `limit` seconds. Records of those that may have left something behind
+    stay.
     """
     records = records_in(runtime_dir)
     orphans = [one for one in records.read() if one.ended is None and one.orphaned]
@@ -184,7 +184,7 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     for one, members in found:
         if not one.group.ended(max(deadline - time.monotonic(), 0)):
             one.group.send(signal.SIGKILL)
-            one.group.ended(limit)  # the kernel's own time
+            one.group.ended(limit)  # for the kernel
         _ended(records, one, members)
     for one in orphans:
         if not one.leaves:

@@ -1,4 +1,4 @@
-"""How processes are started here, and what one asks of the kernel for itself."""
+"""The way processes are started, and what a process asks of the kernel for itself."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)  # system ca
 IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE = 1, 3 << 13  # linux/ioprio.h
 CLONE_NEWNS = 1 << 17  # linux/sched.h
 MS_REC, MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
-NICE = 10  # of what guests and their storage come before
+NICE = 10  # lower priority than guests and their storage
 
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork, where loading could deadlock
 
 
 def signal_when_parent_dies(number: signal.Signals, parent: int) -> None:
-    """Let the kernel send this process the signal when the thread that started it ends (man 2 prctl).
+    """Have the kernel send this process a signal when the thread that started it ends (man 2 prctl).
 
     `parent` is the pid of its process.
     """
     if _libc.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl PR_SET_PDEATHSIG")
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), number)
 
 
 def lower_priority() -> None:
-    """Leave processors and disks to the node's other processes, where they want them."""
+    """Give the node's other processes precedence on processors and disks."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     if IOPRIO_SET is not None:  # elsewhere the unit's IOSchedulingClass does it
         _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
 
 
 def unshare_mounts() -> None:
-    """Let this thread, and what it starts from now on, have mounts of its own (man 7 mount_namespaces).
+    """Give this thread, and what it starts from now on, a private mount namespace (man 7 mount_namespaces).
 
-    What others mount and unmount is seen here too, but not the other way round. Raises OSError.
+    Mounts of others still show up here, but not the other way round. Raises OSError.
     """
     if _libc.unshare(CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None) != 0:
         number = ctypes.get_errno()
@@ -52,9 +52,9 @@ def unshare_mounts() -> None:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Have a process that is started in the block begin with these signals blocked.
+    """Make processes that are started in the block begin with SIGINT and SIGTERM blocked.
 
-    It unblocks them when its handlers stand; before, Ctrl-C would end it with a traceback.
+    They unblock them when their handlers are set; before that, Ctrl-C would end them with a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -1,4 +1,4 @@
-"""A process group: a program that was started as its leader, with all that it has started in its turn."""
+"""Process groups: a program that was started as a group's leader, with all processes that it started."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 POLL = 0.05  # seconds between two checks whether all of a group have ended
-UNKNOWN = 0  # start of a process that /proc does not tell
-DYING = 1.0  # seconds that a killed process may take to be gone
-ENDED = "ZX"  # states of a process that runs no more, whose parent has not heard of it
+UNKNOWN = 0  # start time of a process that is not in /proc
+DYING = 1.0  # seconds to wait for the end of a killed process
+ENDED = "ZX"  # states of a process that has ended, but which its parent has not waited for
 
 
 class Life(NamedTuple):
-    """What distinguishes a process within a boot: its pid, and its start in clock ticks (man 5 proc)."""
+    """Identifies a process within a boot: its pid and its start time in clock ticks (man 5 proc)."""
 
     pid: int
     began: int
@@ -34,7 +34,7 @@ class _Status:
 
 
 def numbers_are_ours() -> bool:
-    """Return whether /proc knows processes by the numbers that this one does: not so in some containers."""
+    """Return whether /proc shows the pids of this process's own namespace: not so in some containers."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:
@@ -47,31 +47,31 @@ def pid_namespace() -> int:
 
 
 def life_of(pid: int) -> Life:
-    """Give a process's life; it may have ended, if its parent has not heard of it. Raises OSError."""
+    """Return a process's identity, also if it is a zombie. Raises OSError."""
     return _status(pid).life
 
 
 def lives(life: Life) -> bool:
-    """Return whether this very process still runs, or may."""
+    """Return whether this very process runs, or may run."""
     try:
         return _running(life.pid) == life or _hidden(life.pid)
-    except OSError:  # out of files
+    except OSError:  # no free file descriptor
         return True
 
 
 def kill(life: Life) -> None:
-    """Kill this very process, if it runs, also where it is stopped, and wait for its end.
+    """Kill this very process if it runs, even if it is stopped, and wait for its end.
 
-    In an uninterruptible sleep it may outlive that, but then does nothing more.
+    In an uninterruptible sleep it may outlive the wait, but does nothing more.
     """
     try:
-        descriptor = os.pidfd_open(life.pid)  # it stays this process, whatever its number is given to next
+        descriptor = os.pidfd_open(life.pid)  # stays bound to this process, even if its pid is reused
     except ProcessLookupError:
         return
     try:
         if lives(life):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            ended = select.poll()  # other than select, it takes descriptors of any number
+            ended = select.poll()  # unlike select, it takes descriptors of any number
             ended.register(descriptor, select.POLLIN)
             ended.poll(DYING * 1000)
     except ProcessLookupError:
@@ -81,7 +81,7 @@ def kill(life: Life) -> None:
 
 
 def pid_in_use(pid: int) -> bool:
-    """Return whether any process that runs has this pid."""
+    """Return whether any running process has this pid."""
     return _running(pid) is not None or _hidden(pid)
 
 
@@ -94,7 +94,7 @@ def _running(pid: int) -> Optional[Life]:
 
 
 def _hidden(pid: int) -> bool:
-    """Return whether there is a process that /proc does not show to this one (ProtectProc= of a unit)."""
+    """Return whether a process exists that /proc hides from this one (ProtectProc= of a unit)."""
     if os.path.exists(f"/proc/{pid}"):
         return False
     try:
@@ -108,44 +108,44 @@ def _hidden(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The group of `leader`, whose pid is its number; all of it are in one session."""
+    """The group with the pid of `leader` as its id; all its processes are in one session."""
 
     leader: Life
     session: int
 
     @classmethod
-    def of(cls, pid: int) -> Group:
-        """Give the group of a child of this process that makes itself a leader."""
+    def led_by(cls, pid: int) -> Group:
+        """Return the group of a child of this process that makes itself a leader."""
         try:
             leader = life_of(pid) if numbers_are_ours() else Life(pid, UNKNOWN)
-        except OSError:  # out of files
+        except OSError:  # no free file descriptor
             leader = Life(pid, UNKNOWN)
         return cls(leader, os.getsid(0))
 
     def members(self) -> Sequence[Life]:
-        """Give all that still run, the leader included."""
+        """Return the running processes of the group, the leader included."""
         try:
             os.killpg(self.leader.pid, 0)
-        except ProcessLookupError:  # the usual end: a look at all processes is saved
+        except ProcessLookupError:  # the usual case, without reading all of /proc
             return ()
         except PermissionError:
             pass
         if not numbers_are_ours():
-            return (self.leader,)  # or anybody else of it
+            return (self.leader,)  # stands for any of the group
         every = [one for one in _everyone() if one.group == self.leader.pid and one.session == self.session]
         reused = any(one.life.pid == self.leader.pid and one.life != self.leader for one in every)
         if reused and self.leader.began != UNKNOWN:
-            return ()  # another group has the number now
+            return ()  # another group has the id now
         return [one.life for one in every if one.life.began >= self.leader.began and one.state not in ENDED]
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to all of it that still run."""
+        """Send a signal to all running processes of the group."""
         if self.members():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.leader.pid, number)
 
     def ended(self, limit: float) -> bool:
-        """Wait for the end of all, `limit` seconds at most, and return whether it came."""
+        """Wait until all have ended, `limit` seconds at most, and return whether they have."""
         deadline = time.monotonic() + limit
         while self.members():
             if time.monotonic() > deadline:

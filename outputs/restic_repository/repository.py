@@ -64,11 +64,11 @@ class Repository:
                 runtime_dir=settings.runtime_dir,
             ),
             settings.lock_wait,
-            **cls._own(settings),
+            **cls._own_settings(settings),
         )
 
     @classmethod
-    def _own(cls, settings: Settings) -> Mapping[str, Any]:
+    def _own_settings(cls, settings: Settings) -> Mapping[str, Any]:
         """Give what is a class's own."""
         return {}
 

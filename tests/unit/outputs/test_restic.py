@@ -197,7 +197,7 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
     assert recorder.progressed == [("web", "vdb", 4 * MIB + 1, size), ("web", "vdb", size, size)]
     ((_, name, text),) = recorder.messages
     assert name == "web"
-    assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of it data, 3.0 MiB new, in ")
+    assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of data, 3.0 MiB new, in ")
 
 
 def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
