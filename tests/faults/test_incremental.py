@@ -121,7 +121,7 @@ class Reading:
         output, _ = self.process.communicate(timeout=90)
         assert self.process.returncode == code, output
         assert "Traceback" not in output
-        assert "is read as a whole" not in output, "it builds on what is kept"
+        assert ": full read, " not in output, "it builds on the base snapshot"
         return output
 
 

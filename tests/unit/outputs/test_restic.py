@@ -245,7 +245,7 @@ def test_the_manifest_is_there_as_a_whole_before_restic_starts(
     Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
     assert (tmp_path / "manifest").read_bytes() == DATA
     fake.write_text(fake.read_text().replace("cat >", "head -c 5 >"))
-    with raises(f"restic saved 5 bytes of {len(DATA)} that were sent"):
+    with raises(f"restic saved 5 of the {len(DATA)} bytes that were sent"):
         Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
 
 
