@@ -1,4 +1,4 @@
-"""backup/run/drafts.py and atomic_file.py: drafts of killed writers go, and nothing else."""
+"""backup/run/drafts.py and atomic_file.py: drafts of killed writers are removed, and nothing else."""
 
 from __future__ import annotations
 

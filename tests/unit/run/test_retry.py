@@ -1,4 +1,4 @@
-"""backup/run/run.py: what failed with a transient error is tried again at the end of the run."""
+"""backup/run/run.py: jobs that failed with a transient error are retried at the end of the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""backup/watch/node_lock.py: one run on a node, in a directory that nobody else can enter."""
+"""backup/watch/node_lock.py: one run on a node, in a directory that other users cannot access."""
 
 from __future__ import annotations
 
