@@ -1,6 +1,6 @@
 """Settings of virt-rbd-backup: edit them here, or name a file of your own with --config FILE.
 
-A file of your own holds only the constants that differ from these; nobody else may be able to write it.
+A file of your own holds only the constants that differ. Other users must not be able to write it.
 `main.py check` checks that the settings fit together. res/docs/configuration.md lists all constants.
 """
 
@@ -58,7 +58,7 @@ WORKERS = 3
 
 # --- Consistency: how a running domain is quiesced for its snapshots ------------------------------
 
-# "auto": freeze the guest's file systems if its agent answers, otherwise do what WITHOUT_FREEZE says.
+# "auto": freeze the guest's file systems if its agent answers, otherwise see WITHOUT_FREEZE.
 # "required": fail the backup of a running domain that cannot be frozen.
 # "never": do not use the guest agent.
 FREEZE = "auto"

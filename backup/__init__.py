@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # The command's name in hints: Debian's package installs it as virt-rbd-backup.
 PROGRAM = "virt-rbd-backup" if Path(sys.argv[0]).name == "virt-rbd-backup" else "main.py"

@@ -31,7 +31,7 @@ class Restic(Repository):
         images, checksums = [], {}
         for source in sources:
             save = partial(self._save_image, point, source, job)
-            image, checksums[source.disk.target] = self.unlocked(save, point, job)
+            image, checksums[source.disk.target] = self.when_unlocked(save, point, job)
             images.append(image)
             job.image_saved(source, image)
         self.save_manifest(point, manifest.pack(point, images, checksums), job)

@@ -21,16 +21,16 @@ from backup.errors import BackupError, reason
 from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
-from backup.restore_point.find import as_held
+from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.pipe_writer import Stalled
-from backup.system.process import private_mounts
+from backup.system.process import unshare_mounts
 from backup.text import size_text
 
 from .restic_repository.messages import ResticError, Summary
 from .restic_repository.repository import Repository, named
-from .restic_repository.snapshots import TAG, held_points, segments_tag
+from .restic_repository.snapshots import TAG, segments_tag, stored_points
 from .segments.changed import SegmentedDisk, planned
 from .segments.files import SegmentFiles, mounted
 from .segments.layout import pack_times
@@ -90,7 +90,7 @@ class ResticIncremental(Repository):
         return found or self._newest(self._held(uuid, check_stop), runs, check_stop, warn)
 
     def _held(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[StoredPoint]:
-        return held_points(self._snapshots(f"--tag={TAG},uuid={uuid}", check_stop=check_stop))
+        return stored_points(self._snapshots(f"--tag={TAG},uuid={uuid}", check_stop=check_stop))
 
     def _newest(
         self,
@@ -118,7 +118,7 @@ class ResticIncremental(Repository):
             problem: BackupError = error
         else:
             try:
-                return as_held(manifest.unpack(packed), point)
+                return with_current_ids(manifest.unpack(packed), point)
             except BackupError as error:
                 problem = error
         what = f"the restore point of {point.taken:%Y-%m-%d %H:%M:%S} UTC, run {point.id.run}"
@@ -132,7 +132,7 @@ class ResticIncremental(Repository):
         with ExitStack() as stack:
             disks = [self._planned(point, source, stack, job) for source in sources]
             began = time.monotonic()
-            summary = self.unlocked(partial(self._save_segments, point, disks, job), point, job)
+            summary = self.when_unlocked(partial(self._save_segments, point, disks, job), point, job)
             seconds = time.monotonic() - began
         checksums = {disk.target: disk.checksums() for disk in disks}
         images = [
@@ -224,7 +224,7 @@ def _fuse_problems() -> Sequence[BackupError]:
         return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
     try:
         with ThreadPoolExecutor(1) as thread:  # which alone has them, until it ends
-            thread.submit(private_mounts).result()
+            thread.submit(unshare_mounts).result()
     except OSError as error:
         hint = "it takes root with CAP_SYS_ADMIN, in a unit res/restic-incremental.conf"
         return [BackupError(f"cannot have mounts of its own: {reason(error)}", hint)]

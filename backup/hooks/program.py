@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import wait
 from typing import Callable
 
 from ..errors import BackupError, reason
 from ..system.process import signal_when_parent_dies
+from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
 
 # The variables of our environment that it gets; all others are left out.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR")
@@ -71,25 +70,18 @@ class AdminProgram:
         message = f"{self.name} {how}"
         raise ProgramFailed(f"{message}: {'; '.join(last)}" if last else message)
 
-    def _started(self, stdout: int, given: bytes) -> subprocess.Popen[bytes]:
+    def _started(self, stdout: int, given: bytes) -> StartedProgram:
         # coreutils' timeout makes a process group and ends all of it in time; and also when it gets SIGTERM
         # itself, from us, or from the kernel when we are killed
-        command = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
-        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        environment = {**inherited, "LANG": "C.UTF-8", **self.environment}
+        arguments = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
+        environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **self.environment}
+        clean = {name: value.replace("\0", "") for name, value in environment.items()}
         try:
             with os.fdopen(os.memfd_create("given"), "w+b", buffering=0) as stdin:
                 stdin.write(given)
                 stdin.seek(0)
-                return subprocess.Popen(
-                    command,
-                    stdin=stdin,
-                    stdout=stdout,
-                    stderr=stdout,
-                    cwd="/",
-                    env={name: value.replace("\0", "") for name, value in environment.items()},
-                    preexec_fn=partial(_in_child, os.getpid()),
-                )
+                command = Command(arguments, clean, secret_arguments=self.command[1:])  # such as a token
+                return start_program(command, stdin, stdout, stdout, _in_child)
         except OSError as error:
             raise ProgramFailed(f"cannot start {self.name}: {reason(error)}") from error
 
@@ -99,15 +91,14 @@ def _in_child(parent: int) -> None:
     signal_when_parent_dies(signal.SIGTERM, parent)
 
 
-def _lines(out: int, process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> Iterator[str]:
+def _lines(out: int, process: StartedProgram, check_stop: Callable[[], None]) -> Iterator[str]:
     """Yield its output until it has ended. Its background processes may keep the pipe open for longer."""
     ended, is_open, rest = False, True, b""
     while not ended:
         check_stop()
         ended = process.poll() is not None
         if not is_open:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(POLL)
+            ended_within(process, POLL)
         elif wait([out], 0 if ended else POLL):
             printed = os.read(out, PIPE_SIZE)
             is_open = bool(printed)

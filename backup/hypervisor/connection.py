@@ -48,9 +48,7 @@ class Hypervisor:
         self.uri = uri
         self._timeout = timeout
         self.local = not urlsplit(uri).hostname
-        libvirt.registerErrorHandler(
-            lambda _context, _error: None, None
-        )  # else libvirt writes to standard error
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else it writes to stderr
         self._open = self._connect(check_stop)
 
     def __enter__(self) -> Hypervisor:

@@ -47,7 +47,7 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         return (Disk(target, _shown(element), skipped=f"a {device}{medium}"),)
     top = _disk(element, target, places)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
-    if top.image:  # is useless without the layers below it
+    if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
     image = next((layer.image for layer in below if layer.image), None)
     if image and top.gap is Gap.FOREIGN:

@@ -11,7 +11,7 @@ from ..model import State
 def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
     """Return the file's content, b"" for a domain that has no NVRAM or never ran.
 
-    `read` raises OSError. Raises BackupError if the file can't be read.
+    `read` raises OSError. Raises BackupError if the file cannot be read.
     """
     if not path:
         return b""

@@ -27,7 +27,7 @@ from ..stored import SavedImage
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
-from ..transfer.compare import against_snapshot, pieces_of
+from ..transfer.compare import compare_with_snapshot, pieces_from_output
 from .domain_lock import lock_of
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
@@ -91,7 +91,7 @@ class DomainJob:
             source.open() as reader,
             self.output.image(image, self.check_stop) as content,
         ):
-            against_snapshot(pieces_of(content, image.size), image, reader, progress)
+            compare_with_snapshot(pieces_from_output(content, image.size), image, reader, progress)
         self._begin(Phase.STREAM, self._output_limit)
         self.reporter.message(Level.INFO, self.order.name, f"{image.target} ({image.image}) verified")
 

@@ -1,4 +1,4 @@
-"""A restored domain's place in libvirt: whether it is free, and how the domain gets there."""
+"""Defines a restored domain in libvirt: checks that its name and UUID are free, writes its NVRAM."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..hypervisor.copy_xml import nvram_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks
 from ..hypervisor.restored_xml import Redefinition, redefined
-from ..model import Disk, Image, Level, State
+from ..model import Disk, Domain, Image, Level, State
 from ..protocols import Reporter
 from ..stored import SavedDomain
 from ..system.undo import undone_by
 
-RESTORING = ".virt-rbd-backup.restoring"  # end of a name under which an NVRAM is written
+RESTORING = ".virt-rbd-backup.restoring"  # suffix of the NVRAM's temporary name
 
 
 @dataclass(frozen=True)
 class RestoredDomain:
-    """A saved domain, to be defined under this name and UUID once its images are there."""
+    """A saved domain that will be defined with this name and UUID when its images are restored."""
 
     saved: SavedDomain
     hypervisor: Hypervisor
@@ -36,7 +36,7 @@ class RestoredDomain:
     reporter: Reporter
 
     @classmethod
-    def of(
+    def from_saved(
         cls,
         saved: SavedDomain,
         hypervisor: Hypervisor,
@@ -45,7 +45,7 @@ class RestoredDomain:
         force: bool,
         reporter: Reporter,
     ) -> RestoredDomain:
-        """`name`: "" for the saved one. `force`: take the place of a domain that is shut off."""
+        """`name`: "" for the saved name. `force`: replace a domain that is shut off."""
         identity = str(uuid.uuid4()) if new_uuid else saved.point.uuid
         return cls(saved, hypervisor, name or saved.name, identity, force, reporter)
 
@@ -54,48 +54,45 @@ class RestoredDomain:
         return (self.name, self.uuid) != (self.saved.name, self.saved.point.uuid)
 
     def require_free(self) -> None:
-        """Raise BackupError unless the domain's name and UUID are free, or may be taken."""
+        """Raise BackupError unless the domain's name and UUID are free, or may be replaced."""
         for other in self.hypervisor.domains():
             if other.uuid == self.uuid and other.name == self.name and self.force:
-                if other.state is not State.SHUT_OFF:
-                    message = f"domain {other.name} is {other.state.value}"
-                    hint = f"virsh destroy {other.name}; virsh managedsave-remove {other.name}"
-                    raise BackupError(message, hint)
+                _require_shut_off(other)
             elif other.uuid == self.uuid:
-                message = f"domain {other.name} with the UUID {other.uuid} is defined here"
-                hint = "--name NEW --new-uuid defines a copy beside it"
+                message = f"the domain {other.name} (UUID {other.uuid}) is already defined here"
+                hint = "--name NEW --new-uuid defines a copy"
                 if other.name == self.name:
                     hint += ", --force replaces it"
                 raise BackupError(message, hint)
             elif other.name == self.name:
-                message = f"another domain {other.name} (UUID {other.uuid}) is defined here"
-                raise BackupError(message, "--name NEW --new-uuid defines it beside that one")
+                message = f"another domain named {other.name} (UUID {other.uuid}) is already defined here"
+                raise BackupError(message, "--name NEW --new-uuid defines a copy")
 
     def require_definable(self) -> None:
-        """Raise BackupError unless the domain may be defined, and its NVRAM be written."""
+        """Raise BackupError unless the domain can be defined and its NVRAM written."""
         self.require_free()
         path = self._nvram_path
         if path:
             self._require_writable(path)
             if os.path.exists(path) and not self.force:
-                hint = "move it out of the way, or --force replaces it"
+                hint = "move it away, or replace it with --force"
                 raise BackupError(f"the NVRAM {path} exists", hint)
 
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
-        """Give its XML with these images; say what can't be as it was. Raises BackupError."""
+        """Return its XML with these images; warn of all that differs. Raises BackupError."""
         change = Redefinition(self.name, self.uuid, self.copy, images, monitors)
         xml, left_out = redefined(self.saved.definition.inactive_xml, change)
         targets = {disk.target for disk in _disks_of(self.saved.definition.inactive_xml)}
-        kept = [one.target for one in self.saved.images if one.target in targets - set(images)]
+        not_restored = [one.target for one in self.saved.images if one.target in targets - set(images)]
         for text in (
-            *(f"left out of the copy's definition: {what}" for what in left_out),
+            *(f"removed from the copy's definition: {what}" for what in left_out),
             *(
-                f"{target} is as it was in the definition: its image is not restored"
-                for target in kept
+                f"{target}: not restored, the definition still names its original image"
+                for target in not_restored
                 if not self.copy
             ),
             *(
-                f"{target} is restored, but not in the definition: the domain had it only while it ran"
+                f"{target}: restored, but not in the definition: it was attached only to the running domain"
                 for target in images
                 if target not in targets
             ),
@@ -104,8 +101,10 @@ class RestoredDomain:
         return xml
 
     @contextmanager
-    def running_once(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> Iterator[str]:
-        """Run the copy, isolated, during the block, which gets its XML; nothing is left of it afterwards."""
+    def running_temporarily(
+        self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]
+    ) -> Iterator[str]:
+        """Run an isolated copy during the block, which gets its XML; nothing of it is left afterwards."""
         change = Redefinition(self.name, self.uuid, True, images, monitors, isolated=True)
         xml, _ = redefined(self.saved.definition.inactive_xml, change)
         with ExitStack() as stack:
@@ -113,19 +112,19 @@ class RestoredDomain:
                 self._require_writable(self._nvram_path)
                 remove = partial(_remove_nvram, self._nvram_path)
                 stack.enter_context(undone_by(remove, self.reporter, self.name))
-                self._write_nvram(self._nvram_path)  # over what a killed drill left: no domain has that name
+                self._write_nvram(self._nvram_path)  # may overwrite a killed drill's: no domain has that name
             destroy = partial(self.hypervisor.destroy, self.uuid)
             stack.enter_context(undone_by(destroy, self.reporter, self.name))
             self.hypervisor.run_once(xml)
             yield xml
 
     def define(self, xml: str) -> None:
-        """Define it, and put its NVRAM in place. Raises BackupError, also if its place is taken by now."""
+        """Define it and write its NVRAM. Raises BackupError, also if its name has been taken meanwhile."""
         self.require_definable()
         with self._nvram_replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
-        self._tell_of_secrets(xml)
+        self._warn_of_missing_secrets(xml)
 
     def start(self) -> None:
         """Start it. Raises HypervisorError."""
@@ -141,17 +140,17 @@ class RestoredDomain:
 
     def _require_writable(self, nvram_path: str) -> None:
         if not self.hypervisor.local:
-            message = f"the NVRAM {nvram_path} can't be written to another node, {self.hypervisor.uri}"
-            raise BackupError(message, "restore on that node, with its own libvirt as LIBVIRT_URI")
+            message = f"cannot write the NVRAM {nvram_path} on another node ({self.hypervisor.uri})"
+            raise BackupError(message, 'restore on that node, with LIBVIRT_URI = "qemu:///system"')
         directory = os.path.dirname(nvram_path)
         if not os.access(directory, os.W_OK | os.X_OK):
-            message = f"cannot write the NVRAM {nvram_path}: {directory} is missing, or can't be written to"
-            hint = "libvirt's package makes it; a service may write to its ReadWritePaths alone"
+            message = f"cannot write the NVRAM {nvram_path}: {directory} is missing or not writable"
+            hint = "libvirt's package creates it; a systemd unit needs it in ReadWritePaths="
             raise BackupError(message, hint)
 
     @contextmanager
     def _nvram_replaced(self) -> Iterator[None]:
-        """Have the NVRAM ready, beside what is there, during the block, and in its place afterwards."""
+        """Write the NVRAM under a temporary name before the block, and rename it after the block."""
         if not self._nvram_path:
             yield
             return
@@ -166,8 +165,8 @@ class RestoredDomain:
         with _nvram_errors("write", path), open(path, "wb", opener=_closed_to_others) as file:
             file.write(self.saved.definition.nvram)
 
-    def _tell_of_secrets(self, xml: str) -> None:
-        """Say what keys libvirt has not got: the domain is defined, but will not start."""
+    def _warn_of_missing_secrets(self, xml: str) -> None:
+        """Warn of cephx keys that libvirt lacks: the domain is defined, but will not start."""
         for address in {disk.address for disk in _disks_of(xml)}:
             try:
                 self.hypervisor.secret(address)
@@ -176,8 +175,14 @@ class RestoredDomain:
 
 
 def _disks_of(xml: str) -> Sequence[Disk]:
-    """Give a definition's disks by what it alone tells of them."""
+    """Return the disks in a definition, without asking libvirt for its storage pools."""
     return disks(xml, Places(lambda _: "<pool/>", lambda _: None))
+
+
+def _require_shut_off(domain: Domain) -> None:
+    if domain.state is not State.SHUT_OFF:
+        hint = f"virsh destroy {domain.name}; virsh managedsave-remove {domain.name}"
+        raise BackupError(f"domain {domain.name} is {domain.state.value}", hint)
 
 
 def _remove_nvram(path: str) -> None:
@@ -191,7 +196,7 @@ def _nvram_errors(action: str, path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = f"is there room in {Path(path).parent}, and may it be written to?"
+        hint = f"check the free space and permissions of {Path(path).parent}"
         raise BackupError(f"cannot {action} the NVRAM {path}: {reason(error)}", hint) from error
 
 

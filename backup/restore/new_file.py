@@ -1,4 +1,4 @@
-"""A file that an image is restored to: raw and sparse, or qcow2 by its name's ending."""
+"""Restores an image to a file: raw and sparse, or qcow2 if the file name ends in .qcow2."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import errno
 import os
 import signal
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import IO, Callable
 
 from ..errors import BackupError, reason
 from ..protocols import WrittenBytes
 from ..stored import SavedImage
 from ..system.process import signal_when_parent_dies
+from ..system.started_program import NOTHING, Command, StartedProgram, ended_within, inherited, start_program
 from ..text import size_text
 
-RESTORING = ".restoring"  # end of a name under which a file is filled
-CONVERT_POLL = 0.2  # seconds between two looks at whether to stop
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)  # of a file system that has none, such as exFAT
+RESTORING = ".restoring"  # suffix of the temporary name
+INHERITED = ("PATH", "TMPDIR")  # what qemu-img gets of our own environment
+CONVERT_POLL = 0.2  # seconds between two checks for a stop
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)  # file systems without hard links, such as exFAT
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class FileWriter:
     descriptor: int
 
     def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
-        """Write; the kernel goes on with it while the next bytes are waited for."""
+        """Write into the page cache; the kernel writes to the disk in the background."""
         left = memoryview(data)
         while left:
             with _errors("cannot write to", self.path):
@@ -43,10 +43,10 @@ class FileWriter:
 
 
 class NewFile:
-    """A saved image on its way into a file. Satisfies protocols.RestoreTarget."""
+    """A file as the destination of a restored image. Satisfies protocols.RestoreTarget."""
 
     def __init__(self, path: str, saved: SavedImage, force: bool) -> None:
-        """`force`: take the place of a file."""
+        """`force`: replace an existing file."""
         self._path = Path(os.path.abspath(path))
         self._saved = saved
         self._force = force
@@ -59,7 +59,7 @@ class NewFile:
         return str(self._path)
 
     def require_free(self) -> None:
-        """Raise BackupError unless the file may be made, and its file system has room for it."""
+        """Raise BackupError unless the file may be created and its file system has room for it."""
         self._require_no_other()
         for left in (self._raw, self._qcow2):
             if os.path.lexists(left):
@@ -77,9 +77,9 @@ class NewFile:
 
     @contextmanager
     def opened(self, check_stop: Callable[[], None]) -> Iterator[FileWriter]:
-        """Make the file under a temporary name, of the image's size, and open it for writing.
+        """Create the file under a temporary name, with the image's size, and open it for writing.
 
-        After the block it gets its form.
+        After the block it is converted to qcow2 if wanted.
         """
         with _errors("cannot restore to", self._path):
             descriptor = self._made(self._raw)
@@ -93,23 +93,23 @@ class NewFile:
                     os.fsync(file.fileno())
 
     def commit(self) -> None:
-        """Give the file its name. Raises BackupError if that is another's by now."""
+        """Give the file its final name. Raises BackupError if that name has been taken meanwhile."""
         self._require_no_other()
         with _errors("cannot restore to", self._path):
             self._name(self._qcow2 if self._converted else self._raw)
             self._undo.close()
 
     def remove_replaced(self) -> None:
-        """Do nothing: what was there is gone already."""
+        """Do nothing: the replaced file is gone already."""
 
     def discard(self) -> None:
-        """Remove what was made, unless it was committed; already gone counts as success."""
+        """Remove the temporary files, unless committed; already gone counts as success."""
         self._undo.close()
 
     def _made(self, path: Path) -> int:
-        """Make a file, where there is none, and open it. It is removed in the end."""
+        """Create a new file and open it. `discard` removes it."""
         try:
-            # 0600: it holds what a guest keeps to itself
+            # 0600: it holds a guest's data
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError as error:
             raise _left_over(path) from error
@@ -117,7 +117,7 @@ class NewFile:
         return descriptor
 
     def _name(self, made: Path) -> None:
-        """Give it its name, which nobody else can have got since we looked."""
+        """Rename it; without `force` by a hard link, which fails if the name has been taken meanwhile."""
         if self._force:
             os.replace(made, self._path)
             return
@@ -138,49 +138,45 @@ class NewFile:
             except FileNotFoundError:
                 return
         if not regular:
-            raise BackupError(f"{self._path} exists, and is no file", "name a new file")
+            raise BackupError(f"{self._path} exists and is not a regular file", "name a new file")
         if not self._force:
             raise BackupError(f"{self._path} exists", "name a new file, or --force replaces it")
 
     def _convert(self, check_stop: Callable[[], None]) -> None:
-        command = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                preexec_fn=partial(_in_child, os.getpid()),
-            )
-        except FileNotFoundError as error:
-            raise BackupError("there is no qemu-img", "apt-get install qemu-utils") from error
-        with process:
+        # short options: it has no long ones for the formats before version 10
+        arguments = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
+        with os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0) as stderr:
+            process = _started(Command(arguments, {**inherited(INHERITED), "LANG": "C.UTF-8"}), stderr)
             try:
-                words = _last_words(process, check_stop)
+                while not ended_within(process, CONVERT_POLL):
+                    check_stop()
             except BaseException:
                 process.kill()
+                process.wait()
                 raise
+            stderr.seek(0)
+            output = stderr.read().decode(errors="replace").strip()
         if process.returncode:
-            raise BackupError(f"qemu-img failed with exit code {process.returncode}: {words}")
+            raise BackupError(f"qemu-img failed with exit code {process.returncode}: {output}")
 
 
 def _left_over(path: Path) -> BackupError:
-    message = f"{path} exists: another restore is under way, or was killed"
-    return BackupError(message, f"if no other is at work on it: rm {path}")
+    message = f"{path} exists: another restore is running or was killed"
+    return BackupError(message, f"if no other restore is running: rm {path}")
 
 
 def _in_child(parent: int) -> None:
-    os.setpgid(0, 0)  # a terminal's Ctrl-C is for us: we end it then
+    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
     signal_when_parent_dies(signal.SIGTERM, parent)
 
 
-def _last_words(process: subprocess.Popen[bytes], check_stop: Callable[[], None]) -> str:
-    """Wait for its end, and give what it says on its standard error."""
-    while True:
-        try:
-            return process.communicate(timeout=CONVERT_POLL)[1].decode(errors="replace").strip()
-        except subprocess.TimeoutExpired:
-            check_stop()
+def _started(command: Command, stderr: IO[bytes]) -> StartedProgram:
+    try:
+        return start_program(command, NOTHING, NOTHING, stderr, _in_child)
+    except FileNotFoundError as error:
+        raise BackupError("qemu-img is not installed", "apt-get install qemu-utils") from error
+    except OSError as error:
+        raise BackupError(f"cannot start qemu-img: {reason(error)}", "check its permissions") from error
 
 
 @contextmanager
@@ -188,6 +184,5 @@ def _errors(action: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BackupError(
-            f"{action} {path}: {reason(error)}", "is there room, and may it be written?"
-        ) from error
+        hint = "check the free space and permissions of its directory"
+        raise BackupError(f"{action} {path}: {reason(error)}", hint) from error

@@ -1,4 +1,4 @@
-"""What an admin wants back, and the way there: from a name to images, files and a domain that runs."""
+"""The command restore: finds the restore point, restores its images, and defines and starts the domain."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..hypervisor.connection import Hypervisor
 from ..model import ClusterAddress, Image, Level, image_named
 from ..protocols import Output, Reporter, RunReporter
 from ..restore_point import manifest
-from ..restore_point.find import chosen, images_held
+from ..restore_point.find import current_images, find_point
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
 from .domain import RestoredDomain
-from .images import Restore, RestoredImage, Wanted
+from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
 
 
 @dataclass(frozen=True)
 class RestoreOrder:
-    """Which domain, of when, and where to; "", () and False for what was not said.
+    """The domain, the restore point and the destination; "", () and False for options that were not given.
 
     `to_pool` is pool or pool/namespace, `to_image` pool/image or pool/namespace/image.
     """
@@ -45,33 +45,35 @@ class RestoreOrder:
     start: bool = False
     force: bool = False
 
-    def require_sense(self) -> None:
-        """Raise ConfigError with everything that contradicts itself."""
+    def require_consistent(self) -> None:
+        """Raise ConfigError with all options that contradict each other."""
         errors = []
         places = [option for option in ("to_pool", "to_image", "to_file") if getattr(self, option)]
         if len(places) > 1:
-            errors.append(f"{' and '.join(map(_spelled, places))} are two places")
+            errors.append(f"{' and '.join(map(_option, places))} exclude each other")
         errors += [
-            f"--suffix names images of their own, {_spelled(place)} a place for one"
+            f"--suffix and {_option(place)} exclude each other"
             for place in ("to_image", "to_file")
             if self.suffix and getattr(self, place)
         ]
         errors += [
-            f"{_spelled(option)} needs --define"
+            f"{_option(option)} requires --define"
             for option in ("name", "new_uuid", "start")
             if getattr(self, option) and not self.define
         ]
         if self.define and self.to_file:
-            errors.append("--define defines a domain on images, --to-file makes none")
+            errors.append(
+                "--define and --to-file exclude each other: libvirt gets no domain with files as disks"
+            )
         if self.to_image and not image_named(self.to_image):
-            errors.append(f"--to-image {self.to_image}: this is no POOL/IMAGE or POOL/NAMESPACE/IMAGE")
+            errors.append(f"--to-image {self.to_image}: expected POOL/IMAGE or POOL/NAMESPACE/IMAGE")
         if self.to_pool and not image_named(f"{self.to_pool}/image"):
-            errors.append(f"--to-pool {self.to_pool}: this is no POOL or POOL/NAMESPACE")
+            errors.append(f"--to-pool {self.to_pool}: expected POOL or POOL/NAMESPACE")
         if errors:
             raise ConfigError([BackupError(error, f"see {PROGRAM} restore --help") for error in errors])
 
-    def place_of(self, image: Image) -> Image:
-        """Give the image that a saved image becomes."""
+    def destination(self, image: Image) -> Image:
+        """Return the image that a saved image is restored to."""
         if self.to_image:
             return image_named(self.to_image) or image
         named = replace(image, name=image.name + self.suffix)
@@ -83,7 +85,7 @@ class RestoreOrder:
 
 @dataclass(frozen=True)
 class Restorer:
-    """Carries an order out."""
+    """Carries out a restore order."""
 
     order: RestoreOrder
     settings: Settings
@@ -92,30 +94,30 @@ class Restorer:
     stop: StopRequest
 
     def restore(self) -> Sequence[RestoredImage]:
-        """Bring back what is wanted.
+        """Restore what the order selects.
 
-        Raises ConfigError; BackupError when nothing was restored; NotDefined when the images were, but the
-        domain could not be defined or started.
+        Raises ConfigError; BackupError if nothing was restored; NotDefined if the images were restored, but
+        the domain could not be defined or started.
         """
         order = self.order
-        order.require_sense()
+        order.require_consistent()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        point = chosen(self.output.restore_points(self.stop.check), order.domain, order.at)
+        point = find_point(self.output.restore_points(self.stop.check), order.domain, order.at)
         saved = self._saved(point)
-        images = images_held(_disks(saved, order.disks), point)
+        images = current_images(_disks(saved, order.disks), point)
         if (order.to_file or order.to_image) and len(images) > 1:
             message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
-            raise ConfigError([BackupError(message, "name one: --disk TARGET")])
-        restore = Restore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+            raise ConfigError([BackupError(message, "select one with --disk TARGET")])
+        restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
         if order.to_file:
-            return restore.bring_back([(images[0], NewFile(order.to_file, images[0], order.force))])
+            return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])
         with ExitStack() as stack:
             cluster = stack.enter_context(
                 restore_cluster(self.settings, self.stop, self.reporter, saved.name)
             )
-            places = {image.target: order.place_of(_image(image)) for image in images}
-            _require_names_of_their_own(images, places.values())
+            places = {image.target: order.destination(_image(image)) for image in images}
+            _require_different_names(images, places.values())
             domain = self._domain(saved, stack) if order.define else None
             xml = domain.xml(places, cluster.monitors()) if domain else ""
             _require_room(cluster, images, places)
@@ -123,7 +125,7 @@ class Restorer:
                 (one, NewImage(cluster, places[one.target], one, order.force, self.reporter, self.stop))
                 for one in images
             ]
-            restored = restore.bring_back(wanted)
+            restored = restore.restore(wanted)
             if domain:
                 define_on_images(domain, xml, order.start)
         return restored
@@ -133,31 +135,33 @@ class Restorer:
         text = f"restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, f"{text}, {saved.consistency.value}")
         if saved.skipped_disks:
-            text = f"not in it, as they were not covered: {', '.join(saved.skipped_disks)}"
+            text = f"disks that were skipped in the backup: {', '.join(saved.skipped_disks)}"
             self.reporter.message(Level.WARNING, saved.name, text)
         return saved
 
     def _domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:
-        """Find its place in libvirt. Raises BackupError if that is not free."""
+        """Connect to libvirt. Raises BackupError if the domain cannot be defined there."""
         order, settings = self.order, self.settings
         if len(settings.libvirt_uris) > 1:
-            message = f"LIBVIRT_URI names {len(settings.libvirt_uris)} libvirts to define the domain in"
-            raise ConfigError([BackupError(message, "name one: --config FILE")])
+            message = f"LIBVIRT_URI has {len(settings.libvirt_uris)} URIs, --define needs exactly one"
+            raise ConfigError([BackupError(message, "use a --config FILE with one URI in LIBVIRT_URI")])
         hypervisor = stack.enter_context(
             Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check)
         )
-        domain = RestoredDomain.of(saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter)
+        domain = RestoredDomain.from_saved(
+            saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter
+        )
         domain.require_definable()
         return domain
 
 
 def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
-    """Define the domain on its restored images, and start it where asked. Raises NotDefined."""
+    """Define the domain with its restored images, and start it if wanted. Raises NotDefined."""
     try:
         domain.define(xml)
     except BackupError as error:
-        once_more = "then restore once more, with --force, as the images are there now"
-        hint = "; ".join(filter(None, (error.hint, once_more)))
+        again = "then restore again with --force, which replaces the restored images"
+        hint = "; ".join(filter(None, (error.hint, again)))
         raise NotDefined(f"the images are restored, but {error.message}", hint) from error
     if start:
         try:
@@ -167,7 +171,7 @@ def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
 
 
 def restore_cluster(settings: Settings, stop: StopRequest, reporter: Reporter, domain: str = "") -> Cluster:
-    """Connect to the cluster that CEPH_CONF leads to, as CEPH_USER. Raises ClusterError."""
+    """Connect to the cluster of CEPH_CONF as CEPH_USER. Raises ClusterError."""
 
     def report(level: Level, text: str) -> None:
         reporter.message(level, domain, text)
@@ -178,30 +182,31 @@ def restore_cluster(settings: Settings, stop: StopRequest, reporter: Reporter, d
 
 
 def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:
-    held = {image.target: image for image in saved.images}
+    by_target = {image.target: image for image in saved.images}
+    hint = f"it has {', '.join(by_target)}"
     errors = [
-        BackupError(f"the restore point of {saved.name} has no disk {target}", f"it has {', '.join(held)}")
+        BackupError(f"the restore point of {saved.name} has no disk {target}", hint)
         for target in targets
-        if target not in held
+        if target not in by_target
     ]
     if errors:
         raise ConfigError(errors)
-    return [held[target] for target in dict.fromkeys(targets)] if targets else saved.images
+    return [by_target[target] for target in dict.fromkeys(targets)] if targets else saved.images
 
 
 def _image(saved: SavedImage) -> Image:
     image = image_named(saved.image)
     if image is None:
-        message = f"the manifest names an image {saved.image!r}, which is none"
-        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points")
+        message = f"invalid image name {saved.image!r} in the manifest"
+        raise BackupError(message, f"choose another restore point: see `{PROGRAM} restore-points`")
     return image
 
 
-def _require_names_of_their_own(images: Sequence[SavedImage], places: Iterable[Image]) -> None:
+def _require_different_names(images: Sequence[SavedImage], places: Iterable[Image]) -> None:
     twice = [str(image) for image, count in Counter(places).items() if count > 1]
     if twice:
-        message = f"{len(images)} images would have the name {', '.join(twice)}"
-        raise ConfigError([BackupError(message, "restore them one by one: --disk TARGET --to-image")])
+        message = f"several of the {len(images)} images would be restored to {', '.join(twice)}"
+        raise ConfigError([BackupError(message, "restore one at a time with --disk TARGET --to-image")])
 
 
 def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
@@ -217,5 +222,5 @@ def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mappin
         cluster.require_namespace(places[image.target])
 
 
-def _spelled(option: str) -> str:
+def _option(option: str) -> str:
     return f"--{option.replace('_', '-')}"

@@ -1,8 +1,8 @@
-"""Checksums of an image's bytes, taken while they are streamed: what a read-back is held against.
+"""Checksums of an image's bytes, computed while they are streamed: verification compares with them.
 
 A record per read: offset (8 bytes), length (4 bytes), both big-endian, and the xxh3-128 digest (16 bytes) of
-what was read there. No read crosses a multiple of 4 MiB, and each such piece of the image has one record at
-the most. What has none was a hole.
+the bytes. No read crosses a multiple of 4 MiB, and each such piece of the image has at most one record. What
+has none was a hole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Checksums:
 
     packed: bytearray = field(default_factory=bytearray)
 
-    def note(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: bytes) -> None:
         self.packed += RECORD.pack(offset, len(data), digest(data))
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Checksums:
         return RECORD.unpack_from(self.packed, number * RECORD.size)
 
     def first_in(self, start: int, end: int) -> tuple[int, int, bytes] | None:
-        """Give the first record whose data begin from `start` on and before `end`, None if there is none."""
+        """Return the first record with an offset from `start` to before `end`, None if there is none."""
         low, high = 0, len(self)
         while low < high:
             middle = (low + high) // 2

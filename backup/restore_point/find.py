@@ -1,4 +1,4 @@
-"""The restore points that an output holds: which of them are meant, and how they are shown."""
+"""Finds restore points among those that an output lists: by domain, time or run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import BackupError, ConfigError
 from ..job_result import JobResult
 from ..stored import SavedDomain, SavedImage, StoredImage, StoredPoint
 
-# How a time may be written, and how long what it names lasts.
+# The accepted formats of a time, each with the length of the period that it denotes.
 TIME_FORMS = {
     "%Y-%m-%d": timedelta(days=1),
     "%Y-%m-%dT%H:%M": timedelta(minutes=1),
@@ -24,94 +24,92 @@ TIME_FORMS = {
 }
 
 
-def of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Sequence[StoredPoint]:
-    """Give the restore points of the domains with these names, UUIDs or patterns; of all if none is named.
+def points_of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Sequence[StoredPoint]:
+    """Return the restore points of the domains with these names, UUIDs or patterns, without names all.
 
-    Raises ConfigError for names of which there is none.
+    Raises ConfigError for names without a restore point.
     """
     unknown = [name for name in names if not any(_matches(point, name) for point in points)]
     if unknown:
-        raise ConfigError([_nothing_of(name, points) for name in unknown])
+        raise ConfigError([_no_restore_point(name, points) for name in unknown])
     return [point for point in points if not names or any(_matches(point, name) for name in names)]
 
 
-def chosen(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
-    """Give the restore point of the domain, a name or a UUID, that is meant by `at`.
+def find_point(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
+    """Return the restore point of the domain, given by name or UUID, that `at` selects.
 
-    "latest" is the newest complete one, a run's id (or the beginning of one) that run's, a time in UTC
-    (2026-11-25, 2026-11-25T03:00) the newest of up to then. Raises ConfigError.
+    "latest" selects the newest complete one, a run's id (or its beginning) that run's, a time in UTC
+    (2026-11-25, 2026-11-25T03:00) the newest up to that time. Raises ConfigError.
     """
-    of_it = [point for point in points if name in (point.domain, point.id.uuid)]
-    if not of_it:
-        raise ConfigError([_nothing_of(name, points)])
-    _require_one_domain(of_it, name)
-    complete = [point for point in of_it if point.manifest_id]
-    moment = _moment(at)
+    candidates = [point for point in points if name in (point.domain, point.id.uuid)]
+    if not candidates:
+        raise ConfigError([_no_restore_point(name, points)])
+    _require_one_domain(candidates, name)
+    complete = [point for point in candidates if point.manifest_id]
+    end = _end_of_time(at)
     if at == "latest":
         found = complete
-    elif moment:
-        found = [point for point in complete if point.taken < moment]
+    elif end:
+        found = [point for point in complete if point.taken < end]
     else:
-        of_run = [point for point in of_it if point.id.run.startswith(at)]
-        found = [
-            point for point in of_run if point.manifest_id
-        ] or of_run  # of one attempt's run, maybe of several
+        by_run = [point for point in candidates if point.id.run.startswith(at)]
+        found = [point for point in by_run if point.manifest_id] or by_run  # a run may have several attempts
     if not found:
-        message = f"there is no complete restore point of {name} that {at!r} could mean"
-        raise ConfigError([BackupError(message, f"{PROGRAM} restore-points {name} lists them")])
+        message = f"no complete restore point of {name} matches --at {at!r}"
+        raise ConfigError([BackupError(message, f"`{PROGRAM} restore-points {name}` lists them")])
     newest = found[-1]
     if not newest.manifest_id:
-        message = f"the restore point of {name} from run {newest.id.run} is not complete: it has no manifest"
-        raise ConfigError([BackupError(message, "its run failed, or is still under way; see --at latest")])
+        message = f"the restore point of {name} from run {newest.id.run} is incomplete: it has no manifest"
+        raise ConfigError([BackupError(message, "its run failed or is still active; try --at latest")])
     return newest
 
 
-def as_held(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
-    """Give what the manifest says with its images as the output has them now; see `images_held`."""
-    return replace(saved, images=images_held(saved.images, point))
+def with_current_ids(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
+    """Return the manifest's content with the output's current ids of its images; see `current_images`."""
+    return replace(saved, images=current_images(saved.images, point))
 
 
-def images_held(images: Sequence[SavedImage], point: StoredPoint) -> tuple[SavedImage, ...]:
-    """Give a restore point's images by the ids that they have now. Raises BackupError if one is gone."""
-    return tuple(_held(image, point) if image.size else image for image in images)
+def current_images(images: Sequence[SavedImage], point: StoredPoint) -> tuple[SavedImage, ...]:
+    """Return the images with the ids that the output lists now. Raises BackupError if one is missing."""
+    return tuple(_current(image, point) if image.size else image for image in images)
 
 
 def missing(points: Sequence[StoredPoint], run: str, result: JobResult) -> Sequence[str]:
-    """Return what of a domain that a run saved is not in the output, by what that lists: () for nothing.
+    """Return what the listed points lack of a domain that a run saved: the manifest, or images.
 
-    That is the manifest, or images that the manifest names.
+    () if nothing is missing.
     """
     complete = [one for one in points if one.manifest_id and one.id[:2] == (run, result.uuid)]
     if not complete:
         return ("the manifest",)
-    held = [image for one in complete for image in one.images]
-    gone = [one for one in result.images if one.size and not any(is_held(one, other) for other in held)]
+    stored = [image for one in complete for image in one.images]
+    gone = [one for one in result.images if one.size and not any(same_image(one, other) for other in stored)]
     return tuple(f"{one.target} ({one.image})" for one in gone)
 
 
-def is_held(image: SavedImage, held: StoredImage) -> bool:
-    """Return whether what is listed is the saved image: a manifest may have the beginning of an id alone."""
-    return any(one.startswith(image.restore_id) for one in (held.restore_id, held.original_id))
+def same_image(image: SavedImage, stored: StoredImage) -> bool:
+    """Return whether the stored image is the saved one: a manifest may have only the beginning of its id."""
+    return any(one.startswith(image.restore_id) for one in (stored.restore_id, stored.original_id))
 
 
-def _held(image: SavedImage, point: StoredPoint) -> SavedImage:
-    for held in point.images:
-        if is_held(image, held):
-            return replace(image, restore_id=held.restore_id)
+def _current(image: SavedImage, point: StoredPoint) -> SavedImage:
+    for stored in point.images:
+        if same_image(image, stored):
+            return replace(image, restore_id=stored.restore_id)
     message = f"the restore point of {point.domain} from run {point.id.run} lacks {image.target}"
-    hint = f"its image {image.image} was removed from the output; {PROGRAM} restore-points {point.domain}"
-    raise BackupError(message, f"{hint} lists others for --at")
+    hint = f"its image {image.image} was removed from the repository; choose another restore point: see"
+    raise BackupError(message, f"{hint} `{PROGRAM} restore-points {point.domain}`")
 
 
 def _require_one_domain(points: Sequence[StoredPoint], name: str) -> None:
     newest = {point.id.uuid: point for point in points}
     if len(newest) > 1:
-        told = ", ".join(f"{one} (until {point.taken:%Y-%m-%d %H:%M})" for one, point in newest.items())
-        raise ConfigError([BackupError(f"several domains had the name {name}", f"name the UUID: {told}")])
+        uuids = ", ".join(f"{one} (until {point.taken:%Y-%m-%d %H:%M})" for one, point in newest.items())
+        raise ConfigError([BackupError(f"several domains had the name {name}", f"use the UUID: {uuids}")])
 
 
-def _moment(at: str) -> datetime | None:
-    """Give the end of the second, the minute or the day that is named, None if it is no time."""
+def _end_of_time(at: str) -> datetime | None:
+    """Return the end of this second, minute or day, None if `at` is not a time."""
     for form, length in TIME_FORMS.items():
         try:
             return datetime.strptime(at, form).replace(tzinfo=timezone.utc) + length
@@ -124,8 +122,8 @@ def _matches(point: StoredPoint, name: str) -> bool:
     return point.id.uuid == name or fnmatchcase(point.domain, name)
 
 
-def _nothing_of(name: str, points: Sequence[StoredPoint]) -> BackupError:
+def _no_restore_point(name: str, points: Sequence[StoredPoint]) -> BackupError:
     domains = sorted({point.domain for point in points})
     near = difflib.get_close_matches(name, domains, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"see `{PROGRAM} restore-points` for all that there are"
+    hint = f"did you mean {near[0]}?" if near else f"`{PROGRAM} restore-points` lists all"
     return BackupError(f"there is no restore point of a domain {name!r}", hint)

@@ -1,6 +1,6 @@
-"""The manifest: what a restore point holds, together with the domain's definition, as one tar file.
+"""The manifest: the content of a restore point and the domain's definition, as one tar file.
 
-A tar, so that `tar -x` alone gives an admin the definition's files back. It is written after all
+It is a tar, so that `tar -x` is enough to restore the definition's files by hand. It is written after all
 images, and only what it names counts.
 """
 
@@ -35,9 +35,9 @@ def pack(
     checksums: Mapping[str, Checksums],
     times: Mapping[str, bytes] = MappingProxyType({}),
 ) -> bytes:
-    """Give the tar file: the manifest, the domain's inactive and live XML, its NVRAM, checksums and times.
+    """Return the tar file: the manifest, the domain's inactive and live XML, its NVRAM, checksums and times.
 
-    These are by the targets of the images' disks; vda.xxh3 is missing where all of vda is a hole.
+    `checksums` and `times` are by disk target; vda.xxh3 is missing if all of vda is a hole.
     """
     definition = point.definition
     members: dict[str, bytes | bytearray] = {
@@ -61,7 +61,7 @@ def pack(
 
 
 def unpack(packed: bytes) -> SavedDomain:
-    """Read what `pack` gave. Raises BackupError for what it can't have given."""
+    """Read what `pack` wrote. Raises BackupError if it is anything else."""
     try:
         members = _members(packed)
         content = json.loads(members[MANIFEST])
@@ -85,8 +85,9 @@ def unpack(packed: bytes) -> SavedDomain:
             times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
-        message = f"the restore point's manifest can't be read ({type(error).__name__}: {error})"
-        raise BackupError(message, f"another restore point may do; see {PROGRAM} restore-points") from error
+        message = f"the restore point's manifest is damaged ({type(error).__name__}: {error})"
+        hint = f"choose another restore point: see `{PROGRAM} restore-points`"
+        raise BackupError(message, hint) from error
 
 
 def _members(packed: bytes) -> Mapping[str, bytes]:
@@ -108,10 +109,10 @@ def _file(target: str, ending: str) -> str:
     return f"{target.replace('/', '_')}{ending}"
 
 
-def _image(told: Mapping[str, Any]) -> SavedImage:
-    layout = told["layout"]
+def _image(fields: Mapping[str, Any]) -> SavedImage:
+    layout = fields["layout"]
     layout = Layout(**{**layout, "features": tuple(layout["features"])})
-    return SavedImage(**{**told, "layout": layout, "source": SnapshotId(**told.get("source", {}))})
+    return SavedImage(**{**fields, "layout": layout, "source": SnapshotId(**fields.get("source", {}))})
 
 
 def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:

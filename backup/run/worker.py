@@ -9,6 +9,7 @@ import signal
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Callable, Union
 
@@ -21,6 +22,7 @@ from ..settings import Settings
 from ..system.process import signal_when_parent_dies
 from ..system.process_title import set_title
 from ..system.progress_interval import ProgressInterval
+from ..system.started_program import commands_logged
 from ..system.stop_request import StopRequest
 
 
@@ -127,4 +129,5 @@ def work(
     except EOFError:
         return
     reporter = PipeReporter(pipe, set_title)
-    reporter.send(DomainJob(order, settings, output, reporter, stop).run())
+    with commands_logged(partial(reporter.message, Level.DEBUG, order.name)):
+        reporter.send(DomainJob(order, settings, output, reporter, stop).run())

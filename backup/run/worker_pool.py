@@ -51,7 +51,7 @@ class Worker:
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
     hung: bool = False
 
-    def is_running(self) -> None:
+    def record_life(self) -> None:
         """Record a sign of life."""
         if not self.hung:
             self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
@@ -60,7 +60,7 @@ class Worker:
         """Record that it enters a phase."""
         self.begun = begun
         self.phases.append((begun.phase, datetime.now(timezone.utc)))
-        self.is_running()
+        self.record_life()
 
     @property
     def timeline(self) -> Timeline:
@@ -198,7 +198,7 @@ class Pool:
             pipe.close()
             self._ended(worker)
             return
-        worker.is_running()
+        worker.record_life()
         if isinstance(item, Message):
             self.reporter.message(item.level, item.domain, item.text)
         elif isinstance(item, Progress):

@@ -29,7 +29,7 @@ MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
-class Started:
+class ChildRecord:
     """A program that was started, by which process, and in which boot and PID namespace.
 
     `leader` is the program, `members` are other processes seen in its group. `uid`, `host` and the times
@@ -50,7 +50,7 @@ class Started:
     ended: Optional[float] = None
 
     @classmethod
-    def by_us(cls, pid: int, leaves: str, began: float) -> Started:
+    def for_child(cls, pid: int, leaves: str, began: float) -> ChildRecord:
         """Describe a child of this process that leads a process group, started after `began`.
 
         Raises OSError.
@@ -80,21 +80,21 @@ class Started:
         return self.boot == _boot()
 
     @property
-    def in_sight(self) -> bool:
+    def visible(self) -> bool:
         """Whether its PIDs are valid for this process: the same boot and PID namespace."""
         return self.of_this_boot and self.namespace == pid_namespace() and sees_own_pids()
 
     @property
     def dead(self) -> bool:
         """Whether provably none of its processes runs."""
-        if not self.in_sight or any(map(is_running, (self.leader, *self.members))) or self.group.members():
+        if not self.visible or any(map(is_running, (self.leader, *self.members))) or self.group.members():
             return False
         return self.ended is not None or not any(map(pid_in_use, self.pids))
 
     @property
     def orphaned(self) -> bool:
         """Whether the process that started it is provably dead."""
-        return self.in_sight and not is_running(self.starter)
+        return self.visible and not is_running(self.starter)
 
 
 class Records:
@@ -103,7 +103,7 @@ class Records:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def write(self, one: Started) -> None:
+    def write(self, one: ChildRecord) -> None:
         """Write or replace a record. Raises OSError."""
         # the mode for each: `parents` alone would create RUNTIME_DIR with one that a run refuses
         for directory in (self.directory.parent, self.directory):
@@ -111,24 +111,24 @@ class Records:
         # not durable: after a reboot it proves nothing
         write_atomically(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 
-    def erase(self, one: Started) -> None:
+    def erase(self, one: ChildRecord) -> None:
         with suppress(OSError):  # a record that stays proves nothing about other programs
             self._path(one).unlink()
 
-    def read(self) -> Iterator[Started]:
+    def read(self) -> Iterator[ChildRecord]:
         """Yield the records that can be read; others prove nothing."""
         for path in sorted(self.directory.glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 yield _started(json.loads(path.read_bytes()))
 
-    def _path(self, one: Started) -> Path:
+    def _path(self, one: ChildRecord) -> Path:
         return self.directory / f"{one.leader.pid}-{one.leader.began}.json"
 
 
 class Recording:
     """Maintains the record of a running program, and adds new members of its group."""
 
-    def __init__(self, records: Records, one: Started) -> None:
+    def __init__(self, records: Records, one: ChildRecord) -> None:
         """Write the record. Raises OSError."""
         self._records = records
         self._one = one
@@ -191,15 +191,15 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     return len(found)
 
 
-def _ended(records: Records, one: Started, members: Sequence[ProcessId]) -> None:
+def _ended(records: Records, one: ChildRecord, members: Sequence[ProcessId]) -> None:
     others = dict.fromkeys((*one.members, *(member for member in members if member != one.leader)))
     with suppress(OSError):
         records.write(replace(one, members=tuple(others), ended=time.time()))
 
 
-def _started(read: dict[str, Any]) -> Started:
+def _started(read: dict[str, Any]) -> ChildRecord:
     processes = {name: ProcessId(*read[name]) for name in ("leader", "starter")}
-    return Started(**{**read, **processes, "members": tuple(ProcessId(*one) for one in read["members"])})
+    return ChildRecord(**{**read, **processes, "members": tuple(ProcessId(*one) for one in read["members"])})
 
 
 def _boot() -> str:

@@ -40,7 +40,7 @@ def lower_priority() -> None:
         _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
 
 
-def private_mounts() -> None:
+def unshare_mounts() -> None:
     """Give this thread, and what it starts from now on, a private mount namespace (man 7 mount_namespaces).
 
     Mounts and unmounts of others are visible here, but not the other way round. Raises OSError.

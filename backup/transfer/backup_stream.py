@@ -1,4 +1,4 @@
-"""A snapshot's bytes on their way to an output: reads in flight, holes without reading."""
+"""Streams a snapshot to an output: several reads in flight, holes without reading."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..restore_point.checksums import Checksums
 from ..system.pipe_writer import PipeWriter
 
 READ_SIZE = 4 << 20  # bytes; an RBD object's usual size
-# In flight at a time: eight reads of 4 MiB have 2.3 times the throughput of one, and 16 bring no more. Small
-# ones, of an image whose data is scattered, are many in these bytes: a network's latency is theirs too.
+# In flight at a time: eight reads of 4 MiB have 2.3 times the throughput of one, 16 have no more. Reads of
+# scattered data are small, with the same network latency each: of them there are up to WINDOW_READS.
 WINDOW_BYTES = 32 << 20
 WINDOW_READS = 64
 HOLE_STEP = 1 << 30  # bytes of a hole between two reports of progress
@@ -31,10 +31,10 @@ class Copied:
 
 
 def pieces(reader: SnapshotReader, within: Extent | None = None) -> Generator[tuple[int, bytes], None, None]:
-    """Yield (offset, data) of all data, or of those in an extent, in order; what is not yielded is a hole.
+    """Yield (offset, data) of all data, or of the data in an extent, in order; the rest is holes.
 
-    A piece never crosses a multiple of READ_SIZE, and each such part of the image gives one at the most. One
-    without data tells how far all is known: the rest of a hole may take minutes to be listed.
+    A piece never crosses a multiple of READ_SIZE, and there is at most one in each such part of the image. An
+    empty piece marks how far the listing has come: listing a large hole may take minutes.
     """
     with closing(reader.extents(within)) as extents, closing(_reads(extents)) as reads:
         yield from read_ahead(reader, reads)
@@ -45,17 +45,17 @@ def copy(
 ) -> Copied:
     """Send the whole snapshot, holes as zeros.
 
-    Memory is bounded by WINDOW_BYTES, what the sink keeps, and the checksums (7 bytes per MiB). Raises
+    Memory is bounded by WINDOW_BYTES, the sink's buffers and the checksums (7 bytes per MiB). Raises
     BackupError.
     """
     data_bytes, checksums = 0, Checksums()
-    with closing(pieces(reader)) as coming:
-        for offset, data in coming:
+    with closing(pieces(reader)) as all_pieces:
+        for offset, data in all_pieces:
             if offset < sink.sent:
-                raise BackupError(f"the extents at {offset} overlap, {sink.sent} bytes are sent already")
+                raise BackupError(f"overlapping extents at {offset}: {sink.sent} bytes are already sent")
             _fill(sink, offset, progress)
             if data:
-                checksums.note(offset, data)
+                checksums.add(offset, data)
                 sink.write(data)
                 data_bytes += len(data)
             progress(sink.sent)
@@ -75,33 +75,39 @@ def _fill(sink: PipeWriter, end: int, progress: Callable[[int], None]) -> None:
 def _reads(extents: Iterable[Extent]) -> Generator[Extent, None, None]:
     """Turn extents into reads: from the first to the last data in each READ_SIZE piece of the image.
 
-    What tells how far all is listed, an extent of no bytes, goes on as a read of none.
+    An empty extent, which marks how far the listing has come, becomes an empty read.
     """
     start = end = 0
-    for extent in extents:
-        offset, stop = extent.offset, extent.offset + extent.length
-        if not extent.length:
-            if end:
-                yield Extent(start, end - start)
+    for part in _cut(extents):
+        if part.length and end and part.offset // READ_SIZE == start // READ_SIZE:
+            end = max(end, part.offset + part.length)
+            continue
+        if end:
+            yield Extent(start, end - start)
+        start, end = part.offset, part.offset + part.length
+        if not part.length:
             start = end = 0
-            yield extent
-        while offset < stop:
-            piece_end = min(stop, (offset // READ_SIZE + 1) * READ_SIZE)
-            if end and offset // READ_SIZE == start // READ_SIZE:
-                end = max(end, piece_end)
-            else:
-                if end:
-                    yield Extent(start, end - start)
-                start, end = offset, piece_end
-            offset = piece_end
+            yield part
     if end:
         yield Extent(start, end - start)
 
 
-def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:
-    """Yield (offset, data) in order, with as many reads under way as the window has room for.
+def _cut(extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Cut extents at multiples of READ_SIZE."""
+    for extent in extents:
+        offset, end = extent.offset, extent.offset + extent.length
+        if not extent.length:
+            yield extent
+        while offset < end:
+            part_end = min(end, (offset // READ_SIZE + 1) * READ_SIZE)
+            yield Extent(offset, part_end - offset)
+            offset = part_end
 
-    A read of no bytes gives none, as soon as those before it are there.
+
+def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:
+    """Yield (offset, data) in order, with as many reads in flight as the window allows.
+
+    An empty read yields an empty piece after those before it.
     """
     pending: deque[tuple[Extent, Callable[[], bytes]]] = deque()
     room = WINDOW_BYTES
@@ -128,4 +134,4 @@ def _settled(wait: Callable[[], bytes]) -> None:
     try:
         wait()
     except BackupError:
-        return  # the first error is on its way already
+        return  # the first error is already being raised

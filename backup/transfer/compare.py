@@ -1,4 +1,4 @@
-"""Proof that what an output gives back is what was saved."""
+"""Compares what an output returns with checksums, or with the snapshot that was saved."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from ..protocols import SnapshotReader, Source
 from ..restore_point.checksums import NO_RECORD, Checksums, digest
 from ..stored import Layout, SavedDomain, SavedImage
 from . import backup_stream
-from .restore_stream import PIECE, ZERO_PIECE, filled, require_end
+from .restore_stream import PIECE, ZERO_PIECE, next_piece, require_end
 
-DAMAGED = "the repository is damaged: see restic check --read-data; back it up again"
-SHOWN = 3  # places of a damaged image that are told one by one
+DAMAGED = "the repository is damaged: run `restic check --read-data`, then back up the domain again"
+SHOWN = 3  # differing extents that a message lists
 
 Progress = Callable[[int], None]
 Piece = Union[bytes, bytearray]
 
 
 class Mismatch(BackupError):
-    """An image comes back with other bytes than were saved."""
+    """An image in the repository differs from what was saved."""
 
 
-def pieces_of(source: Source, size: int) -> Iterator[bytearray]:
-    """Yield what an output gives back, in pieces; each is valid until the next. Raises BackupError."""
+def pieces_from_output(source: Source, size: int) -> Iterator[bytearray]:
+    """Yield an image from the output in pieces; each is valid until the next one. Raises BackupError."""
     buffer = bytearray(PIECE)
     for start in range(0, size, PIECE):
-        yield filled(source, buffer, start, size)
+        yield next_piece(source, buffer, start, size)
     require_end(source, size)
 
 
-def pieces_read(reader: SnapshotReader) -> Generator[bytes, None, None]:
-    """Yield every byte of an image, whatever is listed as a hole, in pieces. Raises BackupError.
+def pieces_from_image(reader: SnapshotReader) -> Generator[bytes, None, None]:
+    """Yield an image from the cluster in pieces, holes included. Raises BackupError.
 
-    To be closed before the image is: reads are under way.
+    Close it before the image: it has reads in flight.
     """
     starts = range(0, reader.size, PIECE)
     extents = (Extent(start, min(PIECE, reader.size - start)) for start in starts)
@@ -48,14 +48,14 @@ def pieces_read(reader: SnapshotReader) -> Generator[bytes, None, None]:
 def require_checksums(saved: SavedDomain) -> None:
     """Raise BackupError if there are images without checksums."""
     if missing := [image.target for image in saved.images if image.target not in saved.checksums]:
-        message = f"run {saved.point.run} saved no checksums of {', '.join(missing)}: an older version did it"
-        raise BackupError(message, "what is saved from now on can be verified")
+        message = f"run {saved.point.run}, of an older version, saved no checksums of {', '.join(missing)}"
+        raise BackupError(message, "newer restore points can be verified")
 
 
-def against_checksums(
+def compare_with_checksums(
     pieces: Iterable[Piece], image: SavedImage, checksums: Checksums, progress: Progress
 ) -> None:
-    """Hold what comes back against the checksums of what was sent. Raises Mismatch."""
+    """Compare an image with the checksums of the bytes that were saved. Raises Mismatch."""
     records = iter(checksums)
     record = next(records, None)
     wrong, start = [], 0
@@ -70,28 +70,30 @@ def against_checksums(
         progress(start)
     _require_none(wrong, image)
     if start != image.size:
-        raise Mismatch(f"{image.target} ({image.image}) has {image.size} bytes, {start} came back", DAMAGED)
+        raise Mismatch(f"{image.target} ({image.image}) has {image.size} bytes, {start} were read", DAMAGED)
     if record:
         message = f"{image.target} ({image.image}) has checksums beyond its {image.size} bytes"
-        raise Mismatch(message, "the manifest is damaged: back it up again")
+        raise Mismatch(message, "the manifest is damaged: back up the domain again")
 
 
 def differs(piece: Piece, start: int, record: tuple[int, int, bytes]) -> bool:
-    """Tell whether a piece, from `start` on, is not what its record says: data, and zeros around it."""
+    """Return whether a piece at offset `start` differs from its record: data with zeros around it."""
     offset, length, expected = record
     first, end = offset - start, offset - start + length
     return digest(memoryview(piece)[first:end]) != expected or any(_zeros_broken(piece, first, end))
 
 
-def against_snapshot(
+def compare_with_snapshot(
     pieces: Iterable[Piece], image: SavedImage, reader: SnapshotReader, progress: Progress
 ) -> None:
-    """Hold what comes back against the snapshot itself. Raises Mismatch."""
+    """Compare an image with the snapshot itself. Raises Mismatch."""
     if reader.size != image.size:
-        message = f"{image.target} ({image.image}) has {reader.size} bytes, {image.size} are saved"
+        message = (
+            f"{image.target} ({image.image}): the snapshot has {reader.size} bytes, {image.size} are saved"
+        )
         raise Mismatch(message, DAMAGED)
     wrong, start = [], 0
-    with closing(pieces_read(reader)) as read:
+    with closing(pieces_from_image(reader)) as read:
         for piece, data in zip(pieces, read):
             if piece != data:
                 wrong.append(Extent(start, len(data)))
@@ -101,7 +103,7 @@ def against_snapshot(
 
 
 def object_number(offset: int, layout: Layout) -> int:
-    """Tell in which of an image's objects a byte lies (docs.ceph.com, "File striping")."""
+    """Return the number of the RBD object that holds a byte (docs.ceph.com, "File striping")."""
     unit, count = layout.stripe_unit, layout.stripe_count
     block = offset // unit
     stripe, position = divmod(block, count)
@@ -109,7 +111,7 @@ def object_number(offset: int, layout: Layout) -> int:
 
 
 def _zeros_broken(piece: Piece, first: int, end: int) -> Iterator[bool]:
-    """Tell whether there are other bytes than zeros before or after the data."""
+    """Yield whether there are non-zero bytes before the data, then after them."""
     yield not piece.startswith(ZERO_PIECE[:first])
     yield not piece.startswith(ZERO_PIECE[: len(piece) - end], end)
 
@@ -121,6 +123,6 @@ def _require_none(wrong: list[Extent], image: SavedImage) -> None:
         f"{one.length} bytes at offset {one.offset} (object {object_number(one.offset, image.layout)})"
         for one in wrong[:SHOWN]
     ]
-    more = f", and {len(wrong) - SHOWN} more places" if len(wrong) > SHOWN else ""
-    message = f"{image.target} ({image.image}) does not come back as it was saved: {', '.join(places)}{more}"
+    more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    message = f"{image.target} ({image.image}) differs from what was saved: {', '.join(places)}{more}"
     raise Mismatch(message, DAMAGED)

@@ -1,4 +1,4 @@
-"""A check of what is said not to have changed: a change that is missed once is missed for ever."""
+"""Checks a sample of what Ceph reports as unchanged: a change missed once would be missed for ever."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from . import backup_stream
 from .backup_stream import READ_SIZE
 from .compare import differs
 
-SAMPLE = 16  # pieces of READ_SIZE: so many of what was data, and so many of what was anything
+SAMPLE = 16  # pieces of READ_SIZE: this many of the data, and this many of everything
 
 
 def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) -> Extent | None:
-    """Compare some of what is said to be as it was saved with the base's checksums.
+    """Compare a sample of the unchanged extents with the base's checksums.
 
-    Gives the first piece that is not, None if all are. The extents are in order, and begin at multiples of
-    READ_SIZE. Raises BackupError.
+    Returns the first piece that differs, None if there is none. The extents are in order and begin at
+    multiples of READ_SIZE. Raises BackupError.
     """
     checksums = Checksums(bytearray(base.checksums))
     drawn = sorted({*_anything(unchanged), *_data(checksums, unchanged)})
@@ -35,7 +35,7 @@ def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) 
 
 
 def _anything(extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
-    """Draw (offset, length) of pieces, each as likely as any other."""
+    """Choose pieces at random: their offsets and lengths."""
     counts = [-(-extent.length // READ_SIZE) for extent in extents]
     total = sum(counts)
     for number in random.sample(range(total), min(SAMPLE, total)):
@@ -47,7 +47,7 @@ def _anything(extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
 
 
 def _data(records: Checksums, extents: Sequence[Extent]) -> Iterator[tuple[int, int]]:
-    """Draw (offset, length) of pieces that had data; fewer where much has changed."""
+    """Choose pieces that had data at random; fewer if much has changed."""
     for number in random.sample(range(len(records)), min(SAMPLE, len(records))):
         offset, _, _ = records[number]
         for extent in extents:

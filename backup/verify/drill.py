@@ -1,4 +1,4 @@
-"""The drill: a domain is restored into a scratch pool, proven, booted where asked, and removed again."""
+"""The drill: restores a domain into a scratch pool, verifies it, boots it if asked, and removes it."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ..hypervisor.errors import HypervisorError
 from ..job_result import Phase
 from ..model import Image, Level, State
 from ..protocols import Output, RunReporter
-from ..report.domain_record import Proof, Proofs, now, proofs
+from ..report.domain_record import DomainRecord, DomainRecords, now, read_records
 from ..restore.domain import RestoredDomain
-from ..restore.images import Restore
+from ..restore.images import ImageRestore
 from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
-from ..restore_point.find import as_held, chosen
+from ..restore_point.find import find_point, with_current_ids
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
-from ..transfer.compare import against_checksums, pieces_read, require_checksums
+from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
 
-BOOT_POLL = 1.0  # seconds between two looks at a guest that boots
-PROBE_LIMIT = 5  # seconds that its agent gets for an answer
+BOOT_POLL = 1.0  # seconds between two checks of a booting guest
+PROBE_LIMIT = 5  # seconds for the agent's answer
 
 
 @dataclass(frozen=True)
 class Drill:
-    """Proves that a domain's newest restore point comes back. `boot`: as a guest that runs, too."""
+    """Proves that a domain's newest restore point is restorable. `boot`: and that the guest boots."""
 
     settings: Settings
     output: Output
@@ -46,10 +46,10 @@ class Drill:
     boot: bool = False
 
     def drill(self, name: str) -> str:
-        """Drill the domain of this name or UUID, and give its name.
+        """Drill the domain with this name or UUID, and return its name.
 
         "" stands for the domain whose last drill is longest ago. Raises ConfigError, BackupError, and
-        DrillFailed if it does not come back as it was saved.
+        DrillFailed.
         """
         settings = self.settings
         errors = list(self.output.configuration_errors())
@@ -60,28 +60,28 @@ class Drill:
         if errors:
             raise ConfigError(errors)
         points = self.output.restore_points(self.stop.check)
-        point = chosen(points, name or due(points, proofs(settings.state_dir)), "latest")
-        note = partial(Proofs(settings.state_dir, self.reporter).note, point.id.uuid, point.domain)
-        note(tried=now())  # before anything can fail: the next drill is another domain's turn
+        point = find_point(points, name or due(points, read_records(settings.state_dir)), "latest")
+        record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
+        record(tried=now())  # before anything can fail, so that the next drill takes another domain
         try:
-            self._prove(point)
+            self._restore_and_verify(point)
         except (Interrupted, TransientError):  # nothing is wrong with the restore point
             raise
         except BackupError as error:
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
-            note(failure=error.message)
+            record(failure=error.message)
             raise DrillFailed(error.message, error.hint) from error
-        note(drilled=now(), failure="")
+        record(drilled=now(), failure="")
         return point.domain
 
-    def _prove(self, point: StoredPoint) -> None:
-        saved = as_held(manifest.unpack(self.output.manifest(point, self.stop.check)), point)
+    def _restore_and_verify(self, point: StoredPoint) -> None:
+        saved = with_current_ids(manifest.unpack(self.output.manifest(point, self.stop.check)), point)
         text = f"drill of the restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, text)
         require_checksums(saved)
         size = sum(image.size for image in saved.images)
-        self.reporter.planned(saved.point.uuid, saved.name, 2 * size)  # restored, and read back
+        self.reporter.planned(saved.point.uuid, saved.name, 2 * size)  # written, then read
         pool, _, namespace = self.settings.drill_pool.partition("/")
         with ExitStack() as stack:
             cluster = stack.enter_context(
@@ -89,11 +89,11 @@ class Drill:
             )
             require_room(cluster, pool, sum(image.data_bytes for image in saved.images))
             wanted = []
-            for image in map(_without_data_pool, saved.images):  # by names that no two disks have
+            for image in map(_without_data_pool, saved.images):
                 place = Image(pool, f"{saved.point.uuid}.{image.target}", namespace)
                 wanted.append((image, NewImage(cluster, place, image, False, self.reporter, self.stop)))
-            restore = Restore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
-            stack.enter_context(restore.filled(wanted))
+            restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+            stack.enter_context(restore.staged(wanted))
             self.reporter.phase(saved.name, Phase.VERIFY)
             for image, target in wanted:
                 self._verify(saved, image, target.filling, cluster)
@@ -102,43 +102,43 @@ class Drill:
                 self._boot(saved, images, cluster.monitors())
 
     def _verify(self, saved: SavedDomain, image: SavedImage, restored: Image, cluster: Cluster) -> None:
-        """Hold what lies in the cluster against what was saved."""
-        throttle = ProgressInterval()
+        """Compare the restored image with the checksums of the saved one."""
+        interval = ProgressInterval()
 
         def progress(done: int) -> None:
             self.stop.check()
-            if throttle.due(done, image.size):
+            if interval.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
         checksums = Checksums(bytearray(saved.checksums[image.target]))
-        with cluster.head_reader(restored) as reader, closing(pieces_read(reader)) as pieces:
-            against_checksums(pieces, image, checksums, progress)
+        with cluster.head_reader(restored) as reader, closing(pieces_from_image(reader)) as pieces:
+            compare_with_checksums(pieces, image, checksums, progress)
         self.reporter.message(Level.INFO, saved.name, f"{image.target} verified in {restored.place}")
 
     def _boot(
         self, saved: SavedDomain, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]
     ) -> None:
-        """Boot it without a network, and wait until its agent answers."""
+        """Boot the domain without a network and wait until its agent answers."""
         settings = self.settings
         self.reporter.phase(saved.name, Phase.BOOT)
         with Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check) as hypervisor:
             name = f"{saved.name}-drill"
-            domain = RestoredDomain.of(saved, hypervisor, name, True, False, self.reporter)
+            domain = RestoredDomain.from_saved(saved, hypervisor, name, True, False, self.reporter)
             domain.require_free()
             began = time.monotonic()
-            with domain.running_once(images, monitors) as xml:
+            with domain.running_temporarily(images, monitors) as xml:
                 try:
                     answered = self._wait_for_agent(
                         domain, AGENT_CHANNEL in xml, began + settings.drill_boot_timeout
                     )
-                except DomainGone as error:  # libvirt knows it only for as long as it runs
+                except DomainGone as error:  # a transient domain: libvirt forgets it when it ends
                     raise _not_booted(domain, "it has ended") from error
         if answered:
             text = f"booted in {time.monotonic() - began:.0f} s"
             self.reporter.message(Level.INFO, saved.name, text)
 
     def _wait_for_agent(self, domain: RestoredDomain, has_agent: bool, deadline: float) -> bool:
-        """Tell whether it answered: a guest without one is only seen to run. Raises BackupError."""
+        """Return whether the agent answered; False if there is none. Raises BackupError."""
         limit = self.settings.drill_boot_timeout
         while time.monotonic() < deadline:
             self.stop.check()
@@ -152,14 +152,14 @@ class Drill:
             time.sleep(BOOT_POLL)
         if has_agent:
             message = f"the agent of the restored guest did not answer within {limit} s"
-            raise BackupError(message, "restore it as a copy and look at its console; see DRILL_BOOT_TIMEOUT")
-        text = f"it still ran after {limit} s; that it booted nobody could ask, as it has no guest agent"
+            raise BackupError(message, "restore it as a copy and check its console; see DRILL_BOOT_TIMEOUT")
+        text = f"still running after {limit} s; boot not confirmed, as the guest has no agent"
         self.reporter.message(Level.WARNING, domain.saved.name, text)
         return False
 
 
 def _without_data_pool(image: SavedImage) -> SavedImage:
-    """Have all of it in DRILL_POOL: its own data pool is one that production lives in."""
+    """Put everything into DRILL_POOL: the image's own data pool is in production use."""
     return replace(image, layout=replace(image.layout, data_pool=""))
 
 
@@ -168,12 +168,12 @@ def _not_booted(domain: RestoredDomain, what: str) -> BackupError:
     return BackupError(f"the restored guest did not boot: {what}", hint)
 
 
-def due(points: Sequence[StoredPoint], known: Mapping[str, Proof]) -> str:
-    """Give the UUID of the domain whose last drill, good or bad, is longest ago.
+def due(points: Sequence[StoredPoint], known: Mapping[str, DomainRecord]) -> str:
+    """Return the UUID of the domain whose last drill, passed or failed, is longest ago.
 
     Raises BackupError if there is none.
     """
     candidates = {point.id.uuid for point in points if point.manifest_id}
     if not candidates:
         raise BackupError("there is no complete restore point to drill", f"see {PROGRAM} restore-points")
-    return min(sorted(candidates), key=lambda uuid: known.get(uuid, Proof()).tried)
+    return min(sorted(candidates), key=lambda uuid: known.get(uuid, DomainRecord()).tried)

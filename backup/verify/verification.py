@@ -1,4 +1,4 @@
-"""The verification of restore points: read back from the output, and held against their checksums."""
+"""Verification: reads restore points back from the output and compares them with their checksums."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ from ..ceph.saved_snapshot import snapshot_of
 from ..errors import BackupError, ConfigError
 from ..job_result import Phase
 from ..model import Level
-from ..protocols import Output, RunReporter
-from ..report.domain_record import Proofs
+from ..protocols import Output, RunReporter, SnapshotReader
+from ..report.domain_record import DomainRecords
 from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
-from ..restore_point.find import as_held, chosen, of_domains
+from ..restore_point.find import find_point, points_of_domains, with_current_ids
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..text import size_text
-from ..transfer.compare import Mismatch, against_checksums, against_snapshot, pieces_of, require_checksums
+from ..transfer.compare import (
+    Mismatch,
+    compare_with_checksums,
+    compare_with_snapshot,
+    pieces_from_output,
+    require_checksums,
+)
 
-STOP_POLL = 0.1  # seconds between two looks at whether to stop
+STOP_POLL = 0.1  # seconds between two checks for a stop
 
 Read = tuple[StoredPoint, "Future[Optional[SavedImage]]"]
 
 
 @dataclass(frozen=True)
 class Verified:
-    """How many domains failed, and how many images, and bytes in them, are as they were saved."""
+    """The result: how many domains failed, how many images passed, and their bytes."""
 
     failed: int
     images: int
@@ -46,9 +52,9 @@ class Verified:
 
 @dataclass(frozen=True)
 class Verification:
-    """Verifies one restore point of each domain, images up to WORKERS at a time.
+    """Verifies one restore point of each domain, up to WORKERS images at a time.
 
-    `sample` is the part of all bytes, 0 to 1, that is read at the least: whole images, drawn by chance.
+    `sample` is the share of all bytes, 0 to 1, to be read at least: whole images, chosen at random.
     """
 
     settings: Settings
@@ -58,55 +64,55 @@ class Verification:
     sample: float = 1.0
 
     def verify(self, names: Sequence[str], at: str) -> Verified:
-        """Verify, and tell how it went. Raises ConfigError, BackupError."""
+        """Verify and report each image. Raises ConfigError, BackupError."""
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         points = self.output.restore_points(self.stop.check)
-        of = {point.id.uuid: point.domain for point in of_domains(points, names)}
-        if not of:
-            hint = f"is RESTIC_REPOSITORY the one that backups go to? see {PROGRAM} restore-points"
+        domains = {point.id.uuid: point.domain for point in points_of_domains(points, names)}
+        if not domains:
+            hint = f"check RESTIC_REPOSITORY; `{PROGRAM} restore-points` lists all restore points"
             raise BackupError("there is no restore point to verify", hint)
         failed: set[str] = set()
         images = size = 0
-        held = self._chosen(points, of, at, failed)
-        for point, future in self._compared(held, failed):
+        selected = self._selected(points, domains, at, failed)
+        for point, future in self._compared(selected, failed):
             uuid = point.id.uuid
             try:
                 image = future.result()
             except BackupError as error:
-                if isinstance(error, Mismatch) or not self.stop.requested:  # or it is the stop's doing
+                if isinstance(error, Mismatch) or not self.stop.requested:  # or the stop caused it
                     self._failed(failed, uuid, point.domain, error)
                 continue
             if image:
                 images, size = images + 1, size + image.size
                 text = f"{image.target} ({image.image}) verified: {size_text(image.size)}"
                 self.reporter.message(Level.INFO, point.domain, text)
-        if self.sample == 1:  # a part of it proves damage, but not that there is none
-            self._prove(point for point in held if point.id.uuid not in failed)
+        if self.sample == 1:  # a sample can prove damage, but not its absence
+            self._record_verified(point for point in selected if point.id.uuid not in failed)
         return Verified(len(failed), images, size)
 
-    def _prove(self, verified: Iterable[StoredPoint]) -> None:
-        for point in verified:
-            self._proofs.note_verified(point.id.uuid, point.domain)
+    def _record_verified(self, points: Iterable[StoredPoint]) -> None:
+        for point in points:
+            self._records.record_verified(point.id.uuid, point.domain)
 
-    def _chosen(
-        self, points: Sequence[StoredPoint], of: Mapping[str, str], at: str, failed: set[str]
+    def _selected(
+        self, points: Sequence[StoredPoint], domains: Mapping[str, str], at: str, failed: set[str]
     ) -> Sequence[StoredPoint]:
-        """Give the restore point of each domain that is meant, by the listing alone."""
+        """Return the restore point of each domain that `at` selects, from the listing alone."""
         found = []
-        for uuid, name in of.items():
+        for uuid, name in domains.items():
             try:
-                found.append(chosen(points, uuid, at))
+                found.append(find_point(points, uuid, at))
             except BackupError as error:
                 self._failed(failed, uuid, name, error)
         return found
 
-    def _compared(self, held: Sequence[StoredPoint], failed: Container[str]) -> Iterator[Read]:
-        """Read images back, and yield each as soon as that has ended. Raises the reason to stop.
+    def _compared(self, selected: Sequence[StoredPoint], failed: Container[str]) -> Iterator[Read]:
+        """Read images back and yield each result as it arrives. Raises the reason to stop.
 
-        `failed` then has those whose images are not as they were saved.
+        The caller adds to `failed` the UUIDs of domains with a failure.
         """
-        drawn = _drawn(held, self.sample)
+        drawn = _drawn(selected, self.sample)
         for point, targets in drawn:
             sizes = _sizes(point)
             self.reporter.planned(point.id.uuid, point.domain, sum(sizes[one] for one in targets if one))
@@ -117,62 +123,55 @@ class Verification:
         ):
             under_way = {}
             for point, targets in drawn:
-                manifest_of = _Manifest(self.output, point, self.stop.check)
+                point_manifest = _Manifest(self.output, point, self.stop.check)
                 for target in targets:
-                    under_way[threads.submit(self._image, manifest_of, target, snapshots)] = point
-            pending = set(under_way)
-            while pending:
-                done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
-                for future in done:
-                    point = under_way.pop(future)
-                    yield point, future
-                    left[point.id.uuid] -= 1
-                    if not left[point.id.uuid]:
-                        self.reporter.ended(point.id.uuid, failed=point.id.uuid in failed)
+                    under_way[threads.submit(self._image, point_manifest, target, snapshots)] = point
+            for point, future in _ended(under_way):
+                yield point, future
+                left[point.id.uuid] -= 1
+                if not left[point.id.uuid]:
+                    self.reporter.ended(point.id.uuid, failed=point.id.uuid in failed)
         self.stop.check()
 
-    def _image(self, of: _Manifest, target: str, snapshots: _Snapshots) -> Optional[SavedImage]:
-        """Verify an image, and give it; None if there is none, or the domain has failed with another."""
+    def _image(self, point_manifest: _Manifest, target: str, snapshots: _Snapshots) -> Optional[SavedImage]:
+        """Verify an image and return it; None if there is none, or if the manifest is unreadable."""
         self.stop.check()
-        self.reporter.phase(of.point.domain, Phase.VERIFY)
-        saved = of.read()
+        self.reporter.phase(point_manifest.point.domain, Phase.VERIFY)
+        saved = point_manifest.read()
         image = next((one for one in saved.images if one.target == target), None) if saved else None
-        if saved and image and image.size:  # or it is in the manifest alone
+        if saved and image and image.size:  # an empty image is in the manifest only
             self._verify(saved, image, snapshots)
         return image
 
     def _verify(self, saved: SavedDomain, image: SavedImage, snapshots: _Snapshots) -> None:
         checksums = Checksums(bytearray(saved.checksums[image.target]))
-        throttle = ProgressInterval()
+        interval = ProgressInterval()
 
         def progress(done: int) -> None:
-            if throttle.due(done, image.size):
+            if interval.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
         cluster = snapshots.cluster() if image.segment_size else None
-        if self._is_as_its_snapshot(saved.name, image, cluster, progress):
+        if self._equals_snapshot(saved.name, image, cluster, progress):
             return
         with self.output.image(image, self.stop.check) as source:
-            against_checksums(pieces_of(source, image.size), image, checksums, progress)
+            compare_with_checksums(pieces_from_output(source, image.size), image, checksums, progress)
 
-    def _is_as_its_snapshot(
+    def _equals_snapshot(
         self, domain: str, image: SavedImage, cluster: Optional[Cluster], progress: Callable[[int], None]
     ) -> bool:
-        """Compare with the snapshot, which shows too what a backup of changes alone has missed.
+        """Compare with the base snapshot, which also shows changes that an incremental backup missed.
 
-        False where there is none, or none any more: the next backup may remove it meanwhile, and what is read
-        of it then is zeros. Raises Mismatch.
+        False if there is none, or none any more: the next backup may remove it meanwhile, and reads of it
+        then return zeros. Raises Mismatch.
         """
         try:
             with snapshot_of(image, cluster) as snapshot:
                 if snapshot:
-                    with self.output.image(image, self.stop.check) as source:
-                        against_snapshot(pieces_of(source, image.size), image, snapshot, progress)
+                    self._compare(image, snapshot, progress)
                 return snapshot is not None
         except ClusterError as error:
-            text = (
-                f"{image.target} is compared with checksums, its snapshot could not be read: {error.message}"
-            )
+            text = f"{image.target}: comparing with checksums, as the snapshot is unreadable: {error.message}"
             self.reporter.message(Level.INFO, domain, text)
         except Mismatch:
             with suppress(ClusterError), snapshot_of(image, cluster) as snapshot:
@@ -180,20 +179,24 @@ class Verification:
                     raise
         return False
 
+    def _compare(self, image: SavedImage, snapshot: SnapshotReader, progress: Callable[[int], None]) -> None:
+        with self.output.image(image, self.stop.check) as source:
+            compare_with_snapshot(pieces_from_output(source, image.size), image, snapshot, progress)
+
     def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
-        """Tell it, and note the domain's first failure at once: a long verification may be interrupted."""
+        """Report the failure, and record the domain's first at once: a verification may be interrupted."""
         self.reporter.message(Level.ERROR, name, str(error))
-        if uuid not in failed and not isinstance(error, ConfigError):  # a --at that fits none proves nothing
-            self._proofs.note(uuid, name, failure=error.message)
+        if uuid not in failed and not isinstance(error, ConfigError):  # that --at finds none is no damage
+            self._records.update(uuid, name, failure=error.message)
         failed.add(uuid)
 
     @property
-    def _proofs(self) -> Proofs:
-        return Proofs(self.settings.state_dir, self.reporter)
+    def _records(self) -> DomainRecords:
+        return DomainRecords(self.settings.state_dir, self.reporter)
 
 
 class _Manifest:
-    """A restore point's manifest, read by the first task that needs it; forgotten with the last one."""
+    """A restore point's manifest, read by the first task that needs it, freed with the last one."""
 
     def __init__(self, output: Output, point: StoredPoint, check_stop: Callable[[], None]) -> None:
         self.point = point
@@ -204,19 +207,19 @@ class _Manifest:
         self._failed = False
 
     def read(self) -> Optional[SavedDomain]:
-        """Give what it says; None if it could not be read, which is raised once."""
+        """Return the content; None if an earlier call failed to read it, which raised the error."""
         with self._lock:
             if not self._saved and not self._failed:
                 self._failed = True  # unless it succeeds
                 packed = self._output.manifest(self.point, self._check_stop)
-                saved = as_held(manifest.unpack(packed), self.point)
+                saved = with_current_ids(manifest.unpack(packed), self.point)
                 require_checksums(saved)
                 self._saved, self._failed = saved, False
             return self._saved
 
 
 class _Snapshots:
-    """The cluster with the snapshots that images were saved from; reached when the first is looked for."""
+    """The cluster with the base snapshots; the first use connects to it."""
 
     def __init__(self, settings: Settings, stop: StopRequest, reporter: RunReporter) -> None:
         self._settings = settings
@@ -234,7 +237,7 @@ class _Snapshots:
         self._stack.close()
 
     def cluster(self) -> Optional[Cluster]:
-        """Give it, or None where it is out of reach."""
+        """Return the cluster, None if it is unreachable."""
         with self._lock:
             if not self._tried:
                 self._tried = True
@@ -243,24 +246,33 @@ class _Snapshots:
                         restore_cluster(self._settings, self._stop, self._reporter)
                     )
                 except ClusterError as error:
-                    text = f"base snapshots can't be compared, but checksums: {error.message}"
+                    text = f"comparing with checksums, not with base snapshots: {error.message}"
                     self._reporter.message(Level.INFO, "", text)
             return self._cluster
 
 
+def _ended(under_way: dict[Future[Optional[SavedImage]], StoredPoint]) -> Iterator[Read]:
+    """Yield each result as it arrives."""
+    pending = set(under_way)
+    while pending:
+        done, pending = wait(pending, STOP_POLL, FIRST_COMPLETED)
+        for future in done:
+            yield under_way.pop(future), future
+
+
 def _sizes(point: StoredPoint) -> Mapping[str, int]:
-    """Give the sizes of a restore point's images by their targets; 0 where only the manifest has them."""
+    """Return the sizes of the images by target; 0 if only the manifest has the size."""
     return {image.target: image.size or 0 for image in point.images}
 
 
-def _drawn(held: Sequence[StoredPoint], sample: float) -> Sequence[tuple[StoredPoint, Sequence[str]]]:
-    """Draw images until they hold the part of all bytes that is wanted; at least one.
+def _drawn(selected: Sequence[StoredPoint], sample: float) -> Sequence[tuple[StoredPoint, Sequence[str]]]:
+    """Choose images at random until they have the share `sample` of all bytes; at least one.
 
-    Gives their targets by restore point, "" for one without any, of which the manifest can be read.
+    Returns their targets by restore point, "" for one without images, whose manifest is read.
     """
     if sample == 1:
-        return [(point, list(_sizes(point)) or [""]) for point in held]
-    images = [(point, target, size) for point in held for target, size in _sizes(point).items()]
+        return [(point, list(_sizes(point)) or [""]) for point in selected]
+    images = [(point, target, size) for point in selected for target, size in _sizes(point).items()]
     wanted = sample * sum(size for _, _, size in images)
     drawn: dict[str, list[str]] = {}
     read = 0
@@ -269,4 +281,4 @@ def _drawn(held: Sequence[StoredPoint], sample: float) -> Sequence[tuple[StoredP
             break
         drawn.setdefault(point.id.uuid, []).append(target)
         read += size
-    return [(point, drawn[point.id.uuid]) for point in held if point.id.uuid in drawn]
+    return [(point, drawn[point.id.uuid]) for point in selected if point.id.uuid in drawn]

@@ -32,7 +32,7 @@ POLL = 1.0  # seconds between two checks of the notes while the run is alive
 MARGIN = 2.0  # seconds by which it acts later than the main process, which may be stopped
 FIRST_PAUSE = 0.05  # seconds until it checks again whether it may thaw the rest; doubled up to the last
 LAST_PAUSE = 15.0
-START_LIMIT = 60.0  # seconds that it may take to start, on a node that is busy
+START_LIMIT = 60.0  # seconds that it may take to start, on a busy node
 READY_POLL = 0.1  # seconds between two checks whether it has started
 END_LIMIT = 10.0  # seconds that the main process waits for its end
 
@@ -110,7 +110,7 @@ class Watchdog:
             pass
 
     def _started(self) -> Connection:
-        """Start one; return a connection that gets a message when it watches, and is at its end with it."""
+        """Start one; return a connection that receives a message when it watches, and ends when it ends."""
         try:
             life, its_own = SPAWN.Pipe(duplex=False)
             arguments = (self._theirs, its_own, self._settings, self._reporter)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Callable, Optional
@@ -15,10 +12,9 @@ from typing import IO, Callable, Optional
 from backup.errors import reason
 from backup.system.process import lower_priority, signal_when_parent_dies
 from backup.system.process_group import Group
+from backup.system.started_program import Command, StartedProgram, ended_within, start_program
 
 from .messages import ResticError
-
-NOTHING, PIPE = subprocess.DEVNULL, subprocess.PIPE  # to read from
 
 # What a command takes while it works, and may leave when it is killed: a lock, shared or exclusive.
 LOCKS = {"backup": "shared", "forget": "exclusive"}
@@ -36,7 +32,7 @@ class Child:
     since 1970.
     """
 
-    process: subprocess.Popen[bytes]
+    process: StartedProgram
     group: Group
     lock: str
     began: float
@@ -55,8 +51,7 @@ class Child:
 
     def wait(self, seconds: float) -> None:
         """Wait for its end, for so long at the most."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(seconds)
+        ended_within(self.process, seconds)
 
     def ended(self, limit: float, check_stop: Callable[[], None]) -> bool:
         """Wait for its end, and return whether it came within `limit` seconds."""
@@ -95,9 +90,8 @@ class Child:
 
 
 def started(
-    command: Sequence[str],
+    command: Command,
     name: str,
-    environment: Mapping[str, str],
     stdin: int,
     outlets: tuple[IO[bytes], IO[bytes]],
 ) -> Child:
@@ -105,22 +99,14 @@ def started(
     stdout, stderr = outlets
     began = time.time()
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            bufsize=0,
-            cwd="/",
-            env=environment,
-            preexec_fn=partial(_in_child, os.getpid(), name),
-        )
+        process = start_program(command, stdin, stdout, stderr, partial(_in_child, name))
     except OSError as error:
-        raise ResticError(f"cannot start {command[0]}: {reason(error)}", "see RESTIC_BINARY") from error
+        message = f"cannot start {command.arguments[0]}: {reason(error)}"
+        raise ResticError(message, "see RESTIC_BINARY") from error
     return Child(process, Group.of(process.pid), LOCKS.get(name, ""), began)
 
 
-def _in_child(parent: int, name: str) -> None:
+def _in_child(name: str, parent: int) -> None:
     # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
     # be lost, and the end of stdin after it commit what there is.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

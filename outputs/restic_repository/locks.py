@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from backup.errors import reason
-from backup.system.child_records import Started
+from backup.system.child_records import ChildRecord
 from backup.system.process_group import pid_in_use
 
 from .child import LOCKS
@@ -61,7 +61,7 @@ def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Seque
     return () if removed else locks
 
 
-def left_by(one: Started, lock: Lock) -> bool:
+def left_by(one: ChildRecord, lock: Lock) -> bool:
     """Return whether a lock is a dead restic's: by host, user, process, kind, and the time of its life.
 
     A lock that is held for long is written anew every five minutes, with a new time.
@@ -73,7 +73,7 @@ def left_by(one: Started, lock: Lock) -> bool:
     return in_time and (lock.host, lock.uid) == (one.host, one.uid) and lock.pid in one.pids
 
 
-def _dead(program: Program) -> Sequence[Started]:
+def _dead(program: Program) -> Sequence[ChildRecord]:
     """Give what is provably dead and may have left a lock; of another boot nothing can be proven any more."""
     if not program.records:
         return ()
@@ -84,7 +84,7 @@ def _dead(program: Program) -> Sequence[Started]:
     return [one for one in found if one.of_this_boot and one.dead]
 
 
-def _erase(program: Program, one: Started) -> None:
+def _erase(program: Program, one: ChildRecord) -> None:
     if program.records:
         program.records.erase(one)
 

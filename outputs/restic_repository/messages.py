@@ -17,7 +17,7 @@ MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
 # restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
 NOT_STARTED = (126, 127)  # what env, or a shell as a wrapper, makes of it
-LOCKED_WORDS = "repository is already locked"  # of older ones, whose exit code is 1 for everything
+LOCKED_MESSAGE = "repository is already locked"  # of older ones, whose exit code is 1 for everything
 HINTS = {
     NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
     LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT. If the owner of that "
@@ -81,7 +81,7 @@ def failure(command: str, code: int, printed: str, words: str) -> ResticError:
 
 def is_locked(code: int, printed: str) -> bool:
     """Return whether it failed as another program has the repository to itself; it has no lock then."""
-    return code == LOCKED or (code == 1 and LOCKED_WORDS in printed)
+    return code == LOCKED or (code == 1 and LOCKED_MESSAGE in printed)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def summary_in(printed: str) -> Summary:
     raise ResticError("restic ended well but did not say what it saved", "is RESTIC_BINARY really restic?")
 
 
-def last_words(printed: str) -> str:
+def last_lines(printed: str) -> str:
     """Give the last lines of restic's standard error: text, or from 0.18 on JSON.
 
     Left out is where in its own source an error arose: a function, and then in a line of its own the file.

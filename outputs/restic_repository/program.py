@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Callable, Optional
 
-from backup.system.child_records import Recording, Records, Started, records_in
+from backup.system.child_records import ChildRecord, Recording, Records, records_in
 from backup.system.pipe_reader import PipeReader, WriterEnded
 from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
 from backup.system.process_group import sees_own_pids
+from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
-from .child import NOTHING, PIPE, WAIT_POLL, Child, outlet, printed, started
-from .messages import ResticError, Summary, failure, is_locked, last_words, summary_in
+from .child import WAIT_POLL, Child, outlet, printed, started
+from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
 # What restic gets of our own environment; everything else is left out.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
+
+# Of RESTIC_ENVIRONMENT, those whose values are no secret; passwords in URLs are left out anyway.
+NO_SECRETS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
 
 CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
 
@@ -191,9 +195,14 @@ class Program:
 
         What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
         """
-        command = [*before, self.binary, *self.options, *arguments]
+        command = Command(
+            [*before, self.binary, *self.options, *arguments],
+            self._environment(),
+            secret_variables=set(self.environment) - NO_SECRETS,
+            secret_arguments=[one for one in self.options if any(map(one.__contains__, self._secrets()))],
+        )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
-            child = started(command, arguments[0], self._environment(), stdin, (pipe or stdout, stderr))
+            child = started(command, arguments[0], stdin, (pipe or stdout, stderr))
             recording = None
             try:
                 recording = self._recorded(child)
@@ -201,7 +210,7 @@ class Program:
             except Stalled as stalled:
                 child.end(give_up)
                 # restic 0.18 tries for minutes what a repository refuses, and says so
-                words = self._without_secrets(last_words(printed(stderr)))
+                words = self._without_secrets(last_lines(printed(stderr)))
                 message = f"{stalled.message}: {words}" if words else stalled.message
                 raise Stalled(message, stalled.hint) from None
             finally:
@@ -216,13 +225,12 @@ class Program:
         if not self.records or not sees_own_pids():
             return None
         try:
-            return Recording(self.records, Started.by_us(child.process.pid, child.lock, child.began))
+            return Recording(self.records, ChildRecord.for_child(child.process.pid, child.lock, child.began))
         except OSError:  # RUNTIME_DIR is full: a backup is worth more
             return None
 
     def _environment(self) -> dict[str, str]:
-        built = {name: os.environ[name] for name in INHERITED if name in os.environ}
-        built.update(LANG="C.UTF-8", TZ="UTC")
+        built = {**inherited(INHERITED), "LANG": "C.UTF-8", "TZ": "UTC"}
         if self.repository:
             built["RESTIC_REPOSITORY"] = self.repository
         if self.password_file:
@@ -240,13 +248,18 @@ class Program:
         if code == 0:
             return
         check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
-        raise failure(command, code, child.stderr, self._without_secrets(last_words(child.stderr)))
+        raise failure(command, code, child.stderr, self._without_secrets(last_lines(child.stderr)))
 
     def _without_secrets(self, words: str) -> str:
-        for name, value in self.environment.items():
-            if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name)):
-                words = words.replace(value, "***")
-        return re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1:***@", words)
+        return without_secrets(words, self._secrets())
+
+    def _secrets(self) -> Sequence[str]:
+        """Give the values of RESTIC_ENVIRONMENT that may be secret: a short one may be a part of any text."""
+        return [
+            value
+            for name, value in self.environment.items()
+            if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name))
+        ]
 
 
 def _summary_of(sent: int, child: Child) -> Summary:

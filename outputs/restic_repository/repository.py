@@ -26,7 +26,7 @@ from ..segments.layout import Segments
 from .locks import Lock, remove_dead_locks
 from .messages import ResticError
 from .program import Program
-from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, held_points, incomplete, point_id, time_of
+from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_id, stored_points, time_of
 
 MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
@@ -115,7 +115,7 @@ class Repository:
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Ask the repository for all restore points, of whichever node and domain."""
         self._require_version(check_stop)
-        return held_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
+        return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
     def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         """Read the definition back, as it was packed."""
@@ -192,7 +192,7 @@ class Repository:
         """List snapshots; without a lock, as nobody waits for a look."""
         return json.loads(self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)) or ()
 
-    def unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
+    def when_unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
         """Save as soon as no other program, such as a prune, has the repository to itself.
 
         Meanwhile nothing is done but to wait: whether the owner of that lock lives nobody here can know.
@@ -222,7 +222,7 @@ class Repository:
             job.require_lock()  # or another run could be at it, and take the images for a dead one's
             self.program.backup_whole(arguments, packed, job.check_stop)
 
-        self.unlocked(save, point, job)
+        self.when_unlocked(save, point, job)
 
     def _require_version(self, check_stop: Callable[[], None]) -> None:
         printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)

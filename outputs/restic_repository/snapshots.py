@@ -45,10 +45,10 @@ def point_id(snapshot: Mapping[str, Any]) -> PointId:
 
 def incomplete(snapshots: Listed) -> set[PointId]:
     """Tell of which restore points there are images alone."""
-    return {point.id for point in held_points(snapshots) if not point.manifest_id}
+    return {point.id for point in stored_points(snapshots) if not point.manifest_id}
 
 
-def held_points(snapshots: Listed) -> Sequence[StoredPoint]:
+def stored_points(snapshots: Listed) -> Sequence[StoredPoint]:
     """Put the snapshots together to restore points, the oldest first, complete or not."""
     parts: dict[PointId, list[Mapping[str, Any]]] = {}
     for snapshot in snapshots:

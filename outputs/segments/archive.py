@@ -1,4 +1,4 @@
-"""An image's bytes out of the archive that restic makes of its segments."""
+"""Reads an image's bytes from the tar archive of its segments that restic writes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from backup.system.pipe_reader import PipeReader
 from .layout import ZEROS, ZEROS_LINK, Segments
 
 SKIP = 1 << 20  # bytes at a time
-UNSOUND = "another restore point may do; see restic check --read-data"
+UNSOUND = "run `restic check --read-data`; another restore point may be undamaged"
 
 
 class SegmentSource:
     """Reads the segments' bytes, one segment after the other. `received` counts them.
 
-    `restic dump` of a directory gives a tar with its files in the order of their names. Satisfies
+    `restic dump` of a directory writes a tar with its files in the order of their names. Satisfies
     backup.protocols.Source.
     """
 
@@ -24,13 +24,13 @@ class SegmentSource:
         self.received = 0
         self._archive = archive
         self._segments = segments
-        self._next = 0  # segment
-        self._left = 0  # bytes of the one before it
+        self._next = 0  # the next segment's number
+        self._left = 0  # bytes left of the current one
         self._padding = 0  # bytes after it
-        self._hole = False  # it is a link to the zeros
+        self._hole = False  # whether it is a link to the file of zeros
 
     def fill(self, buffer: memoryview) -> int:
-        """Fill the buffer and return its length, or less where there is no more. Raises BackupError."""
+        """Fill the buffer and return the number of bytes, fewer only at the end. Raises BackupError."""
         filled = 0
         while filled < len(buffer):
             if not self._left and not self._begin_segment():
@@ -45,13 +45,13 @@ class SegmentSource:
         return filled
 
     def _begin_segment(self) -> bool:
-        """Go to the next segment's first byte. Raises BackupError if the archive has another file there."""
+        """Go to the next segment's first byte. Raises BackupError if another file is there."""
         self._skip(self._padding)
         while entry := self._entry():
             size = -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             name = entry.name.strip("/")
             zeros = name == f"{self._segments.directory}/{ZEROS}"
-            if zeros or not (entry.isreg() or entry.issym()):  # a directory, what a header has no room for
+            if zeros or not (entry.isreg() or entry.issym()):  # a directory, or an extended header
                 self._skip(size)
                 continue
             self._require(entry, name)
@@ -64,25 +64,27 @@ class SegmentSource:
         return False
 
     def _require(self, entry: tarfile.TarInfo, name: str) -> None:
-        """Raise BackupError unless it is the next segment."""
+        """Raise BackupError unless the entry is the next segment."""
         if self._next == len(self._segments):
-            raise BackupError(f"the output gave a file too many: {entry.name}", UNSOUND)
+            raise BackupError(f"unexpected file in the repository: {entry.name}", UNSOUND)
         expected, length = self._segments.path(self._next), self._segments.extent(self._next).length
         hole = entry.issym() and entry.linkname == ZEROS_LINK and self._segments.can_be_link(self._next)
         if name != expected or not (hole or (entry.isreg() and entry.size == length)):
-            message = f"the output gave {entry.name} of {entry.size} bytes, not {expected} of {length}"
+            message = (
+                f"the repository has {entry.name} ({entry.size} bytes) instead of {expected} ({length} bytes)"
+            )
             raise BackupError(message, UNSOUND)
 
     def _entry(self) -> tarfile.TarInfo | None:
         block = bytearray(tarfile.BLOCKSIZE)
         if self._archive.fill(memoryview(block)) < len(block) or not any(block):
-            while self._archive.fill(memoryview(block)):  # or restic could not end
+            while self._archive.fill(memoryview(block)):  # restic ends only when all is read
                 pass
             return None
         try:
             return tarfile.TarInfo.frombuf(bytes(block), tarfile.ENCODING, "surrogateescape")
         except tarfile.HeaderError as error:
-            raise BackupError(f"the output gave no archive: {error}", UNSOUND) from error
+            raise BackupError(f"the archive from the repository is damaged: {error}", UNSOUND) from error
 
     def _skip(self, length: int) -> None:
         while length:

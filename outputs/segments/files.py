@@ -17,7 +17,7 @@ from backup import PROGRAM
 from backup.errors import BackupError
 from backup.protocols import SnapshotReader
 from backup.restore_point.checksums import Checksums
-from backup.system.process import private_mounts
+from backup.system.process import unshare_mounts
 
 from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 from .reader import Answer, SegmentReader, ZerosReader
@@ -207,7 +207,7 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
     BackupError.
     """
     try:
-        private_mounts()
+        unshare_mounts()
         pyfuse3.init(files, directory, {"fsname=virt-rbd-backup", "ro", "default_permissions"})
     except (OSError, RuntimeError) as error:
         message = f"cannot mount a file system on {directory}: {error}"

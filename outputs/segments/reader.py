@@ -74,7 +74,7 @@ class SegmentReader:
         if piece:
             self._offset, self._data = piece
             if self._data:  # without, it tells of a hole
-                self.checksums.note(*piece)
+                self.checksums.add(*piece)
         else:
             self._offset, self._data = self._end, b""
 

@@ -23,7 +23,7 @@ from backup.system.pipe_reader import PipeReader
 from backup.system.pipe_writer import PipeWriter
 from backup.terminal.console import Console
 from backup.transfer import backup_stream
-from backup.transfer.restore_stream import refill
+from backup.transfer.restore_stream import write_image
 from tests.integration.random_changes import change
 from tests.lab import Lab
 
@@ -76,7 +76,7 @@ class ScratchImage:
         with source_of(content) as source:
             try:
                 with target.opened(lambda: None) as writer:
-                    refill(source, len(content), writer)
+                    write_image(source, len(content), writer)
                 target.commit()
                 target.remove_replaced()
             finally:

@@ -82,7 +82,7 @@ def test_a_lock_that_somebody_else_has_had_since_is_lost(clusters: tuple[Cluster
     one.lock(IMAGE, NAME, "one", SHORT, Claim.TAKE)
     _taken_by_other(other, SHORT)
     _expire()
-    with pytest.raises(LockLost, match="has expired, and was another's since"):
+    with pytest.raises(LockLost, match="has expired, and another owner has held it since"):
         one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     one.remove_lock(IMAGE, NAME, "one")
     assert one.object_exists(IMAGE, NAME), "the other's"

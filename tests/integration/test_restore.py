@@ -128,10 +128,10 @@ def test_what_is_there_is_never_overwritten_unasked(node: Node, lab: Lab, tmp_pa
         (("--at", "20200101"), "no complete restore point"),
         (("--at", "2020-01-01"), "no complete restore point"),
         (("--disk", "vdz"), "has no disk vdz"),
-        (("--to-pool", "vms", "--to-image", "vms/x"), "are two places"),
-        (("--to-image", "x"), "this is no POOL/IMAGE"),
-        (("--start",), "--start needs --define"),
-        (("--to-file", "/tmp/x", "--define"), "--to-file makes none"),
+        (("--to-pool", "vms", "--to-image", "vms/x"), "--to-pool and --to-image exclude each other"),
+        (("--to-image", "x"), "expected POOL/IMAGE"),
+        (("--start",), "--start requires --define"),
+        (("--to-file", "/tmp/x", "--define"), "--define and --to-file exclude each other"),
     ],
 )
 def test_what_makes_no_sense_is_said_before_anything_is_done(
@@ -175,7 +175,7 @@ def test_an_incomplete_restore_point_is_refused_and_latest_is_the_newest_complet
     half = ["backup", "--stdin", f"--host={ARCHIVE}", "--stdin-filename=vda.img", *tags]
     node.shell(f"echo half | restic {' '.join(half)}", node.directory)
     done = node.run("restore", ARCHIVE, "--at", "29990101", "--suffix", SUFFIX)
-    assert (done.returncode, "is not complete: it has no manifest" in done.stderr) == (2, True)
+    assert (done.returncode, "is incomplete: it has no manifest" in done.stderr) == (2, True)
     done = node.run("restore", ARCHIVE, "--suffix", SUFFIX)
     assert done.returncode == 0, done.stderr
     assert _digest(lab, f"vms/{ARCHIVE}{SUFFIX}") == _digest(lab, f"vms/{ARCHIVE}")
@@ -230,7 +230,7 @@ def test_what_a_killed_restore_left_the_next_one_removes(node: Node, lab: Lab, p
     wait_until(lambda: not any(_watched(lab, image) for image in left), 60, "its clients are forgotten")
     done = node.run("restore", pair, "--suffix", SUFFIX)
     assert done.returncode == 0, done.stderr
-    assert "that a killed restore left" in done.stderr
+    assert "left by an interrupted restore" in done.stderr
     assert _digest(lab, f"ssd/pair01-b{SUFFIX}") == _digest(lab, "ssd/pair01-b")
 
 

@@ -129,7 +129,7 @@ def test_a_lock_that_another_run_had_and_released_is_lost_too(
         del cluster.locks[NAME]
         wait_until(lambda: stop.requested, 5, "the stop is requested")
     with pytest.raises(
-        TransientError, match=r"lost the domain's lock: .* has expired, and was another's since"
+        TransientError, match=r"lost the domain's lock: .* has expired, and another owner has held it since"
     ):
         stop.check()
     assert cluster.locks == {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backup.errors import BackupError, FreezeFailed, FrozenAlready
+from backup.errors import AlreadyFrozen, BackupError, FreezeFailed
 from backup.hypervisor.errors import HypervisorError
 from backup.job import freeze
 from backup.job.freeze import Quiesced, Quiescer
@@ -115,13 +115,13 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
     guest.assert_runs()
 
 
-def test_a_guest_that_another_program_has_frozen_is_left_unchanged(guest: Guest) -> None:
-    guest.hypervisor.probe_error = FrozenAlready("another program has already frozen the guest")
+def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
+    guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
     guest.hypervisor.frozen = True
     with guest.quiesced() as quiesced:
         assert guest.notes.all() == []
     assert quiesced.consistency is Consistency.CRASH
-    with raises("another program has already frozen the guest", FrozenAlready):
+    with raises("another program has already frozen the guest", AlreadyFrozen):
         guest.quiesce_and_raise(Failure("the block must not begin"), freeze="required")
     assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
     assert guest.hypervisor.frozen

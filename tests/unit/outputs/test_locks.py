@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from backup.system.child_records import Started, records_in
+from backup.system.child_records import ChildRecord, records_in
 from backup.system.process_group import ProcessId, process_id
 from outputs.restic import Restic
 from outputs.restic_repository.locks import Lock, left_by
@@ -93,7 +93,7 @@ def test_without_a_record_of_ours_restic_is_not_even_asked(repository: Repositor
 
 NOW = 1_700_000_000.0
 GONE = ProcessId(1 << 22, 5)  # above pid_max
-OURS = Started.by_us(os.getpid(), "shared", NOW)
+OURS = ChildRecord.for_child(os.getpid(), "shared", NOW)
 DEAD = replace(OURS, leader=GONE, began=NOW, ended=NOW + 10, host="node1", uid=0)
 
 

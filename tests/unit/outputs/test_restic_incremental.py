@@ -19,14 +19,14 @@ from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.stored import Base, PointId, SavedImage
 from backup.system.pipe_writer import Stalled
-from backup.transfer.compare import pieces_of
+from backup.transfer.compare import pieces_from_output
 from outputs import restic_incremental
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_repository import child as restic_child
 from outputs.restic_repository import program as restic_process
 from outputs.restic_repository import repository as restic_repository
 from outputs.restic_repository.messages import ResticError
-from outputs.restic_repository.snapshots import held_points, segments_tag
+from outputs.restic_repository.snapshots import segments_tag, stored_points
 from outputs.segments import layout as cut
 from outputs.segments.files import SegmentFiles
 from outputs.segments.layout import pack_times, unpack_times
@@ -150,7 +150,7 @@ def found(
     restic.holds(
         snapshots, {name: packed for _, packed in map(tuple, points) for name, packed in packed.items()}
     )
-    listed_before = held_points([one for snapshots, _ in known for one in snapshots])
+    listed_before = stored_points([one for snapshots, _ in known for one in snapshots])
     base = restic.output(repository).base(UUID, {*runs}, listed_before, lambda: None)
     return base.images[0].restore_id if base else ""
 
@@ -243,7 +243,7 @@ def base_error(
     warnings: list[str] = []
     output = restic.output(repository, **more)
     try:
-        output.base(UUID, {OLD, NEWER}, held_points(snapshots), lambda: None, warnings.append)
+        output.base(UUID, {OLD, NEWER}, stored_points(snapshots), lambda: None, warnings.append)
     except BackupError as error:
         return f"{error.message}, transient: {error.transient}", warnings
     return "", warnings
@@ -259,7 +259,7 @@ def test_a_damaged_manifest_is_told_with_its_restore_point_and_the_true_reason(
     assert warning.startswith(
         f"the restore point of 2024-01-02 00:00:00 UTC, run {NEWER}, is no previous backup"
     )
-    assert "manifest can't be read" in warning
+    assert "manifest is damaged" in warning
 
 
 def test_a_manifest_that_the_repository_can_t_give_undamaged_is_told_too(
@@ -362,7 +362,7 @@ def base(target: str = "vda") -> Base:
     """Give a base that all of DATA was saved of."""
     checksums = Checksums()
     for at, part in DATA.items():
-        checksums.note(at, part)
+        checksums.add(at, part)
     saved = image(PARENT, target, size=SIZE, full_read=TAKEN.isoformat())
     return Base("kept", saved, bytes(checksums.packed), pack_times([1000, 2000]))
 
@@ -572,7 +572,7 @@ def test_an_image_comes_back_from_its_segments_and_a_file_from_a_file(
     output = restic.output(repository)
     for one in (image("old", size=SIZE), image("file", size=SIZE, segment_size=0)):
         with output.image(one, lambda: None) as source:
-            assert b"".join(map(bytes, pieces_of(source, SIZE))) == content
+            assert b"".join(map(bytes, pieces_from_output(source, SIZE))) == content
     assert [call.split()[-2:] for call in restic.calls()] == [["old", "/vda"], ["file", "vda.img"]]
 
 

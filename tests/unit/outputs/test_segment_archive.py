@@ -13,8 +13,8 @@ import pytest
 
 from backup.errors import BackupError
 from backup.system.pipe_reader import PipeReader
-from backup.transfer.compare import pieces_of
-from backup.transfer.restore_stream import filled, require_end
+from backup.transfer.compare import pieces_from_output
+from backup.transfer.restore_stream import next_piece, require_end
 from outputs.segments.archive import SegmentSource
 from outputs.segments.layout import PER_DIRECTORY, Segments
 from tests.integration.scratch_image import source_of
@@ -64,7 +64,7 @@ def opened(packed: bytes, segments: Segments = SEGMENTS) -> Iterator[SegmentSour
 def come_back(packed: bytes, segments: Segments = SEGMENTS) -> bytes:
     """Read an image as a restore and a verification do."""
     with opened(packed, segments) as source:
-        content = b"".join(map(bytes, pieces_of(source, segments.size)))
+        content = b"".join(map(bytes, pieces_from_output(source, segments.size)))
         assert source.received == segments.size
         return content
 
@@ -110,26 +110,35 @@ def test_an_image_of_no_bytes_has_no_segments() -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (GOOD[1:], f"the output gave /{PATHS[1]} of 70000 bytes, not {PATHS[0]} of 70000"),
-        ([*GOOD[:1], *GOOD[2:]], f"the output gave /{PATHS[2]} of 70000 bytes, not {PATHS[1]} of 70000"),
-        ([*GOOD[:2], GOOD[1]], f"the output gave /{PATHS[1]} of 70000 bytes, not {PATHS[2]} of 70000"),
-        (GOOD[:3], f"the output gave {3 * SEGMENT} bytes of {SIZE}"),
-        ([], f"the output gave 0 bytes of {SIZE}"),
-        ([*GOOD, (f"{PATHS[3]}0", b"")], f"the output gave a file too many: /{PATHS[3]}0"),
-        ([*GOOD, GOOD[3]], f"the output gave a file too many: /{PATHS[3]}"),
+        (GOOD[1:], f"the repository has /{PATHS[1]} (70000 bytes) instead of {PATHS[0]} (70000 bytes)"),
+        (
+            [*GOOD[:1], *GOOD[2:]],
+            f"the repository has /{PATHS[2]} (70000 bytes) instead of {PATHS[1]} (70000 bytes)",
+        ),
+        (
+            [*GOOD[:2], GOOD[1]],
+            f"the repository has /{PATHS[1]} (70000 bytes) instead of {PATHS[2]} (70000 bytes)",
+        ),
+        (GOOD[:3], f"the output ended after {3 * SEGMENT} of {SIZE} bytes"),
+        ([], f"the output ended after 0 of {SIZE} bytes"),
+        ([*GOOD, (f"{PATHS[3]}0", b"")], f"unexpected file in the repository: /{PATHS[3]}0"),
+        ([*GOOD, GOOD[3]], f"unexpected file in the repository: /{PATHS[3]}"),
         (
             [GOOD[0], (PATHS[1], PARTS[1][:-1]), *GOOD[2:]],
-            f"the output gave /{PATHS[1]} of 69999 bytes, not {PATHS[1]} of 70000",
+            f"the repository has /{PATHS[1]} (69999 bytes) instead of {PATHS[1]} (70000 bytes)",
         ),
         (
             [GOOD[0], (PATHS[1], PARTS[1] + b"x"), *GOOD[2:]],
-            f"the output gave /{PATHS[1]} of 70001 bytes, not {PATHS[1]} of 70000",
+            f"the repository has /{PATHS[1]} (70001 bytes) instead of {PATHS[1]} (70000 bytes)",
         ),
         (
             [("vda/0000/000000", PARTS[0])],
-            f"the output gave /vda/0000/000000 of 70000 bytes, not {PATHS[0]} of 70000",
+            f"the repository has /vda/0000/000000 (70000 bytes) instead of {PATHS[0]} (70000 bytes)",
         ),
-        ([GOOD[1], GOOD[0]], f"the output gave /{PATHS[1]} of 70000 bytes, not {PATHS[0]} of 70000"),
+        (
+            [GOOD[1], GOOD[0]],
+            f"the repository has /{PATHS[1]} (70000 bytes) instead of {PATHS[0]} (70000 bytes)",
+        ),
     ],
 )
 def test_other_files_than_the_segments_in_their_order_are_no_image(entries: Entries, message: str) -> None:
@@ -140,19 +149,19 @@ def test_other_files_than_the_segments_in_their_order_are_no_image(entries: Entr
 @pytest.mark.parametrize("kept", [0, 1, 511, 512, 1024, 5000, SEGMENT + 5000, 2 * SEGMENT, 3 * SEGMENT])
 def test_an_archive_that_ends_early_is_an_image_that_ends_early(kept: int) -> None:
     packed = archive(GOOD)
-    with pytest.raises(BackupError, match=rf"^the output gave \d+ bytes of {SIZE}$"):
+    with pytest.raises(BackupError, match=rf"^the output ended after \d+ of {SIZE} bytes$"):
         come_back(packed[:kept])
 
 
 def test_an_end_within_the_archive_is_its_end() -> None:
     packed = archive(GOOD[:2])
-    with raises(f"the output gave {2 * SEGMENT} bytes of {SIZE}"):
+    with raises(f"the output ended after {2 * SEGMENT} of {SIZE} bytes"):
         come_back(packed + archive(GOOD[2:]))
 
 
 @pytest.mark.parametrize("garbage", [CONTENT, b"<html>" * 1000])
 def test_what_is_no_archive_is_no_image(garbage: bytes) -> None:
-    with pytest.raises(BackupError, match="no archive: "):
+    with pytest.raises(BackupError, match="the archive from the repository is damaged: "):
         come_back(garbage)
 
 
@@ -160,8 +169,8 @@ def test_a_header_that_is_damaged_is_no_archive() -> None:
     packed = bytearray(archive(GOOD, tarfile.USTAR_FORMAT))
     packed[packed.index(PARTS[1]) - 500] ^= 1
     with opened(bytes(packed)) as source:
-        assert filled(source, bytearray(4 * MIB), 0, SEGMENT) == PARTS[0]
-        with pytest.raises(BackupError, match="no archive"):
+        assert next_piece(source, bytearray(4 * MIB), 0, SEGMENT) == PARTS[0]
+        with pytest.raises(BackupError, match="archive from the repository is damaged"):
             source.fill(memoryview(bytearray(1)))
 
 
@@ -169,7 +178,7 @@ def test_after_the_last_segment_the_archive_is_read_to_its_end_so_that_restic_ca
     packed = archive(GOOD) + bytes(3 * MIB)  # more than a pipe holds
     with source_of(packed) as through:
         source = SegmentSource(through, SEGMENTS)
-        filled(source, bytearray(4 * MIB), 0, SIZE)
+        next_piece(source, bytearray(4 * MIB), 0, SIZE)
         require_end(source, SIZE)
         assert through.received == len(packed)
         require_end(source, SIZE)
@@ -211,6 +220,6 @@ def test_a_link_to_the_zeros_is_a_hole(numbers: Sequence[int]) -> None:
 @pytest.mark.parametrize(("number", "target"), [(1, "/etc/passwd"), (3, "../zeros")])
 def test_a_link_to_anything_else_or_of_a_segment_that_is_shorter_is_none(number: int, target: str) -> None:
     with pytest.raises(
-        BackupError, match=f"the output gave /{PATHS[number]} of 0 bytes, not {PATHS[number]}"
+        BackupError, match=rf"the repository has /{PATHS[number]} \(0 bytes\) instead of {PATHS[number]}"
     ):
         come_back(with_links([number], target))

@@ -8,7 +8,7 @@ import pytest
 
 from backup.model import Extent
 from backup.stored import PointId, StoredImage
-from outputs.restic_repository.snapshots import encoded, held_points, incomplete, segments_tag
+from outputs.restic_repository.snapshots import encoded, incomplete, segments_tag, stored_points
 from outputs.segments.layout import MOST, PER_DIRECTORY, SMALLEST, Segments, pack_times, unpack_times
 
 from ..samples import MIB, RUN, UUID
@@ -100,7 +100,7 @@ def test_one_snapshot_tells_of_all_disks_by_its_tags() -> None:
     tags = [segments_tag("vda", name, 4096), segments_tag("vdb.backing1", "vms/b", 0)]
     snapshots = [listed("1", UUID, RUN, *map(encoded, tags))]
     assert not any("," in tag for tag in snapshots[0]["tags"]), "restic would split it"
-    (point,) = held_points(snapshots)
+    (point,) = stored_points(snapshots)
     assert point.images == (StoredImage("vda", name, 4096, "1"), StoredImage("vdb.backing1", "vms/b", 0, "1"))
     assert incomplete(snapshots) == {PointId(RUN, UUID)}
     assert incomplete([*snapshots, listed("2", UUID, RUN, "definition")]) == set()
@@ -108,5 +108,5 @@ def test_one_snapshot_tells_of_all_disks_by_its_tags() -> None:
 
 def test_segments_that_got_another_id_since_tell_of_the_one_that_the_manifest_knows() -> None:
     copied = {**listed("3", UUID, RUN, segments_tag("vda", "vms/a", 1)), "original": "1"}
-    (point,) = held_points([copied])
+    (point,) = stored_points([copied])
     assert point.images == (StoredImage("vda", "vms/a", 1, "3", "1"),)

@@ -55,7 +55,7 @@ def checksums_of(
         extents = [*snapshot.extents(Extent(start, min(piece, snapshot.size - start)))]
         if extents:
             first, end = extents[0].offset, extents[-1].offset + extents[-1].length
-            checksums.note(first, content[first:end])
+            checksums.add(first, content[first:end])
     return [*checksums]
 
 

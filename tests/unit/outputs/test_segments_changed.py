@@ -411,7 +411,7 @@ def saved_unread(snapshot: MemorySnapshot) -> Base:
     """Give a base without reading holes for it."""
     first = run(snapshot).disk
     for at, part in snapshot.data.items():
-        first.files.read.setdefault(at // SEGMENT, run(snapshot).disk.checksums()).note(at, part)
+        first.files.read.setdefault(at // SEGMENT, run(snapshot).disk.checksums()).add(at, part)
     return base_of(first)
 
 

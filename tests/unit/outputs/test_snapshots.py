@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from backup.stored import PointId, StoredImage, StoredPoint
-from outputs.restic_repository.snapshots import encoded, held_points, incomplete, point_id
+from outputs.restic_repository.snapshots import encoded, incomplete, point_id, stored_points
 
 from ..samples import OTHER_UUID, RUN, TAKEN, UUID
 
@@ -24,7 +24,7 @@ def listed(identity: str, uuid: str, run: str, *tags: str, host: str = "web") ->
 
 def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_first() -> None:
     name = "ssd/tests/web root, 100%"
-    newer, older = held_points(
+    newer, older = stored_points(
         [
             listed("1", UUID, RUN, "disk=vda", encoded(f"image={name}"), "size=4096"),
             listed("2", UUID, OLDER_RUN, "definition"),
@@ -39,7 +39,7 @@ def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_fir
 
 def test_each_attempt_of_a_run_is_a_restore_point_of_its_own() -> None:
     first, second = sorted(
-        held_points(
+        stored_points(
             [
                 listed("1", UUID, RUN, "disk=vda"),
                 listed("2", UUID, RUN, "attempt=2", "disk=vda"),
@@ -55,18 +55,18 @@ def test_each_attempt_of_a_run_is_a_restore_point_of_its_own() -> None:
 
 def test_the_places_of_the_locks_are_told_and_older_restore_points_have_none() -> None:
     places = ("lock=fsid/vms/", encoded("lock=fsid/a,b/c"))
-    (point,) = held_points([listed("1", UUID, RUN, *places), listed("2", UUID, RUN, "definition", *places)])
+    (point,) = stored_points([listed("1", UUID, RUN, *places), listed("2", UUID, RUN, "definition", *places)])
     assert point.locks == ("fsid/a,b/c", "fsid/vms/")
-    assert held_points([listed("1", UUID, RUN)])[0].locks == ()
+    assert stored_points([listed("1", UUID, RUN)])[0].locks == ()
 
 
 @pytest.mark.parametrize(
     "tag", ["segments.vda=", "segments.vda=many vms/a", "segments.vda=\u00b2 vms/a", "size=\u00b2"]
 )
 def test_a_tag_that_an_admin_made_by_hand_is_ignored(tag: str) -> None:
-    (point,) = held_points([listed("1", UUID, RUN, "disk=vda", "image=vms/a", tag)])
+    (point,) = stored_points([listed("1", UUID, RUN, "disk=vda", "image=vms/a", tag)])
     assert point.images == (StoredImage("vda", "vms/a", None, "1"),)
-    (point,) = held_points([listed("1", UUID, RUN, "segments.vdb=4096 vms/b", tag)])
+    (point,) = stored_points([listed("1", UUID, RUN, "segments.vdb=4096 vms/b", tag)])
     assert point.images == (StoredImage("vdb", "vms/b", 4096, "1"),)
 
 
@@ -82,5 +82,5 @@ def test_images_without_a_manifest_are_no_complete_restore_point() -> None:
         listed("3", OTHER_UUID, RUN, "disk=vda", host="db"),
     ]
     assert incomplete(snapshots) == {PointId(RUN, OTHER_UUID)}
-    assert [point.manifest_id for point in held_points(snapshots)] == ["2", ""]
+    assert [point.manifest_id for point in stored_points(snapshots)] == ["2", ""]
     assert incomplete([]) == set()

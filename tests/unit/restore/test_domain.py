@@ -91,7 +91,7 @@ def test_what_came_there_while_the_images_were_filled_is_not_overwritten(
         domain.define(xml)
     nvram.unlink()
     defined_by_somebody(domain)
-    with raises(f"domain web with the UUID {UUID} is defined here"):
+    with raises(f"the domain web (UUID {UUID}) is already defined here"):
         domain.define(xml)
     assert hypervisor.domain(UUID).disks == ()
     assert list(nvram.parent.iterdir()) == []
@@ -101,11 +101,13 @@ def test_a_domain_that_is_not_there_in_the_end_is_told_with_the_way_out(hypervis
     domain = restored(hypervisor, None)
     xml = domain.xml(VDA, MONITORS)
     defined_by_somebody(domain)
-    with raises(f"the images are restored, but domain web with the UUID {UUID} is defined here") as caught:
+    with raises(
+        f"the images are restored, but the domain web (UUID {UUID}) is already defined here"
+    ) as caught:
         define_on_images(domain, xml, start=False)
     assert isinstance(caught.value, NotDefined)
     assert caught.value.hint.endswith(
-        "--force replaces it; then restore once more, with --force, as the images are there now"
+        "--force replaces it; then restore again with --force, which replaces the restored images"
     )
 
 
@@ -142,12 +144,12 @@ def test_that_the_nvram_can_not_be_written_is_known_at_the_start(
     nvram.parent.rmdir()
     domain = restored(hypervisor, nvram)
     directory = nvram.parent
-    with raises(f"cannot write the NVRAM {nvram}: {directory} is missing, or can't be written to"):
+    with raises(f"cannot write the NVRAM {nvram}: {directory} is missing or not writable"):
         domain.require_definable()
     directory.mkdir()
     domain.require_definable()
     monkeypatch.setattr(hypervisor, "local", False)
-    with raises(f"the NVRAM {nvram} can't be written to another node, {hypervisor.uri}"):
+    with raises(f"cannot write the NVRAM {nvram} on another node ({hypervisor.uri})"):
         domain.require_definable()
     restored(hypervisor, None).require_definable()
 
@@ -157,12 +159,12 @@ def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
     domain = restored(hypervisor, None, reporter=recorder)
     domain.xml({"vda": image("a/b"), "vdc": image("a/c")}, MONITORS)
     assert recorder.told(Level.WARNING) == [
-        "vdb is as it was in the definition: its image is not restored",
-        "vdc is restored, but not in the definition: the domain had it only while it ran",
+        "vdb: not restored, the definition still names its original image",
+        "vdc: restored, but not in the definition: it was attached only to the running domain",
     ]
     recorder.messages.clear()
     restored(hypervisor, None, reporter=recorder, name="two", uuid=OTHER_UUID).xml(VDA, MONITORS)
-    assert recorder.told(Level.WARNING) == ["left out of the copy's definition: vdb, which was not restored"]
+    assert recorder.told(Level.WARNING) == ["removed from the copy's definition: vdb, which was not restored"]
 
 
 def test_a_guest_that_runs_once_leaves_no_nvram_and_overwrites_what_a_killed_one_left(
@@ -173,7 +175,7 @@ def test_a_guest_that_runs_once_leaves_no_nvram_and_overwrites_what_a_killed_one
     passing.write_bytes(b"of a drill that was killed")
     nvram.write_bytes(b"of the saved one")
     domain.require_free()
-    with domain.running_once(VDA, MONITORS):
+    with domain.running_temporarily(VDA, MONITORS):
         assert passing.read_bytes() == b"saved"
         assert [one.name for one in hypervisor.domains()] == ["db", "web-drill"]
     assert [one.name for one in hypervisor.domains()] == ["db"]
@@ -190,9 +192,9 @@ def test_a_failing_removal_of_the_nvram_hides_no_error(
     recorder = Recorder()
     domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
     told = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
-    with raises("it did not boot"), domain.running_once(VDA, MONITORS):
+    with raises("it did not boot"), domain.running_temporarily(VDA, MONITORS):
         raise BackupError("it did not boot")
     (message,) = recorder.told(Level.ERROR)
     assert message.startswith(told)
-    with raises(told), domain.running_once(VDA, MONITORS):
+    with raises(told), domain.running_temporarily(VDA, MONITORS):
         assert nvram.with_name("web-drill_VARS.fd").exists()

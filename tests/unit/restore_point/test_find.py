@@ -9,7 +9,7 @@ import pytest
 
 from backup.errors import ConfigError
 from backup.job_result import JobResult, Status
-from backup.restore_point.find import chosen, images_held, missing, of_domains
+from backup.restore_point.find import current_images, find_point, missing, points_of_domains
 from backup.stored import PointId, SavedImage, StoredImage, StoredPoint
 from backup.terminal.tables import points_json, points_table
 
@@ -22,7 +22,7 @@ IMAGES = (
 )
 WEB = StoredPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
 HALF = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "paused", "", IMAGES[:1], "")
-MARK = ("incomplete:", "does", "not", "count")
+MARK = ("incomplete:", "not", "restorable")
 BARE = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", (), "cdef")
 
 
@@ -30,15 +30,15 @@ BARE = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", 
     ("names", "meant"), [([], [WEB, HALF]), (["web"], [WEB]), (["db*"], [HALF]), ([UUID], [WEB])]
 )
 def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list[StoredPoint]) -> None:
-    assert of_domains([WEB, HALF], names) == meant
+    assert points_of_domains([WEB, HALF], names) == meant
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "see `main.py restore-points`")]
+    ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "`main.py restore-points` lists all")]
 )
 def test_a_name_that_no_restore_point_has_is_told_with_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        of_domains([WEB, HALF], ["web", name])
+        points_of_domains([WEB, HALF], ["web", name])
     (error,) = caught.value.errors
     assert error.message == f"there is no restore point of a domain {name!r}"
     assert error.hint.startswith(hint)
@@ -88,23 +88,23 @@ def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of
     at: str, meant: StoredPoint
 ) -> None:
     for name in ("web", UUID):
-        assert chosen([WEB, HALF, LATER, NEWEST], name, at) == meant
+        assert find_point([WEB, HALF, LATER, NEWEST], name, at) == meant
 
 
 @pytest.mark.parametrize(
     ("name", "at", "words"),
     [
-        ("web", "2024-02-02", "no complete restore point of web that '2024-02-02' could mean"),
+        ("web", "2024-02-02", "no complete restore point of web matches --at '2024-02-02'"),
         ("web", "2024-02-03T04:04", "no complete restore point"),
         ("web", "20990101", "no complete restore point"),
-        ("web", "20240206", "run 20240206T040506Z-half is not complete: it has no manifest"),
+        ("web", "20240206", "run 20240206T040506Z-half is incomplete: it has no manifest"),
         ("db01", "latest", "no complete restore point"),
         ("wbe", "latest", "no restore point of a domain 'wbe'"),
     ],
 )
 def test_what_means_no_restore_point_is_refused(name: str, at: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        chosen([WEB, HALF, LATER, NEWEST], name, at)
+        find_point([WEB, HALF, LATER, NEWEST], name, at)
 
 
 def saved(target: str, restore_id: str, size: int = MIB) -> SavedImage:
@@ -121,31 +121,31 @@ def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
         ),
     )
     images = (saved("vda", "0123abcd"), saved("vdb", "4567"), saved("vdc", "", size=0))
-    assert [image.restore_id for image in images_held(images, point)] == ["bbbb5555", "4567abcd", ""]
+    assert [image.restore_id for image in current_images(images, point)] == ["bbbb5555", "4567abcd", ""]
 
 
 def test_a_restore_point_that_lacks_an_image_is_refused_but_not_its_other_images() -> None:
     point = replace(WEB, images=(StoredImage("vda", "vms/vda", MIB, "aaaa"), *IMAGES[1:]))
     with raises(f"the restore point of web from run {RUN} lacks vda"):
-        images_held((saved("vda", "0123"), saved("vdb", "4567")), point)
-    assert images_held((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
+        current_images((saved("vda", "0123"), saved("vdb", "4567")), point)
+    assert current_images((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
 
 
 def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
     other = replace(LATER, id=PointId(LATER.id.run, OTHER_UUID))
     with pytest.raises(ConfigError) as caught:
-        chosen([WEB, other], "web", "latest")
+        find_point([WEB, other], "web", "latest")
     assert f"{OTHER_UUID} (until 2024-02-05 04:05)" in caught.value.errors[0].hint
-    assert chosen([WEB, other], OTHER_UUID, "latest") == other
+    assert find_point([WEB, other], OTHER_UUID, "latest") == other
 
 
 def test_of_two_attempts_of_a_run_the_complete_one_is_meant() -> None:
     failed = replace(WEB, manifest_id="", taken=TAKEN + timedelta(hours=1))
     second = replace(WEB, id=PointId(RUN, UUID, 2), manifest_id="second")
     for points in ([failed, second], [second, failed]):
-        assert chosen(points, "web", RUN) is second
-    with pytest.raises(ConfigError, match="is not complete"):
-        chosen([failed], "web", RUN)
+        assert find_point(points, "web", RUN) is second
+    with pytest.raises(ConfigError, match="is incomplete"):
+        find_point([failed], "web", RUN)
 
 
 def saved_image(restore_id: str, target: str = "vda", size: int = MIB) -> SavedImage:

@@ -16,13 +16,13 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.protocols import Source, WrittenBytes
-from backup.restore.images import Restore
+from backup.restore.images import ImageRestore
 from backup.restore.new_file import NewFile
 from backup.stored import SavedImage
 from backup.system.pipe_reader import PipeReader, WriterEnded
 from backup.system.pipe_writer import Stalled
 from backup.system.stop_request import StopRequest
-from backup.transfer.restore_stream import PIECE, PIECES, refill
+from backup.transfer.restore_stream import PIECE, PIECES, write_image
 from tests.integration.scratch_image import source_of
 
 from ..jobs_on_paper import NoOutput
@@ -80,7 +80,7 @@ def test_what_is_not_zero_is_written_in_whole_pages(
     content = b"".join(bytes(n) if kind == "hole" else b"x" * n for kind, n in layout)
     writer = SlowWriter(len(content))
     with source_of(content) as source:
-        assert refill(source, len(content), writer) == sum(length for _, length in pieces)
+        assert write_image(source, len(content), writer) == sum(length for _, length in pieces)
     assert (bytes(writer.content), writer.pieces) == (content, pieces)
 
 
@@ -89,7 +89,7 @@ def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> 
     writer = SlowWriter(len(content))
     told: list[int] = []
     with source_of(content) as source:
-        refill(source, len(content), writer, told.append)
+        write_image(source, len(content), writer, told.append)
     assert writer.content == content
     assert writer.most <= PIECES * PIECE
     assert told[-1] == len(content)
@@ -98,20 +98,20 @@ def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> 
 @pytest.mark.parametrize(
     ("size", "error", "words"),
     [
-        (MIB - 1, BackupError, "more than the 1048575 bytes"),
-        (MIB + 1, WriterEnded, "1048576 bytes of 1048577"),
+        (MIB - 1, BackupError, "more bytes than the image's 1048575"),
+        (MIB + 1, WriterEnded, "after 1048576 of 1048577 bytes"),
     ],
 )
 def test_what_is_not_as_long_as_the_image_is_refused(size: int, error: type[BackupError], words: str) -> None:
     with source_of(bytes(MIB)) as source, pytest.raises(error, match=words):
-        refill(source, size, SlowWriter(size))
+        write_image(source, size, SlowWriter(size))
 
 
 def test_a_write_that_fails_is_told_and_the_others_are_waited_for() -> None:
     content = b"x" * (4 * PIECE)
     writer = SlowWriter(len(content), failing_at=PIECE)
     with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
-        refill(source, len(content), writer)
+        write_image(source, len(content), writer)
     assert writer.under_way == 0
 
 
@@ -119,7 +119,7 @@ def test_the_other_writes_of_the_piece_whose_write_fails_are_waited_for_too() ->
     content = (b"x" * PAGE + bytes(PAGE)) * 3
     writer = SlowWriter(len(content), failing_at=0)
     with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
-        refill(source, len(content), writer)
+        write_image(source, len(content), writer)
     assert writer.under_way == 0
 
 
@@ -196,7 +196,7 @@ def test_a_file_system_without_links_takes_files_too(
 def test_what_another_restore_is_filling_is_left_alone(tmp_path: Path, left: str) -> None:
     target = new_file(tmp_path / "vda.raw", force=True)
     (tmp_path / left).write_text("another's")
-    with raises(f"{tmp_path / left} exists: another restore is under way, or was killed"):
+    with raises(f"{tmp_path / left} exists: another restore is running or was killed"):
         target.require_free()
     target.discard()
     assert (tmp_path / left).read_text() == "another's"
@@ -276,7 +276,7 @@ class KilledOutput(NoOutput):
 
 def test_a_signal_that_the_output_s_program_got_too_is_told_as_our_own(tmp_path: Path) -> None:
     stop, target = StopRequest(), new_file(tmp_path / "vda.raw")
-    restore = Restore("web", KilledOutput(stop), 1, Recorder(), stop)
+    restore = ImageRestore("web", KilledOutput(stop), 1, Recorder(), stop)
     with raises("interrupted", Interrupted):
-        restore.bring_back([(SAVED, target)])
+        restore.restore([(SAVED, target)])
     assert list(tmp_path.iterdir()) == []

@@ -15,18 +15,18 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.job_result import Phase
 from backup.model import Level
-from backup.report.domain_record import proofs
-from backup.restore_point.find import as_held
+from backup.report.domain_record import read_records
+from backup.restore_point.find import with_current_ids
 from backup.stored import SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
 from backup.verify.verification import Verification, Verified
 
-from ..held_points import CONTENT, HeldPoints
 from ..memory_snapshot import MemorySnapshot
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, OTHER_UUID, UUID, settings
+from ..stored_points import CONTENT, HeldPoints
 
 BOTH = {UUID: "web", OTHER_UUID: "db"}
 DAMAGED = b"S" + CONTENT[1:]
@@ -45,8 +45,8 @@ def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) 
     output = HeldPoints(BOTH, {"web": DAMAGED})
     verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(failed=1, images=1, size=MIB)
-    known = proofs(state_dir)
-    assert "does not come back as it was saved" in known[UUID].failure
+    known = read_records(state_dir)
+    assert "differs from what was saved" in known[UUID].failure
     assert (known[OTHER_UUID].verified > "2020", known[OTHER_UUID].failure) == (True, "")
 
 
@@ -68,7 +68,7 @@ def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> No
 
 def test_a_time_that_no_restore_point_fits_proves_nothing(state_dir: str, recorder: Recorder) -> None:
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "2020-01-01")
-    assert (verified.failed, proofs(state_dir)) == (2, {})
+    assert (verified.failed, read_records(state_dir)) == (2, {})
 
 
 class Stopping(HeldPoints):
@@ -94,9 +94,9 @@ def test_what_was_found_before_an_interrupt_is_told_and_noted_and_the_rest_is_no
     with raises("interrupted", Interrupted):
         verification(Stopping(stop), state_dir, recorder, stop).verify((), "latest")
     (told,) = recorder.told(Level.ERROR)
-    (known,) = proofs(state_dir).values()
-    assert "does not come back as it was saved" in told
-    assert "does not come back as it was saved" in known.failure
+    (known,) = read_records(state_dir).values()
+    assert "differs from what was saved" in told
+    assert "differs from what was saved" in known.failure
 
 
 class StoppingEarly(HeldPoints):
@@ -114,7 +114,7 @@ def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Re
     output = StoppingEarly(BOTH)
     with raises("interrupted", Interrupted):
         verification(output, state_dir, recorder, output.stop).verify((), "latest")
-    assert (output.read, recorder.messages, proofs(state_dir)) == (["web"], [], {})
+    assert (output.read, recorder.messages, read_records(state_dir)) == (["web"], [], {})
 
 
 @pytest.mark.parametrize(("still_there", "failed"), [(True, 2), (False, 0)])
@@ -153,13 +153,13 @@ def test_manifests_are_read_when_their_turn_comes_and_not_kept(
 
     def counted(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
         nonlocal most
-        one = as_held(saved, point)
+        one = with_current_ids(saved, point)
         held.append(weakref.ref(one))
         gc.collect()
         most = max(most, sum(other() is not None for other in held))
         return one
 
-    monkeypatch.setattr(verification_module, "as_held", counted)
+    monkeypatch.setattr(verification_module, "with_current_ids", counted)
     domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
     output = Counting(domains, recorder)
     verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
@@ -176,7 +176,7 @@ def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
     chosen = settings(state_dir=state_dir, workers=2)
     verified = Verification(chosen, output, recorder, StopRequest(), 0.1).verify((), "latest")
     assert (verified, len(output.read)) == (Verified(0, 2, 2 * MIB), 2)
-    assert proofs(state_dir) == {}
+    assert read_records(state_dir) == {}
 
 
 def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
@@ -188,5 +188,5 @@ def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, rec
     verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(1, 1, MIB)
     (told,) = recorder.told(Level.ERROR)
-    assert "manifest can't be read" in told
+    assert "manifest is damaged" in told
     assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]

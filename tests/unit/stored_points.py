@@ -44,7 +44,7 @@ class HeldPoints(NoOutput):
         check_stop()
         self.read.append(point.domain)
         checksums = Checksums()
-        checksums.note(0, CONTENT[:4096])
+        checksums.add(0, CONTENT[:4096])
         image = SavedImage("vda", f"vms/{point.domain}", MIB, 4096, 0, 0.0, point.domain, LAYOUT)
         of = restore_point(domain(point.domain, point.id.uuid))
         return manifest.pack(of, [image], {"vda": checksums})
