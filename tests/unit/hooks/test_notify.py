@@ -275,7 +275,7 @@ def test_res_has_a_program_that_posts_to_a_webhook(tmp_path: Path) -> None:
 
 @contextmanager
 def other_server(answer: bytes | None) -> Iterator[int]:
-    """Have a server that gives each the same answer, or none at all."""
+    """Run a server that gives each request the same answer, or none."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

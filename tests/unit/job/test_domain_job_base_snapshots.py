@@ -98,9 +98,7 @@ def test_the_first_run_has_no_base_and_keeps_its_snapshots(node: PaperNode) -> N
     assert all("foreign" in names for names in node.cluster.snapshots.values())
 
 
-@pytest.mark.parametrize(
-    "prefix", [KEPT, OWNED], ids=["base", "leftover of a run that was killed at its end"]
-)
+@pytest.mark.parametrize("prefix", [KEPT, OWNED], ids=["base", "leftover of a run killed at its end"])
 def test_the_next_run_builds_on_them_and_keeps_only_its_own(node: PaperNode, prefix: str) -> None:
     add(node, f"{prefix}{BEFORE}")
     assert node.back_up().status is Status.SAVED

@@ -115,7 +115,7 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
     guest.assert_runs()
 
 
-def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
+def test_a_guest_that_another_program_has_frozen_is_left_unchanged(guest: Guest) -> None:
     guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
     guest.hypervisor.frozen = True
     with guest.quiesced() as quiesced:

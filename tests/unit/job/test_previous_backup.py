@@ -45,7 +45,7 @@ def add(cluster: PaperCluster, name: str, number: int, *images: str) -> None:
 
 
 def saved_image(target: str, number: int, **changes: object) -> SavedImage:
-    """Give an image of which snapshot `number` was saved."""
+    """Return an image whose snapshot `number` was saved."""
     source = SnapshotId(FSID, f"id of vms/{target[-1]}", number)
     one = SavedImage(target, f"vms/{target[-1]}", 100, 10, 10, 1.0, "0123abcd", LAYOUT, 10, source, 16 << 20)
     return replace(one, **changes)  # type: ignore[arg-type]

@@ -216,7 +216,7 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
 
 
 def node_of(directory: Path, metadata: str = "", **constants: Any) -> Settings:
-    """Give a libvirt whose only domain has disks in two clusters."""
+    """Return the settings of a node whose only domain has disks in two clusters."""
     disks = rbd("vms/a") + rbd("vms/b").replace("vda", "vdb")
     element = domain_element("web", UUID, disks, metadata=metadata)
     uri = node_uri(directory / "node.xml", element)

@@ -148,7 +148,7 @@ def test_an_order_has_the_domain_s_restore_points_if_the_output_builds_on_them(
     assert known == {"db": [], "web": points[:2] if keeps else []}
 
 
-def test_domains_that_are_named_are_saved_whatever_min_age_says(
+def test_named_domains_are_saved_whatever_their_age(
     uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
 ) -> None:
     back_up(tmp_path, recorder, uris, "web", min_age=3600)
@@ -242,10 +242,10 @@ def test_hooks_are_run_around_a_run_while_it_is_the_only_one(
 ) -> None:
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert files.ran == AROUND
-    told = [text.split(": VIRT_RBD_BACKUP_")[1] for text in recorder.told(Level.INFO)]
+    variables = [text.split(": VIRT_RBD_BACKUP_")[1] for text in recorder.told(Level.INFO)]
     host = f"HOST={socket.gethostname()}"
-    assert told[:3] == [host, "PHASE=before-run", f"RUN={RUN}"]
-    assert told[3:] == ["EXIT_CODE=0", host, "PHASE=after-run", f"RUN={RUN}", "SUMMARY=2 saved"]
+    assert variables[:3] == [host, "PHASE=before-run", f"RUN={RUN}"]
+    assert variables[3:] == ["EXIT_CODE=0", host, "PHASE=after-run", f"RUN={RUN}", "SUMMARY=2 saved"]
 
 
 def test_a_failing_before_run_is_the_end_of_the_run(
