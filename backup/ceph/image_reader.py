@@ -75,12 +75,12 @@ class ImageReader:
         def allocated(slab: Extent) -> Sequence[Extent]:
             found: list[Extent] = []
 
-            def note(offset: int, length: int, exists: bool) -> None:
+            def add(offset: int, length: int, exists: bool) -> None:
                 if exists:
                     found.append(Extent(offset, length))
 
             with self._cluster.errors("cannot list the extents of", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, None, note)
+                self._opened.diff_iterate(slab.offset, slab.length, None, add)
             return sorted(found, key=attrgetter("offset"))
 
         return self._listed_ahead(within or Extent(0, self.size), allocated)
@@ -96,11 +96,11 @@ class ImageReader:
         def changed(slab: Extent) -> Sequence[Extent]:
             found: list[Extent] = []
 
-            def note(offset: int, length: int, _exists: bool) -> None:
+            def add(offset: int, length: int, _exists: bool) -> None:
                 found.append(Extent(offset, length))
 
             with self._cluster.errors(f"cannot list the changes since {since} of", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, since, note, True, whole_objects)
+                self._opened.diff_iterate(slab.offset, slab.length, since, add, True, whole_objects)
             return sorted(found, key=attrgetter("offset"))
 
         return self._listed_ahead(Extent(0, self.size), changed)

@@ -10,7 +10,7 @@ from functools import partial
 import libvirt
 import libvirt_qemu
 
-from ..errors import DomainGone, FrozenAlready
+from ..errors import AlreadyFrozen, DomainGone
 from ..system.time_limit import Bounded, within
 from .errors import HypervisorError, libvirt_errors
 
@@ -37,7 +37,7 @@ class GuestAgent:
         self._timeout = timeout
 
     def probe(self) -> None:
-        """Raise HypervisorError unless the agent answers, FrozenAlready if the guest is frozen."""
+        """Raise HypervisorError unless the agent answers, AlreadyFrozen if the guest is frozen."""
         with self._bounded():
             try:
                 with libvirt_errors("the guest agent does not answer"):
@@ -47,7 +47,7 @@ class GuestAgent:
                     raise
                 # the agent has answered: it does not support this command, or the guest is frozen
                 if self._frozen():
-                    raise FrozenAlready("another program has already frozen the guest") from error
+                    raise AlreadyFrozen("another program has already frozen the guest") from error
 
     def freeze(self) -> int:
         """Freeze the guest's file systems, return their number.

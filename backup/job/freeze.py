@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from ..errors import BackupError, FreezeFailed, FrozenAlready
+from ..errors import AlreadyFrozen, BackupError, FreezeFailed
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
 from ..model import Consistency, Domain, Level, State
@@ -98,7 +98,7 @@ class Quiescer:
                     raise
                 level = Level.WARNING if domain.agent_connected else Level.INFO
                 self.reporter.message(level, domain.name, f"not frozen: {error}")
-                if isinstance(error, FrozenAlready):  # its owner could not thaw it while it is paused
+                if isinstance(error, AlreadyFrozen):  # its owner could not thaw it while it is paused
                     return self._not_quiesced(Consistency.CRASH)
         if self.settings.without_freeze == "pause":
             return stack.enter_context(self._paused(domain))

@@ -48,7 +48,7 @@ def count(report: Report, status: str) -> int:
 
 
 def verdict(report: Report) -> str:
-    """Give the result of the run in words."""
+    """Describe the result of the run, such as "1 of 3 domains failed"."""
     saved, failed = count(report, "saved"), count(report, "failed")
     code = report["exit_code"]
     if code > SIGNALLED:

@@ -13,7 +13,7 @@ from typing import Callable
 from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
-from ..errors import BackupError, FrozenAlready
+from ..errors import AlreadyFrozen, BackupError
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
@@ -125,7 +125,7 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)
-        then = "crash" if isinstance(error, FrozenAlready) else settings.without_freeze
+        then = "crash" if isinstance(error, AlreadyFrozen) else settings.without_freeze
         return Finding(f"domain {domain.name}: {error.message}; {instead[then]}")
     return Finding(f"domain {domain.name}: the guest agent answers")
 

@@ -175,7 +175,7 @@ class Run:
         """Do all jobs, and retry those whose error may be transient."""
         results = self._done(orders, pool)
         retry = Retry(self.settings.retry_for, self.reporter, self.stop)
-        discard = partial(self._discard_own, patient=True)
+        discard = partial(self._discard_own, wait_if_busy=True)
         return retry.transient_failures(orders, results, partial(self._done, pool=pool), discard)
 
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
@@ -225,8 +225,8 @@ class Run:
         """
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
-    def _discard_own(self, patient: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, patient, self._at_the_end())
+    def _discard_own(self, wait_if_busy: bool) -> None:
+        discard_own(self.run, self.output, self.reporter, wait_if_busy, self._at_the_end())
 
     def _at_the_end(self) -> Callable[[], None]:
         """Return a call that raises the reason to stop, but only TIDY_LIMIT seconds from now."""
@@ -247,7 +247,7 @@ class Run:
     ) -> None:
         """Remove incomplete restore points: of failed jobs, and of interrupted runs of domains now saved."""
         if any(result.status is Status.FAILED for result in results):
-            self._discard_own(patient=not self.stop.requested)
+            self._discard_own(wait_if_busy=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]

@@ -18,7 +18,7 @@ READ_POLL = 0.2  # seconds between two checks whether the job has to stop
 
 
 class WriterEnded(BackupError):
-    """The writer closed the pipe too early; its own messages say why."""
+    """The writer closed the pipe too early; its own output explains why."""
 
 
 class PipeReader:

@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ReaderClosed(BackupError):
-    """The reader closed the pipe; its own messages say why."""
+    """The reader closed the pipe; its own output explains why."""
 
 
 class Stalled(BackupError):

@@ -94,6 +94,15 @@ def _restore(add: AddCommand) -> None:
         default="",
         help="restore one disk into a file: qcow2 if PATH ends in .qcow2, otherwise raw and sparse",
     )
+    _add_definition_options(command)
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="replace existing images, files and domains, unless they are in use",
+    )
+
+
+def _add_definition_options(command: Parser) -> None:
     command.add_argument(
         "--define", action="store_true", help="define the domain in libvirt, with the restored images"
     )
@@ -102,11 +111,6 @@ def _restore(add: AddCommand) -> None:
     )
     command.add_argument("--new-uuid", action="store_true", help="define it with a new UUID, as a copy")
     command.add_argument("--start", action="store_true", help="start the domain once it is defined")
-    command.add_argument(
-        "--force",
-        action="store_true",
-        help="replace existing images, files and domains, unless they are in use",
-    )
 
 
 def _verify(add: AddCommand) -> None:

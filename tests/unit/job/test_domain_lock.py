@@ -121,7 +121,7 @@ def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
         wait_until(lambda: not stop.leased, 2, "the renewal after a third of it")
 
 
-def test_a_lock_that_another_had_and_gave_back_is_lost_too(
+def test_a_lock_that_another_run_had_and_released_is_lost_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with held(cluster, stop, recorder, duration=0.03):
@@ -159,7 +159,7 @@ def test_a_renewal_that_times_out_is_retried_and_the_lock_taken_again_where_it_h
     assert cluster.locks == {}
 
 
-def test_a_lock_that_can_t_be_renewed_for_so_long_ends_the_job(
+def test_a_lock_that_cannot_be_renewed_within_the_limit_ends_the_job(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     cluster.retry = CephRetry(limit=0.1)
@@ -188,7 +188,7 @@ def test_of_two_places_both_are_locked_or_none(
     assert (cluster.locks, other.locks) == ({}, {NAME: "another node"})
 
 
-def test_the_lock_of_a_domain_without_a_definition_is_had_by_its_place(
+def test_a_domain_without_a_definition_is_locked_by_its_place(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     lock = lock_at(cluster, "ssd", "ns", UUID, 60)
@@ -197,7 +197,7 @@ def test_the_lock_of_a_domain_without_a_definition_is_had_by_its_place(
         assert set(cluster.locks) == {NAME}
 
 
-def test_a_lock_that_has_expired_with_nobody_else_s_in_its_place_leaves_nothing(
+def test_an_expired_lock_without_a_new_owner_leaves_nothing(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with held(cluster, stop, recorder):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backup.errors import BackupError, FreezeFailed, FrozenAlready
+from backup.errors import AlreadyFrozen, BackupError, FreezeFailed
 from backup.hypervisor.errors import HypervisorError
 from backup.job import freeze
 from backup.job.freeze import Quiesced, Quiescer
@@ -71,7 +71,7 @@ def guest(tmp_path: Path) -> Guest:
     return guest_of(domain(), tmp_path)
 
 
-def test_a_guest_with_an_agent_is_frozen_during_the_block_and_noted_on_disk(guest: Guest) -> None:
+def test_a_guest_with_an_agent_is_frozen_during_the_block_and_recorded_on_disk(guest: Guest) -> None:
     with guest.quiesced() as quiesced:
         assert guest.hypervisor.frozen
         assert guest.notes.all() == [Note(UUID, "web", Method.FREEZE, URI)]
@@ -116,12 +116,12 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
 
 
 def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
-    guest.hypervisor.probe_error = FrozenAlready("another program has already frozen the guest")
+    guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
     guest.hypervisor.frozen = True
     with guest.quiesced() as quiesced:
         assert guest.notes.all() == []
     assert quiesced.consistency is Consistency.CRASH
-    with raises("the guest is frozen already, by somebody else", FrozenAlready):
+    with raises("another program has already frozen the guest", AlreadyFrozen):
         guest.hold_still_and_raise(Failure("it must not come this far"), freeze="required")
     assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
     assert guest.hypervisor.frozen
@@ -150,7 +150,7 @@ def test_a_guest_that_may_be_frozen_is_never_paused_and_its_note_stays(guest: Gu
     assert told.startswith("the guest may still be frozen: the guest agent does not answer")
 
 
-def test_a_freeze_that_had_no_answer_is_looked_for_until_it_can_t_happen_any_more(
+def test_after_an_unanswered_freeze_the_thaw_is_repeated_until_the_freeze_cannot_happen_any_more(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = HypervisorError("no answer within 10 s")
@@ -173,7 +173,7 @@ def test_a_freeze_that_had_no_answer_is_looked_for_until_it_can_t_happen_any_mor
     guest.assert_runs()
 
 
-def test_a_freeze_of_no_file_system_is_none(guest: Guest) -> None:
+def test_a_freeze_of_no_file_system_is_a_failed_freeze(guest: Guest) -> None:
     guest.hypervisor.file_systems = 0
     with guest.quiesced() as quiesced:
         assert guest.hypervisor.paused
@@ -181,7 +181,7 @@ def test_a_freeze_of_no_file_system_is_none(guest: Guest) -> None:
     guest.assert_runs()
 
 
-def test_a_thaw_is_tried_again_until_it_works(guest: Guest) -> None:
+def test_a_thaw_is_retried_until_it_succeeds(guest: Guest) -> None:
     with guest.quiesced() as quiesced:
         guest.hypervisor.failing_thaws = 2
     assert guest.hypervisor.asked == ["probe", "freeze", "thaw", "thaw", "thaw"]
@@ -196,7 +196,7 @@ def test_a_thaw_is_tried_again_until_it_works(guest: Guest) -> None:
         ({"freeze": "never"}, "the guest may still be paused: cannot resume the domain", "virsh resume"),
     ],
 )
-def test_a_guest_that_can_t_be_let_go_is_an_error_with_the_command_and_stays_noted(
+def test_a_guest_that_cannot_be_thawed_is_an_error_with_the_command_and_its_note_stays(
     guest: Guest, constants: dict[str, str], message: str, command: str
 ) -> None:
     with raises(message) as caught, guest.quiesced(freeze_timeout=0, **constants):
@@ -205,7 +205,7 @@ def test_a_guest_that_can_t_be_let_go_is_an_error_with_the_command_and_stays_not
     assert [note.uuid for note in guest.notes.all()] == [UUID]
 
 
-def test_letting_go_is_tried_for_freeze_timeout_seconds_and_no_longer(
+def test_a_thaw_is_retried_for_freeze_timeout_seconds_and_no_longer(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(FOR_EVER))
@@ -225,7 +225,7 @@ REQUIRED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", REQUIRED)
-def test_where_a_freeze_is_required_nothing_takes_its_place(guest: Guest, case: str) -> None:
+def test_a_required_freeze_that_fails_is_not_replaced_by_a_pause(guest: Guest, case: str) -> None:
     message, changes = REQUIRED[case]
     for name, value in changes.items():
         setattr(guest.hypervisor, name, value)
@@ -261,7 +261,7 @@ def test_where_pausing_is_switched_off_too_the_guest_runs_on(guest: Guest) -> No
     ],
 )
 @pytest.mark.parametrize("wanted", ["auto", "required"])
-def test_a_domain_that_does_not_run_is_left_as_it_is(
+def test_a_domain_that_does_not_run_is_left_unchanged(
     tmp_path: Path, state: State, consistency: Consistency, wanted: str
 ) -> None:
     guest = guest_of(domain(state=state), tmp_path)
@@ -272,7 +272,7 @@ def test_a_domain_that_does_not_run_is_left_as_it_is(
     assert guest.hypervisor.asked == []
 
 
-def test_a_guest_that_somebody_else_has_thawed_is_only_crash_consistent(guest: Guest) -> None:
+def test_a_guest_that_another_program_has_thawed_is_only_crash_consistent(guest: Guest) -> None:
     with guest.quiesced() as quiesced:
         guest.hypervisor.frozen = False
     assert quiesced.consistency is Consistency.CRASH
@@ -280,7 +280,7 @@ def test_a_guest_that_somebody_else_has_thawed_is_only_crash_consistent(guest: G
     guest.assert_runs()
 
 
-def test_and_where_a_freeze_is_required_that_is_a_failure(guest: Guest) -> None:
+def test_a_guest_that_another_program_has_thawed_fails_a_required_freeze(guest: Guest) -> None:
     message = "the guest thawed before its snapshots were complete"
     with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
         guest.hypervisor.frozen = False
@@ -289,7 +289,7 @@ def test_and_where_a_freeze_is_required_that_is_a_failure(guest: Guest) -> None:
 
 @pytest.mark.parametrize("constants", [{}, {"freeze": "never"}], ids=["frozen", "paused"])
 @pytest.mark.parametrize("error", [Failure("no snapshots"), KeyboardInterrupt(), ValueError("a bug")])
-def test_whatever_is_raised_in_the_block_the_guest_is_let_go(
+def test_whatever_is_raised_in_the_block_the_guest_is_thawed_or_resumed(
     guest: Guest, constants: dict[str, str], error: BaseException
 ) -> None:
     with pytest.raises(type(error)):
@@ -315,7 +315,7 @@ def test_a_pause_that_fails_is_undone_all_the_same(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["auto", "required", "never"])
-def test_a_guest_that_can_t_be_noted_on_disk_is_left_alone(tmp_path: Path, wanted: str) -> None:
+def test_a_guest_whose_note_cannot_be_written_is_not_touched(tmp_path: Path, wanted: str) -> None:
     guest = guest_of(domain(), tmp_path / "nowhere")
     with pytest.raises(BackupError, match="no such file or directory"):
         guest.hold_still_and_raise(AssertionError("the block must not begin"), freeze=wanted)
@@ -347,7 +347,7 @@ def test_a_pause_by_an_admin_just_before_ours_is_not_undone(tmp_path: Path) -> N
     assert guest.hypervisor.paused
 
 
-def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_as_it_is(
+def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_without_a_freeze(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(freeze, "EARLIER_NOTE", 0.01)
@@ -365,7 +365,7 @@ def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_as_it_is(
     assert [note.uuid for note in guest.notes.all()] == [UUID]
 
 
-def test_a_note_that_is_dealt_with_meanwhile_is_in_nobody_s_way(
+def test_an_earlier_note_that_is_removed_in_time_does_not_hinder_the_freeze(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest.notes.write(domain(), Method.FREEZE)
@@ -375,7 +375,7 @@ def test_a_note_that_is_dealt_with_meanwhile_is_in_nobody_s_way(
     assert quiesced.consistency is Consistency.FILESYSTEM
 
 
-def test_a_domain_that_was_saved_while_it_stood_still_stays_noted_as_it_comes_back_frozen(
+def test_the_note_of_a_domain_saved_while_frozen_stays_as_it_will_start_frozen(
     guest: Guest,
 ) -> None:
     message = "the guest was saved while it was frozen or paused, and will start like that"

@@ -20,9 +20,7 @@ def notes(tmp_path: Path) -> FreezeNotes:
     return FreezeNotes(str(tmp_path))
 
 
-def test_a_note_is_there_from_when_it_is_written_until_it_is_erased(
-    notes: FreezeNotes, tmp_path: Path
-) -> None:
+def test_a_note_exists_from_its_writing_until_its_removal(notes: FreezeNotes, tmp_path: Path) -> None:
     assert (notes.all(), notes.exists(UUID)) == ([], False)
     notes.write(WEB, Method.FREEZE)
     notes.write(domain("db", OTHER_UUID, uri=OTHER_URI), Method.PAUSE)
@@ -43,20 +41,20 @@ def test_a_later_note_of_the_same_domain_replaces_the_first(notes: FreezeNotes) 
     assert [note.method for note in notes.all()] == [Method.PAUSE]
 
 
-def test_a_note_that_was_never_finished_is_none(notes: FreezeNotes, tmp_path: Path) -> None:
+def test_an_unfinished_note_is_ignored(notes: FreezeNotes, tmp_path: Path) -> None:
     notes.write(WEB, Method.FREEZE)
     notes.remove(UUID)
     (tmp_path / "held" / f"{UUID}.draft").write_text('{"uuid": ')
     assert notes.all() == []
 
 
-def test_nobody_else_can_see_the_notes(notes: FreezeNotes, tmp_path: Path) -> None:
+def test_other_users_cannot_read_the_notes(notes: FreezeNotes, tmp_path: Path) -> None:
     notes.write(WEB, Method.FREEZE)
     assert stat.S_IMODE((tmp_path / "held").stat().st_mode) == 0o700
     assert {path.suffix for path in (tmp_path / "held").iterdir()} == {".json"}
 
 
-def test_a_note_that_its_worker_erases_while_the_notes_are_read_is_left_out(
+def test_a_note_that_its_worker_removes_during_the_listing_is_ignored(
     notes: FreezeNotes, tmp_path: Path
 ) -> None:
     notes.write(WEB, Method.FREEZE)
@@ -64,7 +62,7 @@ def test_a_note_that_its_worker_erases_while_the_notes_are_read_is_left_out(
     assert [note.uuid for note in notes.all()] == [UUID]
 
 
-def test_a_note_that_can_t_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_note_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "held" / f"{UUID}.json"
     message = f"cannot write {path}, the note that the guest is about to be frozen or paused"
     with raises(f"{message}: no such file or directory"):

@@ -116,7 +116,7 @@ def test_a_base_has_the_checksums_and_times_of_its_own_disk(cluster: PaperCluste
     assert base.times == b"times of vdb"
 
 
-def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_others(
+def test_the_output_is_asked_only_for_runs_that_have_snapshots(
     cluster: PaperCluster,
 ) -> None:
     add(cluster, f"{KEPT}{EARLIER}", 5, "vms/a")
@@ -128,7 +128,7 @@ def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_ot
     assert output.asked == [(UUID, {EARLIER, BEFORE})]
 
 
-def test_the_output_gets_what_the_run_has_listed(cluster: PaperCluster) -> None:
+def test_the_output_gets_the_restore_points_that_the_run_listed(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     output, known = KeepsPoints(), [held_point(BEFORE, manifest_id="manifest")]
     with PreviousBackup(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
@@ -142,7 +142,7 @@ def test_without_any_snapshot_the_output_is_not_even_asked(cluster: PaperCluster
     assert output.asked == []
 
 
-def test_one_whose_renaming_failed_or_was_never_begun_is_a_base_under_the_name_that_it_has(
+def test_a_snapshot_that_was_not_renamed_is_a_base_under_its_present_name(
     cluster: PaperCluster,
 ) -> None:
     add(cluster, f"{KEPT}{EARLIER}", 5)
@@ -161,14 +161,12 @@ def test_one_whose_renaming_failed_or_was_never_begun_is_a_base_under_the_name_t
         SnapshotId(),
     ],
 )
-def test_a_snapshot_of_the_right_name_that_is_another_is_no_base(
-    cluster: PaperCluster, other: SnapshotId
-) -> None:
+def test_another_snapshot_of_the_same_name_is_no_base(cluster: PaperCluster, other: SnapshotId) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     assert bases(cluster, KeepsPoints([saved_image("vda", 7, source=other)])) == [None, None]
 
 
-def test_an_image_that_was_renamed_is_the_same_and_one_that_was_made_anew_is_not(
+def test_a_renamed_image_has_a_base_and_a_recreated_one_has_none(
     cluster: PaperCluster,
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -179,13 +177,13 @@ def test_an_image_that_was_renamed_is_the_same_and_one_that_was_made_anew_is_not
     assert bases(cluster, KeepsPoints([saved_image("vda", 7)])) == [None, None]
 
 
-def test_what_was_saved_of_another_disk_is_no_base_even_of_the_same_image(cluster: PaperCluster) -> None:
+def test_a_saved_image_of_another_disk_is_no_base(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     moved = saved_image("vdz", 7, source=SnapshotId(FSID, "id of vms/a", 7))
     assert bases(cluster, KeepsPoints([moved])) == [None, None]
 
 
-def test_a_disk_that_is_new_has_no_base_and_keeps_the_others_from_none(cluster: PaperCluster) -> None:
+def test_a_new_disk_has_no_base_and_the_others_have_theirs(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
     cluster.snapshots["vms/new"] = set()
     of = domain(disks=[*WEB.disks, rbd_disk("vdc", "vms/new")])
@@ -218,7 +216,7 @@ def test_an_image_of_the_old_format_is_known_by_its_name(cluster: PaperCluster) 
     assert found.base
 
 
-def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
+def test_the_base_snapshot_of_an_image_that_the_domain_no_longer_has_is_removed(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
@@ -230,7 +228,7 @@ def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
 
 
-def test_names_tell_the_run_and_whose_they_are() -> None:
+def test_names_of_snapshots_contain_the_run_and_the_domain() -> None:
     assert (owned_prefix(UUID) + RUN, base_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
     assert run_of(f"{OWNED}{RUN}") == run_of(f"{KEPT}{RUN}") == RUN
     assert not (base_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
@@ -255,7 +253,7 @@ def ours(cluster: PaperCluster) -> dict[str, set[str]]:
     return {name: names - {"before-upgrade"} for name, names in cluster.snapshots.items()}
 
 
-def test_what_is_kept_has_another_name_and_the_same_id_and_stays(
+def test_a_base_snapshot_has_another_name_and_the_same_id_and_stays(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     keep(cluster, recorder)
@@ -266,7 +264,7 @@ def test_what_is_kept_has_another_name_and_the_same_id_and_stays(
     assert recorder.messages == []
 
 
-def test_what_was_kept_before_is_removed_and_nothing_of_others(
+def test_older_base_snapshots_are_removed_and_foreign_ones_stay(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     foreign = f"virt-rbd-backup.kept.{OTHER_UUID}.{BEFORE}"
@@ -276,7 +274,7 @@ def test_what_was_kept_before_is_removed_and_nothing_of_others(
     assert ours(cluster) == on_each(f"{KEPT}{RUN}", foreign)
 
 
-def test_one_that_can_t_be_renamed_stays_as_does_what_was_kept_before_and_that_is_an_error(
+def test_a_snapshot_that_cannot_be_renamed_stays_with_the_older_base_and_is_an_error(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -286,7 +284,7 @@ def test_one_that_can_t_be_renamed_stays_as_does_what_was_kept_before_and_that_i
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}, "vms/b": {f"{KEPT}{RUN}"}}
 
 
-def test_one_that_can_t_be_removed_is_an_error_and_the_new_one_is_kept(
+def test_an_older_base_that_cannot_be_removed_is_an_error_and_the_new_one_is_kept(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -296,7 +294,7 @@ def test_one_that_can_t_be_removed_is_an_error_and_the_new_one_is_kept(
     assert ours(cluster) == {"vms/a": {f"{KEPT}{RUN}"}, "vms/b": {f"{KEPT}{BEFORE}", f"{KEPT}{RUN}"}}
 
 
-def test_if_the_backup_fails_the_new_ones_go_and_what_was_kept_stays(
+def test_if_the_backup_fails_the_new_snapshots_are_removed_and_the_base_stays(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -307,7 +305,7 @@ def test_if_the_backup_fails_the_new_ones_go_and_what_was_kept_stays(
     assert ours(cluster) == on_each(f"{KEPT}{BEFORE}")
 
 
-def test_leftovers_go_but_for_what_is_kept_and_what_is_built_on(
+def test_leftovers_are_removed_but_neither_base_snapshots_nor_spared_ones(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     for name in (f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}", f"{OWNED}{EARLIER}"):
@@ -321,7 +319,7 @@ def test_leftovers_go_but_for_what_is_kept_and_what_is_built_on(
     assert f"removed leftover snapshot {OWNED}{BEFORE} of vms/a" in told
 
 
-def test_nothing_is_kept_of_a_snapshot_that_was_never_made(cluster: PaperCluster) -> None:
+def test_a_snapshot_that_was_never_made_is_not_kept(cluster: PaperCluster) -> None:
     snapshots = DomainSnapshots(made(cluster), NO_LIMIT)
     snapshots.keep_as_bases(WEB)
     snapshots.remove()

@@ -107,7 +107,7 @@ def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: P
     assert not node.noted
 
 
-def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
+def test_once_the_freeze_cannot_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
     node: Node, dead: ProcessId
 ) -> None:
     node.note(Method.FREEZE, dead, seconds=0)
@@ -116,7 +116,7 @@ def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_froze
 
 
 @pytest.mark.parametrize("hold", Method)
-def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
+def test_a_restarted_guest_needs_no_thaw_even_without_an_agent(
     node: Node, dead: ProcessId, hold: Method
 ) -> None:
     node.note(hold, dead)
@@ -127,7 +127,7 @@ def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
     assert not node.noted
 
 
-def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
+def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
     node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.note(Method.FREEZE, dead)
@@ -154,9 +154,7 @@ def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
     assert not node.noted
 
 
-def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(
-    node: Node, dead: ProcessId
-) -> None:
+def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, dead: ProcessId) -> None:
     node.note(Method.FREEZE, dead)
     there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.notes)
     there.frozen = True
@@ -166,7 +164,7 @@ def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(
     assert (there.moves, node.noted) == (True, False)
 
 
-def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_more(
+def test_a_guest_that_migrated_out_of_reach_is_reported_once_and_its_note_removed(
     node: Node, dead: ProcessId
 ) -> None:
     node.note(Method.FREEZE, dead)
@@ -202,7 +200,7 @@ def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Process
     assert (is_running(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
 
 
-def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: ProcessId) -> None:
+def test_a_guest_whose_owner_is_dead_is_resumed_at_once(node: Node, dead: ProcessId) -> None:
     node.note(Method.PAUSE, dead)
     node.web.paused = True
     node.thaws.enforce()
@@ -220,7 +218,7 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
     assert node.noted
 
 
-def test_a_call_that_hangs_keeps_no_other_guest_waiting(
+def test_a_call_that_hangs_delays_no_other_guest(
     node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(thaw, "HANG_LIMIT", 0.05)
@@ -242,14 +240,14 @@ def test_a_call_that_hangs_keeps_no_other_guest_waiting(
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_a_newer_note_of_the_same_domain_is_not_erased_with_the_old(node: Node, alive: ProcessId) -> None:
+def test_a_newer_note_of_the_same_domain_is_not_removed_with_the_old(node: Node, alive: ProcessId) -> None:
     old = node.note(Method.FREEZE, alive, seconds=1)
     node.note(Method.FREEZE, alive, seconds=30)
     node.notes.remove_unless_newer(old)
     assert node.noted
 
 
-def test_a_note_of_an_older_version_is_one(node: Node) -> None:
+def test_a_note_of_an_older_version_is_read(node: Node) -> None:
     (node.directory / "held").mkdir()
     old = f'{{"uuid": "{UUID}", "name": "web", "hold": "freeze", "uri": "{URI}"}}'
     (node.directory / f"held/{UUID}.json").write_text(old)
@@ -258,7 +256,7 @@ def test_a_note_of_an_older_version_is_one(node: Node) -> None:
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_no_process_is_taken_for_another_with_its_number(alive: ProcessId) -> None:
+def test_no_process_is_taken_for_another_with_the_same_pid(alive: ProcessId) -> None:
     other = ProcessId(alive.pid, alive.began - 1)
     assert not is_running(other)
     kill(other)

@@ -1,4 +1,4 @@
-"""backup/report/domain_record.py: what is known of each domain outlasts whatever can't be read."""
+"""backup/report/domain_record.py: records survive files that can't be read or are damaged."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from ..samples import OTHER_UUID, UUID
 
 @pytest.fixture
 def file(tmp_path: Path, recorder: Recorder) -> Path:
-    """A file that knows when web was saved."""
+    """A file with a record of when web was saved."""
     DomainRecords(str(tmp_path), recorder).update(UUID, "web", saved="2024")
     return tmp_path / "proofs.json"
 
 
-def note_db(file: Path, recorder: Recorder) -> None:
+def record_db(file: Path, recorder: Recorder) -> None:
     DomainRecords(str(file.parent), recorder).update(OTHER_UUID, "db", saved="2025")
 
 
-def test_what_is_noted_is_added_to_what_is_known(file: Path, recorder: Recorder) -> None:
-    note_db(file, recorder)
+def test_an_update_keeps_the_records_of_other_domains(file: Path, recorder: Recorder) -> None:
+    record_db(file, recorder)
     assert read_records(str(file.parent)) == {
         UUID: DomainRecord(saved="2024"),
         OTHER_UUID: DomainRecord(saved="2025"),
@@ -53,7 +53,7 @@ def test_a_file_that_can_not_be_read_is_not_overwritten(
         patch.setattr(Path, "read_bytes", fail)
         patch.setattr(Path, "read_text", fail)
         assert read_records(str(file.parent)) == {}
-        note_db(file, recorder)
+        record_db(file, recorder)
     assert file.read_bytes() == before
     (warning,) = recorder.told(Level.WARNING)
     assert os.strerror(number).lower() in warning
@@ -61,12 +61,10 @@ def test_a_file_that_can_not_be_read_is_not_overwritten(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"uuid": 1}', b"\xff"])
-def test_a_file_that_is_damaged_is_put_aside_with_a_warning(
-    damage: bytes, file: Path, recorder: Recorder
-) -> None:
+def test_a_damaged_file_is_renamed_with_a_warning(damage: bytes, file: Path, recorder: Recorder) -> None:
     file.write_bytes(damage)
     assert read_records(str(file.parent)) == {}
-    note_db(file, recorder)
+    record_db(file, recorder)
     assert list(json.loads(file.read_text())) == [OTHER_UUID]
     assert file.with_name("proofs.json.damaged").read_bytes() == damage
     (warning,) = recorder.told(Level.WARNING)
@@ -75,7 +73,7 @@ def test_a_file_that_is_damaged_is_put_aside_with_a_warning(
 
 @pytest.fixture
 def lock(file: Path) -> Iterator[int]:
-    """The directory's lock, which a process that hangs has."""
+    """The directory's lock, held by a process that hangs."""
     descriptor = os.open(file.parent, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield descriptor
@@ -83,11 +81,11 @@ def lock(file: Path) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("lock")
-def test_a_lock_that_another_process_keeps_costs_the_note_and_no_more(
+def test_a_lock_that_another_process_keeps_loses_the_update_only(
     file: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(domain_record, "LOCK_LIMIT", 0.2)
-    note_db(file, recorder)
+    record_db(file, recorder)
     (warning,) = recorder.told(Level.WARNING)
     assert "another process has kept it locked for 0 s" in warning
     assert list(read_records(str(file.parent))) == [UUID]

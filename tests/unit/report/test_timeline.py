@@ -1,4 +1,4 @@
-"""backup/report/timeline.py: a run as a run_timeline."""
+"""backup/report/timeline.py: a run as a picture."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_phase_ends_where_the_next_begins_and_preparing_is_the_bar_itself() ->
     assert bar.label_x == 25, "where there is room"
 
 
-def test_the_moment_that_a_guest_stands_still_is_marked_however_short() -> None:
+def test_the_time_that_a_guest_is_quiesced_is_marked_however_short() -> None:
     jobs = [job("web", 1, 0, 100, frozen_at=at(50), frozen_seconds=0.3)]
     jobs += [job("db", 2, 0, 100, frozen_at=at(50), frozen_seconds=0), job("old", 3, 0, 100)]
     shown = run_timeline(run_of(*jobs))
@@ -98,9 +98,7 @@ def test_the_axis_has_a_few_round_times(seconds: float, count: int, first: Tick)
         ("web", -3, ""),
     ],
 )
-def test_a_label_is_cut_where_it_does_not_fit_and_left_out_where_it_would_not_help(
-    text: str, pixels: float, shown: str
-) -> None:
+def test_a_label_is_cut_to_its_bar_and_left_out_if_too_short(text: str, pixels: float, shown: str) -> None:
     assert fitting(text, pixels) == shown
 
 
@@ -118,6 +116,6 @@ def test_marks_are_thin_where_there_are_many() -> None:
     assert (few.crowded, many.crowded) == (False, True)
 
 
-def test_a_run_that_began_no_job_has_no_picture() -> None:
+def test_a_run_without_jobs_has_no_timeline() -> None:
     assert run_timeline(run_of()) is None
     assert datetime.fromisoformat(run_of()["started"]) == NOW

@@ -60,7 +60,7 @@ def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     return node
 
 
-def test_each_is_let_go_at_its_own_libvirt_with_a_warning(node: Node) -> None:
+def test_each_guest_is_thawed_at_its_own_libvirt_with_a_warning(node: Node) -> None:
     method = node.notes.all()[0].method
     assert node.let_go() == 0
     assert (node.web.moves, node.db.moves, node.noted()) == (True, True, [])
@@ -71,7 +71,7 @@ def test_each_is_let_go_at_its_own_libvirt_with_a_warning(node: Node) -> None:
     assert node.db.closed
 
 
-def test_one_that_can_t_be_let_go_is_told_counted_and_kept_for_the_next_run(node: Node) -> None:
+def test_a_guest_that_cannot_be_thawed_is_reported_and_counted_and_its_note_stays(node: Node) -> None:
     node.web.failing_thaws = node.web.failing_resumes = FOR_EVER
     assert node.let_go() == 1
     assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
@@ -81,7 +81,7 @@ def test_one_that_can_t_be_let_go_is_told_counted_and_kept_for_the_next_run(node
     assert node.web.closed
 
 
-def test_one_whose_libvirt_can_t_be_reached_costs_no_other_one(node: Node) -> None:
+def test_a_guest_whose_libvirt_cannot_be_reached_does_not_hinder_the_others(node: Node) -> None:
     del node.reachable[URI]
     assert node.let_go() == 1
     assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
@@ -94,7 +94,7 @@ def test_one_whose_libvirt_can_t_be_reached_costs_no_other_one(node: Node) -> No
     )
 
 
-def test_of_a_worker_that_died_only_its_own_domain_is_let_go(node: Node) -> None:
+def test_after_a_worker_s_death_only_its_own_domain_is_thawed(node: Node) -> None:
     del node.reachable[OTHER_URI]  # it is not even asked
     assert node.let_go(UUID) == 0
     assert (node.web.moves, node.db.moves, node.noted()) == (True, False, ["db"])
@@ -108,7 +108,7 @@ def test_without_notes_nothing_is_asked(node: Node) -> None:
     assert node.recorder.messages == []
 
 
-def test_a_domain_that_is_gone_needs_nothing(node: Node) -> None:
+def test_a_domain_that_is_gone_needs_no_thaw(node: Node) -> None:
     node.web.gone = node.db.gone = True
     assert node.let_go() == 0
     assert (node.web.asked, node.db.asked, node.noted()) == ([], [], [])
@@ -118,7 +118,7 @@ def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
     return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder, StopRequest())
 
 
-def test_a_libvirt_out_of_reach_counts_as_a_failure_of_the_clean_up(
+def test_an_unreachable_libvirt_counts_as_a_failure_of_the_cleanup(
     recorder: Recorder, tmp_path: Path
 ) -> None:
     uri = node_uri(tmp_path / "node.xml", domain_element())
@@ -147,9 +147,7 @@ def test_a_libvirt_that_fails_while_it_lists_does_not_keep_the_others_from_being
     assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
 
 
-def test_a_note_that_can_t_be_read_is_told_and_keeps_nothing_from_going_on(
-    recorder: Recorder, tmp_path: Path
-) -> None:
+def test_an_unreadable_note_is_reported_and_counted(recorder: Recorder, tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.mkdir()
     (held / f"{UUID}.json").write_text("{")
@@ -159,7 +157,7 @@ def test_a_note_that_can_t_be_read_is_told_and_keeps_nothing_from_going_on(
     assert f"virsh domfsthaw {UUID}" in told
 
 
-def test_a_note_that_can_t_be_read_keeps_no_other_guest_from_being_let_go(
+def test_an_unreadable_note_does_not_keep_other_guests_from_being_thawed(
     recorder: Recorder, tmp_path: Path
 ) -> None:
     notes = FreezeNotes(str(tmp_path))

@@ -74,18 +74,18 @@ def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
     discard_of_dead(points, domains, OneHypervisor(), output, settings(), recorder, StopRequest())
 
 
-def test_what_has_no_manifest_is_incomplete() -> None:
+def test_a_point_without_a_manifest_is_incomplete() -> None:
     points = [held_point(), held_point(DEAD.run, manifest_id="manifest")]
     assert [point.id for point in incomplete_points.incomplete(points)] == [OWN]
 
 
-def test_a_run_discards_its_own_alone() -> None:
+def test_a_run_discards_only_its_own() -> None:
     output = Left(DEAD, OWN)
     discard_own(RUN, output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD]
 
 
-def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
+def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
     recorder = Recorder()
     removed: Future[None] = Future()
     removed.set_result(None)
@@ -98,7 +98,7 @@ def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
     assert text.endswith("the repository takes additions alone")
 
 
-def test_what_can_not_be_discarded_is_told() -> None:
+def test_points_that_cannot_be_discarded_are_reported() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
     discard_own(RUN, output, recorder, wait_if_busy=False)
@@ -107,7 +107,7 @@ def test_what_can_not_be_discarded_is_told() -> None:
     assert "the repository takes additions alone" in text
 
 
-def test_what_dead_runs_saved_of_a_domain_goes_under_its_lock(cluster: PaperCluster) -> None:
+def test_incomplete_points_of_dead_runs_are_removed_under_the_domain_s_lock(cluster: PaperCluster) -> None:
     output, recorder = Left(DEAD, ELSEWHERE), Recorder()
     output.cluster = cluster
     discard(output, recorder, domain(), domain(uuid=OTHER_UUID))
@@ -120,7 +120,7 @@ def test_what_dead_runs_saved_of_a_domain_goes_under_its_lock(cluster: PaperClus
     )
 
 
-def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
+def test_points_of_a_run_that_may_be_alive_stay(cluster: PaperCluster) -> None:
     cluster.locks[LOCK] = "another node"
     output, recorder = Left(DEAD), Recorder()
     discard(output, recorder, domain())
@@ -129,7 +129,9 @@ def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
     assert recorder.messages == []
 
 
-def test_what_was_saved_under_a_lock_in_another_place_goes_under_that_lock(cluster: PaperCluster) -> None:
+def test_points_saved_under_a_lock_in_another_place_are_removed_under_that_lock(
+    cluster: PaperCluster,
+) -> None:
     """Another node's definition of the domain has its images elsewhere."""
     output, recorder = Left(DEAD), Recorder()
     cluster.pools = {"vms", "fast"}
@@ -148,7 +150,7 @@ def test_what_was_saved_under_a_lock_in_another_place_goes_under_that_lock(clust
 
 
 @pytest.mark.parametrize("place", ["another-cluster/vms/", "none of ours", ""])
-def test_what_a_run_of_another_cluster_may_be_at_stays(cluster: PaperCluster, place: str) -> None:
+def test_points_of_a_run_in_another_cluster_stay(cluster: PaperCluster, place: str) -> None:
     output, recorder = Left(DEAD), Recorder()
     discard_dead(output, recorder, place)
     assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
@@ -159,7 +161,7 @@ def discard_dead(output: Left, recorder: Recorder, *places: str) -> None:
     discard_of_dead([point], [domain()], OneHypervisor(), output, settings(), recorder, StopRequest())
 
 
-def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: PaperCluster) -> None:
+def test_a_refusal_is_reported_for_its_domain_and_the_lock_released(cluster: PaperCluster) -> None:
     output, recorder = Left(DEAD), Recorder()
     output.refuses = True
     discard(output, recorder, domain())
@@ -176,7 +178,7 @@ def test_a_request_to_stop_leaves_the_rest_to_the_next_run(cluster: PaperCluster
     assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
 
 
-def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
+def test_a_lock_that_is_lost_before_the_removal_prevents_it(
     cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, recorder = Left(DEAD), Recorder()

@@ -65,7 +65,7 @@ def test_snapshots_of_every_image_are_removed_under_the_domain_s_lock(
 
 
 @pytest.mark.parametrize("disks", [WEB.disks, (foreign_disk(),), ()], ids=["clean", "no image", "no disk"])
-def test_where_nothing_is_left_no_lock_is_taken(
+def test_without_leftovers_no_lock_is_taken(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, disks: tuple[Disk, ...]
 ) -> None:
     assert remove(tmp_path, recorder, domain(disks=disks)) == 0
@@ -82,7 +82,7 @@ def test_a_lock_that_has_expired_is_removed_even_where_no_snapshot_is_left(
     assert left == []
 
 
-def test_a_domain_that_a_run_is_at_is_left_to_it_and_is_no_failure(
+def test_a_domain_that_a_run_is_backing_up_is_skipped_and_no_failure(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path
 ) -> None:
     cluster.snapshots["vms/a"].add(LEFT)
@@ -94,7 +94,7 @@ def test_a_domain_that_a_run_is_at_is_left_to_it_and_is_no_failure(
     ]
 
 
-def test_a_domain_that_can_t_be_cleaned_is_told_counted_and_costs_no_other_one(
+def test_a_domain_that_cannot_be_cleaned_is_reported_and_counted_and_the_others_are_cleaned(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path
 ) -> None:
     cluster.snapshots["vms/a"].add(LEFT)
@@ -130,7 +130,7 @@ def many(number: int) -> list[Domain]:
     ]
 
 
-def test_thousands_of_images_are_looked_at_in_seconds_and_the_progress_is_shown(
+def test_thousands_of_images_are_checked_in_seconds_and_the_progress_is_reported(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(_image: Image) -> list[str]:
@@ -168,7 +168,7 @@ def test_a_stop_is_heard_while_a_call_hangs_and_nothing_more_is_begun(
     assert len(asked) == cleanup.AT_A_TIME
 
 
-def test_a_stop_in_the_middle_of_the_removal_gives_the_lock_back(
+def test_a_stop_in_the_middle_of_the_removal_releases_the_lock(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.snapshots["vms/a"] |= {f"{LEFT}1", f"{LEFT}2"}
@@ -235,7 +235,7 @@ BACKUP = "<backup xmlns='virt-rbd-backup' {}/>"
         ("", {"include_domains": []}, "not selected (not in INCLUDE_DOMAINS): "),
     ],
 )
-def test_what_fails_for_a_domain_that_nobody_selected_is_a_warning(
+def test_a_failure_for_a_domain_that_is_not_selected_is_a_warning(
     metadata: str,
     constants: dict[str, Any],
     why: str,
@@ -249,7 +249,7 @@ def test_what_fails_for_a_domain_that_nobody_selected_is_a_warning(
     assert recorder.told(Level.WARNING)[-1] == f"{why}no answer"
 
 
-def test_what_fails_for_a_domain_that_is_selected_is_an_error(
+def test_a_failure_for_a_selected_domain_is_an_error(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cleanup, "Clusters", unreachable)
@@ -265,7 +265,7 @@ def unreachable(*_: object) -> PaperClusters:
     return Nowhere(PaperCluster())
 
 
-def test_an_image_that_is_left_out_keeps_no_other_one_from_being_cleaned(
+def test_an_excluded_image_does_not_keep_the_others_from_being_cleaned(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.snapshots["vms/b"].add(LEFT)

@@ -1,4 +1,4 @@
-"""backup/terminal/progress/live_view.py: what stands on the terminal, at any size."""
+"""backup/terminal/progress/live_view.py: what the terminal shows, at any size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRESS = RunProgress((JOB,), 4, 1, 0, 9 * GIB, 80 * GIB, 312 << 20, 300, 61)
 
 
 class Screen:
-    """A live view, and what a terminal would have got of it."""
+    """A live view, and what it wrote to its terminal."""
 
     def __init__(self, width: int = 100, height: int = 25, level: Level = Level.INFO) -> None:
         self.stream = io.StringIO()
@@ -36,7 +36,7 @@ class Screen:
         return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", written).splitlines()]
 
 
-def test_a_row_tells_phase_percent_rate_and_what_is_left_and_the_totals_stand_below() -> None:
+def test_a_job_s_row_has_phase_percent_rate_and_time_left_above_the_totals() -> None:
     screen = Screen()
     screen.view.show(PROGRESS)
     row, totals = screen.lines()
@@ -72,13 +72,13 @@ def test_before_the_first_job_there_are_the_totals_alone() -> None:
     assert screen.lines() == ["running for 0:02"]
 
 
-def test_a_failure_is_said_above_the_view_in_one_line_however_long() -> None:
+def test_a_failure_is_one_line_above_the_view_however_long() -> None:
     screen = Screen(width=60)
     screen.view.show(PROGRESS)
     screen.lines()
     screen.view.message(Level.ERROR, "web", "failed: " + "no answer " * 20)
-    said, row, _ = screen.lines()
-    assert said == ("error: web: failed: " + "no answer " * 20).rstrip()
+    message, row, _ = screen.lines()
+    assert message == ("error: web: failed: " + "no answer " * 20).rstrip()
     assert row.startswith("db01")
 
 
@@ -94,7 +94,7 @@ def test_names_and_errors_can_neither_style_the_view_nor_move_the_cursor() -> No
     assert "\x1b[2J" not in written
 
 
-def test_after_the_end_the_view_is_gone_and_what_was_said_is_there() -> None:
+def test_after_the_end_the_view_is_gone_and_messages_stay() -> None:
     screen = Screen()
     screen.view.show(PROGRESS)
     screen.view.message(Level.INFO, "web", "saved")
@@ -111,7 +111,7 @@ def test_the_cursor_is_never_hidden_so_that_no_kill_can_leave_it_so() -> None:
     assert "\x1b[?25" not in screen.stream.getvalue()
 
 
-def test_what_matters_less_than_the_level_is_not_shown() -> None:
+def test_messages_below_the_level_are_not_shown() -> None:
     screen = Screen(level=Level.WARNING)
     screen.view.phase("web", Phase.STREAM)
     screen.view.message(Level.INFO, "web", "saved")

@@ -90,7 +90,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
+def test_guests_are_resumed_once_the_last_process_of_the_run_was_killed(
     notes: FreezeNotes, program: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(program), str(tmp_path / "run"), ""]
@@ -110,7 +110,7 @@ def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
         assert "resumed: an interrupted backup had left the guest paused" in run.stderr.read()
 
 
-def test_what_a_run_could_not_undo_is_undone_after_its_end(
+def test_guests_that_a_run_could_not_resume_are_resumed_after_its_end(
     notes: FreezeNotes, program: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(program), str(tmp_path / "run"), "ends"]
@@ -122,7 +122,7 @@ def test_what_a_run_could_not_undo_is_undone_after_its_end(
     wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
 
 
-def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
+def test_the_watchdog_waits_for_the_lock_of_a_dying_process(
     notes: FreezeNotes, program: Path, tmp_path: Path
 ) -> None:
     """A dying process's files are closed one after the other: the lifeline may end before the lock goes."""
@@ -136,7 +136,7 @@ def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
     wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
 
 
-def test_a_watchdog_that_was_killed_is_started_again(program: Path, tmp_path: Path) -> None:
+def test_a_killed_watchdog_is_restarted(program: Path, tmp_path: Path) -> None:
     with started(program, tmp_path, "guarded") as run:
         assert run.stdout
         main, worker = map(int, run.stdout.readline().split())
@@ -222,7 +222,7 @@ def test_a_run_waits_until_the_watchdog_watches(starts: list[Connection], record
     watchdog.close()
 
 
-def test_a_watchdog_that_is_killed_before_it_watches_is_started_again(
+def test_a_watchdog_that_is_killed_before_it_watches_is_restarted(
     starts: list[Connection], recorder: Recorder
 ) -> None:
     watchdog = Watchdog(settings(), recorder)
