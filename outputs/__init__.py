@@ -7,8 +7,8 @@ from backup.settings import Settings
 
 
 def chosen(settings: Settings) -> Output:
-    """Give the output that OUTPUT names."""
-    # only now: main tells of modules that are missing
+    """Return the output that OUTPUT names."""
+    # imported only now: main reports missing modules first
     if settings.output == "restic_incremental":
         from .restic_incremental import ResticIncremental
 
@@ -17,7 +17,7 @@ def chosen(settings: Settings) -> Output:
 
 
 def readable(settings: Settings) -> Output:
-    """Give an output that reads back what the one that OUTPUT names has saved, and needs less for it."""
+    """Return an output that can read what the output of OUTPUT saved, and needs fewer modules."""
     from .restic import Restic
 
     return Restic.from_settings(settings)

@@ -1,4 +1,4 @@
-"""restic: one `restic backup --stdin` per image, and one more for the manifest."""
+"""The output restic: one `restic backup --stdin` per image, and one for the manifest."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .restic_repository.repository import Repository, file_name, named
 
 @dataclass(frozen=True)
 class Restic(Repository):
-    """Streams each image whole. Satisfies backup.protocols.Output."""
+    """Saves each image with a full read. Satisfies backup.protocols.Output."""
 
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save the images one after another, then the manifest, without which nothing of it counts."""
+        """Save the images one after another, then the manifest: only then the restore point counts."""
         images, checksums = [], {}
         for source in sources:
             save = partial(self._save_image, point, source, job)
@@ -44,7 +44,7 @@ class Restic(Repository):
         target, domain = source.disk.target, point.domain.name
         with source.open() as reader:
             copied, summary = Copied(0, Checksums()), Summary("", 0, 0)
-            if reader.size:  # restic takes no empty stdin: the manifest alone tells of an image of no bytes
+            if reader.size:  # restic takes no empty stdin: an empty image is in the manifest only
                 tags = [f"disk={target}", f"image={source.image}", f"size={reader.size}"]
                 if source.disk.encryption:
                     tags.append(f"encryption={source.disk.encryption}")
@@ -72,13 +72,13 @@ class Restic(Repository):
                 read_bytes=copied.data_bytes,
                 source=reader.source,
             )
-        job.reporter.message(Level.INFO, domain, f"{target} {_told(saved)}")
+        job.reporter.message(Level.INFO, domain, f"{target} {_summary_text(saved)}")
         return saved, copied.checksums
 
 
-def _told(saved: SavedImage) -> str:
+def _summary_text(saved: SavedImage) -> str:
     rate = size_text(int(saved.size / saved.seconds)) if saved.seconds else "-"
     return (
-        f"({saved.image}) saved: {size_text(saved.size)}, {size_text(saved.data_bytes)} of it data, "
+        f"({saved.image}) saved: {size_text(saved.size)}, {size_text(saved.data_bytes)} of data, "
         f"{size_text(saved.stored_bytes)} new, in {saved.seconds:.1f} s ({rate}/s)"
     )

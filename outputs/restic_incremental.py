@@ -1,8 +1,8 @@
-"""restic again, but it reads only what has changed: one `restic backup` of a domain's segments as files.
+"""The output restic_incremental: one `restic backup` of a domain's images, cut into segments as files.
 
-restic takes a file as unchanged, and does not open it, if its size and times are those that the parent
-snapshot has (restic.readthedocs.io, "File change detection"). So a segment gets a new time exactly when a
-byte of it may differ from the parent's.
+restic considers a file unchanged, and does not open it, if its size and times equal the parent snapshot's
+(restic.readthedocs.io, "File change detection"). So a segment gets a new time exactly when one of its bytes
+may differ from the parent's.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ MOUNTPOINT = "segments"  # in RUNTIME_DIR
 
 @dataclass(frozen=True)
 class ResticIncremental(Repository):
-    """Saves what has changed since the snapshots that were kept. Satisfies backup.protocols.Output.
+    """Saves the changes since the base snapshots. Satisfies backup.protocols.Output.
 
-    `mountpoint` is a directory. `full_read_days`: after how many days all is read again, 0 for never.
+    `mountpoint` is a directory. `full_read_days`: the days between full reads, 0 for no further ones.
     `fast_diff`: trust the images' object maps.
     """
 
@@ -53,7 +53,7 @@ class ResticIncremental(Repository):
     keeps_base_snapshots = True
 
     @classmethod
-    def _own(cls, settings: Settings) -> Mapping[str, Any]:
+    def _own_settings(cls, settings: Settings) -> Mapping[str, Any]:
         return {
             "mountpoint": f"{settings.runtime_dir}/{MOUNTPOINT}",
             "full_read_days": settings.full_read_days,
@@ -61,11 +61,11 @@ class ResticIncremental(Repository):
         }
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
-        """Tell what keeps it from working: the repository, or the kernel's file systems in user space."""
+        """Return what prevents backups: problems of the repository, or FUSE missing on this node."""
         return [*_fuse_problems(), *super().problems(check_stop)]
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        """Ask for the kernel's file systems in user space too, before a run holds any domain still."""
+        """Check FUSE too, before a run freezes any guest."""
         for problem in _fuse_problems():
             raise problem
         return super().ready(check_stop)
@@ -78,18 +78,18 @@ class ResticIncremental(Repository):
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
-        """Read the manifest of the newest restore point of these runs that this output has saved.
+        """Read the manifest of the newest restore point of these runs that this output saved.
 
-        What is known does if it has all of these runs: another node may have saved the domain since. It can't
-        be read where `restic tag` has changed the ids since. What is damaged is no base, and worth a warning;
-        whatever else keeps a manifest from being read is raised.
+        `known` is enough if it has all of these runs: another node may have saved the domain since. Its ids
+        are wrong if `restic tag` has changed them since; then the repository is listed again. A damaged
+        manifest cannot be built on: it causes a warning. Other errors of reading are raised.
         """
         found = None
         if {*runs} <= {point.id.run for point in known if point.manifest_id}:
             found = self._newest(known, runs, check_stop, lambda _: None)
-        return found or self._newest(self._held(uuid, check_stop), runs, check_stop, warn)
+        return found or self._newest(self._stored(uuid, check_stop), runs, check_stop, warn)
 
-    def _held(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[StoredPoint]:
+    def _stored(self, uuid: str, check_stop: Callable[[], None]) -> Sequence[StoredPoint]:
         return stored_points(self._snapshots(f"--tag={TAG},uuid={uuid}", check_stop=check_stop))
 
     def _newest(
@@ -109,7 +109,7 @@ class ResticIncremental(Repository):
     def _saved(
         self, point: StoredPoint, check_stop: Callable[[], None], warn: Callable[[str], None]
     ) -> Optional[SavedDomain]:
-        """Read a manifest; None, and a warning, if it is damaged, another version's, or lacks its images."""
+        """Read a manifest; None after a warning if it is damaged, has another format, or lacks images."""
         try:
             packed = self.manifest(point, check_stop)
         except ResticError as error:
@@ -121,14 +121,14 @@ class ResticIncremental(Repository):
                 return with_current_ids(manifest.unpack(packed), point)
             except BackupError as error:
                 problem = error
-        what = f"the restore point of {point.taken:%Y-%m-%d %H:%M:%S} UTC, run {point.id.run}"
-        warn(f"{what}, is no previous backup to build on: {problem}")
+        taken = f"{point.taken:%Y-%m-%d %H:%M:%S} UTC"
+        warn(f"cannot build on the restore point of {taken}, run {point.id.run}: {problem}")
         return None
 
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save the segments that have changed, then the manifest, without which nothing of it counts."""
+        """Save the changed segments, then the manifest: only then the restore point counts."""
         with ExitStack() as stack:
             disks = [self._planned(point, source, stack, job) for source in sources]
             began = time.monotonic()
@@ -140,7 +140,7 @@ class ResticIncremental(Repository):
         ]
         images[0] = replace(images[0], stored_bytes=summary.added)
         for disk, image in zip(disks, images):
-            job.reporter.message(Level.INFO, point.domain.name, _told(disk, image, summary))
+            job.reporter.message(Level.INFO, point.domain.name, _summary_text(disk, image, summary))
             job.image_saved(disk.source, image)
         times = {disk.target: pack_times(disk.files.times) for disk in disks}
         self.save_manifest(point, manifest.pack(point, images, checksums, times), job)
@@ -150,68 +150,68 @@ class ResticIncremental(Repository):
         self, point: RestorePoint, source: SnapshotSource, stack: ExitStack, job: Job
     ) -> SegmentedDisk:
         reader = stack.enter_context(source.open())
-        tell = partial(_tell, job, point.domain.name)
-        patience = timedelta(days=self.full_read_days)
-        return planned(source, reader, point.taken, patience, self.fast_diff, tell)
+        log = partial(_log, job, point.domain.name)
+        full_read_interval = timedelta(days=self.full_read_days)
+        return planned(source, reader, point.taken, full_read_interval, self.fast_diff, log)
 
     def _save_segments(self, point: RestorePoint, disks: Sequence[SegmentedDisk], job: Job) -> Summary:
         for disk in disks:
-            disk.files.read.clear()  # what an attempt before this one has read proves nothing of it
+            disk.files.read.clear()  # reads of an earlier attempt do not count
         files = SegmentFiles([disk.files for disk in disks])
         parents = {disk.base.saved.restore_id for disk in disks if disk.base}
         tags = [segments_tag(one.target, str(one.source.image), one.files.reader.size) for one in disks]
         arguments = (
-            "--ignore-inode",  # a disk that comes or goes moves the others'
+            "--ignore-inode",  # another disk that is added or removed changes the inode numbers
             *([f"--parent={parent}" for parent in parents] or ["--force"]),
             *named(point, *tags),
         )
         Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
         changed = sum(disk.changed_bytes for disk in disks)
-        watch = _Watch(files, changed, self.program.stall_timeout, point.domain.name, job)
-        # In a thread that alone has mounts of its own, or the job's hooks would have them too. The kernel
+        monitor = _Monitor(files, changed, self.program.stall_timeout, point.domain.name, job)
+        # In a thread with a private mount namespace, which the job's hooks must not share. The kernel
         # interrupts restic when the thread ends, which is after restic.
         with ThreadPoolExecutor(1, thread_name_prefix="mounts") as thread:
-            summary = thread.submit(self._backed_up, files, arguments, watch).result()
+            summary = thread.submit(self._backed_up, files, arguments, monitor).result()
         size = sum(disk.files.size for disk in disks)
         missing = sum(disk.missing for disk in disks)
         if summary.processed != size or missing:
             message = (
-                f"the files have {size} bytes, restic saved {summary.processed}; "
-                f"it did not read {missing} of the changed segments"
+                f"the segments have {size} bytes, restic saved {summary.processed} and did not read "
+                f"{missing} of the changed segments"
             )
             raise ResticError(message, "the restore point does not count")
         return summary
 
-    def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], watch: _Watch) -> Summary:
+    def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], monitor: _Monitor) -> Summary:
         with mounted(files, self.mountpoint):
-            return self.program.backup_files(arguments, self.mountpoint, watch.look, files.give_up)
+            return self.program.backup_files(arguments, self.mountpoint, monitor.check, files.give_up)
 
 
-class _Watch:
-    """Looks after a restic that reads segments: errors of their readers, stalls, progress."""
+class _Monitor:
+    """Monitors a restic that reads segments: errors of their readers, stalls, progress."""
 
-    def __init__(self, files: SegmentFiles, size: int, patience: float, domain: str, job: Job) -> None:
-        """`size` is how many bytes are expected to be read."""
+    def __init__(self, files: SegmentFiles, size: int, stall_timeout: float, domain: str, job: Job) -> None:
+        """`size` is the number of bytes that restic will probably read."""
         self._files = files
         self._size = size
-        self._patience = patience
+        self._stall_timeout = stall_timeout
         self._domain = domain
         self._job = job
         self._served, self._since = 0, time.monotonic()
 
-    def look(self) -> None:
-        """Raise what has to end it."""
+    def check(self) -> None:
+        """Report progress. Raises what has to end restic."""
         self._job.check_stop()
         if self._files.error:
             raise self._files.error
         now = time.monotonic()
-        if self._files.loading:  # then it is the cluster that is waited for, which has limits of its own
+        if self._files.loading:  # waiting for the cluster, which has its own time limits
             self._since = now
         if self._files.served != self._served:
             self._served, self._since = self._files.served, now
             self._job.reporter.progress(self._domain, "", self._served, max(self._size, self._served))
-        elif now > self._since + self._patience:
-            message = f"the output took no byte for {self._patience:.0f} s"
+        elif now > self._since + self._stall_timeout:
+            message = f"the output took no byte for {self._stall_timeout:.0f} s"
             raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT")
 
 
@@ -220,22 +220,22 @@ def _fuse_problems() -> Sequence[BackupError]:
         with open("/dev/fuse", "rb"):
             pass
     except OSError as error:
-        hint = "modprobe fuse; a container has to have the device, and a unit res/restic-incremental.conf"
+        hint = "modprobe fuse; a container needs the device, a systemd unit res/restic-incremental.conf"
         return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
     try:
-        with ThreadPoolExecutor(1) as thread:  # which alone has them, until it ends
+        with ThreadPoolExecutor(1) as thread:  # the namespace ends with the thread
             thread.submit(unshare_mounts).result()
     except OSError as error:
-        hint = "it takes root with CAP_SYS_ADMIN, in a unit res/restic-incremental.conf"
-        return [BackupError(f"cannot have mounts of its own: {reason(error)}", hint)]
+        hint = "run it as root with CAP_SYS_ADMIN; a systemd unit needs res/restic-incremental.conf"
+        return [BackupError(f"cannot create a private mount namespace: {reason(error)}", hint)]
     return ()
 
 
-def _tell(job: Job, domain: str, level: Level, text: str) -> None:
+def _log(job: Job, domain: str, level: Level, text: str) -> None:
     job.reporter.message(level, domain, text)
 
 
-def _told(disk: SegmentedDisk, image: SavedImage, summary: Summary) -> str:
+def _summary_text(disk: SegmentedDisk, image: SavedImage, summary: Summary) -> str:
     count = len(disk.files.segments) - len(disk.files.holes)
     new = f", {size_text(summary.added)} new for the whole domain" if image.stored_bytes else ""
     return (

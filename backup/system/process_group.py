@@ -114,7 +114,7 @@ class Group:
     session: int
 
     @classmethod
-    def of(cls, pid: int) -> Group:
+    def led_by(cls, pid: int) -> Group:
         """Return the group of a child of this process that becomes a group leader."""
         try:
             leader = process_id(pid) if sees_own_pids() else ProcessId(pid, UNKNOWN)

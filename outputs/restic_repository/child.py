@@ -1,4 +1,4 @@
-"""A restic process, with all that it has started in its turn: the only place that starts and ends it."""
+"""Starts and ends a restic process together with all processes that it started."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from backup.system.started_program import Command, StartedProgram, ended_within,
 
 from .messages import ResticError
 
-# What a command takes while it works, and may leave when it is killed: a lock, shared or exclusive.
+# The lock that a command holds, and may leave if it is killed.
 LOCKS = {"backup": "shared", "forget": "exclusive"}
-WAIT_POLL = 0.2  # seconds between two looks at whether the job has to stop
-HEAD_START = 0.3  # seconds that the interrupt has to arrive before what restic reads comes to an end
+WAIT_POLL = 0.2  # seconds between two checks for a stop
+HEAD_START = 0.3  # seconds from the interrupt to the end of restic's input
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
-NO_LOCK_LIMIT = 2  # seconds that it may take where it has none
+NO_LOCK_LIMIT = 2  # seconds that it may take without a lock
 
 
 @dataclass
 class Child:
-    """A restic process and its group; what it printed is there when it has ended.
+    """A restic process and its group; `stdout` and `stderr` are set when it has ended.
 
-    `lock` is what it may leave if it is killed, "" for nothing; `began` a moment before its start, in seconds
-    since 1970.
+    `lock` is the kind of lock that it may leave if it is killed, "" for none; `began` a time just before its
+    start, in seconds since 1970.
     """
 
     process: StartedProgram
@@ -46,15 +46,15 @@ class Child:
 
     @property
     def runs(self) -> bool:
-        """Whether it runs itself, whatever it has started."""
+        """Whether the process itself runs, regardless of its children."""
         return self.process.poll() is None
 
     def wait(self, seconds: float) -> None:
-        """Wait for its end, for so long at the most."""
+        """Wait for its end, this many seconds at most."""
         ended_within(self.process, seconds)
 
     def ended(self, limit: float, check_stop: Callable[[], None]) -> bool:
-        """Wait for its end, and return whether it came within `limit` seconds."""
+        """Wait for its end, and return whether it ended within `limit` seconds."""
         deadline = time.monotonic() + limit
         while self.runs:
             check_stop()
@@ -64,11 +64,11 @@ class Child:
         return True
 
     def end(self, give_up: Optional[Callable[[], None]]) -> None:
-        """Make sure that all of its group have ended, and that the end of what they read did not end them.
+        """End the whole group, by a signal that arrives before the end of its input.
 
-        End of stdin looks like success to restic, so it is interrupted first, and what it reads given up
-        then. Not by SIGTERM, which leaves a lock with restic 0.14; and from 0.17 on it only looks at the
-        signal when stdin ends.
+        To restic the end of stdin means success, so it is interrupted first; then `give_up` and closing stdin
+        end its input. SIGTERM would leave a lock with restic 0.14. From 0.17 on restic handles the signal
+        only when stdin ends.
         """
         if self.runs or self.group.members():
             self.group.send(signal.SIGINT)
@@ -77,8 +77,8 @@ class Child:
                 give_up()
         if self.process.stdin:
             self.process.stdin.close()
-        well = self.process.returncode == 0  # what a wrapper left behind then has no lock
-        self._wait_or_kill(INTERRUPT_LIMIT if self.lock and not well else NO_LOCK_LIMIT)
+        succeeded = self.process.returncode == 0  # then processes that a wrapper left have no lock
+        self._wait_or_kill(INTERRUPT_LIMIT if self.lock and not succeeded else NO_LOCK_LIMIT)
 
     def _wait_or_kill(self, limit: float) -> None:
         deadline = time.monotonic() + limit
@@ -103,27 +103,27 @@ def started(
     except OSError as error:
         message = f"cannot start {command.arguments[0]}: {reason(error)}"
         raise ResticError(message, "see RESTIC_BINARY") from error
-    return Child(process, Group.of(process.pid), LOCKS.get(name, ""), began)
+    return Child(process, Group.led_by(process.pid), LOCKS.get(name, ""), began)
 
 
 def _in_child(name: str, parent: int) -> None:
     # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
-    # be lost, and the end of stdin after it commit what there is.
+    # be lost, and the end of stdin would then save an incomplete snapshot.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # When the worker is killed, stdin ends first, and a restic that has nothing left to read may save what
-    # it has. No manifest counts that; and a worker has so many threads that the signal mostly wins.
+    # When the worker is killed, stdin ends first, and a restic that has read everything may save it. No
+    # manifest names that snapshot; and a worker has so many threads that the signal usually arrives first.
     signal_when_parent_dies(signal.SIGINT, parent)
-    os.setpgid(0, 0)  # a terminal's Ctrl-C is for us, and a wrapper ends with all that it has started
-    if name == "backup":  # who restores is waited for
+    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us, and a wrapper is ended with its children
+    if name == "backup":  # a restore is urgent
         lower_priority()
 
 
 def outlet(name: str) -> IO[bytes]:
-    """Give restic a file in memory to print into: unlike a pipe it never fills up."""
+    """Create a file in memory for restic's output: unlike a pipe it never fills up."""
     return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
 
 
 def printed(into: IO[bytes]) -> str:
-    """Give what was printed into a file by now."""
+    """Return the output in the file so far."""
     into.seek(0)
     return into.read().decode(errors="replace")

@@ -1,7 +1,7 @@
-"""Locks in a repository that a restic of ours left when it was killed; nobody else's are touched.
+"""Removes locks that our own killed restics left in a repository; other locks are never touched.
 
-`restic unlock` would not do: it takes a lock for a dead one's where this host's name has been given to
-another, or where the process is in another namespace or another user's, and sends its owner a real SIGHUP.
+`restic unlock` is no alternative: it considers a lock dead if another host has the same name, or if its owner
+is in another namespace or belongs to another user, and it sends the owner a real SIGHUP.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .messages import ResticError
 from .program import Program
 from .snapshots import moment
 
-CLOCK = 2.0  # seconds by which the time in a lock may be off the one that was recorded
+CLOCK = 2.0  # maximum difference in seconds between the times in a lock and in its record
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock as it lies in the repository. What is not known of one that has just gone is ""."""
+    """A lock in the repository. Without details if it was removed while it was read."""
 
     identity: str
     host: str = ""
@@ -44,10 +44,10 @@ class Lock:
 
 
 def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Sequence[Lock]:
-    """Remove the locks of restics that were recorded here and are provably dead, and forget their records.
+    """Remove the locks of recorded restics that are provably dead, and erase the records.
 
-    Returns those locks that can't be removed alone, with all others in the repository, as restic has no
-    command for it. Without such a record nobody looks. Raises ResticError.
+    If there are other locks, restic has no command to remove only ours: then all locks are returned and none
+    is removed. Without such records the repository is not asked. Raises ResticError.
     """
     dead = _dead(program)
     if not dead:
@@ -62,9 +62,9 @@ def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Seque
 
 
 def left_by(one: ChildRecord, lock: Lock) -> bool:
-    """Return whether a lock is a dead restic's: by host, user, process, kind, and the time of its life.
+    """Return whether a lock is the dead restic's: same host, user, pid and kind, and a time in its lifetime.
 
-    A lock that is held for long is written anew every five minutes, with a new time.
+    A lock that is held for long is rewritten every five minutes with a new time.
     """
     if not lock.taken or lock.exclusive != (one.leaves == LOCKS["forget"]):
         return False
@@ -74,7 +74,7 @@ def left_by(one: ChildRecord, lock: Lock) -> bool:
 
 
 def _dead(program: Program) -> Sequence[ChildRecord]:
-    """Give what is provably dead and may have left a lock; of another boot nothing can be proven any more."""
+    """Return the dead that may have left a lock; erase records of earlier boots, which prove nothing."""
     if not program.records:
         return ()
     found = [one for one in program.records.read() if one.leaves]
@@ -90,7 +90,7 @@ def _erase(program: Program, one: ChildRecord) -> None:
 
 
 def _listed(program: Program, check_stop: Callable[[], None]) -> Sequence[Lock]:
-    """Read the locks, without one of our own."""
+    """Read all locks, without taking one."""
     return [_lock(program, identity, check_stop) for identity in _identities(program, check_stop)]
 
 
@@ -111,14 +111,19 @@ def _lock(program: Program, identity: str, check_stop: Callable[[], None]) -> Lo
             bool(read["exclusive"]),
             moment(read["time"]),
         )
-    except (ResticError, ValueError, KeyError, TypeError):  # it has gone, or is another version's: not ours
+    except (
+        ResticError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # removed meanwhile, or of another version: not ours
         return Lock(identity)
 
 
 def _removed(
     program: Program, ours: Sequence[Lock], locks: Collection[Lock], check_stop: Callable[[], None]
 ) -> bool:
-    """Remove these locks, and return whether that could be done without touching any other."""
+    """Remove these locks if that touches no others, and return whether it did."""
     if program.locks_directory:
         _unlink(program.locks_directory, ours)
         return True
@@ -127,8 +132,8 @@ def _removed(
         return False
     if not {*_identities(program, check_stop)} <= known:
         return False
-    # It removes what is older than half an hour, or bears this host's name and no process here has its PID:
-    # ours do. Whoever takes a lock in this very moment keeps it, other than with --remove-all.
+    # It removes locks that are older than half an hour, or have this host's name and the PID of no process:
+    # ours do. A lock that is created right now stays, unlike with --remove-all.
     program.call("unlock", "--quiet", limit=program.call_limit, check_stop=check_stop)
     return True
 
@@ -139,5 +144,5 @@ def _unlink(directory: Path, locks: Sequence[Lock]) -> None:
             with suppress(FileNotFoundError):
                 (directory / lock.identity).unlink()
         except OSError as error:
-            message = f"cannot remove {directory / lock.identity}, a dead restic's lock: {reason(error)}"
+            message = f"cannot remove {directory / lock.identity}, the lock of a dead restic: {reason(error)}"
             raise ResticError(message, "remove that file by hand") from error

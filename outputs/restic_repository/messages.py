@@ -1,4 +1,4 @@
-"""What restic prints: the summary of a backup, and its last words when it fails."""
+"""Parses restic's output: the summary of a backup, and the messages of a failure."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from typing import Any
 
 from backup.errors import BackupError
 
-CLEAR_LINE = "\x1b[2K"  # comes before what 0.18 says of an interrupt
-MESSAGE_LINES = 4  # of restic's last words: what it says of a lock, for one
+CLEAR_LINE = "\x1b[2K"  # precedes the message of 0.18 about an interrupt
+MESSAGE_LINES = 4  # the longest messages, such as those about locks
 
-
-# restic's exit codes that have a way out of their own (restic.readthedocs.io, "Scripting"); since 0.17
+# restic's exit codes that have a hint of their own (restic.readthedocs.io, "Scripting"); since 0.17
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
-NOT_STARTED = (126, 127)  # what env, or a shell as a wrapper, makes of it
-LOCKED_MESSAGE = "repository is already locked"  # of older ones, whose exit code is 1 for everything
+NOT_STARTED = (126, 127)  # of env, or of a shell that wraps restic
+LOCKED_MESSAGE = "repository is already locked"  # of older versions, whose exit code is always 1
 HINTS = {
-    NO_REPOSITORY: "check RESTIC_REPOSITORY, or make the repository with `restic init`",
-    LOCKED: "another program, such as a prune, works on the repository; see LOCK_WAIT. If the owner of that "
-    "lock is dead: `restic unlock`, or `restic unlock --remove-all` while nobody uses the repository",
+    NO_REPOSITORY: "check RESTIC_REPOSITORY, or create the repository with `restic init`",
+    LOCKED: "another program, such as a prune, has locked the repository; see LOCK_WAIT. If that program is "
+    "dead: `restic unlock`, or `restic unlock --remove-all` while no other program uses the repository",
     WRONG_PASSWORD: "check RESTIC_PASSWORD_FILE",
 }
 
-# Of a failure that no second attempt mends: what back ends and file systems say, in lower case.
-LASTING = re.compile(
+# Messages of back ends and file systems, in lower case, after which a retry would fail again.
+PERMANENT = re.compile(
     "no space left|disk full|quota|read-only file system|permission denied|access ?denied|unauthorized"
     "|invalidaccesskeyid|signaturedoesnotmatch|host key verification failed"
     "|wrong password|no key found|unsupported repository version|unknown (command|flag|shorthand flag)"
     "|unable to open config file.*(no such file|not exist|404)"
 )
-# Of what can't be read back because it is not there or not what was written, whoever tries.
+# Messages about data that is missing or damaged in the repository.
 DAMAGED = re.compile(
     "ciphertext verification failed|not found in (the )?(repository|index)|no matching id found"
     "|invalid data returned|hash mismatch"
@@ -41,10 +40,10 @@ DAMAGED = re.compile(
 
 
 class ResticError(BackupError):
-    """restic failed; the message ends with its own words.
+    """restic failed; the message ends with restic's own.
 
-    `locked`: another program has the repository to itself. `damaged`: what was to be read is
-    not there, or not as it was saved.
+    `locked`: another program has locked the repository. `damaged`: data is missing or damaged in the
+    repository.
     """
 
     def __init__(
@@ -61,32 +60,32 @@ class ResticError(BackupError):
         self.damaged = damaged
 
 
-def failure(command: str, code: int, printed: str, words: str) -> ResticError:
-    """Give the error of a restic that ran and failed; `words` are the last of what it printed.
+def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
+    """Return the error of a restic that failed; `lines` are the last ones of its output.
 
-    Exit code 1 says nothing, so what is not known to last is transient: networks and their servers fail in
-    many words.
+    Exit code 1 has no meaning of its own, so every error that is not known as permanent counts as transient:
+    networks and servers fail with many messages.
     """
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     message = f"restic {command} {how}"
     locked = is_locked(code, printed)
     lower = printed.lower()
     damaged = bool(DAMAGED.search(lower))
-    lasting = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(LASTING.search(lower))
-    other_hint = "see RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if words else ""
+    permanent = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(PERMANENT.search(lower))
+    other_hint = "check RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if lines else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
-    full = f"{message}: {words}" if words else message
-    return ResticError(full, hint, locked, transient=not lasting, damaged=damaged)
+    full = f"{message}: {lines}" if lines else message
+    return ResticError(full, hint, locked, transient=not permanent, damaged=damaged)
 
 
 def is_locked(code: int, printed: str) -> bool:
-    """Return whether it failed as another program has the repository to itself; it has no lock then."""
+    """Return whether it failed because another program had locked the repository; then it has no lock."""
     return code == LOCKED or (code == 1 and LOCKED_MESSAGE in printed)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What restic says of a snapshot that it has saved. Bytes read, and bytes that the repository grew by."""
+    """restic's summary of a saved snapshot: `processed` bytes were read, the repository grew by `added`."""
 
     snapshot_id: str
     processed: int
@@ -99,13 +98,13 @@ def summary_in(printed: str) -> Summary:
         if item.get("message_type") == "summary":
             added = item.get("data_added_packed", item["data_added"])  # packed: since 0.18
             return Summary(str(item["snapshot_id"]), int(item["total_bytes_processed"]), int(added))
-    raise ResticError("restic ended well but did not say what it saved", "is RESTIC_BINARY really restic?")
+    raise ResticError("restic succeeded but printed no summary", "check that RESTIC_BINARY is restic")
 
 
 def last_lines(printed: str) -> str:
-    """Give the last lines of restic's standard error: text, or from 0.18 on JSON.
+    """Return the last lines of restic's standard error, which is text, or from 0.18 on JSON.
 
-    Left out is where in its own source an error arose: a function, and then in a line of its own the file.
+    Left out are lines of stack traces: a function, and on the next line its file.
     """
     lines = []
     printed_lines = printed.replace(CLEAR_LINE, "").splitlines()
@@ -115,9 +114,9 @@ def last_lines(printed: str) -> str:
         item = _json(line)
         error = item.get("error")
         nested = error.get("message", "") if isinstance(error, dict) else ""
-        words = str(item.get("message") or nested or ("" if item else line)).strip()
-        if words:
-            lines.append(words)
+        text = str(item.get("message") or nested or ("" if item else line)).strip()
+        if text:
+            lines.append(text)
     return "; ".join(lines[-MESSAGE_LINES:])
 
 

@@ -1,4 +1,4 @@
-"""The restic program with its repository, and the commands of it that are run."""
+"""Runs restic's commands on a repository."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from backup.system.started_program import NOTHING, PIPE, Command, inherited, wit
 from .child import WAIT_POLL, Child, outlet, printed, started
 from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
-# What restic gets of our own environment; everything else is left out.
+# What restic gets of our own environment.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
-# Of RESTIC_ENVIRONMENT, those whose values are no secret; passwords in URLs are left out anyway.
+# Variables in RESTIC_ENVIRONMENT whose values may be logged; passwords in URLs are replaced anyway.
 NO_SECRETS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
 
-CALL_LIMIT = 120  # seconds for listing and removing snapshots, at the least
+CALL_LIMIT = 120  # minimum time limit in seconds for listing and removing snapshots
 
 
 @dataclass
 class Backup:
-    """A running `restic backup --stdin`. The summary is there when it has ended well."""
+    """A running `restic backup --stdin`. The summary is set when it has succeeded."""
 
     sink: PipeWriter
     summary: Summary | None = None
@@ -38,9 +38,9 @@ class Backup:
 
 @dataclass(frozen=True)
 class Program:
-    """The restic binary with its repository. Nothing secret gets into argv or into messages.
+    """The restic binary with its repository. No secret gets into argv, messages or logs.
 
-    What is started is recorded in `runtime_dir` while it runs, "" for nowhere; see system/child_records.py.
+    Running processes are recorded in `runtime_dir` ("" for no records), see system/child_records.py.
     """
 
     binary: str
@@ -53,7 +53,7 @@ class Program:
 
     @property
     def call_limit(self) -> float:
-        """Seconds for what lists or removes: as long as a backup may stall, and never too short."""
+        """Time limit in seconds for listing and removing: `stall_timeout`, but not less than CALL_LIMIT."""
         return max(CALL_LIMIT, self.stall_timeout)
 
     @property
@@ -62,10 +62,10 @@ class Program:
 
     @property
     def locks_directory(self) -> Optional[Path]:
-        """Where the locks lie, if that is a directory of this node's for sure.
+        """The directory with the locks, if the repository is certainly a directory of this node.
 
-        It is where a path names the repository, and nothing else could (restic's design.rst, "Repository
-        Layout").
+        That is so if RESTIC_REPOSITORY is a path and nothing else can name another repository (restic's
+        design.rst, "Repository Layout").
         """
         named_elsewhere = any(name.startswith("RESTIC_REPOSITORY") for name in self.environment)
         options = ("-r", "--repo", "-o", "--option")
@@ -75,18 +75,18 @@ class Program:
         return directory if self.repository and directory.is_dir() else None
 
     def may_have_locks(self) -> bool:
-        """Tell whether there may be locks: where a look into a directory says no, that saves a call."""
+        """Return whether there may be locks; an empty directory saves a call of restic."""
         try:
             return not self.locks_directory or bool(os.listdir(self.locks_directory))
         except OSError:
             return True
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
-        """Run a command for `limit` seconds at most, return what it prints. Raises ResticError."""
+        """Run a command for `limit` seconds at most, and return its output. Raises ResticError."""
         with self._child(arguments, NOTHING) as child:
             if not child.ended(limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
-                hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
+                hint = "check that the repository's host is reachable; see OUTPUT_STALL_TIMEOUT"
                 raise ResticError(message, hint, transient=True)
         self._require_success(arguments[0], child, check_stop)
         return child.stdout
@@ -95,8 +95,8 @@ class Program:
     def backup(self, arguments: Sequence[str], check_stop: Callable[[], None]) -> Iterator[Backup]:
         """Run `restic backup --stdin`; the block writes into the sink.
 
-        Raises ResticError unless restic has saved every byte that was sent. If the block raises, nothing
-        is saved.
+        Raises ResticError unless restic saved every byte that was sent. If the block raises, nothing is
+        saved.
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
         with self._child(command, PIPE) as child:
@@ -106,8 +106,8 @@ class Program:
                 try:
                     yield backup
                 except ReaderClosed as error:
-                    closed = error  # restic's own words say more, if it has any
-            if child.runs:  # or a wrapper has left a restic behind, which is to be interrupted first
+                    closed = error  # restic's own message, if any, is better
+            if child.runs:  # otherwise a wrapper may have left a restic that must be interrupted first
                 child.stdin.close()
             self._wait(child, check_stop)
         self._require_success("backup", child, check_stop)
@@ -118,15 +118,15 @@ class Program:
     def backup_whole(
         self, arguments: Sequence[str], content: bytes, check_stop: Callable[[], None]
     ) -> Summary:
-        """Run `restic backup --stdin` on content that is there as a whole before it starts.
+        """Run `restic backup --stdin` on content that is complete before restic starts.
 
-        From a file, as the end of a pipe would come too early when this process is killed, and look like its
-        content's. Raises ResticError unless restic has saved every byte.
+        restic reads it from a file: if this process is killed, a pipe would end early and look complete.
+        Raises ResticError unless restic saved every byte.
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
         with os.fdopen(os.memfd_create("content"), "w+b") as file:
             file.write(content)
-            file.seek(0)  # which writes out the buffer too
+            file.seek(0)  # also flushes the buffer
             with self._child(command, file.fileno()) as child:
                 self._wait(child, check_stop)
         self._require_success("backup", child, check_stop)
@@ -136,33 +136,33 @@ class Program:
         self,
         arguments: Sequence[str],
         directory: str,
-        look: Callable[[], None],
+        check: Callable[[], None],
         give_up: Callable[[], None],
     ) -> Summary:
-        """Run `restic backup` of a directory's content; `look` raises what has to end it.
+        """Run `restic backup` of a directory's content; `check` raises what has to end it.
 
-        Raises ResticError unless restic could read every file. After an interrupt `give_up` is called, which
-        has to end reads that get no answer: not before, as restic leaves out what it can't read.
+        Raises ResticError unless restic read every file. `give_up` must make pending reads fail; it is called
+        after the interrupt, as restic skips files that it cannot read.
         """
-        # changes its directory as a program of its own: until then it has our open files, the file system's
-        # connection among them, and must not wait for an answer of that file system
+        # env changes the directory, after exec: before, the child has our open files, the connection of the
+        # FUSE file system among them, and would wait for itself
         before = ("env", f"--chdir={directory}")
         command = ("backup", "--json", "--quiet", *arguments, ".")
         with self._child(command, NOTHING, before=before, give_up=give_up) as child:
-            look()
+            check()
             while child.runs:
                 child.wait(WAIT_POLL)
-                look()
-        self._require_success("backup", child, look)
+                check()
+        self._require_success("backup", child, check)
         return summary_in(child.stdout)
 
     @contextmanager
     def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeReader]:
-        """Run `restic dump`; the block reads a file's bytes, all of them unless it raises.
+        """Run `restic dump`; the block reads all bytes of a file.
 
         Raises ResticError unless restic could read every byte.
         """
-        # without a lock: it can be read back while another program has the repository to itself
+        # without a lock: reading works while another program has locked the repository
         arguments = ("dump", "--no-lock", "--quiet", snapshot, file_name)
         out, into = os.pipe()
         with (
@@ -172,11 +172,11 @@ class Program:
         ):
             stdout.close()
             ended = None
-            with pipe:  # or an interrupted restic would go on waiting for its reader
+            with pipe:  # closed first: an interrupted restic would otherwise wait for its reader
                 try:
                     yield PipeReader(out, check_stop, self.stall_timeout)
                 except WriterEnded as error:
-                    ended = error  # restic's own words say more, if it has any
+                    ended = error  # restic's own message, if any, is better
             self._wait(child, check_stop)
         self._require_success("dump", child, check_stop)
         if ended:
@@ -191,9 +191,9 @@ class Program:
         before: Sequence[str] = (),
         give_up: Callable[[], None] | None = None,
     ) -> Iterator[Child]:
-        """Start restic; whatever happens in the block, it has ended after it.
+        """Run restic during the block: after it, restic has ended, whatever happened.
 
-        What it prints goes into `pipe`, or is there afterwards. `before` is what comes before its name.
+        Its output goes into `pipe`, or is in the child afterwards. `before` precedes the command.
         """
         command = Command(
             [*before, self.binary, *self.options, *arguments],
@@ -209,9 +209,9 @@ class Program:
                 yield child
             except Stalled as stalled:
                 child.end(give_up)
-                # restic 0.18 tries for minutes what a repository refuses, and says so
-                words = self._without_secrets(last_lines(printed(stderr)))
-                message = f"{stalled.message}: {words}" if words else stalled.message
+                # restic 0.18 retries for minutes what a repository refuses, and prints the reason
+                lines = self._without_secrets(last_lines(printed(stderr)))
+                message = f"{stalled.message}: {lines}" if lines else stalled.message
                 raise Stalled(message, stalled.hint) from None
             finally:
                 child.end(give_up)
@@ -221,12 +221,12 @@ class Program:
                     recording.end(clean=code == 0 or is_locked(code, child.stderr))
 
     def _recorded(self, child: Child) -> Optional[Recording]:
-        """Record what was started, if that can be done: or a lock that it leaves can't be proven ours."""
+        """Record the child, if possible: without a record its lock cannot be proven ours."""
         if not self.records or not sees_own_pids():
             return None
         try:
             return Recording(self.records, ChildRecord.for_child(child.process.pid, child.lock, child.began))
-        except OSError:  # RUNTIME_DIR is full: a backup is worth more
+        except OSError:  # RUNTIME_DIR is full: the backup matters more
             return None
 
     def _environment(self) -> dict[str, str]:
@@ -238,23 +238,23 @@ class Program:
         return {**built, **self.environment}
 
     def _wait(self, child: Child, check_stop: Callable[[], None]) -> None:
-        """Wait for its end after the last byte."""
+        """Wait for restic's end after the last byte."""
         if not child.ended(self.stall_timeout, check_stop):
             message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
-            raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
+            raise Stalled(message, "check that the repository's host is reachable; see OUTPUT_STALL_TIMEOUT")
 
     def _require_success(self, command: str, child: Child, check_stop: Callable[[], None]) -> None:
         code = child.process.returncode
         if code == 0:
             return
-        check_stop()  # the signal that we got may have been sent to restic too: by a terminal, by systemd
+        check_stop()  # a signal that we got may have been sent to restic too: by a terminal, by systemd
         raise failure(command, code, child.stderr, self._without_secrets(last_lines(child.stderr)))
 
-    def _without_secrets(self, words: str) -> str:
-        return without_secrets(words, self._secrets())
+    def _without_secrets(self, text: str) -> str:
+        return without_secrets(text, self._secrets())
 
     def _secrets(self) -> Sequence[str]:
-        """Give the values of RESTIC_ENVIRONMENT that may be secret: a short one may be a part of any text."""
+        """Return the values in RESTIC_ENVIRONMENT that may be secret; short ones occur in any text."""
         return [
             value
             for name, value in self.environment.items()
@@ -263,9 +263,9 @@ class Program:
 
 
 def _summary_of(sent: int, child: Child) -> Summary:
-    """Give what restic says it has saved. Raises ResticError unless that is all that was sent."""
+    """Return restic's summary. Raises ResticError unless it saved all bytes that were sent."""
     summary = summary_in(child.stdout)
     if summary.processed != sent:
-        message = f"restic saved {summary.processed} bytes of {sent} that were sent"
+        message = f"restic saved {summary.processed} of the {sent} bytes that were sent"
         raise ResticError(message, "the restore point does not count")
     return summary

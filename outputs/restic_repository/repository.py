@@ -1,4 +1,4 @@
-"""A restic repository: what lies in it, how it is read back, how what does not count is removed."""
+"""A restic repository: lists and reads restore points, saves manifests, removes incomplete points."""
 
 from __future__ import annotations
 
@@ -30,10 +30,16 @@ from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_i
 
 MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
-VERSION_LIMIT = 60  # seconds for `restic version`, which asks nobody: a node under load
-DISCARD_PAUSES = (1, 2, 4, 8, 16)  # seconds between attempts to remove snapshots while others are at work
-STOP_POLL = 0.2  # seconds between two looks at whether the job has to stop
-LOCK_PAUSE = 5.0  # seconds between attempts to save while another program has the repository to itself
+VERSION_LIMIT = 60  # seconds for `restic version`: the node may be under load
+DISCARD_PAUSES = (
+    1,
+    2,
+    4,
+    8,
+    16,
+)  # seconds between attempts to remove snapshots while the repository is locked
+STOP_POLL = 0.2  # seconds between two checks for a stop
+LOCK_PAUSE = 5.0  # seconds between attempts to save while the repository is locked
 
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="Repository")
@@ -41,9 +47,9 @@ Self = TypeVar("Self", bound="Repository")
 
 @dataclass(frozen=True)
 class Repository:
-    """A restic repository; all of backup.protocols.Output but for how images are saved.
+    """A restic repository: all of backup.protocols.Output except saving images.
 
-    `lock_wait`: seconds to wait for another program that has the repository to itself.
+    `lock_wait`: seconds to wait while another program has locked the repository.
     """
 
     program: Program
@@ -64,30 +70,32 @@ class Repository:
                 runtime_dir=settings.runtime_dir,
             ),
             settings.lock_wait,
-            **cls._own(settings),
+            **cls._own_settings(settings),
         )
 
     @classmethod
-    def _own(cls, settings: Settings) -> Mapping[str, Any]:
-        """Give what is a class's own."""
+    def _own_settings(cls, settings: Settings) -> Mapping[str, Any]:
+        """Return the further arguments of a subclass."""
         return {}
 
     def configuration_errors(self) -> Sequence[BackupError]:
-        """Tell what is missing: a repository, a password, a password file that is closed to others."""
+        """Return what is missing: a repository, a password, a password file with safe permissions."""
         errors = []
         given = self.program.environment
         if not self.program.repository and not {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE"} & set(given):
             errors.append(
-                BackupError("RESTIC_REPOSITORY is not set", "name the repository that backups go to")
+                BackupError("RESTIC_REPOSITORY is not set", "set it to the repository for the backups")
             )
         if self.program.password_file:
             errors += _password_file_errors(Path(self.program.password_file))
         elif not {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"} & set(given):
-            errors.append(BackupError("RESTIC_PASSWORD_FILE is not set", "name a file with the password"))
+            errors.append(
+                BackupError("RESTIC_PASSWORD_FILE is not set", "set it to a file with the password")
+            )
         return errors
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
-        """Tell what keeps the repository from taking a backup: version, location, password."""
+        """Return what prevents backups: restic's version, the repository's location, its password."""
         try:
             self._require_version(check_stop)
             self._call("cat", "config", "--no-lock", "--quiet", check_stop=check_stop)
@@ -103,35 +111,35 @@ class Repository:
         check_stop: Callable[[], None],
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
-        """Give nothing: all is read each time."""
+        """Return None: every backup is a full read."""
         return None
 
     def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
-        """Ask the repository for the newest manifest of this domain, whichever node wrote it."""
+        """Return the time of this domain's newest manifest, from any node."""
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
         found = self._snapshots("--latest=1", tags, check_stop=check_stop)
         return max(map(time_of, found), default=None)
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        """Ask the repository for all restore points, of whichever node and domain."""
+        """List all restore points, of all nodes and domains."""
         self._require_version(check_stop)
         return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
     def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
-        """Read the definition back, as it was packed."""
+        """Return the manifest as it was packed."""
         with self.program.dump(point.manifest_id, MANIFEST_FILE, check_stop) as source:
             return source.read()
 
     @contextmanager
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> Iterator[Source]:
-        """Read an image back, as `restic dump` gives it: a file, or an archive of its segments."""
+        """Read an image with `restic dump`: a file, or an archive of its segments."""
         segments = Segments(image.target, image.size, image.segment_size)
         path = f"/{segments.directory}" if image.segment_size else file_name(image.target)
         with self.program.dump(image.restore_id, path, check_stop) as source:
             yield SegmentSource(source, segments) if image.segment_size else source
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        """Ask the repository for all restore points; the version is asked first."""
+        """Check restic's version and list all restore points."""
         return self.restore_points(check_stop)
 
     def discard(
@@ -140,14 +148,14 @@ class Repository:
         wait_if_busy: bool,
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """Remove images that no manifest counts, and the locks of dead restics of our own.
+        """Remove images without a manifest, and the locks of our own dead restics.
 
-        Such images would confuse `restic forget`, which counts each file's snapshots by themselves.
+        Such images would confuse `restic forget`, which counts the snapshots of each file separately.
         """
         self._when_free(partial(self._discard, points, check_stop), wait_if_busy, check_stop)
 
     def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
-        """Remove restore points that lack images, their manifests included."""
+        """Remove restore points that lack images, including their manifests."""
 
         def forget() -> None:
             snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
@@ -169,15 +177,15 @@ class Repository:
                 _wait(pause, check_stop)
 
     def _discard(self, points: Collection[PointId], check_stop: Callable[[], None]) -> None:
-        # a restic that was interrupted as it took its lock may have left it (0.14), one that had to be
-        # killed has; it would keep `forget` out
-        spared = remove_dead_locks(self.program, check_stop)
+        # a restic that was interrupted while it created its lock (0.14) or was killed has left a lock, which
+        # would block `forget`
+        remaining = remove_dead_locks(self.program, check_stop)
         if points:
             snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
-            doomed = incomplete(snapshots) & set(points)
-            self._forget([one["id"] for one in snapshots if point_id(one) in doomed], check_stop)
-        elif spared:
-            raise _locks_left(spared)
+            discarded = incomplete(snapshots) & set(points)
+            self._forget([one["id"] for one in snapshots if point_id(one) in discarded], check_stop)
+        elif remaining:
+            raise _locks_left(remaining)
 
     def _forget(self, ids: Sequence[str], check_stop: Callable[[], None]) -> None:
         if ids:
@@ -189,16 +197,16 @@ class Repository:
     def _snapshots(
         self, *which: str, check_stop: Callable[[], None] = lambda: None
     ) -> Sequence[Mapping[str, Any]]:
-        """List snapshots; without a lock, as nobody waits for a look."""
+        """List snapshots; without a lock, as listing needs none."""
         return json.loads(self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)) or ()
 
     def when_unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
-        """Save as soon as no other program, such as a prune, has the repository to itself.
+        """Save, waiting up to LOCK_WAIT while another program, such as a prune, has locked the repository.
 
-        Meanwhile nothing is done but to wait: whether the owner of that lock lives nobody here can know.
+        The lock is not touched: its owner may be alive.
         """
         began = time.monotonic()
-        told = False
+        reported = False
         while True:
             try:
                 return save()
@@ -206,20 +214,20 @@ class Repository:
                 if not error.locked:
                     raise
                 if time.monotonic() > began + self.lock_wait:
-                    error.transient = not self.lock_wait  # it was waited for, and is not to be once more
+                    error.transient = not self.lock_wait  # after waiting there is no retry
                     raise
-                if not told:
-                    told = True
+                if not reported:
+                    reported = True
                     text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
                     job.reporter.message(Level.WARNING, point.domain.name, text)
             _wait(LOCK_PAUSE, job.check_stop)
 
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
-        """Save the manifest: from now on the restore point counts."""
+        """Save the manifest, with which the restore point counts."""
         arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
 
         def save() -> None:
-            job.require_lock()  # or another run could be at it, and take the images for a dead one's
+            job.require_lock()  # without it another run might remove the images as leftovers
             self.program.backup_whole(arguments, packed, job.check_stop)
 
         self.when_unlocked(save, point, job)
@@ -231,15 +239,15 @@ class Repository:
             raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
         if tuple(map(int, found.groups())) < OLDEST_VERSION:
             oldest = ".".join(map(str, OLDEST_VERSION))
-            message = f"restic is {'.'.join(found.groups())}, {oldest} or newer is needed"
+            message = f"restic has version {'.'.join(found.groups())}, but {oldest} or newer is required"
             raise ResticError(message, "see RESTIC_BINARY")
 
 
 def named(point: RestorePoint, *tags: str) -> list[str]:
-    """Give the arguments that name a snapshot.
+    """Return the arguments with host, time and tags of a snapshot.
 
-    All of a restore point have the time of the domain's snapshots, so that `restic forget` keeps or
-    removes them together.
+    All snapshots of a restore point have the same time, that of the domain's snapshots, so that
+    `restic forget` keeps or removes them together.
     """
     common = (TAG, f"run={point.run}", f"uuid={point.domain.uuid}", f"consistency={point.consistency.value}")
     attempt = (f"attempt={point.attempt}",) if point.attempt > 1 else ()
@@ -252,7 +260,7 @@ def named(point: RestorePoint, *tags: str) -> list[str]:
 
 
 def file_name(target: str) -> str:
-    """Give a flat name, unique within the domain: restic 0.18.0 can't have directories in it."""
+    """Return a flat name, unique within the domain: restic 0.18.0 accepts no directories in it."""
     return f"{target.replace('/', '_')}.img"
 
 
@@ -264,11 +272,10 @@ def _wait(seconds: float, check_stop: Callable[[], None]) -> None:
 
 
 def _locks_left(locks: Sequence[Lock]) -> ResticError:
-    message = (
-        f"a killed restic of this node left a lock, and restic has no command to remove one of {len(locks)}"
-    )
+    message = f"a killed restic left a lock, and restic cannot remove one of {len(locks)} locks"
     shown = ", ".join(map(str, locks))
-    return ResticError(f"{message}: {shown}", "`restic unlock --remove-all` while nobody uses the repository")
+    hint = "run `restic unlock --remove-all` while no other program uses the repository"
+    return ResticError(f"{message}: {shown}", hint)
 
 
 def _password_file_errors(path: Path) -> list[BackupError]:
@@ -278,12 +285,16 @@ def _password_file_errors(path: Path) -> list[BackupError]:
     except OSError as error:
         return [
             BackupError(
-                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "put the repository's password there"
+                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "write the repository's password into it"
             )
         ]
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
         mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
-        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is open to others ({mode})", f"chmod 0600 {path}")]
+        return [
+            BackupError(f"RESTIC_PASSWORD_FILE {path} has unsafe permissions ({mode})", f"chmod 0600 {path}")
+        ]
     if empty:
-        return [BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "put the repository's password there")]
+        return [
+            BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "write the repository's password into it")
+        ]
     return []

@@ -1,4 +1,4 @@
-"""What a repository holds of this program, told by its snapshots' tags."""
+"""Recognizes restore points in a repository by the tags of its snapshots."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"
 LOCK_TAG = "lock="
 
-Listed = Sequence[Mapping[str, Any]]  # what `restic snapshots --json` prints
+Listed = Sequence[Mapping[str, Any]]  # the output of `restic snapshots --json`
 
 
 def encoded(tag: str) -> str:
-    """Encode what restic would split at, as in URLs."""
+    """Encode characters at which restic would split a tag, as in URLs."""
     return "".join(f"%{ord(char):02X}" if char in "%," or not char.isprintable() else char for char in tag)
 
 
 def segments_tag(target: str, image: str, size: int) -> str:
-    """Name a disk in the snapshot that holds the segments of all of a domain's disks."""
+    """Return the tag of a disk in the snapshot with the segments of all disks of a domain."""
     return f"segments.{target}={size} {image}"
 
 
 def time_of(snapshot: Mapping[str, Any]) -> datetime:
-    """Tell when it was taken, to the second."""
+    """Return its time, to the second."""
     return moment(snapshot["time"])
 
 
@@ -38,29 +38,31 @@ def moment(written: str) -> datetime:
 
 
 def point_id(snapshot: Mapping[str, Any]) -> PointId:
-    """Tell of which restore point it is a part."""
+    """Return the id of the restore point that it belongs to."""
     values = _values(snapshot)
     return PointId(values.get("run", ""), values.get("uuid", ""), _number(values.get("attempt", "")) or 1)
 
 
 def incomplete(snapshots: Listed) -> set[PointId]:
-    """Tell of which restore points there are images alone."""
+    """Return the ids of the restore points without a manifest."""
     return {point.id for point in stored_points(snapshots) if not point.manifest_id}
 
 
 def stored_points(snapshots: Listed) -> Sequence[StoredPoint]:
-    """Put the snapshots together to restore points, the oldest first, complete or not."""
+    """Group the snapshots into restore points, oldest first, complete or not."""
     parts: dict[PointId, list[Mapping[str, Any]]] = {}
     for snapshot in snapshots:
         parts.setdefault(point_id(snapshot), []).append(snapshot)
-    return sorted((_point(which, of) for which, of in parts.items()), key=lambda point: point.taken)
+    return sorted(
+        (_point(identity, group) for identity, group in parts.items()), key=lambda point: point.taken
+    )
 
 
-def _point(which: PointId, snapshots: Listed) -> StoredPoint:
+def _point(identity: PointId, snapshots: Listed) -> StoredPoint:
     manifest = next((one for one in snapshots if MANIFEST_TAG in one["tags"]), None)
     tags = _values(manifest or snapshots[0])
     return StoredPoint(
-        id=which,
+        id=identity,
         domain=snapshots[0]["hostname"],
         taken=time_of(manifest or snapshots[0]),
         consistency=tags.get("consistency", ""),
@@ -72,19 +74,19 @@ def _point(which: PointId, snapshots: Listed) -> StoredPoint:
 
 
 def _locks(snapshots: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Give the places of the locks under which a restore point was saved; none of older ones."""
+    """Return the places of the locks that the job held; none if an older version saved the point."""
     tags = {tag for one in snapshots for tag in one["tags"] if tag.startswith(LOCK_TAG)}
     return tuple(sorted(unquote(tag[len(LOCK_TAG) :]) for tag in tags))
 
 
 def _images(snapshot: Mapping[str, Any]) -> Iterator[StoredImage]:
     tags = _values(snapshot)
-    original = snapshot.get("original") or ""  # what `restic tag` or `restic copy` has made it of
+    original = snapshot.get("original") or ""  # the id before `restic tag` or `restic copy`
     segmented = False
     for name, value in tags.items():
         size, _, image = value.partition(" ")
         length = _number(size)
-        if name.startswith("segments.") and length is not None:  # or an admin's own tag
+        if name.startswith("segments.") and length is not None:  # otherwise an admin's own tag
             segmented = True
             yield StoredImage(name.partition(".")[2], image, length, snapshot["id"], original)
     if not segmented:

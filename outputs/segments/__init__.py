@@ -1,1 +1,1 @@
-"""Images cut into files, so that only what has changed is read again."""
+"""Images cut into segments that restic reads as files, for incremental backups."""

@@ -1,4 +1,4 @@
-"""One disk in a backup of segments: which of them have to be read, and what came of it."""
+"""Plans which segments of a disk have to be read, and describes the result."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from backup.transfer.spot_check import spot_check
 from .files import DiskFiles
 from .layout import Segments, unpack_times
 
-Tell = Callable[[Level, str], None]
+Log = Callable[[Level, str], None]
 
-LISTING_INTERVAL = 60.0  # seconds between two reports of how far a listing is
+LISTING_INTERVAL = 60.0  # seconds between two progress reports of a listing
 
 
 @dataclass(frozen=True)
 class SegmentedDisk:
-    """A disk's segments, and the numbers of those that may differ from the base's."""
+    """A disk's segments, and the numbers of those that may differ from the base."""
 
     source: SnapshotSource
     files: DiskFiles
@@ -46,15 +46,15 @@ class SegmentedDisk:
 
     @property
     def missing(self) -> int:
-        """How many of the changed segments were not read as a whole."""
+        """The number of changed segments that were not read completely."""
         return len(set(self.changed) - set(self.files.read) - set(self.files.holes))
 
     def checksums(self) -> Checksums:
-        """Give those of all segments: of what was read now, and the base's of everything else."""
+        """Return the checksums of all segments: new ones of those read now, the base's of the others."""
         read, segments = self.files.read, self.files.segments
-        before = _checksums(self.base) if self.base else ()  # of an image that may have been larger
-        kept = {*range(len(segments))} - {*read} - {*self.changed}
-        old = (one for one in before if one[0] // segments.segment_size in kept)
+        before = _checksums(self.base) if self.base else ()  # the image may have been larger
+        unchanged = {*range(len(segments))} - {*read} - {*self.changed}
+        old = (one for one in before if one[0] // segments.segment_size in unchanged)
         new = (one for number in sorted(read) for one in read[number])
         return packed(merge(old, new))
 
@@ -80,19 +80,20 @@ def planned(
     source: SnapshotSource,
     reader: SnapshotReader,
     taken: datetime,
-    patience: timedelta,
+    full_read_interval: timedelta,
     fast: bool,
-    tell: Tell,
+    log: Log,
 ) -> SegmentedDisk:
-    """Find out what has to be read: all of it, where there is no base that can be trusted.
+    """Determine the segments that have to be read: all of them without a base that can be trusted.
 
-    `patience` is how long after all was read it is read again. Raises BackupError.
+    `full_read_interval`: the time after which a full read is due, 0 for never. Raises BackupError.
     """
-    segments = Segments.of(source.disk.target, reader.size)
+    segments = Segments.for_image(source.disk.target, reader.size)
     everything = range(len(segments))
     base = source.base
-    why = _unfit(base, segments, taken, patience)
-    listing = _Listing(f"{source.disk.target} ({source.image})", reader.size, tell)
+    disk = f"{source.disk.target} ({source.image})"
+    why = _full_read_reason(base, segments, taken, full_read_interval)
+    listing = _Listing(disk, reader.size, log)
     changed: Collection[int] = everything
     if base and not why:
         changed = _changed(reader, base, segments, fast, listing)
@@ -100,15 +101,15 @@ def planned(
         wrong = spot_check(reader, base, unchanged)
         if wrong:
             why = (
-                f"{wrong.length} bytes at {wrong.offset} are not as they were saved, although Ceph says that "
-                "they have not changed: restore points since the last full read may lack changes"
+                f"{wrong.length} bytes at {wrong.offset} differ from what was saved, although Ceph reports "
+                "them as unchanged: restore points since the last full read may lack changes"
             )
-            tell(Level.ERROR, f"{source.disk.target} ({source.image}): {why}")
+            log(Level.ERROR, f"{disk}: {why}")
     if not base or why:
-        tell(Level.INFO, f"{source.disk.target} ({source.image}) is read as a whole: {why}")
+        log(Level.INFO, f"{disk}: full read, {why}")
         base, changed = None, everything
     before = unpack_times(base.times) if base else ()
-    # later than all that there were, trusted or not, even if the clock was set back
+    # later than all times of the base, trusted or not, even if the clock was set back
     known = unpack_times(source.base.times) if source.base else ()
     now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in known), 0)
     times = [now if number in changed else before[number] for number in everything]
@@ -116,30 +117,30 @@ def planned(
     return SegmentedDisk(source, DiskFiles(segments, times, reader, holes), changed, base)
 
 
-def _unfit(base: Optional[Base], segments: Segments, taken: datetime, patience: timedelta) -> str:
-    """Tell why everything has to be read, "" if it need not be."""
+def _full_read_reason(base: Optional[Base], segments: Segments, taken: datetime, interval: timedelta) -> str:
+    """Return the reason for a full read, "" if none is needed."""
     if not base:
-        return "there is no snapshot of an earlier backup to compare it with"
+        return "there is no base snapshot of a previous backup"
     before = Segments(segments.target, base.saved.size, base.saved.segment_size)
     if base.saved.segment_size != segments.segment_size or len(unpack_times(base.times)) != len(before):
-        return "its segments have another size now"
-    # whichever was first: a clock that was wrong once must not put it off for years
-    if patience and abs(taken - datetime.fromisoformat(base.saved.full_read)) >= patience:
-        return f"it was last so on {base.saved.full_read[:10]} (FULL_READ_DAYS)"
+        return "the segment size has changed"
+    # abs: a clock that was wrong once must not postpone the full read for years
+    if interval and abs(taken - datetime.fromisoformat(base.saved.full_read)) >= interval:
+        return f"the last one was on {base.saved.full_read[:10]} (FULL_READ_DAYS)"
     return ""
 
 
 class _Listing:
-    """Reports how far what takes long is listed: object by object, 16 TiB take five minutes."""
+    """Reports the progress of long listings: object by object, 16 TiB take five minutes."""
 
-    def __init__(self, disk: str, size: int, tell: Tell) -> None:
+    def __init__(self, disk: str, size: int, log: Log) -> None:
         self._disk = disk
         self._size = size
-        self._tell = tell
+        self._log = log
         self._reported = time.monotonic()
 
     def with_data(self, what: str, extents: Generator[Extent, None, None]) -> Iterator[Extent]:
-        """Yield those that have bytes."""
+        """Yield the extents that are not empty."""
         with closing(extents):
             for extent in extents:
                 if extent.length:
@@ -147,7 +148,7 @@ class _Listing:
                 elif time.monotonic() >= self._reported + LISTING_INTERVAL:
                     self._reported = time.monotonic()
                     listed = f"{size_text(extent.offset)} of {size_text(self._size)}"
-                    self._tell(Level.INFO, f"{self._disk}: listing {what}, {listed}")
+                    self._log(Level.INFO, f"{self._disk}: listing {what}, {listed}")
 
 
 def _changed(
@@ -155,7 +156,7 @@ def _changed(
 ) -> Collection[int]:
     before = Segments(segments.target, base.saved.size, base.saved.segment_size)
     changed = {number for number in range(len(segments)) if before.extent(number) != segments.extent(number)}
-    for extent in listing.with_data("what has changed", reader.changes(base.snapshot, fast)):
+    for extent in listing.with_data("changes", reader.changes(base.snapshot, fast)):
         changed.update(segments.touched(extent))
     return changed
 
@@ -167,12 +168,12 @@ def _holes(
     changed: Collection[int],
     listing: _Listing,
 ) -> Collection[int]:
-    """Tell which segments have no data: of those that have not changed, the ones of which none was saved."""
+    """Return the segments without data; an unchanged one has none if the base has no checksum of it."""
     full: set[int] = set()
     for first, last in _runs(changed):
         start, end = segments.extent(first).offset, segments.extent(last)
         extents = reader.extents(Extent(start, end.offset + end.length - start))
-        for extent in listing.with_data("what is allocated", extents):
+        for extent in listing.with_data("allocated extents", extents):
             full.update(segments.touched(extent))
     if base:
         saved = {offset // segments.segment_size for offset, _, _ in _checksums(base)}
@@ -185,7 +186,7 @@ def _checksums(base: Base) -> Checksums:
 
 
 def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of each run of numbers that follow one another."""
+    """Yield (first, last) of each run of consecutive numbers."""
     for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
         run_numbers = [number for _, number in run]
         yield run_numbers[0], run_numbers[-1]

@@ -1,4 +1,4 @@
-"""The snapshots of a domain as files that restic can read: a read-only file system, of this process alone."""
+"""A private read-only FUSE file system that shows restic a domain's snapshots as segment files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from backup.system.process import unshare_mounts
 from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 from .reader import Answer, SegmentReader, ZerosReader
 
-CACHED = 3600.0  # seconds that the kernel may keep what it knows of a file: nothing of it changes
-DISK = 32  # an inode's number is the disk's in the upper bits, and in the lower what it is of the disk
-SUBDIRECTORY = 1 << (DISK - 1)  # from here on subdirectories, below it segments, from 1
+CACHED = 3600.0  # seconds that the kernel may cache a file's attributes: they do not change
+DISK = 32  # the upper bits of an inode number are the disk's number, the lower ones the file of the disk
+SUBDIRECTORY = 1 << (DISK - 1)  # subdirectories from this number on, segments below it, from 1
 ZEROS_FILE = SUBDIRECTORY - 1
 FAILED_POLL = 0.05  # seconds
 
 
 @dataclass
 class DiskFiles:
-    """One disk's snapshot: its segments with their times (nanoseconds since 1970), and who reads them.
+    """One disk's snapshot: its segments with their times (nanoseconds since 1970), and its reader.
 
-    `holes` are those of nothing but zeros. `read` has the checksums of each segment that was read as a whole.
+    `holes` are the segments without data. `read` has the checksums of each segment that was read completely.
     """
 
     segments: Segments
@@ -44,7 +44,7 @@ class DiskFiles:
 
     @property
     def size(self) -> int:
-        """Tell how many bytes all files have."""
+        """The size of all files together, in bytes."""
         holes = self.segments.segment_size * len(self.holes)
         return self.segments.size - holes + (self.segments.segment_size if holes else 0)
 
@@ -52,9 +52,9 @@ class DiskFiles:
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     """The file system: a directory for each disk, subdirectories, segments.
 
-    `served` counts the bytes that were read, `loading` the reads that wait for their snapshots. Where a read
-    fails, or all of it does, `error` says why, and who reads waits until `give_up` is called. Before that it
-    has to be stopped: restic leaves out a file that it can't read.
+    `served` counts the bytes that were read, `loading` the reads that wait for the cluster. If a read or the
+    whole file system fails, `error` is set, and readers block until `give_up` is called. restic must be
+    interrupted before that, as it skips files that it cannot read.
     """
 
     def __init__(self, disks: Sequence[DiskFiles]) -> None:
@@ -69,7 +69,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         self._handles = 0
 
     def give_up(self) -> None:
-        """Let the reads that can't be answered fail, now and from now on."""
+        """Let reads that cannot be answered fail, now and later."""
         self._given_up.set()
 
     def serve(self, serves: threading.Event) -> None:
@@ -94,10 +94,10 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         await pyfuse3.main()
 
     def stop(self) -> None:
-        """End `serve`; what is read from now on fails."""
+        """End `serve`; later reads fail."""
         self.give_up()
         if self._token:
-            with suppress(trio.RunFinishedError):  # it ended by itself
+            with suppress(trio.RunFinishedError):  # already ended
                 trio.from_thread.run_sync(pyfuse3.terminate, trio_token=self._token)
 
     async def getattr(self, inode: int, ctx: Any = None) -> Any:
@@ -128,7 +128,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         else:
             segment = SegmentReader(disk.reader, disk.segments.extent(number))
             self._open[self._handles] = (disk, number, segment)
-        # past the kernel's cache: larger requests, and nobody reads it twice
+        # bypasses the kernel's cache: larger requests, and no file is read twice
         return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
@@ -140,7 +140,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
             self.loading += 1
             try:
                 await trio.to_thread.run_sync(segment.load, offset)
-            except Exception as error:  # a bug too: without an answer restic would hang
+            except Exception as error:  # also a bug: without an answer restic would hang
                 await self._fail(error)
             finally:
                 self.loading -= 1
@@ -160,7 +160,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         raise pyfuse3.FUSEError(errno.EIO)
 
     def _entries(self, inode: int) -> Iterator[tuple[bytes, int]]:
-        """Yield (name, inode) of what is in a directory."""
+        """Yield (name, inode) of a directory's entries."""
         if inode == pyfuse3.ROOT_INODE:
             for number, disk in enumerate(self._disks, 1):
                 yield disk.segments.directory.encode(), number << DISK
@@ -201,10 +201,9 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
 
 @contextmanager
 def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
-    """Have the files there during the block, for the programs that this thread starts and for nobody else.
+    """Mount the files during the block, visible only to the programs that this thread starts.
 
-    The mount is in a namespace of their own: it ends with the last of them, however that ends. Raises
-    BackupError.
+    The mount is in a private namespace, which ends with the last of them. Raises BackupError.
     """
     try:
         unshare_mounts()

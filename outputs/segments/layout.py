@@ -1,7 +1,7 @@
-"""How an image is cut into files: each is read again as a whole when a byte of it has changed.
+"""The layout of an image's segments: the files that restic sees, each read in full if any byte changed.
 
-A file of nothing but holes is a symbolic link to one file of zeros: nobody reads it, and `cat` of all files
-in the order of their names gives the image nevertheless.
+A segment without data is a symbolic link to one file of zeros: it is never read, and yet `cat` of all files
+in the order of their names gives the image.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from backup.model import Extent
 # Bytes. With 16 MiB a first backup takes 1.13 times as long as streaming and one after scattered changes of a
 # tenth of the objects 0.35 times, with 4 MiB 1.02 and 0.28; a run without changes takes as long with either.
 SMALLEST = 4 << 20
-MOST = 16384  # of an image: restic looks at each in every run, which takes it 0.1 ms
+MOST = 16384  # per image: restic checks each in every run, which takes 0.1 ms
 ZEROS = "zeros"  # the file's name, in the disk's directory
 ZEROS_LINK = f"../{ZEROS}"
-PER_DIRECTORY = 128  # restic writes the whole list of a directory anew when one file of it has changed
+PER_DIRECTORY = 128  # restic rewrites the whole list of a directory if one of its files has changed
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Segments:
     segment_size: int
 
     @classmethod
-    def of(cls, target: str, size: int) -> Segments:
-        """Cut an image of this size: 4 MiB up to 64 GiB, then twice as much for twice the size."""
+    def for_image(cls, target: str, size: int) -> Segments:
+        """Choose the segment size: 4 MiB for images up to 64 GiB, then twice as much for twice the size."""
         segment_size = SMALLEST
         while segment_size * MOST < size:
             segment_size *= 2
@@ -46,20 +46,20 @@ class Segments:
         return self.target.replace("/", "_")
 
     def path(self, number: int) -> str:
-        """Give a segment's path. Their order is that of their bytes in the image."""
+        """Return a segment's path. The paths sort in the order of the bytes in the image."""
         return f"{self.directory}/{subdirectory_name(number // PER_DIRECTORY)}/{segment_name(number)}"
 
     def extent(self, number: int) -> Extent:
-        """Tell where in the image it lies. All have the same length but the last."""
+        """Return a segment's extent in the image. All but the last have the same length."""
         start = number * self.segment_size
         return Extent(start, min(self.segment_size, self.size - start))
 
     def can_be_link(self, number: int) -> bool:
-        """Tell whether a segment has the length of the file of zeros."""
+        """Return whether a segment has the length of the file of zeros."""
         return self.extent(number).length == self.segment_size
 
     def touched(self, extent: Extent) -> range:
-        """Tell which segments have bytes of an extent."""
+        """Return the numbers of the segments that overlap an extent."""
         end = min(extent.offset + extent.length, self.size)
         return range(extent.offset // self.segment_size, -(-end // self.segment_size))
 

@@ -1,4 +1,4 @@
-"""One segment's bytes for a reader that takes them from the first to the last: reads ahead, checksums."""
+"""Reads one segment for FUSE: reads ahead, and computes checksums."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from backup.protocols import SnapshotReader
 from backup.restore_point.checksums import Checksums
 from backup.transfer import backup_stream
 
-ZEROS = memoryview(bytes(1 << 20))  # of a hole at once: what the kernel asks for at the most
+ZEROS = memoryview(bytes(1 << 20))  # the kernel's largest request
 
 Answer = Union[bytes, memoryview]
 
 
 class SegmentReader:
-    """Gives a segment's bytes from wherever it is asked, in order if it is asked in order.
+    """Reads a segment's bytes at any offset; sequential reads are read ahead.
 
-    `checksums` are those of what was given in order, from the first byte on; `complete` when it was all.
+    `checksums` are those of the bytes read sequentially from the first one; `complete` if that was all.
     """
 
     def __init__(self, reader: SnapshotReader, segment: Extent) -> None:
@@ -36,31 +36,28 @@ class SegmentReader:
         self._position = position
         self.checksums = Checksums()
         self._pieces: Generator[tuple[int, bytes], None, None] | None = None
-        self._offset, self._data = position, b""  # of the piece that comes next, or is being given
+        self._offset, self._data = position, b""  # the current or next piece
 
     def at_once(self, offset: int, length: int) -> Answer | None:
-        """Give bytes from an offset on, `length` at the most; None where `load` has to come first.
-
-        Nothing is given at its end alone.
-        """
+        """Return up to `length` bytes at an offset, b"" at the end; None if `load` must be called first."""
         position = self._segment.offset + offset
         if position >= self._end:
             return b""
         if position != self._position or self._pieces is None:
             return None
-        given: Answer
+        answer: Answer
         if position < self._offset:
-            given = ZEROS[: min(length, self._offset - position)]
+            answer = ZEROS[: min(length, self._offset - position)]
         else:
             start = position - self._offset
-            given = memoryview(self._data)[start : start + length]
-        if not given:
+            answer = memoryview(self._data)[start : start + length]
+        if not answer:
             return None
-        self._position += len(given)
-        return given
+        self._position += len(answer)
+        return answer
 
     def load(self, offset: int) -> None:
-        """Have the next piece at hand. Waits for it; raises BackupError."""
+        """Wait for the next piece. Raises BackupError."""
         position = self._segment.offset + offset
         if position != self._position or self._pieces is None:
             self.close()
@@ -69,25 +66,25 @@ class SegmentReader:
         try:
             piece = next(self._pieces, None)
         except BaseException:
-            self._pieces = None  # it has ended, and the rest would look like a hole to who asks again
+            self._pieces = None  # ended: on a second read the rest would look like a hole
             raise
         if piece:
             self._offset, self._data = piece
-            if self._data:  # without, it tells of a hole
+            if self._data:  # an empty piece marks a hole
                 self.checksums.add(*piece)
         else:
             self._offset, self._data = self._end, b""
 
     def close(self) -> None:
-        """Wait for the reads that are under way."""
+        """Wait for the reads in flight."""
         if self._pieces is not None:
             self._pieces.close()
 
 
 class ZerosReader:
-    """Gives the bytes of a file of zeros."""
+    """Reads the file of zeros."""
 
-    complete = False  # it is no segment
+    complete = False  # not a segment
     checksums = Checksums()
 
     def __init__(self, size: int) -> None:

@@ -121,7 +121,7 @@ class Reading:
         output, _ = self.process.communicate(timeout=90)
         assert self.process.returncode == code, output
         assert "Traceback" not in output
-        assert "is read as a whole" not in output, "it builds on what is kept"
+        assert ": full read, " not in output, "it builds on the base snapshot"
         return output
 
 
@@ -246,7 +246,7 @@ def test_a_changed_segment_that_restic_did_not_read_fails_the_domain(node: Node,
     script = restic_script(node, f'case "$*" in *{RESTIC}*) {short};; esac')
     done = node.run("backup", NAME, RESTIC_BINARY=script)
     assert done.returncode == 3, done.stderr
-    assert "it did not read 1 of the changed segments" in node.report()["domains"][NAME]["reason"]
+    assert "did not read 1 of the changed segments" in node.report()["domains"][NAME]["reason"]
     assert held(node) == before
 
 
@@ -302,7 +302,7 @@ def test_cleanup_after_such_a_run_leaves_what_was_kept_before(node: Node, before
     ("surroundings", "words"),
     [
         (("unshare", "--mount", "sh", "-c", f'{WITHOUT_FUSE}; exec "$@"', "sh"), "cannot open /dev/fuse"),
-        (("setpriv", "--bounding-set=-sys_admin"), "cannot have mounts of its own"),
+        (("setpriv", "--bounding-set=-sys_admin"), "cannot create a private mount namespace"),
     ],
 )
 def test_where_no_file_system_can_be_had_no_domain_is_touched(

@@ -31,7 +31,7 @@ FAULTS = {
     MEDIA: ("head --bytes=10000000 >/dev/null; kill -9 $$", "restic backup was killed by SIGKILL"),
     DATABASE: ('restic "$@" >/dev/null; kill -9 $$', "restic backup was killed by SIGKILL"),
     ARCHIVE: ('restic "$@"; exit 3', "restic backup failed with exit code 3"),
-    "tiny": ('cat >/dev/null; echo "{[ garbage"; exit 0', "restic ended well but did not say what it saved"),
+    "tiny": ('cat >/dev/null; echo "{[ garbage"; exit 0', "restic succeeded but printed no summary"),
     "large": (f'({ONCE_LOCKED}; kill -STOP $$) & exec restic "$@"', "the output took no byte for 3 s"),
 }
 

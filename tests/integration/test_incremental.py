@@ -100,7 +100,7 @@ def test_without_its_snapshot_or_its_restore_point_everything_is_read(incrementa
         incremental.restic("forget", snapshot["id"])
     said = saved(incremental, ARCHIVE)
     assert segments_read(said) == WHOLE
-    assert "is read as a whole: there is no snapshot of an earlier backup" in said
+    assert ": full read, there is no base snapshot of a previous backup" in said
     assert len(snapshot_names(lab, SPEC)) == 1, "what no restore point is of is removed"
 
 
@@ -111,7 +111,7 @@ def test_an_image_under_another_name_is_the_same_and_another_image_of_its_name_i
     lab.rbd("rename", SPEC, "vms/moved")
     try:
         lab.create_image(SPEC, 100 * MIB)
-        assert "is read as a whole" in saved(incremental, ARCHIVE)
+        assert ": full read, " in saved(incremental, ARCHIVE)
         assert incremental.run("cleanup", "--all").returncode == 0
         lab.delete_image(SPEC)
     finally:
@@ -129,7 +129,7 @@ def test_a_change_that_ceph_does_not_tell_of_is_found_by_the_sample(incremental:
     write(lab, MIB, b"missed")
     lying(incremental)
     said = saved(incremental, ARCHIVE)
-    assert "4194304 bytes at 0 are not as they were saved, although Ceph says that they have not" in said
+    assert "4194304 bytes at 0 differ from what was saved, although Ceph reports them as unchanged" in said
     assert segments_read(said) == WHOLE
     assert incremental.run("verify").returncode == 0
 

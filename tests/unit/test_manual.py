@@ -71,6 +71,10 @@ def test_the_readme_leads_to_every_page() -> None:
     assert {named(path) for path in MANUAL} == set(links)
 
 
+def test_the_help_names_the_manual() -> None:
+    assert command_line.parser().format_help().rstrip().endswith(f"Manual: {ROOT / 'res/docs'}")
+
+
 def test_the_readme_can_be_read_in_one_go() -> None:
     assert len(README.read_text().splitlines()) <= 170
 

@@ -28,14 +28,14 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 def run(
     line: str,
     limit: int = 20,
-    given: bytes = b"",
+    stdin: bytes = b"",
     check_stop: Callable[[], None] = lambda: None,
     lines: list[str] | None = None,
 ) -> Sequence[str]:
     """Run a line of shell; give what it printed."""
     printed: list[str] = [] if lines is None else lines
     program = AdminProgram("hook x", ["/bin/sh", "-c", line], {"VIRT_RBD_BACKUP_RUN": "r\0un"}, limit)
-    program.run(printed.append, check_stop, given)
+    program.run(printed.append, check_stop, stdin)
     return printed
 
 
@@ -50,7 +50,7 @@ def test_it_gets_a_clean_environment_and_its_variables(
 
 
 def test_it_reads_what_it_is_given_and_else_nothing() -> None:
-    assert run("cat", given=b"a report\n") == ["a report"]
+    assert run("cat", stdin=b"a report\n") == ["a report"]
     assert run("cat; pwd") == ["/"]
 
 

@@ -151,7 +151,7 @@ def test_an_exit_code_for_a_part_saved_is_a_failure(script: Script) -> None:
 
 def test_fewer_bytes_saved_than_sent_is_a_failure(script: Script) -> None:
     program = script("cat >/dev/null", summary_line(2))
-    with raises("restic saved 2 bytes of 3 that were sent"), program.backup(ARGUMENTS, go_on) as backup:
+    with raises("restic saved 2 of the 3 bytes that were sent"), program.backup(ARGUMENTS, go_on) as backup:
         backup.sink.write(b"abc")
 
 
@@ -160,7 +160,7 @@ def test_fewer_bytes_saved_than_sent_is_a_failure(script: Script) -> None:
 )
 def test_success_without_a_summary_is_a_failure(script: Script, printed: str) -> None:
     program = script("cat >/dev/null", f"printf '%s' '{printed}'")
-    message = "restic ended well but did not say what it saved"
+    message = "restic succeeded but printed no summary"
     with raises(message), program.backup(ARGUMENTS, go_on) as backup:
         backup.sink.write(b"abc")
 

@@ -197,7 +197,7 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
     assert recorder.progressed == [("web", "vdb", 4 * MIB + 1, size), ("web", "vdb", size, size)]
     ((_, name, text),) = recorder.messages
     assert name == "web"
-    assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of it data, 3.0 MiB new, in ")
+    assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of data, 3.0 MiB new, in ")
 
 
 def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
@@ -245,7 +245,7 @@ def test_the_manifest_is_there_as_a_whole_before_restic_starts(
     Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
     assert (tmp_path / "manifest").read_bytes() == DATA
     fake.write_text(fake.read_text().replace("cat >", "head -c 5 >"))
-    with raises(f"restic saved 5 bytes of {len(DATA)} that were sent"):
+    with raises(f"restic saved 5 of the {len(DATA)} bytes that were sent"):
         Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
 
 

@@ -256,9 +256,7 @@ def test_a_damaged_manifest_is_told_with_its_restore_point_and_the_true_reason(
     error, warnings = base_error(restic, repository, (snapshots, {"manifest2": b"garbage"}))
     (warning,) = warnings
     assert error == ""
-    assert warning.startswith(
-        f"the restore point of 2024-01-02 00:00:00 UTC, run {NEWER}, is no previous backup"
-    )
+    assert warning.startswith(f"cannot build on the restore point of 2024-01-02 00:00:00 UTC, run {NEWER}: ")
     assert "manifest is damaged" in warning
 
 
@@ -437,8 +435,8 @@ def test_without_every_byte_there_is_no_manifest(
     mount.reads = {"vda": reads}
     restic.saves(processed)
     job = JobOnPaper()
-    told = f"the files have {SIZE} bytes, restic saved {processed}"
-    with raises(f"{told}; it did not read {missing} of the changed segments", ResticError):
+    told = f"the segments have {SIZE} bytes, restic saved {processed}"
+    with raises(f"{told} and did not read {missing} of the changed segments", ResticError):
         save(restic, repository, source(), job=job)
     assert len(backups(restic)) == 1
     assert job.released == []
@@ -510,14 +508,14 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
 def test_a_cluster_that_takes_its_time_is_no_stalled_output() -> None:
     files = SegmentFiles([])
     files.loading = 1  # a read of the image
-    watch = restic_incremental._Watch(files, MIB, 0.05, "web", JobOnPaper())
+    monitor = restic_incremental._Monitor(files, MIB, 0.05, "web", JobOnPaper())
     until = time.monotonic() + 0.2
     while time.monotonic() < until:
-        watch.look()
+        monitor.check()
     files.loading = 0
     with raises("the output took no byte for 0 s", Stalled):
         while time.monotonic() < until + 5:
-            watch.look()
+            monitor.check()
 
 
 def test_a_repository_that_is_locked_is_waited_for(

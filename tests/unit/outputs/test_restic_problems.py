@@ -33,7 +33,7 @@ def test_problems_tell_of_a_wrong_password_and_a_missing_repository(
 @pytest.mark.parametrize(
     ("printed", "message"),
     [
-        ("restic 0.13.1 compiled with go1.18", "restic is 0.13.1, 0.14.0 or newer is needed"),
+        ("restic 0.13.1 compiled with go1.18", "restic has version 0.13.1, but 0.14.0 or newer is required"),
         ("borg 1.2.4", "{} is not restic"),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_password_file_has_to_be_there_closed_to_others_and_not_empty(reposito
     path = repository.password_file
     path.chmod(0o640)
     (open_to_others,) = messages(repository.program())
-    assert open_to_others.startswith(f"RESTIC_PASSWORD_FILE {path} is open to others (mode 0640, owner ")
+    assert open_to_others.startswith(f"RESTIC_PASSWORD_FILE {path} has unsafe permissions (mode 0640, owner ")
     path.chmod(0o600)
     path.write_text(" \n")
     assert messages(repository.program()) == [f"RESTIC_PASSWORD_FILE {path} is empty"]

@@ -171,6 +171,6 @@ def test_a_terminal_s_ctrl_c_is_for_none_of_them(
 
 def test_a_group_of_none_has_no_members() -> None:
     with subprocess.Popen(["true"], preexec_fn=os.setpgrp) as program:
-        group = Group.of(program.pid)
+        group = Group.led_by(program.pid)
     assert group.members() == ()
     assert group.ended(0)

@@ -40,7 +40,7 @@ def disk(
     target: str = "vda", size: int = 2 * SEGMENT + 100, data: dict[int, bytes] | None = None, **more: Any
 ) -> DiskFiles:
     """Give a disk whose segment n has the time SECOND + n."""
-    segments = Segments.of(target, size)
+    segments = Segments.for_image(target, size)
     times = [SECOND + number for number in range(len(segments))]
     return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more))
 
@@ -251,7 +251,7 @@ class Meeting(MemorySnapshot):
 
 def test_several_files_are_read_at_the_same_time(kernel_of: KernelOf) -> None:
     reader = Meeting(2 * SEGMENT, {number * MIB: bytes([number + 1]) for number in range(4)})
-    one = DiskFiles(Segments.of("vda", reader.size), [0, 0], reader)
+    one = DiskFiles(Segments.for_image("vda", reader.size), [0, 0], reader)
     kernel = kernel_of(one)
     content: dict[int, bytes] = {}
 
@@ -287,7 +287,7 @@ class Broken(MemorySnapshot):
 
 
 def with_a_bug() -> DiskFiles:
-    return DiskFiles(Segments.of("vda", 100), [0], Broken(100))
+    return DiskFiles(Segments.for_image("vda", 100), [0], Broken(100))
 
 
 @pytest.mark.parametrize(("broken", "kind"), [(failing, BackupError), (with_a_bug, ZeroDivisionError)])

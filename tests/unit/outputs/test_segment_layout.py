@@ -23,7 +23,7 @@ SIZES = (
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_segments_are_all_of_the_image_one_after_the_other_and_the_last_is_short(size: int) -> None:
-    segments = Segments.of("vda", size)
+    segments = Segments.for_image("vda", size)
     extents = [segments.extent(number) for number in range(len(segments))]
     assert sum(extent.length for extent in extents) == size
     assert [extent.offset for extent in extents] == [*range(0, size, segments.segment_size)]
@@ -33,7 +33,7 @@ def test_the_segments_are_all_of_the_image_one_after_the_other_and_the_last_is_s
 
 @pytest.mark.parametrize("size", SIZES)
 def test_there_are_never_so_many_files_that_a_run_would_take_long_to_look_at_them(size: int) -> None:
-    segments = Segments.of("vda", size)
+    segments = Segments.for_image("vda", size)
     paths = [segments.path(number) for number in range(len(segments))]
     assert len({*paths}) == len(paths) <= MOST == 16384
     in_each = Counter(path.rpartition("/")[0] for path in paths)
@@ -42,21 +42,21 @@ def test_there_are_never_so_many_files_that_a_run_would_take_long_to_look_at_the
 
 
 def test_the_order_of_names_is_that_of_bytes() -> None:
-    segments = Segments.of("vda", 16 * TIB)
+    segments = Segments.for_image("vda", 16 * TIB)
     paths = [segments.path(number) for number in range(len(segments))]
     assert (paths[0], paths[128], paths[-1]) == ("vda/0000/000000", "vda/0001/000128", "vda/0127/016383")
     assert sorted(paths) == paths
 
 
 def test_a_segment_is_as_small_as_the_number_of_files_allows() -> None:
-    sizes = {size: Segments.of("vda", size).segment_size for size in SIZES}
+    sizes = {size: Segments.for_image("vda", size).segment_size for size in SIZES}
     assert {size for size, segment in sizes.items() if segment == SMALLEST == 4 * MIB} == set(SIZES[:9])
     assert sizes[64 * GIB + 1] == sizes[100 * GIB] == 8 * MIB
     assert (sizes[TIB], sizes[16 * TIB]) == (64 * MIB, GIB)
 
 
 def test_a_disk_s_directory_is_one_directory_whatever_the_target_is() -> None:
-    assert Segments.of("cciss/c0d0", MIB).path(0) == "cciss_c0d0/0000/000000"
+    assert Segments.for_image("cciss/c0d0", MIB).path(0) == "cciss_c0d0/0000/000000"
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_disk_s_directory_is_one_directory_whatever_the_target_is() -> None:
     ],
 )
 def test_a_segment_is_touched_by_a_single_byte_of_it(extent: Extent, touched: list[int]) -> None:
-    assert [*Segments.of("vda", 3 * SMALLEST + 100).touched(extent)] == touched
+    assert [*Segments.for_image("vda", 3 * SMALLEST + 100).touched(extent)] == touched
 
 
 def test_every_two_neighbours_are_touched_by_what_crosses_their_edge() -> None:
-    segments = Segments.of("vda", TIB)
+    segments = Segments.for_image("vda", TIB)
     for second in range(1, len(segments), 1000):
         edge = segments.extent(second).offset
         assert [*segments.touched(Extent(edge - 1, 2))] == [second - 1, second]

@@ -106,8 +106,8 @@ def test_without_a_base_everything_is_read_and_why_is_said() -> None:
     assert {*first.disk.files.holes} == {3}
     assert first.disk.changed_bytes == SIZE - SEGMENT
     assert {*first.disk.files.times} == {int(TAKEN.timestamp() * 1e9)}
-    why = "is read as a whole: there is no snapshot of an earlier backup to compare it with"
-    assert first.told == [(Level.INFO, f"vda (vms/web-root) {why}")]
+    why = ": full read, there is no base snapshot of a previous backup"
+    assert first.told == [(Level.INFO, f"vda (vms/web-root){why}")]
 
 
 def test_what_has_not_changed_is_not_read_and_has_the_times_that_it_had() -> None:
@@ -269,9 +269,7 @@ def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.Monk
     monkeypatch.setattr(cut, "MOST", 2)
     later = run(unchanged(), base)
     assert later.all_read()
-    assert later.told == [
-        (Level.INFO, "vda (vms/web-root) is read as a whole: its segments have another size now")
-    ]
+    assert later.told == [(Level.INFO, "vda (vms/web-root): full read, the segment size has changed")]
 
 
 @pytest.mark.parametrize(
@@ -290,8 +288,8 @@ def test_everything_is_read_again_when_that_was_so_many_days_ago(after: timedelt
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(), base, TAKEN + after, patience=30 * DAY)
     assert later.all_read() == due
-    why = "is read as a whole: it was last so on 2024-02-03 (FULL_READ_DAYS)"
-    assert later.told == ([(Level.INFO, f"vda (vms/web-root) {why}")] if due else [])
+    why = ": full read, the last one was on 2024-02-03 (FULL_READ_DAYS)"
+    assert later.told == ([(Level.INFO, f"vda (vms/web-root){why}")] if due else [])
     assert not run(unchanged(), base, TAKEN + 10_000 * DAY, NEVER).all_read()
 
 
@@ -337,8 +335,8 @@ def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that
     (loud, text), (level, why) = later.told
     assert (loud, level) == (Level.ERROR, Level.INFO)
     assert text.startswith("vda (vms/web-root): ")
-    assert "are not as they were saved, although Ceph says that they have not changed" in text
-    assert "is read as a whole: " in why
+    assert "differ from what was saved, although Ceph reports them as unchanged" in text
+    assert ": full read, " in why
     read(later.disk)
     assert [*later.disk.checksums()] == checksums_of(unchanged(data=LIES[lie]), Extent(0, SIZE), READ)
     assert base_of(later.disk).saved.full_read == TAKEN.isoformat()
@@ -347,7 +345,7 @@ def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that
 def test_where_a_lie_is_found_is_told() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).told
-    assert f"{4 * UNIT} bytes at {28 * UNIT} are not as they were saved" in text
+    assert f"{4 * UNIT} bytes at {28 * UNIT} differ from what was saved" in text
 
 
 def test_what_is_said_to_have_changed_may_have_and_is_no_lie() -> None:
@@ -466,6 +464,6 @@ def test_a_listing_that_takes_long_is_reported_and_what_it_reports_is_no_change(
     assert {*again.disk.files.holes} == {3}
     size = size_text(SIZE)
     assert again.told == [
-        (Level.INFO, f"vda (vms/web-root): listing what has changed, {size_text(SEGMENT)} of {size}"),
-        (Level.INFO, f"vda (vms/web-root): listing what is allocated, {size} of {size}"),
+        (Level.INFO, f"vda (vms/web-root): listing changes, {size_text(SEGMENT)} of {size}"),
+        (Level.INFO, f"vda (vms/web-root): listing allocated extents, {size} of {size}"),
     ]
