@@ -1,191 +1,195 @@
-"""Settings of virt-rbd-backup: edit here, or name a file of your own with --config FILE.
+"""Settings of virt-rbd-backup: edit them here, or name a file of your own with --config FILE.
 
-A file of your own holds only the constants that differ; it may be readable by its owner alone.
-`main.py check` tells whether everything fits together.
+A file of your own holds only the constants that differ. Other users must not be able to write it.
+`main.py check` checks that the settings fit together. res/docs/configuration.md lists all constants.
 """
 
-# --- Where the domains and their images are -----------------------------------------------------
+# --- Sources: libvirt and Ceph ------------------------------------------------------------------
 
-# libvirt's connection URI, or a list of them, such as ["qemu+ssh://root@node1/system", ...] on a
-# backup host of its own. A domain that several of them define is saved once, where it runs.
+# libvirt's connection URI, or a list of URIs, such as ["qemu+ssh://root@node1/system", ...] on a separate
+# backup host. A domain that several of them define is backed up once, where it runs.
 LIBVIRT_URI = "qemu:///system"
 
-# Seconds that one call of libvirt may take before it counts as failed. It answers in milliseconds, or
-# hangs. What a guest agent is given (a third of FREEZE_TIMEOUT) comes on top.
+# Maximum time in seconds for one libvirt call. libvirt usually answers in milliseconds, or hangs. Guest agent
+# calls get a third of FREEZE_TIMEOUT on top. Raise it if libvirt on a busy node is slower.
 LIBVIRT_TIMEOUT = 60
 
-# Ceph's configuration file: monitors and keyring, for whatever a domain's own XML does not say.
+# Ceph's configuration file. It supplies the monitors and the keyring if a domain's XML does not name them.
 CEPH_CONF = "/etc/ceph/ceph.conf"
 
-# The cephx user, with its keyring where CEPH_CONF says, that `restore` makes images as. Backups don't use
-# it: they read each image as its domain's own user.
+# The cephx user that creates images in `restore` and `drill`; CEPH_CONF has to lead to its keyring. Backups
+# do not use it: they read each image as the user in the domain's XML.
 CEPH_USER = "admin"
 
-# Seconds that one operation on Ceph may take before it counts as failed. Ceph itself waits for
-# ever. Raise it for clusters that stall for longer during recovery.
+# Maximum time in seconds for one Ceph operation (Ceph's own default is to wait forever). Raise it if the
+# cluster blocks single operations for longer, for instance during recovery.
 CEPH_TIMEOUT = 60
 
-# Seconds that the cluster may be silent outside the moment of the snapshots: what timed out (CEPH_TIMEOUT) is
-# retried for so long, then the domain's backup fails; 0: nothing is retried. Raise it for clusters that are
-# silent for longer, during maintenance for instance.
+# Time in seconds for which Ceph operations that time out (CEPH_TIMEOUT) are retried, except while snapshots
+# are created; then the domain's backup fails. 0: no retries. Raise it if the cluster is unreachable for
+# longer, for instance during maintenance.
 CEPH_STALL_TIMEOUT = 900
 
-# --- What is backed up --------------------------------------------------------------------------
+# --- Selection: what is backed up ---------------------------------------------------------------
 
-# Glob patterns for domain names or UUIDs; a domain is backed up when one of INCLUDE_DOMAINS
-# matches and none of EXCLUDE_DOMAINS does.
+# Glob patterns for the names or UUIDs of domains to back up.
 INCLUDE_DOMAINS = ["*"]
+
+# Glob patterns for the names or UUIDs of domains to skip, even if INCLUDE_DOMAINS matches them.
 EXCLUDE_DOMAINS = []
 
-# Glob patterns for images ("pool/name", "pool/namespace/name") that are left out. The restore
-# point then holds the domain without those disks, and says so.
+# Glob patterns for images ("pool/name", "pool/namespace/name") to skip. A restore point then contains the
+# domain without these disks, and lists them as skipped.
 EXCLUDE_IMAGES = []
 
-# A disk that is on no RBD image (a file, a volume of LVM). "report": the domain is saved without it,
-# and list, the log and the manifest say so. "fail": the domain's backup fails, unless its metadata
-# excludes the disk. An RBD image that can't be saved always fails its domain.
+# What to do about a disk that is not on an RBD image (such as a file or an LVM volume). "report": back up the
+# domain without the disk, and report it in the list, the log and the manifest. "fail": fail the domain's
+# backup unless its metadata excludes the disk. An RBD image that cannot be backed up always fails its domain.
 UNCOVERED_DISKS = "report"
 
-# Seconds since a domain was last saved, by whichever node, within which it is not saved again;
-# 0: always save. Set it to a little less than the timer's interval where a cluster manager defines
-# the same domain on several nodes. Domains that are named on the command line are always saved.
+# Minimum age in seconds of a domain's last restore point, from any node, before the domain is backed up
+# again. 0: always back up. Set it slightly below the timer's interval if a cluster manager defines the same
+# domain on several nodes. Domains named on the command line are always backed up.
 MIN_AGE = 0
 
-# Domains that are backed up at the same time. Each costs one core in restic and up to 300 MB.
+# Number of domains that are backed up at the same time. Each uses about one core in restic and up to 300 MB
+# of memory. Raise it if the node and the network have capacity left during a run.
 WORKERS = 3
 
-# --- How a running domain is held still for the moment of its snapshots --------------------------
+# --- Consistency: how a running domain is quiesced for its snapshots ------------------------------
 
-# "auto": freeze its file systems where a guest agent answers, otherwise see WITHOUT_FREEZE.
-# "required": without a freeze a running domain's backup fails.
-# "never": don't ask the agent.
+# "auto": freeze the guest's file systems if its agent answers, otherwise see WITHOUT_FREEZE.
+# "required": fail the backup of a running domain that cannot be frozen.
+# "never": do not use the guest agent.
 FREEZE = "auto"
 
-# What to do with a running domain that is not frozen. "pause": hold its processors for the moment
-# of the snapshots (all disks are of one instant, like after a power cut). "crash": take the disks
-# as they run (each disk is of its own instant; databases across disks may not survive it).
+# What to do with a running domain that is not frozen.
+# "pause": pause its processors for its snapshots; all disks show the same instant, as after a power cut.
+# "crash": do not pause; each disk shows its own instant, so data that spans disks may be inconsistent.
 WITHOUT_FREEZE = "pause"
 
-# Seconds that a guest may stand still. If the snapshots are not all there by then, it is let go
-# and the domain's backup fails.
+# Maximum time in seconds that a guest stays frozen or paused. If its snapshots are not complete by then, it
+# is thawed or resumed and its backup fails. Lower it for guests that do not tolerate such a pause.
 FREEZE_TIMEOUT = 30
 
-# --- Load ---------------------------------------------------------------------------------------
+# --- Load on the cluster ------------------------------------------------------------------------
 
-# Bytes per second that each image is read with at the most; 0: no limit.
+# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests.
 MAX_READ_RATE = 0
 
-# Which OSDs are read from. "": each object's primary, as guests do (or what the cluster's configuration
-# file says). "balance": any replica, which spreads the load. "localize": the nearest replica, for nodes
-# whose crush_location the configuration file names.
+# The OSDs to read from. "": the primary of each object, as guests do (or what Ceph's configuration file
+# sets). "balance": any replica, which spreads the load. "localize": the nearest replica, which needs a
+# crush_location in Ceph's configuration file.
 REPLICA_READS = ""
 
-# Snapshots that are deleted at the same time, by all workers together. The OSDs then free the space of
-# what guests have overwritten meanwhile, which is work for them.
+# Number of snapshots that all workers together delete at the same time. Each deletion makes the OSDs free
+# the space that guests have overwritten since the snapshot. Lower it if that slows down guests.
 SNAPSHOT_DELETES = 2
 
-# --- Where backups go ---------------------------------------------------------------------------
+# --- Output: where backups go -------------------------------------------------------------------
 
-# The module of outputs/ that takes them. "restic": each image is streamed whole into restic, which stores
-# what is new of it. "restic_incremental": only what has changed since the last run is read. For that each
-# image keeps the last run's snapshot until the next, and the node needs /dev/fuse and python3-pyfuse3. Both
-# can have the same repository, and be changed for each other at any time; see README, "Reading only changes".
+# The module of outputs/ that stores backups. "restic": read each image completely and stream it into restic,
+# which stores only new data. "restic_incremental": read only what changed since the previous backup. For
+# that, each image keeps one snapshot between runs, and the node needs /dev/fuse and python3-pyfuse3. Both can
+# use the same repository, and can be switched at any time; see res/docs/incremental.md.
 OUTPUT = "restic"
 
-# For "restic_incremental". Days after which an image is read as a whole again, whatever is said to have
-# changed; 0: never. Each run also compares a random sample.
+# Only for "restic_incremental": days after which an image gets a full read again. 0: never. (Every run also
+# compares a random sample of the data that has not changed.)
 FULL_READ_DAYS = 30
 
-# For "restic_incremental". True: take what has changed from the images' object maps (feature fast-diff), in
-# an instant for any size, where they are valid. Ceph's have had errors (trackers 42248, 53784, 53885, 61616):
-# only with a librbd that has these mended. False: ask for each object, some 20 s per TiB.
+# Only for "restic_incremental": how changes are listed. False: object by object, about 20 s per TiB. True:
+# from the images' object maps (feature fast-diff) where Ceph considers them valid, which is instant. Ceph has
+# had bugs there (trackers 42248, 53784, 53885, 61616): use it only with a librbd in which these are fixed.
 FAST_DIFF = False
 
-# The restic program: a name on PATH, or a path.
+# The restic program, 0.14 or newer: a name in PATH, or a path.
 RESTIC_BINARY = "restic"
 
-# The repository, as restic's own RESTIC_REPOSITORY takes it: a path, "sftp:...", "s3:...".
+# The repository, in the form of restic's own RESTIC_REPOSITORY: a path, "sftp:...", "s3:...".
 RESTIC_REPOSITORY = ""
 
-# A file with the repository's password, readable by its owner alone. "" if RESTIC_ENVIRONMENT
-# names the password in another of restic's ways (RESTIC_PASSWORD_COMMAND, RESTIC_PASSWORD).
+# A file with the repository's password, readable by its owner only. "": RESTIC_ENVIRONMENT supplies the
+# password in one of restic's other ways (RESTIC_PASSWORD_COMMAND, RESTIC_PASSWORD).
 RESTIC_PASSWORD_FILE = "/etc/virt-rbd-backup/restic-password"
 
-# Further environment variables for restic, such as the back end's access keys.
+# Additional environment variables for restic, such as the access keys of its back end.
 RESTIC_ENVIRONMENT = {}
 
-# Further options for every call of restic, such as ["--limit-upload=50000", "--no-cache"].
+# Additional options for every restic call, such as ["--limit-upload=50000", "--no-cache"].
 RESTIC_OPTIONS = []
 
-# Seconds without progress after which the output counts as stalled and the domain's backup fails:
-# no byte taken, or, after the last one, no end. restic itself retries a back end for 15 minutes.
+# Maximum time in seconds that the output may make no progress (no byte accepted, or no exit after the last
+# one); then the domain's backup fails. restic itself retries its back end for 15 minutes: keep it above that.
 OUTPUT_STALL_TIMEOUT = 1200
 
-# Seconds to wait for another program that has the repository to itself, such as `restic prune`; then the
-# domain's backup fails. The guests run meanwhile, the snapshots are kept.
+# Maximum time in seconds to wait while another program, such as `restic prune`, has locked the repository;
+# then the domain's backup fails. Guests run on meanwhile, and the snapshots stay. Raise it for long prunes.
 LOCK_WAIT = 3600
 
-# Seconds for which a domain is tried again, at the end of the run, whose error may be transient: a
-# connection that broke, a time-out, a stall, a lock. At once, then after pauses that grow, and for the last
-# time when these seconds are over. 0: once, at once.
+# Time in seconds, at the end of a run, for which domains that failed with a transient error are retried (a
+# broken connection, a timeout, a stall, a lock): at once, then after growing pauses, last at the end of this
+# time. 0: one retry, at once.
 RETRY_FOR = 300
 
-# --- Proving that it comes back -----------------------------------------------------------------
+# --- Verification and restore drills ------------------------------------------------------------
 
-# The pool, or pool/namespace, that `main.py drill` restores a domain into for as long as it takes. It needs
-# room for the largest domain. CEPH_USER makes the images; for --boot the domain's own user has to reach them.
+# The pool, or pool/namespace, into which `main.py drill` restores a domain temporarily. It needs space for
+# the largest domain. CEPH_USER creates the images; for --boot the domain's own user needs access as well.
 DRILL_POOL = ""
 
-# Seconds that `main.py drill --boot` waits for the guest agent of the domain that it boots.
+# Maximum time in seconds that `main.py drill --boot` waits for the guest agent of the domain that it boots.
+# Raise it for guests that boot slowly.
 DRILL_BOOT_TIMEOUT = 300
 
-# --- What is left on this node ------------------------------------------------------------------
+# --- State and reports on this node -------------------------------------------------------------
 
-# Directory (mode 0700) with the run's lock and the notes of what is being frozen. It must not
-# survive a reboot: a guest does not either.
+# Directory (mode 0700) for the lock of the active run and the records of frozen guests. It must not survive
+# a reboot, as a guest does not stay frozen across one either.
 RUNTIME_DIR = "/run/virt-rbd-backup"
 
-# Directory for what is to be known after a reboot too: when each domain was last verified and drilled.
+# Directory for state that survives a reboot: the reports of past runs, and when each domain was last backed
+# up, verified and drilled.
 STATE_DIR = "/var/lib/virt-rbd-backup"
 
-# Seconds after which the cluster forgets a domain's lock whose node died. The lock is renewed
-# three times within them.
+# Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times
+# within this time. Raise it if the cluster often stalls for about that long.
 LOCK_DURATION = 120
 
-# Days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.
+# Number of days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.
 REPORT_DAYS = 35
 
-# File that each run's report is written to, as JSON, whatever came of the run; "": none.
+# File to which each run writes its report as JSON, whatever its result. "": none.
 REPORT_FILE = ""
 
-# File for Prometheus, by node_exporter's textfile collector, that tells how each domain and the last run are,
-# such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom"; "": none. Needs python3-prometheus-client.
+# File for Prometheus (node_exporter's textfile collector) with the state of the domains and of the last run,
+# such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom". "": none. Needs python3-prometheus-client.
 METRICS_FILE = ""
 
-# Seconds between two lines that tell how far a job is, in the journal and on terminals that can't show the
-# live view; 0: none.
+# Seconds between two progress messages of a job, in the journal and on terminals without the live view.
+# 0: none.
 PROGRESS_INTERVAL = 60
 
-# --- Telling somebody, and the admin's own steps ------------------------------------------------
+# --- Notifications and hooks --------------------------------------------------------------------
 
-# A program that gets each run's report, as JSON, on its standard input when the run ends: a list of its path
-# and its arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]; []: none.
+# A program that receives each run's report as JSON on its standard input: a list of its path and its
+# arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]. []: none.
 NOTIFY_COMMAND = []
 
-# When it is told: "always"; "failure": when the exit code is not 0; "change": when something fails that did
-# not the last time, or works again.
+# When NOTIFY_COMMAND runs. "always": after each run. "failure": if the exit code is not 0. "change": if
+# something fails that did not fail in the previous run, or works again.
 NOTIFY_ON = "failure"
 
-# Seconds after which it is ended.
+# Maximum time in seconds for NOTIFY_COMMAND, which is then ended.
 NOTIFY_TIMEOUT = 60
 
-# A URL that is asked for when a run ends: as it is when all went well, with "/fail" after it otherwise, as
-# healthchecks.io and its likes have it; "": none. Who knows it can forge it: it is never shown.
+# A URL that is requested at the end of each run, for monitoring services such as healthchecks.io: as it is if
+# all went well, otherwise with "/fail" appended. "": none. It is treated as a secret and never shown.
 PING_URL = ""
 
-# Directory with programs to run: before-run.d, before-freeze.d, after-thaw.d, after-job.d, after-run.d. They
-# run as root; see README, "Hooks". "": none.
+# Directory with the subdirectories before-run.d, before-freeze.d, after-thaw.d, after-job.d and after-run.d,
+# whose programs run as root at these steps; see res/docs/hooks.md. "": none.
 HOOKS = ""
 
-# Seconds that each hook may take before it is ended and counts as failed.
+# Maximum time in seconds for each hook, which is then ended and counts as failed.
 HOOK_TIMEOUT = 60

@@ -1,9 +1,9 @@
-"""The engine: from libvirt's domains to restore points in an output."""
+"""The engine: backs up libvirt domains to restore points in an output, and restores them."""
 
 import sys
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
-# What the admin calls it by, for hints that name a command: Debian's package has a name of its own for it.
+# The command's name in hints: Debian's package installs it as virt-rbd-backup.
 PROGRAM = "virt-rbd-backup" if Path(sys.argv[0]).name == "virt-rbd-backup" else "main.py"

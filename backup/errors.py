@@ -11,7 +11,7 @@ def reason(error: OSError) -> str:
 
 
 class BackupError(Exception):
-    """One line that says what failed, and a hint that says how to fix it.
+    """An error message in one line: what failed and on what; the hint explains how to fix it.
 
     `transient`: the cause may go away by itself, so that a retry may succeed.
     """
@@ -63,7 +63,7 @@ class FreezeFailed(BackupError):
     """
 
 
-class FrozenAlready(FreezeFailed):
+class AlreadyFrozen(FreezeFailed):
     """Another program has frozen the guest, and has to thaw it."""
 
 

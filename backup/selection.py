@@ -1,4 +1,4 @@
-"""What is backed up and how, where that is said, and why the rest is not."""
+"""Selection: which domains and disks are backed up, by which setting, and why others are skipped."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ METADATA = "its metadata"
 
 @dataclass(frozen=True)
 class Choice:
-    """A domain with its disks as they are covered; `skipped` says why it is not backed up.
+    """A domain with its selected disks; `skipped` is the reason if it is not backed up.
 
-    `selected_by` and `freeze_from` name what says so: a constant, the command line, or the domain's metadata.
+    `selected_by` and `freeze_from` name the origin: a constant, the command line, or the domain's metadata.
     """
 
     domain: Domain
@@ -29,10 +29,10 @@ class Choice:
 
 
 def choose(domains: Sequence[Domain], settings: Settings, names: Sequence[str] = ()) -> tuple[Choice, ...]:
-    """Decide about each domain. `names` (names, UUIDs or patterns) take the place of INCLUDE_DOMAINS.
+    """Decide for each domain. `names` (names, UUIDs or patterns) replace INCLUDE_DOMAINS.
 
-    A domain that several libvirts define is chosen where it runs. Raises ConfigError for names that no
-    domain has.
+    A domain that several libvirts define is selected where it runs. Raises ConfigError for names that match
+    no domain.
     """
     unknown = [name for name in names if not any(_matches(domain, [name]) for domain in domains)]
     if unknown:
@@ -46,29 +46,29 @@ def choose(domains: Sequence[Domain], settings: Settings, names: Sequence[str] =
 
 
 def select_disks(domain: Domain, settings: Settings) -> Domain:
-    """Give the domain with its disks as the settings and its metadata would have them covered."""
+    """Return the domain; disks that the settings or its metadata exclude are marked as skipped."""
     return replace(domain, disks=tuple(_disk(disk, domain, settings) for disk in domain.disks))
 
 
 def effective(domain: Domain, settings: Settings) -> Settings:
-    """Give the settings that hold for this domain."""
+    """Return the settings for this domain."""
     return replace(settings, freeze=domain.override.freeze or settings.freeze)
 
 
 def require_complete(domain: Domain) -> None:
-    """Raise BackupError if the domain, as `covered` gave it, would not come back as a whole."""
+    """Raise BackupError if the domain, as returned by `select_disks`, could not be restored completely."""
     if domain.problem:
         raise domain.problem
     for disk in domain.disks:
         if disk.gap is Gap.BROKEN:
             source = f" ({disk.source})" if disk.source else ""
-            message = f"disk {disk.target}{source} can't be saved: {disk.skipped}"
-            way_out = f'to leave it out: <backup exclude="{disk.target}"/> in the domain\'s metadata'
-            raise BackupError(message, way_out)
+            message = f"disk {disk.target}{source} cannot be backed up: {disk.skipped}"
+            hint = f'to exclude it: <backup exclude="{disk.target}"/> in the domain\'s metadata'
+            raise BackupError(message, hint)
 
 
 def _rank(domain: Domain) -> tuple[int, bool]:
-    """Order what several libvirts know of a domain: where it runs, where it is defined, where it was."""
+    """Rank one of several libvirts with this domain: it runs there, is defined there, or migrated away."""
     if domain.state is State.ELSEWHERE:
         return 2, False
     return 0 if domain.state.active else 1, domain.problem is not None
@@ -78,18 +78,18 @@ def _choice(domain: Domain, best: Domain, settings: Settings, names: Sequence[st
     origin = "named" if names else METADATA if domain.override.enabled else "INCLUDE_DOMAINS"
     return Choice(
         select_disks(domain, settings),
-        skipped=_against(domain, best, settings, names),
+        skipped=_skip_reason(domain, best, settings, names),
         selected_by=origin,
         freeze=effective(domain, settings).freeze,
         freeze_from=METADATA if domain.override.freeze else "FREEZE",
     )
 
 
-def _against(domain: Domain, best: Domain, settings: Settings, names: Sequence[str]) -> str:
+def _skip_reason(domain: Domain, best: Domain, settings: Settings, names: Sequence[str]) -> str:
     if names and not _matches(domain, names):
-        return "not named"
+        return "not selected on the command line"
     if domain is not best:
-        return f"{'runs' if best.state.active else 'defined too'} at {best.uri}"
+        return f"{'runs' if best.state.active else 'also defined'} at {best.uri}"
     if domain.override.enabled is False:
         return f"disabled in {METADATA}"
     if domain.override.enabled is None:
@@ -114,7 +114,7 @@ def _disk(disk: Disk, domain: Domain, settings: Settings) -> Disk:
 
 
 def _matches(domain: Domain, patterns: Sequence[str]) -> bool:
-    """A pattern that is the very name matches too, as names may hold glob characters."""
+    """A pattern equal to the name matches too, as names may contain glob characters."""
     return any(
         pattern == domain.name
         or fnmatchcase(domain.name, pattern)

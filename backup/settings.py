@@ -1,4 +1,4 @@
-"""From config.py, and the file that overrides it, to one frozen Settings."""
+"""The settings: reads and checks the constants of config.py and of the file that overrides it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import BackupError, ConfigError, reason
 
 MAY_HOLD_PASSWORDS = ("RESTIC_ENVIRONMENT", "RESTIC_REPOSITORY", "NOTIFY_COMMAND", "PING_URL")
 
-# Tells what a value has to be, or None where it is fine.
+# Returns what a value has to be, None if it is valid.
 Check = Callable[[Any], Optional[str]]
 
 
@@ -25,7 +25,7 @@ def _text(value: Any) -> str | None:
 
 
 def _required(value: Any) -> str | None:
-    return None if _text(value) is None and value else "has to be a string that is not empty"
+    return None if _text(value) is None and value else "has to be a non-empty string"
 
 
 def _texts(value: Any) -> str | None:
@@ -36,7 +36,7 @@ def _texts(value: Any) -> str | None:
 def _uris(value: Any) -> str | None:
     texts = [value] if isinstance(value, str) else value
     if not texts or _texts(texts) or not all(texts):
-        return "has to be a string, or a list of strings, that are not empty"
+        return "has to be a non-empty string, or a list of such strings"
     try:
         for text in texts:
             urlsplit(text)
@@ -48,7 +48,7 @@ def _uris(value: Any) -> str | None:
 def _environment(value: Any) -> str | None:
     good = isinstance(value, dict) and _texts([*value, *value.values()]) is None
     if good and any(not name or "=" in name for name in value):
-        return "has a name that no environment can hold"
+        return "has an invalid variable name"
     return None if good else "has to be a dictionary of strings"
 
 
@@ -64,7 +64,7 @@ def _metrics_file(value: Any) -> str | None:
     if wrong := _absolute_or_none(value):
         return wrong
     good = value == "" or value.endswith(".prom")
-    return None if good else "has to end in .prom: node_exporter reads no other files"
+    return None if good else "has to end in .prom: node_exporter reads only such files"
 
 
 def _url_or_none(value: Any) -> str | None:
@@ -102,7 +102,7 @@ def _constant(check: Check, secret: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The constants of config.py, checked; the names are theirs in lower case."""
+    """The checked constants of config.py, with their names in lower case."""
 
     libvirt_uri: Union[str, Sequence[str]] = _constant(_uris)
     libvirt_timeout: int = _constant(_whole(1, 3600))
@@ -151,15 +151,15 @@ class Settings:
 
     @property
     def libvirt_uris(self) -> tuple[str, ...]:
-        """LIBVIRT_URI, each once."""
+        """The URIs of LIBVIRT_URI, without duplicates."""
         given = self.libvirt_uri
         return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
 
 
 def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
-    """Check the constants of config.py, with those of the override file over them.
+    """Check the constants of config.py and of the override file, which take precedence.
 
-    Raises ConfigError with everything that is wrong at once.
+    Raises ConfigError with all errors at once.
     """
     known = {entry.name.upper(): entry for entry in fields(Settings)}
     values = _constants(defaults, known)
@@ -167,7 +167,7 @@ def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
         values.update(_constants(_run(override), known))
     errors = [_unknown(name, known) for name in values if name not in known]
     errors += [
-        BackupError(f"{name} is missing", "take it over from the config.py of this version")
+        BackupError(f"{name} is missing", "copy it from the config.py of this version")
         for name in known
         if name not in values
     ]
@@ -182,7 +182,7 @@ def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
 
 
 def _constants(module: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
-    """Give the names in upper case, and those that are meant to be."""
+    """Return the names in upper case, and constants written in lower case by mistake."""
     return {
         name: value
         for name, value in module.items()
@@ -191,32 +191,34 @@ def _constants(module: Mapping[str, Any], known: Container[str]) -> dict[str, An
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """Execute a settings file, provided that nobody else could have written it."""
+    """Execute a settings file, unless other users can write it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError([BackupError(f"{path} is no file", "name a Python file of constants")])
+            raise ConfigError(
+                [BackupError(f"{path} is not a file", "--config takes a Python file with constants")]
+            )
         if wrong := written_by_others(path):
             raise ConfigError([wrong])
         return runpy.run_path(str(path))
     except OSError as error:
         raise ConfigError([BackupError(f"cannot read {path}: {reason(error)}", "see --config")]) from error
-    except (Exception, SystemExit) as error:  # the admin's own Python: whatever it raises is an error in it
+    except (Exception, SystemExit) as error:  # an error in the admin's Python, whatever it is
         if isinstance(error, ConfigError):
             raise
         line = getattr(error, "lineno", None) or _line_in(path, error)
         where = f"{path}, line {line}" if line else str(path)
-        # not the error's own words, which may quote a password that lacks its quotes
-        message = f"{where}: this is no valid setting ({type(error).__name__})"
+        # not the error's own message, which may quote a password that lacks its quotes
+        message = f"{where}: invalid setting ({type(error).__name__})"
         raise ConfigError([BackupError(message, 'the file has to be Python: NAME = "value"')]) from error
 
 
 def written_by_others(path: Path) -> BackupError | None:
-    """Tell whether somebody else could have written what is executed here. Raises OSError."""
+    """Return an error if other users can write a file that is executed. Raises OSError."""
     status = path.stat()
     if not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and status.st_uid in (0, os.geteuid()):
         return None
     mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
-    hint = f"it is executed: chown root {path}; chmod go-w {path}"
+    hint = f"it would be executed: chown root {path}; chmod go-w {path}"
     return BackupError(f"{path} can be written by others ({mode})", hint)
 
 
@@ -232,9 +234,9 @@ def _line_in(path: Path, error: BaseException) -> int | None:
 def _unknown(name: str, known: Mapping[str, Field[Any]]) -> BackupError:
     near = difflib.get_close_matches(name.upper(), known, n=1)
     hint = f"did you mean {near[0]}?" if near else "config.py lists all constants"
-    return BackupError(f"{name} is no known constant", hint)
+    return BackupError(f"{name} is not a known constant", hint)
 
 
 def _shown(name: str, value: Any) -> str:
-    """Give the value, but for those that may hold passwords."""
+    """Return the value for a message, "..." if it may contain a password."""
     return "..." if name in MAY_HOLD_PASSWORDS else repr(value)

@@ -1,10 +1,10 @@
-"""Text for people: sizes, times, and names that come from outside."""
+"""Readable text: sizes, durations, and names from outside made safe to print."""
 
 from __future__ import annotations
 
 
 def size_text(size: float) -> str:
-    """Give a number of bytes with a binary unit: 4.2 GiB."""
+    """Return a number of bytes with a binary unit: 4.2 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
@@ -13,7 +13,7 @@ def size_text(size: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Give a number of seconds: 0.32 s, 45 s, 3 min 20 s, 2 h 05 min."""
+    """Return a number of seconds as text: 0.32 s, 45 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 9.995:
         return f"{seconds:.2f} s"
     whole = round(seconds)
@@ -25,14 +25,14 @@ def duration_text(seconds: float) -> str:
 
 
 def clock_text(seconds: float) -> str:
-    """Give a time as minutes and seconds, with hours where there are any: 1:02:03."""
+    """Return a time as minutes and seconds, with hours if there are any: 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def one_line(text: str) -> str:
-    """Names come from outside: let none forge a line, move the cursor, or turn what follows around."""
+    """Escape unprintable characters, so that a name cannot forge lines or move the cursor."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

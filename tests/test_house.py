@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backup import __version__
-from main import MODULES
+from backup.terminal.required_modules import MODULES
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,20 +152,6 @@ def _exposure(service: str) -> float:
     command = ["systemd-analyze", "security", "--offline=yes", service]
     told = subprocess.run(command, capture_output=True, text=True).stdout
     return float(told.split("Overall exposure level for ")[1].split()[1])
-
-
-def test_what_the_readme_leads_to_is_there() -> None:
-    text = (ROOT / "README.md").read_text()
-    sections = {
-        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
-        for line in text.splitlines()
-        if line.startswith("#")
-    }
-    for place in re.findall(r"\]\(([^)]+)\)", text):
-        if place.startswith("#"):
-            assert place[1:] in sections
-        elif "://" not in place:
-            assert (ROOT / place).exists(), place
 
 
 def test_the_package_has_the_version_of_the_program() -> None:

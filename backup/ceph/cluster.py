@@ -1,4 +1,4 @@
-"""What is done to a cluster's images and snapshots, and to the lock objects beside them."""
+"""Operations on a cluster's images and snapshots, and on the lock objects beside them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse
 from .image_reader import ImageReader
 from .lock_request import lock_request
 
-# Nobody reads these bytes again soon, so the OSD need not keep them in its cache. NOCACHE, other
-# than DONTNEED, leaves in the cache what other clients put there (rados.h).
+# The data will not be read again soon, so the OSD need not cache it. Unlike DONTNEED, NOCACHE leaves cached
+# what other clients have read (rados.h).
 READ_FLAGS = rados.LIBRADOS_OP_FLAG_FADVISE_NOCACHE | rados.LIBRADOS_OP_FLAG_FADVISE_SEQUENTIAL
 
-# What an image may be created with, by the names that `rbd create --image-feature` takes.
+# The features that an image can be created with, by their names for `rbd create --image-feature`.
 FEATURES = {
     "layering": rbd.RBD_FEATURE_LAYERING,
     "striping": rbd.RBD_FEATURE_STRIPINGV2,
@@ -39,29 +39,29 @@ FEATURES = {
 LOCK_NAME = "virt-rbd-backup"
 
 
-NOT_EQUAL = 4095  # MAX_ERRNO: a comparison within an operation failed, at its first byte
+NOT_EQUAL = 4095  # MAX_ERRNO: a comparison in an operation failed at its first byte
 
 
 class Claim(Enum):
-    """What to do about a lock."""
+    """How to claim a lock."""
 
-    TAKE = "take"  # nobody else may have it
-    RENEW = "renew"  # renewed, or taken again after it expired if nobody else has had it since
+    TAKE = "take"  # only if no other owner holds it
+    RENEW = "renew"  # also after it expired, if no other owner has held it since
 
 
 class Cluster(Connection):
     """A cluster's images, snapshots and lock objects, over one connection."""
 
     def image_size(self, image: Image) -> int:
-        """Give the image's size now, in bytes."""
+        """Return the image's current size in bytes."""
         with self.errors("cannot open", image), self.opened(image) as opened:
             return int(opened.size())
 
     def identified(self, image: Image) -> Image:
-        """Give the image with its id. Raises ClusterError if no snapshot of it would be a backup."""
+        """Return the image with its id. Raises ClusterError if its snapshots would not be usable backups."""
         with self.errors("cannot open", image), self.opened(image) as opened:
             if opened.features() & rbd.RBD_FEATURE_MIGRATING:
-                hint = f"rbd migration commit {image}, once it was executed"
+                hint = f"after its execution: rbd migration commit {image}"
                 raise ClusterError(f"image {image} is being migrated", hint)
             mirror = opened.mirror_image_get_info()
             if mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]:
@@ -76,7 +76,7 @@ class Cluster(Connection):
 
     @contextmanager
     def kept_open(self, image: Image) -> Iterator[None]:
-        """Have the image open during the block: `create_snapshot` then is one step. Raises ClusterError."""
+        """Keep the image open during the block, so that `create_snapshot` is faster. Raises ClusterError."""
         with self.errors("cannot open or close", image), self.opened(image, read_only=False) as opened:
             self._kept_open[image] = opened
             try:
@@ -93,9 +93,9 @@ class Cluster(Connection):
                 opened.create_snap(name)
 
     def remove_snapshot(self, image: Image, name: str) -> None:
-        """Remove it; that it, or the whole image, is already gone counts as success.
+        """Remove a snapshot; success if it, or the whole image, is already gone.
 
-        Raises SnapshotInUse for one that somebody has protected or cloned, ClusterError.
+        Raises SnapshotInUse if it is protected or has clones, ClusterError.
         """
 
         def remove() -> None:
@@ -112,7 +112,7 @@ class Cluster(Connection):
         self.retried(f"cannot remove snapshot {name} of", image, remove)
 
     def snapshot_ids(self, image: Image) -> dict[str, int]:
-        """Give the ids of the image's snapshots by their names."""
+        """Return the ids of the image's snapshots by their names."""
 
         def ids() -> dict[str, int]:
             with self.opened(image) as opened:
@@ -127,16 +127,16 @@ class Cluster(Connection):
         def rename() -> None:
             with self.opened(image, read_only=False) as opened:
                 names = {snapshot["name"] for snapshot in opened.list_snaps()}
-                if new not in names or name in names:  # or it was renamed by an attempt that timed out
+                if new not in names or name in names:  # else an attempt that timed out has renamed it
                     opened.rename_snap(name, new)
 
         self.retried(f"cannot rename snapshot {name} of", image, rename)
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
-        """Open a snapshot for reading. Raises ClusterError too if it was removed meanwhile.
+        """Open a snapshot for reading. Raises ClusterError, also if it was removed meanwhile.
 
-        What is read of a snapshot that is being removed reads as zeros, without an error.
+        Without that check, a snapshot that is being removed reads as zeros, without an error.
         """
         action = f"cannot open or close snapshot {snapshot} of"
         opening = self.retried(action, image, partial(self.opened, image, snapshot=snapshot))
@@ -147,11 +147,11 @@ class Cluster(Connection):
                 yield reader
         if snapshot not in self.snapshot_names(image):
             message = f"snapshot {snapshot} of image {image} was removed while it was read"
-            raise ClusterError(message, "who removes snapshots that are not theirs?")
+            raise ClusterError(message, "find out which program or person removes foreign snapshots")
 
     @contextmanager
     def head_reader(self, image: Image) -> Iterator[ImageReader]:
-        """Open an image that nobody writes to for reading, as it is now. Raises ClusterError."""
+        """Open an image for reading, as it is now; nobody must write to it. Raises ClusterError."""
         action = "cannot open or close"
         opening = self.retried(action, image, partial(self.opened, image))
         with (
@@ -162,20 +162,20 @@ class Cluster(Connection):
             yield reader
 
     def allow_snapshots(self, image: Image) -> None:
-        """Raise ClusterError unless the user may make snapshots in the image's pool.
+        """Raise ClusterError unless the user may create snapshots in the image's pool.
 
-        Asks the monitors for a snapshot id and gives it back, which is what a snapshot of an image
-        begins with, and touches no image.
+        Requests a snapshot id from the monitors, the first step of a snapshot, and returns it; no image is
+        touched.
         """
-        with self.errors("cannot make snapshots in the pool of", image):
+        with self.errors("cannot create snapshots in the pool of", image):
             pool = self.pool_of(image)
             pool.remove_self_managed_snap(pool.create_self_managed_snap())
 
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
-        """Take the lock object `name` beside the image for `duration` seconds, or keep it.
+        """Take or renew the lock object `name` beside the image for `duration` seconds.
 
-        The object's content names who took it last. Raises LockHeld if somebody else has it, LockLost if
-        it was to be kept and somebody else may have had it, ClusterError.
+        The object's content names its last owner. Raises LockHeld if another owner holds the lock, LockLost
+        if it was to be renewed and another owner may have held it meanwhile, ClusterError.
         """
         action = f"cannot {claim.value} the lock {name} beside"
         with self.errors(action, image), rados.WriteOpCtx() as operation:
@@ -184,16 +184,18 @@ class Cluster(Connection):
             operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, duration))
             operation.write_full(owner.encode())
             if not self._lock_operated(image, name, operation):
-                hint = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
-                message = f"the lock {name} beside image {image} has expired, and was another's since"
+                hint = "the cluster, or this node, may have stalled for longer than LOCK_DURATION"
+                message = (
+                    f"the lock {name} beside image {image} has expired, and another owner has held it since"
+                )
                 raise LockLost(message, hint)
 
     def _lock_operated(self, image: Image, name: str, operation: Any) -> bool:
-        """Do all of an operation on a lock object, or nothing; tell whether its content was as expected."""
+        """Execute an operation on a lock object; return False, without effect, if its content differs."""
         try:
             self.pool_of(image).operate_write_op(operation, name)
         except (rados.ObjectBusy, rados.ObjectExists) as error:
-            raise LockHeld(f"the lock {name} beside image {image} is another's") from error
+            raise LockHeld(f"another owner holds the lock {name} beside image {image}") from error
         except rados.ObjectNotFound:
             return False
         except rados.Error as error:
@@ -203,8 +205,8 @@ class Cluster(Connection):
         return True
 
     def object_exists(self, image: Image, name: str) -> bool:
-        """Tell whether there is an object of this name beside the image."""
-        with self.errors(f"cannot look for the object {name} beside", image):
+        """Return whether there is an object of this name beside the image."""
+        with self.errors(f"cannot check for the object {name} beside", image):
             try:
                 self.pool_of(image).stat(name)
             except rados.ObjectNotFound:
@@ -212,15 +214,16 @@ class Cluster(Connection):
             return True
 
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
-        """Remove a lock with its object, if it is this owner's; one that is gone or another's is left.
+        """Remove a lock with its object if this owner holds it; otherwise do nothing.
 
-        In one operation, so that one that comes late can't remove what somebody else has taken meanwhile.
+        In one operation, so that a late one cannot remove a lock that another owner has taken meanwhile.
         """
         action = f"cannot remove the lock {name} beside"
         self._require_answers(action, image)
         with self.errors(action, image), rados.WriteOpCtx() as operation, suppress(LockHeld):
             operation.cmpext(owner.encode())
-            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))  # refused if another has it
+            # refused if another owner holds the lock
+            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))
             operation.remove()
             self._lock_operated(image, name, operation)
 

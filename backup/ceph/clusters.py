@@ -1,4 +1,4 @@
-"""From a disk's address to its cluster, with the key that libvirt has for it."""
+"""Connections to the clusters of disks, with the cephx keys from libvirt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .retry import CephRetry
 
 
 class Clusters:
-    """Connections as the domains themselves have them: made when asked for, one for each address.
+    """Connections as the domains themselves have them: opened on first use, one for each address.
 
     Threads may share it.
     """
@@ -26,9 +26,9 @@ class Clusters:
         timeout: int,
         retry: CephRetry | None = None,
     ) -> None:
-        """`secret_of` gives the cephx key for an address, "" for the keyring's; it raises BackupError.
+        """`secret_of` returns the cephx key for an address, "" for the keyring's; it raises BackupError.
 
-        `timeout`, in seconds, bounds every operation of the connections; `retry` is what follows it.
+        `timeout` limits every operation of the connections, in seconds; `retry` repeats those that time out.
         """
         self._secret_of = secret_of
         self._settings = settings
@@ -45,7 +45,7 @@ class Clusters:
         self._stack.close()
 
     def at(self, address: ClusterAddress) -> Cluster:
-        """Give the connection. Raises BackupError, the same again for an address that has failed once."""
+        """Return the connection. Raises BackupError, always the same for an address that failed once."""
         with self._lock:
             if address not in self._known:
                 self._known[address] = self._try(address)

@@ -1,4 +1,4 @@
-"""A connection to one Ceph cluster as one cephx user: pools, open images, retries, and errors as ours."""
+"""A connection to one Ceph cluster as one cephx user: pools, open images, retries, mapped errors."""
 
 from __future__ import annotations
 
@@ -37,17 +37,16 @@ class Connection:
     ) -> None:
         """Connect.
 
-        `conf_file` serves for what the address leaves open. `timeout`, in seconds, bounds every
-        operation, as Ceph's own default is to wait for ever. `read_rate` is in bytes per second and
-        image, 0 for no limit. `replica_reads` is rbd_read_from_replica_policy, "" for what the file says.
-        `retry` is how reads, listings, and what is done to snapshots that are there, are retried.
-        Raises ClusterError.
+        `conf_file` supplies what the address does not. `timeout` limits every operation, in seconds (Ceph's
+        default is to wait forever). `read_rate` limits each image, in bytes per second, 0 for no limit.
+        `replica_reads` is rbd_read_from_replica_policy, "" for the file's value. `retry` repeats reads,
+        listings, and operations on existing snapshots. Raises ClusterError.
         """
         self.user = address.user or "admin"
         self.timeout = timeout
         self.retry = (retry or CephRetry()).of_connection(timeout)
         self._pools: dict[tuple[str, str], Any] = {}
-        self._kept_open: dict[Image, Any] = {}  # rbd.Image by its place; see Cluster.kept_open
+        self._kept_open: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.kept_open
         options = _options(address, key, timeout, read_rate, replica_reads)
         path = address.conf_file or conf_file
         if not os.path.exists(path) and (address.conf_file or not address.monitors):
@@ -60,7 +59,9 @@ class Connection:
                 self._rados.connect(timeout=timeout)
                 self.fsid = str(self._rados.get_fsid())
                 if address.fsid not in ("", self.fsid):
-                    message = f"the image is of cluster {address.fsid}, {path} leads to cluster {self.fsid}"
+                    message = (
+                        f"the image is in cluster {address.fsid}, but {path} belongs to cluster {self.fsid}"
+                    )
                     raise ClusterError(message, "see CEPH_CONF")
             except BaseException:
                 self._rados.shutdown()
@@ -79,7 +80,7 @@ class Connection:
         self._rados.shutdown()
 
     def pool_of(self, image: Image) -> Any:
-        """Give the rados.Ioctx of the image's pool and namespace."""
+        """Return the rados.Ioctx of the image's pool and namespace."""
         key = (image.pool, image.namespace)
         if key not in self._pools:
             pool = self._rados.open_ioctx(image.pool)
@@ -88,13 +89,13 @@ class Connection:
         return self._pools[key]
 
     def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Any:
-        """Give the rbd.Image."""
+        """Return the rbd.Image."""
         name = None if image.id else image.name
         pool = self.pool_of(image)
         return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
 
     def retried(self, action: str, image: Image, call: Callable[[], Result]) -> Result:
-        """Make a call of rbd, and retry it where it times out. Raises ClusterError."""
+        """Make a call of rbd, and retry it if it times out. Raises ClusterError."""
         self._require_answers(action, image)
 
         def mapped() -> Result:
@@ -104,62 +105,62 @@ class Connection:
         return self.retry.call(mapped)
 
     def _require_answers(self, action: str, image: Image) -> None:
-        """Raise ClusterError if the job has to stop and the cluster is silent: the next run tidies up."""
+        """Raise ClusterError if the job has to stop and the cluster does not answer."""
         if self.retry.gives_up:
             message = (
                 f"{action} image {image}: not tried, as the cluster does not answer and the job has to stop"
             )
-            raise ClusterError(message, "the next run removes what is left", errno.ETIMEDOUT)
+            raise ClusterError(message, "the next run removes the leftovers", errno.ETIMEDOUT)
 
     @contextmanager
     def errors(self, action: str, image: Image | None = None) -> Iterator[None]:
-        """Map what rados and rbd raise to ClusterError."""
+        """Map errors of rados and rbd in the block to ClusterError."""
         try:
             yield
         except (rados.Error, rbd.Error) as error:
             number = abs(getattr(error, "errno", 0) or 0)
             raise self.failure(action, image, number, str(error)) from error
 
-    def failure(self, action: str, image: Image | None, number: int, words: str = "") -> ClusterError:
-        """Give the error for an errno, or for Ceph's own words where there is none."""
-        return failure(action, image, number, words, self.user, self.timeout)
+    def failure(self, action: str, image: Image | None, number: int, message: str = "") -> ClusterError:
+        """Return the error for an errno, or for Ceph's own message if the errno is 0."""
+        return failure(action, image, number, message, self.user, self.timeout)
 
     def ask(self, command: str) -> Any:
-        """Give the monitors' answer to a command without arguments, such as "df"."""
+        """Return the monitors' answer to a command without arguments, such as "df"."""
         with self.errors(f"cannot ask the monitors for {command}"):
-            number, answer, words = self._rados.mon_command(
+            number, answer, message = self._rados.mon_command(
                 json.dumps({"prefix": command, "format": "json"}), b"", timeout=self.timeout
             )
         if number:
-            raise self.failure(f"cannot ask the monitors for {command}", None, -number, words)
+            raise self.failure(f"cannot ask the monitors for {command}", None, -number, message)
         return json.loads(answer)
 
     def monitors(self) -> list[tuple[str, str]]:
-        """Give (address, port) of each monitor, as all versions of clients can reach it.
+        """Return (address, port) of each monitor, reachable by all client versions.
 
-        An IPv6 address without its brackets, as in libvirt's XML.
+        IPv6 addresses are without brackets, as in libvirt's XML.
         """
         hosts = [one["public_addr"].split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
         return [(address.strip("[]"), port) for address, _, port in hosts]
 
     def has_pool(self, name: str) -> bool:
-        with self.errors(f"cannot look for pool {name}"):
+        with self.errors(f"cannot check whether pool {name} exists"):
             return bool(self._rados.pool_exists(name))
 
     def require_namespace(self, image: Image) -> None:
-        """Raise ClusterError if there is no namespace that the image could be in."""
+        """Raise ClusterError if the image's namespace does not exist."""
         if not image.namespace:
             return
-        with self.errors("cannot look for the namespace of", image):
+        with self.errors("cannot check the namespace of", image):
             try:
                 there = rbd.RBD().namespace_exists(self.pool_of(image), image.namespace)
-            except rbd.PermissionError:  # this user sees its namespace alone
+            except rbd.PermissionError:  # this user can only access its own namespace
                 return
         if not there:
             raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
 
     def has_valid_object_map(self, opened: Any) -> bool:
-        """Tell whether an open image, or snapshot, has an object map that fast-diff may take for true."""
+        """Return whether an open image or snapshot has an object map that is valid for fast-diff."""
         invalid = rbd.RBD_FLAG_OBJECT_MAP_INVALID | rbd.RBD_FLAG_FAST_DIFF_INVALID
         return bool(opened.features() & rbd.RBD_FEATURE_FAST_DIFF) and not opened.flags() & invalid
 
@@ -167,17 +168,17 @@ class Connection:
 def _options(
     address: ClusterAddress, key: str, timeout: int, read_rate: int, replica_reads: str
 ) -> Mapping[str, str]:
-    """Give the options of Ceph that this connection needs, by their names."""
+    """Return the Ceph options for this connection, by name."""
     options = {
         "rados_osd_op_timeout": timeout,
         "rados_mon_op_timeout": timeout,
         "client_mount_timeout": timeout,
         "rbd_cache": "false",
         "rbd_qos_read_bps_limit": read_rate,
-        # objects that a listing asks for at a time (10): three quarters of the processor, here and in the
-        # OSDs, and less waiting for the network
+        # objects that a listing requests at a time (default 10): costs a quarter less processor time, here
+        # and in the OSDs, and waits less for the network
         "rbd_concurrent_management_ops": LISTED_AT_A_TIME,
-        # librados would write its own mind into our standard error, and sockets into /run
+        # else librados logs to standard error, and creates sockets in /run
         "log_to_stderr": "false",
         "log_file": "",
         "admin_socket": "",

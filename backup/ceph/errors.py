@@ -1,4 +1,4 @@
-"""What Ceph refuses, as errors that an admin can act on."""
+"""Maps Ceph's errors to errors that an admin can act on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..model import Image
 
 
 class ClusterError(BackupError):
-    """Ceph refused or did not answer. `number` is the errno, 0 where there is none."""
+    """Ceph refused or did not answer. `number` is the errno, 0 if there is none."""
 
     def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
         super().__init__(message, hint)
@@ -23,40 +23,40 @@ class ImageGone(ClusterError):
 
 
 class SnapshotInUse(ClusterError):
-    """The snapshot can't be removed: it is protected, or has clones."""
+    """The snapshot cannot be removed: it is protected, or has clones."""
 
 
 class LockHeld(TransientError):
-    """Somebody else holds the lock."""
+    """Another owner holds the lock."""
 
 
 class LockLost(TransientError):
-    """The lock expired, and somebody else may have had it since."""
+    """The lock expired, and another owner may have held it since."""
 
 
 def failure(
-    action: str, image: Image | None, number: int, words: str, user: str, timeout: int
+    action: str, image: Image | None, number: int, message: str, user: str, timeout: int
 ) -> ClusterError:
-    """Give the error for an errno, or for Ceph's own words where there is none.
+    """Return the error for an errno, or for Ceph's own message if the errno is 0.
 
-    `user` is who asked, `timeout` in seconds.
+    `user` is the cephx user of the connection, `timeout` its limit in seconds.
     """
     what = f"{action} image {image}" if image else action
-    message = f"{what}: {os.strerror(number).lower() if number else words}"
+    text = f"{what}: {os.strerror(number).lower() if number else message}"
     if number == errno.ENOENT and image:
-        hint = f"was it renamed, or moved? see rbd ls {image.place}; rbd trash ls --all {image.place}"
+        hint = f"it may have been renamed or moved: rbd ls {image.place}; rbd trash ls --all {image.place}"
         if image.namespace:
-            hint += f"; is there its namespace? rbd namespace create {image.place}"
-        return ImageGone(message, hint, number)
-    return ClusterError(message, _hint(number, image, user, timeout), number)
+            hint += f"; if the namespace is missing: rbd namespace create {image.place}"
+        return ImageGone(text, hint, number)
+    return ClusterError(text, _hint(number, image, user, timeout), number)
 
 
 def _hint(number: int, image: Image | None, user: str, timeout: int) -> str:
     pool = image.pool if image else "..."
     if number == errno.ETIMEDOUT:
         return (
-            f"no answer within {timeout} s: see ceph status (is it up, is it full?); is the key of "
-            f"client.{user} right? (a wrong key shows as a time-out); see CEPH_TIMEOUT"
+            f"no answer within {timeout} s: check ceph status (is the cluster up, or full?) and the key of "
+            f"client.{user} (a wrong key shows as a timeout); see CEPH_TIMEOUT"
         )
     if number in (errno.EPERM, errno.EACCES):
         return (
@@ -64,7 +64,7 @@ def _hint(number: int, image: Image | None, user: str, timeout: int) -> str:
             "(and every other pool it uses)"
         )
     if number == errno.ENOENT:
-        return "is there a keyring for this user?"
+        return f"check that there is a keyring for client.{user}"
     if number == errno.EDQUOT:
         return f"the snapshot limit is reached: see rbd snap limit, image {image}"
     return ""

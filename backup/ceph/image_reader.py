@@ -1,4 +1,4 @@
-"""A snapshot's bytes: what of it is allocated, and reads that are under way while others are waited for."""
+"""Reads a snapshot: lists its allocated extents, and keeps several reads in flight."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..stored import Layout, SnapshotId
 from .connection import Connection
 from .retry import STOP_POLL
 
-# Allocation is listed this many bytes of image at a time, so that a list stays small for any size.
+# Extents are listed for this many bytes of the image at a time, so that lists stay small for any size.
 EXTENT_SLAB = 4 << 30
-LISTINGS = 2  # slabs that are listed at a time
+LISTINGS = 2  # slabs that are listed in parallel
 LISTING_THREADS = 16  # for all listings of the image: restic reads several segments at a time
 
 
 class ImageReader:
-    """A snapshot, open for reading. `size` is its own, whatever the image has become since.
+    """A snapshot, open for reading. `size` is the snapshot's, not the image's current size.
 
-    A context manager: after its block nothing that it began is under way in librbd. What times out is retried
-    as the cluster's `retry` says.
+    A context manager: after its block, none of its calls is in flight in librbd. Calls that time out are
+    retried by the cluster's `retry`.
     """
 
     def __init__(
@@ -58,56 +58,55 @@ class ImageReader:
         self.close()
 
     def close(self) -> None:
-        """Wait for what is under way: librbd must not complete into an image that is closed."""
+        """Wait for calls in flight: librbd must not complete them after the image was closed."""
         self._closed = True  # a listing that timed out is not retried
         self._listings.shutdown(wait=True, cancel_futures=True)
         for read in list(self._under_way):
             read.settle()
 
     def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
-        """Yield what is allocated, parents of a clone included, in ascending order.
+        """Yield the allocated extents, including those of a clone's parents, in ascending order.
 
-        An extent of no bytes tells that all before it was listed: of a large image nothing else may come for
-        minutes. The exact listing, object by object: the fast one (whole_object, from the object map) has
-        been wrong more than once (Ceph trackers 42248, 53784, 53885, 61616).
+        An empty extent marks how far the listing has come, as a large image may have no other for minutes.
+        The listing is exact, object by object: the fast one (whole_object, from the object map) has been
+        wrong more than once (Ceph trackers 42248, 53784, 53885, 61616).
         """
 
         def allocated(slab: Extent) -> Sequence[Extent]:
             found: list[Extent] = []
 
-            def note(offset: int, length: int, exists: bool) -> None:
+            def add(offset: int, length: int, exists: bool) -> None:
                 if exists:
                     found.append(Extent(offset, length))
 
-            with self._cluster.errors("cannot list what is allocated in", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, None, note)
+            with self._cluster.errors("cannot list the extents of", self._image):
+                self._opened.diff_iterate(slab.offset, slab.length, None, add)
             return sorted(found, key=attrgetter("offset"))
 
         return self._listed_ahead(within or Extent(0, self.size), allocated)
 
     def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
-        """Yield all that may differ from the older snapshot of this name, in ascending order.
+        """Yield the extents that may differ from the older snapshot `since`, in ascending order.
 
-        What was discarded since is among it, and extents of no bytes as in `extents`. `fast`: whole objects,
-        from the object maps where Ceph itself does not distrust one of them; see `extents` for why that is
-        not the default.
+        They include discarded ones, and empty extents as in `extents`. `fast`: whole objects, from the object
+        maps if Ceph considers all of them valid; `extents` explains why that is not the default.
         """
         whole_objects = fast and self._cluster.retry.call(partial(self._has_valid_object_maps, since))
 
         def changed(slab: Extent) -> Sequence[Extent]:
             found: list[Extent] = []
 
-            def note(offset: int, length: int, _exists: bool) -> None:
+            def add(offset: int, length: int, _exists: bool) -> None:
                 found.append(Extent(offset, length))
 
-            with self._cluster.errors(f"cannot list what has changed since {since} in", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, since, note, True, whole_objects)
+            with self._cluster.errors(f"cannot list the changes since {since} of", self._image):
+                self._opened.diff_iterate(slab.offset, slab.length, since, add, True, whole_objects)
             return sorted(found, key=attrgetter("offset"))
 
         return self._listed_ahead(Extent(0, self.size), changed)
 
     def _has_valid_object_maps(self, since: str) -> bool:
-        """Look at those of both snapshots, and at the image's own, through which all changes went."""
+        """Check those of both snapshots, and the image's own, which records all changes."""
         cluster = self._cluster
         with (
             cluster.errors("cannot open", self._image),
@@ -117,30 +116,30 @@ class ImageReader:
             return all(map(cluster.has_valid_object_map, (before, self._opened, head)))
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start to read; the returned call waits for the bytes, exactly `length` of them."""
+        """Start a read; the returned function waits for the bytes, exactly `length` of them."""
         read = _Read(self, offset, length)
         return partial(self._cluster.retry.call, read.wait, self.check, read.arrived_at)
 
     def begin_read(self, read: _Read) -> Any:
-        """Give librbd's completion of a read that is under way from now on, until it is settled."""
+        """Start a read in librbd, and return its completion; the read is in flight until it is settled."""
         with self._cluster.errors(read.action, self._image):
             completion = self._opened.aio_read(read.offset, read.length, read.arrive, self._read_flags)
         self._under_way.add(read)
         return completion
 
     def end_read(self, read: _Read, result: int, data: bytes | None) -> bytes:
-        """Give the bytes of a read that is settled. Raises BackupError if these are not all."""
+        """Return the bytes of a settled read. Raises BackupError if some are missing."""
         self._under_way.discard(read)
         if result < 0:
             raise self._cluster.failure(read.action, self._image, -result)
         if data is None or len(data) != read.length:
             got = 0 if data is None else len(data)
             message = f"{read.action} image {self._image}: got only {got} bytes"
-            raise BackupError(message, "see ceph health detail; the next run tries again")
+            raise BackupError(message, "see ceph health detail; the next run reads it again")
         return data
 
     def check(self) -> None:
-        """Raise if nobody waits any more for what is under way, or is to be retried."""
+        """Raise if the job has to stop or the reader is closed, so that nothing is waited for or retried."""
         self._cluster.retry.check_stop()
         if self._closed:
             raise BackupError(f"image {self._image} is closed")
@@ -148,9 +147,9 @@ class ImageReader:
     def _listed_ahead(
         self, whole: Extent, listed: Callable[[Extent], Sequence[Extent]]
     ) -> Generator[Extent, None, None]:
-        """Yield what is listed of an extent, in slabs; the next are listed while one is worked on.
+        """Yield the extents in slabs; the next slabs are listed while one is processed.
 
-        A listing asks for each object that there could be.
+        A listing requests each object that could exist.
         """
         end = whole.offset + whole.length
         slabs = deque(
@@ -182,7 +181,7 @@ class ImageReader:
 
 
 class _Read:
-    """A read that is under way, and again where it timed out."""
+    """A read in flight, repeated if it times out."""
 
     def __init__(self, reader: ImageReader, offset: int, length: int) -> None:
         self.offset = offset
@@ -198,7 +197,7 @@ class _Read:
         self._completion = self._reader.begin_read(self)
 
     def arrive(self, _completion: Any, data: bytes | None) -> None:
-        """Take what librbd has read, or that it has failed."""
+        """Receive the bytes from librbd, None if the read failed."""
         self._data, self._moment = data, time.monotonic()
         self._arrived.set()
 
@@ -206,17 +205,17 @@ class _Read:
         return self._moment
 
     def wait(self) -> bytes:
-        """Wait for the bytes; read once more if they were waited for already. Raises BackupError."""
+        """Wait for the bytes; a second call reads again. Raises BackupError."""
         if self._completion is None:
             self._begin()
-        while not self._arrived.is_set():  # not in librbd, where no signal is heard
+        while not self._arrived.is_set():  # not inside librbd, where signals are not handled
             self._reader.check()
             self._arrived.wait(STOP_POLL)
         result = self.settle()
         return self._reader.end_read(self, result, self._data)
 
     def settle(self) -> int:
-        """Wait until librbd is through with it, and give its result."""
+        """Wait until librbd has completed it, and return the result."""
         completion, self._completion = self._completion, None
         completion.wait_for_complete_and_cb()
         return int(completion.get_return_value())

@@ -1,4 +1,4 @@
-"""A new image's bytes: writes that are under way while others are waited for."""
+"""Writes a new image, with several writes in flight."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .retry import STOP_POLL
 class ImageWriter:
     """An image that is open for writing. Satisfies protocols.ImageWriter.
 
-    A context manager: after its block nothing that it began is under way in librbd. What times out is retried
-    as the cluster's `retry` says: the same bytes in the same place of an image that nobody else has.
+    A context manager: after its block, none of its writes is in flight in librbd. Writes that time out are
+    retried by the cluster's `retry`, which is safe, as nobody else uses the image.
     """
 
     def __init__(self, cluster: Connection, image: Image, opened: Any, write_flags: int) -> None:
@@ -36,20 +36,20 @@ class ImageWriter:
             write.settle()
 
     def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
-        """Start to write; the returned call waits for it. The bytes must not change until then."""
+        """Start a write; the returned function waits for its end. Until then the bytes must not change."""
         write = _Write(self, offset, data)
         retry = self._cluster.retry
         return partial(retry.call, write.wait, retry.check_stop, write.ended_at)
 
     def begin_write(self, write: _Write) -> Any:
-        """Give librbd's completion of a write that is under way from now on, until it is settled."""
+        """Start a write in librbd, and return its completion; the write is in flight until it is settled."""
         with self._cluster.errors(write.action, self._image):
             completion = self._opened.aio_write(write.data, write.offset, write.end, self._write_flags)
         self._under_way.add(write)
         return completion
 
     def end_write(self, write: _Write, result: int) -> None:
-        """Raise ClusterError if a write that is settled has failed."""
+        """Raise ClusterError if a settled write has failed."""
         self._under_way.discard(write)
         if result < 0:
             raise self._cluster.failure(write.action, self._image, -result)
@@ -59,7 +59,7 @@ class ImageWriter:
 
 
 class _Write:
-    """A write that is under way, and again where it timed out. Holds its bytes: librbd does not copy them."""
+    """A write in flight, repeated if it times out. Holds its bytes, as librbd does not copy them."""
 
     def __init__(self, writer: ImageWriter, offset: int, data: WrittenBytes) -> None:
         self.offset = offset
@@ -74,7 +74,7 @@ class _Write:
         self._completion = self._writer.begin_write(self)
 
     def end(self, _completion: Any) -> None:
-        """Note that librbd is through with it, or that it has failed."""
+        """Record that librbd has completed it."""
         self._moment = time.monotonic()
         self._ended.set()
 
@@ -82,16 +82,16 @@ class _Write:
         return self._moment
 
     def wait(self) -> None:
-        """Wait for its end; write once more if it was waited for already. Raises ClusterError."""
+        """Wait for its end; a second call writes again. Raises ClusterError."""
         if self._completion is None:
             self._begin()
-        while not self._ended.is_set():  # not in librbd, where no signal is heard
+        while not self._ended.is_set():  # not inside librbd, where signals are not handled
             self._writer.check()
             self._ended.wait(STOP_POLL)
         self._writer.end_write(self, self.settle())
 
     def settle(self) -> int:
-        """Wait until librbd is through with it, and give its result."""
+        """Wait until librbd has completed it, and return the result."""
         completion, self._completion = self._completion, None
         completion.wait_for_complete_and_cb()
         return int(completion.get_return_value())

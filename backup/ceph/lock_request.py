@@ -1,6 +1,6 @@
-"""What the OSDs' object class "lock" takes, as bytes.
+"""Encodes requests to the OSDs' object class "lock".
 
-librados has calls for it, but none that takes a lock and does something else in one operation.
+librados' own calls cannot take a lock and do something else in one operation.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import struct
 
 MAY_RENEW = 1 << 0  # LIBRADOS_LOCK_FLAG_MAY_RENEW
 EXCLUSIVE = 1  # ClsLockType of cls_lock_types.h
-VERSION, OLDEST = 1, 1  # of the encoding, and of who can read it
+VERSION, OLDEST = 1, 1  # of the encoding, and the oldest that can decode it
 
 
 def lock_request(name: str, owner: str, duration: int) -> bytes:
-    """Give the request to take a lock, or to renew it, for `duration` seconds (cls_lock_ops.h)."""
+    """Return the request to take or renew a lock for `duration` seconds (cls_lock_ops.h)."""
     cookie, tag, description = owner, "", owner
     body = b"".join(
         (

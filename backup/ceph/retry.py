@@ -1,4 +1,4 @@
-"""Calls on a cluster that does not answer: retried for a while, so that a short stall costs no job."""
+"""Retries Ceph operations that time out, so that a short stall of the cluster fails no job."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ def _nothing(*_: object) -> None:
 
 
 class CephRetry:
-    """Retries what timed out until `limit` seconds have passed since its first timeout; 0: never.
+    """Retries a call until `limit` seconds have passed since its first timeout; 0: no retries.
 
-    Each connection has one of its own; threads may share it. A stall is reported once, by whichever call
-    met it first, and its end too. Each further timeout is a message at debug level: a sign of life.
+    Each connection has its own, which threads may share. The beginning and the end of a stall are reported
+    once for all calls, and each further timeout at debug level, which shows that the job is alive.
     """
 
     def __init__(self, limit: float = 0, check_stop: Check = _nothing, report: Report = _nothing) -> None:
-        """`check_stop` raises if the job has to end: nothing is retried any more."""
+        """`check_stop` raises if the job has to stop: nothing is retried any more."""
         self.limit = limit
         self.check_stop = check_stop
         self._report = report
         self._timeout = 0.0
         self._lock = threading.Lock()
         self._stalled = 0  # calls that have timed out and are being retried
-        self._since = 0.0  # of time.monotonic(), when the first of them was made
-        self._answered = 0.0  # when the last of them got an answer
-        self._gave_up = 0.0  # when the last of them was not retried any more
-        self._silent = False  # the last call, retried or not, has timed out
+        self._since = 0.0  # of time.monotonic(), when the first of them began
+        self._answered = 0.0  # when the last of them was answered
+        self._gave_up = 0.0  # when the last of them ran out of time
+        self._silent = False  # the last call has timed out, retried or not
 
     def of_connection(self, timeout: float) -> CephRetry:
-        """Give one for a connection of which each operation times out after so many seconds."""
+        """Return one for a connection whose operations time out after `timeout` seconds."""
         retry = CephRetry(self.limit, self.check_stop, self._report)
         retry._timeout = timeout
         return retry
 
     @property
     def gives_up(self) -> bool:
-        """Whether the job has to stop and the cluster is silent: timeouts would take too long, one by one."""
+        """Whether the job has to stop and the cluster is silent: further timeouts would take too long."""
         return self._silent and self._stopping()
 
     def call(
@@ -100,17 +100,17 @@ class CephRetry:
         return moment if first is None else first
 
     def _require_no_stop(self, error: ClusterError, check_stop: Check | None) -> None:
-        """Raise if the job has to stop: what the stop says, or the timeout."""
+        """Raise if the job has to stop: the reason to stop, or the timeout."""
         if check_stop:
             check_stop()
         elif self._stopping():
             raise error
 
     def _require_time(self, first: float, tried: bool, error: ClusterError) -> None:
-        """Raise if a call that timed out at this moment for the first time has been retried for long enough.
+        """Raise if the time for retries is over: `limit` seconds after `first`, the call's first timeout.
 
-        Or another one has (`tried`). A read may have timed out long before somebody waits for it, where the
-        output took nothing meanwhile: that alone is no reason to fail.
+        `tried`: this call, or another one since, has been retried. Without, the call is retried: a read may
+        have timed out long before its result was needed.
         """
         if not self.limit:
             raise error

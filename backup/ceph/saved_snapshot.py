@@ -1,4 +1,4 @@
-"""The snapshot that a saved image was read from, as long as it exists."""
+"""Finds the snapshot that a saved image was read from, if it still exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .errors import ImageGone
 
 @contextmanager
 def snapshot_of(image: SavedImage, cluster: Optional[Cluster]) -> Iterator[Optional[SnapshotReader]]:
-    """Open the snapshot that an image was saved from; give None where it is no longer there.
+    """Open the snapshot that an image was saved from; None if it no longer exists.
 
     Raises ClusterError.
     """

@@ -1,6 +1,6 @@
-"""Hooks: programs of the admin's that are run before and after the steps of a backup.
+"""Hooks: the admin's programs that run before and after the steps of a backup.
 
-HOOKS has a directory for each phase, whose programs run one after the other, in the order of their names.
+HOOKS has a directory for each phase; its programs run one after the other, in the order of their names.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..report.run_report import RunResult
 from ..settings import Settings, written_by_others
 from .program import AdminProgram, ProgramFailed
 
-NAME = re.compile("[A-Za-z0-9_-]+")  # as in run-parts: neither backups nor what a package manager puts aside
+NAME = re.compile("[A-Za-z0-9_-]+")  # as in run-parts: no backup files, none set aside by a package manager
 VARIABLE = "VIRT_RBD_BACKUP_"
-PATIENCE = 120  # seconds that a hook may take to begin, and to end after its limit
+HOOK_MARGIN = 120  # seconds that a hook may take to begin, and to end after its limit
 
 
 class When(str, Enum):
@@ -38,7 +38,7 @@ class When(str, Enum):
 
     @property
     def undoes(self) -> bool:
-        """Whether all of its hooks are run, whatever became of the others."""
+        """Whether all of its hooks run, even if others fail."""
         return self.value.startswith("after")
 
 
@@ -54,15 +54,15 @@ class Hooks:
     def run(
         self, when: When, about: Mapping[str, str], check_stop: Callable[[], None] = lambda: None
     ) -> None:
-        """Run a phase's hooks; `about` are their variables, without the prefix that all have in common.
+        """Run a phase's hooks; `about` are their variables, without the common prefix.
 
-        Before a step the first that fails is the last one, after it the others follow. Raises BackupError of
-        the first that failed; what `check_stop` raises, and then the hook has been ended.
+        Before a step the first failure ends the phase, after it the other hooks follow. Raises BackupError of
+        the first failure; what `check_stop` raises, after the hook has been ended.
         """
         failed: Optional[BackupError] = None
-        paths = self._of(when)
+        paths = self._paths(when)
         if paths and self.domain:
-            self.reporter.phase(self.domain, Phase.HOOKS, self.settings.hook_timeout + PATIENCE)
+            self.reporter.phase(self.domain, Phase.HOOKS, self.settings.hook_timeout + HOOK_MARGIN)
         for path in paths:
             try:
                 self._run(path, when, about, check_stop)
@@ -75,36 +75,36 @@ class Hooks:
         if failed:
             raise failed
 
-    def _of(self, when: When) -> Sequence[Path]:
+    def _paths(self, when: When) -> Sequence[Path]:
         if not self.settings.hooks:
             return ()
         if not os.path.isdir(self.settings.hooks):
-            raise ProgramFailed(f"there is no directory {self.settings.hooks}", "see HOOKS")
+            raise ProgramFailed(f"directory {self.settings.hooks} does not exist", "see HOOKS")
         try:
-            return [path for path, left_out in _programs(Path(self.settings.hooks), when) if not left_out]
+            return [path for path, ignored in _programs(Path(self.settings.hooks), when) if not ignored]
         except OSError as error:
             raise ProgramFailed(f"cannot read {self.settings.hooks}: {reason(error)}", "see HOOKS") from error
 
     def _run(self, path: Path, when: When, about: Mapping[str, str], check_stop: Callable[[], None]) -> None:
         name = f"hook {path.parent.name}/{path.name}"
         _require_ours(path)
-        self.reporter.message(Level.DEBUG, self.domain, f"{name} begins")  # of each, as a sign of life
+        self.reporter.message(Level.DEBUG, self.domain, f"{name} starts")  # for each, as a sign of life
         variables = environment({"PHASE": when.value, "RUN": self.run_id, **about})
         program = AdminProgram(name, [str(path)], variables, self.settings.hook_timeout)
 
-        def tell(line: str) -> None:
+        def log(line: str) -> None:
             self.reporter.message(Level.INFO, self.domain, f"{name}: {line}")
 
-        program.run(tell, check_stop)
+        program.run(log, check_stop)
 
 
 def environment(about: Mapping[str, str]) -> Mapping[str, str]:
-    """Give the variables their prefix, and add whose they are."""
+    """Return the variables with their prefix, and HOST."""
     return {f"{VARIABLE}{key}": value for key, value in {"HOST": socket.gethostname(), **about}.items()}
 
 
 def about_domain(domain: Domain) -> Mapping[str, str]:
-    """Give the variables that say whose job it is."""
+    """Return the variables that describe the domain."""
     return {
         "DOMAIN": domain.name,
         "UUID": domain.uuid,
@@ -114,7 +114,7 @@ def about_domain(domain: Domain) -> Mapping[str, str]:
 
 
 def about_job(result: JobResult) -> Mapping[str, str]:
-    """Give the variables that say what became of a job."""
+    """Return the variables that describe the result of a job."""
     return {
         "DOMAIN": result.name,
         "UUID": result.uuid,
@@ -125,12 +125,12 @@ def about_job(result: JobResult) -> Mapping[str, str]:
 
 
 def about_run(result: RunResult) -> Mapping[str, str]:
-    """Give the variables that say what became of a run."""
+    """Return the variables that describe the result of a run."""
     return {"EXIT_CODE": str(result.exit_code), "SUMMARY": result.summary}
 
 
-def look_at(settings: Settings) -> Iterator[Finding]:
-    """Tell which hooks there are, what may be meant as one and is left out, and who else could write them."""
+def check_hooks(settings: Settings) -> Iterator[Finding]:
+    """List the hooks, entries that are ignored, and files writable by other users."""
     directory = Path(settings.hooks)
     phases = {f"{when.value}.d": when for when in When}
     try:
@@ -138,18 +138,18 @@ def look_at(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"HOOKS {directory}", written_by_others(directory))
         for entry in entries:
             if entry not in phases:
-                yield Finding(f"{directory / entry}: no phase of hooks, left out")
+                yield Finding(f"{directory / entry}: ignored, as it is no phase of hooks")
                 continue
-            for path, left_out in _programs(directory, phases[entry]):
-                yield _finding(path, left_out)
+            for path, ignored in _programs(directory, phases[entry]):
+                yield _finding(path, ignored)
     except OSError as error:
         yield Finding("HOOKS", BackupError(f"cannot read {directory}: {reason(error)}", "see HOOKS"))
 
 
-def _finding(path: Path, left_out: str) -> Finding:
+def _finding(path: Path, ignored: str) -> Finding:
     subject = f"hook {path.parent.name}/{path.name}"
-    if left_out:
-        return Finding(f"{subject}: left out, {left_out}")
+    if ignored:
+        return Finding(f"{subject}: ignored, {ignored}")
     try:
         _require_ours(path)
     except ProgramFailed as error:
@@ -158,7 +158,7 @@ def _finding(path: Path, left_out: str) -> Finding:
 
 
 def _programs(directory: Path, when: When) -> Iterator[tuple[Path, str]]:
-    """Yield what a phase's directory holds, sorted, with what keeps it from being run. Raises OSError."""
+    """Yield the entries of a phase's directory, sorted, with the reason to ignore each. Raises OSError."""
     try:
         paths = sorted((directory / f"{when.value}.d").iterdir())
     except FileNotFoundError:
@@ -167,13 +167,13 @@ def _programs(directory: Path, when: When) -> Iterator[tuple[Path, str]]:
         if not NAME.fullmatch(path.name):
             yield path, "its name has other characters than letters, digits, - and _"
         elif not path.is_file():
-            yield path, "no file"
+            yield path, "not a file"
         else:
             yield path, "" if os.access(path, os.X_OK) else "not executable"
 
 
 def _require_ours(path: Path) -> None:
-    """Raise ProgramFailed if somebody else could have put or written the hook."""
+    """Raise ProgramFailed if another user could have created or changed the hook."""
     try:
         for one in (path.parent.parent, path.parent, path):
             if wrong := written_by_others(one):

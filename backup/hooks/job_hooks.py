@@ -1,6 +1,6 @@
-"""The hooks of a job. What before-freeze began, after-thaw undoes, also if the worker is killed.
+"""The hooks of a job: after-thaw undoes the work of before-freeze, even if the worker is killed.
 
-No guest stands still while one of them runs.
+No guest is frozen or paused while a hook runs.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ..errors import BackupError, Interrupted, reason
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..settings import Settings
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .hooks import Hooks, When, about_domain, about_job
 
-DIRECTORY = "hooked"  # in RUNTIME_DIR: a note for each domain whose after-thaw hooks are owed
+DIRECTORY = "hooked"  # in RUNTIME_DIR: a note for each domain whose after-thaw hooks have to run
 
 
 class JobHooks:
-    """Of one job."""
+    """Runs the hooks of one job."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
@@ -33,23 +33,23 @@ class JobHooks:
     def around_freeze(self, domain: Domain, check_stop: Callable[[], None]) -> Iterator[dict[str, str]]:
         """Run before-freeze, then the block, then after-thaw, whatever happened.
 
-        The block may add to what after-thaw is told. Raises BackupError where before-freeze fails; where
-        after-thaw does, `require_success` will: what the block has made is to be saved all the same.
+        The block may add variables for after-thaw. Raises BackupError if before-freeze fails; if after-thaw
+        does, `require_success` raises: the snapshots of the block are saved all the same.
         """
-        told = {"RUN": self._hooks.run_id, **about_domain(domain)}
+        variables = {"RUN": self._hooks.run_id, **about_domain(domain)}
         note = _note(self._hooks.settings, domain.uuid)
         if self._hooks.settings.hooks:
-            _write(note, told)
+            _write(note, variables)
         try:
-            self._hooks.run(When.BEFORE_FREEZE, told, check_stop)
-            yield told
+            self._hooks.run(When.BEFORE_FREEZE, variables, check_stop)
+            yield variables
         finally:
             try:
-                self._hooks.run(When.AFTER_THAW, {"CONSISTENCY": "", **told})
+                self._hooks.run(When.AFTER_THAW, {"CONSISTENCY": "", **variables})
             except BackupError as error:
                 self._hooks.reporter.message(Level.ERROR, domain.name, str(error))
                 self._error = error
-            _erase(note)
+            _remove(note)
 
     def require_success(self) -> None:
         """Raise BackupError if after-thaw has failed."""
@@ -57,7 +57,7 @@ class JobHooks:
             raise self._error
 
     def after_job(self, result: JobResult) -> JobResult:
-        """Run the hooks that come last, whatever the job came to; give what it comes to with them."""
+        """Run the after-job hooks; return the result with their failure, if any."""
         try:
             self._hooks.run(When.AFTER_JOB, about_job(result))
         except BackupError as error:
@@ -68,28 +68,30 @@ class JobHooks:
         return result
 
 
-def run_owed(hooks: Hooks, uuid: str | None = None, check_stop: Callable[[], None] = lambda: None) -> int:
-    """Run the after-thaw hooks that killed workers owe, of all domains or of one; return how many failed.
+def run_missed_hooks(
+    hooks: Hooks, uuid: str | None = None, check_stop: Callable[[], None] = lambda: None
+) -> int:
+    """Run the after-thaw hooks that killed workers missed, of all domains or of one; return how many failed.
 
-    Only for the holder of the node's lock, about domains that no worker is at.
+    Only for the holder of the node's lock, and for domains without a worker.
     """
     failed = 0
     for note in sorted(Path(hooks.settings.runtime_dir, DIRECTORY).glob(f"{uuid or '*'}.json")):
         name = ""
         try:
-            told: Mapping[str, str] = json.loads(note.read_text())
-            name = told["DOMAIN"]
-            text = "running the hooks after-thaw that a backup that was killed did not run"
+            variables: Mapping[str, str] = json.loads(note.read_text())
+            name = variables["DOMAIN"]
+            text = "running the after-thaw hooks that an interrupted backup did not run"
             hooks.reporter.message(Level.WARNING, name, text)
-            replace(hooks, domain=name).run(When.AFTER_THAW, {"CONSISTENCY": "", **told}, check_stop)
+            replace(hooks, domain=name).run(When.AFTER_THAW, {"CONSISTENCY": "", **variables}, check_stop)
         except Interrupted:
             return failed + 1  # the note stays
         except BackupError as error:
             failed += 1
             hooks.reporter.message(Level.ERROR, name, str(error))
-        except (OSError, ValueError, KeyError):  # none of ours, which are written whole before any hook
+        except (OSError, ValueError, KeyError):  # not ours: our notes are written completely before any hook
             pass
-        _erase(note)
+        _remove(note)
     return failed
 
 
@@ -97,15 +99,15 @@ def _note(settings: Settings, uuid: str) -> Path:
     return Path(settings.runtime_dir, DIRECTORY, f"{uuid}.json")
 
 
-def _erase(note: Path) -> None:
-    with suppress(OSError):  # they would be run once more
+def _remove(note: Path) -> None:
+    with suppress(OSError):  # the hooks would run again
         note.unlink()
 
 
-def _write(note: Path, told: Mapping[str, str]) -> None:
+def _write(note: Path, variables: Mapping[str, str]) -> None:
     try:
         note.parent.mkdir(mode=0o700, exist_ok=True)
-        write_whole(note, json.dumps(told).encode())
+        write_atomically(note, json.dumps(variables).encode())
     except OSError as error:
-        message = f"cannot note in {note} that hooks are about to be run: {reason(error)}"
+        message = f"cannot write {note}, the note that hooks are about to run: {reason(error)}"
         raise BackupError(message, "see RUNTIME_DIR") from error

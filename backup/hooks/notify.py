@@ -1,4 +1,4 @@
-"""Telling somebody how a run ended: a program of the admin's, and a monitoring that expects to hear of it."""
+"""Notifications of how a run ended: the admin's NOTIFY_COMMAND, and the monitoring at PING_URL."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ PING_TIMEOUT = 10  # seconds for an answer
 PING_PAUSE = 1.0  # seconds before the second try
 
 
-def tell(
+def send_notifications(
     result: RunResult,
     report: Report,
-    kept: Iterable[Report],
+    previous: Iterable[Report],
     settings: Settings,
     reporter: Reporter,
     check_stop: Callable[[], None],
 ) -> None:
-    """Tell whom NOTIFY_COMMAND and PING_URL reach. What fails about that is only said.
+    """Send the notifications; failures are only logged.
 
-    `kept` are the reports that there are, the newest first; this run's may be among them.
+    `previous` are the stored reports, the newest first; this run's may be among them.
     """
     try:
-        if settings.notify_command and _due(report, kept, settings.notify_on):
+        if settings.notify_command and _due(report, previous, settings.notify_on):
             _notify(result, report, settings, reporter, check_stop)
     except BackupError as error:
-        reporter.message(Level.ERROR, "", f"nobody was notified: {error}")
+        reporter.message(Level.ERROR, "", f"notification failed: {error}")
     try:
         if settings.ping_url:
             ping(settings.ping_url, result.exit_code == 0, _line(result), check_stop)
@@ -52,17 +52,17 @@ def tell(
         reporter.message(Level.WARNING, "", str(error))
 
 
-def _due(report: Report, kept: Iterable[Report], notify_on: str) -> bool:
+def _due(report: Report, previous: Iterable[Report], notify_on: str) -> bool:
     if notify_on == "change":
-        return changed(report, (one for one in kept if one["run"] != report["run"]))
+        return changed(report, (one for one in previous if one["run"] != report["run"]))
     return notify_on == "always" or report["exit_code"] != 0
 
 
 def changed(report: Report, previous: Iterable[Report]) -> bool:
-    """Tell whether something fails that did not the last time, or works again; `previous` are newest first.
+    """Return whether something fails that did not the last time, or works again; `previous` are newest first.
 
-    A domain's last time is its own, as not every run is about all of them. What no run was about before is
-    expected to work.
+    The last time is that of each domain, as not every run selects all. A domain without one is expected to
+    work.
     """
     now = dict(_failing(report))
     in_trouble = _in_trouble(report)
@@ -79,26 +79,26 @@ def changed(report: Report, previous: Iterable[Report]) -> bool:
 
 
 def _failing(report: Report) -> Mapping[str, bool]:
-    """Tell of each domain that was not skipped, by its UUID, whether it failed."""
+    """Return, by UUID of each domain that was not skipped, whether it failed."""
     statuses = {one["uuid"]: one["status"] for one in report["domains"]}
     return {uuid: status == Status.FAILED for uuid, status in statuses.items() if status != Status.SKIPPED}
 
 
 def _in_trouble(report: Report) -> bool:
-    """Tell whether something failed that is no domain's own."""
+    """Return whether something failed that belongs to no domain."""
     return report["exit_code"] not in (0, 3) or bool(report["errors"])
 
 
 def _notify(
     result: RunResult, report: Report, settings: Settings, reporter: Reporter, check_stop: Callable[[], None]
 ) -> None:
-    def heard(line: str) -> None:
+    def log(line: str) -> None:
         reporter.message(Level.DEBUG, "", f"{name}: {line}")
 
     name = settings.notify_command[0]
     variables = environment({"RUN": result.run, **about_run(result)})
     program = AdminProgram(name, settings.notify_command, variables, settings.notify_timeout)
-    program.run(heard, check_stop, stdin=json.dumps(report, indent=2).encode() + b"\n")
+    program.run(log, check_stop, given=json.dumps(report, indent=2).encode() + b"\n")
 
 
 def _line(result: RunResult) -> str:
@@ -106,10 +106,9 @@ def _line(result: RunResult) -> str:
 
 
 def ping(url: str, good: bool, text: str, check_stop: Callable[[], None]) -> None:
-    """Ask for a URL, with "/fail" after its path unless all is good; `text` goes along.
+    """Request a URL with `text` as its body, and "/fail" after its path unless all is good.
 
-    The way of https://healthchecks.io/docs/http_api/. Raises BackupError, in which the URL does not appear:
-    who knows it can forge it.
+    As in https://healthchecks.io/docs/http_api/. Raises BackupError without the URL, which is a secret.
     """
     parts = urlsplit(url)
     if not good:
@@ -125,13 +124,13 @@ def ping(url: str, good: bool, text: str, check_stop: Callable[[], None]) -> Non
         except HTTPError as error:
             failure = f"HTTP status {error.code}"
             error.close()
-            if error.code < 500:  # it would be the same again
+            if error.code < 500:  # a retry would get the same answer
                 break
         except URLError as error:
             failure = reason(error.reason) if isinstance(error.reason, OSError) else "no answer"
         except OSError as error:  # a TimeoutError among them
             failure = reason(error)
-        except (HTTPException, ValueError):  # whose words may quote the URL
+        except (HTTPException, ValueError):  # its message may quote the URL
             failure = "no answer in HTTP"
     raise BackupError(f"cannot ping {parts.hostname}: {failure}", "see PING_URL")
 

@@ -1,4 +1,4 @@
-"""Runs a program of the admin, such as a hook, with a time limit; then ends it and all its children."""
+"""A program of the admin, such as a hook: run with a time limit, and ended with all its children."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from ..errors import BackupError, reason
 from ..system.process import signal_when_parent_dies
 from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
 
-# What the program gets of our own environment.
+# The variables of our environment that it gets; all others are left out.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR")
 
-KILL_AFTER = 10  # seconds between SIGTERM and SIGKILL
-POLL = 0.2  # seconds between two checks for a stop
-PIPE_SIZE = 1 << 16  # bytes that a pipe can hold (man 7 pipe)
+KILL_AFTER = 10  # seconds that it has after SIGTERM
+POLL = 0.2  # seconds between two checks whether to stop
+PIPE_SIZE = 1 << 16  # bytes that can be in the pipe when it has ended (man 7 pipe)
 LONGEST_LINE = 1 << 12
 LAST_LINES = 3  # of the output, in an error message
 
 
 class ProgramFailed(BackupError):
-    """A program of the admin failed, exceeded its limit, or could not be started."""
+    """A program of the admin failed, was ended, or must not be started."""
 
 
 @dataclass(frozen=True)
 class AdminProgram:
-    """The command, its variables in addition to INHERITED, and its limit in seconds."""
+    """A command, its variables beside the inherited ones, and its time `limit` in seconds."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     limit: int
 
-    def run(self, report: Callable[[str], None], check_stop: Callable[[], None], stdin: bytes = b"") -> None:
-        """Run the program with `stdin` on its standard input; `report` gets each line that it prints.
+    def run(self, on_line: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
+        """Run it to its end, with `given` on its standard input; `on_line` gets each line of its output.
 
-        Raises ProgramFailed, and what `check_stop` raises after ending the program. Background processes of a
-        program that succeeded keep running.
+        Raises ProgramFailed; what `check_stop` raises, after the program has been ended. Background processes
+        of a program that succeeded go on.
         """
         started = time.monotonic()
         last: deque[str] = deque(maxlen=LAST_LINES)
         out, into = os.pipe()
         with os.fdopen(out, "rb", buffering=0), os.fdopen(into, "wb") as stdout:
-            process = self._started(stdout.fileno(), stdin)
+            process = self._started(stdout.fileno(), given)
             try:
                 stdout.close()
                 for line in _lines(out, process, check_stop):
                     last.append(line)
-                    report(line)
-            except BaseException:  # the program must not outlive any
+                    on_line(line)
+            except BaseException:  # whatever it was, the program does not outlive it
                 process.terminate()
                 process.wait()
                 _end_rest(process.pid)
@@ -70,18 +70,18 @@ class AdminProgram:
         message = f"{self.name} {how}"
         raise ProgramFailed(f"{message}: {'; '.join(last)}" if last else message)
 
-    def _started(self, stdout: int, stdin: bytes) -> StartedProgram:
-        # coreutils' timeout makes a process group and ends all of it at the limit, and when it gets SIGTERM
-        # itself: from us, or from the kernel when we are killed
+    def _started(self, stdout: int, given: bytes) -> StartedProgram:
+        # coreutils' timeout makes a process group and ends all of it in time; and also when it gets SIGTERM
+        # itself, from us, or from the kernel when we are killed
         arguments = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
         environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **self.environment}
         clean = {name: value.replace("\0", "") for name, value in environment.items()}
         try:
-            with os.fdopen(os.memfd_create("stdin"), "w+b", buffering=0) as file:
-                file.write(stdin)
-                file.seek(0)
+            with os.fdopen(os.memfd_create("given"), "w+b", buffering=0) as stdin:
+                stdin.write(given)
+                stdin.seek(0)
                 command = Command(arguments, clean, secret_arguments=self.command[1:])  # such as a token
-                return start_program(command, file, stdout, stdout, _in_child)
+                return start_program(command, stdin, stdout, stdout, _in_child)
         except OSError as error:
             raise ProgramFailed(f"cannot start {self.name}: {reason(error)}") from error
 
@@ -92,7 +92,7 @@ def _in_child(parent: int) -> None:
 
 
 def _lines(out: int, process: StartedProgram, check_stop: Callable[[], None]) -> Iterator[str]:
-    """Yield the lines that it prints until it ends: its background processes may keep the pipe open."""
+    """Yield its output until it has ended. Its background processes may keep the pipe open for longer."""
     ended, is_open, rest = False, True, b""
     while not ended:
         check_stop()
@@ -115,9 +115,9 @@ def _text(line: bytes) -> str:
 
 
 def _end_rest(group: int) -> None:
-    """Wait for the rest of an ended program's group, and kill it if it ignores SIGTERM."""
+    """Wait for the rest of the process group after SIGTERM, and kill it if it does not end."""
     deadline = time.monotonic() + KILL_AFTER
-    with suppress(ProcessLookupError):  # all have ended
+    with suppress(ProcessLookupError):  # none is left
         while time.monotonic() < deadline:
             os.killpg(group, 0)
             time.sleep(POLL)

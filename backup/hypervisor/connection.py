@@ -26,42 +26,42 @@ from .metadata import override
 from .nvram import read_nvram
 from .storage_pools import pool_xml, read_file
 
-# Codes of a resume that finds nothing to resume: QEMU's driver, libvirt's test driver.
+# Codes of a resume of a domain that is not paused: QEMU's driver, libvirt's test driver.
 NOT_PAUSED = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR}
 
-ANSWER_LIMIT = 5  # seconds for a libvirt that has not answered in time to show that it answers at all
-CLOSE_LIMIT = 2  # seconds to say goodbye to libvirt; a connection that hangs ends with the process
+ANSWER_LIMIT = 5  # seconds within which a libvirt that was too slow has to answer a simple call
+CLOSE_LIMIT = 2  # seconds to close a connection; one that hangs ends with the process
 
 
 class Hypervisor:
     """A connection to libvirt. Close it; or use it as a context manager.
 
-    Connecting, `domains` and `domain` are given up when their `check_stop` raises the reason to stop. Nothing
-    else is: a freeze, a thaw, a pause or a resume that was begun is waited for.
+    Connecting, `domains` and `domain` are abandoned when their `check_stop` raises the reason to stop. All
+    other calls are awaited, such as a freeze, a thaw, a pause or a resume.
     """
 
     def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
         """Connect. Raises HypervisorError.
 
-        `timeout`, in seconds, bounds each call, beyond what a guest agent is given.
+        `timeout` limits each call, in seconds; calls of a guest agent get its own timeout on top.
         """
         self.uri = uri
         self._timeout = timeout
         self.local = not urlsplit(uri).hostname
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # or it writes to standard error
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else it writes to stderr
         self._open = self._connect(check_stop)
 
     def __enter__(self) -> Hypervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(TimeoutError):  # it hangs; whatever was to be done has failed over that already
+        with suppress(TimeoutError):  # it hangs, and the calls that mattered have failed already
             self._open.within(min(CLOSE_LIMIT, self._timeout)).close()
 
     def domains(self, check_stop: CheckStop = never_stop) -> Sequence[Domain]:
-        """List all domains, those that vanish meanwhile left out.
+        """List all domains, except those that vanish meanwhile.
 
-        Raises HypervisorError too if libvirt hangs in the middle of it.
+        Raises HypervisorError, also if libvirt hangs while listing.
         """
         with libvirt_errors("cannot list the domains"):
             handles = self._connection(check_stop).listAllDomains(0)
@@ -71,7 +71,7 @@ class Hypervisor:
                 found.append(self._described(handle))
             except DomainGone:
                 continue
-            except BackupError as error:  # this domain's failure alone
+            except BackupError as error:  # the failure of this domain only
                 check_stop()
                 if isinstance(error.__cause__, TimeoutError):
                     self._require_answer(check_stop)
@@ -80,29 +80,29 @@ class Hypervisor:
         return sorted(found, key=lambda domain: domain.name)
 
     def domain(self, uuid: str, check_stop: CheckStop = never_stop) -> Domain:
-        """Look one up as it is now; busy if libvirt is at work on it. Raises DomainGone."""
+        """Return a domain as it is now; its state is BUSY if it has a libvirt job. Raises DomainGone."""
         handle = self._handle(uuid, check_stop)
         found = self._described(handle)
         return replace(found, state=State.BUSY) if has_job(handle) else found
 
     def state(self, uuid: str) -> State:
-        """Tell what the domain is doing, at once: a guest may stand still. Raises DomainGone."""
+        """Return the domain's state, quickly, as its guest may be frozen. Raises DomainGone."""
         handle = self._handle(uuid)
-        with libvirt_errors("cannot ask for the domain's state"):
+        with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
 
     def instance(self, uuid: str) -> int:
-        """Give libvirt's id of the domain as it runs now, -1 if it does not. Raises DomainGone."""
-        with libvirt_errors("cannot ask for the domain's id"):
+        """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
+        with libvirt_errors("cannot read the domain's id"):
             return int(self._handle(uuid).ID())
 
     def secret(self, address: ClusterAddress) -> str:
-        """Give the cephx key that the disk's <auth> refers to, "" if it refers to none."""
+        """Return the cephx key that the disk's <auth> refers to, "" if there is none."""
         connection = self._connection()
         name = address.secret_uuid or address.secret_usage
         if not name:
             return ""
-        hint = "see virsh secret-list; a secret with private='yes' is not handed out to anybody"
+        hint = "see virsh secret-list; libvirt does not return secrets with private='yes'"
         with libvirt_errors(f"cannot get libvirt's secret {name} of client.{address.user}", hint):
             if address.secret_uuid:
                 secret = connection.secretLookupByUUIDString(address.secret_uuid)
@@ -113,50 +113,51 @@ class Hypervisor:
             return base64.b64encode(secret.value()).decode()
 
     def definition(self, domain: Domain) -> Definition:
-        """Give all that is needed to define the domain again. Raises BackupError if NVRAM can't be read."""
+        """Return what is needed to define the domain again. Raises BackupError if NVRAM cannot be read."""
         handle = self._handle(domain.uuid)
         with libvirt_errors(f"cannot get the definition of {domain.name}"):
             secure = libvirt.VIR_DOMAIN_XML_SECURE
             inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
             live = handle.XMLDesc(secure) if handle.isActive() else ""
-        # where libvirt chose the firmware itself, only the live XML names the file
+        # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
         return Definition(inactive, live, path, read_nvram(path, domain.state, self._read))
 
     def define(self, xml: str) -> None:
-        """Define a domain, or change the definition of the one with its UUID."""
+        """Define a domain, or redefine the one with its UUID."""
         connection = self._connection()
-        with libvirt_errors("cannot define the domain", "does this node have what its definition names?"):
+        with libvirt_errors(
+            "cannot define the domain", "check that this node has everything that the definition names"
+        ):
             connection.defineXML(xml)
 
     def start(self, uuid: str) -> None:
         """Start a domain that is shut off."""
         handle = self._handle(uuid)
-        with libvirt_errors("cannot start the domain", f"it is defined: virsh start {uuid} tells more"):
+        with libvirt_errors("cannot start the domain", f"the domain is defined; try: virsh start {uuid}"):
             handle.create()
 
     def run_once(self, xml: str) -> None:
-        """Run a domain that is not defined; libvirt destroys it when this connection ends."""
+        """Run a domain without defining it; libvirt destroys it when this connection ends."""
         connection = self._connection()
         with libvirt_errors("cannot start the domain"):
             connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
 
     def destroy(self, uuid: str) -> None:
-        """End a domain at once; that it has ended counts as success."""
+        """Destroy a domain; one that has already ended counts as success."""
         with suppress(DomainGone):
             handle = self._handle(uuid)
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
     def probe_agent(self, domain: Domain, timeout: int) -> None:
-        """Ask the guest agent whether it is there; see GuestAgent.probe."""
+        """Check that the guest agent answers; see GuestAgent.probe."""
         self._agent(domain, timeout).probe()
 
     def freeze(self, domain: Domain, timeout: int) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
 
-        It is given up after three times the agent's `timeout`, as libvirt waits for other calls of the agent
-        for half a minute.
+        The limit is three times the agent's `timeout`, as libvirt waits half a minute for other agent calls.
         """
         return GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout)).freeze()
 
@@ -165,40 +166,40 @@ class Hypervisor:
         return self._agent(domain, timeout).thaw()
 
     def pause(self, domain: Domain) -> None:
-        """Hold the domain's processors. QEMU then drains and flushes all disks before this returns."""
+        """Pause the domain's processors. Before this returns, QEMU has drained and flushed all disks."""
         handle = self._handle(domain.uuid)
         with libvirt_errors("cannot pause the domain"):
             handle.suspend()
 
     def resume(self, domain: Domain) -> None:
-        """Let the domain run on; that somebody else has already done so is fine.
+        """Resume the domain; one that is already running counts as success.
 
-        Always asked for, as it waits behind a pause that was given up and may still happen; a look at the
-        state would not.
+        The state is not checked before: unlike a check, the resume waits for a pause that timed out and may
+        still happen.
         """
         handle = self._handle(domain.uuid)
         try:
             with libvirt_errors("cannot resume the domain"):
                 handle.resume()
         except HypervisorError as error:
-            with libvirt_errors("cannot ask for the domain's state"):
+            with libvirt_errors("cannot read the domain's state"):
                 if error.code not in NOT_PAUSED or handle.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
                     raise
 
     def _require_answer(self, check_stop: CheckStop) -> None:
-        """Raise HypervisorError if libvirt hangs: then all other domains would cost their time limits too."""
+        """Raise HypervisorError if libvirt hangs: every further domain would cost another timeout."""
         connection = self._open.within(min(ANSWER_LIMIT, self._timeout)).until_stop(check_stop)
         with libvirt_errors(f"libvirt at {self.uri} no longer answers"):
             connection.getLibVersion()
 
     def _connect(self, check_stop: CheckStop = never_stop) -> Any:
-        hint = f"is libvirtd running? try: virsh --connect {self.uri} list; see LIBVIRT_URI"
+        hint = f"check that libvirtd is running: virsh --connect {self.uri} list; see LIBVIRT_URI"
         with libvirt_errors(f"cannot connect to libvirt at {self.uri}", hint):
             opened = within(self._timeout, partial(libvirt.open, self.uri), check_stop)
         return Bounded(opened, self._timeout)
 
     def _connection(self, check_stop: CheckStop = never_stop) -> Any:
-        """Give the connection, a new one if libvirtd was restarted meanwhile."""
+        """Return the connection, a new one if libvirtd was restarted meanwhile."""
         if not self._open.isAlive():
             self._open = self._connect(check_stop)
         return self._open if check_stop is never_stop else self._open.until_stop(check_stop)
@@ -217,7 +218,7 @@ class Hypervisor:
             inactive = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if state.active else xml
             disks = self._disks(xml, inactive, handle.check_stop)
         problem = None
-        try:  # the last word is what was set to last: --config, when the domain runs
+        try:  # metadata set with --config takes precedence over that of the running domain
             found = override(inactive) or override(xml)
         except BackupError as error:
             found, problem = None, error
@@ -234,7 +235,7 @@ class Hypervisor:
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
-        """Give the disks that the domain has now, then those that it will have when it is started next."""
+        """Return the disks that the domain has now, then those that its next start adds."""
         pool = partial(self._pool_xml, check_stop=check_stop)
         places = Places(pool, partial(mapped_image, local=self.local), self.local)
         now = domain_xml.disks(xml, places)

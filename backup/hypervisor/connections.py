@@ -1,4 +1,4 @@
-"""The connections to every libvirt of LIBVIRT_URI."""
+"""Connections to all libvirts of LIBVIRT_URI."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .connection import Hypervisor
 
 
 class Hypervisors:
-    """All that can be reached, in their order; `unreachable` says which can't, and why. Close it."""
+    """Connections to all that can be reached, in order; `unreachable` holds the other errors. Close it."""
 
     def __init__(self, uris: Sequence[str], timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
-        """Connect to all at the same time. Raises BackupError if none can be reached.
+        """Connect to all in parallel. Raises BackupError if none can be reached.
 
-        `timeout`, in seconds, bounds each call. `check_stop` raises the reason to stop: it ends the waiting
-        for connections and for the list of domains.
+        `timeout` limits each call, in seconds. `check_stop` raises the reason to stop, which ends connecting
+        and listing domains.
         """
         self._check_stop = check_stop
         with ThreadPoolExecutor(len(uris)) as threads:
             attempts = [threads.submit(_connected, uri, timeout, check_stop) for uri in uris]
-            # in steps: a signal that comes just before a wait without an end is handled after it alone
+            # in steps: a signal that arrives just before an endless wait would be handled after it
             while wait(attempts, STOP_POLL).not_done:
                 continue
             tried = [attempt.result() for attempt in attempts]
@@ -50,9 +50,9 @@ class Hypervisors:
         return iter(self._reached)
 
     def domains(self) -> Sequence[Domain]:
-        """List the domains of all; those that several define appear several times.
+        """List the domains of all libvirts; a domain that several define appears several times.
 
-        Raises BackupError if none of the libvirts answers any more.
+        Raises BackupError if no libvirt answers any more.
         """
         found: list[Domain] = []
         for hypervisor in list(self._reached):

@@ -1,4 +1,4 @@
-"""A copy's XML: nothing in it is another domain's; and isolated, nothing in it reaches beyond the copy.
+"""Changes the XML of a restored copy: shares nothing with the original; if isolated, has no outside access.
 
 (https://libvirt.org/formatdomain.html)
 """
@@ -15,20 +15,20 @@ from .metadata import ELEMENT, NAMESPACE
 COMMAND_LINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
 BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
 
-# Character devices, and their types that lead to nothing outside of their QEMU.
+# Character devices, and their types that connect to nothing outside of QEMU.
 CONSOLES = ("serial", "console", "parallel")
 OWN_TYPES = ("pty", "null", "vc", "spicevmc", "spiceport", "qemu-vdagent")
 
-# What a guest can boot with that nobody else is behind. All other devices are the network's, the node's, or
-# somebody's on it, who expects another domain there.
+# Devices that connect to nothing outside of QEMU. All others connect to the network, the node, or programs
+# that expect the original domain.
 SELF_CONTAINED = (
     *("emulator", "disk", "controller", "hub", "input", "video", "sound", "audio", "rng", "tpm", "nvram"),
     *("memory", "memballoon", "iommu", "watchdog", "panic", "channel", *CONSOLES),
 )
 
 
-def part_from_the_other(domain: Element, devices: Element, name: str) -> Sequence[str]:
-    """Leave a copy nothing that belongs to the domain that was saved; tell what it has to do without."""
+def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
+    """Remove from a copy what belongs to the original domain; return what was left out."""
     left_out = []
     for interface in devices.findall("interface"):
         remove(interface, "mac")
@@ -36,31 +36,31 @@ def part_from_the_other(domain: Element, devices: Element, name: str) -> Sequenc
         _renamed_nvram(nvram, name)
     for device in list(devices):
         if device.tag in (*CONSOLES, "channel"):
-            _part_character_device(device, devices)
+            _separate_character_device(device, devices)
         elif _is_storage(device):
             devices.remove(device)
             left_out.append(f"a device {device.tag}, whose data is not in the backup")
-    if domain.find(COMMAND_LINE) is not None:  # which may name files, devices and sockets
+    if domain.find(COMMAND_LINE) is not None:  # may name files, devices and sockets
         remove(domain, COMMAND_LINE)
-        left_out.append("what it gives to QEMU's command line")
+        left_out.append("its additional QEMU command line")
     return left_out
 
 
 def isolate(domain: Element, devices: Element) -> None:
-    """Leave a copy nothing that reaches beyond it, and no part in backups."""
+    """Remove from a copy every access to the outside, and exclude it from backups."""
     for device in list(devices):
-        if device.tag not in SELF_CONTAINED or _reaches_out(device):
+        if device.tag not in SELF_CONTAINED or _connects_to_outside(device):
             devices.remove(device)
         elif device.tag in CONSOLES:
-            _lead_nowhere(device, "pty")
+            _disconnect(device, "pty")
         elif device.tag == "audio":  # sound cards refer to it
             device.set("type", "none")
             remove(device, *[child.tag for child in device])
-    _keep_out_of_backups(domain)
+    _exclude_from_backups(domain)
 
 
 def nvram_beside(path: str, name: str) -> str:
-    """Give the path for a copy's NVRAM: named as libvirt itself would name it."""
+    """Return the path for a copy's NVRAM, as libvirt itself would name it."""
     return os.path.join(os.path.dirname(path), f"{name}_VARS.fd")
 
 
@@ -70,7 +70,7 @@ def remove(element: Element, *names: str) -> None:
             element.remove(child)
 
 
-def _keep_out_of_backups(domain: Element) -> None:
+def _exclude_from_backups(domain: Element) -> None:
     metadata = domain.find("metadata")
     if metadata is None:
         metadata = SubElement(domain, "metadata")
@@ -86,26 +86,26 @@ def _renamed_nvram(nvram: Element, name: str) -> None:
         nvram.text = nvram_beside(nvram.text.strip(), name)
 
 
-def _part_character_device(device: Element, devices: Element) -> None:
-    """End at the copy what ends in the other's file, socket, port or line."""
+def _separate_character_device(device: Element, devices: Element) -> None:
+    """Disconnect a device from the original's file, socket, port or line."""
     remove(device, "log")
     if device.get("type") in OWN_TYPES:
         return
     if device.tag != "channel":
-        _lead_nowhere(device, "pty")
+        _disconnect(device, "pty")
     elif _attribute(device, "target", "type") == "virtio":
-        _lead_nowhere(device, "unix")  # libvirt gives it a socket of its own
+        _disconnect(device, "unix")  # libvirt creates a new socket for it
     else:
         devices.remove(device)
 
 
-def _lead_nowhere(device: Element, kind: str) -> None:
+def _disconnect(device: Element, kind: str) -> None:
     device.set("type", kind)
     remove(device, "source", "protocol", "log")
 
 
 def _is_storage(device: Element) -> bool:
-    """Tell whether it holds data beside the disks, which the other domain writes to."""
+    """Return whether the device holds data besides the disks, which the original writes to."""
     if device.tag == "memory":  # nvdimm, virtio-pmem
         return device.find("source/path") is not None
     if device.tag == "hostdev":
@@ -113,8 +113,8 @@ def _is_storage(device: Element) -> bool:
     return device.tag == "pstore"
 
 
-def _reaches_out(device: Element) -> bool:
-    """Tell whether a device that may be self-contained is not: it depends on what is behind it."""
+def _connects_to_outside(device: Element) -> bool:
+    """Return whether this device of a self-contained kind connects to the outside after all."""
     if device.tag == "channel":
         return _attribute(device, "target", "name") != AGENT_CHANNEL
     if device.tag == "input":

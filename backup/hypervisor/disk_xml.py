@@ -1,4 +1,4 @@
-"""A disk's XML, turned into what is behind it. (https://libvirt.org/formatdomain.html, formatstorage.html)"""
+"""Finds the images behind a disk's XML. (https://libvirt.org/formatdomain.html, formatstorage.html)"""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ..model import ClusterAddress, Disk, Gap, Image, image_named
 from .mapped_device import MappedImage
 
 REMOVABLE = ("cdrom", "floppy")
-# Attributes of <source> that an admin knows it by.
+# Attributes of <source> that identify it for an admin.
 NAMES = ("name", "file", "dev", "volume", "dir", "path")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the node is asked for what a domain's XML only names; both calls raise BackupError.
+    """Resolves on the node what a domain's XML only names; both functions raise BackupError.
 
-    `local` tells that it is this node.
+    `local`: the domain's node is this one.
     """
 
-    pool_xml: Callable[[str], str]  # of a storage pool, by its name
-    mapped_image: Callable[[str], Optional[MappedImage]]  # by the path of a block device
+    pool_xml: Callable[[str], str]  # returns a storage pool's XML by its name
+    mapped_image: Callable[[str], Optional[MappedImage]]  # takes the path of a block device
     local: bool = True
 
 
 @dataclass(frozen=True)
 class _Place:
-    """An RBD image, or a snapshot of it, and how it is reached."""
+    """An RBD image, or a snapshot of it, and the address of its cluster."""
 
     image: Image
     address: ClusterAddress
@@ -39,7 +39,7 @@ class _Place:
 
 
 def layers(element: Element, places: Places) -> tuple[Disk, ...]:
-    """Give a <disk>, and below it what it is an overlay of: vda, vda.backing1, ..."""
+    """Return a <disk> and the layers of its backing chain: vda, vda.backing1, ..."""
     target = _attribute(element, "target", "dev")
     device = element.get("device", "disk")
     if device in REMOVABLE:
@@ -47,11 +47,11 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         return (Disk(target, _shown(element), skipped=f"a {device}{medium}"),)
     top = _disk(element, target, places)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
-    if top.image:  # which is nothing without what lies below it
+    if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
     image = next((layer.image for layer in below if layer.image), None)
     if image and top.gap is Gap.FOREIGN:
-        reason = f"what was written since to RBD image {image} is elsewhere: {top.skipped}"
+        reason = f"changes on top of RBD image {image} are stored elsewhere: {top.skipped}"
         top = replace(top, skipped=reason, gap=Gap.BROKEN)
     return (top, *below)
 
@@ -81,7 +81,7 @@ def _disk(element: Element, target: str, places: Places) -> Disk:
 
 
 def _place(element: Element, places: Places) -> _Place | None:
-    """Find the image, None if it is no RBD image. Raises BackupError if it is one and can't be told."""
+    """Find the image, None if it is not on RBD. Raises BackupError if it cannot be found out."""
     kind, source = element.get("type"), element.find("source")
     if source is None:
         return None
@@ -89,7 +89,7 @@ def _place(element: Element, places: Places) -> _Place | None:
         auth = element.find("auth")  # in <source> since libvirt 3.9
         address, snapshot = _address(source, auth), _attribute(source, "snapshot", "name")
         if address.conf_file and not places.local:
-            raise BackupError(f"its configuration {address.conf_file} is on another node")
+            raise BackupError(f"its Ceph configuration file {address.conf_file} is on another node")
         return _Place(_image(source.get("name", "")), address, snapshot)
     if kind == "volume":
         return _in_pool(source, places)
@@ -114,7 +114,7 @@ def _in_pool(source: Element, places: Places) -> _Place | None:
 def _image(name: str) -> Image:
     image = image_named(name)
     if image is None:
-        raise BackupError(f"{name!r} is no pool/image")
+        raise BackupError(f"invalid image name {name!r}, expected pool/image")
     return image
 
 

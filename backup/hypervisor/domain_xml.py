@@ -1,4 +1,4 @@
-"""A domain's XML, as libvirt writes it. (https://libvirt.org/formatdomain.html)"""
+"""Reads a domain's XML. (https://libvirt.org/formatdomain.html)"""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 
 def disks(xml: str, places: Places) -> tuple[Disk, ...]:
-    """Give every disk of the domain; those without an image to save say why they are not covered."""
+    """Return all disks of the domain, with the reason for those that cannot be backed up."""
     elements = ElementTree.fromstring(xml).findall("./devices/disk")
     return tuple(disk for element in elements for disk in layers(element, places))
 
 
 def agent_connected(live_xml: str) -> bool:
-    """Tell whether something in the guest has opened the agent's channel; that it answers is not said."""
+    """Return whether the guest has opened the agent's channel; the agent may still not answer."""
     channels = ElementTree.fromstring(live_xml).findall("./devices/channel/target")
     return any(c.get("name") == AGENT_CHANNEL and c.get("state") == "connected" for c in channels)
 
 
 def nvram_path(xml: str) -> str:
-    """Give the path of the domain's NVRAM file, "" if it has none. Raises BackupError if it is no file."""
+    """Return the path of the domain's NVRAM, "" if it has none. Raises BackupError if it is not a file."""
     nvram = ElementTree.fromstring(xml).find("./os/nvram")
     if nvram is None:
         return ""
     if nvram.get("type", "file") != "file":
-        message = f"the domain's NVRAM is no file ({nvram.get('type')}), and can't be saved"
-        raise BackupError(message, "exclude the domain, or give it an NVRAM file")
+        message = f"the domain's NVRAM is not a file ({nvram.get('type')}) and cannot be backed up"
+        raise BackupError(message, "exclude the domain, or let it use an NVRAM file")
     source = nvram.find("source")  # since libvirt 8.5, where nvram has a type
     return (source.get("file", "") if source is not None else nvram.text or "").strip()

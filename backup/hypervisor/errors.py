@@ -1,4 +1,4 @@
-"""What libvirt raises, as errors that an admin can act on."""
+"""Maps libvirt's errors to errors that an admin can act on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import libvirt
 
 from ..errors import BackupError, DomainGone
 
-# Codes of a libvirt that was restarted or is out of reach.
+# Codes of a libvirt that was restarted or cannot be reached.
 DISCONNECTED = {
     libvirt.VIR_ERR_SYSTEM_ERROR,
     libvirt.VIR_ERR_RPC,
@@ -20,7 +20,7 @@ DISCONNECTED = {
 
 
 class HypervisorError(BackupError):
-    """libvirt refused or did not answer. `code` is libvirt's (virErrorNumber)."""
+    """libvirt refused or did not answer. `code` is libvirt's error code (virErrorNumber)."""
 
     def __init__(self, message: str, hint: str = "", code: int = 0) -> None:
         super().__init__(message, hint)
@@ -30,7 +30,7 @@ class HypervisorError(BackupError):
 
 @contextmanager
 def libvirt_errors(action: str, hint: str = "") -> Iterator[None]:
-    """Map what libvirt raises to HypervisorError, or DomainGone."""
+    """Map errors of libvirt in the block to HypervisorError, or DomainGone."""
     try:
         yield
     except libvirt.libvirtError as error:
@@ -39,5 +39,5 @@ def libvirt_errors(action: str, hint: str = "") -> Iterator[None]:
             raise DomainGone("the domain is no longer defined") from error
         raise HypervisorError(f"{action}: {error.get_error_message()}", hint, code) from error
     except TimeoutError as error:
-        hint = "does libvirt hang? see the journal of libvirtd; restarting it harms no guest"
+        hint = "libvirt may hang: see the journal of libvirtd; a restart of libvirtd does not affect guests"
         raise HypervisorError(f"{action}: {error}", hint, libvirt.VIR_ERR_RPC) from error

@@ -1,4 +1,4 @@
-"""Block devices of the kernel's RBD driver, and the images behind them."""
+"""Finds the images behind block devices of the kernel's RBD driver."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from ..errors import BackupError, reason
 from ..model import Image, image_named
 
-# What is mapped, a directory for each (Linux, Documentation/ABI/testing/sysfs-bus-rbd).
+# One directory per mapped device (Linux, Documentation/ABI/testing/sysfs-bus-rbd).
 DEVICES = Path("/sys/bus/rbd/devices")
-# Links to the devices, which udev names by ceph-rbdnamer: POOL/IMAGE, POOL/NAMESPACE/IMAGE, and @SNAPSHOT.
+# Links that udev creates with ceph-rbdnamer: POOL/IMAGE or POOL/NAMESPACE/IMAGE, perhaps with @SNAPSHOT.
 LINKS = "/dev/rbd/"
 
 
 @dataclass(frozen=True)
 class MappedImage:
-    """What a device shows. `fsid`, the cluster's, is "" where nothing is mapped that would tell it."""
+    """The image that a device shows. `fsid`, the cluster's id, is "" if the device is not mapped."""
 
     image: Image
     snapshot: str = ""
@@ -26,10 +26,10 @@ class MappedImage:
 
 
 def mapped_image(path: str, local: bool, devices: Path = DEVICES) -> MappedImage | None:
-    """Tell what is behind a block device, None if it is not the RBD driver's.
+    """Return the image behind a block device, None if it is not an RBD device.
 
-    A device that is not mapped, or, without `local`, another node's, is known by its link's name alone.
-    Raises BackupError for an RBD device that can't be told or is only a part of an image.
+    A device that is not mapped, or (without `local`) on another node, is identified by its link's name only.
+    Raises BackupError for an RBD device whose image cannot be found out, and for a partition.
     """
     device = os.path.realpath(path) if local else path
     found = re.fullmatch(r"/dev/rbd(\d+)(p\d+)?", device)
@@ -42,10 +42,10 @@ def mapped_image(path: str, local: bool, devices: Path = DEVICES) -> MappedImage
 
 def _mapped(device: Path, local: bool) -> MappedImage:
     if not local or not device.is_dir():
-        raise BackupError(f"nothing tells which image is mapped as /dev/rbd{device.name}")
+        raise BackupError(f"cannot find out which image is mapped as /dev/rbd{device.name}")
     snapshot = _read(device / "current_snap")
     if not _read(device / "pool") or not _read(device / "name"):
-        raise BackupError(f"nothing tells which image is mapped as /dev/rbd{device.name}")
+        raise BackupError(f"cannot find out which image is mapped as /dev/rbd{device.name}")
     image = Image(
         _read(device / "pool"), _read(device / "name"), _read(device / "pool_ns"), _read(device / "image_id")
     )
@@ -56,12 +56,12 @@ def _linked(path: str) -> MappedImage:
     name, _, snapshot = path[len(LINKS) :].partition("@")
     image = image_named(name)
     if image is None:
-        raise BackupError(f"{path} names no image")
+        raise BackupError(f"{path} contains no image name")
     return MappedImage(image, snapshot)
 
 
 def _read(attribute: Path) -> str:
-    """Give an attribute, "" where the kernel does not have it yet (pool_ns came with Linux 4.19)."""
+    """Return an attribute, "" if the kernel does not have it yet (pool_ns came with Linux 4.19)."""
     try:
         return attribute.read_text().rstrip("\n")
     except FileNotFoundError:

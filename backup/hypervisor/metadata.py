@@ -1,7 +1,7 @@
-"""What a domain's own metadata says about its backup: <backup enabled= freeze= exclude= />.
+"""Reads a domain's own backup settings from its metadata: <backup enabled= freeze= exclude= />.
 
-Set by `virsh metadata`. The element may stand in any namespace; ours comes first, and another program's
-counts only if it says nothing else.
+`virsh metadata` sets them. The element may be in any namespace: ours takes precedence, and one in another
+namespace counts only if it has no other attributes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FREEZE = ("auto", "required", "never")
 
 
 def override(xml: str) -> Override | None:
-    """Read a domain's XML, None if it says nothing. Raises BackupError for what it can't mean."""
+    """Read the settings in a domain's XML, None if there are none. Raises BackupError if they are invalid."""
     metadata = ElementTree.fromstring(xml).find("metadata")
     all_found = [child for child in metadata if _local(child.tag) == ELEMENT] if metadata is not None else []
     ours = [child for child in all_found if child.tag == f"{{{NAMESPACE}}}{ELEMENT}"]
@@ -33,13 +33,11 @@ def override(xml: str) -> Override | None:
     wrong += [f"enabled={enabled!r}"] if enabled not in ("", *ENABLED) else []
     wrong += [f"freeze={freeze!r}"] if freeze not in ("", *FREEZE) else []
     if wrong:
-        raise BackupError(f"<{ELEMENT}> in the domain's metadata does not know {', '.join(wrong)}", _HINT)
+        raise BackupError(f"invalid <{ELEMENT}> in the domain's metadata: {', '.join(wrong)}", _HINT)
     return Override(ENABLED.get(enabled), freeze, tuple(exclude.replace(",", " ").split()))
 
 
-_HINT = (
-    'it is <backup enabled="yes|no" freeze="auto|required|never" exclude="TARGET ..."/>, see virsh metadata'
-)
+_HINT = 'use <backup enabled="yes|no" freeze="auto|required|never" exclude="TARGET ..."/>; see virsh metadata'
 
 
 def _local(tag: str) -> str:

@@ -1,4 +1,4 @@
-"""A domain's NVRAM: the firmware's variables, without which a UEFI guest may not find its boot loader."""
+"""Reads a domain's NVRAM: firmware variables, without which a UEFI guest may not find its boot loader."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from ..model import State
 
 
 def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
-    """Give the file's content, b"" for a domain without one or that never ran.
+    """Return the file's content, b"" for a domain that has no NVRAM or never ran.
 
-    `read` raises OSError. Raises BackupError if the file can't be read.
+    `read` raises OSError. Raises BackupError if the file cannot be read.
     """
     if not path:
         return b""
@@ -21,4 +21,4 @@ def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
         if isinstance(error, FileNotFoundError) and not state.active:
             return b""
         message = f"cannot read the domain's NVRAM {path}: {reason(error)}"
-        raise BackupError(message, "without it the guest would not boot") from error
+        raise BackupError(message, "without it the restored guest would not boot") from error

@@ -1,4 +1,4 @@
-"""A saved domain's XML, changed so that libvirt can have it again with its restored images.
+"""Changes a saved domain's XML so that libvirt can define it with its restored images.
 
 (https://libvirt.org/formatdomain.html)
 """
@@ -12,16 +12,15 @@ from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Image
-from .copy_xml import isolate, part_from_the_other, remove
+from .copy_xml import isolate, remove, separate
 
 
 @dataclass(frozen=True)
 class Redefinition:
-    """What becomes of a saved domain.
+    """The changes to a saved domain.
 
-    `images` are the restored ones, by their disks' target names. `monitors` are the hosts, (address, port),
-    of the cluster that they are in. A `copy` may run beside the domain that was saved; one that is `isolated`
-    has nothing at all that reaches beyond it.
+    `images` are the restored images by their disks' targets. `monitors` are the (address, port) pairs of
+    their cluster. A `copy` can run beside the original domain; an `isolated` one has no outside access.
     """
 
     name: str
@@ -33,17 +32,17 @@ class Redefinition:
 
 
 def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
-    """Give the XML, and what was left out of it.
+    """Return the XML, and what was left out of it.
 
-    A copy has no part in disks that were not restored, nor in anything else that is another's. Raises
-    BackupError for a disk that can't be pointed at its restored image.
+    A copy loses disks that were not restored, and everything that belongs to the original. Raises BackupError
+    for a disk that cannot refer to its restored image.
     """
     domain = ElementTree.fromstring(xml)
     _text_of(domain, "name", change.name)
     _text_of(domain, "uuid", change.uuid)
-    for entry in domain.findall("./sysinfo/system/entry[@name='uuid']"):  # has to be the domain's
+    for entry in domain.findall("./sysinfo/system/entry[@name='uuid']"):  # must equal the domain's UUID
         entry.text = change.uuid
-    for genid in domain.findall("genid"):  # tells the guest that it went back in time
+    for genid in domain.findall("genid"):  # a new one informs the guest that it went back in time
         genid.text = None
     devices = domain.find("devices")
     assert devices is not None, "libvirt always writes it"
@@ -54,14 +53,14 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
             devices.remove(disk)
             left_out.append(f"{_target(disk)}, which was not restored")
     if change.copy:
-        left_out += part_from_the_other(domain, devices, change.name)
+        left_out += separate(domain, devices, change.name)
     if change.isolated:
         isolate(domain, devices)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
 
 
 def _with_sharers(devices: Element, images: Mapping[str, Image]) -> Mapping[str, Image]:
-    """Add the disks that had the same image as one that was restored: it was saved once for all of them."""
+    """Add the disks that share an image with a restored one: it was saved once for all of them."""
     layers = [one for disk in devices.findall("disk") for one in _layers(disk)]
     restored = {_origin(layer): images[target] for target, layer in layers if target in images}
     shared = {target: restored[_origin(layer)] for target, layer in layers if _origin(layer) in restored}
@@ -69,14 +68,14 @@ def _with_sharers(devices: Element, images: Mapping[str, Image]) -> Mapping[str,
 
 
 def _origin(layer: Element) -> tuple[object, ...]:
-    """Give what tells where a layer's image was."""
+    """Return what identifies the image of a layer."""
     places = [one for name in ("source", "source/host", "source/config") for one in layer.findall(name)]
     snapshot = layer.find("source/snapshot") is not None
     return (layer.get("type"), snapshot, *(tuple(sorted(one.attrib.items())) for one in places))
 
 
 def _pointed(disk: Element, change: Redefinition) -> bool:
-    """Point a disk and the layers below it at what was restored of them; tell whether that is all of it."""
+    """Let a disk and its layers refer to their restored images; return whether all were restored."""
     layers = list(_layers(disk))
     for target, layer in layers:
         if target in change.images:
@@ -85,7 +84,7 @@ def _pointed(disk: Element, change: Redefinition) -> bool:
 
 
 def _layers(disk: Element) -> Iterator[tuple[str, Element]]:
-    """Yield the disk and what lies below it, with their targets: vda, vda.backing1, ..."""
+    """Yield the layers of a disk with their targets: vda, vda.backing1, ..."""
     layer: Element | None = disk
     count = 0
     while layer is not None and layer.find("source") is not None:
@@ -97,21 +96,21 @@ def _point(layer: Element, target: str, image: Image, change: Redefinition) -> N
     source = layer.find("source")
     assert source is not None, "it had an image"
     if layer.get("type") in ("network", "volume"):
-        layer.set("type", "network")  # a volume is of the pool, and the cluster, that it was in
+        layer.set("type", "network")  # a volume refers to its old pool and cluster
         for name in ("pool", "volume"):
             source.attrib.pop(name, None)
         source.attrib.update(protocol="rbd", name=str(image))
-        _lead_to(source, change.monitors)
+        _set_monitors(source, change.monitors)
     elif source.get("dev") != f"/dev/rbd/{image}":
-        message = f"{target} is the kernel's device {source.get('dev')}, which can't lead to {image}"
+        message = f"{target} is the kernel's device {source.get('dev')}, which cannot refer to {image}"
         hint = f"restore without --define; then rbd map {image}, and virsh define the manifest's domain.xml"
         raise BackupError(message, hint)
 
 
-def _lead_to(source: Element, monitors: Sequence[tuple[str, str]]) -> None:
-    """Name the cluster's monitors, unless one that is named is one of them.
+def _set_monitors(source: Element, monitors: Sequence[tuple[str, str]]) -> None:
+    """Set the cluster's monitors, unless one of them is already there.
 
-    Where none is named, a file on the node does, which may be another cluster's.
+    Without any, a configuration file on the node would name them, perhaps those of another cluster.
     """
     if {host.get("name") for host in source.findall("host")} & {address for address, _ in monitors}:
         return

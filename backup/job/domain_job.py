@@ -31,11 +31,11 @@ from ..transfer.compare import compare_with_snapshot, pieces_from_output
 from .domain_lock import lock_of
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
-from .previous_backup import Bases
+from .previous_backup import PreviousBackup
 from .quiesced_snapshots import QuiescedSnapshots, require_ready
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 
-PATIENCE = 120  # seconds that a phase may take beyond what its operations are limited to
+PHASE_MARGIN = 120  # seconds that a phase may take longer than the limits of its operations
 
 
 @dataclass
@@ -48,15 +48,15 @@ class DomainJob:
     reporter: Reporter
     stop: StopRequest
     _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
-    _bases: Optional[Bases] = field(default=None, init=False)
-    _quiesced: QuiescedSnapshots = field(init=False)
+    _previous: Optional[PreviousBackup] = field(default=None, init=False)
+    _taker: QuiescedSnapshots = field(init=False)
     _leftovers: int = field(default=0, init=False)
     _lock_places: tuple[str, ...] = field(default=(), init=False)
     _hooks: JobHooks = field(init=False)
 
     def __post_init__(self) -> None:
         self._hooks = JobHooks(Hooks(self.settings, self.order.run, self.reporter, self.order.name))
-        self._quiesced = QuiescedSnapshots(
+        self._taker = QuiescedSnapshots(
             self.order, self.settings, self.reporter, self.stop, self.require_lock
         )
 
@@ -64,15 +64,15 @@ class DomainJob:
         self.stop.check()
 
     def require_lock(self) -> None:
-        """Wait until the domain's lock is provably this job's own. Raises if it is lost."""
+        """Wait until this job provably has the domain's lock. Raises if it is lost."""
         while not self.stop.leased:
             time.sleep(STOP_POLL)
             self.check_stop()
 
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
-        """Hold what the output has against the snapshot, if that was ordered; then begin to remove it.
+        """Compare the saved image with the snapshot, if ordered; then begin to remove the snapshot.
 
-        Not without the lock: while it had expired, another node may have removed the snapshot as a leftover,
+        Only with the lock: while it had expired, another node may have removed the snapshot as a leftover
         and begun to save the domain itself.
         """
         assert self._snapshots
@@ -96,7 +96,7 @@ class DomainJob:
         self.reporter.message(Level.INFO, self.order.name, f"{image.target} ({image.image}) verified")
 
     def run(self) -> JobResult:
-        """Back the domain up and tell how it went; only bugs are raised."""
+        """Back up the domain and return the result; only bugs are raised."""
         started = time.monotonic()
         result = JobResult(self.order.name, self.order.uuid, Status.SAVED)
         try:
@@ -111,18 +111,18 @@ class DomainJob:
             result = replace(
                 result, status=Status.FAILED, reason=reason, hint=error.hint, transient=transient
             )
-        stand = self._quiesced.stand
+        quiesced = self._taker.quiesced
         result = replace(
             result,
             seconds=time.monotonic() - started,
-            frozen_seconds=stand.seconds if stand else 0.0,
-            frozen_at=stand.since if stand and stand.seconds else None,
+            frozen_seconds=quiesced.seconds if quiesced else 0.0,
+            frozen_at=quiesced.since if quiesced and quiesced.seconds else None,
             leftovers=self._leftovers,
         )
         return self._hooks.after_job(result)
 
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
-        """Do the work; what `stack` still holds on return is undone by the caller, errors included."""
+        """Save the domain; the caller unwinds `stack`, after errors too."""
         settings = self.settings
         self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
         uris = dict.fromkeys((self.order.uri, *settings.libvirt_uris))
@@ -132,22 +132,22 @@ class DomainJob:
         require_ready(domain)
         require_complete(select_disks(domain, self.settings))
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
-        # at the worst one after the other, after those of all other workers
+        # in the worst case one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
-        with self._hooks.around_freeze(domain, self.check_stop) as told:
+        with self._hooks.around_freeze(domain, self.check_stop) as variables:
             self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
-            point = self._quiesced.take(domain, hypervisor, snapshots, self._lock_places)
-            told["CONSISTENCY"] = point.consistency.value
+            point = self._taker.take(domain, hypervisor, snapshots, self._lock_places)
+            variables["CONSISTENCY"] = point.consistency.value
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
-                text = f"{disk.target} ({disk.source}) is not covered: {disk.skipped}"
+                text = f"{disk.target} ({disk.source}) is not backed up: {disk.skipped}"
                 self.reporter.message(Level.INFO, domain.name, text)
         self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)
-        if self._bases:
-            stack.callback(self._keep, snapshots, self._bases, domain)
+        if self._previous:
+            stack.callback(self._keep_base_snapshots, snapshots, self._previous, domain)
         return replace(
             result,
             consistency=point.consistency,
@@ -156,18 +156,20 @@ class DomainJob:
             skipped_disks=tuple(disk for disk in point.domain.disks if not disk.image),
         )
 
-    def _keep(self, snapshots: DomainSnapshots, bases: Bases, domain: Domain) -> None:
-        """Keep the snapshots of what is saved, and nothing else."""
+    def _keep_base_snapshots(
+        self, snapshots: DomainSnapshots, previous: PreviousBackup, domain: Domain
+    ) -> None:
+        """Keep this backup's snapshots as base snapshots, and no others."""
         operations = 4 * len(snapshots.snapshots)
         self._begin(Phase.TIDY, operations * self.settings.ceph_timeout)
         self.require_lock()
-        snapshots.keep(domain, self.require_lock)
-        bases.remove_dropped(self.reporter, self.require_lock)
+        snapshots.keep_as_bases(domain, self.require_lock)
+        previous.remove_dropped(self.reporter, self.require_lock)
 
     def _begin(self, phase: Phase, limit: float) -> None:
-        """Enter a phase whose operations on the cluster and the output are limited to this in all."""
-        patience = PATIENCE + 2 * self.settings.libvirt_timeout
-        self.reporter.phase(self.order.name, phase, patience + limit)
+        """Enter a phase; `limit` is the sum of the time limits of its Ceph and output operations."""
+        margin = PHASE_MARGIN + 2 * self.settings.libvirt_timeout
+        self.reporter.phase(self.order.name, phase, margin + limit)
 
     def _report(self, level: Level, text: str) -> None:
         self.reporter.message(level, self.order.name, text)
@@ -187,10 +189,10 @@ class DomainJob:
         self._lock(domain, clusters, stack)
         snapshots = prepared(select_disks(domain, settings), clusters, self.order.run)
         if self.output.keeps_base_snapshots:
-            self._bases = stack.enter_context(
-                Bases(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
+            self._previous = stack.enter_context(
+                PreviousBackup(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
-            snapshots = [replace(snapshot, base_of=self._bases.of) for snapshot in snapshots]
+            snapshots = [replace(snapshot, base_of=self._previous.base_of) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
         warn = partial(self.reporter.message, Level.WARNING, domain.name)
@@ -200,14 +202,14 @@ class DomainJob:
         return stack.enter_context(gone_afterwards(snapshots, deletions, self.reporter, domain.name))
 
     def _remove_leftovers(self, snapshot: DiskSnapshot, domain: Domain, stack: ExitStack) -> None:
-        """Remove what killed runs left of the image.
+        """Remove the image's leftovers of interrupted runs.
 
-        What somebody else keeps there does not stop the backup, but fails it after all is saved.
+        One that another client uses is retried after the backup, which fails if that fails too.
         """
         found = leftovers(snapshot.cluster, snapshot.image, domain)
         if not found:
-            return  # without asking for the base
-        if self._bases:  # which the output is asked for
+            return  # without asking the output for the previous backup
+        if self._previous:  # the output is asked for it
             self._begin(Phase.PREPARE, self._output_limit)
         spared = {snapshot.base.snapshot} if snapshot.base else set()
         self._leftovers += len({*found} - spared)
@@ -229,12 +231,12 @@ class DomainJob:
         self.reporter.message(Level.WARNING, self.order.name, text)
 
     def _lock(self, domain: Domain, clusters: Clusters, stack: ExitStack) -> None:
-        """Take the domain's lock. Raises Skipped where MIN_AGE says that another node's backup will do."""
-        # beside what is saved: where an image is that the settings exclude, there may be no leave for a lock
+        """Take the domain's lock. Raises Skipped if its last backup is younger than MIN_AGE."""
+        # beside the saved images: in the pools of excluded ones the lock may not be permitted
         lock = lock_of(select_disks(domain, self.settings), clusters, self.settings.lock_duration)
         self._lock_places = lock.places
         try:
-            stack.enter_context(lock.held(self.stop, self.reporter, domain.name))
+            stack.enter_context(lock.locked(self.stop, self.reporter, domain.name))
         except LockHeld as error:
             if self.order.min_age:
                 raise Skipped(error.message) from error

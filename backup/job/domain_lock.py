@@ -42,8 +42,8 @@ class LockObject:
 class DomainLock:
     """The lock of one domain: an object in each place where it has images, all renewed by a thread.
 
-    So nodes whose definitions of the domain differ still exclude one another where they have an image in the
-    same place. The cluster forgets it `duration` seconds after the last renewal, should this node die.
+    So nodes with different definitions of the domain still exclude one another if they have an image in the
+    same place. If this node dies, the lock expires `duration` seconds after the last renewal.
     """
 
     objects: tuple[LockObject, ...]
@@ -53,24 +53,24 @@ class DomainLock:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where its objects are, as FSID/pool/namespace, in the order in which they are taken."""
+        """The places of its objects, as FSID/pool/namespace, in the order in which they are taken."""
         return tuple(one.place for one in self.objects)
 
     def exists(self) -> bool:
-        """Tell whether there is a lock object, held or left behind."""
+        """Return whether there is a lock object, in use or left over."""
         return any(one.cluster.object_exists(one.image, self.name) for one in self.objects)
 
     @contextmanager
-    def held(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:
+    def locked(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:
         """Hold the lock during the block. Raises LockHeld if another run has it.
 
-        A renewal that fails is retried for as long as the clusters' `retry` says; meanwhile the lock may have
-        expired, which `stop.leased` tells. A lock that was another's, or can't be renewed, requests the stop.
+        A failed renewal is retried within the limit of the clusters' `retry`; meanwhile the lock may expire,
+        then `stop.leased` is false. If another run took it, or the limit is over, a stop is requested.
         """
         with ExitStack() as stack:
             began = time.monotonic()
             for one in self.objects:
-                # also where the lock was had, but no answer came
+                # also where the lock was taken, but the answer got lost
                 stack.enter_context(undone_by(partial(self._release, one), reporter, domain))
                 self._take(one)
             stop.lease_until(began + self.duration, self._retry_limit)
@@ -85,20 +85,20 @@ class DomainLock:
         try:
             one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.TAKE)
         except LockHeld as error:
-            where = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
-            who = f"rados {where} lock info {self.name} virt-rbd-backup"
-            hint = f"who: {who}; it expires if its node is dead"
-            raise LockHeld("another run backs up this domain, maybe on another node", hint) from error
+            place = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
+            command = f"rados {place} lock info {self.name} virt-rbd-backup"
+            hint = f"to see its owner: {command}; the lock expires if its node is dead"
+            raise LockHeld("another run is backing up this domain, maybe on another node", hint) from error
 
     def _release(self, one: LockObject) -> None:
         one.cluster.remove_lock(one.image, self.name, self.owner)
 
     @contextmanager
     def _renewed(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:
-        """Have a thread renew it during the block."""
+        """Renew it in a thread during the block."""
         ended = threading.Event()
-        keeper = _Keeper(self, stop, reporter, domain, ended, self._retry_limit)
-        thread = threading.Thread(target=keeper.run, name="lock", daemon=True)
+        renewer = _Renewer(self, stop, reporter, domain, ended, self._retry_limit)
+        thread = threading.Thread(target=renewer.run, name="lock", daemon=True)
         thread.start()
         try:
             yield
@@ -106,14 +106,14 @@ class DomainLock:
             ended.set()
             thread.join()
 
-    def keep(self) -> None:
-        """Renew it everywhere, or take it again where it expired and nobody else has had it since."""
+    def renew(self) -> None:
+        """Renew it everywhere, or take it again where it expired and no other run had it since."""
         for one in self.objects:
             one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.RENEW)
 
 
-class _Keeper:
-    """Renews a lock until it is told to end, or the lock is lost."""
+class _Renewer:
+    """Renews a lock until `ended` is set, or the lock is lost."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class _Keeper:
         self._domain = domain
         self._ended = ended
         self._limit = limit
-        self._failed_since = 0.0  # of time.monotonic(); 0: the last renewal was good
+        self._failed_since = 0.0  # in time.monotonic(); 0: the last renewal succeeded
 
     def run(self) -> None:
         """The body of the thread."""
@@ -139,36 +139,35 @@ class _Keeper:
         while not self._ended.wait(pause):
             began = time.monotonic()
             try:
-                self._lock.keep()
+                self._lock.renew()
             except BackupError as error:
                 transient = isinstance(error, ClusterError) and error.transient
                 if not transient or time.monotonic() >= good + self._limit:
                     self._stop.request(TransientError(f"lost the domain's lock: {error.message}", error.hint))
                     self._stop.lease_until(-math.inf)
                     return
-                self._note_failure(error)
+                self._report_failure(error)
                 pause = min(RETRY_PAUSE, self._lock.duration / 3)
             else:
                 good, pause = began, self._lock.duration / 3
                 self._stop.lease_until(began + self._lock.duration, self._limit)
-                self._note_renewal()
+                self._report_renewal()
 
-    def _note_failure(self, error: BackupError) -> None:
+    def _report_failure(self, error: BackupError) -> None:
         level = Level.DEBUG if self._failed_since else Level.WARNING
         self._failed_since = self._failed_since or time.monotonic()
         text = f"cannot renew the domain's lock: {error.message}; retrying for up to {self._limit:.0f} s"
         self._reporter.message(level, self._domain, f"{text} (CEPH_STALL_TIMEOUT)")
 
-    def _note_renewal(self) -> None:
+    def _report_renewal(self) -> None:
         if self._failed_since:
             self._failed_since = 0.0
             self._reporter.message(Level.INFO, self._domain, "the domain's lock is renewed again")
 
 
 def lock_of(domain: Domain, clusters: Clusters, duration: int) -> DomainLock:
-    """Give the domain's lock, not yet taken: wherever it has an RBD image that its metadata does not exclude.
+    """Return the domain's lock, not yet taken, in all places of images that its metadata does not exclude.
 
-    `domain` is as libvirt has it: what one node's settings leave out must not leave a place unlocked.
     Raises BackupError if it has no such image.
     """
     found: dict[tuple[str, str, str], LockObject] = {}
@@ -179,12 +178,12 @@ def lock_of(domain: Domain, clusters: Clusters, duration: int) -> DomainLock:
             found.setdefault(key, LockObject(cluster, disk.image))
     if not found:
         raise BackupError("the domain has no RBD image", f"see {PROGRAM} list")
-    # every node takes them in this order: of two that begin at once, one gets all
+    # all nodes take them in the same order: of two that begin at once, one gets all
     return _lock(tuple(found[key] for key in sorted(found)), domain.uuid, duration)
 
 
 def lock_at(cluster: Cluster, pool: str, namespace: str, uuid: str, duration: int) -> DomainLock:
-    """Give the lock of a domain in one place, whatever its definition says by now; not yet taken."""
+    """Return the lock of a domain in one place, whatever its present definition; not yet taken."""
     return _lock((LockObject(cluster, Image(pool, "", namespace)),), uuid, duration)
 
 

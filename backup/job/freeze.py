@@ -1,4 +1,4 @@
-"""Holding a domain still for the moment of its snapshots, and letting it go whatever happens."""
+"""Quiescing a domain for the moment of its snapshots, and thawing or resuming it whatever happens."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from ..errors import BackupError, FreezeFailed, FrozenAlready
+from ..errors import AlreadyFrozen, BackupError, FreezeFailed
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
 from ..model import Consistency, Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.undo import undone_by
-from .freeze_notes import Hold, Journal, Note
-from .thaw import AGENT_JOB, BeyondHelp, Thaw, agent_timeout
+from .freeze_notes import FreezeNotes, Method, Note
+from .thaw import AGENT_JOB, CannotThawHere, Thaw, agent_timeout
 
-SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots have to be there
+SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots must be complete
 GRACE = 1.0  # seconds after FREEZE_TIMEOUT in which the main process leaves the guest to its worker
-EARLIER_NOTE = 5.0  # seconds to wait for the main process to undo what an earlier backup has left
+EARLIER_NOTE = 5.0  # seconds to wait for the main process to thaw what an earlier backup left frozen
 
-# What a domain that does not run is in itself. A QEMU has flushed all disks when it was paused or saved,
-# not when the guest crashed.
-QUIET = {
+# The consistency of a domain that does not run. QEMU has flushed all disks when it was paused or saved, not
+# when the guest crashed.
+NOT_RUNNING = {
     State.SHUT_OFF: Consistency.OFFLINE,
     State.SAVED: Consistency.PAUSED,
     State.PAUSED: Consistency.PAUSED,
@@ -32,21 +32,21 @@ QUIET = {
     State.CRASHED: Consistency.CRASH,
 }
 
-FIRST_RETRY = 0.2  # seconds until a failed thaw or resume is tried again; doubled up to the last
+FIRST_RETRY = 0.2  # seconds until a failed thaw or resume is retried; doubled up to the last
 LAST_RETRY = 2.0
 
 
 @dataclass
-class Standstill:
-    """How still a domain stands, and for how long: `seconds` is final once it was let go."""
+class Quiesced:
+    """How a domain is quiesced, and for how long: `seconds` is final once it was thawed or resumed."""
 
     consistency: Consistency
     seconds_for_snapshots: float
     started: float = field(default_factory=time.monotonic)
     since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
-    thawed: int = 0  # file systems that were frozen until it was let go
-    doubtful: bool = False  # whether the freeze or pause had no answer, and may still happen
+    thawed: int = 0  # file systems that were frozen until the thaw
+    unanswered: bool = False  # whether the freeze or pause got no answer, and may still happen
 
     @property
     def seconds_left(self) -> float:
@@ -54,156 +54,158 @@ class Standstill:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Holds domains still, as FREEZE and WITHOUT_FREEZE say."""
+class Quiescer:
+    """Quiesces domains according to FREEZE and WITHOUT_FREEZE."""
 
     hypervisor: Hypervisor
-    journal: Journal
+    notes: FreezeNotes
     settings: Settings
     reporter: Reporter
 
     @contextmanager
-    def held_still(self, domain: Domain) -> Iterator[Standstill]:
-        """Hold a running domain still during the block; leave others as they are.
+    def quiesced(self, domain: Domain) -> Iterator[Quiesced]:
+        """Freeze or pause a running domain during the block; leave others as they are.
 
-        Raises FreezeFailed where a freeze is required and can't be had, BackupError where the domain
-        could not be let go; the journal's note then stays.
+        Raises FreezeFailed if a required freeze fails, BackupError if the domain could not be thawed or
+        resumed; its note then stays.
         """
         if domain.state is not State.RUNNING:
-            with self._left_as_it_is(domain, domain.state) as stand:
-                yield stand
-        elif self._is_dealt_with(domain):
+            with self._unchanged(domain, domain.state) as quiesced:
+                yield quiesced
+        elif self._has_no_earlier_note(domain):
             with ExitStack() as stack:
-                yield self._hold(domain, stack)
+                yield self._quiesce(domain, stack)
         else:
-            yield self._beside_an_earlier_note(domain)
+            yield self._despite_earlier_note(domain)
 
     @contextmanager
-    def _left_as_it_is(self, domain: Domain, state: State) -> Iterator[Standstill]:
-        """Leave a domain alone that does not run; what it is worth depends on whether it stays like that."""
-        stand = self._as_it_is(QUIET[state])
-        yield stand
+    def _unchanged(self, domain: Domain, state: State) -> Iterator[Quiesced]:
+        """Leave a domain alone that does not run; if its state changes, it is only crash-consistent."""
+        quiesced = self._not_quiesced(NOT_RUNNING[state])
+        yield quiesced
         if self.hypervisor.state(domain.uuid) is not state:
-            stand.consistency = Consistency.CRASH
+            quiesced.consistency = Consistency.CRASH
             message = f"the domain did not stay {state.value} while its snapshots were made"
             self.reporter.message(Level.WARNING, domain.name, message)
 
-    def _hold(self, domain: Domain, stack: ExitStack) -> Standstill:
+    def _quiesce(self, domain: Domain, stack: ExitStack) -> Quiesced:
         if self.settings.freeze != "never":
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
-                # a paused domain can't be thawed: so never pause one that may be frozen
-                if self.settings.freeze == "required" or self.journal.holds(domain.uuid):
+                # a paused domain cannot be thawed: never pause one that may be frozen
+                if self.settings.freeze == "required" or self.notes.exists(domain.uuid):
                     raise
                 level = Level.WARNING if domain.agent_connected else Level.INFO
                 self.reporter.message(level, domain.name, f"not frozen: {error}")
-                if isinstance(error, FrozenAlready):  # whoever it was could not thaw it while it is paused
-                    return self._as_it_is(Consistency.CRASH)
+                if isinstance(error, AlreadyFrozen):  # its owner could not thaw it while it is paused
+                    return self._not_quiesced(Consistency.CRASH)
         if self.settings.without_freeze == "pause":
             return stack.enter_context(self._paused(domain))
-        return self._as_it_is(Consistency.CRASH)
+        return self._not_quiesced(Consistency.CRASH)
 
-    def _is_dealt_with(self, domain: Domain) -> bool:
-        """Wait a while for the main process to undo what an earlier backup has left; tell if it did.
+    def _has_no_earlier_note(self, domain: Domain) -> bool:
+        """Wait a while for the main process to remove an earlier backup's note; return whether it is gone.
 
-        A new note would take the old one's place, and nobody would ever thaw the guest.
+        A new note would replace the old one, and nothing would ever thaw the guest.
         """
         deadline = time.monotonic() + EARLIER_NOTE
-        while self.journal.holds(domain.uuid):
+        while self.notes.exists(domain.uuid):
             if time.monotonic() > deadline:
                 return False
             time.sleep(FIRST_RETRY)
         return True
 
-    def _beside_an_earlier_note(self, domain: Domain) -> Standstill:
-        """Leave a guest as it is that may be frozen: it could not be frozen, and must not be paused.
+    def _despite_earlier_note(self, domain: Domain) -> Quiesced:
+        """Leave a guest as it is that may be frozen already: it must not be frozen or paused again.
 
-        Its backup is better than none. Raises FreezeFailed where a freeze is required.
+        A crash-consistent backup is better than none. Raises FreezeFailed if a freeze is required.
         """
-        message = "an earlier backup may have left the guest frozen or paused, and nobody can undo it yet"
-        path = self.journal.path(domain.uuid)
+        message = "the guest may still be frozen or paused by an earlier backup"
+        path = self.notes.path(domain.uuid)
         hint = f"does its guest agent run? virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
         if self.settings.freeze == "required":
             raise FreezeFailed(message, hint)
         self.reporter.message(Level.ERROR, domain.name, f"{message} (hint: {hint})")
-        return self._as_it_is(Consistency.CRASH)
+        return self._not_quiesced(Consistency.CRASH)
 
-    def _as_it_is(self, consistency: Consistency) -> Standstill:
-        return Standstill(consistency, self.settings.ceph_timeout)
+    def _not_quiesced(self, consistency: Consistency) -> Quiesced:
+        return Quiesced(consistency, self.settings.ceph_timeout)
 
     @contextmanager
-    def _frozen(self, domain: Domain) -> Iterator[Standstill]:
+    def _frozen(self, domain: Domain) -> Iterator[Quiesced]:
         self._require_agent(domain)
-        with self._held(domain, Hold.FREEZE, Consistency.FILESYSTEM) as stand:
+        with self._undone_afterwards(domain, Method.FREEZE, Consistency.FILESYSTEM) as quiesced:
             try:
                 count = self.hypervisor.freeze(domain, agent_timeout(self.settings))
             except HypervisorError as error:
                 raise FreezeFailed(error.message, "see the guest agent's log in the guest") from error
             if count == 0:
-                hint = "is one mounted in the guest, of a kind that can be frozen?"
+                hint = "is a file system that supports freezing mounted in the guest?"
                 raise FreezeFailed("the guest agent found no file system to freeze", hint)
-            yield stand
-        if stand.thawed == 0:
-            # somebody else thawed it, or Windows did after its ten seconds: nobody knows when
-            stand.consistency = Consistency.CRASH
-            message = "the guest was no longer frozen when it was to be thawed"
+            yield quiesced
+        if quiesced.thawed == 0:
+            # another program thawed it, or Windows did after its ten seconds: at an unknown moment
+            quiesced.consistency = Consistency.CRASH
+            message = "the guest thawed before its snapshots were complete"
             if self.settings.freeze == "required":
                 raise FreezeFailed(message)
             self.reporter.message(Level.WARNING, domain.name, message)
 
     @contextmanager
-    def _paused(self, domain: Domain) -> Iterator[Standstill]:
+    def _paused(self, domain: Domain) -> Iterator[Quiesced]:
         if self.hypervisor.state(domain.uuid) is State.PAUSED:  # by an admin since: not ours to resume
-            with self._left_as_it_is(domain, State.PAUSED) as stand:
-                yield stand
+            with self._unchanged(domain, State.PAUSED) as quiesced:
+                yield quiesced
             return
-        with self._held(domain, Hold.PAUSE, Consistency.PAUSED) as stand:
+        with self._undone_afterwards(domain, Method.PAUSE, Consistency.PAUSED) as quiesced:
             self.hypervisor.pause(domain)
-            yield stand
+            yield quiesced
 
     @contextmanager
-    def _held(self, domain: Domain, hold: Hold, consistency: Consistency) -> Iterator[Standstill]:
-        """Note on disk what the block is about to do, and let the domain go after it."""
+    def _undone_afterwards(
+        self, domain: Domain, method: Method, consistency: Consistency
+    ) -> Iterator[Quiesced]:
+        """Record on disk what the block will do to the domain, and thaw or resume it after the block."""
         limit = self.settings.freeze_timeout
         possible = AGENT_JOB + agent_timeout(self.settings)
-        note = self.journal.write(domain, hold, limit + GRACE, possible)
-        stand = Standstill(consistency, SNAPSHOT_SHARE * limit)
+        note = self.notes.write(domain, method, limit + GRACE, possible)
+        quiesced = Quiesced(consistency, SNAPSHOT_SHARE * limit)
 
-        def let_go() -> None:
-            self.journal.releasing(note, agent_timeout(self.settings) + GRACE)
-            stand.thawed = self._let_go(note, stand.doubtful)
-            stand.seconds = time.monotonic() - stand.started
+        def undo() -> None:
+            self.notes.mark_releasing(note, agent_timeout(self.settings) + GRACE)
+            quiesced.thawed = self._undo(note, quiesced.unanswered)
+            quiesced.seconds = time.monotonic() - quiesced.started
 
-        with undone_by(let_go, self.reporter, domain.name):
+        with undone_by(undo, self.reporter, domain.name):
             try:
-                yield stand
+                yield quiesced
             except BackupError as error:
-                stand.doubtful = _unanswered(error)
+                quiesced.unanswered = _unanswered(error)
                 raise
 
-    def _let_go(self, note: Note, doubtful: bool) -> int:
-        """Thaw or resume a domain, for FREEZE_TIMEOUT seconds if need be, then erase its note.
+    def _undo(self, note: Note, unanswered: bool) -> int:
+        """Thaw or resume a domain, with retries for FREEZE_TIMEOUT seconds, then remove its note.
 
-        Returns how many file systems were frozen until now. A domain that is gone or shut off needs
-        nothing. Raises BackupError if it may still be frozen or paused: the note stays, and main tries on.
+        Returns how many file systems were frozen until now. A domain that is gone or shut off needs no
+        thaw. Raises BackupError if it may still be frozen or paused: its note stays, and main retries.
         """
-        thaw = Thaw(note, self.hypervisor, self.settings, doubtful)
+        thaw = Thaw(note, self.hypervisor, self.settings, unanswered)
         deadline = time.monotonic() + self.settings.freeze_timeout
         pause = FIRST_RETRY
         while True:
             try:
                 if thaw.attempt():
                     break
-            except BeyondHelp:
-                self.journal.erase(note.uuid)
+            except CannotThawHere:
+                self.notes.remove(note.uuid)
                 raise
             except BackupError as error:
                 if not isinstance(error, HypervisorError) or time.monotonic() > deadline:
                     raise thaw.failure(error) from error
             time.sleep(pause)
             pause = min(2 * pause, LAST_RETRY)
-        self.journal.erase(note.uuid)
+        self.notes.remove(note.uuid)
         return thaw.thawed
 
     def _require_agent(self, domain: Domain) -> None:
@@ -219,7 +221,7 @@ class Holder:
 
 
 def _unanswered(error: BaseException | None) -> bool:
-    """Tell whether an error comes of a call that was given up, and goes on."""
+    """Return whether the error comes from a call that timed out, and may still be carried out."""
     while error and not isinstance(error, TimeoutError):
         error = error.__cause__
     return error is not None

@@ -1,4 +1,4 @@
-"""Notes on disk of which guests are, or are about to be, frozen or paused: whoever comes next can undo it."""
+"""Notes on disk of guests that are, or are about to be, frozen or paused, so that any process can undo it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any, Optional, Union
 
 from ..errors import BackupError, reason
 from ..model import Domain
-from ..system.atomic_file import write_whole
-from ..system.process_group import Life, life_of, lives, numbers_are_ours
+from ..system.atomic_file import write_atomically
+from ..system.process_group import ProcessId, is_running, process_id, sees_own_pids
 
 
-class Hold(str, Enum):
+class Method(str, Enum):
     """How a domain is quiesced."""
 
     FREEZE = "freeze"
@@ -29,40 +29,40 @@ class Hold(str, Enum):
 class Note:
     """A domain of the libvirt at `uri` that is, or is about to be, frozen or paused.
 
-    `instance` is libvirt's id of the running domain, -1 if unknown: a domain that was started anew has
-    another. `owner` is the process that is to undo it, if that can be told, `until` when at the latest, of
-    time.monotonic(), which all processes share. `releasing`: it has begun to. `possible`: until when it may
-    still happen, as libvirt lets a call wait.
+    `instance` is libvirt's id of the running domain, -1 if unknown: each start of a domain gives it another.
+    `owner` is the process that has to thaw or resume it, if known, `until` when at the latest, in
+    time.monotonic(), which all processes share. `releasing`: it has begun to. `possible`: until when the
+    freeze or pause may still happen, as libvirt lets a call wait.
     """
 
     uuid: str
     name: str
-    hold: Hold
+    method: Method
     uri: str
     instance: int = field(default=-1, compare=False)
-    owner: Optional[Life] = field(default=None, compare=False)
+    owner: Optional[ProcessId] = field(default=None, compare=False)
     until: float = field(default=0.0, compare=False)
     releasing: bool = field(default=False, compare=False)
     possible: float = field(default=0.0, compare=False)
 
     @property
     def owned(self) -> bool:
-        """Whether the process that is to undo it lives."""
-        return lives(self.owner) if self.owner else not self.overdue()
+        """Whether the process that has to thaw or resume it is alive."""
+        return is_running(self.owner) if self.owner else not self.overdue()
 
     def overdue(self, seconds: float = 0) -> bool:
-        """Tell whether it was to be undone, by so many seconds ago."""
+        """Return whether the thaw or resume is late by more than so many seconds."""
         return time.monotonic() > self.until + seconds
 
 
-class Journal:
-    """One file a domain; there from before the guest is quiesced until it provably runs again."""
+class FreezeNotes:
+    """One file per domain; it exists from before the guest is quiesced until it provably runs again."""
 
     def __init__(self, runtime_dir: str) -> None:
         self._directory = Path(runtime_dir, "held")
 
-    def write(self, domain: Domain, hold: Hold, seconds: float = 0.0, possible: float = 0.0) -> Note:
-        """Note that the domain is about to be quiesced, for so long at the most. Raises BackupError.
+    def write(self, domain: Domain, method: Method, seconds: float = 0.0, possible: float = 0.0) -> Note:
+        """Record that the domain is about to be quiesced, for so long at the most. Raises BackupError.
 
         `possible`: seconds in which the call for it may still be carried out, at the least as long.
         """
@@ -70,82 +70,90 @@ class Journal:
         now = time.monotonic()
         try:
             note = Note(
-                *(domain.uuid, domain.name, hold, domain.uri, domain.instance),
-                owner=life_of(os.getpid()) if numbers_are_ours() else None,
+                *(domain.uuid, domain.name, method, domain.uri, domain.instance),
+                owner=process_id(os.getpid()) if sees_own_pids() else None,
                 until=now + seconds,
                 possible=now + max(seconds, possible),
             )
             self._directory.mkdir(mode=0o700, exist_ok=True)
             self._put(note)
         except OSError as error:
-            message = f"cannot note in {path} that the guest is about to stand still: {reason(error)}"
-            raise BackupError(message, "see RUNTIME_DIR") from error
+            message = f"cannot write {path}, the note that the guest is about to be frozen or paused"
+            raise BackupError(f"{message}: {reason(error)}", "see RUNTIME_DIR") from error
         return note
 
-    def releasing(self, note: Note, seconds: float) -> None:
-        """Note that its owner has begun to undo it, which takes it so long at the most."""
+    def mark_releasing(self, note: Note, seconds: float) -> None:
+        """Record that its owner has begun to thaw or resume, which takes it so long at the most."""
         until = max(note.until, time.monotonic() + seconds)
-        with suppress(OSError):  # the old note does: its owner is killed a little earlier, maybe
+        with suppress(OSError):  # then the old note stays: its owner may be killed a little earlier
             self._put(replace(note, until=until, releasing=True))
 
-    def erase(self, uuid: str) -> None:
-        """Note that the domain runs. Raises BackupError."""
+    def remove(self, uuid: str) -> None:
+        """Record that the domain runs. Raises BackupError."""
         path = self._path(uuid)
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            message = f"cannot remove {path}, the note of a guest that stood still: {reason(error)}"
+            message = f"cannot remove {path}, the note of a guest that was frozen or paused: {reason(error)}"
             raise BackupError(message, "see RUNTIME_DIR") from error
 
-    def erase_note(self, note: Note) -> None:
-        """Note that the domain runs, unless there is a newer note of it by now. Raises BackupError."""
-        current = next((one for one in self.notes() if one.uuid == note.uuid), None)
+    def remove_unless_newer(self, note: Note) -> None:
+        """Record that the domain runs, unless a newer note of it exists by now. Raises BackupError."""
+        current = next((one for one in self.all() if one.uuid == note.uuid), None)
         if current is None or (current.owner, current.possible) == (note.owner, note.possible):
-            self.erase(note.uuid)
+            self.remove(note.uuid)
 
-    def holds(self, uuid: str) -> bool:
+    def exists(self, uuid: str) -> bool:
         return self._path(uuid).exists()
 
     def path(self, uuid: str) -> Path:
-        """Give the file, for messages."""
+        """Return the file, for messages."""
         return self._path(uuid)
 
-    def notes(self) -> Sequence[Note]:
-        """Give those that can be read."""
+    def all(self) -> Sequence[Note]:
+        """Return those that can be read."""
         return [one for one in self._read() if isinstance(one, Note)]
 
     def unreadable(self) -> Sequence[BackupError]:
-        """Tell of those that can't: only an admin can let these guests go."""
+        """Return an error for each that cannot be read: only an admin can thaw or resume these guests."""
         return [one for one in self._read() if isinstance(one, BackupError)]
 
     def _read(self) -> Iterator[Union[Note, BackupError]]:
         for path in sorted(self._directory.glob("*.json")):
             try:
-                yield _note(json.loads(path.read_text()))
+                yield _from_json(json.loads(path.read_text()))
             except FileNotFoundError:
-                continue  # its worker has just erased it
+                continue  # its worker has just removed it
             except (OSError, ValueError, KeyError, TypeError):
                 hint = f"virsh domfsthaw {path.stem}; virsh resume {path.stem}; then remove the file"
-                yield BackupError(f"cannot read {path}, the note of a guest that may stand still", hint)
+                yield BackupError(
+                    f"cannot read {path}, the note of a guest that may be frozen or paused", hint
+                )
 
     def _put(self, note: Note) -> None:
-        # nobody needs it after a power cut, and a guest waits while the disk does
-        write_whole(self._path(note.uuid), json.dumps(asdict(note)).encode(), durable=False)
+        # not durable: after a power cut the guest is not frozen, and now it would wait for the disk
+        write_atomically(self._path(note.uuid), json.dumps(_to_json(note)).encode(), durable=False)
 
     def _path(self, uuid: str) -> Path:
         return self._directory / f"{uuid}.json"
 
 
-def _note(told: dict[str, Any]) -> Note:
-    owner = told.get("owner")  # an older version notes less
+def _to_json(note: Note) -> dict[str, Any]:
+    fields = asdict(note)
+    fields["hold"] = fields.pop("method")
+    return fields
+
+
+def _from_json(fields: dict[str, Any]) -> Note:
+    owner = fields.get("owner")  # older versions write fewer fields
     return Note(
-        uuid=told["uuid"],
-        name=told["name"],
-        hold=Hold(told["hold"]),
-        uri=told["uri"],
-        instance=told.get("instance", -1),
-        owner=Life(*owner) if owner else None,
-        until=told.get("until", 0.0),
-        releasing=told.get("releasing", False),
-        possible=told.get("possible", 0.0),
+        uuid=fields["uuid"],
+        name=fields["name"],
+        method=Method(fields["hold"]),
+        uri=fields["uri"],
+        instance=fields.get("instance", -1),
+        owner=ProcessId(*owner) if owner else None,
+        until=fields.get("until", 0.0),
+        releasing=fields.get("releasing", False),
+        possible=fields.get("possible", 0.0),
     )

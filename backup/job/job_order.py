@@ -1,4 +1,4 @@
-"""What a worker is ordered to do: the backup of one domain."""
+"""The order that a worker gets: the backup of one domain."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..stored import StoredPoint
 
 @dataclass(frozen=True)
 class JobOrder:
-    """What a worker is told to do.
+    """The order for one job.
 
-    `uri` is the libvirt that listed the domain; `min_age`, in seconds, the age that its last backup has
-    to have. `verify`: hold each image against its snapshot before that is removed. `known` are the domain's
-    complete restore points as the run listed them, before its first job. `size`: the bytes that this will
-    pass along, for whoever watches; 0 if that is not known. `attempt`: 2 and more for retries in a run.
+    `uri` is the libvirt that listed the domain; `min_age` the least age of its last backup, in seconds.
+    `verify`: compare each saved image with its snapshot before that is removed. `known` are the domain's
+    complete restore points as the run listed them, before its first job. `size`: the bytes that the job will
+    read, for progress; 0 if unknown. `attempt`: 2 and more for retries within a run.
     """
 
     run: str

@@ -13,36 +13,36 @@ from ..protocols import Reporter
 
 
 def owned_prefix(uuid: str) -> str:
-    """What the names of a domain's snapshots begin with: the mark that they are ours, and whose."""
+    """Return the prefix of the names of our snapshots of a domain."""
     return f"virt-rbd-backup.{uuid}."
 
 
-def kept_prefix(uuid: str) -> str:
-    """What the names of those begin with that the next run is to build on: no leftovers."""
+def base_prefix(uuid: str) -> str:
+    """Return the prefix of the names of a domain's base snapshots, which are no leftovers."""
     return f"virt-rbd-backup.kept.{uuid}."
 
 
 def run_of(name: str) -> str:
-    """Tell which run made a snapshot of this name of ours."""
+    """Return the run that made our snapshot of this name."""
     return name.rpartition(".")[2]
 
 
-def leftovers(cluster: Cluster, image: Image, domain: Domain, kept: bool = False) -> list[str]:
-    """Name the snapshots of this image that are this domain's and ours; none where the image is gone.
+def leftovers(cluster: Cluster, image: Image, domain: Domain, with_bases: bool = False) -> list[str]:
+    """List the names of our leftover snapshots of this domain's image; none if the image is gone.
 
-    `kept`: those too that are kept for the next run.
+    `with_bases`: base snapshots too.
     """
     try:
         names = cluster.snapshot_names(image)
     except ImageGone:
-        return []  # where it matters, the job itself will say so
-    prefixes = (owned_prefix(domain.uuid), kept_prefix(domain.uuid)) if kept else owned_prefix(domain.uuid)
-    return [name for name in names if name.startswith(prefixes)]
+        return []  # if it matters, the job fails over it
+    prefixes = [owned_prefix(domain.uuid), *([base_prefix(domain.uuid)] if with_bases else [])]
+    return [name for name in names if name.startswith(tuple(prefixes))]
 
 
-def kept_snapshots(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
-    """Name those of a domain's snapshots that are kept for its next run."""
-    return [name for name in cluster.snapshot_names(image) if name.startswith(kept_prefix(domain.uuid))]
+def base_snapshots(cluster: Cluster, image: Image, domain: Domain) -> list[str]:
+    """List the names of the image's base snapshots."""
+    return [name for name in cluster.snapshot_names(image) if name.startswith(base_prefix(domain.uuid))]
 
 
 def remove_leftovers(
@@ -50,18 +50,17 @@ def remove_leftovers(
     image: Image,
     domain: Domain,
     reporter: Reporter,
-    kept: bool = False,
+    with_bases: bool = False,
     spared: Collection[str] = (),
     require_lock: Callable[[], None] = lambda: None,
 ) -> None:
-    """Remove what killed runs left of this domain. Only for the holder of the domain's lock.
+    """Remove the image's leftover snapshots of interrupted runs. Only for the holder of the domain's lock.
 
-    `kept`: what was kept for the next run, too. What is `spared` by its name stays. Before each removal
-    `require_lock` raises if the lock was lost meanwhile: what was listed may be another node's by now. Raises
-    the first error once all were tried.
+    `with_bases`: base snapshots too. Names in `spared` stay. Before each removal `require_lock` raises if the
+    lock was lost meanwhile: the snapshot may be another node's by now. Raises the first error in the end.
     """
     errors = []
-    for name in leftovers(cluster, image, domain, kept):
+    for name in leftovers(cluster, image, domain, with_bases):
         if name in spared:
             continue
         require_lock()
@@ -70,8 +69,8 @@ def remove_leftovers(
         except BackupError as error:
             errors.append(error)
             continue
-        left = "a killed run left" if name.startswith(owned_prefix(domain.uuid)) else "was kept"
-        text = f"removed snapshot {name} of {image} that {left}"
+        kind = "leftover" if name.startswith(owned_prefix(domain.uuid)) else "base"
+        text = f"removed {kind} snapshot {name} of {image}"
         reporter.message(Level.WARNING, domain.name, text)
     if errors:
         raise errors[0]

@@ -1,4 +1,4 @@
-"""Snapshots that are kept from one run to the next, so that the next reads only what has changed since."""
+"""The previous backup of a domain, with its base snapshots, on which an incremental backup builds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Callable, Optional
 from ..model import Domain, image_named
 from ..protocols import Output, Reporter
 from ..stored import Base, SavedDomain, SnapshotId, StoredPoint
-from .leftovers import kept_prefix, owned_prefix, remove_leftovers, run_of
+from .leftovers import base_prefix, owned_prefix, remove_leftovers, run_of
 from .snapshots import DiskSnapshot
 
 
-class Bases:
-    """What the backups of a domain's images can build on; looked for while the snapshots are made.
+class PreviousBackup:
+    """The previous backup of a domain's images; a thread searches for it while the snapshots are made.
 
-    That is the newest restore point in the output of which a snapshot is still there: both were taken at the
-    same moment by the same run, or all of the image is read. Only for the holder of the domain's lock.
+    It is the newest restore point in the repository with a snapshot that still exists: both must be of the
+    same run, or the image gets a full read. Only for the holder of the domain's lock.
     """
 
     def __init__(
@@ -40,18 +40,18 @@ class Bases:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="base")
         self._found = self._thread.submit(self._find)
 
-    def __enter__(self) -> Bases:
+    def __enter__(self) -> PreviousBackup:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown(wait=True)
 
-    def of(self, snapshot: DiskSnapshot) -> Optional[Base]:
-        """Give an image's base, None if everything has to be read. Waits for it; raises BackupError."""
+    def base_of(self, snapshot: DiskSnapshot) -> Optional[Base]:
+        """Return an image's base, None for a full read. Waits for the search; raises BackupError."""
         return self._found.result()[1].get(snapshot)
 
     def remove_dropped(self, reporter: Reporter, require_lock: Callable[[], None] = lambda: None) -> None:
-        """Remove what was kept of images that the domain has no more, or that are left out by now.
+        """Remove the base snapshots of images that the domain no longer has, or that are excluded by now.
 
         `require_lock` as in `remove_leftovers`. Raises BackupError.
         """
@@ -62,14 +62,16 @@ class Bases:
             cluster, place = clusters.get(image.source.cluster), image_named(image.image)
             if cluster and place and (image.source.cluster, image.source.image) not in current:
                 place = replace(place, id=image.source.image)
-                remove_leftovers(cluster, place, self._domain, reporter, kept=True, require_lock=require_lock)
+                remove_leftovers(
+                    cluster, place, self._domain, reporter, with_bases=True, require_lock=require_lock
+                )
 
     def _find(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
         uuid = self._domain.uuid
-        held = {snapshot: _ours(snapshot, uuid) for snapshot in self._snapshots}
-        runs = {run_of(name) for names in held.values() for name in names}
+        ours = {snapshot: _ours(snapshot, uuid) for snapshot in self._snapshots}
+        runs = {run_of(name) for names in ours.values() for name in names}
         saved = self._output.base(uuid, runs, self._known, self._check_stop, self._warn) if runs else None
-        found = {one: _base(one, names, saved) for one, names in held.items()} if saved else {}
+        found = {one: _base(one, names, saved) for one, names in ours.items()} if saved else {}
         return saved, {snapshot: base for snapshot, base in found.items() if base}
 
 
@@ -78,16 +80,16 @@ def _id(snapshot: DiskSnapshot) -> tuple[str, str]:
 
 
 def _ours(snapshot: DiskSnapshot, uuid: str) -> Mapping[str, int]:
-    """Give the ids of our snapshots of the image by their names: kept ones, and what killed runs left."""
-    prefixes = (owned_prefix(uuid), kept_prefix(uuid))
+    """Return the ids of our snapshots of the image by name: base snapshots and leftovers."""
+    prefixes = (owned_prefix(uuid), base_prefix(uuid))
     every = snapshot.cluster.snapshot_ids(snapshot.image)
     return {name: number for name, number in every.items() if name.startswith(prefixes)}
 
 
-def _base(snapshot: DiskSnapshot, held: Mapping[str, int], saved: SavedDomain) -> Optional[Base]:
-    sources = {SnapshotId(*_id(snapshot), number): name for name, number in held.items()}
+def _base(snapshot: DiskSnapshot, ours: Mapping[str, int], saved: SavedDomain) -> Optional[Base]:
+    sources = {SnapshotId(*_id(snapshot), number): name for name, number in ours.items()}
     for one in saved.images:
-        known = one.target in saved.checksums  # another version's may be of another kind
+        known = one.target in saved.checksums  # another version may have written other checksums
         if known and one.target == snapshot.disk.target and one.source in sources:
             times = saved.times.get(one.target, b"")
             return Base(sources[one.source], one, saved.checksums[one.target], times)

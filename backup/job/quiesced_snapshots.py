@@ -16,17 +16,17 @@ from ..selection import effective, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
-from .freeze import Holder, Standstill
-from .freeze_notes import Journal
+from .freeze import Quiesced, Quiescer
+from .freeze_notes import FreezeNotes
 from .job_order import JobOrder
 from .snapshots import DomainSnapshots
 
 
 @dataclass
 class QuiescedSnapshots:
-    """Makes a domain's snapshots while it is quiesced. `stand` is how it was, once it has been.
+    """Makes a domain's snapshots while it is quiesced; `quiesced` is set from then on.
 
-    `require_lock` raises, after a wait, if the domain's lock is not this job's own.
+    `require_lock` waits for the domain's lock to be valid, and raises if it is lost.
     """
 
     order: JobOrder
@@ -34,7 +34,7 @@ class QuiescedSnapshots:
     reporter: Reporter
     stop: StopRequest
     require_lock: Callable[[], None]
-    stand: Optional[Standstill] = field(default=None, init=False)
+    quiesced: Optional[Quiesced] = field(default=None, init=False)
 
     def take(
         self,
@@ -43,59 +43,62 @@ class QuiescedSnapshots:
         snapshots: DomainSnapshots,
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
-        """Make the snapshots while the domain is held still."""
+        """Make the snapshots while the domain is quiesced; return the restore point to save."""
         listed = domain
-        domain = hypervisor.domain(domain.uuid)  # connecting took its time
+        domain = hypervisor.domain(domain.uuid)  # it may have changed while the clusters were connected
         require_ready(domain)
         if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise TransientError("its definition was changed just now", "the next run tries again")
+            raise TransientError(
+                "the domain's definition was changed during the backup", "the next run retries it"
+            )
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
         definition = hypervisor.definition(domain)
-        holder = Holder(hypervisor, Journal(settings.runtime_dir), settings, self.reporter)
+        quiescer = Quiescer(hypervisor, FreezeNotes(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
         self.require_lock()
-        with snapshots.kept_open(), holder.held_still(domain) as stand:
-            self.stand = stand
-            snapshots.create(stand.seconds_left, self.stop.check_leased)
+        with snapshots.images_open(), quiescer.quiesced(domain) as quiesced:
+            self.quiesced = quiesced
+            snapshots.create(quiesced.seconds_left, self.stop.check_leased)
             taken = datetime.now(timezone.utc)
         if shared or self._in_use_by_others(domain, snapshots, settings):
-            stand.consistency = Consistency.CRASH
-        self.reporter.message(Level.INFO, domain.name, _told(stand, len(snapshots.snapshots)))
+            quiesced.consistency = Consistency.CRASH
+        self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
         return RestorePoint(
             run=self.order.run,
             host=socket.gethostname(),
             taken=taken,
             domain=domain,
             definition=definition,
-            consistency=stand.consistency,
-            frozen_seconds=stand.seconds,
+            consistency=quiesced.consistency,
+            frozen_seconds=quiesced.seconds,
             attempt=self.order.attempt,
             locks=lock_places,
         )
 
     def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:
-        """Tell whether others may write to the images while the domain is held still.
+        """Return, after a warning, whether other clients may write to the images meanwhile.
 
-        Raises Skipped where another node's backup is better, BackupError where a freeze is required.
+        Raises Skipped if another node should back up the domain, BackupError if a freeze is required.
         """
         others = snapshots.in_use_by_others(domain.state.active)
         if not others:
             return False
-        message = f"{_listed(others)} in use by others too: is it shared, or does the domain run elsewhere?"
+        question = "is it shared, or does the domain run elsewhere?"
+        message = f"{_listed(others)} in use by other clients too: {question}"
         if self.order.min_age and not domain.state.active:
             raise Skipped(message)
         if settings.freeze == "required":
-            raise BackupError(message, "a freeze is required, and holds still this domain alone")
+            raise BackupError(message, "a freeze is required, but stops the writes of this domain only")
         self.reporter.message(Level.WARNING, domain.name, message)
         return True
 
 
 def require_ready(domain: Domain) -> None:
-    """Raise BackupError if another moment is better."""
+    """Raise BackupError if the domain cannot be backed up in its present state."""
     if domain.state is State.BUSY:
-        message = "the domain is starting, stopping or migrating, or another job is at work on it"
-        raise TransientError(message, f"see virsh domjobinfo {domain.uuid}; the next run tries again")
+        message = "the domain is starting, stopping or migrating, or another libvirt job is running on it"
+        raise TransientError(message, f"see virsh domjobinfo {domain.uuid}; the next run retries it")
     if domain.state is State.ELSEWHERE:
         raise DomainGone("the domain migrated to another node")
 
@@ -104,6 +107,6 @@ def _listed(images: Sequence[Image]) -> str:
     return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
 
 
-def _told(stand: Standstill, count: int) -> str:
-    text = f"{count} snapshot{'s' if count > 1 else ''} made, {stand.consistency.value}"
-    return f"{text}, stood still for {stand.seconds:.2f} s" if stand.seconds else text
+def _summary(quiesced: Quiesced, count: int) -> str:
+    text = f"{count} snapshot{'s' if count > 1 else ''} made, {quiesced.consistency.value}"
+    return f"{text}, quiesced for {quiesced.seconds:.2f} s" if quiesced.seconds else text

@@ -1,4 +1,4 @@
-"""A domain's snapshots: all made at once, all gone in the end."""
+"""A domain's snapshots: all created at once, all removed in the end."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ..protocols import Reporter, SnapshotReader, SnapshotSource
 from ..stored import Base
 from ..system.concurrency_limit import Slots
 from ..system.undo import undone_by
-from .leftovers import kept_prefix, leftovers, owned_prefix, run_of
+from .leftovers import base_prefix, leftovers, owned_prefix, run_of
 
-STOP_POLL = 0.1  # seconds between two looks at whether the job has to stop
+STOP_POLL = 0.1  # seconds between two checks whether the job has to stop
 
 
 @dataclass(frozen=True)
 class DiskSnapshot:
     """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
 
-    `users` is how many disks of the domain have the image. `base_of` finds what its backup can build on.
+    `users` is how many disks of the domain have the image. `base_of` finds its base in the previous backup.
     """
 
     disk: Disk
@@ -51,10 +51,10 @@ class DiskSnapshot:
 
 
 def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnapshot]:
-    """Give the snapshots of all images that the domain, as it is covered, has; none is made yet.
+    """Return the snapshots of all images of the domain that are to be saved; none is made yet.
 
-    One snapshot serves all disks with the same image. Raises ClusterError for an image that is missing, or
-    of which no snapshot can be had.
+    One snapshot serves all disks with the same image. Raises ClusterError if an image is missing or cannot
+    have snapshots.
     """
     name = owned_prefix(domain.uuid) + run
     found: dict[tuple[str, ...], DiskSnapshot] = {}
@@ -81,11 +81,11 @@ class DomainSnapshots:
         self._threads = ThreadPoolExecutor(max(1, len(snapshots)), thread_name_prefix="snapshot")
 
     @contextmanager
-    def kept_open(self) -> Iterator[None]:
-        """Have all images open during the block: then all snapshots are made in one round of the monitors.
+    def images_open(self) -> Iterator[None]:
+        """Keep all images open during the block: then one round of the monitors makes all snapshots.
 
-        Opening takes them a different time each, and who comes too late for a round waits a second for the
-        next. What is under way at the end is waited for.
+        Opening takes a different time for each, and one that misses a round waits a second for the next.
+        Creations that are under way at the end are waited for.
         """
         managers = [one.cluster.kept_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]
@@ -104,11 +104,11 @@ class DomainSnapshots:
     def create(self, seconds: float, check_stop: Callable[[], None]) -> None:
         """Make all of them in parallel, as each takes about a second. Raises the first error.
 
-        Also raises when they are not all there after `seconds`; what is still under way is
-        waited for when they are removed.
+        Also raises if some are missing after `seconds`; creations still under way are waited for before
+        the removal.
         """
         deadline = time.monotonic() + seconds
-        for snapshot in self.snapshots:  # one by one: those begun are removed, even if a thread can't be had
+        for snapshot in self.snapshots:  # one by one: those begun are removed even if no thread starts
             self._begin_creation(snapshot)
         pending = {future for _, future in self._started}
         while pending:
@@ -122,59 +122,61 @@ class DomainSnapshots:
                 raise TransientError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
 
     def _begin_creation(self, snapshot: DiskSnapshot) -> None:
-        """Have a thread make it, and note that it may be there.
+        """Have a thread make it, and record that it may exist.
 
-        Where no further thread can be had, `submit` raises and leaves the work to those that there are.
+        If no further thread can be started, `submit` raises and leaves the work to the existing threads.
         """
         creation: Future[None] = Future()
         self._started.append((snapshot, creation))
         try:
             self._threads.submit(_create, snapshot, creation)
         except BaseException:
-            if creation.cancel():  # none has begun with it, and none will
+            if creation.cancel():  # no thread has begun it, and none will
                 self._started.pop()
             raise
 
     def in_use_by_others(self, domain_active: bool) -> Sequence[Image]:
-        """Give the images that clients other than the domain's own QEMU have open for writing."""
+        """Return the images that clients other than the domain's own QEMU have open for writing."""
         return [
             one.image
             for one in self.snapshots
             if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
         ]
 
-    def keep(self, domain: Domain, require_lock: Callable[[], None] = lambda: None) -> None:
-        """Keep them for the next run, under a name that says so; what was kept for this one is removed.
+    def keep_as_bases(self, domain: Domain, require_lock: Callable[[], None] = lambda: None) -> None:
+        """Rename them to base snapshots for the next run, and remove this run's base snapshots.
 
-        One that can't be renamed stays too, and serves the next run under the name it has. `require_lock`
-        raises where others may have snapshots under way by now. Raises the first error.
+        One that cannot be renamed stays too, and serves the next run under its present name. `require_lock`
+        raises if the lock was lost, as another node may be making snapshots. Raises the first error.
         """
-        steps = [self._threads.submit(self._keep, one, domain, require_lock) for one, _ in self._started]
+        steps = [
+            self._threads.submit(self._keep_as_base, one, domain, require_lock) for one, _ in self._started
+        ]
         self._started = []
         wait(steps)
         for step in steps:
             step.result()
 
-    def _keep(self, snapshot: DiskSnapshot, domain: Domain, require_lock: Callable[[], None]) -> None:
-        name = kept_prefix(domain.uuid) + run_of(snapshot.name)
+    def _keep_as_base(self, snapshot: DiskSnapshot, domain: Domain, require_lock: Callable[[], None]) -> None:
+        name = base_prefix(domain.uuid) + run_of(snapshot.name)
         snapshot.cluster.rename_snapshot(snapshot.image, snapshot.name, name)
-        found = leftovers(snapshot.cluster, snapshot.image, domain, kept=True)
-        require_lock()  # to list them may have taken long
+        found = leftovers(snapshot.cluster, snapshot.image, domain, with_bases=True)
+        require_lock()  # the listing may have taken long
         for old in found:
             if old != name:
                 with self._deletions.one():
                     snapshot.cluster.remove_snapshot(snapshot.image, old)
 
     def release(self, source: SnapshotSource) -> None:
-        """Begin to remove one that is needed no more; `remove` raises what comes of it."""
+        """Begin to remove one that is no longer needed; `remove` raises its error."""
         for snapshot, _ in self._started:
             if snapshot is source:
                 self._begin_removal(snapshot)
 
     def remove(self) -> None:
-        """Wait for what is under way, then remove all that may exist, and raise the first error."""
+        """Wait for creations under way, then remove all that may exist, and raise the first error."""
         wait([future for _, future in self._started])
-        try:  # in the threads that there are: there may be no memory for others
+        try:  # in the existing threads: there may be no memory for others
             for snapshot, _ in self._started:
                 self._begin_removal(snapshot)
         finally:
@@ -197,7 +199,7 @@ def _create(snapshot: DiskSnapshot, creation: Future[None]) -> None:
         return
     try:
         snapshot.create()
-    except BaseException as error:  # raised where it is waited for
+    except BaseException as error:  # raised in the thread that waits for it
         creation.set_exception(error)
     else:
         creation.set_result(None)
@@ -207,7 +209,7 @@ def _create(snapshot: DiskSnapshot, creation: Future[None]) -> None:
 def gone_afterwards(
     snapshots: Sequence[DiskSnapshot], deletions: Slots, reporter: Reporter, domain: str
 ) -> Iterator[DomainSnapshots]:
-    """Guarantee that none of the snapshots is there after the block; none is made before it asks.
+    """Guarantee that none of the snapshots exists after the block; the block makes them.
 
     `deletions` limits how many are deleted at the same time.
     """

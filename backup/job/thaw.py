@@ -1,4 +1,4 @@
-"""Thawing and resuming guests, an attempt at a time, until they provably run or nobody can help them."""
+"""Thawing and resuming guests, with retries until they provably run or this node cannot thaw them."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ..hypervisor.errors import HypervisorError
 from ..model import Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.process_group import Life, kill, life_of, numbers_are_ours
+from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.time_limit import awaited, carry_out
-from .freeze_notes import Hold, Journal, Note
+from .freeze_notes import FreezeNotes, Method, Note
 
 AGENT_SHARE = 1 / 3  # of FREEZE_TIMEOUT: what the guest agent gets for an answer
 AGENT_JOB = 30  # seconds that libvirt lets a call wait for another one of the same agent (qemu_domainjob.c)
-FIRST_PAUSE = 0.2  # seconds until a thaw or resume that failed is tried again; doubled up to the last
+FIRST_PAUSE = 0.2  # seconds until a failed thaw or resume is retried; doubled up to the last
 LAST_PAUSE = 30.0
-LOOK_AGAIN = 1.0  # seconds between two looks for a freeze that may still be on its way
-HANGS = 2.0  # seconds after which an attempt is left to itself, as others wait
-REPORT_AGAIN = 600.0  # seconds after which a guest that can't be thawed is reported again
+CHECK_AGAIN = 1.0  # seconds between two checks for a freeze that may still happen
+HANG_LIMIT = 2.0  # seconds to wait for one attempt; one that takes longer goes on in its thread
+REPORT_AGAIN = 600.0  # seconds after which a guest that cannot be thawed is reported again
 
 
-class BeyondHelp(BackupError):
-    """Nothing on this node can thaw or resume the guest any more."""
+class CannotThawHere(BackupError):
+    """This node cannot thaw or resume the guest any more."""
 
 
-def _own() -> Optional[Life]:
-    """Give what this process is as an owner of notes."""
-    return life_of(os.getpid()) if numbers_are_ours() else None
+def _own() -> Optional[ProcessId]:
+    """Return this process as an owner of notes."""
+    return process_id(os.getpid()) if sees_own_pids() else None
 
 
 def agent_timeout(settings: Settings) -> int:
-    """Give the seconds that the guest agent gets for an answer."""
+    """Return the seconds that the guest agent gets for an answer."""
     return max(1, int(AGENT_SHARE * settings.freeze_timeout))
 
 
@@ -52,87 +52,87 @@ def agent_timeout(settings: Settings) -> int:
 class Thaw:
     """Thaws or resumes one domain. `thawed` counts the file systems that were frozen until then.
 
-    `doubtful`: the call of this very process for the freeze or pause had no answer, and may come after this.
-    `gone`: no libvirt that is known has the domain any more.
+    `unanswered`: this process's own call for the freeze or pause got no answer, and may still be carried out.
+    `gone`: no known libvirt has the domain any more.
     """
 
     note: Note
     hypervisor: Hypervisor
     settings: Settings
-    doubtful: bool = False
+    unanswered: bool = False
     thawed: int = 0
     gone: bool = False
 
     def attempt(self) -> bool:
-        """Try once; tell whether it is over, and the note can go.
+        """Try once; return whether the guest provably runs, so that the note can be removed.
 
-        It is not where a freeze or pause of another process, which may have been killed as it asked libvirt,
-        may still be on its way. Raises HypervisorError where another attempt may succeed, BeyondHelp where
-        none on this node will, another BackupError while the domain can't be thawed.
+        That is not sure while a freeze or pause of another process may still happen: it may have been killed
+        while libvirt let its call wait. Raises HypervisorError if another attempt may succeed,
+        CannotThawHere if none on this node will, another BackupError while the domain cannot be thawed.
         """
         uuid = self.note.uuid
         try:
             state = self.hypervisor.state(uuid)
             if state is not State.ELSEWHERE:
-                return self._released(self.hypervisor, state, self._is_anew())
+                return self._undo(self.hypervisor, state, self._was_restarted())
         except DomainGone:
             state = State.SHUT_OFF
         with suppress(DomainGone):
-            return self._released_elsewhere()
+            return self._undo_elsewhere()
         if state is State.ELSEWHERE:
-            message = "the guest migrated to another node while it stood still"
-            raise BeyondHelp(message, f"on that node: virsh domfsthaw {uuid}; virsh resume {uuid}")
+            message = "the guest migrated to another node while it was frozen or paused"
+            raise CannotThawHere(message, f"on that node: virsh domfsthaw {uuid}; virsh resume {uuid}")
         self.gone = True
         return True
 
     def failure(self, error: BackupError) -> BackupError:
-        """Give the error of an attempt as what it means for the guest."""
+        """Return an attempt's error with its consequence for the guest."""
         if not isinstance(error, HypervisorError):
             return error
-        frozen = self.note.hold is Hold.FREEZE
+        frozen = self.note.method is Method.FREEZE
         state, command = ("frozen", "domfsthaw") if frozen else ("paused", "resume")
         hint = f"virsh {command} {self.note.uuid}"
         return BackupError(f"the guest may still be {state}: {error.message}", hint)
 
-    def _released_elsewhere(self) -> bool:
-        """Do it at another libvirt of LIBVIRT_URI where the domain runs by now. Raises DomainGone."""
+    def _undo_elsewhere(self) -> bool:
+        """Thaw or resume it at another libvirt of LIBVIRT_URI, if it runs there now. Raises DomainGone."""
         others = [uri for uri in self.settings.libvirt_uris if uri != self.hypervisor.uri]
         if not others:
             raise DomainGone("no other libvirt is known")
         with located(self.note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
-            return self._released(hypervisor, domain.state, anew=False)
+            return self._undo(hypervisor, domain.state, restarted=False)
 
-    def _is_anew(self) -> bool:
-        """Tell whether the domain was started since: the note's owner has never frozen or paused it then."""
+    def _was_restarted(self) -> bool:
+        """Return whether the domain was started anew: then the note's owner has not frozen or paused it."""
         instance = self.hypervisor.instance(self.note.uuid)
         return -1 not in (instance, self.note.instance) and instance != self.note.instance
 
-    def _released(self, hypervisor: Hypervisor, state: State, anew: bool) -> bool:
+    def _undo(self, hypervisor: Hypervisor, state: State, restarted: bool) -> bool:
         if state in (State.SHUT_OFF, State.CRASHED):
             return True
         if state is State.SAVED:
-            message = "the guest was saved while it stood still, and will come back like that"
+            message = "the guest was saved while it was frozen or paused, and will start like that"
             raise BackupError(message, f"start it, then {PROGRAM} cleanup")
-        if self.note.hold is Hold.PAUSE:
-            if not anew:
+        if self.note.method is Method.PAUSE:
+            if not restarted:
                 hypervisor.resume(self._domain)
-            return anew or state is State.PAUSED or self._certain
+            return restarted or state is State.PAUSED or self._is_final
         try:
             self.thawed += hypervisor.thaw(self._domain, agent_timeout(self.settings))
         except HypervisorError:
-            if anew:  # but saved while it was frozen, and restored, it can be thawed
+            if restarted:  # a guest saved while frozen, and restored, can be thawed
                 return True
             raise
-        return anew or self.thawed > 0 or self._certain
+        return restarted or self.thawed > 0 or self._is_final
 
     @property
-    def _certain(self) -> bool:
-        """Whether what was to be undone has happened or never will.
+    def _is_final(self) -> bool:
+        """Whether no freeze or pause of the note can happen any more.
 
-        Its owner's calls that were answered are over, another process's may still wait in libvirt.
+        Our own calls that were answered are over; another process's may still wait in libvirt.
         """
         ours = self.note.owner is not None and self.note.owner == _own()
-        return (ours and not self.doubtful) or time.monotonic() > self.note.possible
+        return (ours and not self.unanswered) or time.monotonic() > self.note.possible
 
     @property
     def _domain(self) -> Domain:
@@ -141,7 +141,7 @@ class Thaw:
 
 @dataclass
 class _Attempts:
-    """What became of the attempts at one note's guest. `under_way` is the one that has not ended yet."""
+    """The attempts to thaw or resume one note's guest. `under_way` is the one that has not ended yet."""
 
     due: float = 0.0
     pause: float = FIRST_PAUSE
@@ -152,10 +152,10 @@ class _Attempts:
 
 @dataclass
 class Thaws:
-    """Thaws and resumes guests whose notes' owners can't any more. Threads may share it.
+    """Thaws and resumes guests whose notes' owners cannot do it any more. Threads may share it.
 
-    What can't be done at once is tried again after a pause that grows; a call that hangs keeps no other guest
-    waiting. `killed` are the uuids of the domains that owners were killed for.
+    Failures are retried after growing pauses; a call that hangs delays no other guest. `killed` are the UUIDs
+    of the domains whose owners were killed.
     """
 
     settings: Settings
@@ -165,24 +165,24 @@ class Thaws:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.settings.runtime_dir)
+        self.notes = FreezeNotes(self.settings.runtime_dir)
 
     def round(self, chosen: Callable[[Note], bool]) -> int:
-        """Try those of the chosen notes whose time has come; give how many of them are left."""
+        """Try each chosen note that is due; return how many of them are left."""
         left = 0
-        for note in [note for note in self.journal.notes() if chosen(note)]:
+        for note in [note for note in self.notes.all() if chosen(note)]:
             with self._lock:
-                left += not self._tried(note)
+                left += not self._attempted(note)
         return left
 
     def enforce(self, margin: float = 0) -> None:
-        """Thaw and resume what is overdue by so many seconds, and what nobody owns any more.
+        """Thaw and resume guests that are overdue by so many seconds, or whose owner is dead.
 
-        An owner that has not even begun to do so is stopped, or hangs: it is killed first, as whatever it has
-        still to do, such as the freeze itself, comes too late.
+        An owner that has not begun to do so is stopped, or hangs: it is killed first, as anything that it
+        has yet to do, such as the freeze itself, comes too late.
         """
 
-        def is_ours(note: Note) -> bool:
+        def is_due(note: Note) -> bool:
             overdue = note.overdue(margin)
             if overdue and note.owner and note.owned and not note.releasing:
                 self.killed.add(note.uuid)
@@ -192,12 +192,12 @@ class Thaws:
                 self.reporter.message(Level.ERROR, note.name, text)
             return overdue or not note.owned
 
-        self.round(is_ours)
+        self.round(is_due)
 
-    def settle(
+    def thaw_within(
         self, chosen: Callable[[Note], bool], seconds: float, check_stop: Callable[[], None] = lambda: None
     ) -> int:
-        """Try the chosen notes for so many seconds; give how many are left, each with an error reported."""
+        """Retry the chosen notes for so many seconds; return how many are left, each reported as an error."""
         deadline = time.monotonic() + seconds
         while left := self.round(chosen):
             if time.monotonic() > deadline:
@@ -206,26 +206,26 @@ class Thaws:
             time.sleep(FIRST_PAUSE)
         if left:
             with self._lock:
-                for note in filter(chosen, self.journal.notes()):
-                    self._report(note, self._of(note))
+                for note in filter(chosen, self.notes.all()):
+                    self._report(note, self._attempts_of(note))
         return left
 
-    def _of(self, note: Note) -> _Attempts:
+    def _attempts_of(self, note: Note) -> _Attempts:
         return self._attempts.setdefault((note.uuid, note.possible), _Attempts())
 
-    def _tried(self, note: Note) -> bool:
-        """Try one, if its time has come; tell whether it is dealt with."""
-        attempts, patience = self._of(note), 0.0  # one that hangs has been waited for once
+    def _attempted(self, note: Note) -> bool:
+        """Try one, if it is due; return whether its guest runs and the note is gone."""
+        attempts, limit = self._attempts_of(note), 0.0  # one that hangs is waited for only once
         if attempts.under_way is None:
-            patience = HANGS
+            limit = HANG_LIMIT
             if time.monotonic() < attempts.due:
                 return False
             attempts.under_way = Future()
-            _thread.start_new_thread(carry_out, (partial(self._dealt_with, note), attempts.under_way))
+            _thread.start_new_thread(carry_out, (partial(self._thaw, note), attempts.under_way))
         try:
-            over = awaited(attempts.under_way, patience)
+            over = awaited(attempts.under_way, limit)
         except BackupError as error:
-            self._note_failure(note, attempts, error)
+            self._record_failure(note, attempts, error)
             over = False
         except TimeoutError:
             return False  # it goes on
@@ -233,34 +233,35 @@ class Thaws:
             self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
             attempts.due, over = time.monotonic() + LAST_PAUSE, False
         else:
-            attempts.due = time.monotonic() + LOOK_AGAIN
+            attempts.due = time.monotonic() + CHECK_AGAIN
         attempts.under_way = None
         return over
 
-    def _note_failure(self, note: Note, attempts: _Attempts, error: BackupError) -> None:
+    def _record_failure(self, note: Note, attempts: _Attempts, error: BackupError) -> None:
         attempts.error = error
         attempts.due = time.monotonic() + attempts.pause
         attempts.pause = min(2 * attempts.pause, LAST_PAUSE)
         if attempts.pause == LAST_PAUSE and time.monotonic() > attempts.reported + REPORT_AGAIN:
             self._report(note, attempts)
 
-    def _dealt_with(self, note: Note) -> bool:
-        """Try once; tell whether it is over, and the note gone. Raises BackupError."""
+    def _thaw(self, note: Note) -> bool:
+        """Try once; return whether the guest runs, and the note is gone. Raises BackupError."""
         with Hypervisor(note.uri, self.settings.libvirt_timeout) as hypervisor:
             thaw = Thaw(note, hypervisor, self.settings)
             level = Level.WARNING
-            text = f"let go: a backup that was killed had left a {note.hold.value} behind"
+            done, state = ("thawed", "frozen") if note.method is Method.FREEZE else ("resumed", "paused")
+            text = f"{done}: an interrupted backup had left the guest {state}"
             try:
                 over = thaw.attempt()
-            except BeyondHelp as error:
+            except CannotThawHere as error:
                 over, level, text = True, Level.ERROR, str(error)
             except BackupError as error:
                 raise thaw.failure(error) from error
             if thaw.gone:
-                hint = f"if it migrated meanwhile, on its node: virsh domfsthaw {note.uuid}"
-                text = f"the domain is gone that a backup may have left frozen or paused (hint: {hint})"
+                hint = f"if it migrated, on its new node: virsh domfsthaw {note.uuid}"
+                text = f"the domain is gone; a backup may have left it frozen or paused (hint: {hint})"
         if over:
-            self.journal.erase_note(note)
+            self.notes.remove_unless_newer(note)
             self.reporter.message(level, note.name, text)
         return over
 
@@ -270,23 +271,23 @@ class Thaws:
             self.reporter.message(Level.ERROR, note.name, str(attempts.error))
 
 
-def let_go_noted(
+def thaw_guests(
     settings: Settings,
     reporter: Reporter,
     uuid: str | None = None,
     seconds: float | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> int:
-    """Thaw or resume the domains that were noted and not let go: all, or the one with this uuid.
+    """Thaw or resume the guests that interrupted runs left quiesced: all, or the one with this UUID.
 
-    Tries for so many seconds, or FREEZE_TIMEOUT. Only for the holder of the node's lock, about domains that
-    no worker is at: nobody else can be quiescing them on purpose. Returns how many that failed for.
+    Retries for so many seconds, or FREEZE_TIMEOUT. Only for the holder of the node's lock, and for domains
+    without a worker: no process may be quiescing them on purpose. Returns how many that failed for.
     """
     thaws = Thaws(settings, reporter)
-    unreadable = thaws.journal.unreadable() if uuid is None else ()
-    for error in unreadable:  # its domain's own backup fails over it, as long as the note is there
+    unreadable = thaws.notes.unreadable() if uuid is None else ()
+    for error in unreadable:  # while that note exists, its domain's backup fails
         reporter.message(Level.ERROR, "", str(error))
     if seconds is None:
-        seconds = settings.freeze_timeout + 2 * LOOK_AGAIN  # what a killed worker had begun is over then
-    left = thaws.settle(lambda note: uuid in (None, note.uuid), seconds, check_stop)
+        seconds = settings.freeze_timeout + 2 * CHECK_AGAIN  # by then the calls of a killed worker are over
+    left = thaws.thaw_within(lambda note: uuid in (None, note.uuid), seconds, check_stop)
     return left + len(unreadable)

@@ -1,4 +1,4 @@
-"""What each domain came to on each of the last days, from the reports of all runs."""
+"""The result of each domain on each of the last days, from the reports of all runs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from itertools import groupby
 from .report_types import Report
 
 COUNT = 30  # days
-TOLD = 4  # results of one day that are told one by one
-REASON = 90  # letters of a reason that are shown
+SHOWN = 4  # results of one day that are shown one by one
+REASON = 90  # characters of a reason that are shown
 
 
 @dataclass(frozen=True)
 class Day:
-    """What a domain came to on a day.
+    """The results of a domain on one day.
 
-    `kind` is the consistency of the newest restore point; else "failed", "skipped", or "" for nothing.
-    `failed` tells that a run failed too.
+    `kind` is the consistency of the newest restore point; without one "failed", "skipped", or "" for no
+    result. `failed`: a job failed, too. `text` has the results one by one.
     """
 
     kind: str = ""
     failed: bool = False
-    words: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
 
     @property
     def ends_badly(self) -> bool:
-        """Whether there was no restore point on the last day on which one was tried."""
+        """Whether the last day with a result has a failure and no restore point."""
         return next((day.kind == "failed" for day in reversed(self.days) if day.kind), False)
 
 
@@ -50,7 +50,7 @@ class _Result:
 
 @dataclass
 class Days:
-    """Takes reports, newest first, and gives a row per domain that was saved, or was to be."""
+    """Takes reports, newest first, and gives a row per domain that was saved or failed."""
 
     last: date
     _names: dict[str, str] = field(default_factory=dict)  # by UUID, the newest
@@ -62,42 +62,42 @@ class Days:
 
     @property
     def months(self) -> Iterator[tuple[str, int]]:
-        """Yield each month, and how many of the days it has."""
+        """Yield each month, and how many of the days are in it."""
         for month, days in groupby(self.dates, lambda day: f"{day:%B}"):
             yield month, len(list(days))
 
     def add(self, report: Report) -> None:
         oldest = self.dates[0].isoformat()
         for domain in report["domains"]:
-            who = domain["uuid"] or domain["name"]
-            self._names.setdefault(who, domain["name"])
-            when = (domain["taken"] or report["started"])[:16]
-            if when[:10] < oldest:
+            key = domain["uuid"] or domain["name"]
+            self._names.setdefault(key, domain["name"])
+            moment = (domain["taken"] or report["started"])[:16]
+            if moment[:10] < oldest:
                 continue
-            result = _Result(when[11:], domain["status"], domain["consistency"] or "", domain["reason"])
-            self._results.setdefault(who, {}).setdefault(when[:10], []).append(result)
+            result = _Result(moment[11:], domain["status"], domain["consistency"] or "", domain["reason"])
+            self._results.setdefault(key, {}).setdefault(moment[:10], []).append(result)
 
     def rows(self) -> Sequence[Row]:
-        """Give those that failed last first."""
+        """Give the rows; those whose last day failed come first."""
         dates = [day.isoformat() for day in self.dates]
         rows = [
-            Row(self._names[who], [_day(days[day]) if day in days else Day() for day in dates])
-            for who, days in self._results.items()
+            Row(self._names[key], [_day(days[day]) if day in days else Day() for day in dates])
+            for key, days in self._results.items()
         ]
         shown = [row for row in rows if any(day.kind not in ("", "skipped") for day in row.days)]
         return sorted(shown, key=lambda row: (not row.ends_badly, row.name.casefold()))
 
 
 def _day(results: Sequence[_Result]) -> Day:
-    """Give what these come to, newest first."""
+    """Give the day of these results, which come newest first."""
     failed = any(result.status == "failed" for result in results)
     saved = next((result.consistency for result in results if result.consistency), "")
-    told = "; ".join(_words(result) for result in results[:TOLD])
-    more = f"; {len(results) - TOLD} more" if len(results) > TOLD else ""
-    return Day(saved or ("failed" if failed else "skipped"), failed, told + more)
+    shown = "; ".join(map(_text, results[:SHOWN]))
+    more = f"; {len(results) - SHOWN} more" if len(results) > SHOWN else ""
+    return Day(saved or ("failed" if failed else "skipped"), failed, shown + more)
 
 
-def _words(result: _Result) -> str:
+def _text(result: _Result) -> str:
     reason = result.reason
     text = f"{result.time} {result.status}"
     text += f", {result.consistency}" if result.consistency else ""

@@ -1,4 +1,4 @@
-"""How a node and its domains stand, as the reports of past runs tell."""
+"""The state of a node and its domains, from the reports of past runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .report_types import DomainEntry, Report
 
 
 @dataclass(frozen=True)
-class Standing:
+class DomainHealth:
     """A domain's entries in the reports, newest first; at least one."""
 
     entries: Sequence[DomainEntry]
@@ -23,17 +23,17 @@ class Standing:
 
     @property
     def job(self) -> DomainEntry | None:
-        """What the last job came to that did not pass the domain over."""
+        """The result of the last job that did not skip the domain."""
         return next((one for one in self.entries if one["status"] != Status.SKIPPED), None)
 
     @property
     def saved(self) -> DomainEntry | None:
-        """What the last job came to that saved the domain."""
+        """The result of the last job that saved the domain."""
         return next((one for one in self.entries if one["status"] == Status.SAVED), None)
 
     @property
     def failures(self) -> int:
-        """How many of its last jobs have failed in a row; one that passed it over ends the row."""
+        """How many of its last jobs failed in a row; a job that skipped it ends the row."""
         return len(list(takewhile(lambda one: one["status"] == Status.FAILED, self.entries)))
 
     @property
@@ -42,21 +42,21 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Overview:
-    """`run` is the last one of all domains; where there was none, the last one; None: there was none at all.
+class NodeHealth:
+    """`run` is the last run of all domains; if there is none, the last run; None if there is no run at all.
 
     `domains` are those that were selected when they were last listed.
     """
 
     run: Report | None
-    domains: Sequence[Standing]
+    domains: Sequence[DomainHealth]
 
 
-def overview(reports: Iterable[Report]) -> Overview:
-    """Read reports, newest first, for as far back as it takes.
+def node_health(reports: Iterable[Report]) -> NodeHealth:
+    """Read reports, newest first, as far back as necessary.
 
-    A domain that the last complete list of domains does not have is gone. A run of named domains has no list,
-    nor one that a libvirt kept from looking, or that was interrupted: it changes nothing about the others.
+    A domain that is missing in the last complete list of domains is gone. The list is incomplete in a run of
+    named domains, with an unreachable libvirt, or that was interrupted: domains that it lacks may exist.
     """
     run: Report | None = None
     found: dict[str, list[DomainEntry]] = {}
@@ -67,19 +67,19 @@ def overview(reports: Iterable[Report]) -> Overview:
         for entry in report["domains"]:
             if not listed or entry["uuid"] in found:
                 found.setdefault(entry["uuid"], []).append(entry)
-        listed = listed or _is_list(report)
+        listed = listed or _is_complete(report)
         if listed and all(_is_settled(entries) for entries in found.values()):
             break
-    standings = [Standing(entries) for entries in found.values()]
-    chosen = (one for one in standings if one.selected)
-    return Overview(run, sorted(chosen, key=lambda one: one.newest["name"]))
+    domains = [DomainHealth(entries) for entries in found.values()]
+    chosen = (one for one in domains if one.selected)
+    return NodeHealth(run, sorted(chosen, key=lambda one: one.newest["name"]))
 
 
-def _is_list(report: Report) -> bool:
+def _is_complete(report: Report) -> bool:
     return not report["named"] and not report["errors"] and report["exit_code"] in (SUCCESS, FAILED)
 
 
 def _is_settled(entries: Sequence[DomainEntry]) -> bool:
-    """Tell whether an older report has nothing more to say of the domain."""
-    standing = Standing(entries)
-    return standing.saved is not None or not standing.selected
+    """Whether older reports can add nothing about the domain."""
+    health = DomainHealth(entries)
+    return health.saved is not None or not health.selected

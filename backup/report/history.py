@@ -1,4 +1,4 @@
-"""The reports of past runs, kept in STATE_DIR."""
+"""Stores the reports of past runs in STATE_DIR."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from ..system.atomic_file import write_whole
+from ..system.atomic_file import write_atomically
 from .report_types import Report
 
 REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
 
 
 class History:
-    """One file a run, named for it: run ids sort by time."""
+    """One file per run, named after it: run ids sort by time."""
 
     def __init__(self, state_dir: str, days: int) -> None:
         self.directory = Path(state_dir, "reports")
         self._days = days
 
-    def keep(self, report: Report) -> None:
-        """Keep a report, and no longer those older than REPORT_DAYS. Raises OSError."""
+    def store(self, report: Report) -> None:
+        """Store a report, and remove those older than REPORT_DAYS. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         content = gzip.compress(json.dumps(report).encode(), mtime=0)
-        write_whole(self.directory / f"{report['run']}.json.gz", content)
+        write_atomically(self.directory / f"{report['run']}.json.gz", content)
         oldest = f"{datetime.now(timezone.utc) - timedelta(days=self._days):%Y%m%dT%H%M%SZ}"
         for path in self._paths():
             if path.name < oldest:
@@ -38,7 +38,7 @@ class History:
             try:
                 yield json.loads(gzip.decompress(path.read_bytes()))
             except (OSError, EOFError, zlib.error, ValueError):
-                continue  # damaged, or removed meanwhile: the others tell what they can
+                continue  # damaged, or removed meanwhile
 
     def _paths(self) -> Sequence[Path]:
         return sorted(self.directory.glob("*.json.gz"))

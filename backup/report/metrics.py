@@ -1,4 +1,4 @@
-"""What monitoring wants to know, in Prometheus' text format (needs python3-prometheus-client)."""
+"""The metrics for monitoring, in Prometheus' text format (needs python3-prometheus-client)."""
 
 from __future__ import annotations
 
@@ -9,127 +9,131 @@ from typing import Callable, Optional
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from .. import __version__
-from .domain_record import Proof
-from .health import Overview, Standing, overview
+from .domain_record import DomainRecord
+from .health import DomainHealth, NodeHealth, node_health
 from .report_types import DomainEntry, ImageEntry, Report
 
 PREFIX = "virt_rbd_backup"
 
-Of = Callable[[Standing, Proof], Optional[float]]  # None: there is nothing to tell
+Value = Callable[[DomainHealth, DomainRecord], Optional[float]]  # None: no value
 
 
-def _of_job(value: Callable[[DomainEntry], float]) -> Of:
-    return lambda standing, _: value(standing.job) if standing.job else None
+def _of_job(value: Callable[[DomainEntry], float]) -> Value:
+    return lambda health, _: value(health.job) if health.job else None
 
 
-def _bytes(count: Callable[[ImageEntry], int]) -> Of:
+def _bytes(count: Callable[[ImageEntry], int]) -> Value:
     return _of_job(lambda job: sum(map(count, job["images"])))
 
 
-def _last_saved(standing: Standing, proof: Proof) -> float:
-    """Whichever knows: proofs.json remembers for longer, and a STATE_DIR that is full not even this run."""
-    return max(_seconds(proof.saved), _seconds(standing.saved["taken"] if standing.saved else None))
+def _last_saved(health: DomainHealth, record: DomainRecord) -> float:
+    """proofs.json goes back further than the reports; with a full STATE_DIR it lacks even this run."""
+    return max(_seconds(record.saved), _seconds(health.saved["taken"] if health.saved else None))
 
 
-OF_DOMAINS: Sequence[tuple[str, str, Of]] = (
+DOMAIN_METRICS: Sequence[tuple[str, str, Value]] = (
     (
         "last_success_timestamp_seconds",
-        "Of when the newest restore point is that this node made; 0: it never did.",
+        "Time of the newest restore point made by this node, 0 if none.",
         _last_saved,
     ),
     (
         "consecutive_failures",
-        "How many of its last backups on this node have failed in a row.",
-        lambda standing, _: standing.failures,
+        "Number of its last backups on this node that failed in a row.",
+        lambda health, _: health.failures,
     ),
-    ("duration_seconds", "How long its last backup took.", _of_job(lambda job: job["seconds"])),
+    ("duration_seconds", "Duration of its last backup.", _of_job(lambda job: job["seconds"])),
     (
         "frozen_seconds",
-        "How long its guest was frozen or paused in its last backup.",
+        "Time that its guest was frozen or paused in its last backup.",
         _of_job(lambda job: job["frozen_seconds"]),
     ),
-    ("read_bytes", "What its last backup read of its images.", _bytes(lambda image: image["read_bytes"])),
+    (
+        "read_bytes",
+        "Bytes of its images that its last backup read.",
+        _bytes(lambda image: image["read_bytes"]),
+    ),
     (
         "skipped_bytes",
-        "What its last backup did not have to read: holes, and what had not changed.",
+        "Bytes of its images that its last backup did not have to read: holes and unchanged data.",
         _bytes(lambda image: image["skipped_bytes"]),
     ),
     (
         "stored_bytes",
-        "What the repository grew by in its last backup.",
+        "Bytes that its last backup added to the repository.",
         _bytes(lambda image: image["stored_bytes"]),
     ),
     (
         "leftovers",
-        "Snapshots of killed runs that its last backup found, to be removed.",
+        "Leftover snapshots of interrupted runs that its last backup found.",
         _of_job(lambda job: job["leftovers"]),
     ),
     (
         "last_verified_timestamp_seconds",
-        "When all of a restore point was last verified on this node; 0: never.",
-        lambda _, proof: _seconds(proof.verified),
+        "Time of its last full verification that passed on this node, 0 if none.",
+        lambda _, record: _seconds(record.verified),
     ),
     (
         "last_drill_timestamp_seconds",
-        "When a drill on this node last went well; 0: never.",
-        lambda _, proof: _seconds(proof.drilled),
+        "Time of its last drill that passed on this node, 0 if none.",
+        lambda _, record: _seconds(record.drilled),
     ),
     (
         "proof_failed",
-        "Whether a verification or a drill on this node has failed since it last succeeded.",
-        lambda _, proof: bool(proof.failure),
+        "1 if a verification or drill on this node failed since the last one that passed, otherwise 0.",
+        lambda _, record: bool(record.failure),
     ),
 )
 
-OF_RUN: Sequence[tuple[str, str, Callable[[Report], float]]] = (
+RUN_METRICS: Sequence[tuple[str, str, Callable[[Report], float]]] = (
     (
         "finished_timestamp_seconds",
-        "When the last run ended that was one of all domains; the other metrics of a run are of the same.",
+        "Time when the last run of all domains ended; the other metrics of a run describe the same run.",
         lambda run: _seconds(run["finished"]),
     ),
     (
         "duration_seconds",
-        "How long the last run took.",
+        "Duration of the last run.",
         lambda run: _seconds(run["finished"]) - _seconds(run["started"]),
     ),
-    ("exit_code", "The exit code of the last run.", lambda run: run["exit_code"]),
+    ("exit_code", "Exit code of the last run.", lambda run: run["exit_code"]),
     (
         "errors",
-        "What kept the last run from looking at domains, such as libvirts out of reach.",
+        "Errors of the last run that are no domain's own, such as an unreachable libvirt.",
         lambda run: len(run["errors"]),
     ),
 )
 
 
-def exposition(reports: Iterable[Report], proofs: Mapping[str, Proof]) -> bytes:
-    """Give the text. `reports` come newest first, `proofs` by the domains' UUIDs."""
+def exposition(reports: Iterable[Report], records: Mapping[str, DomainRecord]) -> bytes:
+    """Give the metrics. `reports` come newest first, `records` by the domains' UUIDs."""
     registry = CollectorRegistry()
-    build = Gauge(f"{PREFIX}_build_info", "The program's version.", ["version"], registry=registry)
+    build = Gauge(f"{PREFIX}_build_info", "Version of the program.", ["version"], registry=registry)
     build.labels(__version__).set(1)
-    seen = overview(reports)
-    if seen.run:
-        for name, meaning, of_run in OF_RUN:
-            Gauge(f"{PREFIX}_run_{name}", meaning, registry=registry).set(of_run(seen.run))
-    _add_domains(seen, proofs, registry)
+    node = node_health(reports)
+    if node.run:
+        for name, help_text, value_of in RUN_METRICS:
+            Gauge(f"{PREFIX}_run_{name}", help_text, registry=registry).set(value_of(node.run))
+    _add_domains(node, records, registry)
     return generate_latest(registry)
 
 
-def _add_domains(seen: Overview, proofs: Mapping[str, Proof], registry: CollectorRegistry) -> None:
+def _add_domains(node: NodeHealth, records: Mapping[str, DomainRecord], registry: CollectorRegistry) -> None:
     labels = ["domain", "uuid"]
-    for name, meaning, of_domain in OF_DOMAINS:
-        gauge = Gauge(f"{PREFIX}_domain_{name}", meaning, labels, registry=registry)
-        for one in seen.domains:
+    for name, help_text, value_of in DOMAIN_METRICS:
+        gauge = Gauge(f"{PREFIX}_domain_{name}", help_text, labels, registry=registry)
+        for one in node.domains:
             uuid = one.newest["uuid"]
-            value = of_domain(one, proofs.get(uuid, Proof()))
+            value = value_of(one, records.get(uuid, DomainRecord()))
             if value is not None:
                 gauge.labels(one.newest["name"], uuid).set(value)
-    meaning = "1 for the consistency of its newest restore point."
-    gauge = Gauge(f"{PREFIX}_domain_consistency", meaning, [*labels, "consistency"], registry=registry)
-    for one in seen.domains:
+    help_text = "1 for the consistency of its newest restore point made by this node."
+    gauge = Gauge(f"{PREFIX}_domain_consistency", help_text, [*labels, "consistency"], registry=registry)
+    for one in node.domains:
         if one.saved:
             gauge.labels(one.newest["name"], one.newest["uuid"], one.saved["consistency"]).set(1)
 
 
 def _seconds(moment: str | None) -> float:
-    """Give a moment in ISO 8601 as seconds since 1970; 0 for none."""
+    """Convert a time in ISO 8601 to seconds since 1970; 0 for none."""
     return datetime.fromisoformat(moment).timestamp() if moment else 0.0

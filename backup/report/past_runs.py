@@ -1,4 +1,4 @@
-"""The run that a report is wanted of, and what all runs of the last days came to."""
+"""Finds the report of a past run, and the results of all runs of the last days."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .history import History
 from .report_types import Report
 from .run_report import SCHEMA
 
-NAMED = 3  # runs that a hint names
+NAMED = 3  # runs named in a hint
 
 
 @dataclass(frozen=True)
 class PastRuns:
-    """`left_out` is how many reports have another schema, that of another version of this program."""
+    """`left_out` is the number of reports with another schema, that of another version of this program."""
 
     report: Report
     days: Days
@@ -25,9 +25,9 @@ class PastRuns:
 
 
 def past_runs(history: History, run: str, today: date) -> PastRuns:
-    """Look through the history; "" stands for the newest run.
+    """Read the history; "" stands for the newest run.
 
-    Raises BackupError where there is no report, ConfigError where there is none of this run.
+    Raises BackupError if there is no report at all, ConfigError if there is none of this run.
     """
     days = Days(today)
     chosen: Report | None = None
@@ -44,8 +44,8 @@ def past_runs(history: History, run: str, today: date) -> PastRuns:
     if chosen:
         return PastRuns(chosen, days, left_out)
     if known:
-        hint = f"the newest {'is' if len(known) == 1 else 'are'} {', '.join(known[:NAMED])}"
-        raise ConfigError([BackupError(f"there is no report of a run {run!r}", hint)])
-    others = f" of this version, and {left_out} of another" if left_out else ""
+        hint = f"the newest run{'' if len(known) == 1 else 's'}: {', '.join(known[:NAMED])}"
+        raise ConfigError([BackupError(f"there is no report of run {run!r}", hint)])
+    others = f" of this version, {left_out} of other versions" if left_out else ""
     message = f"there is no report in {history.directory}{others}"
-    raise BackupError(message, f"each `{PROGRAM} backup` keeps one; is STATE_DIR right, and may you read it?")
+    raise BackupError(message, f"`{PROGRAM} backup` stores one; check the path and permissions of STATE_DIR")

@@ -1,4 +1,4 @@
-"""Where the report of a run goes: REPORT_FILE, the history in STATE_DIR, and METRICS_FILE."""
+"""Publishes the report of a run: REPORT_FILE, the history in STATE_DIR, METRICS_FILE."""
 
 from __future__ import annotations
 
@@ -11,61 +11,60 @@ from ..job_result import Status
 from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
-from ..system.atomic_file import write_whole
-from .domain_record import Proofs, now, proofs
+from ..system.atomic_file import write_atomically
+from .domain_record import DomainRecords, now, read_records
 from .history import History
 from .report_types import Report
 from .run_report import RunResult, report_json
 
 
 def publish(result: RunResult, settings: Settings, reporter: Reporter) -> Report:
-    """Put the report everywhere; where that fails it is only said, as the domains are what they are."""
-    _note_saved(result, settings, reporter)
-    report = report_json(result, proofs(settings.state_dir))
+    """Publish the report. A failure is only reported: it does not change the run's result."""
+    _record_saved(result, settings, reporter)
+    report = report_json(result, read_records(settings.state_dir))
     if settings.report_file:
         content = json.dumps(report, indent=2).encode() + b"\n"
         try:
-            write_whole(Path(settings.report_file), content, 0o644)
+            write_atomically(Path(settings.report_file), content, 0o644)
         except OSError as error:
             message = f"cannot write the report {settings.report_file}: {reason(error)}"
-            _tell(BackupError(message, "see REPORT_FILE"), reporter)
+            _report_error(BackupError(message, "see REPORT_FILE"), reporter)
     try:
-        History(settings.state_dir, settings.report_days).keep(report)
+        History(settings.state_dir, settings.report_days).store(report)
     except OSError as error:
-        message = f"cannot keep the report in {settings.state_dir}: {reason(error)}"
-        _tell(BackupError(message, "see STATE_DIR"), reporter)
+        message = f"cannot store the report in {settings.state_dir}: {reason(error)}"
+        _report_error(BackupError(message, "see STATE_DIR"), reporter)
     publish_metrics(settings, reporter, report)
     return report
 
 
 def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | None = None) -> None:
-    """Write METRICS_FILE, if there is to be one. `newest` is the report of a run, which may not be kept."""
+    """Write METRICS_FILE if it is set. `newest` is the report of a run, which may not be in the history."""
     if not settings.metrics_file:
         return
-    from .metrics import exposition  # which needs a package that nothing else does
+    from .metrics import exposition  # needs a package that nothing else needs
 
-    kept = History(settings.state_dir, settings.report_days).newest_first()
-    reports = chain([newest], (one for one in kept if one["run"] != newest["run"])) if newest else kept
+    past = History(settings.state_dir, settings.report_days).newest_first()
+    reports = chain([newest], (one for one in past if one["run"] != newest["run"])) if newest else past
     try:
-        content = exposition(reports, proofs(settings.state_dir))
-        write_whole(Path(settings.metrics_file), content, 0o644)
+        content = exposition(reports, read_records(settings.state_dir))
+        write_atomically(Path(settings.metrics_file), content, 0o644)
     except OSError as error:
         message = f"cannot write the metrics {settings.metrics_file}: {reason(error)}"
         hint = "see METRICS_FILE, and ReadWritePaths in the unit"
-        _tell(BackupError(message, hint), reporter)
+        _report_error(BackupError(message, hint), reporter)
 
 
-def _note_saved(result: RunResult, settings: Settings, reporter: Reporter) -> None:
-    proven = {"verified": now(), "failure": ""} if result.verified else {}
+def _record_saved(result: RunResult, settings: Settings, reporter: Reporter) -> None:
+    verified = {"verified": now(), "failure": ""} if result.verified else {}
     changes = {
-        one.uuid: {"saved": one.taken.isoformat(timespec="seconds"), **proven}
+        one.uuid: {"saved": one.taken.isoformat(timespec="seconds"), **verified}
         for one in result.results
         if one.taken and one.status is Status.SAVED
     }
     if changes:
-        Proofs(settings.state_dir, reporter).note_all(changes)
+        DomainRecords(settings.state_dir, reporter).update_all(changes)
 
 
-def _tell(error: BackupError, reporter: Reporter) -> None:
-    hint = f" (hint: {error.hint})" if error.hint else ""
-    reporter.message(Level.ERROR, "", f"{error.message}{hint}")
+def _report_error(error: BackupError, reporter: Reporter) -> None:
+    reporter.message(Level.ERROR, "", str(error))

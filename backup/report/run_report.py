@@ -1,4 +1,4 @@
-"""What a run came to: its results, as values and as JSON."""
+"""The result of a run, as a value and as JSON."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
 from ..job_result import JobResult, Status, Timeline
 from ..stored import SavedImage
-from .domain_record import Proof
+from .domain_record import DomainRecord
 from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
 
-SCHEMA = 1  # of report.schema.json; what reads version 1 goes on reading as long as it stays
+SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
 
 
 @dataclass(frozen=True)
 class RunResult:
     """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
 
-    `named` are the domains, or patterns, that the admin named on the command line; then no others were
-    looked at.
+    `named` are the domains, or patterns, from the command line: no others were considered.
     """
 
     run: str
@@ -32,9 +31,9 @@ class RunResult:
     signal_number: int = 0
     nothing_done: bool = False
     named: Sequence[str] = ()
-    errors: Sequence[str] = ()  # what kept domains from being looked at, such as a libvirt out of reach
+    errors: Sequence[str] = ()  # what no domain is to blame for, such as an unreachable libvirt
     not_selected: Sequence[JobResult] = ()
-    verified: bool = False  # each image that was saved, against its snapshot
+    verified: bool = False  # each saved image was compared with its snapshot
 
     @property
     def exit_code(self) -> int:
@@ -47,15 +46,15 @@ class RunResult:
 
     @property
     def summary(self) -> str:
-        """How many domains came to what, such as "3 saved, 1 failed"."""
+        """The number of domains per result, such as "3 saved, 1 failed"."""
         if self.nothing_done:
             return "nothing could be done"
         counts = [(sum(one.status is status for one in self.results), status.value) for status in Status]
         return ", ".join(f"{count} {status}" for count, status in counts if count) or "nothing to do"
 
 
-def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> Report:
-    """Give the report as res/report.schema.json has it. `proofs` are by the domains' UUIDs."""
+def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Report:
+    """Give the report as res/report.schema.json has it. `records` are by the domains' UUIDs."""
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -67,7 +66,7 @@ def report_json(result: RunResult, proofs: Mapping[str, Proof]) -> Report:
         "named": list(result.named),
         "errors": list(result.errors),
         "domains": [
-            _domain(one, proofs.get(one.uuid, Proof()), selected)
+            _domain(one, records.get(one.uuid, DomainRecord()), selected)
             for selected, ones in ((True, result.results), (False, result.not_selected))
             for one in ones
         ],
@@ -78,7 +77,7 @@ def _moment(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds")
 
 
-def _domain(one: JobResult, proof: Proof, selected: bool) -> DomainEntry:
+def _domain(one: JobResult, record: DomainRecord, selected: bool) -> DomainEntry:
     return {
         "name": one.name,
         "uuid": one.uuid,
@@ -93,10 +92,10 @@ def _domain(one: JobResult, proof: Proof, selected: bool) -> DomainEntry:
         "seconds": round(one.seconds, 3),
         "leftovers": one.leftovers,
         "timeline": _timeline(one.timeline) if one.timeline else None,
-        "last_saved": proof.saved or None,
-        "last_verified": proof.verified or None,
-        "last_drill": proof.drilled or None,
-        "proof_failure": proof.failure,
+        "last_saved": record.saved or None,
+        "last_verified": record.verified or None,
+        "last_drill": record.drilled or None,
+        "proof_failure": record.failure,
         "images": [_image(image) for image in one.images],
         "not_covered": [
             {"target": disk.target, "source": disk.source, "reason": disk.skipped}

@@ -1,4 +1,4 @@
-"""A run as a picture: each worker a lane, each job a bar in it. All places are percent of the run's time."""
+"""The timeline of a run: each worker is a lane, each job a bar. Positions are percent of the run's time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..job_result import Phase
 from ..text import duration_text
 from .report_types import DomainEntry, Report, TimelineEntry
 
-WIDTH = 960  # pixels that the picture has at the least
-LETTER = 7.0  # pixels of one, about
-MARGIN = 12  # pixels that a label leaves free
-CROWDED = 60  # jobs from which on marks are thin
+WIDTH = 960  # pixels, at least
+LETTER = 7.0  # pixels of a character, about
+MARGIN = 12  # pixels beside a label
+CROWDED = 60  # jobs; with more, marks are thin
 
 STEPS = (
     1,
@@ -42,7 +42,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Span:
-    """Where something begins, how wide it is, and what it is."""
+    """The start, the width and the kind of something."""
 
     x: float
     width: float
@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Bar:
-    """A job: its phases, when the guest stood still, the label that fits, and all in words."""
+    """A job: its phases, when the guest was frozen or paused, the label that fits, and a description."""
 
     status: str
     place: Span
@@ -59,12 +59,12 @@ class Bar:
     frozen: Optional[Span]
     label: str
     label_x: float
-    words: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What one worker did, and how much of the run's time it was at it."""
+    """The jobs of one worker, and the percentage of the run's time that they took."""
 
     number: int
     bars: Sequence[Bar]
@@ -78,7 +78,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class Picture:
+class RunTimeline:
     lanes: Sequence[Lane]
     ticks: Sequence[Tick]
     crowded: bool
@@ -114,8 +114,8 @@ class _Scale:
         ]
 
 
-def picture(report: Report) -> Picture | None:
-    """Give the picture of a run; None if no job was begun."""
+def run_timeline(report: Report) -> RunTimeline | None:
+    """Give the timeline of a run; None if no job began."""
     jobs = [(domain, domain["timeline"]) for domain in report["domains"] if domain["timeline"]]
     if not jobs:
         return None
@@ -127,7 +127,7 @@ def picture(report: Report) -> Picture | None:
     scale = _Scale(begin, max((end - begin).total_seconds(), 0.001))
     numbers = sorted({timeline["lane"] for _, timeline in jobs})
     lanes = [_lane(number, jobs, scale) for number in numbers]
-    return Picture(lanes, scale.ticks(), len(jobs) > CROWDED)
+    return RunTimeline(lanes, scale.ticks(), len(jobs) > CROWDED)
 
 
 def _lane(number: int, jobs: Sequence[tuple[DomainEntry, TimelineEntry]], scale: _Scale) -> Lane:
@@ -152,7 +152,7 @@ def _bar(domain: DomainEntry, timeline: TimelineEntry, scale: _Scale) -> Bar:
         _frozen(domain, scale),
         fitting(domain["name"], room.width * WIDTH / 100 - MARGIN),
         room.x,
-        _words(domain, begin, end),
+        _text(domain, begin, end),
     )
 
 
@@ -163,29 +163,29 @@ def _frozen(domain: DomainEntry, scale: _Scale) -> Span | None:
     return scale.span(begin, begin + timedelta(seconds=domain["frozen_seconds"]))
 
 
-def _words(domain: DomainEntry, begin: datetime, end: datetime) -> str:
+def _text(domain: DomainEntry, begin: datetime, end: datetime) -> str:
     how = f"{domain['status']}, {domain['consistency']}" if domain["consistency"] else domain["status"]
     took = duration_text((end - begin).total_seconds())
     text = f"{domain['name']}: {how}; {begin:%H:%M:%S} to {end:%H:%M:%S} UTC, {took}"
     if domain["frozen_at"]:
         since = datetime.fromisoformat(domain["frozen_at"])
-        text += f"; stood still at {since:%H:%M:%S} for {duration_text(domain['frozen_seconds'])}"
+        text += f"; frozen or paused at {since:%H:%M:%S} for {duration_text(domain['frozen_seconds'])}"
     return text
 
 
 def fitting(text: str, pixels: float) -> str:
-    """Give as much of the text as so many pixels take; nothing where that would be no help."""
+    """Give as much of the text as fits into so many pixels; "" if that is too little to be of use."""
     letters = int(pixels / LETTER)
     if sum(map(_width, text)) <= letters:
         return text
-    kept = ""
+    shown = ""
     for char in text:
-        if sum(map(_width, kept + char)) > letters - 1:
+        if sum(map(_width, shown + char)) > letters - 1:
             break
-        kept += char
-    return f"{kept}…" if len(kept) >= 3 else ""
+        shown += char
+    return f"{shown}…" if len(shown) >= 3 else ""
 
 
 def _width(char: str) -> int:
-    """Letters that a character takes: emoji and East Asian ones are wide."""
+    """The columns of a character: emoji and East Asian ones are wide."""
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -1,4 +1,4 @@
-"""What the numbers of a report come to."""
+"""The totals, the verdict and the problems of a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .report_types import DomainEntry, Report
 
 @dataclass(frozen=True)
 class Amounts:
-    """The sums over some images: bytes, and the seconds that they took one after the other."""
+    """The sums over some images: bytes, and the seconds that they took, added up."""
 
     size: int
     data: int
@@ -24,12 +24,12 @@ class Amounts:
 
     @property
     def rate(self) -> Optional[float]:
-        """Bytes read per second; None where nothing was."""
+        """Bytes read per second; None if none were."""
         return self.read / self.seconds if self.read and self.seconds else None
 
 
 def amounts(domains: Iterable[DomainEntry]) -> Amounts | None:
-    """Sum up what the domains of a report have; None where no image is saved."""
+    """Add up the images of these domains; None if no image is saved."""
     images = [image for domain in domains for image in domain["images"]]
     if not images:
         return None
@@ -48,7 +48,7 @@ def count(report: Report, status: str) -> int:
 
 
 def verdict(report: Report) -> str:
-    """Say in words what the exit code means."""
+    """Describe the result of the run, such as "1 of 3 domains failed"."""
     saved, failed = count(report, "saved"), count(report, "failed")
     code = report["exit_code"]
     if code > SIGNALLED:
@@ -58,7 +58,7 @@ def verdict(report: Report) -> str:
     if failed:
         return f"{failed} of {saved + failed} domains failed"
     if report["errors"]:
-        return f"{_domains(saved)} saved, others could not be looked at"
+        return f"{_domains(saved)} saved, others could not be listed"
     return f"{_domains(saved)} saved" if saved else "Nothing to do"
 
 
@@ -68,7 +68,7 @@ def _domains(number: int) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """What went wrong with these domains, or with none in particular, and what to do about it."""
+    """A failure of these domains, or of none in particular, and the hint how to fix it."""
 
     what: str
     hint: str = ""
@@ -76,14 +76,14 @@ class Problem:
 
 
 def problems(report: Report) -> Sequence[Problem]:
-    """Give the run's errors, and its failures; domains that failed alike are one problem."""
+    """Give the run's errors and failures; domains that failed for the same reason are one problem."""
     alike: dict[tuple[str, str], list[str]] = {}
     for domain in report["domains"]:
         if domain["status"] == "failed":
             alike.setdefault((domain["reason"], domain["hint"]), []).append(domain["name"])
     for domain in report["domains"]:
         if domain["proof_failure"]:
-            what = f"a verification or drill has failed: {domain['proof_failure']}"
+            what = f"a verification or drill failed: {domain['proof_failure']}"
             alike.setdefault((what, ""), []).append(domain["name"])
     found = [Problem(error) for error in report["errors"]]
     return found + [Problem(what, hint, tuple(names)) for (what, hint), names in alike.items()]

@@ -1,4 +1,4 @@
-"""Whether a backup could work: looked at in seconds, without touching a guest or an image."""
+"""The command check: can backups run? It takes seconds and changes no guest and no image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Callable
 from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
-from ..errors import BackupError, FrozenAlready
-from ..hooks import hooks
+from ..errors import AlreadyFrozen, BackupError
+from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
-from ..job.leftovers import kept_snapshots
+from ..job.leftovers import base_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
 from ..protocols import Output
 from ..selection import choose, effective, require_complete
@@ -28,22 +28,24 @@ from ..watch.node_lock import prepare_runtime_dir, require_writable
 
 CEPH_LIMIT = 10  # seconds for an answer of Ceph
 AGENT_LIMIT = 5  # seconds for an answer of a guest agent
-LOOKS = 16  # looks at the same time
-GRACE = 4  # seconds for agents to answer once there is to be a stop: what they are given is to be unset
+AT_A_TIME = 16  # calls at the same time
+GRACE = 4  # seconds for agents to answer after a request to stop, as their timeouts have to be reset
 
 
 def examine(settings: Settings, output: Output, check_stop: CheckStop = never_stop) -> Iterator[Finding]:
-    """Look at everything that a backup needs, and yield each finding as it is made.
+    """Check everything that a backup needs, and yield each finding at once.
 
-    Raises what `check_stop` raises: at once, whatever hangs.
+    Raises what `check_stop` raises, immediately even if a call hangs.
     """
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding(f"interpreter {sys.executable} {version}, with libvirt, rados and rbd")
-    yield _tried(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
+    yield _finding(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
     if settings.report_file:
-        yield _tried(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
+        yield _finding(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
     if settings.metrics_file:
-        yield _tried(f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file))
+        yield _finding(
+            f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file)
+        )
     yield from _programs(settings)
     yield from _output(settings, output, check_stop)
     try:
@@ -62,15 +64,13 @@ def examine(settings: Settings, output: Output, check_stop: CheckStop = never_st
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:
-    """Look at the admin's own programs; none is run."""
+    """Check the admin's own programs; none is run."""
     if settings.notify_command:
         name = settings.notify_command[0]
-        missing = (
-            None if shutil.which(name) else BackupError("there is no such program", "see NOTIFY_COMMAND")
-        )
+        missing = None if shutil.which(name) else BackupError("program not found", "see NOTIFY_COMMAND")
         yield Finding(f"NOTIFY_COMMAND {name}", missing)
     if settings.hooks:
-        yield from hooks.look_at(settings)
+        yield from check_hooks(settings)
 
 
 def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Iterator[Finding]:
@@ -86,7 +86,7 @@ def _domains(
     clusters = stack.enter_context(
         Clusters(hypervisor.secret, settings, min(CEPH_LIMIT, settings.ceph_timeout))
     )
-    with Calls(LOOKS, check_stop, stack.close, GRACE) as calls:
+    with Calls(AT_A_TIME, check_stop, stack.close, GRACE) as calls:
         for domain in domains:
             yield from _covered(domain)
         yield from calls.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
@@ -94,7 +94,7 @@ def _domains(
 
 
 def _covered(domain: Domain) -> Iterator[Finding]:
-    """Tell what keeps the domain from being saved as a whole, if anything does."""
+    """Report a disk that keeps the domain from being backed up, if there is one."""
     try:
         require_complete(domain)
     except BackupError as error:
@@ -102,18 +102,18 @@ def _covered(domain: Domain) -> Iterator[Finding]:
 
 
 def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Finding:
-    """Find out what consistency to expect; a missing agent is a problem only where a freeze is required."""
+    """Report the consistency to expect; a missing agent is a problem only if a freeze is required."""
     expected = {
         State.SHUT_OFF: "shut off: offline",
-        State.SAVED: "shut off, its memory saved: what the disks hold, as after a power cut",
-        State.PAUSED: "paused: stays so",
-        State.SUSPENDED: "suspended to memory: stays so",
-        State.CRASHED: "crashed: as its disks are",
-        State.BUSY: "starting, stopping, migrating, or another job is at work on it",
+        State.SAVED: "shut off, its memory saved: disks as after a power cut",
+        State.PAUSED: "paused: stays paused",
+        State.SUSPENDED: "suspended to memory: stays suspended",
+        State.CRASHED: "crashed: disks as they are",
+        State.BUSY: "starting, stopping, migrating, or another libvirt job is running on it",
     }.get(domain.state)
     if expected:
         return Finding(f"domain {domain.name}: {expected}")
-    instead = {"pause": "will be paused for its snapshots", "crash": "will be taken as it runs"}
+    instead = {"pause": "will be paused for its snapshots", "crash": "will be backed up while it runs"}
     if settings.freeze == "never":
         return Finding(f"domain {domain.name}: {instead[settings.without_freeze]} (FREEZE)")
     try:
@@ -125,7 +125,7 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)
-        then = "crash" if isinstance(error, FrozenAlready) else settings.without_freeze
+        then = "crash" if isinstance(error, AlreadyFrozen) else settings.without_freeze
         return Finding(f"domain {domain.name}: {error.message}; {instead[then]}")
     return Finding(f"domain {domain.name}: the guest agent answers")
 
@@ -133,7 +133,7 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
 def _clusters(
     domains: Sequence[Domain], clusters: Clusters, settings: Settings, calls: Calls
 ) -> Iterator[Finding]:
-    """Connect with each of the credentials in use, then ask each pool for leave, and open each image."""
+    """Connect with all credentials in use, then check the permissions in each pool, and open each image."""
     uses = [(domain, disk, disk.image) for domain in domains for disk in domain.disks if disk.image]
     reached = set()
     addresses = list(dict.fromkeys(disk.address for _, disk, _ in uses))
@@ -149,11 +149,11 @@ def _clusters(
 
 def _cluster(clusters: Clusters, settings: Settings, address: ClusterAddress) -> Finding:
     where = ",".join(address.monitors) or address.conf_file or settings.ceph_conf
-    return _tried(f"cluster {where} as client.{address.user or 'admin'}", partial(clusters.at, address))
+    return _finding(f"cluster {where} as client.{address.user or 'admin'}", partial(clusters.at, address))
 
 
 def _pool(cluster: Cluster, image: Image) -> Finding:
-    return _tried(
+    return _finding(
         f"pool {image.place}: client.{cluster.user} may make snapshots",
         lambda: cluster.allow_snapshots(image),
     )
@@ -161,16 +161,16 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
-    found = _tried(subject, lambda: cluster.identified(image))
-    if found.problem is None and (kept := kept_snapshots(cluster, image, domain)):
-        held = f"holds {', '.join(kept)} for restic_incremental ({PROGRAM} cleanup --all removes it)"
-        return Finding(f"{subject} {held}")
+    found = _finding(subject, lambda: cluster.identified(image))
+    if found.problem is None and (bases := base_snapshots(cluster, image, domain)):
+        text = f"has base snapshot {', '.join(bases)} for restic_incremental"
+        return Finding(f"{subject} {text} ({PROGRAM} cleanup --all removes it)")
     return found
 
 
-def _tried(subject: str, look: Callable[[], object]) -> Finding:
+def _finding(subject: str, call: Callable[[], object]) -> Finding:
     try:
-        look()
+        call()
     except BackupError as error:
         return Finding(subject, error)
     return Finding(subject)

@@ -1,4 +1,4 @@
-"""Removing leftovers of killed runs: guests that are frozen or paused, snapshots, locks, drafts of files."""
+"""The command cleanup: thaws guests, and removes snapshots, locks and files that interrupted runs left."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ..ceph.clusters import Clusters
 from ..ceph.errors import LockHeld
 from ..errors import BackupError
 from ..hooks.hooks import Hooks
-from ..hooks.job_hooks import run_owed
+from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import lock_of
 from ..job.leftovers import leftovers, remove_leftovers
-from ..job.thaw import let_go_noted
+from ..job.thaw import thaw_guests
 from ..job_result import Phase
 from ..model import Domain, Image, Level
 from ..protocols import RunReporter
@@ -38,30 +38,30 @@ from .drafts import remove_all_drafts
 
 AT_A_TIME = 16  # domains that are cleaned at the same time
 BY_HAND = 60.0  # seconds to try to thaw and resume the guests of interrupted runs
-IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, and nobody tries after this
-GRACE = 4  # seconds to give back locks once there is to be a stop; a lock that is not given back expires
+IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, so this is the last try
+GRACE = 4  # seconds to release locks after a request to stop; a lock that is not released expires
 
 
-def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kept: bool = False) -> int:
-    """Thaw or resume all domains of this node, and remove their leftovers; return how many that failed for.
+def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, with_bases: bool = False) -> int:
+    """Thaw or resume all guests of this node, and remove leftovers; return how many domains that failed for.
 
-    Domains that are not selected are cleaned too, but what fails for them is a warning. `kept`: remove too
-    what is kept for the next run. Raises AlreadyRunning while a run is active, as what it left is not left,
-    and the reason to stop.
+    Domains that are not selected are cleaned too, but their failures are warnings. `with_bases`: remove base
+    snapshots too. Raises AlreadyRunning while a run is active, as its snapshots are no leftovers, and the
+    reason to stop.
     """
     with only_run(settings.runtime_dir, stop.check):
         seconds = IN_A_SERVICE if "INVOCATION_ID" in os.environ else BY_HAND
-        failed = let_go_noted(settings, reporter, seconds=seconds, check_stop=stop.check)
+        failed = thaw_guests(settings, reporter, seconds=seconds, check_stop=stop.check)
         threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
         remove_all_drafts(settings)
-        failed += run_owed(Hooks(settings, "", reporter), check_stop=stop.check)
+        failed += run_missed_hooks(Hooks(settings, "", reporter), check_stop=stop.check)
         stop.check()
         with Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors:
             domains = hypervisors.domains()
             for error in hypervisors.unreachable:
                 failed += 1
                 reporter.message(Level.ERROR, "", str(error))
-            cleaner = Cleaner(settings, reporter, stop, kept, choose(domains, settings))
+            cleaner = Cleaner(settings, reporter, stop, with_bases, choose(domains, settings))
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]
                 failed += cleaner.clean(own, hypervisor)
@@ -70,22 +70,22 @@ def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, kep
 
 @dataclass
 class Cleaner:
-    """Removes the leftovers of domains, snapshots and locks, many at a time.
+    """Removes leftover snapshots and locks, of many domains at a time.
 
-    `choices` tell which domains are selected: all, unless they say otherwise.
+    `choices` are the domains with the reasons why some are not selected; without them all are.
     """
 
     settings: Settings
     reporter: RunReporter
     stop: StopRequest
-    kept: bool = False
+    with_bases: bool = False
     choices: Sequence[Choice] = ()
-    _reported: float = field(default_factory=time.monotonic)  # when progress was, last
+    _reported: float = field(default_factory=time.monotonic)  # when progress was last reported
 
     def clean(self, domains: Sequence[Domain], hypervisor: Hypervisor) -> int:
         """Clean the domains of this libvirt; return how many of the selected ones that failed for.
 
-        Raises the reason to stop: at once, though a call may hang.
+        Raises the reason to stop, immediately even if a call hangs.
         """
         settings, failed = self.settings, 0
         skipped = {choice.domain.uuid: choice.skipped for choice in self.choices if _at(choice, hypervisor)}
@@ -130,7 +130,7 @@ class Cleaner:
         return False
 
     def _is_stopping(self) -> bool:
-        """Raise the reason to stop: what waits for a slot is left to the next cleanup."""
+        """Raise the reason to stop: snapshots that wait for a slot are left to the next cleanup."""
         self.stop.check()
         return False
 
@@ -140,37 +140,37 @@ class Cleaner:
         if not any(images.values()) and not self._has_lock(domain, clusters):
             return
         self.reporter.phase(domain.name, Phase.TIDY)
-        lost = StopRequest()  # of this lock alone
-        left = {image for (_, image), is_left in images.items() if is_left}
-        lock = lock_of(self._lockable(domain, left), clusters, self.settings.lock_duration)
+        lost = StopRequest()  # for this lock only
+        with_leftovers = {image for (_, image), found in images.items() if found}
+        lock = lock_of(self._lockable(domain, with_leftovers), clusters, self.settings.lock_duration)
 
         def check_stop() -> None:
             self.stop.check()
             lost.check()
 
-        with lock.held(lost, self.reporter, domain.name):
+        with lock.locked(lost, self.reporter, domain.name):
             for cluster, image in images:
                 check_stop()
                 with deletions.one():
                     remove_leftovers(
-                        cluster, image, domain, self.reporter, self.kept, require_lock=check_stop
+                        cluster, image, domain, self.reporter, self.with_bases, require_lock=check_stop
                     )
 
     def _checked(self, domain: Domain, clusters: Clusters) -> Mapping[tuple[Cluster, Image], bool]:
         """Return for each image whether it has leftovers.
 
-        An image that settings or metadata exclude, and that can't be checked, is a warning alone.
+        If an excluded image cannot be checked, that is a warning.
         """
         found = {}
-        of_backups = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
+        saved = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
         for disk in domain.disks:
             if not disk.image:
                 continue
             try:
                 cluster = clusters.at(disk.address)
-                found[cluster, disk.image] = bool(leftovers(cluster, disk.image, domain, self.kept))
+                found[cluster, disk.image] = bool(leftovers(cluster, disk.image, domain, self.with_bases))
             except BackupError as error:
-                if disk.target in of_backups:
+                if disk.target in saved:
                     raise
                 text = f"{disk.target} ({disk.image}), which is not backed up: {error}"
                 self.reporter.message(Level.WARNING, domain.name, text)
@@ -179,16 +179,16 @@ class Cleaner:
     def _has_lock(self, domain: Domain, clusters: Clusters) -> bool:
         lockable = self._lockable(domain, ())
         if not any(disk.image for disk in lockable.disks):
-            return False  # there is no image that a lock could be beside
+            return False  # a lock lies beside an image
         return lock_of(lockable, clusters, self.settings.lock_duration).exists()
 
-    def _lockable(self, domain: Domain, left: Container[Image]) -> Domain:
-        """Give the domain with the images that a backup would have, and those that have leftovers.
+    def _lockable(self, domain: Domain, with_leftovers: Container[Image]) -> Domain:
+        """Return the domain with the images that a backup saves and those that have leftovers.
 
-        Of others nothing is touched, and in their pools there may be no leave for a lock.
+        Others are not touched, and in their pools a lock may not be permitted.
         """
-        of_backups = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
-        disks = (disk for disk in domain.disks if disk.target in of_backups or disk.image in left)
+        saved = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
+        disks = (disk for disk in domain.disks if disk.target in saved or disk.image in with_leftovers)
         return replace(domain, disks=tuple(disks))
 
     def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:

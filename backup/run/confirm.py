@@ -1,4 +1,4 @@
-"""A look at the output at the end of a run: whether all that was saved is there."""
+"""The check at the end of a run that the repository holds all images that the run saved."""
 
 from __future__ import annotations
 
@@ -21,32 +21,34 @@ def confirmed(
     reporter: Reporter,
     check_stop: Callable[[], None],
 ) -> Sequence[JobResult]:
-    """List once what the output holds of the run; fail the domains of which it has not all.
+    """List the run's restore points in the repository; fail the domains with missing images.
 
-    Somebody may have removed what no manifest counted yet, though it was about to, or the repository itself
-    was gone for a while. What is left of such restore points is removed: they would be listed as complete.
+    Another program may have removed images before their manifest was written, or the repository was replaced
+    for a while. Restore points with missing images are removed, as they would be listed as complete.
     """
     if not any(result.status is Status.SAVED for result in results):
         return results
     try:
-        held = [point for point in output.restore_points(check_stop) if point.id.run == run]
+        points = [point for point in output.restore_points(check_stop) if point.id.run == run]
     except BackupError as error:
-        text = f"cannot confirm that what was saved is in the output: {error}"
+        text = f"cannot confirm that the repository holds all saved images: {error}"
         reporter.message(Level.WARNING, "", text)
         return results
-    after = [_confirmed_in(held, run, result, reporter) for result in results]
+    after = [_confirmed_in(points, run, result, reporter) for result in results]
     gone = {new.uuid for new, old in zip(after, results) if new is not old}
-    _withdraw([point.id for point in held if point.id.uuid in gone], output, reporter, check_stop)
+    _withdraw([point.id for point in points if point.id.uuid in gone], output, reporter, check_stop)
     return after
 
 
-def _confirmed_in(held: Sequence[StoredPoint], run: str, result: JobResult, reporter: Reporter) -> JobResult:
-    """Give the result as it is, or failed if the output lacks something of it."""
-    lacking = missing(held, run, result) if result.status is Status.SAVED else ()
+def _confirmed_in(
+    points: Sequence[StoredPoint], run: str, result: JobResult, reporter: Reporter
+) -> JobResult:
+    """Return the result as it is, or failed if the repository lacks an image of it."""
+    lacking = missing(points, run, result) if result.status is Status.SAVED else ()
     if not lacking:
         return result
-    reason = f"the output no longer has all that was saved: {', '.join(lacking)}"
-    hint = "who removes or moves what is in the repository while backups run? back it up again"
+    reason = f"the repository no longer has all saved images, missing: {', '.join(lacking)}"
+    hint = "does another program remove snapshots from the repository during backups? back it up again"
     reporter.message(Level.ERROR, result.name, f"failed: {reason} (hint: {hint})")
     return replace(result, status=Status.FAILED, reason=reason, hint=hint, images=())
 
@@ -58,5 +60,5 @@ def _withdraw(
         if points:
             output.withdraw(points, check_stop)
     except BackupError as error:
-        text = f"restore points of this run that lack images may still be in the output: {error}"
+        text = f"restore points of this run with missing images may still be in the repository: {error}"
         reporter.message(Level.WARNING, "", text)

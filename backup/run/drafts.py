@@ -1,4 +1,4 @@
-"""Where killed writers may have left drafts of files."""
+"""Drafts of files that killed writers left, and the directories where they may be."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..settings import Settings
 from ..system.atomic_file import remove_drafts
 
 RECORD_NAMES = r"[^/]+\.json"
-WRITTEN_BY_RUNS = ("held", "hooked")  # directories of RUNTIME_DIR that nobody else writes to
+WRITTEN_BY_RUNS = ("held", "hooked")  # directories of RUNTIME_DIR that only runs write to
 
 
 def remove_all_drafts(settings: Settings) -> None:
-    """Remove what killed writers left in all places of this node. Only for the holder of its lock."""
-    for name in WRITTEN_BY_RUNS:  # all of whose processes have ended
+    """Remove the drafts of killed writers. Only for the holder of the node's lock."""
+    for name in WRITTEN_BY_RUNS:  # whose processes have all ended
         remove_drafts(Path(settings.runtime_dir, name), RECORD_NAMES, age=0)
     for directory, names in _places(settings):
         remove_drafts(directory, names)
 
 
 def _places(settings: Settings) -> Iterator[tuple[Path, str]]:
-    """Give directories, and what is written there."""
+    """Yield directories with a pattern of the names of files written there."""
     yield Path(settings.runtime_dir), "watchdog"
     for directory in _directories_in(Path(settings.runtime_dir)):
         yield directory, RECORD_NAMES
     yield Path(settings.state_dir), re.escape(FILE)
     yield Path(settings.state_dir, "reports"), REPORT_NAMES
     for path in (settings.report_file, settings.metrics_file):
-        if path:  # in a directory that others may write to, too
+        if path:  # its directory may have files of other programs
             yield Path(path).parent, re.escape(Path(path).name)
 
 

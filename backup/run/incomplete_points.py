@@ -1,4 +1,4 @@
-"""Restore points that never came about: removing their images from the output."""
+"""Incomplete restore points: removing their images from the repository."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from ..system.stop_request import StopRequest
 
 
 def incomplete(points: Sequence[StoredPoint]) -> Sequence[StoredPoint]:
-    """Give those of which there are images, but no manifest: they are under way, or in vain."""
+    """Return those with images but no manifest: their run is active, or was interrupted."""
     return [point for point in points if not point.manifest_id]
 
 
-def tell_of_dead_locks(removal: Future[None], reporter: Reporter) -> None:
-    """Tell if locks of dead processes could not be removed from the output: they keep a prune out."""
+def report_dead_locks(removal: Future[None], reporter: Reporter) -> None:
+    """Warn if locks of dead processes could not be removed from the repository: they block a prune."""
     try:
         removal.result()
     except BackupError as error:
-        reporter.message(Level.WARNING, "", f"locks of dead processes may still be in the output: {error}")
+        reporter.message(
+            Level.WARNING, "", f"locks of dead processes may still be in the repository: {error}"
+        )
 
 
 def discard_own(
@@ -40,15 +42,15 @@ def discard_own(
     wait_if_busy: bool,
     check_stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Remove what the run, all of whose workers have ended, saved in vain.
+    """Remove the run's incomplete restore points, once all its workers have ended.
 
-    What can't be removed does not count anyway.
+    A failure is a warning: incomplete restore points do not count.
     """
     try:
         left = [point.id for point in incomplete(output.restore_points(check_stop))]
         output.discard([point for point in left if point.run == run], wait_if_busy, check_stop)
     except BackupError as error:
-        reporter.message(Level.WARNING, "", f"{_left(run)}: {error}")
+        reporter.message(Level.WARNING, "", f"{_still_there(run)}: {error}")
 
 
 def discard_of_dead(
@@ -60,9 +62,9 @@ def discard_of_dead(
     reporter: Reporter,
     stop: StopRequest,
 ) -> None:
-    """Remove what other runs saved of these domains, where the locks that they held prove that they are dead.
+    """Remove other runs' incomplete restore points of these domains, if the locks prove those runs dead.
 
-    A request to stop ends it early: what is left the next run removes.
+    A request to stop ends it early: the next run removes the rest.
     """
     for hypervisor in hypervisors:
         own = [domain for domain in domains if domain.uri == hypervisor.uri]
@@ -81,16 +83,16 @@ def _discard_dead(
     reporter: Reporter,
     stop: StopRequest,
 ) -> None:
-    """Remove one, unless its run may be alive or there is to be a stop; report what comes of it."""
+    """Remove one, unless its run may be alive or a stop is requested; report the outcome."""
     if stop.requested:
         return
     run = point.id.run
     try:
         locks = _locks(point, select_disks(domain, settings), clusters, settings.lock_duration)
         with ExitStack() as stack:
-            lost = [StopRequest() for _ in locks]  # each of its lock alone
+            lost = [StopRequest() for _ in locks]  # one for each lock
             for lock, of_lock in zip(locks, lost):
-                stack.enter_context(lock.held(of_lock, reporter, domain.name))
+                stack.enter_context(lock.locked(of_lock, reporter, domain.name))
 
             def check_stop() -> None:
                 for one in (stop, *lost):
@@ -99,22 +101,22 @@ def _discard_dead(
             check_stop()
             output.discard([point.id], True, check_stop)
     except LockHeld:
-        return  # it may still be at it
+        return  # its run may be alive
     except BackupError as error:
         if not stop.requested:
-            reporter.message(Level.WARNING, domain.name, f"{_left(run)}: {error}")
+            reporter.message(Level.WARNING, domain.name, f"{_still_there(run)}: {error}")
         return
-    text = f"removed from the output what killed runs left: run={run}"
+    text = f"removed an incomplete restore point of an interrupted run from the repository: run={run}"
     reporter.message(Level.WARNING, domain.name, text)
 
 
 def _locks(point: StoredPoint, domain: Domain, clusters: Clusters, duration: int) -> Sequence[DomainLock]:
-    """Give the locks that the run has, if it lives, that saves the point.
+    """Return the locks that the point's run holds if it is alive.
 
-    They may be in other places than those of the domain as it is defined here. Raises LockHeld where they are
-    in another cluster: nobody here can tell whether that run lives.
+    They may be in other places than those of the domain's definition here. Raises LockHeld if one is in
+    another cluster: from here that run cannot be proven dead.
     """
-    if not point.locks:  # an older version does not tell
+    if not point.locks:  # saved by an older version
         return [lock_of(domain, clusters, duration)]
     known = [clusters.at(disk.address) for disk in domain.disks if disk.image]
     by_fsid = {cluster.fsid: cluster for cluster in known}
@@ -129,5 +131,5 @@ def _locks(point: StoredPoint, domain: Domain, clusters: Clusters, duration: int
     return locks
 
 
-def _left(runs: str) -> str:
-    return f"images of incomplete restore points (run={runs}) may still be in the output"
+def _still_there(runs: str) -> str:
+    return f"images of incomplete restore points (run={runs}) may still be in the repository"

@@ -1,4 +1,4 @@
-"""Largest first: so that a run's length is not decided by one big domain that started last."""
+"""The order of jobs: the largest domain first, so that a run does not end with one long job alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..settings import Settings
 from ..system.parallel_calls import Calls
 from ..system.time_limit import CheckStop, awaited, never_stop
 
-LOOKS = 16  # images that are asked for their size at the same time
-CEPH_LIMIT = 10  # seconds for one operation of Ceph; what can't be told by then, the job itself will tell
-LIMIT = 30  # seconds for all sizes together: that the largest comes first is worth no more
+AT_A_TIME = 16  # images whose size is read at the same time
+CEPH_LIMIT = 10  # seconds for one operation of Ceph; the job itself reports what fails
+LIMIT = 30  # seconds for all sizes together
 
 
 def largest_first(
@@ -32,9 +32,9 @@ def largest_first(
     settings: Settings,
     check_stop: CheckStop = never_stop,
 ) -> list[tuple[Domain, int]]:
-    """Sort by the sum of the images' sizes, and give it.
+    """Sort by the sum of the images' sizes, and return it too.
 
-    An image that can't be opened, or whose size is not known after LIMIT seconds, counts as empty.
+    An image that cannot be opened, or whose size is not known after LIMIT seconds, counts as empty.
     """
     deadline = time.monotonic() + LIMIT
     sizes: dict[Disk, int] = {}
@@ -52,24 +52,24 @@ def largest_first(
 def _sizes(
     domains: Sequence[Domain], hypervisor: Hypervisor, settings: Settings, stack: ExitStack
 ) -> list[tuple[Disk, Future[int]]]:
-    """Begin to ask for the sizes of all images at this libvirt; `stack` leaves behind what hangs."""
+    """Begin to read the sizes of all images at this libvirt; `stack` abandons calls that hang."""
     open_ones = ExitStack()
     clusters = open_ones.enter_context(
         Clusters(hypervisor.secret, settings, min(CEPH_LIMIT, settings.ceph_timeout))
     )
-    calls = stack.enter_context(Calls(LOOKS, close=open_ones.close))
+    calls = stack.enter_context(Calls(AT_A_TIME, close=open_ones.close))
     silent: set[tuple[ClusterAddress, str]] = set()
     disks = [disk for domain in domains if domain.uri == hypervisor.uri for disk in domain.disks]
     return [(disk, calls.submit(partial(_size, disk, clusters, silent))) for disk in disks]
 
 
 def _size(disk: Disk, clusters: Clusters, silent: set[tuple[ClusterAddress, str]]) -> int:
-    """Ask for an image's size; not where another image of a pool that is `silent` was asked for in vain."""
+    """Return an image's size, 0 in a pool that is `silent`: where the size of another image timed out."""
     if not disk.image or (place := (disk.address, disk.image.place)) in silent:
         return 0
     try:
         return clusters.at(disk.address).image_size(disk.image)
-    except BackupError as error:  # its domain's job fails over it, with a message of its own
+    except BackupError as error:  # its domain's job fails with a message of its own
         if isinstance(error, ClusterError) and error.number == errno.ETIMEDOUT:
             silent.add(place)
         return 0

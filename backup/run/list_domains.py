@@ -1,4 +1,4 @@
-"""The domains of this node, which of them a run backs up, and in which order."""
+"""The domains of this node: which ones a run backs up, and in which order."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from .largest_first import largest_first
 def list_domains(
     names: Sequence[str], hypervisors: Hypervisors, settings: Settings, reporter: Reporter
 ) -> Sequence[Choice]:
-    """List the domains, say which libvirts can't be asked, and tell what `back_up` would do about each."""
+    """List the domains and whether each is backed up; report libvirts that cannot be reached."""
     domains = hypervisors.domains()
     for error in hypervisors.unreachable:
         reporter.message(Level.ERROR, "", str(error))
     try:
         return choose(domains, settings, names)
     except ConfigError as error:
-        if hypervisors.unreachable:  # no mistake of who named it, maybe
-            raise BackupError(error.message, "is it where libvirt is out of reach?") from error
+        if hypervisors.unreachable:  # maybe the name is right
+            raise BackupError(
+                error.message, "it may be defined on a libvirt that could not be reached"
+            ) from error
         raise
 
 
 def skipped_domains(choices: Sequence[Choice]) -> Sequence[JobResult]:
-    """Give the domains that are backed up at no libvirt, each with why not."""
+    """Return the domains that are backed up at no libvirt, each with the reason."""
     chosen = {choice.domain.uuid for choice in choices if not choice.skipped}
     left = {choice.domain.uuid: choice for choice in choices if choice.domain.uuid not in chosen}
     return [
@@ -47,7 +49,7 @@ def ordered(
     reporter: Reporter,
     check_stop: CheckStop,
 ) -> Sequence[tuple[Domain, int]]:
-    """Give the selected domains with the sizes of their images, the largest first."""
+    """Return the selected domains with the sizes of their images, the largest first."""
     domains = [choice.domain for choice in choices if not choice.skipped]
     chosen = {domain.uuid for domain in domains}
     for choice in choices:

@@ -1,4 +1,4 @@
-"""When what failed with a transient error is tried again."""
+"""Retries of jobs that failed with a transient error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..model import Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
 
-STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
+STOP_POLL = 0.2  # seconds between two checks whether the run has to stop
 FIRST_PAUSE = 10.0  # seconds between the first two retries; doubled from one to the next
 
 
 def moments(retry_for: float) -> Iterator[float]:
-    """Yield when each retry begins, in time.monotonic(); ask for the next one when it has ended.
+    """Yield the time of each retry, in time.monotonic(); the next value must be taken when that has ended.
 
-    At once, then after growing pauses, and for the last time when `retry_for` seconds are over since the
-    first attempts ended: however long an attempt takes, one begins after that, and none after it.
+    The first is immediate, the others follow after growing pauses, and the last one begins when `retry_for`
+    seconds have passed since the first attempts ended, or later if the one before takes longer.
     """
     over, pause = time.monotonic() + retry_for, FIRST_PAUSE
     begins = time.monotonic()
@@ -48,7 +48,7 @@ class Retry:
         do: Callable[[Sequence[JobOrder]], Sequence[JobResult]],
         discard: Callable[[], None],
     ) -> Sequence[JobResult]:
-        """Do the jobs again whose error may be transient, until none is left; give the results of all jobs.
+        """Repeat the jobs whose error may be transient, until none is left; return the results of all jobs.
 
         `discard` removes what the failed attempts saved.
         """
@@ -57,17 +57,17 @@ class Retry:
             if not again or not self._waited(begins, len(again)):
                 break
             discard()  # or both attempts would count
-            text = f"trying {len(again)} failed domains once more: what failed may have passed"
+            text = f"retrying {len(again)} failed domains: their errors may be transient"
             self.reporter.message(Level.INFO, "", text)
             done = do([replace(one, attempt=number) for one in orders if one.uuid in again])
             results = [*(result for result in results if result.uuid not in again), *done]
         return results
 
     def _waited(self, until: float, number: int) -> bool:
-        """Wait for the time of a retry of so many domains; tell whether it is to be."""
+        """Wait for the time of a retry of so many domains; return False on a request to stop."""
         seconds = until - time.monotonic()
         if seconds > 0:
-            text = f"{number} failed domains are tried again in {seconds:.0f} s (RETRY_FOR)"
+            text = f"{number} failed domains are retried in {seconds:.0f} s (RETRY_FOR)"
             self.reporter.message(Level.INFO, "", text)
         while time.monotonic() < until and not self.stop.requested:
             time.sleep(STOP_POLL)

@@ -18,10 +18,10 @@ from typing import Callable
 
 from ..errors import BackupError, ConfigError
 from ..hooks.hooks import Hooks, When, about_run
-from ..hooks.job_hooks import run_owed
+from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connections import Hypervisors
 from ..job.job_order import JobOrder
-from ..job.thaw import let_go_noted
+from ..job.thaw import thaw_guests
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Output, RunReporter
@@ -35,18 +35,18 @@ from ..watch.node_lock import only_run
 from ..watch.watchdog import watched
 from .confirm import confirmed
 from .drafts import remove_all_drafts
-from .incomplete_points import discard_of_dead, discard_own, incomplete, tell_of_dead_locks
+from .incomplete_points import discard_of_dead, discard_own, incomplete, report_dead_locks
 from .list_domains import list_domains, ordered, skipped_domains
 from .retry import Retry
 from .worker_pool import Pool
 
-STOP_POLL = 0.2  # seconds between two looks at whether the run has to stop
-TIDY_LIMIT = 30.0  # seconds for the output to answer at the end of a run that is to stop
-THAW = 10.0  # seconds for which the run waits until the guest of a worker that died is thawed
+STOP_POLL = 0.2  # seconds between two checks whether the run has to stop
+TIDY_LIMIT = 30.0  # seconds for the output to answer at the end of a run after a request to stop
+THAW_WAIT = 10.0  # seconds that the run waits for the thaw of a dead worker's guest
 
 
 def new_run_id() -> str:
-    """Give an id that sorts by time: UTC, and random letters against two nodes in one second."""
+    """Return an id that sorts by time: UTC, and random letters in case two nodes start in one second."""
     letters = "".join(random.choices(string.ascii_lowercase, k=4))
     return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
 
@@ -69,26 +69,26 @@ class Run:
     def back_up(self, names: Sequence[str], verify: bool = False) -> RunResult:
         """Back up the selected domains; `verify` each image against its snapshot before that is removed.
 
-        Raises AlreadyRunning; ConfigError for names that no domain has; BackupError when nothing could be
-        done at all. What happens to single domains is in the result.
+        Raises AlreadyRunning; ConfigError for names that no domain has; BackupError if nothing could be done
+        at all. The outcomes of single domains are in the result.
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         with only_run(self.settings.runtime_dir, self.stop.check):
-            # no guest stands still while a hook runs
-            let_go_noted(self.settings, self.reporter, check_stop=self.stop.check)
+            # no guest stays frozen while a hook runs
+            thaw_guests(self.settings, self.reporter, check_stop=self.stop.check)
             self._end_orphans()
             remove_all_drafts(self.settings)
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)
-            except BaseException:  # whatever it was, after-run undoes what before-run has done
+            except BaseException:  # whatever it was, after-run undoes the work of before-run
                 self._after_run(replace(self._result(()), nothing_done=True))
                 raise
             return self._after_run(result)
 
     def _after_run(self, result: RunResult) -> RunResult:
-        """Run the hooks that come last, whatever the run came to; give what it comes to with them."""
+        """Run the after-run hooks; return the result with their failure, if any."""
         try:
             self._hooks.run(When.AFTER_RUN, about_run(result), self.stop.check_signalled_twice)
         except BackupError as error:
@@ -103,35 +103,35 @@ class Run:
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
             ExitStack() as stack,
         ):
-            needless = StopRequest()  # once nobody waits for the output's answer any more
+            needless = StopRequest()  # requested once the output's answer is not needed any more
             stack.callback(needless.request, BackupError("nothing has to be backed up"))
 
             def check_stop() -> None:
                 self.stop.check()
                 needless.check()
 
-            found = beside.submit(self.output.ready, check_stop)  # in which libvirt answers
+            found = beside.submit(self.output.ready, check_stop)  # while libvirt answers
             unlocked = beside.submit(self.output.discard, (), False, check_stop)
-            self._let_go()
+            self._clean_up_after_workers()
             results: Sequence[JobResult] = ()
             with (
                 watched(settings, self.reporter) as watchdog,
                 guarded(settings, self.reporter, watchdog) as guard,
                 self._pool(watchdog.lifeline, guard) as pool,
             ):
-                pool.warm_up(1)  # ahead of the answers: there hardly is a run without a domain
+                pool.warm_up(1)  # before the answers: hardly any run is without a domain
                 choices = list_domains(names, hypervisors, settings, self.reporter)
                 sized = ordered(choices, names, hypervisors, settings, self.reporter, self.stop.check)
                 pool.warm_up(len(sized))
                 if sized:
                     watchdog.wait_until_ready(self.stop.check)
-                    held = self._answer(found)  # what takes no backup keeps all of them from being saved
-                    results = self._all_done(self._orders(sized, held, bool(names), verify), pool)
+                    points = self._answer(found)  # an output that is not ready fails the run
+                    results = self._all_done(self._orders(sized, points, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
                 results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())
-                tell_of_dead_locks(unlocked, self.reporter)
-                self._tidy_output(incomplete(held), domains, results, hypervisors)
+                report_dead_locks(unlocked, self.reporter)
+                self._tidy_output(incomplete(points), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else skipped_domains(choices)
         return replace(
@@ -150,12 +150,14 @@ class Run:
         return found.result()
 
     def _orders(
-        self, sized: Sequence[tuple[Domain, int]], held: Sequence[StoredPoint], named: bool, verify: bool
+        self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         min_age = 0 if named else self.settings.min_age
-        passes = 0 if self.output.keeps_base_snapshots else 1 + verify  # 0: nobody knows what has changed
+        passes = (
+            0 if self.output.keeps_base_snapshots else 1 + verify
+        )  # 0: the size of the changes is unknown
         known: dict[str, list[StoredPoint]] = {domain.uuid: [] for domain, _ in sized}
-        for point in held if self.output.keeps_base_snapshots else ():
+        for point in points if self.output.keeps_base_snapshots else ():
             if point.id.uuid in known:
                 known[point.id.uuid].append(point)
         return [
@@ -173,29 +175,29 @@ class Run:
         """Do all jobs, and retry those whose error may be transient."""
         results = self._done(orders, pool)
         retry = Retry(self.settings.retry_for, self.reporter, self.stop)
-        discard = partial(self._discard_own, patient=True)
+        discard = partial(self._discard_own, wait_if_busy=True)
         return retry.transient_failures(orders, results, partial(self._done, pool=pool), discard)
 
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
-        """Take the jobs through the workers, then let go whom they could not."""
+        """Run the jobs, then thaw guests that killed workers left frozen."""
         results = pool.run(orders)
-        self._let_go()
+        self._clean_up_after_workers()
         return results
 
-    def _let_go(self, uuid: str | None = None, seconds: float = 0) -> None:
-        """Thaw and resume what killed workers left, and run the hooks that they owe: all, or of one domain.
+    def _clean_up_after_workers(self, uuid: str | None = None, seconds: float = 0) -> None:
+        """Thaw guests of killed workers, and run the hooks that these missed: of all domains, or of one.
 
-        What can't be thawed by then is left to the guard and the watchdog.
+        Guests that cannot be thawed in time are left to the guard and the watchdog.
         """
-        let_go_noted(self.settings, self.reporter, uuid, seconds)
-        run_owed(self._hooks, uuid, self.stop.check_signalled_twice)
+        thaw_guests(self.settings, self.reporter, uuid, seconds)
+        run_missed_hooks(self._hooks, uuid, self.stop.check_signalled_twice)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
-        """Give what the run has come to that ended like this before any job."""
+        """Return the result of a run that this error ended before any job."""
         return replace(self._result(()), nothing_done=True, named=tuple(names), errors=(error.message,))
 
     def _result(self, results: Sequence[JobResult]) -> RunResult:
-        """Give what the run has come to by now."""
+        """Return the run's result so far."""
         return RunResult(
             run=self.run,
             host=socket.gethostname(),
@@ -206,28 +208,28 @@ class Run:
         )
 
     def _worker_died(self, guard: Guard, order: JobOrder) -> str:
-        """Thaw or resume the domain of a worker that was killed at once; its snapshots wait for the next run.
+        """Thaw or resume the domain of a killed worker at once; the next run removes its snapshots.
 
-        Gives why it was killed, if it was by us.
+        Returns why we killed it, "" if we did not.
         """
-        self._let_go(order.uuid, THAW)
+        self._clean_up_after_workers(order.uuid, THAW_WAIT)
         self._end_orphans()
         if not guard.overdue(order.uuid):
             return ""
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
 
     def _end_orphans(self) -> None:
-        """End the restics of dead workers, as a wrapper does not pass on the kernel's signal.
+        """End the restic processes of dead workers, as a wrapper does not pass on the kernel's signal.
 
-        In a thread, as that takes its time; the process waits for it at its end.
+        In a thread, as it takes a while; the process waits for it at its end.
         """
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
-    def _discard_own(self, patient: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, patient, self._at_the_end())
+    def _discard_own(self, wait_if_busy: bool) -> None:
+        discard_own(self.run, self.output, self.reporter, wait_if_busy, self._at_the_end())
 
     def _at_the_end(self) -> Callable[[], None]:
-        """Give what raises the reason to stop, if there is one, once the output has had its time."""
+        """Return a call that raises the reason to stop, but only TIDY_LIMIT seconds from now."""
         began = time.monotonic()
 
         def check_stop() -> None:
@@ -238,15 +240,15 @@ class Run:
 
     def _tidy_output(
         self,
-        left: Sequence[StoredPoint],
+        points: Sequence[StoredPoint],
         domains: Sequence[Domain],
         results: Sequence[JobResult],
         hypervisors: Hypervisors,
     ) -> None:
-        """Remove from the output what failed jobs saved, and what killed runs left of domains now saved."""
+        """Remove incomplete restore points: of failed jobs, and of interrupted runs of domains now saved."""
         if any(result.status is Status.FAILED for result in results):
-            self._discard_own(patient=not self.stop.requested)
+            self._discard_own(wait_if_busy=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:
             again = [domain for domain in domains if domain.uuid in saved]
-            discard_of_dead(left, again, hypervisors, self.output, self.settings, self.reporter, self.stop)
+            discard_of_dead(points, again, hypervisors, self.output, self.settings, self.reporter, self.stop)

@@ -1,4 +1,4 @@
-"""The worker process: one domain's job, with its messages going to the main process."""
+"""The worker process: one domain's job, which reports to the main process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..system.stop_request import StopRequest
 
 @dataclass(frozen=True)
 class Message:
-    """A line that a worker has to say."""
+    """A message of a worker for the log."""
 
     level: Level
     domain: str
@@ -47,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class PhaseBegun:
-    """A worker hangs if it says nothing more for `limit` seconds."""
+    """A worker entered a phase; it hangs if it reports nothing more for `limit` seconds."""
 
     domain: str
     phase: Phase
@@ -61,7 +61,7 @@ class PipeReporter:
     """Sends what the job reports to the main process. Satisfies protocols.Reporter.
 
     Threads may share it. Progress for which the pipe has no room is dropped: a main process that was stopped
-    does not read, and the stream must not wait for it. `set_title` gets what this process is doing.
+    does not read, and the stream must not wait for it. `set_title` gets the process's title.
     """
 
     def __init__(self, pipe: Connection, set_title: Callable[[str], None] = lambda text: None) -> None:
@@ -69,7 +69,7 @@ class PipeReporter:
         self._set_title = set_title
         self._phase, self._target = Phase.PREPARE, ""
         self._throttle = ProgressInterval()
-        self._sending = threading.Lock()  # a job has threads that report, too
+        self._sending = threading.Lock()  # threads of a job report too
         self._room = select.poll()
         self._room.register(pipe, select.POLLOUT)
 
@@ -87,7 +87,7 @@ class PipeReporter:
         if target != self._target:
             self._target = target
             self._set_title(f"{domain}: {self._phase.value} {target}".rstrip())
-        if self._sending.acquire(blocking=False):  # or another thread is waiting for room
+        if self._sending.acquire(blocking=False):  # otherwise another thread is waiting for room
             try:
                 if self._room.poll(0):
                     self._send(Progress(domain, target, done, size))
@@ -99,7 +99,7 @@ class PipeReporter:
             self._send(item)
 
     def _send(self, item: FromWorker) -> None:
-        with suppress(BrokenPipeError):  # the main process was killed: nobody to tell, but still to clean up
+        with suppress(BrokenPipeError):  # the main process was killed: the job goes on, to clean up
             self._pipe.send(item)
 
 
@@ -113,11 +113,10 @@ def work(
     """Wait for an order, and do the job. The body of a worker process.
 
     Without an order it ends when the other end of the pipe is closed. `main_process` is the pid of the one
-    that it reports to. The lifeline is open for as long as this process lives, which is all that the
-    watchdog wants to know.
+    that it reports to. The lifeline is open as long as this process lives: the watchdog waits for its end.
     """
-    # A group of its own keeps a terminal's Ctrl-C from hitting restic and us in the middle of
-    # something: the main process gets it and asks us to stop.
+    # A group of its own: a terminal's Ctrl-C must not reach restic and us; the main process gets it and asks
+    # us to stop.
     os.setpgid(0, 0)
     stop = StopRequest()
     stop.on_signals(signal.SIGTERM)

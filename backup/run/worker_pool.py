@@ -31,14 +31,14 @@ from ..system.stop_request import StopRequest
 from ..system.time_limit import carry_out
 from .worker import Message, PhaseBegun, Progress, work
 
-STOP_POLL = 0.5  # seconds between two looks at whether the run has to stop
-START_LIMIT = 60.0  # seconds for a worker to take its order and begin; it takes a quarter of one
+STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
+START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
 
 
 @dataclass
 class Worker:
-    """A process at work, what it has told of its end, and when it has to give a sign of life."""
+    """A worker process with its job, its result, and the deadline of its next sign of life."""
 
     order: JobOrder
     process: SpawnProcess
@@ -51,16 +51,16 @@ class Worker:
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
     hung: bool = False
 
-    def lives(self) -> None:
-        """Note a sign of life."""
+    def record_life(self) -> None:
+        """Record a sign of life."""
         if not self.hung:
             self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
 
     def enters(self, begun: PhaseBegun) -> None:
-        """Note that it enters a phase."""
+        """Record that it enters a phase."""
         self.begun = begun
         self.phases.append((begun.phase, datetime.now(timezone.utc)))
-        self.lives()
+        self.record_life()
 
     @property
     def timeline(self) -> Timeline:
@@ -71,9 +71,9 @@ class Worker:
 class Pool:
     """Takes jobs through worker processes.
 
-    `worker_died` is told of jobs whose process was killed, and says why if it knows.
+    `worker_died` is called for each job whose process was killed, and returns why, "" if unknown.
 
-    Each worker keeps `lifeline` open, for the watchdog. After the pool's block none is left.
+    Each worker keeps `lifeline` open, for the watchdog. After the pool's block no worker is left.
     """
 
     settings: Settings
@@ -92,7 +92,7 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._active.values():  # none, but after a bug of ours
+        for worker in self._active.values():  # none, unless there is a bug
             worker.process.terminate()
             worker.process.join()
         for pipe, process in self._spare:
@@ -100,8 +100,8 @@ class Pool:
             process.join()
 
     def warm_up(self, number: int) -> None:
-        """Start that many workers at the most ahead of their orders: it takes each a quarter of a second."""
-        with suppress(OSError):  # their jobs will tell
+        """Start up to so many workers ahead of their orders, as each takes a quarter of a second to start."""
+        with suppress(OSError):  # their jobs report it
             while len(self._spare) < min(number, self.settings.workers):
                 self._spare.append(self._spawned())
 
@@ -116,17 +116,17 @@ class Pool:
         return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
 
     def _run(self, waiting: deque[JobOrder]) -> None:
-        told = False
+        asked = False
         while self._active or (waiting and not self.stop.requested):
             while waiting and len(self._active) < self.settings.workers and not self.stop.requested:
                 self._start(waiting.popleft())
-            if self.stop.requested and not told:
-                told = True
-                self._tell_to_stop()
+            if self.stop.requested and not asked:
+                asked = True
+                self._ask_to_stop()
             if self.stop.signalled_twice:
                 self._kill()
             for unheard, worker in self._active.items():
-                if not unheard.poll():  # or it was this process that was stopped
+                if not unheard.poll():  # otherwise this process itself was stopped
                     self._end_if_hung(worker)
             for pipe in wait(list(self._active), STOP_POLL):
                 assert isinstance(pipe, Connection)
@@ -142,7 +142,7 @@ class Pool:
         taken = {worker.lane for worker in self._active.values()}
         lane = next(number for number in count(1) if number not in taken)
         worker = self._active[pipe] = Worker(order, process, lane)
-        # a large order fits into no pipe, and a worker that is stopped takes none: nobody waits for that
+        # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
         _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
 
     def _spawned(self) -> tuple[Connection, SpawnProcess]:
@@ -162,7 +162,7 @@ class Pool:
                 raise
         return ours, process
 
-    def _tell_to_stop(self) -> None:
+    def _ask_to_stop(self) -> None:
         text = "stopping: waiting for the workers to clean up; a second signal kills them"
         self.reporter.message(Level.WARNING, "", text)
         for worker in self._active.values():
@@ -173,9 +173,9 @@ class Pool:
             worker.process.kill()
 
     def _end_if_hung(self, worker: Worker) -> None:
-        """Ask a worker to stop that has not given a sign of life in time; when that does not help, kill it.
+        """Ask a worker to stop that gave no sign of life in time; if it does not end, kill it.
 
-        What hangs in a call of librbd or libvirt hears no request.
+        A worker that hangs in a call of librbd or libvirt cannot react to the request.
         """
         if time.monotonic() < worker.deadline:
             return
@@ -194,11 +194,11 @@ class Pool:
             item = pipe.recv()
         except (EOFError, OSError):  # OSError: killed in the middle of a message
             worker = self._active.pop(pipe)
-            worker.handed.exception()  # that call fails now, if it has not ended: the other end is closed
+            worker.handed.exception()  # the call ends now, as the other end is closed
             pipe.close()
             self._ended(worker)
             return
-        worker.lives()
+        worker.record_life()
         if isinstance(item, Message):
             self.reporter.message(item.level, item.domain, item.text)
         elif isinstance(item, Progress):
@@ -210,7 +210,7 @@ class Pool:
             worker.result = item
 
     def _ended(self, worker: Worker) -> None:
-        """Note the job's result. A worker that died costs its own domain and nothing else."""
+        """Record the job's result. A worker that died costs its own domain and nothing else."""
         worker.process.join()
         code = worker.process.exitcode or 0
         order, result = worker.order, worker.result
@@ -223,7 +223,7 @@ class Pool:
             how = (
                 f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             )
-            hint = "out of memory? see the journal of the kernel" if code == -signal.SIGKILL else ""
+            hint = "out of memory? see the kernel log" if code == -signal.SIGKILL else ""
             if why := self.worker_died(order):
                 how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
             result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)

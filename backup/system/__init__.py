@@ -1,1 +1,1 @@
-"""What the operating system gives: processes, pipes, files, time limits. Nothing here knows of domains."""
+"""Processes, pipes, files, time limits, signals: operating system services, without knowledge of domains."""

@@ -1,7 +1,7 @@
 """Records in RUNTIME_DIR of the programs that were started.
 
-With them a later process can end orphaned programs, or prove that a program is dead. A record exists while
-its program runs, and longer if the program may have left something behind.
+With them a later process can end orphans, or prove that a program is dead. A record exists while its program
+runs, and longer if the program may have left something behind.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Optional
 
-from .atomic_file import write_whole
-from .process_group import Group, Life, life_of, lives, numbers_are_ours, pid_in_use, pid_namespace
+from .atomic_file import write_atomically
+from .process_group import Group, ProcessId, is_running, pid_in_use, pid_namespace, process_id, sees_own_pids
 
 DIRECTORY = "restic"  # in RUNTIME_DIR; only the output's programs are recorded
-ORPHAN_LIMIT = 20.0  # seconds between SIGINT and SIGKILL for a program whose starter is dead
-# Seconds between checks for new members of the group; the last one repeats.
+ORPHAN_LIMIT = 20.0  # seconds that an orphan may take to end after SIGINT
+# Seconds between two listings of the group's members; the last one repeats.
 MEMBERS_PAUSES = 0.05, 0.1, 0.3, 1.0, 3.0, 10.0
 
 
 @dataclass(frozen=True)
 class ChildRecord:
-    """A program that was started, its starter, and the boot and namespace in which their pids are valid.
+    """A program that was started, by which process, and in which boot and PID namespace.
 
-    `members` are other processes that were seen in the group of `leader`. `uid`, `host` and the times, in
-    seconds since 1970, are as the program itself sees them: it started after `began` and had ended by
-    `ended`, which is None unless it is known to have failed. `leaves`: the kind of thing that it may leave
-    behind, "" for nothing.
+    `leader` is the program, `members` are other processes seen in its group. `uid`, `host` and the times
+    (seconds since 1970) are as the program itself sees them: it started after `began`, and a failed end was
+    seen at `ended`, else None. `leaves` is what the program may leave behind, "" for nothing.
     """
 
-    leader: Life
-    starter: Life
+    leader: ProcessId
+    starter: ProcessId
     session: int
     boot: str
     namespace: int
@@ -47,18 +46,18 @@ class ChildRecord:
     host: str
     began: float
     leaves: str = ""
-    members: tuple[Life, ...] = ()
+    members: tuple[ProcessId, ...] = ()
     ended: Optional[float] = None
 
     @classmethod
     def for_child(cls, pid: int, leaves: str, began: float) -> ChildRecord:
-        """Describe a child of this process that leads a group and was started after `began`.
+        """Describe a child of this process that leads a process group, started after `began`.
 
         Raises OSError.
         """
         return cls(
-            leader=life_of(pid),
-            starter=life_of(os.getpid()),
+            leader=process_id(pid),
+            starter=process_id(os.getpid()),
             session=os.getsid(0),
             boot=_boot(),
             namespace=pid_namespace(),
@@ -82,20 +81,20 @@ class ChildRecord:
 
     @property
     def visible(self) -> bool:
-        """Whether its pids are valid for this process: same boot, same namespace."""
-        return self.of_this_boot and self.namespace == pid_namespace() and numbers_are_ours()
+        """Whether its PIDs are valid for this process: the same boot and PID namespace."""
+        return self.of_this_boot and self.namespace == pid_namespace() and sees_own_pids()
 
     @property
     def dead(self) -> bool:
-        """Whether provably all its processes have ended."""
-        if not self.visible or any(map(lives, (self.leader, *self.members))) or self.group.members():
+        """Whether provably none of its processes runs."""
+        if not self.visible or any(map(is_running, (self.leader, *self.members))) or self.group.members():
             return False
         return self.ended is not None or not any(map(pid_in_use, self.pids))
 
     @property
     def orphaned(self) -> bool:
-        """Whether its starter is provably dead."""
-        return self.visible and not lives(self.starter)
+        """Whether the process that started it is provably dead."""
+        return self.visible and not is_running(self.starter)
 
 
 class Records:
@@ -105,19 +104,19 @@ class Records:
         self.directory = directory
 
     def write(self, one: ChildRecord) -> None:
-        """Write a record, replacing an earlier one. Raises OSError."""
-        # each with the mode: `parents` alone would give RUNTIME_DIR another one, which a run then refuses
+        """Write or replace a record. Raises OSError."""
+        # the mode for each: `parents` alone would create RUNTIME_DIR with one that a run refuses
         for directory in (self.directory.parent, self.directory):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # not durable: after a reboot it proves nothing
-        write_whole(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
+        write_atomically(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 
     def erase(self, one: ChildRecord) -> None:
-        with suppress(OSError):  # a record that stays is no harm: it matches no other program
+        with suppress(OSError):  # a record that stays proves nothing about other programs
             self._path(one).unlink()
 
     def read(self) -> Iterator[ChildRecord]:
-        """Yield all readable records; others prove nothing."""
+        """Yield the records that can be read; others prove nothing."""
         for path in sorted(self.directory.glob("*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 yield _started(json.loads(path.read_bytes()))
@@ -127,7 +126,7 @@ class Records:
 
 
 class Recording:
-    """Maintains the record of a running program, adding the members of its group as they appear."""
+    """Maintains the record of a running program, and adds new members of its group."""
 
     def __init__(self, records: Records, one: ChildRecord) -> None:
         """Write the record. Raises OSError."""
@@ -140,21 +139,21 @@ class Recording:
             self._watching.start()
 
     def end(self, clean: bool) -> None:
-        """Erase the record if the program ended and left nothing; else record its end."""
+        """Erase the record if the program left nothing behind; else record when it ended."""
         self._over.set()
         if self._one.leaves:
             self._watching.join()
         if clean or not self._one.leaves:
             self._records.erase(self._one)
         else:
-            with suppress(OSError):  # the old record is still valid
+            with suppress(OSError):  # the old record still proves as much
                 self._records.write(replace(self._one, ended=time.time()))
 
     def _watch(self) -> None:
         for pause in chain(MEMBERS_PAUSES, repeat(MEMBERS_PAUSES[-1])):
             if self._over.wait(pause):
                 break
-            with suppress(OSError):  # retried at the next check
+            with suppress(OSError):  # the next listing may work
                 self._add_members()
 
     def _add_members(self) -> None:
@@ -170,10 +169,10 @@ def records_in(runtime_dir: str) -> Records:
 
 
 def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
-    """End all recorded programs whose starter is dead, and return how many were running.
+    """End all recorded programs that outlived the process that started them; return their number.
 
-    They get SIGINT, and SIGKILL after `limit` seconds. Records of those that may have left something behind
-    stay.
+    They are interrupted, and killed after `limit` seconds. Records of programs that may have left something
+    behind stay.
     """
     records = records_in(runtime_dir)
     orphans = [one for one in records.read() if one.ended is None and one.orphaned]
@@ -184,7 +183,7 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     for one, members in found:
         if not one.group.ended(max(deadline - time.monotonic(), 0)):
             one.group.send(signal.SIGKILL)
-            one.group.ended(limit)  # for the kernel
+            one.group.ended(limit)  # for the kernel to remove them
         _ended(records, one, members)
     for one in orphans:
         if not one.leaves:
@@ -192,15 +191,15 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     return len(found)
 
 
-def _ended(records: Records, one: ChildRecord, members: Sequence[Life]) -> None:
-    others = dict.fromkeys((*one.members, *(life for life in members if life != one.leader)))
+def _ended(records: Records, one: ChildRecord, members: Sequence[ProcessId]) -> None:
+    others = dict.fromkeys((*one.members, *(member for member in members if member != one.leader)))
     with suppress(OSError):
         records.write(replace(one, members=tuple(others), ended=time.time()))
 
 
 def _started(read: dict[str, Any]) -> ChildRecord:
-    lives_read = {name: Life(*read[name]) for name in ("leader", "starter")}
-    return ChildRecord(**{**read, **lives_read, "members": tuple(Life(*one) for one in read["members"])})
+    processes = {name: ProcessId(*read[name]) for name in ("leader", "starter")}
+    return ChildRecord(**{**read, **processes, "members": tuple(ProcessId(*one) for one in read["members"])})
 
 
 def _boot() -> str:

@@ -1,4 +1,4 @@
-"""A limit on what all workers of a node do at the same time."""
+"""A limit on how many workers of a node do the same thing at the same time."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
-POLL = 0.1  # seconds between two looks for a slot
-LIMIT = 180.0  # seconds to wait for a slot; then whoever has it counts as hung
-STOPPED_LIMIT = 5.0  # seconds to wait for a slot once there is to be a stop
+POLL = 0.1  # seconds between two attempts to get a slot
+LIMIT = 180.0  # seconds to wait for a slot; then the processes that hold them count as hung
+STOPPED_LIMIT = 5.0  # seconds to wait for a slot after a request to stop
 
 
 @dataclass(frozen=True)
 class Slots:
-    """So many locked files in a directory. What a killed process held is free at once.
+    """A directory with `count` lock files, one per slot. The slot of a killed process is free at once.
 
-    What is done within a slot matters more than the limit: who has waited too long goes on without one.
-    `warn` reports that once, and from then on nobody waits. `is_stopping` tells of a request to stop; or it
-    raises the reason, where what is to be done can be left.
+    The work matters more than the limit: after LIMIT it goes on without a slot. `warn` reports that once, and
+    from then on nothing waits for a slot. `is_stopping` returns whether a stop was requested, or raises the
+    reason if the work can be left undone.
     """
 
     directory: str
@@ -35,7 +35,7 @@ class Slots:
 
     @contextmanager
     def one(self) -> Iterator[None]:
-        """Hold one of the slots during the block."""
+        """Occupy one of the slots during the block."""
         deadline, stopping = time.monotonic() + LIMIT, False
         with ExitStack() as stack:
             while not self._any_taken(stack):
@@ -50,18 +50,20 @@ class Slots:
     def _give_up(self, stopping: bool) -> None:
         if not stopping and not self._given_up.is_set():
             self._given_up.set()
-            text = f"no slot for a {self.name} within {LIMIT:.0f} s: going on without one of the {self.count}"
-            self.warn(f"{text} (hint: does another process of this node hang in it?)")
+            text = (
+                f"no slot for a {self.name} within {LIMIT:.0f} s: continuing without one (limit {self.count})"
+            )
+            self.warn(f"{text} (hint: another process on this node may hang)")
 
     def _any_taken(self, stack: ExitStack) -> bool:
         return any(self._taken(number, stack) for number in range(self.count))
 
     def _taken(self, number: int, stack: ExitStack) -> bool:
-        """Try to get this one, for as long as the stack lasts."""
+        """Try to lock this slot until the stack closes."""
         path = Path(self.directory, f"{self.name}.{number}.lock")
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError:  # the directory is full, or gone: what is to be done matters more than the limit
+        except OSError:  # the directory is full, or gone: the work matters more than the limit
             return True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Many calls at the same time, of which some may never return."""
+"""Calls in parallel threads, of which some may never return."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 class Calls:
-    """So many threads that make calls, in the order in which they come.
+    """A pool of threads that make calls, first come, first served.
 
-    Other than those of ThreadPoolExecutor they keep nobody waiting: neither the end of the block nor that
-    of the process. At the end of the block what has not begun is dropped, and what is under way is waited
-    for `grace` seconds; `close` is called after the last call, whenever that is.
+    Unlike those of ThreadPoolExecutor its threads delay neither the end of the block nor that of the process.
+    At the end of the block, calls that have not begun are dropped, and running ones are awaited for `grace`
+    seconds; `close` is called when the last call has ended, however late.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Calls:
         close: Callable[[], None] = never_stop,
         grace: float = 0.0,
     ) -> None:
-        """`check_stop` raises the reason to stop where results are waited for."""
+        """`check_stop` raises the reason to stop while results are awaited."""
         self._number = number
         self._check_stop = check_stop
         self._close = close
@@ -56,7 +56,7 @@ class Calls:
             self._close()
 
     def submit(self, call: Callable[[], Result]) -> Future[Result]:
-        """Make the call as soon as a thread is free; give its outcome."""
+        """Make the call as soon as a thread is free; return its future outcome."""
         outcome: Future[Result] = Future()
         with self._changed:
             self._waiting.append((call, outcome))
@@ -69,7 +69,7 @@ class Calls:
     def map(
         self, call: Callable[[Item], Result], items: Sequence[Item], seconds: float = math.inf
     ) -> Iterator[Result]:
-        """Yield the result of the call for each item, in their order. Raises TimeoutError, BackupError."""
+        """Yield the results of the call for the items, in order. Raises TimeoutError, BackupError."""
         outcomes = [self.submit(partial(call, item)) for item in items]
         for outcome in outcomes:
             yield awaited(outcome, seconds, self._check_stop)
@@ -80,7 +80,7 @@ class Calls:
             carry_out(partial(self._counted, call), outcome)
 
     def _counted(self, call: Callable[[], Result]) -> Result:
-        """Make the call, and have it counted as ended before anybody sees its outcome."""
+        """Make the call, and count it as ended before its outcome is set."""
         try:
             return call()
         finally:

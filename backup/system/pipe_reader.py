@@ -1,4 +1,4 @@
-"""Bytes out of a pipe, for as long as its writer makes progress."""
+"""Reading from a pipe, with a timeout for a writer that makes no progress."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from typing import Callable
 from ..errors import BackupError
 from .pipe_writer import F_SETPIPE_SZ, PIPE_SIZE, Stalled
 
-READ_POLL = 0.2  # seconds between two looks at whether the job has to stop
+READ_POLL = 0.2  # seconds between two checks whether the job has to stop
 
 
 class WriterEnded(BackupError):
-    """The writer has closed its end of the pipe too early; its own words say why."""
+    """The writer closed the pipe too early; its own output explains why."""
 
 
-class PipeSource:
+class PipeReader:
     """Reads what another program writes into a pipe. `received` counts the bytes."""
 
-    def __init__(self, pipe: int, check_stop: Callable[[], None], patience: float = math.inf) -> None:
-        """`patience`: seconds for the writer to give a byte."""
+    def __init__(self, pipe: int, check_stop: Callable[[], None], timeout: float = math.inf) -> None:
+        """`timeout`: seconds within which the writer has to deliver a byte."""
         self.received = 0
         self._pipe = pipe
         self._check_stop = check_stop
-        self._patience = patience
-        with suppress(PermissionError):  # this user's share of pipe memory is used up: it is only slower
+        self._timeout = timeout
+        with suppress(PermissionError):  # this user's pipe memory is used up: a smaller pipe is only slower
             fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_SIZE)
         self._readable = select.poll()
         self._readable.register(pipe, select.POLLIN)
 
     def fill(self, buffer: memoryview) -> int:
-        """Fill the buffer and return its length, or less where the writer has ended.
+        """Fill the buffer and return the number of bytes, fewer only at the end.
 
         Raises Stalled, and what `check_stop` raises.
         """
@@ -51,7 +51,7 @@ class PipeSource:
         return filled
 
     def read(self) -> bytes:
-        """Give all that is still to come."""
+        """Return everything up to the end."""
         parts: list[bytes] = []
         while not parts or parts[-1]:
             self._wait()
@@ -60,12 +60,12 @@ class PipeSource:
         return b"".join(parts)
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         self._check_stop()
         while not self._ready():
             self._check_stop()
             if time.monotonic() > deadline:
-                message = f"the output gave no byte for {self._patience:.0f} s"
+                message = f"the output gave no byte for {self._timeout:.0f} s"
                 raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
 
     def _ready(self) -> Sequence[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Bytes and zeros into a pipe, neither copied, for as long as its reader makes progress."""
+"""Writing bytes and zeros into a pipe without a copy, with a timeout for a reader that makes no progress."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Callable
 
 from ..errors import BackupError
 
-PIPE_SIZE = 1 << 20  # bytes; what an unprivileged process may ask for (man 7 pipe)
-ZEROS = bytes(256 << 10)  # of a hole at once: the reader waits while they are passed on, so not a whole pipe
-WRITE_POLL = 0.5  # seconds between two looks at whether the job has to stop
+PIPE_SIZE = 1 << 20  # bytes; the most that an unprivileged process gets (man 7 pipe)
+ZEROS = bytes(256 << 10)  # for holes; less than a whole pipe, as the reader waits while they are passed on
+WRITE_POLL = 0.5  # seconds between two checks whether the job has to stop
 
 F_SETPIPE_SZ, F_GETPIPE_SZ = 1031, 1032  # fcntl.h; Python names them from 3.10 on
 SPLICE_F_NONBLOCK = 2  # fcntl.h
@@ -26,11 +26,11 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ReaderClosed(BackupError):
-    """The consumer closed its end of the pipe; its own words say why."""
+    """The reader closed the pipe; its own output explains why."""
 
 
 class Stalled(BackupError):
-    """The consumer has not made progress for too long."""
+    """The output has made no progress for too long."""
 
     transient = True
 
@@ -41,21 +41,21 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class PipeSink:
+class PipeWriter:
     """Writes bytes and zeros into a pipe. `sent` counts both.
 
-    The pipe refers to what was written until it has been read. So keep the sink until the reader has ended,
-    after the block too.
+    The pipe refers to the written memory until that has been read: do not release the writer before the
+    reader has ended, even after the block.
     """
 
-    def __init__(self, pipe: int, check_stop: Callable[[], None], patience: float = math.inf) -> None:
-        """`patience`: seconds for the consumer to take a byte."""
+    def __init__(self, pipe: int, check_stop: Callable[[], None], timeout: float = math.inf) -> None:
+        """`timeout`: seconds within which the reader has to take a byte."""
         self.sent = 0
         self._pipe = pipe
         self._check_stop = check_stop
-        self._patience = patience
+        self._timeout = timeout
         os.set_blocking(pipe, False)
-        # where this user's share of pipe memory is used up, a smaller pipe is only slower
+        # if this user's pipe memory is used up: a smaller pipe is only slower
         with suppress(PermissionError):
             fcntl.fcntl(pipe, F_SETPIPE_SZ, PIPE_SIZE)
         self._capacity = fcntl.fcntl(pipe, F_GETPIPE_SZ)
@@ -66,29 +66,29 @@ class PipeSink:
         self._zeros = os.memfd_create("zeros")
         os.ftruncate(self._zeros, len(ZEROS))
 
-    def __enter__(self) -> PipeSink:
+    def __enter__(self) -> PipeWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._zeros)
 
     def write(self, data: bytes) -> None:
-        """Write all of it. Raises ReaderClosed, Stalled, or what the job's request to stop raises."""
+        """Write all of it. Raises ReaderClosed, Stalled, and the reason to stop."""
         self._unread.append((self.sent + len(data), data))
         rest = memoryview(data)
         while rest:
             rest = rest[self._push(self._write, data, rest) :]
-        # A page of the pipe holds at most a page's bytes: whatever lies its whole capacity back is read.
+        # a page of the pipe holds at most a page of data: what is a whole capacity back has been read
         while self._unread and self._unread[0][0] + self._capacity <= self.sent:
             self._unread.popleft()
 
     def write_zeros(self, length: int) -> None:
-        """Write zeros. Raises as `write` does."""
+        """Write zeros. Raises the same as `write`."""
         while length > 0:
             length -= self._push(self._write_zeros, min(length, len(ZEROS)))
 
     def _write(self, data: bytes, rest: memoryview) -> int:
-        """Have the pipe refer to the memory of `data`, which costs a third of a copy (man 2 vmsplice)."""
+        """Let the pipe refer to the memory of `data`, which costs a third of a copy (man 2 vmsplice)."""
         if self._splices:
             try:
                 return _vmsplice(self._pipe, data, len(data) - len(rest))
@@ -97,7 +97,7 @@ class PipeSink:
         return os.write(self._pipe, rest)
 
     def _write_zeros(self, length: int) -> int:
-        """Have the pipe refer to the memfd's pages."""
+        """Let the pipe refer to the memfd's pages."""
         if self._splices:
             try:
                 return os.sendfile(self._pipe, self._zeros, 0, length)
@@ -106,23 +106,23 @@ class PipeSink:
         return os.write(self._pipe, memoryview(ZEROS)[:length])
 
     def _copy_from_now_on(self, error: OSError) -> None:
-        """Do without splicing where the kernel, or a container's filter of system calls, refuses it."""
+        """Stop splicing if the kernel, or a container's system call filter, refuses it."""
         if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
             raise error
         self._splices = False
 
     def _push(self, write: Callable[..., int], *arguments: object) -> int:
-        """Write as much as there is room for, at least a byte. Runs a hundred thousand times per image."""
+        """Write as much as fits, at least one byte. Runs a hundred thousand times per image."""
         deadline = None
         while True:
             self._check_stop()
             try:
                 sent = write(*arguments)
             except BlockingIOError:
-                deadline = deadline or time.monotonic() + self._patience
+                deadline = deadline or time.monotonic() + self._timeout
                 self._writable.poll(WRITE_POLL * 1000)
                 if time.monotonic() > deadline:
-                    message = f"the output took no byte for {self._patience:.0f} s"
+                    message = f"the output took no byte for {self._timeout:.0f} s"
                     raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT") from None
             except BrokenPipeError as error:
                 raise ReaderClosed("the output ended before it had all data") from error

@@ -1,4 +1,4 @@
-"""The way processes are started, and what a process asks of the kernel for itself."""
+"""Starting Python processes, and system calls of a process for itself."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)  # system ca
 IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE = 1, 3 << 13  # linux/ioprio.h
 CLONE_NEWNS = 1 << 17  # linux/sched.h
 MS_REC, MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
-NICE = 10  # lower priority than guests and their storage
+NICE = 10  # guests and their storage come first
 
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork, where loading could deadlock
 
 
 def signal_when_parent_dies(number: signal.Signals, parent: int) -> None:
-    """Have the kernel send this process a signal when the thread that started it ends (man 2 prctl).
+    """Make the kernel send this process the signal when the thread that started it ends (man 2 prctl).
 
     `parent` is the pid of its process.
     """
@@ -34,7 +34,7 @@ def signal_when_parent_dies(number: signal.Signals, parent: int) -> None:
 
 
 def lower_priority() -> None:
-    """Give the node's other processes precedence on processors and disks."""
+    """Give other processes of the node precedence for processors and disks."""
     os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     if IOPRIO_SET is not None:  # elsewhere the unit's IOSchedulingClass does it
         _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
@@ -43,7 +43,7 @@ def lower_priority() -> None:
 def unshare_mounts() -> None:
     """Give this thread, and what it starts from now on, a private mount namespace (man 7 mount_namespaces).
 
-    Mounts of others still show up here, but not the other way round. Raises OSError.
+    Mounts and unmounts of others are visible here, but not the other way round. Raises OSError.
     """
     if _libc.unshare(CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None) != 0:
         number = ctypes.get_errno()
@@ -52,9 +52,9 @@ def unshare_mounts() -> None:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Make processes that are started in the block begin with SIGINT and SIGTERM blocked.
+    """Start a process with SIGINT and SIGTERM blocked.
 
-    They unblock them when their handlers are set; before that, Ctrl-C would end them with a traceback.
+    It unblocks them when its handlers are set; before that, Ctrl-C would end it with a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -1,4 +1,4 @@
-"""Process groups: a program that was started as a group's leader, with all processes that it started."""
+"""Process groups: a program started as a group's leader, together with the processes that it starts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 POLL = 0.05  # seconds between two checks whether all of a group have ended
-UNKNOWN = 0  # start time of a process that is not in /proc
-DYING = 1.0  # seconds to wait for the end of a killed process
-ENDED = "ZX"  # states of a process that has ended, but which its parent has not waited for
+UNKNOWN = 0  # start time of a process that /proc does not show
+DYING = 1.0  # seconds that a killed process may take to end
+ENDED = "ZX"  # states of a process that has ended, but whose parent has not waited for it
 
 
-class Life(NamedTuple):
-    """Identifies a process within a boot: its pid and its start time in clock ticks (man 5 proc)."""
+class ProcessId(NamedTuple):
+    """Identifies a process within a boot: its PID, and its start time in clock ticks (man 5 proc)."""
 
     pid: int
     began: int
@@ -27,14 +27,14 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True)
 class _Status:
-    life: Life
+    id: ProcessId
     state: str
     group: int
     session: int
 
 
-def numbers_are_ours() -> bool:
-    """Return whether /proc shows the pids of this process's own namespace: not so in some containers."""
+def sees_own_pids() -> bool:
+    """Return whether /proc shows this process under its own PID, which is not so in some containers."""
     try:
         return os.readlink("/proc/self") == str(os.getpid())
     except OSError:
@@ -42,36 +42,36 @@ def numbers_are_ours() -> bool:
 
 
 def pid_namespace() -> int:
-    """Return the number of this process's PID namespace. Raises OSError."""
+    """Return the id of this process's PID namespace. Raises OSError."""
     return os.stat("/proc/self/ns/pid").st_ino
 
 
-def life_of(pid: int) -> Life:
-    """Return a process's identity, also if it is a zombie. Raises OSError."""
-    return _status(pid).life
+def process_id(pid: int) -> ProcessId:
+    """Return the id of a process, which may have ended if its parent has not waited. Raises OSError."""
+    return _status(pid).id
 
 
-def lives(life: Life) -> bool:
+def is_running(process: ProcessId) -> bool:
     """Return whether this very process runs, or may run."""
     try:
-        return _running(life.pid) == life or _hidden(life.pid)
-    except OSError:  # no free file descriptor
+        return _running(process.pid) == process or _hidden(process.pid)
+    except OSError:  # out of files
         return True
 
 
-def kill(life: Life) -> None:
+def kill(process: ProcessId) -> None:
     """Kill this very process if it runs, even if it is stopped, and wait for its end.
 
-    In an uninterruptible sleep it may outlive the wait, but does nothing more.
+    In an uninterruptible sleep it may survive for a while, but executes nothing more.
     """
     try:
-        descriptor = os.pidfd_open(life.pid)  # stays bound to this process, even if its pid is reused
+        descriptor = os.pidfd_open(process.pid)  # refers to this process even if the PID is reused
     except ProcessLookupError:
         return
     try:
-        if lives(life):
+        if is_running(process):
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            ended = select.poll()  # unlike select, it takes descriptors of any number
+            ended = select.poll()  # unlike select, it takes descriptors above 1023
             ended.register(descriptor, select.POLLIN)
             ended.poll(DYING * 1000)
     except ProcessLookupError:
@@ -81,20 +81,20 @@ def kill(life: Life) -> None:
 
 
 def pid_in_use(pid: int) -> bool:
-    """Return whether any running process has this pid."""
+    """Return whether a running process has this PID."""
     return _running(pid) is not None or _hidden(pid)
 
 
-def _running(pid: int) -> Optional[Life]:
+def _running(pid: int) -> Optional[ProcessId]:
     try:
         status = _status(pid)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if status.state in ENDED else status.life
+    return None if status.state in ENDED else status.id
 
 
 def _hidden(pid: int) -> bool:
-    """Return whether a process exists that /proc hides from this one (ProtectProc= of a unit)."""
+    """Return whether there is a process that /proc hides from this one (ProtectProc= of a unit)."""
     if os.path.exists(f"/proc/{pid}"):
         return False
     try:
@@ -108,44 +108,44 @@ def _hidden(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The group with the pid of `leader` as its id; all its processes are in one session."""
+    """A process group: its id is the PID of `leader`; all members are in one session."""
 
-    leader: Life
+    leader: ProcessId
     session: int
 
     @classmethod
     def led_by(cls, pid: int) -> Group:
-        """Return the group of a child of this process that makes itself a leader."""
+        """Return the group of a child of this process that becomes a group leader."""
         try:
-            leader = life_of(pid) if numbers_are_ours() else Life(pid, UNKNOWN)
-        except OSError:  # no free file descriptor
-            leader = Life(pid, UNKNOWN)
+            leader = process_id(pid) if sees_own_pids() else ProcessId(pid, UNKNOWN)
+        except OSError:  # out of files
+            leader = ProcessId(pid, UNKNOWN)
         return cls(leader, os.getsid(0))
 
-    def members(self) -> Sequence[Life]:
-        """Return the running processes of the group, the leader included."""
+    def members(self) -> Sequence[ProcessId]:
+        """Return all that still run, including the leader."""
         try:
             os.killpg(self.leader.pid, 0)
         except ProcessLookupError:  # the usual case, without reading all of /proc
             return ()
         except PermissionError:
             pass
-        if not numbers_are_ours():
-            return (self.leader,)  # stands for any of the group
+        if not sees_own_pids():
+            return (self.leader,)  # or another member
         every = [one for one in _everyone() if one.group == self.leader.pid and one.session == self.session]
-        reused = any(one.life.pid == self.leader.pid and one.life != self.leader for one in every)
+        reused = any(one.id.pid == self.leader.pid and one.id != self.leader for one in every)
         if reused and self.leader.began != UNKNOWN:
             return ()  # another group has the id now
-        return [one.life for one in every if one.life.began >= self.leader.began and one.state not in ENDED]
+        return [one.id for one in every if one.id.began >= self.leader.began and one.state not in ENDED]
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to all running processes of the group."""
+        """Send a signal to all members that still run."""
         if self.members():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.leader.pid, number)
 
     def ended(self, limit: float) -> bool:
-        """Wait until all have ended, `limit` seconds at most, and return whether they have."""
+        """Wait for the end of all members, at most `limit` seconds; return whether they ended."""
         deadline = time.monotonic() + limit
         while self.members():
             if time.monotonic() > deadline:
@@ -162,6 +162,6 @@ def _everyone() -> Iterator[_Status]:
 
 
 def _status(pid: int) -> _Status:
-    """Read a process's status (man 5 proc_pid_stat). Its name may hold anything. Raises OSError."""
+    """Read a process's status (man 5 proc_pid_stat). Its name may contain anything. Raises OSError."""
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return _Status(Life(pid, int(fields[19])), fields[0], int(fields[2]), int(fields[3]))
+    return _Status(ProcessId(pid, int(fields[19])), fields[0], int(fields[2]), int(fields[3]))

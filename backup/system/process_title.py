@@ -1,4 +1,4 @@
-"""What `ps` and `systemctl status` call our processes, where python3-setproctitle is installed."""
+"""The title of a process in `ps` and `systemctl status`, if python3-setproctitle is installed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PROGRAM = "virt-rbd-backup"
 
 
 def set_title(text: str) -> None:
-    """Call this process "virt-rbd-backup: " and what it does; the first time before it has threads."""
+    """Set this process's title to "virt-rbd-backup: TEXT"; the first call has to come before any thread."""
     _setter()(f"{PROGRAM}: {one_line(text)}")
 
 
 @cache
 def _setter() -> Callable[[str], None]:
-    """Give what sets the title, which takes the place of the arguments and is cut to their length.
+    """Return the function that sets the title: it overwrites the arguments and is cut to their length.
 
-    The environment, which lies behind them, stays readable (github.com/dvarrazzo/py-setproctitle, SPT_NOENV).
+    SPT_NOENV keeps the environment behind them readable (github.com/dvarrazzo/py-setproctitle).
     """
     os.environ["SPT_NOENV"] = "1"
     try:
@@ -28,7 +28,7 @@ def _setter() -> Callable[[str], None]:
     except ImportError:
         return lambda title: None
     else:
-        setproctitle(PROGRAM)  # which looks at the variable once and for all
+        setproctitle(PROGRAM)  # reads the variable once
         return setproctitle
     finally:
         del os.environ["SPT_NOENV"]

@@ -1,14 +1,14 @@
-"""Twice a second is often enough to say how far something is: it costs nothing, and looks alive."""
+"""Limits how often progress is reported: twice a second, which costs little and looks live."""
 
 from __future__ import annotations
 
 import time
 
-STEP = 0.5  # seconds between two reports of how far an image is
+STEP = 0.5  # seconds between two progress reports of an image
 
 
 class ProgressInterval:
-    """Tells when a report is due: the first, the last, and between them one every STEP seconds."""
+    """Decides when a report is due: the first, the last, and between them one every STEP seconds."""
 
     def __init__(self) -> None:
         self._next = 0.0

@@ -14,7 +14,7 @@ from types import FrameType
 
 from ..errors import BackupError, Interrupted, TransientError
 
-LEASE_HINT = "was the cluster, or this node, stalled for longer than LOCK_DURATION?"
+LEASE_HINT = "the cluster, or this node, may have stalled for longer than LOCK_DURATION"
 
 
 class StopRequest:

@@ -1,4 +1,4 @@
-"""Calls into libraries that may never return, bounded in time."""
+"""Time limits for calls into libraries that may never return."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Callable, TypeVar
 Result = TypeVar("Result")
 CheckStop = Callable[[], None]  # raises the reason to stop, if there is one
 
-STOP_POLL = 0.2  # seconds between two looks at whether to stop
+STOP_POLL = 0.2  # seconds between two checks whether to stop
 
 
 def never_stop() -> None:
-    """Stand for a check of whether to stop where nothing but the end of the call may end the waiting."""
+    """A `check_stop` for waits that a request to stop must not end."""
 
 
 def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = never_stop) -> Result:
-    """Give what the call returns, or raise what it raises; TimeoutError if it has not ended in time.
+    """Return what the call returns, or raise what it raises; TimeoutError if it has not ended in time.
 
-    Raises what `check_stop` raises, which is called again and again. In both cases the call goes on in a
-    thread of its own, which ends with it or with the process.
+    Also raises what `check_stop` raises, which is called repeatedly. In both cases the call goes on in a
+    thread of its own, which ends with the call or the process.
     """
     outcome: Future[Result] = Future()
     # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
@@ -31,17 +31,17 @@ def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = n
 
 
 def carry_out(call: Callable[[], Result], outcome: Future[Result]) -> None:
-    """Make the call; what it returns or raises is the outcome."""
+    """Make the call, and set its result or exception as the outcome."""
     try:
         result = call()
-    except BaseException as error:  # to be raised where it is waited for
+    except BaseException as error:  # raised where the outcome is awaited
         outcome.set_exception(error)
     else:
         outcome.set_result(result)
 
 
 def awaited(outcome: Future[Result], seconds: float, check_stop: CheckStop = never_stop) -> Result:
-    """Wait for the outcome of a call. Raises TimeoutError, and what `check_stop` raises."""
+    """Wait for a call's outcome and return it. Raises TimeoutError, and what `check_stop` raises."""
     deadline = time.monotonic() + seconds
     while not outcome.done():
         check_stop()
@@ -53,10 +53,10 @@ def awaited(outcome: Future[Result], seconds: float, check_stop: CheckStop = nev
 
 
 class Bounded:
-    """Stands before an object of a library: each of its methods gets so many seconds to return.
+    """Wraps an object of a library: each method gets `seconds` to return.
 
-    What they return of the same library is bounded too. `bare` is the object itself. `check_stop` ends
-    the waiting earlier: only for calls that may be given up at any moment.
+    Objects of the same library that they return are wrapped too. `bare` is the object itself. `check_stop`
+    ends a wait earlier: only for calls that may be abandoned at any moment.
     """
 
     def __init__(self, target: Any, seconds: float, check_stop: CheckStop = never_stop) -> None:
@@ -80,9 +80,9 @@ class Bounded:
         return Bounded(result, self._seconds, self.check_stop) if ours else result
 
     def within(self, seconds: float) -> Bounded:
-        """Give the same with another bound."""
+        """Return the same object with another limit."""
         return Bounded(self.bare, seconds, self.check_stop)
 
     def until_stop(self, check_stop: CheckStop) -> Bounded:
-        """Give the same whose calls, and those of what they return, are given up for a stop."""
+        """Return the same object, whose calls are abandoned on a request to stop."""
         return Bounded(self.bare, self._seconds, check_stop)

@@ -1,4 +1,4 @@
-"""Undoing things so that the first error survives."""
+"""Cleanup at the end of a block, so that the first error survives."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from ..protocols import Reporter
 
 @contextmanager
 def undone_by(cleanup: Callable[[], None], reporter: Reporter, domain: str) -> Iterator[None]:
-    """Call `cleanup` at the end of the block, whatever happened in it.
+    """Call `cleanup` at the end of the block, even if the block fails.
 
-    Where the block and the cleanup both fail, the cleanup's error becomes a message and the block's
-    error goes on.
+    If both fail, the cleanup's error is reported as a message and the block's error is raised.
     """
     try:
         yield
@@ -26,7 +25,7 @@ def undone_by(cleanup: Callable[[], None], reporter: Reporter, domain: str) -> I
             cleanup()
         except BackupError as error:
             reporter.message(Level.ERROR, domain, str(error))
-        except Exception as error:  # a bug; but the block's error is the one to raise
+        except Exception as error:  # a bug, but the block's error comes first
             _report_bug(error, reporter, domain)
         raise
     else:
@@ -34,7 +33,7 @@ def undone_by(cleanup: Callable[[], None], reporter: Reporter, domain: str) -> I
 
 
 def _report_bug(error: Exception, reporter: Reporter, domain: str) -> None:
-    """Report all that a traceback would say, line by line."""
+    """Report the traceback, line by line."""
     reporter.message(Level.ERROR, domain, f"a bug in a cleanup, after another error: {error!r}")
     for text in traceback.format_exception(type(error), error, error.__traceback__):
         for line in text.splitlines():

@@ -1,8 +1,9 @@
-"""The engine's words on a terminal or in the journal: a line an event, and tables at the end."""
+"""Writes messages to a terminal, a file or the journal, a line each."""
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from typing import Callable, TextIO
@@ -19,7 +20,7 @@ LABELS = {Level.ERROR: "error: ", Level.WARNING: "warning: "}
 class Console:
     """Writes lines. Satisfies protocols.Reporter.
 
-    `in_journal` marks each line with its level, as the journal understands it (man 3 sd-daemon).
+    `in_journal` prefixes each line with its level in the form that the journal reads (man 3 sd-daemon).
     """
 
     stream: TextIO
@@ -37,14 +38,14 @@ class Console:
     def line(self, level: Level, domain: str, text: str) -> str:
         """Give the line of a message."""
         mark = f"<{level.value}>" if self.in_journal else ""
-        who = f"{domain}: " if domain else ""
-        return f"{mark}{LABELS.get(level, '')}{one_line(who + text)}"
+        prefix = f"{domain}: " if domain else ""
+        return f"{mark}{LABELS.get(level, '')}{one_line(prefix + text)}"
 
     def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
         self.message(Level.DEBUG, domain, phase.value)
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        """Say nothing: whoever has much to do reports to a display."""
+        """Ignore it: only a display shows progress."""
 
     def error(self, error: BackupError) -> None:
         """Write an error and, on a line of its own, its hint."""
@@ -57,7 +58,14 @@ class Console:
             self.stream.write(line + "\n")
             self.stream.flush()
         except OSError:
-            return  # the terminal is gone: nobody reads this, but the run has guests to let go
+            return  # the terminal is gone, but the run has to go on: guests may have to be thawed
+
+
+def console_on_standard_error(level: Level) -> Console:
+    """Give a console for standard error; systemd names the journal in JOURNAL_STREAM (man 5 systemd.exec)."""
+    status = os.fstat(sys.stderr.fileno())
+    stream_id = f"{status.st_dev}:{status.st_ino}"
+    return Console(sys.stderr, level, in_journal=os.environ.get("JOURNAL_STREAM") == stream_id)
 
 
 def _on_standard_error(level: Level, in_journal: bool) -> Console:

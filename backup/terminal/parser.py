@@ -1,4 +1,4 @@
-"""How the command line is read: what helps one who has mistyped, and how help is laid out."""
+"""argparse with errors of one line and a hint, and the layout of the help."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and in another what was probably meant."""
+    """Reports a usage error in one line, and what was probably meant in another."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"formatter_class": _Formatter, **options})
@@ -28,18 +28,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self._end(message, f"see `{self.prog} --help`")
 
-    def refuse(self, word: str) -> NoReturn:
-        """Say that this word has no meaning for the command."""
-        name = word.split("=")[0]
-        near = get_close_matches(name, self._option_string_actions, 1) if name.startswith("-") else ()
+    def refuse(self, argument: str) -> NoReturn:
+        """End with the error that the command does not know this argument."""
+        name = argument.split("=")[0]
+        is_option = name.startswith("-")
+        near = get_close_matches(name, self._option_string_actions, 1) if is_option else ()
         hint = f"did you mean `{self.prog} {near[0]}`?" if near else f"see `{self.prog} --help`"
-        self._end(f"`{self.prog}` has no use for {shlex.quote(name)}", hint)
+        kind = "unknown option" if is_option else "unexpected argument"
+        self._end(f"{kind} {shlex.quote(name)} for `{self.prog}`", hint)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and value not in (action.choices or ()):
             shown, near = shlex.quote(value), get_close_matches(value, _names(action.choices), 1)
             hint = f"to back up a domain of that name: {PROGRAM} backup {shown}; see `{PROGRAM} --help`"
-            self._end(f"{shown} is no command", f"did you mean `{PROGRAM} {near[0]}`?" if near else hint)
+            self._end(f"unknown command {shown}", f"did you mean `{PROGRAM} {near[0]}`?" if near else hint)
         super()._check_value(action, value)
 
     def _end(self, message: str, hint: str) -> NoReturn:
@@ -47,8 +49,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def examples_text(examples: Mapping[str, str]) -> str:
-    """Give the part of a help that shows examples: words, and what they do."""
-    return "Examples:\n" + "\n".join(f"  {words}\n      {does}" for words, does in examples.items())
+    """Give the part of a help that shows examples: commands, and what they do."""
+    return "Examples:\n" + "\n".join(f"  {command}\n      {does}" for command, does in examples.items())
 
 
 def _names(choices: Iterable[Any] | None) -> Sequence[str]:

@@ -11,20 +11,20 @@ from .tables import table
 
 
 def report_text(report: Report) -> str:
-    """Give what the run came to, a row per domain, and what went wrong with the way out."""
+    """Give the result of the run, a row per domain, and each problem with its hint."""
     begin, end = map(datetime.fromisoformat, (report["started"], report["finished"]))
     took = duration_text((end - begin).total_seconds())
     lines = [f"run {report['run']} on {report['host']}, {begin:%Y-%m-%d %H:%M} UTC, {took}"]
     if report["named"]:
-        lines.append(f"only these were asked for: {', '.join(report['named'])}")
+        lines.append(f"selected on the command line: {', '.join(report['named'])}")
     lines.append(f"{verdict(report)} (exit code {report['exit_code']})")
     text = "".join(f"{one_line(line)}\n" for line in lines)
     if report["domains"]:
         head = ("domain", "result", "consistency", "frozen", "size", "data", "read", "stored", "rate", "time")
         text += "\n" + table(head, [_row(domain) for domain in report["domains"]])
     for problem in problems(report):
-        who = f"{', '.join(problem.domains)}: " if problem.domains else ""
-        text += f"\n{one_line(who + problem.what)}\n"
+        names = f"{', '.join(problem.domains)}: " if problem.domains else ""
+        text += f"\n{one_line(names + problem.what)}\n"
         text += f"hint: {one_line(problem.hint)}\n" if problem.hint else ""
     return text
 

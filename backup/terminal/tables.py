@@ -1,7 +1,8 @@
-"""What commands print at their end: tables for people, and the same as values for programs."""
+"""The tables that commands print, and the same data as values for JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def finding(found: Finding) -> str:
-    """Give what was looked at, and the problem with its hint where there is one."""
+    """Give what was checked, and the problem with its hint if there is one."""
     if found.problem is None:
         return f"ok       {one_line(found.subject)}\n"
     text = f"PROBLEM  {one_line(found.subject)}: {one_line(found.problem.message)}\n"
@@ -35,7 +36,7 @@ def finding(found: Finding) -> str:
 
 
 def summary(result: RunResult) -> str:
-    """Give the run's table, a row per domain, and what it comes to."""
+    """Give the run's table, a row per domain, and its result."""
     head = ("domain", "consistency", "frozen", "images", "size", "data", "time", "result")
     rows = [_summary_row(one) for one in result.results]
     seconds = (result.finished - result.started).total_seconds()
@@ -57,7 +58,7 @@ def _summary_row(one: JobResult) -> tuple[str, ...]:
 
 
 def listing(choices: Sequence[Choice]) -> str:
-    """Give a table of all domains and disks: what applies to them, and what says so."""
+    """Give a table of all domains and disks: what applies to each, and which setting decides it."""
     head = ("domain", "state", "freeze", "disk", "source", "backup")
     several = len({choice.domain.uri for choice in choices}) > 1
     rows = []
@@ -66,15 +67,15 @@ def listing(choices: Sequence[Choice]) -> str:
         first = (*([domain.uri] if several else []), domain.name, domain.state.value)
         first += (f"{choice.freeze} ({choice.freeze_from})",)
         if domain.problem or not domain.disks:
-            rows.append((*first, "", "", _verdict(choice)))
+            rows.append((*first, "", "", _decision(choice)))
             first = ("",) * len(first)
         for disk in domain.disks:
-            rows.append((*first, disk.target, disk.source, _disk_verdict(choice, disk)))
+            rows.append((*first, disk.target, disk.source, _disk_decision(choice, disk)))
             first = ("",) * len(first)
     return table((*(["libvirt"] if several else []), *head), rows)
 
 
-def _verdict(choice: Choice) -> str:
+def _decision(choice: Choice) -> str:
     if choice.skipped:
         return f"no: {choice.skipped}"
     if choice.domain.problem:
@@ -82,9 +83,9 @@ def _verdict(choice: Choice) -> str:
     return f"yes ({choice.selected_by})"
 
 
-def _disk_verdict(choice: Choice, disk: Disk) -> str:
+def _disk_decision(choice: Choice, disk: Disk) -> str:
     if choice.skipped or disk.image:
-        return _verdict(choice)
+        return _decision(choice)
     return f"{'FAILS' if disk.gap is Gap.BROKEN else 'no'}: {disk.skipped}"
 
 
@@ -122,7 +123,7 @@ def points_table(points: Sequence[StoredPoint]) -> str:
     head = ("domain", "taken (UTC)", "run", "consistency", "node", "disk", "image", "size", "")
     rows = []
     for point in points:
-        complete = "" if point.manifest_id else "incomplete: does not count"
+        complete = "" if point.manifest_id else "incomplete: not restorable"
         taken = f"{point.taken:%Y-%m-%d %H:%M:%S}"
         cells: tuple[str, ...] = (point.domain, taken, point.id.run, point.consistency, point.node or "-")
         for image in point.images or [None]:
@@ -133,7 +134,7 @@ def points_table(points: Sequence[StoredPoint]) -> str:
 
 
 def points_json(points: Sequence[StoredPoint]) -> list[dict[str, object]]:
-    """Give the same for programs. Sizes in bytes, None where the manifest alone tells."""
+    """Give the same for programs. Sizes in bytes, None if only the manifest has them."""
     return [
         {
             "run": point.id.run,
@@ -164,7 +165,7 @@ def _size(size: int | None) -> str:
 
 
 def restored_table(restored: Sequence[RestoredImage]) -> str:
-    """Give a row per disk that has come back."""
+    """Give a row per restored disk."""
     head = ("disk", "image", "restored to", "size", "written", "time", "rate")
     rows = []
     for one in restored:
@@ -174,9 +175,26 @@ def restored_table(restored: Sequence[RestoredImage]) -> str:
     return table(head, rows)
 
 
-def proven(verified: Verified) -> str:
-    """Give the line that tells of a whole verification."""
-    read = f"(images: {verified.images}, {size_text(verified.size)})"
-    if verified.failed:
-        return f"domains that failed: {verified.failed}; what else was read is as it was saved {read}\n"
-    return f"all that was read is as it was saved {read}\n"
+def verified_text(verified: Verified) -> str:
+    """Give the result of a verification in one line."""
+    failed = f"{_count(verified.failed, 'domain')} failed; " if verified.failed else ""
+    return f"{failed}{_count(verified.images, 'image')} verified ({size_text(verified.size)})\n"
+
+
+def drilled_text(name: str) -> str:
+    """Give the result of a drill that passed in one line."""
+    return f"drill of {one_line(name)} passed\n"
+
+
+def problem_count(problems: int) -> str:
+    """Give the number of problems that a check found."""
+    return f"{_count(problems, 'problem')}\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def json_text(value: object) -> str:
+    """Give a value for programs."""
+    return json.dumps(value, indent=2) + "\n"

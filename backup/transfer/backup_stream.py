@@ -12,7 +12,7 @@ from ..errors import BackupError
 from ..model import Extent
 from ..protocols import SnapshotReader
 from ..restore_point.checksums import Checksums
-from ..system.pipe_writer import PipeSink
+from ..system.pipe_writer import PipeWriter
 
 READ_SIZE = 4 << 20  # bytes; an RBD object's usual size
 # In flight at a time: eight reads of 4 MiB have 2.3 times the throughput of one, 16 have no more. Reads of
@@ -41,7 +41,7 @@ def pieces(reader: SnapshotReader, within: Extent | None = None) -> Generator[tu
 
 
 def copy(
-    reader: SnapshotReader, sink: PipeSink, progress: Callable[[int], None] = lambda done: None
+    reader: SnapshotReader, sink: PipeWriter, progress: Callable[[int], None] = lambda done: None
 ) -> Copied:
     """Send the whole snapshot, holes as zeros.
 
@@ -64,7 +64,7 @@ def copy(
     return Copied(data_bytes, checksums)
 
 
-def _fill(sink: PipeSink, end: int, progress: Callable[[int], None]) -> None:
+def _fill(sink: PipeWriter, end: int, progress: Callable[[int], None]) -> None:
     """Send zeros up to this offset."""
     while end - sink.sent > HOLE_STEP:
         sink.write_zeros(HOLE_STEP)

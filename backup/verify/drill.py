@@ -18,7 +18,7 @@ from ..hypervisor.errors import HypervisorError
 from ..job_result import Phase
 from ..model import Image, Level, State
 from ..protocols import Output, RunReporter
-from ..report.domain_record import Proof, Proofs, now, proofs
+from ..report.domain_record import DomainRecord, DomainRecords, now, read_records
 from ..restore.domain import RestoredDomain
 from ..restore.images import ImageRestore
 from ..restore.restorer import restore_cluster
@@ -60,8 +60,8 @@ class Drill:
         if errors:
             raise ConfigError(errors)
         points = self.output.restore_points(self.stop.check)
-        point = find_point(points, name or due(points, proofs(settings.state_dir)), "latest")
-        record = partial(Proofs(settings.state_dir, self.reporter).note, point.id.uuid, point.domain)
+        point = find_point(points, name or due(points, read_records(settings.state_dir)), "latest")
+        record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
         try:
             self._restore_and_verify(point)
@@ -168,7 +168,7 @@ def _not_booted(domain: RestoredDomain, what: str) -> BackupError:
     return BackupError(f"the restored guest did not boot: {what}", hint)
 
 
-def due(points: Sequence[StoredPoint], known: Mapping[str, Proof]) -> str:
+def due(points: Sequence[StoredPoint], known: Mapping[str, DomainRecord]) -> str:
     """Return the UUID of the domain whose last drill, passed or failed, is longest ago.
 
     Raises BackupError if there is none.
@@ -176,4 +176,4 @@ def due(points: Sequence[StoredPoint], known: Mapping[str, Proof]) -> str:
     candidates = {point.id.uuid for point in points if point.manifest_id}
     if not candidates:
         raise BackupError("there is no complete restore point to drill", f"see {PROGRAM} restore-points")
-    return min(sorted(candidates), key=lambda uuid: known.get(uuid, Proof()).tried)
+    return min(sorted(candidates), key=lambda uuid: known.get(uuid, DomainRecord()).tried)

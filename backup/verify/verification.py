@@ -18,7 +18,7 @@ from ..errors import BackupError, ConfigError
 from ..job_result import Phase
 from ..model import Level
 from ..protocols import Output, RunReporter, SnapshotReader
-from ..report.domain_record import Proofs
+from ..report.domain_record import DomainRecords
 from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
@@ -93,7 +93,7 @@ class Verification:
 
     def _record_verified(self, points: Iterable[StoredPoint]) -> None:
         for point in points:
-            self._proofs.note_verified(point.id.uuid, point.domain)
+            self._records.record_verified(point.id.uuid, point.domain)
 
     def _selected(
         self, points: Sequence[StoredPoint], domains: Mapping[str, str], at: str, failed: set[str]
@@ -186,15 +186,13 @@ class Verification:
     def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
         """Report the failure, and record the domain's first at once: a verification may be interrupted."""
         self.reporter.message(Level.ERROR, name, str(error))
-        if uuid not in failed and not isinstance(
-            error, ConfigError
-        ):  # no restore point for --at is no damage
-            self._proofs.note(uuid, name, failure=error.message)
+        if uuid not in failed and not isinstance(error, ConfigError):  # that --at finds none is no damage
+            self._records.update(uuid, name, failure=error.message)
         failed.add(uuid)
 
     @property
-    def _proofs(self) -> Proofs:
-        return Proofs(self.settings.state_dir, self.reporter)
+    def _records(self) -> DomainRecords:
+        return DomainRecords(self.settings.state_dir, self.reporter)
 
 
 class _Manifest:

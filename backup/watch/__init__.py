@@ -1,1 +1,1 @@
-"""What thaws guests whatever happens to workers: guard, watchdog, and the lock of the only run."""
+"""What thaws guests whatever happens to workers: guard and watchdog; and the node's lock."""

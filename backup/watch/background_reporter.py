@@ -1,4 +1,4 @@
-"""Reports that hold nobody up: who reads them may have stopped, and guests wait."""
+"""Messages that delay no thaw: their reader may be stopped, while guests are frozen."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..job_result import Phase
 from ..model import Level
 from ..protocols import Reporter
 
-PARTING = 3.0  # seconds at the end for what has not been written yet
+LAST_MESSAGES = 3.0  # seconds at the end for messages that are not written yet
 
 
-class Aside:
+class BackgroundReporter:
     """Passes messages on in a thread of its own. Satisfies protocols.Reporter."""
 
     def __init__(self, reporter: Reporter) -> None:
@@ -25,22 +25,22 @@ class Aside:
         self._messages: SimpleQueue[Optional[tuple[Level, str, str]]] = SimpleQueue()
         self._thread = threading.Thread(target=self._pass_on, name="messages", daemon=True)
 
-    def __enter__(self) -> Aside:
+    def __enter__(self) -> BackgroundReporter:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._messages.put(None)
-        self._thread.join(PARTING)
+        self._thread.join(LAST_MESSAGES)
 
     def message(self, level: Level, domain: str, text: str) -> None:
         self._messages.put((level, domain, text))
 
     def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
-        """Nobody looks."""
+        """Phases are not shown."""
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        """Nobody looks."""
+        """Progress is not shown."""
 
     def _pass_on(self) -> None:
         while (message := self._messages.get()) is not None:
@@ -48,9 +48,9 @@ class Aside:
 
 
 @contextmanager
-def reported(reporter: Reporter) -> Iterator[None]:
-    """Report a bug in the block, or that there is no memory, and go on: what comes next matters more."""
+def bugs_reported(reporter: Reporter) -> Iterator[None]:
+    """Report a bug, or a lack of memory, in the block and go on: the next step may thaw a guest."""
     try:
         yield
-    except Exception:  # whatever it is: guests wait for what comes next
+    except Exception:  # whatever it is: the next step may thaw a guest
         reporter.message(Level.ERROR, "", f"a bug: {traceback.format_exc()}")

@@ -1,4 +1,4 @@
-"""The guard: FREEZE_TIMEOUT enforced by the main process, whatever its workers do or can't do any more."""
+"""The guard: a thread of the main process that enforces FREEZE_TIMEOUT for all workers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from ..job.thaw import Thaws
 from ..protocols import Reporter
 from ..settings import Settings
-from .background_reporter import reported
+from .background_reporter import bugs_reported
 from .watchdog import Watchdog
 
-POLL = 0.5  # seconds between two looks
+POLL = 0.5  # seconds between two checks
 
 
 class Guard:
-    """Looks after the notes of quiesced guests, in a thread, and after the watchdog."""
+    """Thaws guests by their notes, in a thread, and restarts the watchdog if it was killed."""
 
     def __init__(self, settings: Settings, reporter: Reporter, watchdog: Watchdog) -> None:
         self._thaws = Thaws(settings, reporter)
         self._reporter = reporter
         self._watchdog = watchdog
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="guard", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -33,20 +33,20 @@ class Guard:
         self._thread.join()
 
     def overdue(self, uuid: str) -> bool:
-        """Tell whether a worker was killed because it had not thawed or resumed this domain in time."""
+        """Return whether a worker was killed because it did not thaw or resume this domain in time."""
         return uuid in self._thaws.killed
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._ended.wait(POLL):
-            with reported(self._reporter):
+            with bugs_reported(self._reporter):
                 self._thaws.enforce()
-            with reported(self._reporter):
+            with bugs_reported(self._reporter):
                 self._watchdog.revive()
 
 
 @contextmanager
 def guarded(settings: Settings, reporter: Reporter, watchdog: Watchdog) -> Iterator[Guard]:
-    """Have a guard during the block."""
+    """Run a guard during the block."""
     guard = Guard(settings, reporter, watchdog)
     guard.start()
     try:

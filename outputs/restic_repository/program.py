@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Callable, Optional
 
 from backup.system.child_records import ChildRecord, Recording, Records, records_in
-from backup.system.pipe_reader import PipeSource, WriterEnded
-from backup.system.pipe_writer import PipeSink, ReaderClosed, Stalled
-from backup.system.process_group import numbers_are_ours
+from backup.system.pipe_reader import PipeReader, WriterEnded
+from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
+from backup.system.process_group import sees_own_pids
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
 from .child import WAIT_POLL, Child, outlet, printed, started
@@ -32,7 +32,7 @@ CALL_LIMIT = 120  # minimum time limit in seconds for listing and removing snaps
 class Backup:
     """A running `restic backup --stdin`. The summary is set when it has succeeded."""
 
-    sink: PipeSink
+    sink: PipeWriter
     summary: Summary | None = None
 
 
@@ -100,7 +100,7 @@ class Program:
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
         with self._child(command, PIPE) as child:
-            with PipeSink(child.stdin.fileno(), check_stop, self.stall_timeout) as sink:
+            with PipeWriter(child.stdin.fileno(), check_stop, self.stall_timeout) as sink:
                 backup = Backup(sink)
                 closed = None
                 try:
@@ -157,7 +157,7 @@ class Program:
         return summary_in(child.stdout)
 
     @contextmanager
-    def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeSource]:
+    def dump(self, snapshot: str, file_name: str, check_stop: Callable[[], None]) -> Iterator[PipeReader]:
         """Run `restic dump`; the block reads all bytes of a file.
 
         Raises ResticError unless restic could read every byte.
@@ -174,7 +174,7 @@ class Program:
             ended = None
             with pipe:  # closed first: an interrupted restic would otherwise wait for its reader
                 try:
-                    yield PipeSource(out, check_stop, self.stall_timeout)
+                    yield PipeReader(out, check_stop, self.stall_timeout)
                 except WriterEnded as error:
                     ended = error  # restic's own message, if any, is better
             self._wait(child, check_stop)
@@ -222,7 +222,7 @@ class Program:
 
     def _recorded(self, child: Child) -> Optional[Recording]:
         """Record the child, if possible: without a record its lock cannot be proven ours."""
-        if not self.records or not numbers_are_ours():
+        if not self.records or not sees_own_pids():
             return None
         try:
             return Recording(self.records, ChildRecord.for_child(child.process.pid, child.lock, child.began))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 
 from backup.errors import BackupError
-from backup.system.pipe_reader import PipeSource
+from backup.system.pipe_reader import PipeReader
 
 from .layout import ZEROS, ZEROS_LINK, Segments
 
@@ -20,7 +20,7 @@ class SegmentSource:
     backup.protocols.Source.
     """
 
-    def __init__(self, archive: PipeSource, segments: Segments) -> None:
+    def __init__(self, archive: PipeReader, segments: Segments) -> None:
         self.received = 0
         self._archive = archive
         self._segments = segments

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.processes import send
@@ -79,7 +80,16 @@ class Foreign:
         if self._process.stdin:
             self._process.stdin.close()
         for name in getattr(self, "_taken", ()):
-            (self._place / "locks" / name).unlink(missing_ok=True)
+            wait_for(partial(_removed, self._place / "locks" / name), BACK_LIMIT)
+
+
+def _removed(path: Path) -> bool:
+    """Remove a file; it may be in a repository that is read-only for a while."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

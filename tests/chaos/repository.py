@@ -59,7 +59,7 @@ class Repository:
 
     @contextmanager
     def image(self, point: Point, target: str) -> Iterator[Path]:
-        """Read an image back into a file, as the README does by hand."""
+        """Read an image back into a file, as the manual does by hand."""
         snapshot, _, _, segmented = point.images[target]
         scratch = self.directory / "read-back"
         shutil.rmtree(scratch, ignore_errors=True)

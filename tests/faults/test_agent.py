@@ -82,7 +82,7 @@ def test_a_guest_that_somebody_else_froze_is_left_as_found(node: Node, lab: Lab)
     finally:
         lab.virsh("domfsthaw", WEB)
     assert done.returncode == 0, done.stderr
-    assert "warning: web01: not frozen: the guest is frozen already, by somebody else" in done.stderr
+    assert "warning: web01: not frozen: another program has already frozen the guest" in done.stderr
     assert node.report()["domains"][WEB]["consistency"] == "crash"
 
 

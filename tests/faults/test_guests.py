@@ -70,7 +70,7 @@ def test_an_agent_that_dies_while_main_and_worker_are_killed_is_waited_for(node:
         kill(main, worker)
         done = node.run("backup", WEB, FREEZE_TIMEOUT=LIMIT, RETRY_FOR=10)
         assert done.returncode == 0, done.stderr
-        assert "an earlier backup may have left the guest frozen or paused" in done.stderr
+        assert "the guest may still be frozen or paused by an earlier backup" in done.stderr
         assert node.report()["domains"][WEB]["consistency"] == "crash"
     wait_until(lambda: lab.hypervisor.agent_answers(WEB), 60, "the agent answers again")
     wait_until(lambda: not held(node), 40, "a watchdog has thawed the guest")

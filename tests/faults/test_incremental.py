@@ -62,7 +62,7 @@ def node(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
             wait_until(lambda: not node.processes(""), 60, "all have ended")
             done = node.run("cleanup", "--all")
         assert done.returncode == 0, done.stderr
-        assert all(f"removed snapshot {name.partition('@')[2]}" in done.stderr for name in kept)
+        assert all(f"removed base snapshot {name.partition('@')[2]}" in done.stderr for name in kept)
         require_clean(lab, node)
 
 

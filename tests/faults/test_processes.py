@@ -130,7 +130,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(node: Node, lab: Lab) -> 
     try:
         done = node.run("backup", ARCHIVE)
         assert done.returncode == 0
-        assert f"removed snapshot {left}" in done.stderr
+        assert f"removed leftover snapshot {left}" in done.stderr
         assert snapshot_names(lab, f"vms/{ARCHIVE}") == [others], (
             "another domain's snapshot is not ours to remove"
         )
@@ -184,7 +184,10 @@ def test_a_full_runtime_directory_keeps_guests_from_being_frozen(node: Node) -> 
     assert done.returncode == 3
     domains = node.report()["domains"]
     assert (domains[WEB]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
-    assert "that the guest is about to stand still: no space left on device" in domains[WEB]["reason"]
+    assert (
+        "the note that the guest is about to be frozen or paused: no space left on device"
+        in domains[WEB]["reason"]
+    )
 
 
 @pytest.mark.parametrize("hours", [3, -3])

@@ -75,7 +75,7 @@ def test_a_connection_that_breaks_once_costs_no_domain(node: Node, large: str) -
         kill(server)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "trying 1 failed domains once more" in output
+    assert "retrying 1 failed domains: " in output
     points = [one for one in node.snapshots("definition") if one["hostname"] == large]
     assert len(points) == 1
     assert len(node.snapshots()) == 5, "what the first attempt saved is removed"

@@ -31,7 +31,7 @@ def test_two_nodes_never_back_up_the_same_domain_at_once(node: Node, large: str,
         assert other.returncode == 3
         domains = node.report()["domains"]
         assert (domains[large]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
-        assert "another run backs up this domain" in domains[large]["reason"]
+        assert "another run is backing up this domain" in domains[large]["reason"]
         process.terminate()
         process.communicate(timeout=60)
 

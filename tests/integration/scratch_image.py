@@ -19,8 +19,8 @@ from backup.ceph.new_image import NewImage
 from backup.model import Image
 from backup.protocols import SnapshotReader
 from backup.stored import Layout, SavedImage
-from backup.system.pipe_reader import PipeSource
-from backup.system.pipe_writer import PipeSink
+from backup.system.pipe_reader import PipeReader
+from backup.system.pipe_writer import PipeWriter
 from backup.terminal.console import Console
 from backup.transfer import backup_stream
 from backup.transfer.restore_stream import write_image
@@ -122,12 +122,12 @@ def _require_equal(ours: bytes, theirs: bytes, what: str) -> None:
 
 
 @contextmanager
-def source_of(content: bytes) -> Iterator[PipeSource]:
+def source_of(content: bytes) -> Iterator[PipeReader]:
     """Give the bytes through a pipe, as restic does."""
     out, into = os.pipe()
     with os.fdopen(out, "rb"), ThreadPoolExecutor(1) as thread:
         written = thread.submit(_write, into, content)
-        yield PipeSource(out, lambda: None)
+        yield PipeReader(out, lambda: None)
         written.result()
 
 
@@ -142,7 +142,7 @@ def received(reader: SnapshotReader) -> bytes:
     with ThreadPoolExecutor(1) as thread:
         content = thread.submit(lambda: Path(f"/dev/fd/{out}").read_bytes())
         try:
-            with PipeSink(into, lambda: None) as sink:
+            with PipeWriter(into, lambda: None) as sink:
                 backup_stream.copy(reader, sink)
         finally:
             os.close(into)

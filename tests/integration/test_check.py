@@ -101,7 +101,7 @@ def test_an_unreachable_libvirt_is_one_line_and_a_hint(node: Node) -> None:
 def test_nothing_is_started_when_the_repository_is_out_of_reach(node: Node, lab: Lab) -> None:
     done = node.run("backup", RESTIC_REPOSITORY=str(node.directory / "nowhere"))
     assert done.returncode == 1
-    assert "stood still" not in done.stderr
+    assert "quiesced for" not in done.stderr
     report = node.report()
     assert (report["exit_code"], report["domains"]) == (1, {})
     assert len(done.stderr.splitlines()) == 2

@@ -103,7 +103,7 @@ def test_a_domain_that_several_libvirts_define_is_saved_once_where_it_runs(
     assert verdicts[uris[0]]["reason"] == f"runs at {remote_uri}"
     verdicts = {one["libvirt"]: one for one in _all_listed(node, ARCHIVE, LIBVIRT_URI=uris[:2])}
     assert verdicts[uris[0]]["selected"]
-    assert verdicts[remote_uri]["reason"] == f"defined too at {uris[0]}"
+    assert verdicts[remote_uri]["reason"] == f"also defined at {uris[0]}"
 
 
 def _shut_off(xml: str) -> str:

@@ -82,7 +82,7 @@ def test_a_lock_that_somebody_else_has_had_since_is_lost(clusters: tuple[Cluster
     one.lock(IMAGE, NAME, "one", SHORT, Claim.TAKE)
     _taken_by_other(other, SHORT)
     _expire()
-    with pytest.raises(LockLost, match="has expired, and was another's since"):
+    with pytest.raises(LockLost, match="has expired, and another owner has held it since"):
         one.lock(IMAGE, NAME, "one", 60, Claim.RENEW)
     one.remove_lock(IMAGE, NAME, "one")
     assert one.object_exists(IMAGE, NAME), "the other's"
@@ -112,7 +112,7 @@ def test_it_can_be_taken_in_one_place_by_its_domain_alone(clusters: tuple[Cluste
     recorder = Recorder()
     lock = lock_at(one, "ssd", "", "test", 60)
     assert lock.places == (f"{one.fsid}/ssd/",)
-    with lock.held(StopRequest(), recorder, "web"), pytest.raises(LockHeld):
+    with lock.locked(StopRequest(), recorder, "web"), pytest.raises(LockHeld):
         other.lock(IMAGE, NAME, "other", 60, Claim.TAKE)
     assert not one.object_exists(IMAGE, NAME)
     assert recorder.messages == []

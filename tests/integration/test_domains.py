@@ -77,7 +77,7 @@ def test_a_domain_with_another_job_at_work_on_it_has_to_wait(
     assert node.run("backup", DATABASE, ARCHIVE).returncode == 3
     domains = node.report()["domains"]
     assert (domains[DATABASE]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
-    assert "another job" in domains[DATABASE]["reason"]
+    assert "another libvirt job" in domains[DATABASE]["reason"]
 
 
 def test_a_disk_that_others_write_to_as_well_is_only_as_consistent_as_a_crash(node: Node, lab: Lab) -> None:
@@ -85,7 +85,7 @@ def test_a_disk_that_others_write_to_as_well_is_only_as_consistent_as_a_crash(no
         done = node.run("backup", WEB)
     assert done.returncode == 0
     assert node.report()["domains"][WEB]["consistency"] == "crash"
-    assert f"ssd/{WEB}-data is in use by others too" in done.stderr
+    assert f"ssd/{WEB}-data is in use by other clients too" in done.stderr
 
 
 def test_a_domain_that_is_shut_off_but_runs_elsewhere_is_only_as_consistent_as_a_crash(

@@ -202,5 +202,5 @@ def test_what_is_kept_is_seen_by_check_and_removed_on_demand(incremental: Node, 
     assert kept in told
     assert "main.py cleanup --all" in told
     done = incremental.run("cleanup", "--all")
-    assert f"removed snapshot {kept}" in done.stderr
+    assert f"removed base snapshot {kept}" in done.stderr
     assert snapshot_names(lab, SPEC) == []

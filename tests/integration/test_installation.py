@@ -113,8 +113,8 @@ def test_an_ordinary_user_saves_too(booted: Machine, node: Node, lab: Lab) -> No
 
 
 def without_root() -> list[str]:
-    """Give what the README says to do, with a user that the lab's libvirtd knows, which is outside."""
-    section = (ROOT / "README.md").read_text().split("**Without root.**")[1]
+    """Give the commands of the manual, with a user that the lab's libvirtd, which is outside, knows."""
+    section = (ROOT / "res/docs/install.md").read_text().split("## Without root\n")[1]
     lines = section.split("```sh\n")[1].split("```")[0]
     known = f"--non-unique --gid {QEMU_UID}"
     made = f"groupadd {known} virt-rbd-backup && useradd {known} --uid {QEMU_UID}"

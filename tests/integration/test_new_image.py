@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import rbd
 
-from backup.ceph import new_image
+from backup.ceph import image_removal
 from backup.ceph.cluster import Cluster
 from backup.ceph.new_image import REPLACED, NewImage
 from backup.errors import BackupError, TransientError
@@ -58,9 +58,7 @@ def _content(cluster: Cluster, image: Image = IMAGE) -> bytes:
 def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Cluster) -> None:
     first, second = _new(cluster), _new(cluster)
     _fill(first, b"first")
-    with pytest.raises(
-        TransientError, match="another restore of ssd/owned-vda is under way, or was killed within"
-    ):
+    with pytest.raises(TransientError, match="another restore of ssd/owned-vda is running, or was killed"):
         second.require_free()
     first.commit()
     first.remove_replaced()
@@ -157,8 +155,8 @@ class Insisting(StopRequest):
 def test_a_long_removal_that_is_given_up_leaves_what_the_next_restore_removes(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(new_image, "EMPTIED_AT_A_TIME", 1)
-    monkeypatch.setattr(new_image, "REPORT_INTERVAL", 0)
+    monkeypatch.setattr(image_removal, "EMPTIED_AT_A_TIME", 1)
+    monkeypatch.setattr(image_removal, "REPORT_INTERVAL", 0)
     saved, recorder = SavedImage("vda", "vms/vda", 40 * MIB, 0, 0, 0.0, "", LAYOUT), Recorder()
     target = NewImage(cluster, IMAGE, saved, False, recorder, Insisting())
     _fill(target, b"first")

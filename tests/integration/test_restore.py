@@ -230,7 +230,7 @@ def test_what_a_killed_restore_left_the_next_one_removes(node: Node, lab: Lab, p
     wait_until(lambda: not any(_watched(lab, image) for image in left), 60, "its clients are forgotten")
     done = node.run("restore", pair, "--suffix", SUFFIX)
     assert done.returncode == 0, done.stderr
-    assert "that a killed restore left" in done.stderr
+    assert "left by an interrupted restore" in done.stderr
     assert _digest(lab, f"ssd/pair01-b{SUFFIX}") == _digest(lab, "ssd/pair01-b")
 
 

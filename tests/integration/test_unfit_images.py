@@ -23,10 +23,10 @@ REASONS = {
     "migrating": "image ssd/migrating is being migrated",
     "not primary": "image ssd/not primary is a mirror that is not primary",
     "limited": "image vms/limited: disk quota exceeded",
-    "overlaid": "disk vda (/srv/overlay.qcow2) can't be saved: what was written since to RBD image vms/over",
-    "unknown pool": "disk vda (x) can't be saved: cannot look up libvirt's storage pool nowhere",
-    "not mapped": "disk vda (/dev/rbd77) can't be saved: nothing tells which image is mapped",
-    "no name": "disk vda (vms/a/b/c) can't be saved: 'vms/a/b/c' is no pool/image",
+    "overlaid": "disk vda (/srv/overlay.qcow2) cannot be backed up: changes on top of RBD image vms/overla",
+    "unknown pool": "disk vda (x) cannot be backed up: cannot look up libvirt's storage pool nowhere",
+    "not mapped": "disk vda (/dev/rbd77) cannot be backed up: cannot find out which image is mapped",
+    "no name": "disk vda (vms/a/b/c) cannot be backed up: invalid image name 'vms/a/b/c', expected",
 }
 HINTS = {"in the trash": "rbd trash ls --all vms", "limited": "rbd snap limit", "overlaid": "metadata"}
 
@@ -160,7 +160,7 @@ def test_another_image_of_the_same_name_is_not_taken_for_it(lab: Lab, cluster: C
 
 def test_a_device_of_another_cluster_is_not_looked_for_in_this_one(lab: Lab, cluster: Cluster) -> None:
     other = "00000000-0000-4000-8000-000000000001"
-    with pytest.raises(ClusterError, match=f"{other}.* leads to cluster {cluster.fsid}"):
+    with pytest.raises(ClusterError, match=f"{other}.* belongs to cluster {cluster.fsid}"):
         Cluster(ClusterAddress(fsid=other), "", str(lab.ceph_conf), timeout=20)
     with Cluster(ClusterAddress(fsid=cluster.fsid), "", str(lab.ceph_conf), timeout=20) as same:
         assert same.fsid == cluster.fsid

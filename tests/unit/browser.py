@@ -21,7 +21,7 @@ LIMIT = 30.0  # seconds for one answer
 
 @contextmanager
 def browser(directory: Path) -> Iterator[Browser]:
-    """Have a browser with one page, whose files go into this directory."""
+    """Run a browser with one page during the block; its files go into this directory."""
     orders, orders_end = os.pipe()
     answers_end, answers = os.pipe()
     # The protocol's pipes have to be 3 and 4: out of the way with what may be there
@@ -51,7 +51,7 @@ def browser(directory: Path) -> Iterator[Browser]:
 
 
 class Browser:
-    """One page. What it is told, it has done when the call returns."""
+    """One page. Each call returns when its command is done."""
 
     def __init__(self, orders: int, answers: int) -> None:
         self._orders, self._answers = orders, answers

@@ -20,7 +20,7 @@ from backup.hypervisor.errors import HypervisorError
 from backup.job import freeze, thaw
 from backup.job.domain_job import DomainJob
 from backup.job.job_order import JobOrder
-from backup.job.thaw import let_go_noted
+from backup.job.thaw import thaw_guests
 from backup.job_result import JobResult
 from backup.model import Domain, Image
 from backup.protocols import Job, SnapshotSource
@@ -178,9 +178,9 @@ class FaultyNode(PaperNode):
         chosen = settings(runtime_dir=str(self.directory), lock_duration=3600)
         return DomainJob(order, chosen, self.output, self.recorder, StopRequest()).run()
 
-    def let_go_noted(self) -> None:
+    def thaw_guests(self) -> None:
         """Do what main process and watchdog do about a worker that has ended."""
-        let_go_noted(settings(runtime_dir=str(self.directory)), self.recorder)
+        thaw_guests(settings(runtime_dir=str(self.directory)), self.recorder)
 
     def expire_lock(self) -> None:
         self.cluster.locks.pop(LOCK, None)

@@ -119,7 +119,9 @@ class PaperCluster(Cluster):
         if held_by not in (None, owner):
             raise LockHeld(f"the lock {name} beside image {image} is held")
         if claim is Claim.RENEW and self.tokens.get(name) != owner:
-            raise LockLost(f"the lock {name} beside image {image} has expired, and was another's since")
+            raise LockLost(
+                f"the lock {name} beside image {image} has expired, and another owner has held it since"
+            )
         self.locks[name] = self.tokens[name] = owner
 
     def object_exists(self, image: Image, name: str) -> bool:

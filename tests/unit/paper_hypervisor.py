@@ -8,7 +8,7 @@ from typing import Callable
 from backup.errors import BackupError, DomainGone
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze_notes import Journal
+from backup.job.freeze_notes import FreezeNotes
 from backup.model import Definition, Domain, State
 
 
@@ -19,9 +19,9 @@ class PaperHypervisor(Hypervisor):
     is frozen is never paused, as it could not be thawed then.
     """
 
-    def __init__(self, domain: Domain, journal: Journal) -> None:
+    def __init__(self, domain: Domain, notes: FreezeNotes) -> None:
         self.listed = domain
-        self.journal = journal
+        self.notes = notes
         self.frozen = False
         self.paused = False
         self.file_systems = 2
@@ -107,4 +107,4 @@ class PaperHypervisor(Hypervisor):
             self.agent_timeouts.add(timeout)
 
     def _require_note(self) -> None:
-        assert self.journal.holds(self.listed.uuid), "not noted on disk"
+        assert self.notes.exists(self.listed.uuid), "not noted on disk"

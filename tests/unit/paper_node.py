@@ -13,7 +13,7 @@ from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import domain_job
 from backup.job.domain_job import DomainJob
-from backup.job.freeze_notes import Journal
+from backup.job.freeze_notes import FreezeNotes
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult
 from backup.model import Domain
@@ -63,8 +63,8 @@ class PaperNode:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, *domains: Domain) -> None:
         self.directory = directory
-        self.journal = Journal(str(directory))
-        self.hypervisors = {one.uri: PaperHypervisor(one, self.journal) for one in domains}
+        self.notes = FreezeNotes(str(directory))
+        self.hypervisors = {one.uri: PaperHypervisor(one, self.notes) for one in domains}
         self.connected: list[str] = []
         self.cluster = PaperCluster()
         self.cluster.snapshots = {
@@ -91,7 +91,7 @@ class PaperNode:
             order, settings(**{**uris, **constants}), self.output, self.recorder, self.stop
         ).run()
         assert set(self.cluster.locks) == held_before
-        assert self.journal.notes() == []
+        assert self.notes.all() == []
         assert all(hypervisor.moves for hypervisor in self.hypervisors.values())
         return result
 

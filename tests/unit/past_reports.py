@@ -1,4 +1,4 @@
-"""A history of reports as a month of nightly runs would have left it."""
+"""Reports as a month of nightly runs leaves them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Disk
-from backup.report.domain_record import Proof
+from backup.report.domain_record import DomainRecord
 from backup.report.history import History
 from backup.report.run_report import RunResult, report_json
 from backup.stored import SavedImage
@@ -25,9 +25,9 @@ KINDS = ("web", "db", "mail", "build", "cache", "ldap", "git", "shop", "proxy", 
 FAILURES = (
     (
         "cannot read 4194304 bytes at 1073741824 of vms/{}-data: connection timed out",
-        "ceph status: is it up?",
+        "check the cluster: ceph status",
     ),
-    ("no answer within 60 s", "is libvirtd at work? systemctl status libvirtd"),
+    ("no answer within 60 s", "check that libvirtd runs: systemctl status libvirtd"),
     ("restic backup failed: no space left on device", "df on the repository's host; restic prune"),
 )
 
@@ -36,13 +36,13 @@ def names(number: int) -> Sequence[str]:
     return [f"{KINDS[i % len(KINDS)]}{i // len(KINDS) + 1:02}" for i in range(number)]
 
 
-def night(of: Sequence[str], days_ago: int = 0, failing: float = 0.0, named: Sequence[str] = ()) -> Any:
+def night(domains: Sequence[str], days_ago: int = 0, failing: float = 0.0, named: Sequence[str] = ()) -> Any:
     """Give the report of a run that began at two o'clock; some of its domains fail."""
     chance = random.Random(days_ago)
     begun = NOW.replace(hour=2, minute=0) - timedelta(days=days_ago)
     free = [begun + timedelta(seconds=0.4)] * WORKERS
     results = []
-    for name in of:
+    for name in domains:
         lane = free.index(min(free))
         result = _job(name, lane + 1, free[lane], chance, failing)
         assert result.timeline
@@ -51,8 +51,8 @@ def night(of: Sequence[str], days_ago: int = 0, failing: float = 0.0, named: Seq
     run = f"{begun:%Y%m%dT%H%M%SZ}-abcd"
     whole = RunResult(run, "node1", begun, max(free) + timedelta(seconds=1), results, named=named)
     saved = (begun + timedelta(hours=0.2)).isoformat(timespec="seconds")
-    proofs = {one.uuid: Proof(saved=saved, verified=saved) for one in results}
-    return json.loads(json.dumps(report_json(whole, proofs)))
+    records = {one.uuid: DomainRecord(saved=saved, verified=saved) for one in results}
+    return json.loads(json.dumps(report_json(whole, records)))
 
 
 def _job(name: str, lane: int, begun: datetime, chance: random.Random, failing: float) -> JobResult:
@@ -97,8 +97,8 @@ def _job(name: str, lane: int, begun: datetime, chance: random.Random, failing: 
 
 
 def keep(state_dir: Path, *reports: Any) -> History:
-    """Give a history that holds these."""
+    """Give a history with these reports."""
     history = History(str(state_dir), 36500)
     for report in reports:
-        history.keep(report)
+        history.store(report)
     return history

@@ -54,26 +54,26 @@ class Node:
         self.settings.write_text("".join(f"{name} = {value!r}\n" for name, value in merged.items()))
         self.settings.chmod(0o600)
 
-    def run(self, *words: str, **constants: Any) -> Done:
-        """Run main.py with these words, and constants changed, in a directory of its own."""
+    def run(self, *arguments: str, **constants: Any) -> Done:
+        """Run main.py with these arguments, and constants changed, in a directory of its own."""
         self.configure(**constants)
-        return self.start(words)
+        return self.start(arguments)
 
     def run_each(self, *lines: str, **constants: Any) -> dict[str, Done]:
-        """Run main.py with the words of each line, all at the same time."""
+        """Run main.py with the arguments of each line, all at the same time."""
         self.configure(**constants)
         with ThreadPoolExecutor() as threads:
             return dict(zip(lines, threads.map(lambda line: self.start(line.split()), lines)))
 
     def start(
         self,
-        words: Sequence[str],
+        arguments: Sequence[str],
         command: Sequence[str] = (PYTHON, str(MAIN)),
         stdout: int | IO[str] = subprocess.PIPE,
     ) -> Done:
         environment = {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(self.settings)}
         return subprocess.run(
-            [*command, *words],
+            [*command, *arguments],
             cwd=self.directory,
             env=environment,
             stdout=stdout,

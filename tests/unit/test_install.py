@@ -1,7 +1,8 @@
-"""res/install puts the program below a root, keeps what is the admin's, and takes itself away again."""
+"""res/install puts the program below a root, keeps what is the admin's, and removes itself again."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 import subprocess
@@ -9,12 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from backup import __version__
+
 ROOT = Path(__file__).parents[2]
-UNITS = ("virt-rbd-backup.service", "virt-rbd-backup.timer")
+UNITS = (
+    "virt-rbd-backup.service",
+    "virt-rbd-backup.timer",
+    "virt-rbd-backup-drill.service",
+    "virt-rbd-backup-drill.timer",
+)
 
 
-def install(root: Path, *words: str, script: Path = ROOT / "res/install") -> subprocess.CompletedProcess[str]:
-    command = ["/usr/bin/python3", str(script), "--destdir", str(root), *words]
+def install(
+    root: Path, *arguments: str, script: Path = ROOT / "res/install"
+) -> subprocess.CompletedProcess[str]:
+    command = ["/usr/bin/python3", str(script), "--destdir", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -45,10 +55,20 @@ def root(tmp_path: Path, fresh: Path) -> Path:
 def test_the_program_runs_from_where_it_was_put(root: Path) -> None:
     program = root / "opt/virt-rbd-backup/main.py"
     done = subprocess.run(["/usr/bin/python3", program, "--version"], capture_output=True, text=True)
-    assert done.stdout.startswith("virt-rbd-backup 0")
+    assert done.stdout == f"virt-rbd-backup {__version__}\n"
     assert (root / "usr/local/sbin/virt-rbd-backup").readlink() == Path("/opt/virt-rbd-backup/main.py")
     for unit in UNITS:
         assert (root / "etc/systemd/system" / unit).read_bytes() == (ROOT / "res" / unit).read_bytes()
+
+
+def test_the_manual_is_installed_where_its_links_lead_to(root: Path) -> None:
+    program = root / "opt/virt-rbd-backup"
+    pages = {path.name for path in (ROOT / "res/docs").iterdir()}
+    assert {path.name for path in (program / "res/docs").iterdir()} == pages
+    for unit in UNITS:
+        named = re.findall("Documentation=file:/(.*)", (root / "etc/systemd/system" / unit).read_text())
+        assert named
+        assert [path for path in named if not (root / path).exists()] == []
 
 
 def test_the_settings_are_for_their_owner_alone(root: Path) -> None:
@@ -63,16 +83,19 @@ def test_a_second_time_changes_nothing(root: Path) -> None:
     assert files(root) == before
 
 
-def test_a_dry_run_tells_each_step_and_takes_none(tmp_path: Path, root: Path) -> None:
+def test_a_dry_run_prints_each_step_and_takes_none(tmp_path: Path, root: Path) -> None:
     done = install(tmp_path / "fresh", "--dry-run")
-    assert f"would copy the program, version 0.1.0, to {tmp_path}/fresh/opt/virt-rbd-backup" in done.stdout
+    assert (
+        f"would copy the program, version {__version__}, to {tmp_path}/fresh/opt/virt-rbd-backup"
+        in done.stdout
+    )
     assert not (tmp_path / "fresh").exists()
     before = files(root)
     assert "would remove" in install(root, "--uninstall", "--purge", "--dry-run").stdout
     assert files(root) == before
 
 
-def test_an_upgrade_keeps_the_settings_and_tells_what_is_new(tmp_path: Path, root: Path) -> None:
+def test_an_upgrade_keeps_the_settings_and_lists_what_is_new(tmp_path: Path, root: Path) -> None:
     settings = root / "etc/virt-rbd-backup/config.py"
     settings.write_text("WORKERS = 1\n")
     newer = tmp_path / "newer"
@@ -81,12 +104,12 @@ def test_an_upgrade_keeps_the_settings_and_tells_what_is_new(tmp_path: Path, roo
     config = config.replace("WORKERS = 3", "WORKERS = 4").replace("LOCK_WAIT = 3600", "NEW = 1")
     (newer / "config.py").write_text(config)
     version = newer / "backup/__init__.py"
-    version.write_text(version.read_text().replace('"0.1.0"', '"9.0"'))
-    told = install(root, script=newer / "res/install").stdout
-    assert "version 0.1.0 becomes 9.0" in told
-    assert "new setting: NEW = 1" in told
-    assert "new default: WORKERS = 4, was 3" in told
-    assert "no longer a setting: LOCK_WAIT" in told
+    version.write_text(version.read_text().replace(f'"{__version__}"', '"9.0"'))
+    printed = install(root, script=newer / "res/install").stdout
+    assert f"version {__version__} becomes 9.0" in printed
+    assert "new setting: NEW = 1" in printed
+    assert "new default: WORKERS = 4, was 3" in printed
+    assert "no longer a setting: LOCK_WAIT" in printed
     assert settings.read_text() == "WORKERS = 1\n"
 
 

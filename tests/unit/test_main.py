@@ -1,4 +1,4 @@
-"""main.py as an admin runs it: what it says and how it ends."""
+"""main.py as an admin runs it: output and exit codes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def node(tmp_path: Path) -> Node:
     return Node(tmp_path)
 
 
-NONSENSE = ("web", "backup --no-such-option", "list web")
+USAGE_ERRORS = ("web", "backup --no-such-option", "list web")
 OTHER_SETTINGS = ("list --config other.py", "--config other.py list")
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
-    """What main.py answers to lines that change nothing, all of them asked at the same time."""
+    """The results of commands that change nothing, all run at the same time."""
     harmless = ("--help", "--version", "list", "list --json", "backup wbe", "backup --dry-run web")
-    return Node(tmp_path_factory.mktemp("node")).run_each(*harmless, *NONSENSE, *OTHER_SETTINGS)
+    return Node(tmp_path_factory.mktemp("node")).run_each(*harmless, *USAGE_ERRORS, *OTHER_SETTINGS)
 
 
-def test_help_tells_the_commands_and_all_exit_codes(answers: dict[str, Done]) -> None:
+def test_help_lists_the_commands_and_all_exit_codes(answers: dict[str, Done]) -> None:
     done = answers["--help"]
     assert done.returncode == 0
     for command in ("backup", "list", "restore-points", "check", "cleanup"):
@@ -50,7 +50,7 @@ def test_version_is_the_program_s_own(answers: dict[str, Done]) -> None:
     assert (done.returncode, done.stdout) == (0, f"virt-rbd-backup {__version__}\n")
 
 
-def test_what_could_be_restored_is_shown_without_libvirt_or_ceph(node: Node) -> None:
+def test_restore_points_are_listed_without_libvirt_or_ceph(node: Node) -> None:
     tags = (
         "virt-rbd-backup",
         "run=20240203T040506Z-abcd",
@@ -76,21 +76,21 @@ def test_what_could_be_restored_is_shown_without_libvirt_or_ceph(node: Node) -> 
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "reported"),
     [
         ("verify", "there is no restore point to verify"),
         ("drill", "there is no complete restore point to drill"),
     ],
 )
-def test_a_repository_with_no_restore_point_proves_nothing(node: Node, command: str, told: str) -> None:
+def test_verify_and_drill_fail_without_a_restore_point(node: Node, command: str, reported: str) -> None:
     done = node.run(command, DRILL_POOL="scratch")
     error, hint = done.stderr.splitlines()
-    assert (done.returncode, done.stdout, error) == (1, "", f"error: {told}")
+    assert (done.returncode, done.stdout, error) == (1, "", f"error: {reported}")
     assert "restore-points" in hint
 
 
-@pytest.mark.parametrize("line", NONSENSE)
-def test_words_that_make_no_sense_are_a_usage_error_of_two_lines(answers: dict[str, Done], line: str) -> None:
+@pytest.mark.parametrize("line", USAGE_ERRORS)
+def test_a_usage_error_is_two_lines(answers: dict[str, Done], line: str) -> None:
     done = answers[line]
     assert (done.returncode, done.stdout) == (2, "")
     error, hint = done.stderr.splitlines()
@@ -99,11 +99,11 @@ def test_words_that_make_no_sense_are_a_usage_error_of_two_lines(answers: dict[s
     assert "--help" in hint
 
 
-def test_wrong_constants_are_told_all_at_once_a_line_and_a_hint_each(node: Node) -> None:
+def test_all_wrong_constants_are_reported_at_once(node: Node) -> None:
     done = node.run("list", WORKERS=0, FREEZ="auto")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: FREEZ is no known constant",
+        "error: FREEZ is not a known constant",
         "hint: did you mean FREEZE?",
         "error: WORKERS = 0: has to be a whole number from 1 to 64",
         "hint: config.py explains each constant",
@@ -111,7 +111,7 @@ def test_wrong_constants_are_told_all_at_once_a_line_and_a_hint_each(node: Node)
 
 
 @pytest.mark.parametrize("line", OTHER_SETTINGS)
-def test_the_option_for_the_settings_wins_over_the_environment_wherever_it_stands(
+def test_the_config_option_overrides_the_environment_before_and_after_the_command(
     answers: dict[str, Done], line: str
 ) -> None:
     done = answers[line]
@@ -119,13 +119,13 @@ def test_the_option_for_the_settings_wins_over_the_environment_wherever_it_stand
     assert done.stderr.startswith("error: cannot read other.py: no such file or directory\nhint: ")
 
 
-def test_an_unknown_domain_is_a_usage_error_that_names_the_known_ones(answers: dict[str, Done]) -> None:
+def test_an_unknown_domain_is_a_usage_error_that_lists_the_domains(answers: dict[str, Done]) -> None:
     done = answers["backup wbe"]
     assert done.returncode == 2
     assert done.stderr == "error: there is no domain 'wbe'\nhint: this node's domains: plain, web\n"
 
 
-def test_a_repository_that_is_not_set_is_a_configuration_error(node: Node) -> None:
+def test_a_missing_repository_setting_is_a_configuration_error(node: Node) -> None:
     done = node.run(RESTIC_REPOSITORY="")
     assert done.returncode == 2
     assert done.stderr.startswith("error: RESTIC_REPOSITORY is not set\nhint: ")
@@ -136,8 +136,8 @@ def test_a_run_without_rbd_domains_has_nothing_to_do(node: Node) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert ": nothing to do in " in done.stdout
     domains = json.loads(node.report_file.read_text())["domains"]
-    told = {one["name"]: (one["status"], one["reason"]) for one in domains}
-    assert told == dict.fromkeys(("plain", "web"), ("skipped", "no RBD image to back up"))
+    reported = {one["name"]: (one["status"], one["reason"]) for one in domains}
+    assert reported == dict.fromkeys(("plain", "web"), ("skipped", "no RBD image to back up"))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def failing(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Node, 
         return dict(zip((True, False), threads.map(run, (True, False))))
 
 
-def test_a_domain_that_fails_is_told_in_the_summary_the_report_and_the_exit_code(
+def test_a_failed_domain_is_in_the_summary_the_report_and_the_exit_code(
     failing: dict[bool, tuple[Node, Done]],
 ) -> None:
     node, done = failing[True]
@@ -165,15 +165,15 @@ def test_a_domain_that_fails_is_told_in_the_summary_the_report_and_the_exit_code
     assert f"failed: {reason}\n" in done.stdout
     assert ": 1 failed in " in done.stdout
     report = json.loads(node.report_file.read_text())
-    told = {one["name"]: (one["status"], one["reason"]) for one in report["domains"]}
-    assert told == {"web": ("failed", reason), "plain": ("skipped", "no RBD image to back up")}
+    reported = {one["name"]: (one["status"], one["reason"]) for one in report["domains"]}
+    assert reported == {"web": ("failed", reason), "plain": ("skipped", "no RBD image to back up")}
     assert report["exit_code"] == 3
     assert node.repository.snapshot_count() == 0
     assert {path.name for path in node.runtime_dir.iterdir()} == {"run.lock", "restic"}
     assert list(node.runtime_dir.glob("restic/*")) == []
 
 
-def test_a_report_that_can_t_be_written_does_not_hide_how_the_run_ended(
+def test_a_report_that_can_t_be_written_does_not_change_the_exit_code(
     failing: dict[bool, tuple[Node, Done]],
 ) -> None:
     node, done = failing[False]
@@ -183,7 +183,7 @@ def test_a_report_that_can_t_be_written_does_not_hide_how_the_run_ended(
     assert done.returncode == 3
 
 
-def test_a_standard_output_that_is_full_does_not_cost_the_report(node: Node) -> None:
+def test_a_full_standard_output_does_not_lose_the_report(node: Node) -> None:
     node.configure(EXCLUDE_IMAGES=["*"])
     with Path("/dev/full").open("w") as full:
         done = node.start((), stdout=full)
@@ -198,7 +198,7 @@ def test_a_dry_run_shows_what_would_be_backed_up(answers: dict[str, Done]) -> No
     assert "yes (named)" in done.stdout
 
 
-def test_list_shows_every_domain_and_disk_and_why_it_is_left_out(answers: dict[str, Done]) -> None:
+def test_list_shows_every_domain_and_disk_and_why_it_is_not_backed_up(answers: dict[str, Done]) -> None:
     done = answers["list"]
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split() for line in done.stdout.splitlines()[1:]] == [
@@ -208,14 +208,14 @@ def test_list_shows_every_domain_and_disk_and_why_it_is_left_out(answers: dict[s
     ]
 
 
-def test_list_for_programs_is_json(answers: dict[str, Done]) -> None:
+def test_list_as_json(answers: dict[str, Done]) -> None:
     plain, web = json.loads(answers["list --json"].stdout)
     assert (plain["selected"], plain["reason"]) == (False, "no RBD image to back up")
     assert (web["name"], web["uuid"], web["selected"]) == ("web", UUID, True)
     assert [disk["image"] for disk in web["disks"]] == ["vms/web-root", None]
 
 
-def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
+def test_check_continues_after_a_problem_and_counts_the_problems(node: Node) -> None:
     node.repository.password_file.chmod(0o644)
     done = node.run("check")
     assert done.returncode == 1
@@ -233,17 +233,17 @@ def test_check_goes_on_after_a_problem_and_counts_them(node: Node) -> None:
     assert [line.strip().split(":")[0] for line in lines if line.startswith(" ")] == ["hint", "hint"]
 
 
-def test_cleanup_fails_over_selected_domains_alone(node: Node) -> None:
+def test_cleanup_fails_for_selected_domains_only(node: Node) -> None:
     assert node.run("cleanup").returncode == 3
     done = node.run("cleanup", EXCLUDE_DOMAINS=["web"])
     assert done.returncode == 0
     assert done.stderr.startswith("warning: web: not selected (in EXCLUDE_DOMAINS): there is no ")
 
 
-def test_a_run_that_can_do_nothing_tells_so_to_those_who_want_to_know(node: Node) -> None:
+def test_a_run_that_can_do_nothing_sends_its_notifications(node: Node) -> None:
     files = HookFiles(node.directory)
     files.add("before-run.d/10-mount", "echo no such host; exit 32")
-    notify = files.add("notify", f"cat >{node.directory}/told")
+    notify = files.add("notify", f"cat >{node.directory}/reported")
     failure = "hook before-run.d/10-mount failed with exit code 32: no such host"
     with web_server() as web:
         done = node.run(
@@ -251,14 +251,14 @@ def test_a_run_that_can_do_nothing_tells_so_to_those_who_want_to_know(node: Node
         )
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["hook before-run.d/10-mount: no such host", f"error: {failure}"]
-    told = json.loads((node.directory / "told").read_text())
-    assert (told["exit_code"], told["errors"], told["domains"]) == (1, [failure], [])
+    reported = json.loads((node.directory / "reported").read_text())
+    assert (reported["exit_code"], reported["errors"], reported["domains"]) == (1, [failure], [])
     assert [(path, body.split(": ")[-1]) for _, path, body in web.asked] == [
         ("/hunter2/fail", "nothing could be done")
     ]
 
 
-def test_who_is_told_of_changes_hears_of_a_failure_once(node: Node) -> None:
+def test_notifications_on_change_report_a_failure_once(node: Node) -> None:
     files = HookFiles(node.directory)
     notify = files.add("notify")
     heard = []
@@ -268,18 +268,18 @@ def test_who_is_told_of_changes_hears_of_a_failure_once(node: Node) -> None:
     assert heard == [1, 1]
 
 
-def test_check_looks_at_hooks_and_at_who_is_to_be_told_and_runs_none(node: Node) -> None:
+def test_check_checks_hooks_and_notifications_and_runs_none(node: Node) -> None:
     files = HookFiles(node.directory)
     files.add("before-run.d/10-mount")
     files.add("before-run.d/20-x", mode=0o777)
     done = node.run("check", HOOKS=str(files.directory), NOTIFY_COMMAND=["/nowhere/mail", "root"])
-    assert "PROBLEM  NOTIFY_COMMAND /nowhere/mail: there is no such program\n" in done.stdout
+    assert "PROBLEM  NOTIFY_COMMAND /nowhere/mail: program not found\n" in done.stdout
     assert "ok       hook before-run.d/10-mount\n" in done.stdout
     assert "PROBLEM  hook before-run.d/20-x: " in done.stdout
     assert files.ran == []
 
 
-def test_an_interpreter_without_ceph_s_modules_is_told_which_one_has_them(node: Node) -> None:
+def test_an_interpreter_without_ceph_s_modules_gets_a_hint_to_the_right_one(node: Node) -> None:
     node.configure()
     without_packages = (PYTHON, "-S", str(MAIN))
     done = node.start(("list",), command=without_packages)
@@ -291,7 +291,7 @@ def test_an_interpreter_without_ceph_s_modules_is_told_which_one_has_them(node: 
 
 
 @pytest.mark.parametrize("command", ["check", "backup"])
-def test_what_an_output_alone_needs_is_missed_where_it_is_chosen(node: Node, command: str) -> None:
+def test_a_module_for_one_output_is_required_only_with_that_output(node: Node, command: str) -> None:
     (node.directory / "sitecustomize.py").write_text("import sys; sys.modules['pyfuse3'] = None")
     without_fuse = ("env", f"PYTHONPATH={node.directory}", PYTHON, str(MAIN))
     node.configure(OUTPUT="restic_incremental")
@@ -307,7 +307,7 @@ def test_what_an_output_alone_needs_is_missed_where_it_is_chosen(node: Node, com
 
 
 @pytest.mark.parametrize("command", ["check", "backup", "verify", "drill"])
-def test_what_metrics_alone_need_is_missed_where_there_are_to_be_some(node: Node, command: str) -> None:
+def test_the_module_for_metrics_is_required_only_with_metrics(node: Node, command: str) -> None:
     (node.directory / "sitecustomize.py").write_text("import sys; sys.modules['prometheus_client'] = None")
     without_client = ("env", f"PYTHONPATH={node.directory}", PYTHON, str(MAIN))
     node.configure(METRICS_FILE=str(node.directory / "backup.prom"))
@@ -319,7 +319,7 @@ def test_what_metrics_alone_need_is_missed_where_there_are_to_be_some(node: Node
 
 
 @pytest.mark.parametrize("command", ["backup", "verify", "drill"])
-def test_metrics_are_written_whatever_came_of_it(node: Node, command: str) -> None:
+def test_metrics_are_written_after_failures_too(node: Node, command: str) -> None:
     path = node.directory / "backup.prom"
     constants = {"METRICS_FILE": str(path), "STATE_DIR": str(node.directory / "state"), "DRILL_POOL": "x"}
     assert node.run(command, RESTIC_BINARY="/nowhere/restic", **constants).returncode == 1
@@ -330,7 +330,7 @@ def test_metrics_are_written_whatever_came_of_it(node: Node, command: str) -> No
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare"), reason="takes root's leave to be process 1"
 )
-def test_as_process_1_of_a_container_it_works_all_the_same(node: Node) -> None:
+def test_check_works_as_process_1_of_a_container(node: Node) -> None:
     node.configure()
     done = node.start(("check",), command=("unshare", "--pid", "--fork", PYTHON, str(MAIN)))
     assert "ok       output restic" in done.stdout

@@ -13,13 +13,13 @@ from .program_node import MAIN, PYTHON, Node
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
-    """A node of which a run failed."""
+    """A node with a failed run."""
     node = Node(tmp_path_factory.mktemp("node"))
     node.run()
     return node
 
 
-def test_the_last_run_is_told_as_text_and_as_json(node: Node) -> None:
+def test_the_last_run_is_shown_as_text_and_as_json(node: Node) -> None:
     report = json.loads(node.report_file.read_text())
     done = node.run("report")
     assert (done.returncode, done.stderr) == (0, "")
@@ -33,7 +33,7 @@ def test_the_last_run_is_told_as_text_and_as_json(node: Node) -> None:
     assert json.loads(node.run("report", "--run", report["run"], "--json").stdout) == report
 
 
-def test_the_page_takes_the_place_of_the_last_one_for_everybody_to_read(node: Node, tmp_path: Path) -> None:
+def test_the_page_replaces_the_last_one_and_is_readable_by_all(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("of the last run")
     done = node.run("report", "--html", str(path))
@@ -45,26 +45,26 @@ def test_the_page_takes_the_place_of_the_last_one_for_everybody_to_read(node: No
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "error", "hint"),
+    ("arguments", "code", "error", "hint"),
     [
         (("--html", "/nowhere/x"), 1, "cannot write /nowhere/x: no such file or directory", "directory"),
         (("--html", "/"), 1, "cannot write /: ", "directory"),
-        (("--run", "x"), 2, "there is no report of a run 'x'", "the newest is 2"),
+        (("--run", "x"), 2, "there is no report of run 'x'", "the newest run: 2"),
         (("--html", "x", "--json"), 2, "argument --json: not allowed with argument --html", "--help"),
-        (("web",), 2, "`main.py report` has no use for web", "--help"),
+        (("web",), 2, "unexpected argument web for `main.py report`", "--help"),
     ],
 )
-def test_what_can_t_be_is_one_error_with_a_hint(
-    node: Node, words: tuple[str, ...], code: int, error: str, hint: str
+def test_an_impossible_request_is_one_error_with_a_hint(
+    node: Node, arguments: tuple[str, ...], code: int, error: str, hint: str
 ) -> None:
-    done = node.run("report", *words)
-    told, way_out = done.stderr.splitlines()
+    done = node.run("report", *arguments)
+    error_line, hint_line = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (code, "")
-    assert told.startswith(f"error: {error}")
-    assert hint in way_out
+    assert error_line.startswith(f"error: {error}")
+    assert hint in hint_line
 
 
-def test_without_a_run_there_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_without_a_run_there_is_no_report(tmp_path: Path) -> None:
     done = Node(tmp_path).run("report")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: there is no report in {tmp_path}/state/reports\nhint: ")

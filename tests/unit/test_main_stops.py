@@ -1,4 +1,4 @@
-"""main.py asked to stop while libvirt or Ceph hang: it ends in good order, and within seconds."""
+"""main.py interrupted while libvirt or Ceph hang: it ends cleanly, within seconds."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def node(tmp_path: Path) -> Node:
 
 
 @contextmanager
-def started(node: Node, words: str, constants: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
+def started(node: Node, arguments: str, constants: Mapping[str, Any]) -> Iterator[subprocess.Popen[str]]:
     node.configure(**constants)
     with subprocess.Popen(
-        [PYTHON, str(MAIN), *words.split()],
+        [PYTHON, str(MAIN), *arguments.split()],
         cwd=node.directory,
         env={**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(node.settings)},
         stdout=subprocess.PIPE,
@@ -57,7 +57,7 @@ def assert_ends(process: subprocess.Popen[str], number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "number"),
+    ("arguments", "number"),
     [
         ("backup", signal.SIGTERM),
         ("backup --dry-run", signal.SIGINT),
@@ -66,18 +66,18 @@ def assert_ends(process: subprocess.Popen[str], number: signal.Signals) -> None:
         ("check", signal.SIGINT),
     ],
 )
-def test_a_libvirt_that_never_answers(words: str, number: signal.Signals, node: Node) -> None:
+def test_it_ends_while_libvirt_hangs(arguments: str, number: signal.Signals, node: Node) -> None:
     path = str(node.directory / "libvirt")
     with silent(socket.AF_UNIX, path) as libvirt:
         constants = {"LIBVIRT_URI": f"qemu+unix:///system?socket={path}"}
-        with started(node, words, constants) as process:
+        with started(node, arguments, constants) as process:
             connection, _ = libvirt.accept()
             with connection:
                 assert_ends(process, number)
 
 
 @pytest.mark.parametrize(
-    ("words", "number"),
+    ("arguments", "number"),
     [
         ("backup", signal.SIGTERM),
         ("cleanup", signal.SIGTERM),
@@ -85,16 +85,16 @@ def test_a_libvirt_that_never_answers(words: str, number: signal.Signals, node: 
         ("check", signal.SIGTERM),
     ],
 )
-def test_a_cluster_that_never_answers(words: str, number: signal.Signals, node: Node) -> None:
+def test_it_ends_while_ceph_hangs(arguments: str, number: signal.Signals, node: Node) -> None:
     with (
         silent_cluster(node.directory) as (conf, monitor),
-        started(node, words, {"CEPH_CONF": str(conf)}) as process,
+        started(node, arguments, {"CEPH_CONF": str(conf)}) as process,
         monitor.accept()[0],
     ):
         assert_ends(process, number)
 
 
-def test_cleanup_ends_at_once_where_nothing_hangs(node: Node) -> None:
+def test_cleanup_ends_at_once_if_nothing_hangs(node: Node) -> None:
     uri = node_uri(node.directory / "node.xml", domain_element("plain", UUID))
     done = node.run("cleanup", LIBVIRT_URI=uri)
     assert (done.returncode, done.stderr) == (0, "")

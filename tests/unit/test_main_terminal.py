@@ -1,4 +1,4 @@
-"""main.py on a terminal of its own, which may be stopped, and within a service."""
+"""main.py on a terminal, which may be stopped (Ctrl-S), and in a service."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def environment(node: Node) -> Mapping[str, str]:
     return {**os.environ, "VIRT_RBD_BACKUP_CONFIG": str(node.settings)}
 
 
-def test_a_failure_stands_above_the_view_which_is_gone_in_the_end(node: Node) -> None:
+def test_a_failure_is_shown_above_the_view_which_is_gone_at_the_end(node: Node) -> None:
     with on_terminal(COMMAND, environment(node)) as terminal:
         modes = terminal.modes()
         terminal.wait_for("running for 0:0")
@@ -48,27 +48,27 @@ def test_a_failure_stands_above_the_view_which_is_gone_in_the_end(node: Node) ->
     assert "\x1b[?25l" not in terminal.written, "the cursor was never hidden"
 
 
-def test_a_terminal_that_is_stopped_holds_up_neither_the_run_nor_its_report(node: Node) -> None:
+def test_a_stopped_terminal_blocks_neither_the_run_nor_its_report(node: Node) -> None:
     with on_terminal(COMMAND, environment(node)) as terminal:
         terminal.wait_for("running for ")
         terminal.type(STOP)
         wait_until(node.report_file.exists, 30, "the report")
-        assert terminal.process.poll() is None, "it has something to say yet"
+        assert terminal.process.poll() is None, "it still has output to write"
         terminal.type(GO_ON)
         assert terminal.read_to_end() == 3
     assert FAILED in terminal.text()
 
 
-def test_a_signal_ends_it_though_the_terminal_stays_stopped(node: Node) -> None:
+def test_a_signal_ends_it_while_the_terminal_is_stopped(node: Node) -> None:
     with on_terminal(COMMAND, environment(node)) as terminal:
         terminal.wait_for("running for ")
         terminal.type(STOP)
         wait_until(node.report_file.exists, 30, "the report")
         terminal.process.terminate()
-        assert terminal.process.wait(10) == 3, "what the run came to"
+        assert terminal.process.wait(10) == 3, "the result of the run"
 
 
-def test_what_ends_with_an_error_ends_though_the_terminal_stays_stopped(node: Node) -> None:
+def test_an_error_ends_it_while_the_terminal_is_stopped(node: Node) -> None:
     node.configure(RESTIC_BINARY="/nowhere/restic")
     with on_terminal(COMMAND, environment(node)) as terminal:
         terminal.type(STOP)
@@ -83,7 +83,7 @@ def _signal_is_sent_and_it_has_ended(terminal: Terminal) -> bool:
     return terminal.process.poll() is not None
 
 
-def test_a_service_s_status_tells_the_end(node: Node) -> None:
+def test_the_status_of_a_service_shows_the_end(node: Node) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(node.directory / "notify"))
         done = node.start((), ("env", f"NOTIFY_SOCKET={manager.getsockname()}", *COMMAND))

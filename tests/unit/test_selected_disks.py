@@ -1,4 +1,4 @@
-"""backup/selection.py: which disks a restore point covers, and which of them it can't do without."""
+"""backup/selection.py: which disks are backed up, and which of them fail the domain if skipped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def with_disks(*disks: Disk, exclude: str = "") -> Domain:
 
 
 def left_out(of: Domain, **constants: Any) -> dict[str, str]:
-    """Say of each disk that is not saved why."""
+    """Return the reason for each disk that is skipped."""
     disks = select_disks(of, settings(**constants)).disks
     assert [disk.target for disk in disks] == [disk.target for disk in of.disks]
     assert all(bool(disk.image) is not bool(disk.skipped) for disk in disks)
@@ -30,11 +30,11 @@ def left_out(of: Domain, **constants: Any) -> dict[str, str]:
 
 
 def require(of: Domain, **constants: Any) -> None:
-    """Require what the engine does: that the domain, as it is covered, comes back as a whole."""
+    """Require, as the engine does, that the domain with its selected disks can be restored completely."""
     require_complete(select_disks(of, settings(**constants)))
 
 
-def test_an_excluded_image_leaves_its_disk_uncovered_and_says_so() -> None:
+def test_a_disk_with_an_excluded_image_is_skipped_with_a_reason() -> None:
     web = with_disks(ROOT, SCRATCH)
     assert left_out(web, exclude_images=["ssd/scratch/*"]) == {"vdb": "in EXCLUDE_IMAGES"}
     (choice,) = choose([web], settings(exclude_images=["ssd/scratch/*"]))
@@ -51,61 +51,63 @@ def test_an_excluded_image_leaves_its_disk_uncovered_and_says_so() -> None:
         ("vd vdab VDA backing1", set()),
     ],
 )
-def test_a_domain_can_exclude_disks_with_all_below_them_or_single_layers(
-    exclude: str, targets: set[str]
-) -> None:
+def test_metadata_can_exclude_whole_disks_or_single_layers(exclude: str, targets: set[str]) -> None:
     web = with_disks(ROOT, rbd_disk("vda.backing1", "vms/base"), SCRATCH, exclude=exclude)
     assert left_out(web) == dict.fromkeys(targets, "excluded in its metadata")
 
 
-def test_a_disk_that_its_domain_excludes_is_missed_by_nobody() -> None:
+def test_a_disk_excluded_in_the_metadata_leaves_no_gap() -> None:
     web = with_disks(ROOT, broken_disk("vdb"), foreign_disk("vdc"), exclude="vdb vdc")
     assert left_out(web) == dict.fromkeys(("vdb", "vdc"), "excluded in its metadata")
     assert {disk.gap for disk in select_disks(web, settings()).disks} == {Gap.NONE}
     require(web, uncovered_disks="fail")
 
 
-def test_what_is_no_rbd_image_is_told_in_its_own_words_whatever_the_patterns() -> None:
+def test_disks_without_an_rbd_image_keep_their_own_reason_whatever_the_patterns() -> None:
     web = with_disks(ROOT, foreign_disk("vdb"), CDROM)
-    told = {"vdb": "no RBD image (file)", "sda": "a cdrom without a medium"}
-    assert left_out(web, exclude_images=["/srv/*", "None"]) == told
+    reasons = {"vdb": "no RBD image (file)", "sda": "a cdrom without a medium"}
+    assert left_out(web, exclude_images=["/srv/*", "None"]) == reasons
 
 
-def test_an_image_that_can_t_be_saved_fails_its_domain_and_the_hint_tells_how_to_leave_it_out() -> None:
-    message = "disk vdb (vms/gone) can't be saved: a partition of an RBD image"
+def test_an_image_that_cannot_be_backed_up_fails_its_domain_with_a_hint_to_exclude_it() -> None:
+    message = "disk vdb (vms/gone) cannot be backed up: a partition of an RBD image"
     with raises(message) as caught:
         require(with_disks(ROOT, broken_disk("vdb")))
-    assert caught.value.hint == 'to leave it out: <backup exclude="vdb"/> in the domain\'s metadata'
+    assert caught.value.hint == 'to exclude it: <backup exclude="vdb"/> in the domain\'s metadata'
 
 
-def test_a_disk_without_a_source_is_told_by_its_target_alone() -> None:
-    with raises("disk vdb can't be saved: '' is no pool/image"):
-        require(with_disks(ROOT, Disk("vdb", "", skipped="'' is no pool/image", gap=Gap.BROKEN)))
+def test_a_disk_without_a_source_is_reported_by_its_target() -> None:
+    with raises("disk vdb cannot be backed up: invalid image name '', expected pool/image"):
+        require(
+            with_disks(
+                ROOT, Disk("vdb", "", skipped="invalid image name '', expected pool/image", gap=Gap.BROKEN)
+            )
+        )
 
 
-def test_a_disk_elsewhere_is_only_reported_unless_uncovered_disks_says_fail() -> None:
+def test_a_disk_that_is_not_on_rbd_is_only_reported_unless_uncovered_disks_is_fail() -> None:
     web = with_disks(ROOT, foreign_disk("vdc"), CDROM)
     require(web)
-    message = "disk vdc (/srv/x.qcow2) can't be saved: no RBD image (file) (UNCOVERED_DISKS)"
+    message = "disk vdc (/srv/x.qcow2) cannot be backed up: no RBD image (file) (UNCOVERED_DISKS)"
     with raises(message) as caught:
         require(web, uncovered_disks="fail")
-    assert caught.value.hint.startswith('to leave it out: <backup exclude="vdc"/>')
+    assert caught.value.hint.startswith('to exclude it: <backup exclude="vdc"/>')
 
 
-def test_what_nobody_wants_saved_never_fails_a_domain() -> None:
+def test_disks_that_need_no_backup_never_fail_a_domain() -> None:
     golden = Disk("vdd", "vms/base", skipped="runs from snapshot golden, which never changes")
     web = with_disks(ROOT, SCRATCH, CDROM, golden)
     require(web, uncovered_disks="fail", exclude_images=["ssd/*"])
 
 
-def test_a_problem_of_the_domain_goes_before_those_of_its_disks() -> None:
+def test_a_problem_of_the_domain_is_reported_before_those_of_its_disks() -> None:
     problem = BackupError("the domain's metadata has 2 elements <backup>", "see virsh metadata")
     with raises(problem.message) as caught:
         require_complete(domain(disks=[broken_disk()], problem=problem))
     assert caught.value is problem
 
 
-def test_the_settings_that_hold_for_a_domain_have_its_own_freeze_and_the_rest_of_all() -> None:
+def test_the_settings_of_a_domain_differ_in_its_own_freeze_only() -> None:
     common = settings(freeze="required", workers=7)
     assert effective(domain(), common) == common
     own = effective(domain(override=Override(freeze="never")), common)

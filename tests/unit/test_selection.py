@@ -1,4 +1,4 @@
-"""backup/selection.py: what is backed up, and why the rest is not."""
+"""backup/selection.py: which domains are backed up, and why others are skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_without_configuration_every_domain_with_an_rbd_image_is_backed_up() -> 
 
 
 @pytest.mark.parametrize("pattern", ["db-*", "db-[0-9]", OTHER_UUID, "*2e02"])
-def test_only_what_include_domains_matches_is_backed_up(pattern: str) -> None:
+def test_only_domains_that_include_domains_matches_are_backed_up(pattern: str) -> None:
     assert skipped(include_domains=[pattern]) == {
         "web": "not in INCLUDE_DOMAINS",
         "db-1": "",
@@ -35,25 +35,25 @@ def test_only_what_include_domains_matches_is_backed_up(pattern: str) -> None:
     }
 
 
-def test_exclude_domains_wins_over_include_domains() -> None:
+def test_exclude_domains_takes_precedence_over_include_domains() -> None:
     assert skipped(include_domains=["web", "db-1"], exclude_domains=["w?b"])["web"] == "in EXCLUDE_DOMAINS"
 
 
-def test_patterns_mind_upper_and_lower_case_as_libvirt_does() -> None:
+def test_patterns_are_case_sensitive_like_libvirt_s_names() -> None:
     assert skipped(include_domains=["WEB"])["web"] == "not in INCLUDE_DOMAINS"
 
 
 @pytest.mark.parametrize("name", ["web", "w*", UUID, UUID.upper()])
-def test_named_domains_take_the_place_of_include_domains(name: str) -> None:
+def test_names_on_the_command_line_replace_include_domains(name: str) -> None:
     found = skipped(name, include_domains=["db-1"])
-    assert (found["web"], found["db-1"]) == ("", "not named")
+    assert (found["web"], found["db-1"]) == ("", "not selected on the command line")
 
 
-def test_a_name_with_glob_characters_in_it_matches_itself() -> None:
+def test_a_name_with_glob_characters_matches_itself() -> None:
     assert skipped("a[b]*", domains=(domain("a[b]*"),)) == {"a[b]*": ""}
 
 
-def test_every_unknown_name_is_told_together_with_the_known_ones() -> None:
+def test_every_unknown_name_is_reported_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         skipped("wbe", "web", "dc-*")
     assert [error.message for error in caught.value.errors] == [
@@ -63,7 +63,7 @@ def test_every_unknown_name_is_told_together_with_the_known_ones() -> None:
     assert caught.value.errors[0].hint == "this node's domains: web, db-1, file"
 
 
-def test_a_long_list_of_known_domains_is_left_to_the_list_command() -> None:
+def test_with_many_domains_the_hint_refers_to_the_list_command() -> None:
     many = tuple(domain(f"d{number}", str(number)) for number in range(11))
     for domains, hint in ((many[:10], "this node's domains: d0, d1, "), (many, "see `main.py list`")):
         with pytest.raises(ConfigError) as caught:
@@ -71,25 +71,25 @@ def test_a_long_list_of_known_domains_is_left_to_the_list_command() -> None:
         assert caught.value.errors[0].hint.startswith(hint)
 
 
-def test_a_domain_whose_every_image_is_excluded_is_not_backed_up() -> None:
+def test_a_domain_whose_images_are_all_excluded_is_skipped() -> None:
     assert skipped(exclude_images=["*"])["web"] == "no RBD image to back up"
 
 
-def test_a_domain_without_any_disk_has_nothing_to_back_up() -> None:
+def test_a_domain_without_disks_is_skipped() -> None:
     assert skipped(domains=(domain(disks=()),)) == {"web": "no RBD image to back up"}
 
 
-def test_a_domain_of_which_an_image_can_t_be_saved_is_selected_so_that_its_failure_is_told() -> None:
+def test_a_domain_with_an_image_that_cannot_be_backed_up_is_selected_and_fails() -> None:
     assert skipped(domains=(domain(disks=[broken_disk()]),)) == {"web": ""}
 
 
-def test_a_domain_that_can_t_be_read_is_selected_so_that_its_failure_is_told() -> None:
+def test_a_domain_that_cannot_be_read_is_selected_and_fails() -> None:
     unreadable = domain(disks=(), problem=BackupError("cannot read the domain's definition"))
     assert skipped(domains=(unreadable,)) == {"web": ""}
     assert skipped(domains=(unreadable,), exclude_domains=["web"]) == {"web": "in EXCLUDE_DOMAINS"}
 
 
-def test_a_domain_that_migrated_away_is_another_node_s() -> None:
+def test_a_domain_that_migrated_away_is_skipped() -> None:
     assert skipped(domains=(domain(state=State.ELSEWHERE),)) == {"web": "migrated to another node"}
 
 
@@ -99,33 +99,33 @@ def choice(override: Override, *names: str, **constants: Any) -> Choice:
 
 
 @pytest.mark.parametrize("constants", [{"include_domains": ["db"]}, {"exclude_domains": ["*"]}])
-def test_a_domain_that_enables_itself_is_backed_up_whatever_the_patterns_say(constants: Any) -> None:
+def test_metadata_that_enables_a_domain_overrides_the_patterns(constants: Any) -> None:
     chosen = choice(Override(enabled=True), **constants)
     assert (chosen.skipped, chosen.selected_by) == ("", "its metadata")
 
 
 @pytest.mark.parametrize("names", [(), ("web",)])
-def test_a_domain_that_disables_itself_is_not_backed_up_even_if_it_is_named(names: tuple[str, ...]) -> None:
+def test_a_domain_disabled_in_its_metadata_is_skipped_even_if_it_is_named(names: tuple[str, ...]) -> None:
     assert choice(Override(enabled=False), *names).skipped == "disabled in its metadata"
 
 
-def test_a_domain_that_says_nothing_is_selected_by_the_patterns_or_by_its_name() -> None:
+def test_a_domain_without_metadata_is_selected_by_patterns_or_by_name() -> None:
     assert choice(Override(freeze="never")).selected_by == "INCLUDE_DOMAINS"
     assert choice(Override(), "web", include_domains=[]).selected_by == "named"
     assert choice(Override(enabled=True), "web").selected_by == "named"
 
 
-def test_an_excluded_domain_stays_so_even_if_it_is_named() -> None:
+def test_an_excluded_domain_is_skipped_even_if_it_is_named() -> None:
     assert choice(Override(), "web", exclude_domains=["web"]).skipped == "in EXCLUDE_DOMAINS"
     assert choice(Override(enabled=True), "web", exclude_domains=["web"]).skipped == ""
 
 
-def test_a_domain_that_enables_itself_is_still_left_out_where_others_are_named() -> None:
+def test_a_domain_enabled_in_its_metadata_is_skipped_if_others_are_named() -> None:
     found = skipped("db-1", domains=(domain(override=Override(enabled=True)), DB))
-    assert found == {"web": "not named", "db-1": ""}
+    assert found == {"web": "not selected on the command line", "db-1": ""}
 
 
-def test_a_domain_that_enables_itself_is_no_other_node_s_and_needs_an_image() -> None:
+def test_a_domain_enabled_in_its_metadata_must_run_here_and_have_an_image() -> None:
     enabled = Override(enabled=True)
     elsewhere = domain(state=State.ELSEWHERE, override=enabled)
     assert skipped(domains=(elsewhere,)) == {"web": "migrated to another node"}
@@ -141,7 +141,7 @@ def test_a_domain_that_enables_itself_is_no_other_node_s_and_needs_an_image() ->
         ("auto", {"freeze": "never"}, ("auto", "its metadata")),
     ],
 )
-def test_the_freeze_is_the_domain_s_own_where_it_says_so(
+def test_metadata_overrides_the_freeze_setting(
     freeze: str, constants: Any, expected: tuple[str, str]
 ) -> None:
     chosen = choice(Override(freeze=freeze), **constants)
@@ -149,32 +149,32 @@ def test_the_freeze_is_the_domain_s_own_where_it_says_so(
 
 
 def chosen_at(*states: State, names: tuple[str, ...] = (), **constants: Any) -> list[str]:
-    """Say of a domain that several libvirts define in these states what is chosen of each."""
+    """Return the decisions for one domain that several libvirts define in these states."""
     uris = (URI, OTHER_URI, "test:///default")
     defined = [domain(state=state, uri=uri) for uri, state in zip(uris, states)]
     return [one.skipped for one in choose(defined, settings(**constants), names)]
 
 
 @pytest.mark.parametrize("state", [state for state in State if state.active])
-def test_a_domain_that_several_libvirts_define_is_chosen_where_it_is_active(state: State) -> None:
+def test_a_domain_in_several_libvirts_is_selected_where_it_is_active(state: State) -> None:
     assert chosen_at(State.ELSEWHERE, State.SHUT_OFF, state) == ["runs at test:///default"] * 2 + [""]
 
 
-def test_one_that_is_active_nowhere_is_chosen_where_it_did_not_migrate_from() -> None:
-    assert chosen_at(State.ELSEWHERE, State.SHUT_OFF) == [f"defined too at {OTHER_URI}", ""]
-    assert chosen_at(State.ELSEWHERE, State.SAVED) == [f"defined too at {OTHER_URI}", ""]
+def test_an_inactive_domain_is_not_selected_where_it_migrated_from() -> None:
+    assert chosen_at(State.ELSEWHERE, State.SHUT_OFF) == [f"also defined at {OTHER_URI}", ""]
+    assert chosen_at(State.ELSEWHERE, State.SAVED) == [f"also defined at {OTHER_URI}", ""]
 
 
-def test_otherwise_the_first_libvirt_wins() -> None:
+def test_otherwise_the_first_libvirt_is_selected() -> None:
     assert chosen_at(State.RUNNING, State.RUNNING) == ["", f"runs at {URI}"]
-    assert chosen_at(State.SAVED, State.SHUT_OFF) == ["", f"defined too at {URI}"]
+    assert chosen_at(State.SAVED, State.SHUT_OFF) == ["", f"also defined at {URI}"]
     assert chosen_at(State.ELSEWHERE, State.ELSEWHERE) == [
         "migrated to another node",
-        f"defined too at {URI}",
+        f"also defined at {URI}",
     ]
 
 
-def test_a_libvirt_that_can_t_read_the_domain_is_the_last_that_is_chosen() -> None:
+def test_a_libvirt_that_cannot_read_the_domain_is_selected_last() -> None:
     problem = BackupError("cannot read the domain's definition")
     unreadable = domain(state=State.BUSY, disks=(), problem=problem)
     for state in (State.RUNNING, State.BUSY):
@@ -182,9 +182,9 @@ def test_a_libvirt_that_can_t_read_the_domain_is_the_last_that_is_chosen() -> No
         assert [one.skipped for one in choose(both, settings())] == [f"runs at {OTHER_URI}", ""]
 
 
-def test_naming_a_domain_does_not_choose_it_twice() -> None:
+def test_naming_a_domain_does_not_select_it_twice() -> None:
     assert chosen_at(State.SHUT_OFF, State.RUNNING, names=("web",)) == [f"runs at {OTHER_URI}", ""]
 
 
-def test_domains_of_one_name_are_two_if_their_uuids_differ() -> None:
+def test_domains_with_the_same_name_and_different_uuids_are_both_selected() -> None:
     assert [one.skipped for one in choose([WEB, domain("web", OTHER_UUID)], settings())] == ["", ""]

@@ -1,4 +1,4 @@
-"""backup/settings.py: everything that is wrong is told at once, with its constant's name."""
+"""backup/settings.py: all errors are reported at once, with the constants' names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def error_of(path: Path) -> BackupError:
     return error
 
 
-def test_config_py_is_valid_as_it_is_delivered() -> None:
+def test_config_py_is_valid() -> None:
     settings = load(vars(config), None)
     assert {name: getattr(settings, name.lower()) for name in CONSTANTS} == CONSTANTS
 
@@ -42,7 +42,7 @@ def test_config_py_and_settings_have_the_same_constants() -> None:
     assert {entry.name.upper() for entry in fields(Settings)} == set(CONSTANTS)
 
 
-def test_a_file_of_ones_own_needs_only_what_differs_and_may_hold_helpers(override: Path) -> None:
+def test_an_override_file_needs_only_the_differences_and_may_contain_other_names(override: Path) -> None:
     override.write_text(
         "import os\nbase = '/srv'\nREPORT_FILE = os.path.join(base, 'report.json')\nWORKERS = 5"
     )
@@ -63,7 +63,7 @@ WRONG = {
             "LIBVIRT_URI = ['qemu:///system', 7]",
             "LIBVIRT_URI = {'qemu:///system'}",
         ],
-        "has to be a string, or a list of strings, that are not empty",
+        "has to be a non-empty string, or a list of such strings",
     ),
     "CEPH_CONF = 'ceph.conf'": "has to be an absolute path",
     "CEPH_CONF = ''": "has to be an absolute path",
@@ -84,8 +84,8 @@ WRONG = {
     "FREEZE_TIMEOUT = 1": "has to be a whole number from 2 to 600",
     "MAX_READ_RATE = -1": "has to be a whole number of at least 0",
     "OUTPUT = 'borg'": "has to be one of 'restic', 'restic_incremental'",
-    "RESTIC_BINARY = None": "has to be a string that is not empty",
-    "RESTIC_BINARY = 'res\\0tic'": "has to be a string that is not empty",
+    "RESTIC_BINARY = None": "has to be a non-empty string",
+    "RESTIC_BINARY = 'res\\0tic'": "has to be a non-empty string",
     "RESTIC_REPOSITORY = 7": "has to be a string",
     "RESTIC_PASSWORD_FILE = 'password'": "has to be an absolute path",
     "RESTIC_OPTIONS = '--no-cache'": "has to be a list of strings",
@@ -94,7 +94,7 @@ WRONG = {
     "LOCK_DURATION = 2": "has to be a whole number from 3 to 3600",
     "REPORT_FILE = None": "has to be an absolute path",
     "METRICS_FILE = 'x.prom'": "has to be an absolute path",
-    "METRICS_FILE = '/srv/metrics.txt'": "has to end in .prom: node_exporter reads no other files",
+    "METRICS_FILE = '/srv/metrics.txt'": "has to end in .prom: node_exporter reads only such files",
     "NOTIFY_COMMAND = '/usr/bin/mail root'": "has to be a list of strings",
     "NOTIFY_ON = 'never'": "has to be one of 'always', 'failure', 'change'",
     "NOTIFY_TIMEOUT = 0": "has to be a whole number from 1 to 3600",
@@ -115,7 +115,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_a_wrong_value_is_refused_with_what_it_has_to_be(override: Path, line: str) -> None:
+def test_an_invalid_value_is_refused_with_the_expected_one(override: Path, line: str) -> None:
     override.write_text(line)
     error = error_of(override)
     assert error.message.startswith(f"{line.split()[0]} = ")
@@ -123,7 +123,7 @@ def test_a_wrong_value_is_refused_with_what_it_has_to_be(override: Path, line: s
     assert error.hint == "config.py explains each constant"
 
 
-def test_a_wrong_value_is_shown_as_python_has_it(override: Path) -> None:
+def test_an_invalid_value_is_shown_in_python_notation(override: Path) -> None:
     override.write_text("WORKERS = '3'")
     assert error_of(override).message == "WORKERS = '3': has to be a whole number from 1 to 64"
 
@@ -144,7 +144,7 @@ def test_a_wrong_value_is_shown_as_python_has_it(override: Path) -> None:
         "RESTIC_ENVIRONMENT = {'AWS_ACCESS_KEY_ID': 'x'}",
     ],
 )
-def test_a_value_at_the_edge_of_what_is_allowed_is_taken(override: Path, line: str) -> None:
+def test_a_value_at_the_limit_is_accepted(override: Path, line: str) -> None:
     override.write_text(line)
     load(vars(config), override)
 
@@ -157,26 +157,26 @@ def test_a_value_at_the_edge_of_what_is_allowed_is_taken(override: Path, line: s
         ("('b:///', 'a:///', 'b:///', 'c:///')", ("b:///", "a:///", "c:///")),
     ],
 )
-def test_one_libvirt_or_several_can_be_named_each_counts_once(
+def test_one_or_several_libvirts_can_be_set_without_duplicates(
     override: Path, given: str, uris: tuple[str, ...]
 ) -> None:
     override.write_text(f"LIBVIRT_URI = {given}")
     assert load(vars(config), override).libvirt_uris == uris
 
 
-def test_an_unknown_constant_is_refused_with_the_one_that_was_probably_meant(override: Path) -> None:
+def test_an_unknown_constant_is_refused_with_the_most_similar_one(override: Path) -> None:
     override.write_text("RESTIC_REPOSITRY = '/srv/restic'")
     error = error_of(override)
-    assert error.message == "RESTIC_REPOSITRY is no known constant"
+    assert error.message == "RESTIC_REPOSITRY is not a known constant"
     assert error.hint == "did you mean RESTIC_REPOSITORY?"
 
 
-def test_an_unknown_constant_like_no_other_points_to_config_py(override: Path) -> None:
+def test_an_unknown_constant_without_a_similar_one_refers_to_config_py(override: Path) -> None:
     override.write_text("XYZZY = 1")
     assert error_of(override).hint == "config.py lists all constants"
 
 
-def test_all_errors_are_told_at_once(override: Path) -> None:
+def test_all_errors_are_reported_at_once(override: Path) -> None:
     override.write_text("WORKERS = 0\nFREEZ = 'auto'\nCEPH_CONF = 'x'\nOUTPUT = 1\n")
     assert {error.message.split()[0] for error in errors_of(override)} == {
         "WORKERS",
@@ -186,7 +186,7 @@ def test_all_errors_are_told_at_once(override: Path) -> None:
     }
 
 
-def test_a_config_py_of_an_older_version_is_told_what_it_lacks() -> None:
+def test_constants_missing_in_an_older_config_py_are_reported() -> None:
     with pytest.raises(ConfigError) as caught:
         load({name: value for name, value in CONSTANTS.items() if name != "WORKERS"}, None)
     assert [error.message for error in caught.value.errors] == ["WORKERS is missing"]
@@ -208,13 +208,13 @@ def test_a_file_of_another_user_is_not_executed(override: Path) -> None:
     assert "owner 12345" in error_of(override).message
 
 
-def test_a_file_that_is_not_there_is_one_line(override: Path) -> None:
+def test_a_missing_file_is_reported_in_one_line(override: Path) -> None:
     override.unlink()
     assert error_of(override).message == f"cannot read {override}: no such file or directory"
 
 
-def test_a_directory_is_no_settings_file(tmp_path: Path) -> None:
-    assert error_of(tmp_path).message == f"{tmp_path} is no file"
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    assert error_of(tmp_path).message == f"{tmp_path} is not a file"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_an_error_in_the_file_names_its_line(override: Path, text: str, line: in
     ],
     ids=["environment", "forgotten quotes", "repository", "ping", "webhook"],
 )
-def test_an_error_does_not_show_what_may_hold_a_password(override: Path, line: str) -> None:
+def test_an_error_does_not_show_values_that_may_contain_passwords(override: Path, line: str) -> None:
     override.write_text(line)
     (error,) = errors_of(override)
     assert line.split()[0] in error.message or str(override) in error.message
@@ -257,6 +257,6 @@ def test_settings_do_not_show_the_environment_of_restic(override: Path) -> None:
     assert "hunter2" not in repr(settings)
 
 
-def test_a_name_that_no_environment_can_hold_is_refused(override: Path) -> None:
+def test_an_invalid_environment_variable_name_is_refused(override: Path) -> None:
     override.write_text("RESTIC_ENVIRONMENT = {'AWS_REGION=': 'x'}")
     assert error_of(override).message.startswith("RESTIC_ENVIRONMENT")

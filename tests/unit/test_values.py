@@ -1,4 +1,4 @@
-"""backup/units.py, backup/errors.py and backup/model.py: small values that travel between processes."""
+"""backup/text.py, errors.py and model.py: small values, and errors that are sent between processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_size_is_shown_with_a_binary_unit(size: float, text: str) -> None:
         (26 * 3600 + 65, "26 h 01 min"),
     ],
 )
-def test_a_time_is_shown_with_the_detail_that_matters(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_with_suitable_precision(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
 
 
@@ -67,31 +67,31 @@ def test_a_time_is_shown_with_the_detail_that_matters(seconds: float, text: str)
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_every_error_arrives_whole_at_another_process(error: BackupError) -> None:
+def test_every_error_survives_pickling_to_another_process(error: BackupError) -> None:
     arrived = pickle.loads(pickle.dumps(error))
     assert type(arrived) is type(error)
     assert (arrived.message, arrived.hint, str(arrived)) == (error.message, error.hint, str(error))
 
 
-def test_an_image_is_shown_with_its_pool_and_its_namespace_if_it_has_one() -> None:
+def test_an_image_is_shown_with_its_pool_and_namespace() -> None:
     assert str(Image("vms", "root")) == "vms/root"
     assert str(Image("vms", "root", "tenant")) == "vms/tenant/root"
 
 
 @pytest.mark.parametrize("image", [Image("vms", "root"), Image("vms", "root", "tenant")])
-def test_an_image_is_found_again_by_what_it_is_shown_as(image: Image) -> None:
+def test_the_text_of_an_image_can_be_parsed_again(image: Image) -> None:
     assert image_named(str(image)) == image
 
 
 @pytest.mark.parametrize("text", ["", "root", "/root", "vms/", "vms//root", "/a/b", "a/b/", "a/b/c/d"])
-def test_what_has_too_few_or_too_many_parts_is_no_image(text: str) -> None:
+def test_a_name_with_too_few_or_too_many_parts_is_not_an_image(text: str) -> None:
     assert image_named(text) is None
 
 
-def test_an_image_is_the_same_with_and_without_its_id() -> None:
+def test_an_image_equals_itself_with_and_without_its_id() -> None:
     assert Image("vms", "root", id="1f2e") == Image("vms", "root")
     assert str(Image("vms", "root", id="1f2e")) == "vms/root"
 
 
-def test_a_domain_is_active_in_every_state_in_which_a_qemu_may_have_its_disks_open() -> None:
+def test_a_domain_is_active_if_a_qemu_may_have_its_disks_open() -> None:
     assert {state for state in State if not state.active} == {State.SHUT_OFF, State.SAVED, State.ELSEWHERE}

@@ -1,4 +1,4 @@
-"""The last reports as one page: report.html holds its words, report.css its looks."""
+"""Makes the HTML page about the last runs from the template report.html and the style sheet report.css."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ... import __version__
 from ...text import duration_text, one_line, size_text
 from ..past_runs import PastRuns
 from ..report_types import DomainEntry, Report
-from ..timeline import WIDTH, picture
+from ..timeline import WIDTH, run_timeline
 from ..totals import amounts, count, problems, verdict
 
 ORDER = ("failed", "saved", "skipped")  # of the domains
 
 
 def page(past: PastRuns, made: datetime) -> bytes:
-    """Give the page about this run, with what each domain came to on the last days.
+    """Give the page about this run, with the calendar of the last days.
 
-    It is all ASCII, so that no server's or locale's idea of an encoding can harm it.
+    It is pure ASCII, so that no server's or locale's encoding can damage it.
     """
     report, days = past.report, past.days
     environment = jinja2.Environment(
@@ -41,8 +41,8 @@ def page(past: PastRuns, made: datetime) -> bytes:
         "totals": amounts(report["domains"]),
         "frozen_longest": max((domain["frozen_seconds"] for domain in report["domains"]), default=0),
         "problems": problems(report),
-        "picture": picture(report),
-        "picture_width": WIDTH,
+        "timeline": run_timeline(report),
+        "timeline_width": WIDTH,
         "dates": days.dates,
         "months": list(days.months),
         "rows": days.rows(),
@@ -56,7 +56,7 @@ def page(past: PastRuns, made: datetime) -> bytes:
 
 
 def _printable(value: object) -> object:
-    """Make plain text safe to look at; what is markup already (of a macro) is so."""
+    """Make plain text safe to display; markup of a macro is safe already."""
     return one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
@@ -75,7 +75,7 @@ def _sorted(domains: Sequence[DomainEntry]) -> Sequence[DomainEntry]:
 
 
 def _not_covered(report: Report) -> Mapping[str, Sequence[str]]:
-    """Give the disks that are in no restore point, by the reason."""
+    """Give the disks that are in no restore point, by the reason why."""
     disks: dict[str, list[str]] = {}
     for domain in report["domains"]:
         for disk in domain["not_covered"]:

@@ -1,1 +1,1 @@
-"""How a run is displayed while it lasts."""
+"""Displays the progress of a command while it runs."""

@@ -1,4 +1,4 @@
-"""What is going on, as values: which jobs run, in which phase, how far they are and how fast."""
+"""The progress of a run as values: which jobs run, in which phase, how far they are and how fast."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Optional
 
 from ...job_result import Phase
 
-WINDOW = 20.0  # seconds that a rate is the mean of
-SETTLED = 10.0  # seconds of bytes flowing before it is foretold when they end
+WINDOW = 20.0  # seconds over which a rate is averaged
+SETTLED = 10.0  # seconds of flowing bytes before the time left is estimated
 
 
 class Meter:
-    """How fast bytes flow: the mean over the last WINDOW seconds."""
+    """The rate at which bytes flow: the mean over the last WINDOW seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque()
         self._began = 0.0
 
-    def note(self, moment: float, done: int) -> None:
-        """Note how many bytes have flowed by now; where it is fewer than before, it has begun anew."""
+    def record(self, moment: float, done: int) -> None:
+        """Record how many bytes have flowed by now; fewer than before means a new beginning."""
         if not self._samples or done < self._samples[-1][1]:
             self._samples.clear()
             self._began = moment
@@ -28,7 +28,7 @@ class Meter:
         self._forget(moment)
 
     def rate(self, now: float) -> float:
-        """Give bytes per second, 0 while that can't be told."""
+        """Give bytes per second, 0 while unknown."""
         self._forget(now)
         if not self._samples or now - self._samples[0][0] < 1:
             return 0.0
@@ -36,21 +36,21 @@ class Meter:
         return (done - before) / (now - first)
 
     def seconds_for(self, rest: int, now: float) -> Optional[float]:
-        """Tell how long the rest takes at this rate, None while nobody could say."""
+        """Estimate the seconds for the rest at this rate, None while that would be a guess."""
         rate = self.rate(now)
         return rest / rate if rate and now - self._began >= SETTLED else None
 
     def _forget(self, now: float) -> None:
-        """Keep one sample that is older than the window: between two, nothing has flowed."""
+        """Drop old samples, but for the newest that is older than the window."""
         while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
             self._samples.popleft()
 
 
 @dataclass(frozen=True)
-class JobLook:
-    """How a job stands. Bytes of images, holes included; `total` is 0 where it is not known.
+class JobProgress:
+    """The progress of a job. Bytes of images, holes included; `total` is 0 if unknown.
 
-    `targets` are the disks under way. `left` is in seconds, None where it would be a guess.
+    `targets` are the disks under way. `left` is in seconds, None if it would be a guess.
     """
 
     domain: str
@@ -63,10 +63,10 @@ class JobLook:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How it all stands: the jobs that run, and totals of all. `seconds` since the beginning."""
+class RunProgress:
+    """The progress of a run: the running jobs, and the totals of all. `seconds` since the beginning."""
 
-    jobs: tuple[JobLook, ...]
+    jobs: tuple[JobProgress, ...]
     planned: int
     ended: int
     failed: int
@@ -79,7 +79,7 @@ class Look:
 
 @dataclass
 class _Job:
-    """A domain's job. `size`: the bytes that it is to pass along, 0 where that is not known."""
+    """A domain's job. `size`: the bytes that it has to transfer, 0 if unknown."""
 
     domain: str
     size: int = 0
@@ -94,34 +94,34 @@ class _Job:
 
     @property
     def total(self) -> int:
-        """Give the bytes of all its images, or of those that the output has to read."""
+        """Give the bytes of all its images, or of what the output has to read."""
         if self.failed:
-            return self.passed  # the others never come
+            return self.passed  # the rest never comes
         known = sum(size for _, size in self.passes.values())
         return known if any(not target for _, target in self.passes) else self.size and max(self.size, known)
 
     @property
     def done(self) -> int:
-        """Give what has passed; the last bytes of a job that has ended well may not have been reported."""
+        """Give the transferred bytes; the last ones of a job that succeeded may not have been reported."""
         return self.passed if self.failed is not False else self.total or self.passed
 
 
 class Activity:
-    """Keeps what a reporter was told. `now` is in seconds, of one clock."""
+    """Collects the reports of all jobs. `now` is in seconds, of one clock."""
 
     def __init__(self, now: float) -> None:
         self._began = now
         self._jobs: dict[str, _Job] = {}  # by UUID, or by name where none was planned
 
     def planned(self, uuid: str, domain: str, size: int) -> None:
-        """Note a job to come, for the second time too."""
+        """Add a job, or its second attempt."""
         self._jobs[uuid] = _Job(domain, size)
 
     def ended(self, uuid: str, failed: bool) -> None:
         self._jobs[uuid].failed = failed
 
     def phase(self, domain: str, phase: Phase) -> bool:
-        """Note the phase, and tell whether it is another one."""
+        """Record the phase; return whether it has changed."""
         job = self._job(domain)
         changed = job.phase is not phase
         job.phase = phase
@@ -131,17 +131,19 @@ class Activity:
         job = self._job(domain)
         job.phase = job.phase or Phase.STREAM
         job.passes[job.phase, target] = done, size
-        job.meter.note(now, job.passed)
+        job.meter.record(now, job.passed)
 
-    def look(self, now: float) -> Look:
+    def current(self, now: float) -> RunProgress:
         jobs = self._jobs.values()
-        running = tuple(_look(job, job.phase, now) for job in jobs if job.phase and job.failed is None)
+        running = tuple(
+            _job_progress(job, job.phase, now) for job in jobs if job.phase and job.failed is None
+        )
         done, rate = sum(job.done for job in jobs), sum(job.rate for job in running)
         total = (
             sum(job.total for job in jobs) if all(job.total or job.failed is not None for job in jobs) else 0
         )
         settled = any(job.left is not None for job in running)
-        return Look(
+        return RunProgress(
             jobs=running,
             planned=len(jobs),
             ended=sum(job.failed is not None for job in jobs),
@@ -161,11 +163,13 @@ class Activity:
         return self._jobs.setdefault(domain, _Job(domain))
 
 
-def _look(job: _Job, phase: Phase, now: float) -> JobLook:
-    under_way = {target: done < size for (of, target), (done, size) in job.passes.items() if of is phase}
+def _job_progress(job: _Job, phase: Phase, now: float) -> JobProgress:
+    under_way = {
+        target: done < size for (in_phase, target), (done, size) in job.passes.items() if in_phase is phase
+    }
     if not under_way:  # a phase in which no bytes flow
-        return JobLook(job.domain, phase, done=job.done, total=job.total)
+        return JobProgress(job.domain, phase, done=job.done, total=job.total)
     targets = tuple(target for target, unfinished in under_way.items() if unfinished and target)
     rest = max(0, job.total - job.done)
     left = job.meter.seconds_for(rest, now) if job.total else None
-    return JobLook(job.domain, phase, targets, job.done, job.total, job.meter.rate(now), left)
+    return JobProgress(job.domain, phase, targets, job.done, job.total, job.meter.rate(now), left)

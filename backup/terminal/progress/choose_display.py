@@ -1,4 +1,4 @@
-"""Which faces show what happens: that depends on where the words go, and on what is wanted."""
+"""Chooses how progress is displayed: live view, plain lines, unit status."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import os
 from typing import Callable
 
 from ..console import Console
-from .display import Display, Face
-from .plain_lines import Lines
+from .display import Display, View
+from .plain_lines import PlainLines
 from .unit_status import unit_status
 
 DUMB = ("", "dumb", "unknown")  # terminals that can't move the cursor
@@ -18,16 +18,16 @@ DUMB = ("", "dumb", "unknown")  # terminals that can't move the cursor
 def displayed(
     console: Console, progress: str, interval: int, is_stopping: Callable[[], bool] = lambda: False
 ) -> Display:
-    """Show what happens during the block. `progress`: "auto", "always" or "never".
+    """Give the display that fits the terminal. `progress`: "auto", "always" or "never".
 
-    Lines tell of progress every `interval` seconds, if it is not 0. `is_stopping` tells of a request to stop.
+    Plain lines show progress every `interval` seconds, unless it is 0. `is_stopping`: a stop was requested.
     """
     status = unit_status() if progress != "never" else None
-    faces = [_words(console, progress, interval), *([status] if status else [])]
-    return Display(console, faces, is_stopping)
+    views = [_messages(console, progress, interval), *([status] if status else [])]
+    return Display(console, views, is_stopping)
 
 
-def _words(console: Console, progress: str, interval: int) -> Face:
+def _messages(console: Console, progress: str, interval: int) -> View:
     on_terminal = console.stream.isatty()
     if progress != "never" and on_terminal and _can_draw():
         from .live_view import MIN_WIDTH, LiveView
@@ -35,7 +35,7 @@ def _words(console: Console, progress: str, interval: int) -> Face:
         if os.get_terminal_size(console.stream.fileno()).columns >= MIN_WIDTH:
             return LiveView(console)
     wanted = progress == "always" or (progress == "auto" and (on_terminal or console.in_journal))
-    return Lines(console, interval if wanted and interval else math.inf)
+    return PlainLines(console, interval if wanted and interval else math.inf)
 
 
 def _can_draw() -> bool:

@@ -1,7 +1,7 @@
-"""What the engine reports, on its way to the faces that show it: lines, a live view, a unit's status.
+"""Passes the engine's reports on to the views that show them: plain lines, a live view, a unit's status.
 
-A terminal that was stopped with Ctrl-S, or a pipe that nobody reads, holds up whoever writes to it. So one
-thread does all the writing, and those who report only leave word.
+A terminal that was stopped with Ctrl-S, or a pipe that nobody reads, blocks its writer. So one thread does
+all the writing, and the engine only fills a queue.
 """
 
 from __future__ import annotations
@@ -16,54 +16,54 @@ from typing import Callable, Optional, Protocol
 from ...job_result import Phase
 from ...model import Level
 from ..console import Console
-from .activity import Activity, Look
+from .activity import Activity, RunProgress
 
-LIMIT = 60.0  # seconds without a word written, at the end, after which nobody is taken to read any more
-STOPPED_LIMIT = 3.0  # the same once there was a request to stop
+LIMIT = 60.0  # seconds at the end without a written event, after which the rest is given up
+STOPPED_LIMIT = 3.0  # the same after a request to stop
 POLL = 0.1
 
 
-class Face(Protocol):
-    """Shows what happens. Its calls all come from one thread, and may take their time."""
+class View(Protocol):
+    """Shows progress and messages. All calls come from one thread, and may block."""
 
     @property
     def interval(self) -> float:
-        """Seconds between two looks, which may be infinite."""
+        """Seconds between two calls of `show`, may be infinite."""
 
     def message(self, level: Level, domain: str, text: str) -> None: ...
 
     def phase(self, domain: str, phase: Phase) -> None:
         """Show that a job has entered another phase."""
 
-    def look(self, look: Look) -> None:
-        """Show how it all stands."""
+    def show(self, run: RunProgress) -> None:
+        """Show the progress of the run."""
 
-    def close(self, look: Look) -> None:
-        """Show how it ended, and leave the terminal as it was."""
+    def close(self, run: RunProgress) -> None:
+        """Show how the run ended, and leave the terminal as it was."""
 
 
-Word = Callable[[Face], None]
+Event = Callable[[View], None]
 
 
 class Display:
-    """Tells the faces during its block what happens. Satisfies protocols.RunReporter, in any thread.
+    """Passes reports to the views during its block. Satisfies protocols.RunReporter, in any thread.
 
-    After the block all of it is written; or none has been for so long that it is `given_up`: a terminal that
-    was stopped, or a pipe that nobody reads, must not keep the process from ending. `is_stopping` tells of a
-    request to stop.
+    After the block everything is written, unless a view blocked for too long and the rest is `given_up`: a
+    terminal that was stopped, or a pipe that nobody reads, must not keep the process from ending.
+    `is_stopping`: a stop was requested.
     """
 
     def __init__(
-        self, console: Console, faces: Sequence[Face], is_stopping: Callable[[], bool] = lambda: False
+        self, console: Console, views: Sequence[View], is_stopping: Callable[[], bool] = lambda: False
     ) -> None:
         self.given_up = False
         self._console = console
         self._is_stopping = is_stopping
-        self._written = 0  # words
-        self._faces = faces
+        self._written = 0  # events
+        self._views = views
         self._activity = Activity(time.monotonic())
-        self._lock = threading.Lock()  # of the activity; never held while something is written
-        self._words: SimpleQueue[Optional[Word]] = SimpleQueue()
+        self._lock = threading.Lock()  # of the activity; never taken while writing
+        self._events: SimpleQueue[Optional[Event]] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="display", daemon=True)
 
     def __enter__(self) -> Display:
@@ -71,7 +71,7 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._words.put(None)
+        self._events.put(None)
         since, before = time.monotonic(), self._written
         while self._writer.is_alive() and not self.given_up:
             self._writer.join(POLL)
@@ -81,17 +81,17 @@ class Display:
             self.given_up = self._writer.is_alive() and time.monotonic() > since + limit
 
     def __reduce__(self) -> tuple[Callable[..., Console], tuple[object, ...]]:
-        """In another process there are lines alone."""
+        """In another process there are only plain lines."""
         return self._console.__reduce__()
 
     def message(self, level: Level, domain: str, text: str) -> None:
-        self._words.put(lambda face: face.message(level, domain, text))
+        self._events.put(lambda view: view.message(level, domain, text))
 
     def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
         with self._lock:
             changed = self._activity.phase(domain, phase)
         if changed:
-            self._words.put(lambda face: face.phase(domain, phase))
+            self._events.put(lambda view: view.phase(domain, phase))
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
         with self._lock:
@@ -106,28 +106,28 @@ class Display:
             self._activity.ended(uuid, failed)
 
     def _write(self) -> None:
-        """Pass on what is said, and have each face look whenever it is its time."""
-        due = [time.monotonic() + face.interval for face in self._faces]
-        while (word := self._word(min(due))) is not None:
-            for number, face in enumerate(self._faces):
-                word(face)
+        """Pass events on to the views, and let each show the progress at its interval."""
+        due = [time.monotonic() + view.interval for view in self._views]
+        while (event := self._next_event(min(due))) is not None:
+            for number, view in enumerate(self._views):
+                event(view)
                 if time.monotonic() >= due[number]:
-                    face.look(self._looked())
-                    due[number] = time.monotonic() + face.interval
+                    view.show(self._progress())
+                    due[number] = time.monotonic() + view.interval
             self._written += 1
-        for face in self._faces:
-            face.close(self._looked())
+        for view in self._views:
+            view.close(self._progress())
 
-    def _word(self, until: float) -> Optional[Word]:
-        """Wait for the next word until that moment; None is the last one."""
+    def _next_event(self, until: float) -> Optional[Event]:
+        """Wait for the next event until that moment; None marks the end."""
         try:
-            return self._words.get(timeout=None if until == math.inf else max(0, until - time.monotonic()))
+            return self._events.get(timeout=None if until == math.inf else max(0, until - time.monotonic()))
         except Empty:
             return _nothing
 
-    def _looked(self) -> Look:
+    def _progress(self) -> RunProgress:
         with self._lock:
-            return self._activity.look(time.monotonic())
+            return self._activity.current(time.monotonic())
 
 
-def _nothing(_face: Face) -> None: ...
+def _nothing(_view: View) -> None: ...

@@ -1,4 +1,4 @@
-"""The live view on a terminal: a row for each job, the totals below, and what is said above.
+"""The live view on a terminal: a row for each job, the totals below, messages above.
 
 The only importer of rich.
 """
@@ -20,11 +20,11 @@ from ...job_result import Phase
 from ...model import Level
 from ...text import one_line
 from ..console import Console
-from .activity import JobLook, Look
+from .activity import JobProgress, RunProgress
 from .activity_text import amount, doing, left, percent, rate, run_text
 
-MIN_WIDTH = 40  # columns; on a narrower terminal lines say more
-# What a row has from so many columns on; without the bar and the rest it still says what matters.
+MIN_WIDTH = 40  # columns; on a narrower terminal plain lines show more
+# The columns from which on a row has rate, bar and amount.
 RATE_FROM, BAR_FROM, AMOUNT_FROM = 60, 80, 110
 
 
@@ -36,12 +36,12 @@ class Terminal(RichConsole):
 
 
 class LiveView:
-    """Draws how it all stands, over and over. Satisfies display.Face."""
+    """Draws the progress again and again. Satisfies display.View."""
 
     interval = 0.5
 
     def __init__(self, console: Console, **terminal: Any) -> None:
-        """`terminal`: what is told rich of the terminal, rather than what it sees itself."""
+        """`terminal`: properties of the terminal that rich does not detect itself."""
         self._console = console
         self._terminal = Terminal(file=console.stream, **terminal)
         self._live = Live(
@@ -54,33 +54,33 @@ class LiveView:
 
     def message(self, level: Level, domain: str, text: str) -> None:
         if level <= self._console.level:
-            with suppress(OSError):  # the terminal is gone: nobody reads this
+            with suppress(OSError):  # the terminal is gone
                 self._terminal.out(self._console.line(level, domain, text), highlight=False)
 
     def phase(self, domain: str, phase: Phase) -> None:
         self.message(Level.DEBUG, domain, phase.value)
 
-    def look(self, look: Look) -> None:
+    def show(self, run: RunProgress) -> None:
         with suppress(OSError):
             self._live.start()
-            self._live.update(self._drawn(look), refresh=True)
+            self._live.update(self._drawn(run), refresh=True)
 
-    def close(self, look: Look) -> None:
-        """Remove the view; what was said stays."""
+    def close(self, run: RunProgress) -> None:
+        """Remove the view; messages stay."""
         with suppress(OSError):
             self._live.stop()
 
-    def _drawn(self, look: Look) -> Group:
+    def _drawn(self, run: RunProgress) -> Group:
         width, height = self._terminal.size
         room = max(1, height - 3)  # for the totals, for jobs that are not shown, and for the cursor
         lines: list[Text] = []
-        if len(look.jobs) > room:
-            lines.append(_cut(f"and {len(look.jobs) - room} more"))
-        lines.append(_cut(run_text(look)))
-        return Group(_rows(look.jobs[:room], width), *lines)
+        if len(run.jobs) > room:
+            lines.append(_cut(f"and {len(run.jobs) - room} more"))
+        lines.append(_cut(run_text(run)))
+        return Group(_rows(run.jobs[:room], width), *lines)
 
 
-def _rows(jobs: Sequence[JobLook], width: int) -> Table:
+def _rows(jobs: Sequence[JobProgress], width: int) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(max_width=24)  # these two give way where it is narrow
     table.add_column()
@@ -102,5 +102,5 @@ def _rows(jobs: Sequence[JobLook], width: int) -> Table:
 
 
 def _cut(text: str) -> Text:
-    """Give a text that comes from outside: of one line, without markup, cut where there is no room for it."""
+    """Make a text from outside safe: one line, no markup, cut to the width."""
     return Text(one_line(text), no_wrap=True, overflow="ellipsis")

@@ -1,4 +1,4 @@
-"""What happens, a line each: on a plain terminal, in a file, in the journal."""
+"""Progress and messages as plain lines: on a plain terminal, in a file, in the journal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from ...job_result import Phase
 from ...model import Level
 from ..console import Console
-from .activity import Look
+from .activity import RunProgress
 from .activity_text import job_text
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Writes a line for each message and, where the interval is finite, for progress. Satisfies display.Face.
+class PlainLines:
+    """Writes a line per message. Satisfies display.View.
 
-    Then it is a line for each phase and, every `interval` seconds, one for each job.
+    With a finite `interval` also a line per phase and, every `interval` seconds, one per running job.
     """
 
     console: Console
@@ -29,8 +29,8 @@ class Lines:
         level = Level.DEBUG if self.interval == math.inf else Level.INFO
         self.console.message(level, domain, phase.value)
 
-    def look(self, look: Look) -> None:
-        for job in look.jobs:
+    def show(self, run: RunProgress) -> None:
+        for job in run.jobs:
             self.console.message(Level.INFO, job.domain, job_text(job))
 
-    def close(self, look: Look) -> None: ...
+    def close(self, run: RunProgress) -> None: ...

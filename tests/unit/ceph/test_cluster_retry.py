@@ -1,4 +1,4 @@
-"""backup/ceph/cluster.py: what is done to snapshots is done once, however often it timed out."""
+"""backup/ceph/cluster.py: operations on snapshots take effect once, however often they time out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGE = Image("vms", "root")
 
 
 class SlowCluster(Cluster):
-    """Whose only image's snapshots time out so many times, with or without what was asked for being done."""
+    """A cluster with one image; its first operations time out, with or without taking effect (`done`)."""
 
     def __init__(self, retry: CephRetry, times_out: int, done: bool) -> None:
         self.user, self.timeout, self.retry = "libvirt", 60, retry.of_connection(60)
@@ -63,7 +63,7 @@ class SlowCluster(Cluster):
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_what_timed_out_is_done_once_whether_it_had_its_effect_or_not(done: bool) -> None:
+def test_an_operation_that_timed_out_takes_effect_exactly_once(done: bool) -> None:
     cluster = SlowCluster(CephRetry(900), times_out=1, done=done)
     cluster.rename_snapshot(IMAGE, "old", "kept")
     assert cluster.names == {"kept", "foreign"}
@@ -72,7 +72,7 @@ def test_what_timed_out_is_done_once_whether_it_had_its_effect_or_not(done: bool
     assert cluster.names == {"foreign"}
 
 
-def test_a_snapshot_is_made_once_within_the_time_of_one_operation() -> None:
+def test_a_snapshot_is_created_once_and_not_retried() -> None:
     cluster = SlowCluster(CephRetry(900), times_out=1, done=False)
     cluster._kept_open = {}
     cluster.create_snap = lambda name: cluster.rename_snap("old", name)  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_a_snapshot_is_made_once_within_the_time_of_one_operation() -> None:
     assert cluster.made == 1, "the guest is frozen"
 
 
-def test_a_job_that_has_to_stop_does_not_wait_for_one_timeout_after_another() -> None:
+def test_a_job_that_has_to_stop_does_not_wait_for_further_timeouts() -> None:
     stop = StopRequest()
     cluster = SlowCluster(CephRetry(900, stop.check), times_out=9, done=False)
     stop.request(BackupError("interrupted"))

@@ -1,4 +1,4 @@
-"""backup/ceph/image_reader.py: what of a snapshot is allocated, and reads that are under way."""
+"""backup/ceph/image_reader.py: listing extents, and reads in flight."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ Note = Callable[[int, int, bool], None]
 
 
 class PaperImage:
-    """An rbd.Image on paper. Satisfies what ImageReader asks of librbd."""
+    """A fake rbd.Image with the methods that ImageReader uses."""
 
     def __init__(self, size: int, allocated: Sequence[tuple[int, int, bool]] = ()) -> None:
         self.bytes = bytes(number % 251 for number in range(size))
         self.allocated = allocated
-        self.asked: list[tuple[int, int]] = []  # what was to be listed
-        self.compared: list[tuple[str | None, bool]] = []  # with which snapshot, and by whole objects
+        self.asked: list[tuple[int, int]] = []  # ranges that were listed
+        self.compared: list[tuple[str | None, bool]] = []  # the older snapshot, and whether by whole objects
         self.error: Exception | None = None
-        self.result: int | None = None  # other than the number of bytes
-        self.lost = 0  # bytes at the end of a read
-        self.silent = False  # what is read does not arrive by itself
+        self.result: int | None = None  # of a read, instead of the number of bytes
+        self.lost = 0  # bytes that are missing at the end of a read
+        self.silent = False  # reads do not complete by themselves
         self.completions: list[PaperCompletion] = []
-        self.times_out = 0  # so many operations time out from now on
-        self.go_on = threading.Event()  # what a listing waits for
+        self.times_out = 0  # number of the next operations that time out
+        self.go_on = threading.Event()  # lets a waiting listing continue
         self.go_on.set()
-        self.slow_from = 0  # where it begins to wait
-        self.listing = 0  # listings that are under way
+        self.slow_from = 0  # offset from which listings wait
+        self.listing = 0  # listings that are running
 
     def size(self) -> int:
         return len(self.bytes)
@@ -105,41 +105,41 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_reader, "EXTENT_SLAB", 100)
 
 
-def test_what_is_allocated_is_listed_in_order_a_slab_at_a_time_to_the_very_end() -> None:
+def test_extents_are_listed_in_order_slab_by_slab_up_to_the_end_of_the_image() -> None:
     image = PaperImage(250, [(40, 10, True), (0, 10, True), (20, 5, False), (110, 90, True), (249, 1, True)])
     reader = reader_of(image)
     assert reader.size == 250
     assert [*reader.extents()] == [
-        *(Extent(0, 10), Extent(40, 10), Extent(100, 0)),  # of no bytes: all before it is listed
+        *(Extent(0, 10), Extent(40, 10), Extent(100, 0)),  # empty: marks how far the listing has come
         *(Extent(110, 90), Extent(200, 0), Extent(249, 1)),
     ]
     assert sorted(image.asked) == [(0, 100), (100, 100), (200, 50)]
 
 
-def test_the_next_two_slabs_and_no_more_are_listed_while_one_is_read() -> None:
+def test_only_the_next_two_slabs_are_listed_while_one_is_read() -> None:
     image = PaperImage(450, [(0, 10, True), (110, 10, True)])
     with reader_of(image) as reader:
         next(reader.extents())
     assert sorted(image.asked) == [(0, 100), (100, 100), (200, 100)]
 
 
-def test_of_a_part_what_is_allocated_is_listed_of_that_part() -> None:
+def test_the_extents_of_a_part_of_the_image_are_listed_for_that_part_only() -> None:
     image = PaperImage(450, [(0, 10, True), (110, 10, True), (250, 10, True)])
     assert [*reader_of(image).extents(Extent(100, 150))] == [Extent(110, 10), Extent(200, 0)]
     assert sorted(image.asked) == [(100, 100), (200, 50)]
 
 
-@pytest.mark.parametrize("distrusted", ["vms/root@before", "vms/root@head"])
-def test_object_maps_that_ceph_distrusts_are_not_asked(distrusted: str) -> None:
+@pytest.mark.parametrize("invalid", ["vms/root@before", "vms/root@head"])
+def test_object_maps_that_ceph_marks_as_invalid_are_not_used(invalid: str) -> None:
     image, cluster = PaperImage(100, [(0, 10, True)]), PaperCluster()
-    cluster.distrusted = {distrusted}
+    cluster.distrusted = {invalid}
     reader = ImageReader(cluster, Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
     assert [*reader.changes("before", fast=True)] == [Extent(0, 10)]
     assert image.compared == [("before", False)]
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_changes_are_what_was_written_and_what_was_discarded(fast: bool) -> None:
+def test_changes_include_written_and_discarded_extents(fast: bool) -> None:
     image = PaperImage(150, [(110, 5, True), (40, 10, False), (0, 10, True)])
     changes = [*reader_of(image).changes("before", fast)]
     assert changes == [Extent(0, 10), Extent(40, 10), Extent(100, 0), Extent(110, 5)]
@@ -151,13 +151,13 @@ def test_an_image_without_data_has_no_extents(size: int) -> None:
     assert [*reader_of(PaperImage(size)).extents()] == []
 
 
-def test_a_read_gives_exactly_what_was_asked_for_once_it_is_waited_for() -> None:
+def test_a_read_returns_exactly_the_requested_bytes() -> None:
     image = PaperImage(100)
     wait = reader_of(image).start_read(10, 30)
     assert wait() == image.bytes[10:40]
 
 
-def test_a_read_that_fails_says_where_and_why() -> None:
+def test_a_failed_read_reports_its_place_and_the_reason() -> None:
     image = PaperImage(100)
     image.result = -110
     wait = reader_of(image).start_read(10, 30)
@@ -166,26 +166,26 @@ def test_a_read_that_fails_says_where_and_why() -> None:
 
 
 @pytest.mark.parametrize(("lost", "got"), [(1, 29), (30, 0)])
-def test_a_read_that_comes_short_is_no_success(lost: int, got: int) -> None:
+def test_a_short_read_is_an_error(lost: int, got: int) -> None:
     image = PaperImage(100)
     image.lost = lost
     with raises(f"cannot read 30 bytes at 10 of image vms/root: got only {got} bytes"):
         reader_of(image).start_read(10, 30)()
 
 
-def test_a_read_that_succeeds_without_bytes_is_no_success() -> None:
+def test_a_read_without_bytes_is_an_error() -> None:
     image = PaperImage(100)
     image.result = 0
     with raises("cannot read 30 bytes at 10 of image vms/root: got only 0 bytes"):
         reader_of(image).start_read(10, 30)()
 
 
-def test_a_read_that_can_t_begin_and_a_list_that_can_t_be_had_are_errors_of_the_image() -> None:
+def test_a_read_that_cannot_start_and_a_listing_that_fails_are_errors_of_the_image() -> None:
     image = PaperImage(100)
     image.error = rbd.OSError("broken", errno=5)
     with raises("cannot read 30 bytes at 10 of image vms/root: input/output error", ClusterError):
         reader_of(image).start_read(10, 30)
-    with raises("cannot list what is allocated in image vms/root: input/output error", ClusterError):
+    with raises("cannot list the extents of image vms/root: input/output error", ClusterError):
         [*reader_of(image).extents()]
 
 
@@ -212,7 +212,7 @@ def test_a_slab_whose_listing_timed_out_is_listed_again_and_nothing_is_listed_tw
     assert found == [Extent(0, 10), Extent(110, 10), Extent(240, 10)]
 
 
-def test_a_stop_is_heard_while_a_read_is_waited_for_which_ends_before_the_image_is_closed(
+def test_a_stop_ends_the_wait_for_a_read_and_the_read_ends_before_the_image_is_closed(
     recorder: Recorder,
 ) -> None:
     stop, image = StopRequest(), PaperImage(100)
@@ -224,10 +224,10 @@ def test_a_stop_is_heard_while_a_read_is_waited_for_which_ends_before_the_image_
             (completion,) = image.completions
             threads.submit(_arrive_later, completion, reader)
             wait()
-        assert completion.settled, "librbd must not complete into an image that is closed"
+        assert completion.settled, "librbd must not complete a read after the image was closed"
 
 
-def test_however_many_reads_are_under_way_a_stop_is_heard_at_once(recorder: Recorder) -> None:
+def test_a_stop_takes_effect_at_once_with_any_number_of_reads_in_flight(recorder: Recorder) -> None:
     stop, image = StopRequest(), PaperImage(100)
     image.silent = True
     with reader_of(image, retrying(stop, recorder)) as reader:
@@ -243,13 +243,13 @@ def test_however_many_reads_are_under_way_a_stop_is_heard_at_once(recorder: Reco
 
 
 def _arrive_later(completion: PaperCompletion, reader: ImageReader) -> None:
-    """Have it arrive once the reader is being closed."""
+    """Complete the read when the reader is being closed."""
     wait_until(lambda: reader._closed, 5, "the reader is being closed")
     completion.arrive()
 
 
 @pytest.mark.parametrize("changes", [True, False], ids=["changes", "extents"])
-def test_a_stop_is_heard_while_a_listing_is_under_way_which_ends_before_the_image_is_closed(
+def test_a_stop_ends_the_wait_for_a_listing_and_the_listing_ends_before_the_image_is_closed(
     recorder: Recorder, changes: bool
 ) -> None:
     stop, image = StopRequest(), PaperImage(1000)
@@ -263,7 +263,7 @@ def test_a_stop_is_heard_while_a_listing_is_under_way_which_ends_before_the_imag
             assert image.listing
             image.go_on.set()
     assert not image.listing
-    assert len(image.asked) <= LISTINGS, "what had not begun never does"
+    assert len(image.asked) <= LISTINGS, "listings that had not begun never begin"
 
 
 def _stop_while_listing(stop: StopRequest, image: PaperImage) -> None:
@@ -271,7 +271,7 @@ def _stop_while_listing(stop: StopRequest, image: PaperImage) -> None:
     stop.request(BackupError("interrupted"))
 
 
-def test_no_listing_outlives_the_image_where_a_read_fails() -> None:
+def test_listings_end_before_the_image_is_closed_when_a_read_fails() -> None:
     image = PaperImage(1000, [(0, 10, True)])
     image.result, image.slow_from = -5, 100
     image.go_on.clear()
@@ -279,13 +279,13 @@ def test_no_listing_outlives_the_image_where_a_read_fails() -> None:
     threading.Thread(target=_list_on, args=(reader, image)).start()
     with pytest.raises(ClusterError), reader:
         [*pieces(reader)]
-    # what has failed is still referred to, and with its traceback the generators that were at it
+    # the error is still referenced, and through its traceback the generators
     assert not image.listing
     assert 2 <= len(image.asked) <= 1 + LISTINGS
 
 
 def _list_on(reader: ImageReader, image: PaperImage) -> None:
-    """Let the listing go on once the reader is being closed."""
+    """Let the listing continue when the reader is being closed."""
     wait_until(lambda: reader._closed, 5, "the reader is being closed")
     assert image.listing
     image.go_on.set()

@@ -1,4 +1,4 @@
-"""backup/ceph/image_writer.py: writes that are under way, and again where they timed out."""
+"""backup/ceph/image_writer.py: writes in flight, and retries of those that time out."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FLAGS = 40
 
 
 class PaperImage:
-    """An rbd.Image on paper. Satisfies what ImageWriter asks of librbd."""
+    """A fake rbd.Image with the methods that ImageWriter uses."""
 
     def __init__(self) -> None:
         self.written: list[tuple[int, bytes]] = []
         self.under_way: list[PaperCompletion] = []
-        self.results: list[int] = []  # of the writes to come; then all succeed
+        self.results: list[int] = []  # of the next writes; later ones succeed
         self.silent = False
 
     def aio_write(
@@ -52,7 +52,7 @@ def writer_to(image: PaperImage, retry: CephRetry | None = None) -> ImageWriter:
     return ImageWriter(cluster, Image("vms", "new"), image, FLAGS)
 
 
-def test_a_write_that_timed_out_is_made_again_with_the_same_bytes() -> None:
+def test_a_write_that_timed_out_is_retried_with_the_same_bytes() -> None:
     image = PaperImage()
     image.results = [-110, -110]
     with writer_to(image, CephRetry(900)) as writer:
@@ -62,18 +62,18 @@ def test_a_write_that_timed_out_is_made_again_with_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "words"), [(-110, "connection timed out"), (-28, "no space left on device")]
+    ("result", "text"), [(-110, "connection timed out"), (-28, "no space left on device")]
 )
-def test_a_write_that_fails_says_where_and_why(result: int, words: str) -> None:
+def test_a_failed_write_reports_its_place_and_the_reason(result: int, text: str) -> None:
     image = PaperImage()
     image.results = [result]
     with writer_to(image) as writer:
         wait = writer.start_write(4096, b"bytes")
-        with raises(f"cannot write 5 bytes at 4096 of image vms/new: {words}", ClusterError):
+        with raises(f"cannot write 5 bytes at 4096 of image vms/new: {text}", ClusterError):
             wait()
 
 
-def test_a_stop_is_heard_while_a_write_is_waited_for_which_ends_before_the_image_is_closed() -> None:
+def test_a_stop_ends_the_wait_for_a_write_and_the_write_ends_before_the_image_is_closed() -> None:
     stop, image = StopRequest(), PaperImage()
     image.silent = True
     stop.request(BackupError("interrupted"))

@@ -1,4 +1,4 @@
-"""backup/ceph/retry.py: what times out is retried for a while, and reported once."""
+"""backup/ceph/retry.py: timeouts are retried for a while, and a stall is reported once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..waiting import wait_until
 
 
 class Clock:
-    """Time that passes with each call that times out."""
+    """A clock that advances with each call that times out."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -31,7 +31,7 @@ class Clock:
 
 
 class Silent:
-    """A call that times out so many times, in a minute each, and then gives an answer."""
+    """A call that times out `times` times, after a minute each, and then returns an answer."""
 
     def __init__(self, clock: Clock, times: float) -> None:
         self._clock = clock
@@ -58,7 +58,7 @@ class Reports(list[tuple[Level, str]]):
         self.append((level, text))
 
 
-def test_what_times_out_is_retried_and_a_stall_reported_once_with_its_end(clock: Clock) -> None:
+def test_a_timeout_is_retried_and_the_begin_and_end_of_a_stall_are_reported_once(clock: Clock) -> None:
     reports = Reports()
     call, retry = Silent(clock, 3), CephRetry(900, report=reports.report).of_connection(60)
     assert retry.call(call) == "answer"
@@ -73,10 +73,10 @@ def test_what_times_out_is_retried_and_a_stall_reported_once_with_its_end(clock:
     ]
 
 
-def test_when_it_has_timed_out_for_so_long_it_fails_for_good(clock: Clock) -> None:
+def test_a_call_fails_when_the_time_for_retries_is_over(clock: Clock) -> None:
     call, retry = Silent(clock, 99), CephRetry(900).of_connection(60)
-    words = "cannot read image vms/a: connection timed out, retried for 900 s (CEPH_STALL_TIMEOUT)"
-    with raises(words, ClusterError) as caught:
+    message = "cannot read image vms/a: connection timed out, retried for 900 s (CEPH_STALL_TIMEOUT)"
+    with raises(message, ClusterError) as caught:
         retry.call(call)
     assert call.made == 16, "at 60, 120, ... 960 s: 900 s after the first timeout"
     assert caught.value.transient
@@ -101,7 +101,7 @@ def test_other_errors_are_not_retried(clock: Clock) -> None:
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("given", [True, False], ids=["as the stop says", "as the timeout says"])
+@pytest.mark.parametrize("given", [True, False], ids=["the reason to stop", "the timeout"])
 def test_a_job_that_has_to_stop_retries_nothing(clock: Clock, given: bool) -> None:
     stop, call = StopRequest(), Silent(clock, 99)
     stop.request(BackupError("interrupted"))
@@ -109,13 +109,13 @@ def test_a_job_that_has_to_stop_retries_nothing(clock: Clock, given: bool) -> No
     with raises("interrupted" if given else "cannot read image vms/a: connection timed out"):
         retry.call(call, stop.check if given else None)
     assert call.made == 1
-    assert retry.gives_up, "what is to be tidied up would only time out too"
+    assert retry.gives_up, "the cleanup would only time out too"
     call.times = 0
     retry.call(call)
     assert not retry.gives_up, "it answers"
 
 
-def test_what_nobody_waited_for_during_a_stall_is_retried_after_it(clock: Clock) -> None:
+def test_a_timeout_that_is_noticed_after_the_stall_is_retried(clock: Clock) -> None:
     reports = Reports()
     retry = CephRetry(900, report=reports.report).of_connection(60)
     began = clock.now
@@ -126,10 +126,10 @@ def test_what_nobody_waited_for_during_a_stall_is_retried_after_it(clock: Clock)
     assert (late.made, len(reports)) == (2, before), "that stall was reported"
 
 
-def test_what_timed_out_long_ago_is_retried_at_least_once_unless_others_were_in_vain(clock: Clock) -> None:
+def test_a_timeout_of_long_ago_is_retried_at_least_once_unless_other_retries_failed(clock: Clock) -> None:
     retry = CephRetry(900).of_connection(60)
     long_ago = clock.now
-    clock.now += 5000  # in which the output took nothing
+    clock.now += 5000  # in which the output accepted no data
     assert retry.call(Silent(clock, 1), timed_out_at=lambda: long_ago) == "answer"
     with pytest.raises(ClusterError):
         retry.call(Silent(clock, 99))
@@ -147,15 +147,15 @@ def test_several_calls_in_one_stall_report_it_once() -> None:
             times.acquire(timeout=1)
             raise ClusterError("timed out", number=errno.ETIMEDOUT)
 
-    def told(level: Level) -> int:
+    def reported(level: Level) -> int:
         return len([one for one, _ in reports if one is level])
 
     retry = CephRetry(900, report=reports.report)
     with ThreadPoolExecutor(4) as threads:
         calls: list[Callable[[], None]] = [call] * 4
         under_way = [threads.submit(retry.call, one) for one in calls]
-        wait_until(lambda: told(Level.DEBUG) >= 6, 10, "each has timed out more than once")
+        wait_until(lambda: reported(Level.DEBUG) >= 6, 10, "each has timed out more than once")
         go_on.set()
         for one in under_way:
             one.result()
-    assert (told(Level.WARNING), told(Level.INFO)) == (1, 1)
+    assert (reported(Level.WARNING), reported(Level.INFO)) == (1, 1)

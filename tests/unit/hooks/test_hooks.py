@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.hooks.hooks import Hooks, When, look_at
+from backup.hooks.hooks import Hooks, When, check_hooks
 from backup.job_result import Phase
 from backup.model import Level
 
@@ -37,13 +37,13 @@ def test_hooks_run_one_after_the_other_in_the_order_of_their_names(
     assert files.ran == ["before-run.d/10-first", "before-run.d/20-second", "before-run.d/A-third"]
 
 
-def test_without_hooks_nothing_is_run_and_nothing_is_said(files: HookFiles, recorder: Recorder) -> None:
+def test_without_hooks_nothing_is_run_and_nothing_is_reported(files: HookFiles, recorder: Recorder) -> None:
     Hooks(settings(hooks=""), RUN, recorder).run(When.BEFORE_RUN, {})
     hooks_of(files, recorder, "web").run(When.BEFORE_FREEZE, {})
     assert (recorder.messages, recorder.phases) == ([], [])
 
 
-def test_a_hook_knows_where_it_is_and_its_words_are_told(files: HookFiles, recorder: Recorder) -> None:
+def test_a_hook_gets_its_variables_and_its_output_is_logged(files: HookFiles, recorder: Recorder) -> None:
     files.add(
         "before-run.d/10-x", 'echo "$VIRT_RBD_BACKUP_PHASE of $VIRT_RBD_BACKUP_RUN: $VIRT_RBD_BACKUP_Y"'
     )
@@ -54,14 +54,14 @@ def test_a_hook_knows_where_it_is_and_its_words_are_told(files: HookFiles, recor
     ]
 
 
-def test_the_time_that_hooks_take_is_no_hanging(files: HookFiles, recorder: Recorder) -> None:
+def test_the_phase_limit_includes_the_time_of_a_hook(files: HookFiles, recorder: Recorder) -> None:
     files.add("before-freeze.d/10-x")
     hooks_of(files, recorder, "web", hook_timeout=7).run(When.BEFORE_FREEZE, {})
     ((name, phase, limit),) = recorder.phases
     assert (name, phase, limit > 7) == ("web", Phase.HOOKS, True)
 
 
-def test_before_a_step_the_first_failure_is_the_end(files: HookFiles, recorder: Recorder) -> None:
+def test_before_a_step_the_first_failure_ends_the_phase(files: HookFiles, recorder: Recorder) -> None:
     files.add("before-run.d/10-fails", "echo no space; exit 3")
     files.add("before-run.d/20-next")
     with raises("hook before-run.d/10-fails failed with exit code 3: no space"):
@@ -95,7 +95,9 @@ def test_a_request_to_stop_ends_a_hook_and_those_after_it(files: HookFiles, reco
 
 
 @pytest.mark.parametrize("what", ["hook", "phase", "directory"])
-def test_what_others_could_have_put_there_is_not_run(files: HookFiles, recorder: Recorder, what: str) -> None:
+def test_a_hook_that_others_could_have_written_is_not_run(
+    files: HookFiles, recorder: Recorder, what: str
+) -> None:
     hook = files.add("before-run.d/10-x")
     writable = {"hook": hook, "phase": hook.parent, "directory": files.directory}[what]
     writable.chmod(0o722)
@@ -112,43 +114,45 @@ def test_another_user_s_hook_is_not_run(files: HookFiles, recorder: Recorder) ->
     assert files.ran == []
 
 
-def test_a_directory_that_is_set_and_not_there_is_an_error(files: HookFiles, recorder: Recorder) -> None:
+def test_a_hooks_directory_that_does_not_exist_is_an_error(files: HookFiles, recorder: Recorder) -> None:
     files.directory.rmdir()
-    with raises(f"there is no directory {files.directory}"):
+    with raises(f"directory {files.directory} does not exist"):
         hooks_of(files, recorder).run(When.BEFORE_RUN, {})
 
 
 @pytest.mark.parametrize("name", ["10-x.sh", "10-x~", "10-x.dpkg-old", ".10-x", "#10-x#"])
-def test_what_run_parts_would_not_run_is_left_out(files: HookFiles, recorder: Recorder, name: str) -> None:
+def test_files_that_run_parts_would_not_run_are_ignored(
+    files: HookFiles, recorder: Recorder, name: str
+) -> None:
     files.add(f"before-run.d/{name}")
     hooks_of(files, recorder).run(When.BEFORE_RUN, {})
     assert files.ran == []
 
 
-def test_check_tells_of_each_file_whether_it_is_a_hook(files: HookFiles) -> None:
+def test_check_lists_hooks_and_ignored_files(files: HookFiles) -> None:
     files.add("before-run.d/10-good")
     files.add("before-run.d/20-x.sh")
     files.add("after-run.d/README", mode=0o600)
     (files.directory / "after-job.d/folder").mkdir(parents=True)
     files.add("before-backup.d/10-x")
     bad = files.add("after-thaw.d/10-bad", mode=0o777)
-    found = list(look_at(settings(hooks=str(files.directory))))
+    found = list(check_hooks(settings(hooks=str(files.directory))))
     assert [one.subject for one in found] == [
         f"HOOKS {files.directory}",
-        "hook after-job.d/folder: left out, no file",
-        "hook after-run.d/README: left out, not executable",
+        "hook after-job.d/folder: ignored, not a file",
+        "hook after-run.d/README: ignored, not executable",
         "hook after-thaw.d/10-bad",
-        f"{files.directory}/before-backup.d: no phase of hooks, left out",
+        f"{files.directory}/before-backup.d: ignored, as it is no phase of hooks",
         "hook before-run.d/10-good",
-        "hook before-run.d/20-x.sh: left out, its name has other characters than letters, digits, - and _",
+        "hook before-run.d/20-x.sh: ignored, its name has other characters than letters, digits, - and _",
     ]
     (problem,) = [one.problem for one in found if one.problem]
     assert problem.message.startswith(f"{bad} can be written by others (mode 0777")
     assert files.ran == []
 
 
-def test_check_tells_that_there_is_no_such_directory(files: HookFiles) -> None:
+def test_check_reports_a_directory_that_does_not_exist(files: HookFiles) -> None:
     files.directory.rmdir()
-    (found,) = look_at(settings(hooks=str(files.directory)))
+    (found,) = check_hooks(settings(hooks=str(files.directory)))
     assert found.problem
     assert found.problem.message == f"cannot read {files.directory}: no such file or directory"

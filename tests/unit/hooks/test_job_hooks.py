@@ -13,7 +13,7 @@ import pytest
 
 from backup.errors import Interrupted
 from backup.hooks.hooks import Hooks
-from backup.hooks.job_hooks import run_owed
+from backup.hooks.job_hooks import run_missed_hooks
 from backup.hypervisor.errors import HypervisorError
 from backup.job_result import JobResult, Phase, Status
 from backup.model import Level
@@ -61,7 +61,7 @@ def heard(node: PaperNode, name: str) -> str:
     return told[len(before) :].replace("VIRT_RBD_BACKUP_", "")
 
 
-def test_the_guest_is_frozen_between_hooks_and_for_none_of_them(
+def test_the_guest_is_frozen_between_the_hooks_and_while_none_runs(
     node: PaperNode, files: HookFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: dict[str, list[str]] = {}
@@ -85,7 +85,7 @@ def test_the_guest_is_frozen_between_hooks_and_for_none_of_them(
     ]
 
 
-def test_each_hook_is_told_what_is_known_by_then(node: PaperNode, files: HookFiles) -> None:
+def test_each_hook_gets_the_variables_known_by_then(node: PaperNode, files: HookFiles) -> None:
     back_up(node, files)
     of_domain = f"LIBVIRT=qemu:///system PHASE={{}} RUN={RUN} STATE=running UUID={UUID}"
     before, thawed, after = (heard(node, name) for name in ALL)
@@ -97,7 +97,7 @@ def test_each_hook_is_told_what_is_known_by_then(node: PaperNode, files: HookFil
     assert after.endswith(f"PHASE=after-job REASON= RUN={RUN} STATUS=saved UUID={UUID}")
 
 
-def test_a_failing_before_freeze_fails_the_domain_before_it_is_held(
+def test_a_failing_before_freeze_fails_the_domain_before_it_is_quiesced(
     node: PaperNode, files: HookFiles
 ) -> None:
     files.add("before-freeze.d/x", "exit 3")
@@ -136,7 +136,7 @@ def test_a_request_to_stop_ends_before_freeze_and_runs_after_thaw(node: PaperNod
     assert node.hypervisor.asked == []
 
 
-def test_after_thaw_is_run_though_the_freeze_fails_and_its_error_is_the_one_to_know(
+def test_after_thaw_is_run_if_the_freeze_fails_and_the_freeze_s_error_is_reported(
     node: PaperNode, files: HookFiles
 ) -> None:
     node.hypervisor.freeze_error = HypervisorError("the guest agent is busy")
@@ -146,7 +146,7 @@ def test_after_thaw_is_run_though_the_freeze_fails_and_its_error_is_the_one_to_k
     assert files.ran == ALL
 
 
-def test_after_thaw_and_after_job_are_run_though_the_run_is_stopped_in_between(
+def test_after_thaw_and_after_job_are_run_even_if_the_run_is_stopped_in_between(
     node: PaperNode, files: HookFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     freeze = node.hypervisor.freeze
@@ -161,7 +161,7 @@ def test_after_thaw_and_after_job_are_run_though_the_run_is_stopped_in_between(
 
 
 @pytest.mark.parametrize(("min_age", "told"), [(0, "saved, but "), (3600, "skipped, but ")])
-def test_a_failing_after_job_fails_what_went_well(
+def test_a_failing_after_job_fails_a_successful_job(
     node: PaperNode, files: HookFiles, min_age: int, told: str
 ) -> None:
     node.output.age = 60
@@ -186,7 +186,7 @@ def test_a_domain_that_can_t_be_locked_has_no_hooks_around_a_freeze(
     assert files.ran == ["after-job.d/x"]
 
 
-def test_what_a_killed_worker_owes_is_noted_before_its_first_hook(node: PaperNode, files: HookFiles) -> None:
+def test_a_note_is_written_before_the_first_hook(node: PaperNode, files: HookFiles) -> None:
     note = node.directory / "hooked" / f"{UUID}.json"
     files.add("before-freeze.d/x", f"cp {note} {node.directory}/copy")
     back_up(node, files)
@@ -195,9 +195,7 @@ def test_what_a_killed_worker_owes_is_noted_before_its_first_hook(node: PaperNod
 
 
 @pytest.mark.parametrize("name", [UUID, None])
-def test_whoever_comes_next_runs_what_a_killed_worker_owes_once(
-    node: PaperNode, files: HookFiles, name: str | None
-) -> None:
+def test_the_next_process_runs_missed_hooks_once(node: PaperNode, files: HookFiles, name: str | None) -> None:
     owes(node)
     assert owed(node, files, "another") == 0
     assert files.ran == []
@@ -205,11 +203,11 @@ def test_whoever_comes_next_runs_what_a_killed_worker_owes_once(
     assert (files.ran, notes(node)) == (["after-thaw.d/x"], [])
     assert f"RUN={RUN}" in heard(node, "after-thaw.d/x")
     assert node.recorder.told(Level.WARNING) == [
-        "running the hooks after-thaw that a backup that was killed did not run"
+        "running the after-thaw hooks that an interrupted backup did not run"
     ]
 
 
-def test_what_is_owed_and_fails_is_told_and_counted(node: PaperNode, files: HookFiles) -> None:
+def test_a_missed_hook_that_fails_is_reported_and_counted(node: PaperNode, files: HookFiles) -> None:
     owes(node)
     files.add("after-thaw.d/x", "exit 3")
     assert owed(node, files) == 1
@@ -217,12 +215,12 @@ def test_what_is_owed_and_fails_is_told_and_counted(node: PaperNode, files: Hook
     assert notes(node) == []
 
 
-def test_a_note_that_a_worker_was_killed_over_owes_nothing(node: PaperNode, files: HookFiles) -> None:
+def test_an_unfinished_hook_note_is_removed(node: PaperNode, files: HookFiles) -> None:
     owes(node).write_text('{"DOM')
     assert (owed(node, files), files.ran, notes(node)) == (0, [], [])
 
 
-def test_who_insists_on_the_end_leaves_the_note_for_cleanup(node: PaperNode, files: HookFiles) -> None:
+def test_a_second_signal_leaves_the_note_for_cleanup(node: PaperNode, files: HookFiles) -> None:
     def insisted() -> None:
         raise Interrupted("interrupted", 2)
 
@@ -231,11 +229,11 @@ def test_who_insists_on_the_end_leaves_the_note_for_cleanup(node: PaperNode, fil
     assert notes(node) == [note]
 
 
-def test_without_a_note_no_hook_is_begun(node: PaperNode, files: HookFiles) -> None:
+def test_no_hook_runs_if_its_note_cannot_be_written(node: PaperNode, files: HookFiles) -> None:
     (node.directory / "hooked").touch()
     result = node.back_up(hooks=str(files.directory))
     assert (result.status, files.ran) == (Status.FAILED, ["after-job.d/x"])
-    assert result.reason.startswith(f"cannot note in {node.directory}/hooked/{UUID}.json")
+    assert result.reason.startswith(f"cannot write {node.directory}/hooked/{UUID}.json")
 
 
 def owed(
@@ -245,7 +243,7 @@ def owed(
     check_stop: Callable[[], None] = lambda: None,
 ) -> int:
     constants = settings(hooks=str(files.directory), runtime_dir=str(node.directory))
-    return run_owed(Hooks(constants, "later", node.recorder), uuid, check_stop)
+    return run_missed_hooks(Hooks(constants, "later", node.recorder), uuid, check_stop)
 
 
 def owes(node: PaperNode) -> Path:
@@ -256,7 +254,7 @@ def owes(node: PaperNode) -> Path:
     return note
 
 
-def test_a_bug_in_between_goes_on_after_the_hooks(
+def test_a_bug_between_the_hooks_is_raised_after_after_thaw(
     node: PaperNode, files: HookFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bug(*_: object) -> int:

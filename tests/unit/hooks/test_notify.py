@@ -17,7 +17,7 @@ import pytest
 
 from backup.errors import Interrupted
 from backup.hooks import notify
-from backup.hooks.notify import changed, tell
+from backup.hooks.notify import changed, send_notifications
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.report_types import Report
@@ -72,7 +72,7 @@ def report_of(*results: JobResult, **changes: Any) -> Report:
         (report_of(SAVED, DB_SAVED), [report_of(SAVED), report_of(SAVED, **DARK)], False),
     ],
 )
-def test_a_change_is_what_fails_now_and_did_not_or_works_again(
+def test_a_change_is_a_new_failure_or_a_recovery(
     report: Report, previous: Sequence[Report], told: bool
 ) -> None:
     assert changed(report, previous) is told
@@ -100,7 +100,7 @@ def told(directory: Path) -> list[Mapping[str, Any]]:
 def tell_of(result: RunResult, kept: Any = (), **constants: Any) -> Recorder:
     recorder = Recorder()
     report = report_json(result, {})
-    tell(result, report, kept, settings(**constants), recorder, lambda: None)
+    send_notifications(result, report, kept, settings(**constants), recorder, lambda: None)
     return recorder
 
 
@@ -124,7 +124,7 @@ def test_a_program_gets_the_report_and_a_few_variables(tmp_path: Path, program: 
     ("notify_on", "of"),
     [("always", [SAVED, FAILED]), ("failure", [FAILED]), ("change", [SAVED])],
 )
-def test_it_is_told_of_the_runs_that_it_is_to_be_told_of(
+def test_notifications_are_sent_according_to_notify_on(
     tmp_path: Path, program: Path, notify_on: str, of: Sequence[JobResult]
 ) -> None:
     before = {**report_of(FAILED), "run": "20240101T000000Z-aaaa"}
@@ -140,12 +140,12 @@ def test_it_is_told_of_the_runs_that_it_is_to_be_told_of(
     [
         (
             "echo no route to host; exit 1",
-            "nobody was notified: {} failed with exit code 1: no route to host",
+            "notification failed: {} failed with exit code 1: no route to host",
         ),
-        ("sleep 1000", "nobody was notified: {} took more than 1 s and was ended"),
+        ("sleep 1000", "notification failed: {} took more than 1 s and was ended"),
     ],
 )
-def test_a_program_that_fails_is_told_and_the_ping_goes_all_the_same(
+def test_a_failed_program_is_reported_and_the_ping_is_sent(
     program: Path, web: Web, line: str, error: str
 ) -> None:
     program.write_text(f"#!/bin/sh\n{line}\n")
@@ -156,15 +156,15 @@ def test_a_program_that_fails_is_told_and_the_ping_goes_all_the_same(
     assert len(web.asked) == 1
 
 
-def test_who_insists_on_the_end_does_not_wait_for_those_who_are_told(program: Path, web: Web) -> None:
+def test_a_second_signal_ends_the_notifications(program: Path, web: Web) -> None:
     def insisted() -> None:
         raise Interrupted("interrupted", 2)
 
     recorder = Recorder()
     result = result_of(FAILED)
     chosen = settings(notify_command=[str(program)], ping_url=web.url)
-    tell(result, report_json(result, {}), (), chosen, recorder, insisted)
-    assert recorder.told(Level.ERROR) == ["nobody was notified: interrupted"]
+    send_notifications(result, report_json(result, {}), (), chosen, recorder, insisted)
+    assert recorder.told(Level.ERROR) == ["notification failed: interrupted"]
     assert web.asked == []
 
 
@@ -185,23 +185,21 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
         (result_of(SAVED, signal_number=15), "", "/fail", "1 saved"),
     ],
 )
-def test_a_monitoring_hears_of_each_run_and_whether_all_went_well(
+def test_the_monitoring_gets_a_ping_for_each_run_with_its_outcome(
     web: Web, result: RunResult, url: str, path: str, body: str
 ) -> None:
     assert tell_of(result, ping_url=web.url + url).messages == []
     assert web.asked == [("POST", path, f"node1: run {RUN}: {body}")]
 
 
-def test_a_monitoring_that_is_busy_is_asked_again(web: Web) -> None:
+def test_a_ping_to_a_busy_monitoring_is_retried(web: Web) -> None:
     web.statuses = [503, 500, 200]
     assert tell_of(result_of(SAVED), ping_url=web.url).messages == []
     assert len(web.asked) == 3
 
 
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (503, 3)])
-def test_a_monitoring_that_refuses_is_a_warning_that_does_not_tell_the_url(
-    web: Web, status: int, times: int
-) -> None:
+def test_a_refused_ping_is_a_warning_without_the_url(web: Web, status: int, times: int) -> None:
     web.statuses = [status]
     recorder = tell_of(result_of(SAVED), ping_url=f"{web.url}/hunter2")
     warning = f"cannot ping 127.0.0.1: HTTP status {status} (hint: see PING_URL)"
@@ -217,7 +215,7 @@ def test_a_monitoring_that_refuses_is_a_warning_that_does_not_tell_the_url(
         (None, "no answer within 1 s"),
     ],
 )
-def test_a_monitoring_that_is_none_is_a_warning_too(
+def test_an_answer_that_is_no_http_is_a_warning_too(
     monkeypatch: pytest.MonkeyPatch, answer: bytes | None, why: str
 ) -> None:
     monkeypatch.setattr(notify, "PING_TRIES", 1)
@@ -227,7 +225,7 @@ def test_a_monitoring_that_is_none_is_a_warning_too(
     assert recorder.told(Level.WARNING) == [f"cannot ping 127.0.0.1: {why} (hint: see PING_URL)"]
 
 
-def test_a_monitoring_that_is_not_there_is_a_warning_too(web: Web) -> None:
+def test_a_refused_connection_is_a_warning_too(web: Web) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = "http://127.0.0.1:{1}/hunter2".format(*unused.getsockname())

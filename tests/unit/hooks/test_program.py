@@ -39,7 +39,7 @@ def run(
     return heard
 
 
-def test_it_gets_a_clean_environment_and_the_variables_that_are_for_it(
+def test_it_gets_a_clean_environment_and_its_variables(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
@@ -54,7 +54,7 @@ def test_it_reads_what_it_is_given_and_else_nothing() -> None:
     assert run("cat; pwd") == ["/"]
 
 
-def test_each_line_is_told_as_soon_as_it_is_printed() -> None:
+def test_each_line_is_passed_on_as_soon_as_it_is_printed() -> None:
     told: list[str] = []
 
     def stop_when_told() -> None:
@@ -66,7 +66,7 @@ def test_each_line_is_told_as_soon_as_it_is_printed() -> None:
     assert told == ["first"]
 
 
-def test_lines_may_be_long_many_or_without_an_end_and_come_all() -> None:
+def test_long_lines_many_lines_and_an_unfinished_line_are_all_passed_on() -> None:
     many = run("seq 100000; printf end")
     assert (len(many), many[-2:]) == (100001, ["100000", "end"])
     long = run("head --bytes=100000 /dev/zero | tr '\\0' x")
@@ -74,13 +74,13 @@ def test_lines_may_be_long_many_or_without_an_end_and_come_all() -> None:
     assert max(map(len, long)) < 100000, "in pieces: nobody has room for all of it"
 
 
-def test_what_closes_its_output_is_waited_for_all_the_same() -> None:
+def test_a_program_that_closes_its_output_is_waited_for() -> None:
     started = time.monotonic()
     assert run("exec >&- 2>&-; sleep 0.5") == []
     assert time.monotonic() - started > 0.4
 
 
-def test_what_it_leaves_in_the_background_is_not_waited_for(tmp_path: Path) -> None:
+def test_background_processes_are_not_waited_for(tmp_path: Path) -> None:
     assert run(f"sleep 1000 & echo $! >{tmp_path}/pid; echo done") == ["done"]
     pid = int((tmp_path / "pid").read_text())
     assert runs(pid), "an admin may want to have a service started"
@@ -96,12 +96,12 @@ def test_what_it_leaves_in_the_background_is_not_waited_for(tmp_path: Path) -> N
         ("exit 124", "hook x failed with exit code 124"),
     ],
 )
-def test_a_failure_is_told_with_its_last_words(line: str, told: str) -> None:
+def test_a_failure_is_reported_with_the_last_lines_of_output(line: str, told: str) -> None:
     with raises(told, ProgramFailed):
         run(line)
 
 
-def test_a_program_that_is_not_there_is_a_failure_of_one_line() -> None:
+def test_a_program_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(ProgramFailed) as caught:
         AdminProgram("hook x", ["/nowhere/x"], {}, 5).run(lambda _: None, lambda: None)
     assert caught.value.message.startswith("hook x failed with exit code 127: ")
@@ -119,7 +119,7 @@ def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_pat
 @pytest.mark.parametrize(
     "line", ["trap '' TERM; {}", "(trap '' TERM; {}) & sleep 1000"], ids=["it", "its child"]
 )
-def test_whoever_does_not_mind_being_asked_to_end_is_killed(
+def test_a_program_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
     monkeypatch.setattr(admin_program, "KILL_AFTER", 1)

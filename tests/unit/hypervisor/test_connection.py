@@ -12,8 +12,8 @@ import pytest
 from backup.errors import DomainGone
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze import Holder
-from backup.job.freeze_notes import Journal
+from backup.job.freeze import Quiescer
+from backup.job.freeze_notes import FreezeNotes
 from backup.model import ClusterAddress, Consistency, State
 
 from ..driver_node import SHUT_OFF, domain_element, node_uri
@@ -40,12 +40,12 @@ def hypervisor(tmp_path: Path, nvram: Path, capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr().err == ""
 
 
-def test_a_domain_that_is_gone_is_told_apart_from_other_errors(hypervisor: Hypervisor) -> None:
+def test_a_domain_that_no_longer_exists_raises_domain_gone(hypervisor: Hypervisor) -> None:
     with raises("the domain is no longer defined", DomainGone):
         hypervisor.domain("00000000-0000-4000-8000-000000000000")
 
 
-def test_freeze_and_thaw_count_what_they_change(hypervisor: Hypervisor) -> None:
+def test_freeze_and_thaw_return_the_number_of_changed_file_systems(hypervisor: Hypervisor) -> None:
     assert [hypervisor.freeze(domain(), 5) for _ in range(2)] == [2, 0]
     assert [hypervisor.thaw(domain(), 5) for _ in range(2)] == [2, 0]
 
@@ -66,10 +66,10 @@ def test_an_agent_that_answers_passes_the_probe_and_one_of_a_domain_shut_off_doe
         hypervisor.probe_agent(domain(uuid=OTHER_UUID), 5)
 
 
-def test_a_pause_that_is_still_to_happen_is_waited_for_by_the_resume(
+def test_a_resume_waits_for_a_pause_that_is_still_pending(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """libvirt does one after the other, while the state still says that the domain runs."""
+    """libvirt executes them one after the other, while the domain is still shown as running."""
     asked = []
     handle = SimpleNamespace(state=lambda: (1, 0), resume=lambda: asked.append("resume"))
     monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
@@ -77,7 +77,7 @@ def test_a_pause_that_is_still_to_happen_is_waited_for_by_the_resume(
     assert asked == ["resume"]
 
 
-def test_a_paused_domain_runs_on_when_resumed_however_often(hypervisor: Hypervisor) -> None:
+def test_resuming_a_running_domain_again_is_no_error(hypervisor: Hypervisor) -> None:
     hypervisor.pause(domain())
     assert hypervisor.domain(UUID).state is State.PAUSED
     hypervisor.resume(domain())
@@ -85,12 +85,12 @@ def test_a_paused_domain_runs_on_when_resumed_however_often(hypervisor: Hypervis
     assert hypervisor.domain(UUID).state is State.RUNNING
 
 
-def test_a_domain_that_is_shut_off_can_t_be_paused(hypervisor: Hypervisor) -> None:
+def test_a_domain_that_is_shut_off_cannot_be_paused(hypervisor: Hypervisor) -> None:
     with pytest.raises(HypervisorError, match=r"^cannot pause the domain: "):
         hypervisor.pause(domain(uuid=OTHER_UUID))
 
 
-def test_a_running_domain_s_definition_is_the_inactive_and_the_live_one_and_its_nvram(
+def test_the_definition_of_a_running_domain_has_inactive_xml_live_xml_and_nvram(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     definition = hypervisor.definition(domain())
@@ -99,7 +99,7 @@ def test_a_running_domain_s_definition_is_the_inactive_and_the_live_one_and_its_
     assert (definition.nvram_path, definition.nvram) == (str(nvram), b"\0variables")
 
 
-def test_a_domain_that_is_shut_off_has_no_live_definition_and_maybe_no_nvram_yet(
+def test_a_domain_that_is_shut_off_has_no_live_xml_and_may_have_no_nvram_yet(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     nvram.unlink()
@@ -107,11 +107,13 @@ def test_a_domain_that_is_shut_off_has_no_live_definition_and_maybe_no_nvram_yet
     assert (definition.live_xml, definition.nvram_path, definition.nvram) == ("", str(nvram), b"")
 
 
-def test_a_running_domain_whose_nvram_can_t_be_read_is_an_error(hypervisor: Hypervisor, nvram: Path) -> None:
+def test_nvram_of_a_running_domain_that_cannot_be_read_is_an_error(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
     nvram.unlink()
     with raises(f"cannot read the domain's NVRAM {nvram}: no such file or directory") as caught:
         hypervisor.definition(domain())
-    assert caught.value.hint == "without it the guest would not boot"
+    assert caught.value.hint == "without it the restored guest would not boot"
     nvram.mkdir()
     with raises(f"cannot read the domain's NVRAM {nvram}: is a directory"):
         hypervisor.definition(hypervisor.domain(OTHER_UUID))
@@ -126,7 +128,7 @@ def test_a_disk_without_credentials_needs_no_secret(hypervisor: Hypervisor) -> N
     [ClusterAddress(user="libvirt", secret_uuid=UUID), ClusterAddress(user="libvirt", secret_usage=UUID)],
     ids=["uuid", "usage"],
 )
-def test_a_secret_that_can_t_be_had_is_named_with_its_user(
+def test_an_error_about_a_secret_names_the_secret_and_the_cephx_user(
     hypervisor: Hypervisor, address: ClusterAddress
 ) -> None:
     with pytest.raises(HypervisorError) as caught:
@@ -135,7 +137,7 @@ def test_a_secret_that_can_t_be_had_is_named_with_its_user(
     assert "virsh secret-list" in caught.value.hint
 
 
-def test_a_libvirt_that_is_not_there_is_told_with_its_uri(tmp_path: Path) -> None:
+def test_an_error_about_an_unreachable_libvirt_names_its_uri(tmp_path: Path) -> None:
     uri = f"test://{tmp_path}/nowhere.xml"
     with pytest.raises(HypervisorError) as caught:
         Hypervisor(uri)
@@ -143,15 +145,17 @@ def test_a_libvirt_that_is_not_there_is_told_with_its_uri(tmp_path: Path) -> Non
     assert f"virsh --connect {uri} list; see LIBVIRT_URI" in caught.value.hint
 
 
-def test_holding_a_domain_still_works_with_libvirt_itself(hypervisor: Hypervisor, tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path))
-    holder = Holder(hypervisor, journal, settings(), Recorder())
-    with holder.held_still(domain()) as stand:
+def test_freezing_and_pausing_a_domain_works_with_libvirt_itself(
+    hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    notes = FreezeNotes(str(tmp_path))
+    quiescer = Quiescer(hypervisor, notes, settings(), Recorder())
+    with quiescer.quiesced(domain()) as quiesced:
         assert hypervisor.freeze(domain(), 5) == 0, "all of them are frozen"
-    assert stand.consistency is Consistency.FILESYSTEM
+    assert quiesced.consistency is Consistency.FILESYSTEM
     assert hypervisor.thaw(domain(), 5) == 0
-    with holder.held_still(domain(agent_connected=False)) as stand:
+    with quiescer.quiesced(domain(agent_connected=False)) as quiesced:
         assert hypervisor.domain(UUID).state is State.PAUSED
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     assert hypervisor.domain(UUID).state is State.RUNNING
-    assert journal.notes() == []
+    assert notes.all() == []

@@ -1,4 +1,4 @@
-"""backup/hypervisor/connections.py: several libvirts, of which those that answer are enough."""
+"""backup/hypervisor/connections.py: several libvirts, some of which may not answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..samples import OTHER_UUID, UUID
 
 @pytest.fixture
 def uris(tmp_path: Path) -> tuple[str, str]:
-    """Two libvirts: the first knows web and zoo, the second web."""
+    """Two libvirts: the first defines web and zoo, the second web."""
     web = domain_element("web", UUID)
     return (
         node_uri(tmp_path / "first.xml", domain_element("zoo", OTHER_UUID), web),
@@ -48,7 +48,7 @@ def test_the_domains_of_all_are_listed_in_the_order_of_the_libvirts(uris: tuple[
         assert known([*hypervisors.domains()])[0] == ("web", "second")
 
 
-def test_all_are_closed_in_the_end(uris: tuple[str, str]) -> None:
+def test_all_connections_are_closed_at_the_end(uris: tuple[str, str]) -> None:
     with Hypervisors(uris) as hypervisors:
         handles = [one._open for one in hypervisors]
         assert all(handle.isAlive() for handle in handles)
@@ -57,7 +57,9 @@ def test_all_are_closed_in_the_end(uris: tuple[str, str]) -> None:
             handle.getHostname()
 
 
-def test_one_that_can_t_be_reached_is_noted_and_the_others_do(uris: tuple[str, str], tmp_path: Path) -> None:
+def test_an_unreachable_libvirt_is_recorded_and_the_others_are_used(
+    uris: tuple[str, str], tmp_path: Path
+) -> None:
     with Hypervisors([nowhere(tmp_path), *uris]) as hypervisors:
         (error,) = hypervisors.unreachable
         assert error.message.startswith(f"cannot connect to libvirt at {nowhere(tmp_path)}: ")
@@ -65,14 +67,14 @@ def test_one_that_can_t_be_reached_is_noted_and_the_others_do(uris: tuple[str, s
         assert hypervisors.unreachable == [error]
 
 
-def test_where_none_can_be_reached_the_first_one_s_error_says_why(tmp_path: Path) -> None:
+def test_if_no_libvirt_can_be_reached_the_error_of_the_first_is_raised(tmp_path: Path) -> None:
     with pytest.raises(BackupError) as caught:
         Hypervisors([nowhere(tmp_path), nowhere(tmp_path, "neither")])
     assert caught.value.message.startswith(f"cannot connect to libvirt at {nowhere(tmp_path)}: ")
 
 
 def refuse_to_list(monkeypatch: pytest.MonkeyPatch, *uris: str) -> None:
-    """Have these libvirts answer no more once they are to list their domains."""
+    """Make these libvirts fail when they list their domains."""
     domains = Hypervisor.domains
 
     def refused(self: Hypervisor, check_stop: object) -> object:
@@ -83,7 +85,7 @@ def refuse_to_list(monkeypatch: pytest.MonkeyPatch, *uris: str) -> None:
     monkeypatch.setattr(Hypervisor, "domains", refused)
 
 
-def test_one_that_fails_while_it_lists_is_noted_and_asked_no_more(
+def test_a_libvirt_that_fails_while_listing_is_recorded_and_not_used_again(
     uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_to_list(monkeypatch, uris[0])
@@ -95,7 +97,7 @@ def test_one_that_fails_while_it_lists_is_noted_and_asked_no_more(
         ]
 
 
-def test_where_all_fail_while_they_list_that_is_an_error(
+def test_if_all_libvirts_fail_while_listing_an_error_is_raised(
     uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_to_list(monkeypatch, *uris)
@@ -103,7 +105,7 @@ def test_where_all_fail_while_they_list_that_is_an_error(
         hypervisors.domains()
 
 
-def test_connecting_hears_a_stop(uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_connecting(uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     go_on, stop = threading.Event(), StopRequest()
     opened = libvirt.open
     monkeypatch.setattr(libvirt, "open", lambda uri: go_on.wait(20) and opened(uri))
@@ -115,7 +117,7 @@ def test_connecting_hears_a_stop(uris: tuple[str, str], monkeypatch: pytest.Monk
     go_on.set()
 
 
-def test_a_stop_while_domains_are_listed_is_no_failure_of_a_libvirt(
+def test_a_stop_while_domains_are_listed_is_not_an_error_of_a_libvirt(
     uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = StopRequest()
@@ -126,7 +128,7 @@ def test_a_stop_while_domains_are_listed_is_no_failure_of_a_libvirt(
         assert (len(list(hypervisors)), hypervisors.unreachable) == (2, [])
 
 
-def test_a_domain_is_located_until_there_is_to_be_a_stop(uris: tuple[str, str]) -> None:
+def test_a_stop_ends_the_search_for_a_domain(uris: tuple[str, str]) -> None:
     stop = StopRequest()
     stop.request(Interrupted("interrupted", 15))
     with raises("interrupted", Interrupted), located(UUID, uris, 60, stop.check):

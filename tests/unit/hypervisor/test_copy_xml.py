@@ -1,4 +1,4 @@
-"""backup/hypervisor/copy_xml.py: a copy has no part in what is another's, and isolated it reaches nobody."""
+"""backup/hypervisor/copy_xml.py: a copy shares nothing, and an isolated one has no outside access."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shown(domain: ElementTree.Element, *tags: str) -> str:
         "<disk type='file' device='floppy'><source file='/srv/a.img'/><target dev='sda'/></disk>",
     ],
 )
-def test_a_copy_has_no_disk_of_any_kind_that_was_not_restored(disk: str) -> None:
+def test_a_copy_has_no_disk_that_was_not_restored(disk: str) -> None:
     empty = '<disk type="file" device="floppy"><target dev="fdb" /></disk>'
     domain, left_out = of_a_copy(disk + empty)
     assert shown(domain) == empty
@@ -58,19 +58,19 @@ def test_a_copy_has_no_disk_of_any_kind_that_was_not_restored(disk: str) -> None
         "<pstore backend='acpi-erst'><path>/srv/pstore</path></pstore>",
     ],
 )
-def test_a_copy_has_no_other_device_that_holds_the_other_domain_s_data(device: str) -> None:
+def test_a_copy_has_no_other_device_with_data_of_the_original(device: str) -> None:
     kept = '<memory model="dimm"><target><size>1</size></target></memory>'
     domain, left_out = of_a_copy(device + kept)
     assert shown(domain) == kept
     assert left_out == [f"a device {device[1:].split()[0]}, whose data is not in the backup"]
 
 
-def test_a_copy_has_no_words_of_its_own_for_qemu_which_may_name_anything() -> None:
+def test_a_copy_loses_the_additional_qemu_command_line() -> None:
     namespace = "http://libvirt.org/schemas/domain/qemu/1.0"
-    words = f"<q:commandline xmlns:q='{namespace}'><q:arg value='-drive'/></q:commandline>"
-    domain, left_out = of_a_copy("", beside=words)
+    command_line = f"<q:commandline xmlns:q='{namespace}'><q:arg value='-drive'/></q:commandline>"
+    domain, left_out = of_a_copy("", beside=command_line)
     assert len(domain) == 3
-    assert left_out == ["what it gives to QEMU's command line"]
+    assert left_out == ["its additional QEMU command line"]
 
 
 @pytest.mark.parametrize("tag", ["serial", "console", "parallel"])
@@ -86,14 +86,14 @@ def test_a_copy_has_no_words_of_its_own_for_qemu_which_may_name_anything() -> No
         "'pty'><log file='/var/log/web'/>",
     ],
 )
-def test_a_copy_s_consoles_end_at_the_copy(tag: str, inside: str) -> None:
+def test_the_consoles_of_a_copy_are_disconnected_from_the_original(tag: str, inside: str) -> None:
     domain, left_out = of_a_copy(f"<{tag} type={inside}<target port='0' /></{tag}>")
     assert shown(domain) == f'<{tag} type="pty"><target port="0" /></{tag}>'
     assert left_out == []
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix", "dev", "file", "pipe"])
-def test_a_copy_s_channels_are_sockets_of_its_own(kind: str) -> None:
+def test_the_channels_of_a_copy_get_new_sockets(kind: str) -> None:
     channel = f"<channel type='{kind}'><source path='/run/web'/><target type='virtio' name='a'/></channel>"
     guestfwd = f"<channel type='{kind}'><source path='/x'/><target type='guestfwd' address='1'/></channel>"
     domain, _ = of_a_copy(channel + guestfwd + AGENT)
@@ -103,12 +103,12 @@ def test_a_copy_s_channels_are_sockets_of_its_own(kind: str) -> None:
     )
 
 
-def test_a_copy_keeps_what_its_display_shows() -> None:
+def test_a_copy_keeps_its_display_channels() -> None:
     display = '<graphics type="spice" /><channel type="spicevmc"><target type="virtio" name="s" /></channel>'
     domain, _ = of_a_copy(display)
     assert shown(domain) == display
     domain, _ = of_a_copy(display, isolated=True)
-    assert shown(domain) == "", "which libvirt refuses where it has none"
+    assert shown(domain) == "", "without a display, libvirt would refuse the channel"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_copy_keeps_what_its_display_shows() -> None:
         "<channel type='pty'><target type='virtio' name='x'/></channel>",
     ],
 )
-def test_an_isolated_one_has_only_devices_that_nobody_is_behind(device: str) -> None:
+def test_an_isolated_copy_has_only_devices_without_outside_access(device: str) -> None:
     kept = (
         "<emulator>/usr/bin/qemu</emulator>"
         '<input type="tablet" bus="usb" />'
@@ -142,7 +142,7 @@ def test_an_isolated_one_has_only_devices_that_nobody_is_behind(device: str) -> 
     assert shown(domain) == kept + agent
 
 
-def test_an_isolated_one_plays_its_sound_to_nobody() -> None:
+def test_an_isolated_copy_has_no_sound_output() -> None:
     sound = '<sound model="ich9"><audio id="1" /></sound>'
     domain, _ = of_a_copy(f"{sound}<audio id='1' type='spice'><input voices='1'/></audio>", isolated=True)
     assert shown(domain) == f'{sound}<audio id="1" type="none" />'
@@ -157,7 +157,7 @@ def test_an_isolated_one_plays_its_sound_to_nobody() -> None:
         "<metadata><b:backup xmlns:b='other' enabled='yes'/></metadata>",
     ],
 )
-def test_an_isolated_one_is_not_backed_up_whatever_the_saved_domain_said(metadata: str) -> None:
+def test_an_isolated_copy_is_excluded_from_backups_whatever_its_metadata(metadata: str) -> None:
     domain, _ = of_a_copy("", isolated=True, beside=metadata)
     assert override(ElementTree.tostring(domain, encoding="unicode")) == Override(enabled=False)
     domain, _ = of_a_copy("", beside=metadata)

@@ -1,4 +1,4 @@
-"""backup/hypervisor/disk_xml.py: RBD images behind disks, and how their cluster is reached."""
+"""backup/hypervisor/disk_xml.py: RBD images behind disks, and the addresses of their clusters."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..samples import FSID
 
 
 def disk_of(element: str) -> Disk:
-    """Read a <disk> that is an overlay of nothing."""
+    """Read a <disk> without a backing chain."""
     return only(layers(ElementTree.fromstring(element), PLACES))
 
 
-def test_a_disk_says_its_target_its_image_and_how_its_cluster_is_reached() -> None:
+def test_a_disk_has_a_target_an_image_and_the_address_of_its_cluster() -> None:
     assert disk_of(rbd("vms/root", HOSTS + AUTH + "<config file='/etc/ceph/b.conf'/>")) == Disk(
         target="vda",
         source="vms/root",
@@ -32,7 +32,7 @@ def test_a_disk_says_its_target_its_image_and_how_its_cluster_is_reached() -> No
     )
 
 
-def test_a_disk_without_hosts_and_auth_leaves_it_to_the_ceph_conf() -> None:
+def test_a_disk_without_hosts_and_auth_uses_ceph_conf() -> None:
     assert disk_of(rbd()).address == ClusterAddress()
 
 
@@ -45,11 +45,11 @@ def test_a_disk_without_hosts_and_auth_leaves_it_to_the_ceph_conf() -> None:
         ("<host name='[2001:db8::1]' port='6789'/>", "[2001:db8::1]:6789"),
     ],
 )
-def test_a_monitor_is_written_as_ceph_reads_it(host: str, monitor: str) -> None:
+def test_monitor_addresses_have_ceph_s_notation(host: str, monitor: str) -> None:
     assert disk_of(rbd(inside=host)).address.monitors == (monitor,)
 
 
-def test_a_host_without_a_name_is_no_monitor() -> None:
+def test_a_host_without_a_name_is_not_a_monitor() -> None:
     hosts = "<host transport='unix' socket='/run/x'/><host name='ceph1'/>"
     assert disk_of(rbd(inside=hosts)).address.monitors == ("ceph1",)
 
@@ -64,15 +64,15 @@ def test_a_secret_can_be_named_by_its_usage_too() -> None:
     )
 
 
-def test_a_user_without_a_secret_has_its_key_elsewhere() -> None:
+def test_a_user_without_a_secret_has_no_libvirt_key() -> None:
     assert disk_of(rbd(inside="<auth username='backup'/>")).address == ClusterAddress(user="backup")
 
 
-def test_auth_beside_the_source_as_older_definitions_have_it_counts() -> None:
+def test_auth_beside_the_source_as_in_older_definitions_is_used() -> None:
     assert disk_of(rbd(beside=AUTH)).address == ClusterAddress(user="libvirt", secret_uuid=SECRET_UUID)
 
 
-def test_auth_in_the_source_goes_before_one_beside_it() -> None:
+def test_auth_in_the_source_takes_precedence_over_one_beside_it() -> None:
     assert disk_of(rbd(inside="<auth username='newer'/>", beside=AUTH)).address.user == "newer"
 
 
@@ -93,27 +93,31 @@ def test_image_names_of_any_kind_are_taken_literally(name: str, image: Image) ->
 
 
 @pytest.mark.parametrize("name", ["root", "vms/", "/root", "a/b/c/d", "vms//root", "vms/ns/", ""])
-def test_a_source_that_is_no_image_s_name_can_t_be_saved(name: str) -> None:
+def test_a_disk_with_an_invalid_image_name_is_skipped(name: str) -> None:
     disk = disk_of(rbd(name))
-    assert (disk.image, disk.skipped, disk.gap) == (None, f"{name!r} is no pool/image", Gap.BROKEN)
+    assert (disk.image, disk.skipped, disk.gap) == (
+        None,
+        f"invalid image name {name!r}, expected pool/image",
+        Gap.BROKEN,
+    )
     assert disk.source == name
 
 
-def test_a_snapshot_never_changes_and_is_not_saved() -> None:
+def test_a_snapshot_never_changes_and_is_skipped() -> None:
     assert disk_of(rbd("vms/root", "<snapshot name='golden'/>")) == Disk(
         "vda", "vms/root", skipped="runs from snapshot golden, which never changes", gap=Gap.NONE
     )
 
 
 @pytest.mark.parametrize("kind", ["<readonly/>", "<shareable/>", "<transient/>"])
-def test_how_the_domain_uses_a_disk_does_not_keep_it_from_being_saved(kind: str) -> None:
+def test_a_disk_is_backed_up_however_the_domain_uses_it(kind: str) -> None:
     assert disk_of(rbd(beside=kind)) == disk_of(rbd())
 
 
 @pytest.mark.parametrize(
     "disk", [rbd(device="lun"), rbd().replace(" device='disk'", "")], ids=["lun", "no device"]
 )
-def test_a_disk_may_be_a_lun_or_not_say_what_it_is(disk: str) -> None:
+def test_a_disk_may_be_a_lun_or_have_no_device_attribute(disk: str) -> None:
     assert disk_of(disk) == disk_of(rbd())
 
 
@@ -121,20 +125,20 @@ ENCRYPTION = f"<encryption format='luks2'><secret type='passphrase' uuid='{SECRE
 
 
 @pytest.mark.parametrize("disk", [rbd(inside=ENCRYPTION), rbd(beside=ENCRYPTION)], ids=["source", "disk"])
-def test_an_encrypted_image_is_saved_as_it_is_and_tells_its_format(disk: str) -> None:
+def test_an_encrypted_image_is_saved_encrypted_with_its_format(disk: str) -> None:
     assert disk_of(disk) == Disk("vda", "vms/root", Image("vms", "root"), encryption="luks2")
 
 
-def test_encryption_in_the_source_goes_before_one_beside_it() -> None:
+def test_encryption_in_the_source_takes_precedence_over_one_beside_it() -> None:
     assert disk_of(rbd(inside=ENCRYPTION, beside="<encryption format='qcow'/>")).encryption == "luks2"
 
 
-def test_the_target_of_a_copy_that_is_under_way_is_not_the_disk_s_image() -> None:
+def test_the_target_of_a_running_block_copy_is_not_the_disk_s_image() -> None:
     mirror = "<mirror type='network' job='copy'><source protocol='rbd' name='ssd/copy'/></mirror>"
     assert disk_of(rbd(beside=mirror)) == disk_of(rbd())
 
 
-def test_a_volume_of_an_rbd_pool_is_reached_as_its_pool_is() -> None:
+def test_a_volume_of_an_rbd_pool_has_the_address_of_its_pool() -> None:
     assert disk_of(other("volume", "<source pool='ceph volumes' volume='web root'/>")) == Disk(
         "vda",
         "web root",
@@ -143,7 +147,7 @@ def test_a_volume_of_an_rbd_pool_is_reached_as_its_pool_is() -> None:
     )
 
 
-def test_a_volume_of_an_rbd_pool_that_says_nothing_leaves_it_to_the_ceph_conf() -> None:
+def test_a_volume_of_an_rbd_pool_without_an_address_uses_ceph_conf() -> None:
     disk = disk_of(other("volume", "<source pool='bare' volume='root'/>"))
     assert (disk.image, disk.address) == (Image("ssd", "root"), ClusterAddress())
 
@@ -153,26 +157,26 @@ def test_a_volume_can_be_encrypted_too() -> None:
     assert (str(disk.image), disk.encryption) == ("ssd/root", "luks2")
 
 
-def test_a_volume_of_a_pool_that_libvirt_does_not_know_can_t_be_saved() -> None:
+def test_a_volume_of_an_unknown_pool_cannot_be_backed_up() -> None:
     assert disk_of(other("volume", "<source pool='gone' volume='root'/>")) == Disk(
         "vda", "root", skipped="cannot look up libvirt's storage pool gone: not found", gap=Gap.BROKEN
     )
 
 
-def test_a_mapped_device_s_image_has_to_be_of_the_cluster_that_the_kernel_says() -> None:
+def test_the_image_of_a_mapped_device_must_be_in_the_kernel_s_cluster() -> None:
     disk = disk_of(other("block", "<source dev='/dev/rbd7'/>"))
     assert disk == Disk("vda", "/dev/rbd7", Image("vms", "root", "tenant"), address=ClusterAddress(fsid=FSID))
     assert disk.image is not None
     assert disk.image.id == "1f2e"
 
 
-def test_a_mapped_snapshot_never_changes_and_is_not_saved() -> None:
+def test_a_mapped_snapshot_never_changes_and_is_skipped() -> None:
     disk = disk_of(other("block", "<source dev='/dev/rbd/vms/golden@first'/>"))
     assert (disk.image, disk.gap) == (None, Gap.NONE)
     assert disk.skipped == "runs from snapshot first, which never changes"
 
 
-def test_a_device_that_can_t_be_told_can_t_be_saved() -> None:
+def test_a_device_without_a_known_image_cannot_be_backed_up() -> None:
     assert disk_of(other("block", "<source dev='/dev/rbd7p1'/>")) == Disk(
         "vda", "/dev/rbd7p1", skipped="a partition of an RBD image", gap=Gap.BROKEN
     )

@@ -1,4 +1,4 @@
-"""backup/hypervisor/domain_xml.py: what stands in a domain's XML."""
+"""backup/hypervisor/domain_xml.py: disks, agent and NVRAM in a domain's XML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..disk_elements import PLACES, backing, domain_of, other, rbd
 from ..raising import raises
 
 
-def test_all_disks_are_found_in_their_order_each_with_the_layers_below_it() -> None:
+def test_all_disks_are_found_in_order_with_their_layers() -> None:
     overlay = rbd("vms/b", beside=backing("network", "<source protocol='rbd' name='vms/c'/>"), target="vdb")
     found = disks(domain_of(rbd("vms/a"), other("file", "<source file='/x'/>"), overlay), PLACES)
     assert [(disk.target, disk.source) for disk in found] == [
@@ -21,7 +21,7 @@ def test_all_disks_are_found_in_their_order_each_with_the_layers_below_it() -> N
     ]
 
 
-def test_what_is_no_device_of_the_domain_is_no_disk_of_it() -> None:
+def test_disk_elements_outside_of_devices_are_ignored() -> None:
     snapshot = f"<domain><disks>{rbd()}</disks><devices><hostdev>{rbd()}</hostdev></devices></domain>"
     assert disks(snapshot, PLACES) == ()
 
@@ -40,9 +40,9 @@ def test_the_nvram_s_path_is_found_in_each_notation(element: str) -> None:
     assert nvram_path(f"<domain><os><type>hvm</type>{element}</os></domain>") == NVRAM[element]
 
 
-def test_an_nvram_that_is_no_file_is_refused_as_it_could_not_be_saved() -> None:
+def test_nvram_that_is_not_a_file_is_refused() -> None:
     nvram = "<nvram type='block'><source dev='/dev/vg/nvram'/></nvram>"
-    with raises("the domain's NVRAM is no file (block), and can't be saved"):
+    with raises("the domain's NVRAM is not a file (block) and cannot be backed up"):
         nvram_path(f"<domain><os><type>hvm</type>{nvram}</os></domain>")
 
 
@@ -55,7 +55,7 @@ def test_an_nvram_that_is_no_file_is_refused_as_it_could_not_be_saved() -> None:
         ("name='com.redhat.spice.0' state='connected'", False),
     ],
 )
-def test_an_agent_counts_as_connected_only_when_its_own_channel_says_so(target: str, connected: bool) -> None:
+def test_an_agent_is_connected_only_if_its_own_channel_is(target: str, connected: bool) -> None:
     channels = (
         "<channel type='spicevmc'/>",
         f"<channel type='unix'><target type='virtio' {target}/></channel>",

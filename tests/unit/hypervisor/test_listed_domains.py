@@ -1,4 +1,4 @@
-"""backup/hypervisor/connection.py: domains as libvirt has them, with libvirt's own test driver."""
+"""backup/hypervisor/connection.py: listing domains, with libvirt's own test driver."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def listed(directory: Path, *elements: str) -> list[Domain]:
         return [*hypervisor.domains()]
 
 
-def test_all_domains_are_listed_by_name_with_the_libvirt_that_knows_them(tmp_path: Path) -> None:
+def test_all_domains_are_listed_by_name_with_the_uri_of_their_libvirt(tmp_path: Path) -> None:
     archive, web = listed(
         tmp_path,
         domain_element("web", UUID, rbd("vms/größe &amp; more", AUTH)),
@@ -66,7 +66,7 @@ def test_all_domains_are_listed_by_name_with_the_libvirt_that_knows_them(tmp_pat
     assert (web.override, web.problem) == (Override(), None)
 
 
-def test_each_state_is_told_apart(tmp_path: Path) -> None:
+def test_each_state_is_recognized(tmp_path: Path) -> None:
     found = listed(
         tmp_path,
         *(
@@ -77,7 +77,7 @@ def test_each_state_is_told_apart(tmp_path: Path) -> None:
     assert {one.name: one.state for one in found} == {name: state for name, (_, state) in STATES.items()}
 
 
-def test_a_volume_s_pool_is_asked_of_libvirt_and_a_device_of_the_node(tmp_path: Path) -> None:
+def test_pools_are_looked_up_in_libvirt_and_devices_on_the_node(tmp_path: Path) -> None:
     devices = (
         other("volume", "<source pool='ceph volumes' volume='root'/>"),
         other("volume", "<source pool='gone' volume='root'/>").replace("'vda'", "'vdb'"),
@@ -90,10 +90,10 @@ def test_a_volume_s_pool_is_asked_of_libvirt_and_a_device_of_the_node(tmp_path: 
     assert unknown.gap is Gap.BROKEN
     assert unknown.skipped.startswith("cannot look up libvirt's storage pool gone: ")
     assert link.image == Image("nowhere", "root", "tenant")
-    assert unmapped.skipped == "nothing tells which image is mapped as /dev/rbd999999"
+    assert unmapped.skipped == "cannot find out which image is mapped as /dev/rbd999999"
 
 
-def test_metadata_of_the_live_and_of_the_inactive_definition_count_the_one_that_lasts_first(
+def test_persistent_metadata_takes_precedence_over_that_of_the_live_definition(
     tmp_path: Path,
 ) -> None:
     uri = node_uri(tmp_path / "node.xml", domain_element())
@@ -110,20 +110,20 @@ def test_metadata_of_the_live_and_of_the_inactive_definition_count_the_one_that_
             assert hypervisor.domain(UUID).override == expected
 
 
-def test_metadata_that_makes_no_sense_is_the_domain_s_own_problem(tmp_path: Path) -> None:
+def test_invalid_metadata_is_a_problem_of_its_domain_only(tmp_path: Path) -> None:
     db, web = listed(
         tmp_path,
         domain_element("web", UUID, rbd(), metadata=BACKUP.format("enabled='perhaps'")),
         domain_element("db", OTHER_UUID, metadata=BACKUP.format("enabled='yes'"), state=SHUT_OFF),
     )
     assert web.problem is not None
-    assert web.problem.message == "<backup> in the domain's metadata does not know enabled='perhaps'"
+    assert web.problem.message == "invalid <backup> in the domain's metadata: enabled='perhaps'"
     assert (web.override, web.state, len(web.disks)) == (Override(), State.RUNNING, 1)
     assert (db.override, db.problem) == (Override(enabled=True), None)
 
 
 class WithOddDomains(Hypervisor):
-    """One of its domains vanishes and one can't be read, both only once all are listed."""
+    """After the listing, one of its domains vanishes and another cannot be read."""
 
     def _described(self, handle: Any) -> Domain:
         if handle.name() == "gone":
@@ -133,7 +133,7 @@ class WithOddDomains(Hypervisor):
         return super()._described(handle)
 
 
-def test_a_domain_that_vanishes_or_can_t_be_read_costs_no_other_one(tmp_path: Path) -> None:
+def test_a_domain_that_vanishes_or_cannot_be_read_does_not_affect_others(tmp_path: Path) -> None:
     numbered = enumerate(("gone", "unreadable", "web"))
     elements = [domain_element(name, UUID[:-2] + f"{number:02}") for number, name in numbered]
     with WithOddDomains(node_uri(tmp_path / "node.xml", *elements)) as hypervisor:
@@ -145,9 +145,9 @@ def test_a_domain_that_vanishes_or_can_t_be_read_costs_no_other_one(tmp_path: Pa
 
 
 class Hangs:
-    """A connection to libvirt that answers no more once all domains are listed; `version`: but for that."""
+    """A connection that hangs after all domains were listed; `version`: it still returns its version."""
 
-    has_volumes = False  # of pools, of which the connection tells no more; the domains themselves it knows
+    has_volumes = False  # a domain with a volume of a pool: only the pool's lookup hangs
 
     def __init__(self, bare: Any, version: bool) -> None:
         self.bare = bare
@@ -174,7 +174,7 @@ class Hangs:
 
 
 class Handle:
-    """A domain of a libvirt that hangs: of which only what is known here is told."""
+    """A domain of a libvirt that hangs: only its name and UUID are known."""
 
     def __init__(self, bare: Any, connection: Hangs) -> None:
         self.bare, self.connection = bare, connection
@@ -196,7 +196,7 @@ MANY = [domain_element(f"web{number}", UUID[:-2] + f"{number:02}", VOLUMES) for 
 
 @pytest.fixture
 def connect(tmp_path: Path) -> Iterator[Callable[[float, bool], Hypervisor]]:
-    """Connect to a libvirt that hangs in the middle of the list."""
+    """Connect to a libvirt that hangs while listing."""
     with ExitStack() as stack:
 
         def connected(limit: float, version: bool) -> Hypervisor:
@@ -210,18 +210,18 @@ def connect(tmp_path: Path) -> Iterator[Callable[[float, bool], Hypervisor]]:
         yield connected
 
 
-def test_a_libvirt_that_hangs_in_mid_list_costs_one_time_limit_and_not_one_for_each_domain(
+def test_a_libvirt_that_hangs_while_listing_costs_one_timeout_not_one_per_domain(
     connect: Callable[[float, bool], Hypervisor],
 ) -> None:
     hypervisor = connect(1.0, False)
     with pytest.raises(HypervisorError) as caught:
         hypervisor.domains()
     assert caught.value.message == f"libvirt at {hypervisor.uri} no longer answers: no answer within 1 s"
-    assert "does libvirt hang?" in caught.value.hint
-    assert hypervisor._open.bare.asked == 2, "of one domain, and whether it answers"
+    assert "libvirt may hang" in caught.value.hint
+    assert hypervisor._open.bare.asked == 2, "for one domain, and for the version"
 
 
-def test_pools_that_are_asked_for_in_vain_cost_one_time_limit_too(
+def test_pool_lookups_that_hang_cost_one_timeout_too(
     connect: Callable[[float, bool], Hypervisor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Hangs, "has_volumes", True)
@@ -232,7 +232,7 @@ def test_pools_that_are_asked_for_in_vain_cost_one_time_limit_too(
     assert hypervisor._open.bare.asked == 2
 
 
-def test_a_single_domain_that_hangs_is_that_domain_s_failure(
+def test_a_single_domain_that_hangs_is_the_failure_of_that_domain(
     connect: Callable[[float, bool], Hypervisor],
 ) -> None:
     listed = connect(1.0, True).domains()
@@ -242,7 +242,7 @@ def test_a_single_domain_that_hangs_is_that_domain_s_failure(
     }
 
 
-def test_a_stop_is_heard_while_libvirt_hangs_in_mid_list(
+def test_a_stop_takes_effect_while_libvirt_hangs_during_a_listing(
     connect: Callable[[float, bool], Hypervisor],
 ) -> None:
     stop = StopRequest()
@@ -271,8 +271,6 @@ def test_a_stop_is_heard_while_libvirt_hangs_in_mid_list(
         (99, 0, State.BUSY),
     ],
 )
-def test_a_domain_that_is_on_its_way_somewhere_counts_as_busy(
-    state: int, reason: int, expected: State
-) -> None:
+def test_a_domain_that_migrates_or_starts_is_busy(state: int, reason: int, expected: State) -> None:
     handle = SimpleNamespace(state=lambda: (state, reason), hasManagedSaveImage=lambda: False)
     assert state_of(handle) is expected

@@ -36,13 +36,13 @@ def mapped(devices: Path, **attributes: str) -> Path:
     return devices
 
 
-def test_a_mapped_device_is_known_by_what_the_kernel_says_of_it(devices: Path) -> None:
+def test_the_image_of_a_mapped_device_comes_from_the_kernel(devices: Path) -> None:
     found = mapped_image("/dev/rbd7", local=True, devices=devices)
     assert found == MappedImage(Image("my pool", "web root", "tenant-a"), fsid=FSID)
     assert found.image.id == "1f2e6b8b4567", "so that it is found even after it was renamed"
 
 
-def test_a_link_to_a_mapped_device_leads_to_it_wherever_it_lies(devices: Path, tmp_path: Path) -> None:
+def test_links_to_a_mapped_device_are_followed(devices: Path, tmp_path: Path) -> None:
     link = tmp_path / "web-disk"
     link.symlink_to("/dev/rbd7")
     found = mapped_image(str(link), local=True, devices=devices)
@@ -50,30 +50,30 @@ def test_a_link_to_a_mapped_device_leads_to_it_wherever_it_lies(devices: Path, t
     assert str(found.image) == "my pool/tenant-a/web root"
 
 
-def test_a_mapped_snapshot_is_told_apart_from_its_image(tmp_path: Path) -> None:
+def test_a_mapped_snapshot_is_recognized(tmp_path: Path) -> None:
     devices = mapped(tmp_path, **{**ATTRIBUTES, "current_snap": "golden"})
     found = mapped_image("/dev/rbd7", local=True, devices=devices)
     assert found is not None
     assert found.snapshot == "golden"
 
 
-def test_an_older_kernel_that_knows_neither_namespaces_nor_the_fsid_will_do(tmp_path: Path) -> None:
+def test_older_kernels_without_namespaces_and_fsid_are_supported(tmp_path: Path) -> None:
     devices = mapped(tmp_path, pool="vms", name=" odd name ", current_snap="-")
     assert mapped_image("/dev/rbd7", local=True, devices=devices) == MappedImage(Image("vms", " odd name "))
 
 
-def test_a_partition_is_only_a_part_of_an_image(devices: Path) -> None:
+def test_a_partition_is_an_error(devices: Path) -> None:
     with raises("a partition of an RBD image"):
         mapped_image("/dev/rbd7p1", local=True, devices=devices)
 
 
-def test_a_device_that_is_not_mapped_could_be_any_image(devices: Path) -> None:
-    with raises("nothing tells which image is mapped as /dev/rbd8"):
+def test_a_device_that_is_not_mapped_is_an_error(devices: Path) -> None:
+    with raises("cannot find out which image is mapped as /dev/rbd8"):
         mapped_image("/dev/rbd8", local=True, devices=devices)
 
 
-def test_another_node_s_device_has_nothing_to_do_with_this_node_s(devices: Path) -> None:
-    with raises("nothing tells which image is mapped as /dev/rbd7"):
+def test_a_device_of_another_node_is_not_looked_up_here(devices: Path) -> None:
+    with raises("cannot find out which image is mapped as /dev/rbd7"):
         mapped_image("/dev/rbd7", local=False, devices=devices)
 
 
@@ -93,17 +93,17 @@ LINKS = {
 
 @pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("path", LINKS)
-def test_a_link_that_is_not_there_names_its_image_itself(tmp_path: Path, path: str, local: bool) -> None:
+def test_a_missing_link_still_contains_the_image_name(tmp_path: Path, path: str, local: bool) -> None:
     assert mapped_image(path, local, tmp_path) == LINKS[path]
 
 
 @pytest.mark.parametrize("name", ["root", "a/b/c/d", "vms/", "@golden"])
-def test_a_link_that_names_no_image_is_an_error(tmp_path: Path, name: str) -> None:
-    with raises(f"/dev/rbd/{name} names no image"):
+def test_a_link_without_an_image_name_is_an_error(tmp_path: Path, name: str) -> None:
+    with raises(f"/dev/rbd/{name} contains no image name"):
         mapped_image(f"/dev/rbd/{name}", local=False, devices=tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/dev/sda", "/dev/vg/rbd7", "/dev/rbd7x", "/dev/rbd", "/dev/mapper/rbd7"])
-def test_a_device_of_another_driver_is_none_of_ours(devices: Path, path: str) -> None:
+def test_a_device_of_another_driver_is_no_rbd_device(devices: Path, path: str) -> None:
     assert mapped_image(path, local=True, devices=devices) is None
     assert mapped_image(path, local=False, devices=devices) is None

@@ -1,4 +1,4 @@
-"""backup/hypervisor/metadata.py: what a domain's own metadata says about its backup."""
+"""backup/hypervisor/metadata.py: backup settings in a domain's own metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def domain_with(*elements: str) -> str:
 
 
 @pytest.mark.parametrize("xml", ["<domain><name>web</name></domain>", domain_with()])
-def test_a_domain_without_the_element_says_nothing(xml: str) -> None:
+def test_a_domain_without_the_element_has_no_settings(xml: str) -> None:
     assert override(xml) is None
 
 
@@ -36,7 +36,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("element", SAID)
-def test_each_attribute_counts_and_what_is_left_out_says_nothing(element: str) -> None:
+def test_each_attribute_is_read_and_missing_ones_are_not_set(element: str) -> None:
     assert override(domain_with(element)) == SAID[element]
 
 
@@ -48,11 +48,11 @@ def test_each_attribute_counts_and_what_is_left_out_says_nothing(element: str) -
         "<backup enabled='no'/>",
     ],
 )
-def test_the_element_counts_in_any_namespace_and_in_none(element: str) -> None:
+def test_the_element_is_read_in_any_namespace_and_in_none(element: str) -> None:
     assert override(domain_with(element)) == Override(enabled=False)
 
 
-def test_what_others_keep_in_the_metadata_is_theirs() -> None:
+def test_metadata_of_other_programs_is_ignored() -> None:
     others = (
         "<o:instance xmlns:o='http://openstack.org/xmlns'><o:backup enabled='no'/></o:instance>",
         "<my-backup enabled='no'/>",
@@ -62,7 +62,7 @@ def test_what_others_keep_in_the_metadata_is_theirs() -> None:
     assert override(domain_with(*others, "<backup freeze='never'/>")) == Override(freeze="never")
 
 
-def test_an_element_elsewhere_in_the_domain_is_no_metadata() -> None:
+def test_an_element_outside_of_the_metadata_is_ignored() -> None:
     assert (
         override("<domain><backup enabled='no'/><devices><backup enabled='no'/></devices></domain>") is None
     )
@@ -78,14 +78,14 @@ def test_an_element_elsewhere_in_the_domain_is_no_metadata() -> None:
         ("enabled='0' freeze='no' excludes='vda'", "excludes='vda', enabled='0', freeze='no'"),
     ],
 )
-def test_what_it_can_t_mean_is_an_error_that_tells_all_of_it(attributes: str, unknown: str) -> None:
-    with raises(f"<backup> in the domain's metadata does not know {unknown}") as caught:
+def test_invalid_attributes_are_reported_all_at_once(attributes: str, unknown: str) -> None:
+    with raises(f"invalid <backup> in the domain's metadata: {unknown}") as caught:
         override(domain_with(f"<backup xmlns='virt-rbd-backup' {attributes}/>"))
     assert '<backup enabled="yes|no" freeze="auto|required|never" exclude="TARGET ..."/>' in caught.value.hint
     assert "virsh metadata" in caught.value.hint
 
 
-def test_ours_counts_before_that_of_another_program_with_words_of_its_own_for_it() -> None:
+def test_our_element_takes_precedence_over_that_of_another_program() -> None:
     theirs = "<t:backup xmlns:t='their' enabled='no'/>", "<u:backup xmlns:u='u' retention='7'/>"
     ours = "<o:backup xmlns:o='virt-rbd-backup' freeze='never'/>"
     assert override(domain_with(*theirs, ours)) == Override(freeze="never")
@@ -93,7 +93,7 @@ def test_ours_counts_before_that_of_another_program_with_words_of_its_own_for_it
     assert override(domain_with(theirs[1])) is None
 
 
-def test_two_elements_are_an_error_as_nothing_tells_which_counts() -> None:
+def test_two_elements_are_an_error() -> None:
     twice = "<backup enabled='yes'/><b:backup xmlns:b='b' enabled='no'/>"
     with raises("the domain's metadata has 2 elements <backup>") as caught:
         override(domain_with(twice))

@@ -1,4 +1,4 @@
-"""hypervisor/disk_xml.py: disks that are on no RBD image, removable ones, and layers of backing chains."""
+"""hypervisor/disk_xml.py: disks that are not on RBD, removable ones, and layers of backing chains."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def disk_of(element: str) -> Disk:
 
 
 def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
-    """Give the image, why it is not covered and what that costs, by each layer's target."""
+    """Return the image, the reason if it is skipped, and the gap, by each layer's target."""
     return {
         disk.target: (str(disk.image or ""), disk.skipped, disk.gap)
         for disk in layers(ElementTree.fromstring(element), PLACES)
@@ -46,7 +46,7 @@ def layers_of(element: str) -> dict[str, tuple[str, str, Gap]]:
 
 
 @pytest.mark.parametrize(("element", "shown", "kind"), FOREIGN)
-def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_knows_it(
+def test_a_disk_without_an_rbd_image_is_skipped_and_shown_by_its_source(
     element: str, shown: str, kind: str
 ) -> None:
     assert disk_of(element) == Disk("vda", shown, skipped=f"no RBD image ({kind})", gap=Gap.FOREIGN)
@@ -63,9 +63,7 @@ def test_a_disk_on_no_rbd_image_is_missing_in_the_backup_and_shown_as_an_admin_k
         (other("volume", "<source pool='gone' volume='x'/>", device="cdrom"), "x", "a cdrom"),
     ],
 )
-def test_a_removable_medium_is_not_saved_and_nothing_is_missing_for_it(
-    element: str, source: str, reason: str
-) -> None:
+def test_a_removable_medium_is_skipped_without_a_gap(element: str, source: str, reason: str) -> None:
     assert disk_of(element) == Disk("vda", source, skipped=reason, gap=Gap.NONE)
 
 
@@ -73,7 +71,7 @@ def test_an_empty_backing_store_ends_the_chain() -> None:
     assert layers_of(rbd(beside="<backingStore/>")) == {"vda": ("vms/root", "", Gap.NONE)}
 
 
-def test_the_images_below_a_disk_are_saved_as_disks_of_their_own() -> None:
+def test_the_images_of_lower_layers_are_backed_up_as_separate_disks() -> None:
     chain = backing("network", BASE, backing("network", "<source protocol='rbd' name='vms/lowest'/>"))
     assert layers_of(rbd(beside=chain)) == {
         "vda": ("vms/root", "", Gap.NONE),
@@ -82,37 +80,37 @@ def test_the_images_below_a_disk_are_saved_as_disks_of_their_own() -> None:
     }
 
 
-def test_an_overlay_elsewhere_of_an_rbd_image_would_take_a_restore_back_in_time() -> None:
-    reason = "what was written since to RBD image vms/base is elsewhere: no RBD image (file)"
+def test_an_rbd_image_with_an_overlay_that_is_not_on_rbd_cannot_be_backed_up() -> None:
+    reason = "changes on top of RBD image vms/base are stored elsewhere: no RBD image (file)"
     assert layers_of(other("file", FILE, backing("network", BASE))) == {
         "vda": ("", reason, Gap.BROKEN),
         "vda.backing1": ("vms/base", "", Gap.NONE),
     }
 
 
-def test_an_image_that_lies_deeper_counts_too() -> None:
+def test_an_image_in_a_deeper_layer_counts_too() -> None:
     chain = backing("file", "<source file='/srv/middle.qcow2'/>", backing("network", BASE))
     found = layers_of(other("file", FILE, chain))
-    assert found["vda"][1].startswith("what was written since to RBD image vms/base is elsewhere")
+    assert found["vda"][1].startswith("changes on top of RBD image vms/base are stored elsewhere")
     assert [gap for _, _, gap in found.values()] == [Gap.BROKEN, Gap.FOREIGN, Gap.NONE]
     assert found["vda.backing2"][0] == "vms/base"
 
 
-def test_an_overlay_on_rbd_can_t_do_without_the_file_below_it() -> None:
+def test_an_rbd_overlay_needs_the_file_that_it_is_based_on() -> None:
     assert layers_of(rbd(beside=backing("file", FILE))) == {
         "vda": ("vms/root", "", Gap.NONE),
         "vda.backing1": ("", "no RBD image (file)", Gap.BROKEN),
     }
 
 
-def test_files_over_files_are_no_rbd_images_each() -> None:
+def test_files_on_top_of_files_are_skipped() -> None:
     assert [gap for _, _, gap in layers_of(other("file", FILE, backing("file", FILE))).values()] == [
         Gap.FOREIGN,
         Gap.FOREIGN,
     ]
 
 
-def test_a_file_over_a_snapshot_of_an_image_is_a_file_that_is_missing() -> None:
+def test_a_file_on_top_of_an_image_s_snapshot_is_skipped() -> None:
     golden = "<source protocol='rbd' name='vms/base'><snapshot name='golden'/></source>"
     assert layers_of(other("file", FILE, backing("network", golden))) == {
         "vda": ("", "no RBD image (file)", Gap.FOREIGN),
@@ -120,7 +118,7 @@ def test_a_file_over_a_snapshot_of_an_image_is_a_file_that_is_missing() -> None:
     }
 
 
-def test_a_disk_that_can_t_be_told_stays_so_whatever_is_below_it() -> None:
+def test_a_disk_without_a_known_image_stays_an_error_whatever_its_layers() -> None:
     partition = other("block", "<source dev='/dev/rbd7p1'/>", backing("network", BASE))
     assert layers_of(partition)["vda"] == ("", "a partition of an RBD image", Gap.BROKEN)
 

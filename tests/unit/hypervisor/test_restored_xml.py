@@ -1,4 +1,4 @@
-"""restored_xml.py: a definition that leads to the restored images, and a copy that shares nothing."""
+"""restored_xml.py: a definition that refers to the restored images, and a copy that shares nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def source_of(disk: ElementTree.Element) -> dict[str, str]:
     return {} if source is None else dict(source.attrib)
 
 
-def test_a_domain_is_as_it_was_but_on_its_restored_images() -> None:
+def test_a_restored_domain_differs_only_in_its_images() -> None:
     xml, left_out = redefined(XML, change())
     assert left_out == []
     assert {target: source.get("name", "") for target, source in disks(xml).items()} == {
@@ -67,10 +67,10 @@ def test_a_domain_is_as_it_was_but_on_its_restored_images() -> None:
     assert domain.findtext("uuid") == UUID
     assert domain.find("./devices/interface/mac") is not None
     assert domain.findtext("./os/nvram") == "/var/lib/libvirt/qemu/nvram/web_VARS.fd"
-    assert domain.findtext("genid") == "", "the guest is told that it went back in time"
+    assert domain.findtext("genid") == "", "the guest is informed that it went back in time"
 
 
-def test_a_copy_has_no_part_in_what_belongs_to_the_other() -> None:
+def test_a_copy_shares_nothing_with_the_original() -> None:
     images = {"vda": image("vms/web-root-copy")}
     xml, left_out = redefined(XML, change(copy=True, name="two", uuid=OTHER_UUID, images=images))
     assert left_out == ["vdb, which was not restored", "vdc, which was not restored"]
@@ -84,7 +84,7 @@ def test_a_copy_has_no_part_in_what_belongs_to_the_other() -> None:
     assert domain.find("./devices/interface/source") is not None
 
 
-def test_an_isolated_one_reaches_nobody() -> None:
+def test_an_isolated_copy_has_no_outside_access() -> None:
     xml, _ = redefined(XML, change(copy=True, isolated=True))
     assert ElementTree.fromstring(xml).find("./devices/interface") is None
 
@@ -103,7 +103,7 @@ OTHERS = [("10.9.9.1", "6789"), ("fd00::1", "6790")]
         ("", MONITORS, False),
     ],
 )
-def test_a_disk_leads_to_the_cluster_that_its_image_is_in(
+def test_a_disk_refers_to_the_cluster_of_its_restored_image(
     inside: str, monitors: list[tuple[str, str]], kept: bool
 ) -> None:
     before = f"<source protocol='rbd' name='a/b'>{inside}</source>"
@@ -119,7 +119,7 @@ def test_a_disk_leads_to_the_cluster_that_its_image_is_in(
         ]
 
 
-def test_monitors_are_named_as_libvirt_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitors_have_libvirt_s_notation(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = PaperCluster()
     addresses = ("10.9.9.1:6789/0", "[fd00::1]:6790/0")
     dump = {"mons": [{"public_addr": address} for address in addresses]}
@@ -127,7 +127,7 @@ def test_monitors_are_named_as_libvirt_names_them(monkeypatch: pytest.MonkeyPatc
     assert cluster.monitors() == OTHERS
 
 
-def test_a_layer_is_pointed_at_its_image() -> None:
+def test_a_layer_refers_to_its_restored_image() -> None:
     disk = """<disk type='network' device='disk'><source protocol='rbd' name='a/top'/>
     <backingStore type='network'><source protocol='rbd' name='a/base'/></backingStore>
     <target dev='vda'/></disk>"""
@@ -136,7 +136,7 @@ def test_a_layer_is_pointed_at_its_image() -> None:
     assert [one.get("name") for one in domain.iter("source")] == ["b/top", "b/base"]
 
 
-def test_a_volume_becomes_an_image_as_its_pool_may_be_another_one_s() -> None:
+def test_a_volume_becomes_a_network_disk() -> None:
     disk = "<disk type='volume' device='disk'><source pool='p' volume='data'/><target dev='vda'/></disk>"
     domain = ElementTree.fromstring(redefined(domain_with(disk), change())[0])
     (disk_after,) = domain.findall("./devices/disk")
@@ -148,7 +148,7 @@ def test_a_volume_becomes_an_image_as_its_pool_may_be_another_one_s() -> None:
 
 
 @pytest.mark.parametrize("copy", [False, True])
-def test_disks_of_one_image_stay_together(copy: bool) -> None:
+def test_disks_that_share_an_image_still_share_it(copy: bool) -> None:
     def disk(target: str, inside: str = "<host name='a'/>") -> str:
         source = f"<source protocol='rbd' name='vms/web-root'>{inside}</source>"
         return f"<disk type='network' device='disk'>{source}<target dev='{target}'/></disk>"
@@ -163,8 +163,8 @@ def test_disks_of_one_image_stay_together(copy: bool) -> None:
     assert len(left_out) == (2 if copy else 0)
 
 
-def test_a_kernel_device_can_not_lead_to_another_image() -> None:
+def test_a_mapped_device_cannot_refer_to_another_image() -> None:
     xml = domain_with("<disk type='block'><source dev='/dev/rbd/vms/a'/><target dev='vda'/></disk>")
     redefined(xml, change(images={"vda": image("vms/a")}))
-    with pytest.raises(BackupError, match="kernel's device /dev/rbd/vms/a, which can't lead to vms/b"):
+    with pytest.raises(BackupError, match="kernel's device /dev/rbd/vms/a, which cannot refer to vms/b"):
         redefined(xml, change(images={"vda": image("vms/b")}))

@@ -23,7 +23,7 @@ from ..samples import FSID, RUN, UUID, broken_disk, domain, foreign_disk, rbd_di
 
 ROOT, DATA = rbd_disk("vda", "vms/root"), rbd_disk("vdb", "vms/data")
 OURS = f"virt-rbd-backup.{UUID}."
-CHANGED = "its definition was changed just now"
+CHANGED = "the domain's definition was changed during the backup"
 MakeNode = Callable[..., PaperNode]
 
 
@@ -37,7 +37,7 @@ def with_disks(*disks: Disk, exclude: str = "") -> Domain:
     return domain(disks=disks, override=Override(exclude=tuple(exclude.split())))
 
 
-def test_what_is_saved_tells_of_which_moment_and_how_consistent_it_is_and_nothing_stays(
+def test_a_backup_reports_its_moment_and_consistency_and_leaves_nothing_behind(
     make: MakeNode,
 ) -> None:
     node = make(with_disks(ROOT, DATA))
@@ -55,10 +55,10 @@ def test_what_is_saved_tells_of_which_moment_and_how_consistent_it_is_and_nothin
     assert result.frozen_at < point.taken < result.frozen_at + timedelta(seconds=result.frozen_seconds)
     assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}
     (text,) = node.recorder.told(Level.INFO)
-    assert text.startswith("2 snapshots made, filesystem, stood still for ")
+    assert text.startswith("2 snapshots made, filesystem, quiesced for ")
 
 
-def test_what_fails_after_its_snapshots_still_tells_how_long_the_guest_stood_still(
+def test_a_job_that_fails_after_its_snapshots_reports_how_long_the_guest_was_quiesced(
     make: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = make(domain())
@@ -73,19 +73,19 @@ def test_what_fails_after_its_snapshots_still_tells_how_long_the_guest_stood_sti
     assert result.frozen_seconds > 0
 
 
-def test_what_killed_runs_left_is_counted(make: MakeNode) -> None:
+def test_leftovers_of_interrupted_runs_are_counted(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     node.cluster.snapshots["vms/data"] |= {f"{OURS}{run}" for run in ("a", "b")}
     assert [node.back_up().leftovers for _ in range(2)] == [2, 0]
 
 
-def test_the_domain_s_own_freeze_counts(make: MakeNode) -> None:
+def test_the_freeze_setting_of_the_domain_s_metadata_wins(make: MakeNode) -> None:
     node = make(domain(override=Override(freeze="never")))
     assert node.back_up(freeze="required").consistency is Consistency.PAUSED
     assert node.hypervisor.asked == ["pause", "resume"]
 
 
-def test_what_the_domain_excludes_gets_no_snapshot_and_the_restore_point_says_so(make: MakeNode) -> None:
+def test_an_excluded_disk_gets_no_snapshot_and_the_restore_point_gives_the_reason(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA, broken_disk("vdc"), exclude="vdb vdc"))
     assert node.back_up().status is Status.SAVED
     assert node.output.saved == {"vda": "vms/root"}
@@ -103,11 +103,11 @@ def test_an_image_of_two_disks_is_saved_once(make: MakeNode) -> None:
 UNFIT = {
     "an image that can't be saved": (
         with_disks(ROOT, broken_disk("vdb", "vms/x")),
-        "disk vdb (vms/x) can't be saved: a partition of an RBD image",
+        "disk vdb (vms/x) cannot be backed up: a partition of an RBD image",
     ),
     "a disk elsewhere": (
         with_disks(ROOT, foreign_disk("vdb", "/x")),
-        "disk vdb (/x) can't be saved: no RBD image (file) (UNCOVERED_DISKS)",
+        "disk vdb (/x) cannot be backed up: no RBD image (file) (UNCOVERED_DISKS)",
     ),
     "a problem": (
         domain(problem=BackupError("no valid metadata", "see virsh metadata")),
@@ -115,13 +115,13 @@ UNFIT = {
     ),
     "busy": (
         domain(state=State.BUSY),
-        "the domain is starting, stopping or migrating, or another job is at work on it",
+        "the domain is starting, stopping or migrating, or another libvirt job is running on it",
     ),
 }
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_a_domain_that_can_t_be_saved_as_a_whole_fails_before_anything_is_touched(
+def test_a_domain_with_a_disk_that_cannot_be_saved_fails_before_anything_is_touched(
     make: MakeNode, case: str
 ) -> None:
     unfit, message = UNFIT[case]
@@ -132,7 +132,7 @@ def test_a_domain_that_can_t_be_saved_as_a_whole_fails_before_anything_is_touche
     node.assert_untouched()
 
 
-def test_a_disk_elsewhere_keeps_the_others_from_nothing_unless_that_is_wanted(make: MakeNode) -> None:
+def test_a_disk_elsewhere_does_not_fail_the_others_unless_configured(make: MakeNode) -> None:
     node = make(with_disks(ROOT, foreign_disk()))
     assert node.back_up().status is Status.SAVED
     assert node.output.saved == {"vda": "vms/root"}
@@ -148,7 +148,7 @@ def test_a_domain_that_has_lost_its_images_since_it_was_listed_fails(make: MakeN
     assert node.hypervisor.asked == []
 
 
-def test_disks_that_change_under_the_job_fail_it_before_the_guest_is_held(make: MakeNode) -> None:
+def test_disks_that_change_during_the_job_fail_it_before_the_guest_is_quiesced(make: MakeNode) -> None:
     node = make(with_disks(ROOT))
     node.hypervisor.then = with_disks(ROOT, DATA)
     result = node.back_up()
@@ -163,7 +163,7 @@ def test_disks_that_change_under_the_job_fail_it_before_the_guest_is_held(make: 
         (State.ELSEWHERE, Status.SKIPPED, "the domain migrated to another node"),
     ],
 )
-def test_a_domain_that_is_on_its_way_by_the_time_that_it_is_locked_is_left_alone(
+def test_a_domain_that_is_migrating_once_it_is_locked_is_not_touched(
     make: MakeNode, state: State, status: Status, reason: str
 ) -> None:
     node = make(domain())
@@ -174,7 +174,7 @@ def test_a_domain_that_is_on_its_way_by_the_time_that_it_is_locked_is_left_alone
     assert (node.hypervisor.asked, node.output.points) == ([], [])
 
 
-def test_a_request_to_stop_is_heard_before_the_guest_is_held(make: MakeNode) -> None:
+def test_a_request_to_stop_is_heard_before_the_guest_is_quiesced(make: MakeNode) -> None:
     node = make(domain())
     node.stop.request(Interrupted("interrupted", 15))
     result = node.back_up()
@@ -182,14 +182,14 @@ def test_a_request_to_stop_is_heard_before_the_guest_is_held(make: MakeNode) -> 
     assert node.hypervisor.asked == []
 
 
-def test_a_domain_that_did_not_have_to_stand_still_is_not_said_to_have(make: MakeNode) -> None:
+def test_a_domain_that_was_not_quiesced_is_not_reported_as_quiesced(make: MakeNode) -> None:
     node = make(domain(state=State.SHUT_OFF))
     result = node.back_up()
     assert (result.frozen_seconds, result.frozen_at) == (0, None)
     assert node.recorder.told(Level.INFO) == ["1 snapshot made, offline"]
 
 
-def test_metadata_that_changes_under_the_job_fails_it_too(make: MakeNode) -> None:
+def test_metadata_that_changes_during_the_job_fails_it_too(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA, exclude="vdb"))
     node.hypervisor.then = with_disks(ROOT, DATA)
     result = node.back_up()
@@ -197,30 +197,32 @@ def test_metadata_that_changes_under_the_job_fails_it_too(make: MakeNode) -> Non
     assert (node.hypervisor.asked, node.output.points) == ([], [])
 
 
-def test_an_image_that_others_have_open_too_is_only_crash_consistent(make: MakeNode) -> None:
+def test_an_image_that_other_clients_have_open_is_only_crash_consistent(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     node.cluster.watching = {"vms/root": 2, "vms/data": 1}
     assert node.back_up().consistency is Consistency.CRASH
     assert node.output.points[0].consistency is Consistency.CRASH
     question = "is it shared, or does the domain run elsewhere?"
-    assert node.recorder.told(Level.WARNING) == [f"vms/root is in use by others too: {question}"]
+    assert node.recorder.told(Level.WARNING) == [f"vms/root is in use by other clients too: {question}"]
 
 
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED])
-def test_a_domain_that_is_shut_off_should_have_its_images_open_nowhere(make: MakeNode, state: State) -> None:
+def test_a_shut_off_domain_whose_images_are_open_is_only_crash_consistent(
+    make: MakeNode, state: State
+) -> None:
     node = make(domain(state=state, disks=(ROOT, DATA)))
     node.cluster.watching = {"vms/root": 1, "vms/data": 1}
     assert node.back_up().consistency is Consistency.CRASH
     (warning,) = node.recorder.told(Level.WARNING)
-    assert warning.startswith("vms/root, vms/data are in use by others too: ")
+    assert warning.startswith("vms/root, vms/data are in use by other clients too: ")
 
 
-def test_images_that_others_have_open_can_t_be_frozen_where_that_is_required(make: MakeNode) -> None:
+def test_images_that_other_clients_have_open_fail_a_required_freeze(make: MakeNode) -> None:
     node = make(with_disks(ROOT))
     node.cluster.watching = {"vms/root": 2}
     result = node.back_up(freeze="required")
     assert (result.status, node.hypervisor.asked) == (Status.FAILED, [])
-    assert result.reason.startswith("vms/root is in use by others too: ")
+    assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 
 def test_no_lock_is_taken_beside_an_image_that_the_settings_exclude(make: MakeNode) -> None:
@@ -239,22 +241,22 @@ def test_no_lock_is_taken_beside_an_image_that_the_settings_exclude(make: MakeNo
     assert [point.locks for point in node.output.points] == [(f"{FSID}/vms/",)]
 
 
-def test_with_min_age_a_domain_that_runs_elsewhere_is_left_to_that_node(make: MakeNode) -> None:
+def test_with_min_age_a_domain_that_runs_on_another_node_is_skipped(make: MakeNode) -> None:
     node = make(domain(state=State.SHUT_OFF, disks=(ROOT,)))
     node.cluster.watching = {"vms/root": 1}
     result = node.back_up(min_age=3600)
     assert (result.status, node.output.points) == (Status.SKIPPED, [])
-    assert result.reason.startswith("vms/root is in use by others too: ")
+    assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 
-def test_what_a_killed_run_left_is_removed_on_the_way(make: MakeNode) -> None:
+def test_a_leftover_snapshot_is_removed_during_the_backup(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     node.cluster.snapshots["vms/data"].add(f"{OURS}20230101T000000Z-efgh")
     assert node.back_up().status is Status.SAVED
     assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}
 
 
-def test_a_snapshot_that_can_t_be_removed_is_a_failure_of_what_is_saved(make: MakeNode) -> None:
+def test_a_snapshot_that_cannot_be_removed_fails_a_domain_that_is_saved(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     node.cluster.failing = {("remove", "vms/data")}
     result = node.back_up()
@@ -263,13 +265,13 @@ def test_a_snapshot_that_can_t_be_removed_is_a_failure_of_what_is_saved(make: Ma
     assert len(result.images) == 2
 
 
-def test_a_domain_that_another_run_is_at_fails(make: MakeNode) -> None:
+def test_a_domain_that_another_run_is_backing_up_fails(make: MakeNode) -> None:
     node = make(with_disks(ROOT))
     node.cluster.locks[LOCK] = "another node"
     result = node.back_up()
     assert (result.status, result.reason) == (
         Status.FAILED,
-        "another run backs up this domain, maybe on another node",
+        "another run is backing up this domain, maybe on another node",
     )
     assert "rados --pool vms" in result.hint
     assert (node.hypervisor.asked, node.output.asked_for) == ([], [])
@@ -290,7 +292,7 @@ class LosingLock(PaperOutput):
         return images
 
 
-def test_a_lock_that_has_expired_is_waited_for_before_a_snapshot_goes(make: MakeNode) -> None:
+def test_the_renewal_of_an_expired_lock_is_waited_for_before_a_snapshot_is_removed(make: MakeNode) -> None:
     node = make(domain())
     node.output = output = LosingLock(node)
     renewed = threading.Event()
@@ -309,7 +311,7 @@ def test_a_lock_that_has_expired_is_waited_for_before_a_snapshot_goes(make: Make
     assert renewed.is_set()
 
 
-def test_a_lock_that_is_lost_before_a_snapshot_goes_is_tried_again(make: MakeNode) -> None:
+def test_a_lock_that_is_lost_before_a_snapshot_is_removed_is_a_transient_error(make: MakeNode) -> None:
     node = make(domain())
     node.output = output = LosingLock(node)
     output.before = lambda: node.stop.lease_until(time.monotonic() - 60, grace=1)
@@ -318,7 +320,7 @@ def test_a_lock_that_is_lost_before_a_snapshot_goes_is_tried_again(make: MakeNod
     assert result.reason == "the domain's lock could not be renewed in time"
 
 
-def test_no_guest_is_held_without_a_lock_that_is_valid_now(make: MakeNode) -> None:
+def test_no_snapshot_is_made_without_a_valid_lock(make: MakeNode) -> None:
     node = make(domain())
     node.cluster.retry = CephRetry(60)
 

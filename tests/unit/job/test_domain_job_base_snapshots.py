@@ -91,7 +91,7 @@ def left(node: PaperNode) -> list[set[str]]:
     return [node.ours(name) for name in IMAGES]
 
 
-def test_the_first_run_builds_on_nothing_and_keeps_its_snapshots(node: PaperNode) -> None:
+def test_the_first_run_has_no_base_and_keeps_its_snapshots(node: PaperNode) -> None:
     assert node.back_up().status is Status.SAVED
     assert keeping(node).bases == ["", ""]
     assert left(node) == [{f"{KEPT}{RUN}"}] * 2
@@ -99,7 +99,7 @@ def test_the_first_run_builds_on_nothing_and_keeps_its_snapshots(node: PaperNode
 
 
 @pytest.mark.parametrize("prefix", [KEPT, OWNED], ids=["kept", "left by a run that was killed at its end"])
-def test_the_next_run_builds_on_them_and_keeps_its_own_alone(node: PaperNode, prefix: str) -> None:
+def test_the_next_run_builds_on_them_and_keeps_only_its_own(node: PaperNode, prefix: str) -> None:
     add(node, f"{prefix}{BEFORE}")
     assert node.back_up().status is Status.SAVED
     assert keeping(node).bases == [f"{prefix}{BEFORE}"] * 2
@@ -107,7 +107,7 @@ def test_the_next_run_builds_on_them_and_keeps_its_own_alone(node: PaperNode, pr
     assert left(node) == [{f"{KEPT}{RUN}"}] * 2
 
 
-def test_a_backup_that_fails_leaves_what_the_next_one_builds_on(node: PaperNode) -> None:
+def test_a_failed_backup_leaves_the_base_snapshots(node: PaperNode) -> None:
     add(node, f"{KEPT}{BEFORE}")
     keeping(node).error = BackupError("restic failed")
     result = node.back_up()
@@ -115,13 +115,13 @@ def test_a_backup_that_fails_leaves_what_the_next_one_builds_on(node: PaperNode)
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
 
 
-def test_what_no_restore_point_is_of_goes_before_anything_is_saved(node: PaperNode) -> None:
+def test_a_leftover_without_a_restore_point_is_removed_before_anything_is_saved(node: PaperNode) -> None:
     add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
     node.back_up()
     assert keeping(node).there == [{f"{OWNED}{RUN}"}] * 2
 
 
-def test_who_asks_the_output_for_the_base_of_a_leftover_gets_the_time_that_the_output_may_take(
+def test_the_limit_of_a_phase_that_asks_the_output_for_a_base_includes_the_output_s_time(
     node: PaperNode,
 ) -> None:
     add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
@@ -133,7 +133,7 @@ def test_who_asks_the_output_for_the_base_of_a_leftover_gets_the_time_that_the_o
     assert [limit > 20_000 for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE] == [False]
 
 
-def test_a_snapshot_that_can_t_be_renamed_is_a_failure_of_what_is_saved_and_a_base_all_the_same(
+def test_a_snapshot_that_cannot_be_renamed_fails_a_domain_that_is_saved_and_serves_as_base(
     node: PaperNode,
 ) -> None:
     add(node, f"{KEPT}{BEFORE}")
@@ -144,21 +144,21 @@ def test_a_snapshot_that_can_t_be_renamed_is_a_failure_of_what_is_saved_and_a_ba
     assert left(node) == [{f"{KEPT}{RUN}"}, {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}]
 
 
-def test_an_output_that_reads_everything_touches_nothing_that_is_kept(node: PaperNode) -> None:
+def test_an_output_of_full_reads_does_not_touch_base_snapshots(node: PaperNode) -> None:
     add(node, f"{KEPT}{BEFORE}")
     node.output = PaperOutput(node)
     assert node.back_up().status is Status.SAVED
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
 
 
-def test_the_output_is_told_what_the_run_has_listed(node: PaperNode) -> None:
+def test_the_output_gets_the_restore_points_that_the_run_has_listed(node: PaperNode) -> None:
     add(node, f"{KEPT}{BEFORE}")
     known = [held_point(BEFORE, manifest_id="manifest")]
     node.back_up(known=known)
     assert keeping(node).known == known
 
 
-def test_an_image_that_was_made_anew_is_read_as_a_whole(node: PaperNode) -> None:
+def test_a_recreated_image_gets_a_full_read(node: PaperNode) -> None:
     add(node, f"{KEPT}{BEFORE}")
     node.cluster.ids = {"vms/root": "id of another"}
     node.back_up()
@@ -191,7 +191,9 @@ def test_the_attempt_is_in_the_restore_point(node: PaperNode) -> None:
     assert [point.attempt for point in node.output.points] == [1, 2]
 
 
-def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new(node: PaperNode) -> None:
+def test_a_repository_that_cannot_be_listed_fails_the_backup_and_leaves_the_base_snapshots(
+    node: PaperNode,
+) -> None:
     class Unreachable(KeepingOutput):
         def base(
             self,
@@ -210,7 +212,7 @@ def test_a_repository_that_can_t_be_asked_fails_the_backup_and_keeps_nothing_new
     assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
 
 
-def test_a_stop_that_comes_when_all_is_saved_keeps_no_snapshot_from_being_kept(node: PaperNode) -> None:
+def test_snapshots_are_kept_even_if_a_stop_is_requested_after_all_is_saved(node: PaperNode) -> None:
     class Stopping(KeepingOutput):
         def save(
             self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
@@ -224,7 +226,7 @@ def test_a_stop_that_comes_when_all_is_saved_keeps_no_snapshot_from_being_kept(n
     assert left(node) == [{f"{KEPT}{RUN}"}] * 2
 
 
-def test_without_the_lock_no_snapshot_is_kept_or_removed_that_the_next_run_could_build_on(
+def test_without_the_lock_no_base_snapshot_is_kept_or_removed(
     node: PaperNode,
 ) -> None:
     class Losing(KeepingOutput):
@@ -261,7 +263,7 @@ def losing_the_lock(node: PaperNode, at: int) -> None:
     node.cluster.snapshot_names = slow  # type: ignore[method-assign]
 
 
-def test_whenever_the_lock_is_lost_the_snapshot_of_who_has_it_then_stays(
+def test_whenever_the_lock_is_lost_the_snapshot_of_its_new_owner_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(1, 100):

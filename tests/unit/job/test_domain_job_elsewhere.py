@@ -56,7 +56,7 @@ def test_the_libvirt_that_listed_it_is_asked_even_if_it_is_no_longer_configured(
     assert saved_at(node) == [OTHER_URI]
 
 
-def test_a_domain_that_is_nowhere_any_more_is_skipped(node: PaperNode) -> None:
+def test_a_domain_that_no_libvirt_has_any_more_is_skipped(node: PaperNode) -> None:
     for hypervisor in node.hypervisors.values():
         hypervisor.gone = True
     result = node.back_up()
@@ -65,14 +65,14 @@ def test_a_domain_that_is_nowhere_any_more_is_skipped(node: PaperNode) -> None:
     assert all(hypervisor.closed for hypervisor in node.hypervisors.values())
 
 
-def test_a_domain_that_migrated_to_a_node_of_no_concern_is_skipped(node: PaperNode) -> None:
+def test_a_domain_that_migrated_to_an_unknown_libvirt_is_skipped(node: PaperNode) -> None:
     node.hypervisor.listed = domain(state=State.ELSEWHERE)
     node.hypervisors[OTHER_URI].gone = True
     result = node.back_up()
     assert (result.status, result.reason) == (Status.SKIPPED, "the domain migrated to another node")
 
 
-def test_a_domain_that_may_be_where_nobody_answers_fails(make: MakeNode) -> None:
+def test_a_domain_that_may_be_at_an_unreachable_libvirt_fails(make: MakeNode) -> None:
     node = make(domain(state=State.ELSEWHERE))
     result = node.back_up()
     assert (result.status, result.reason) == (
@@ -109,11 +109,11 @@ def test_without_min_age_the_output_is_not_even_asked(node: PaperNode) -> None:
     assert node.output.asked_for == []
 
 
-def test_with_min_age_a_domain_that_another_run_is_at_is_skipped(node: PaperNode) -> None:
+def test_with_min_age_a_domain_that_another_run_is_backing_up_is_skipped(node: PaperNode) -> None:
     node.cluster.locks[LOCK] = "another node"
     result = node.back_up(min_age=3600)
     assert (result.status, result.reason) == (
         Status.SKIPPED,
-        "another run backs up this domain, maybe on another node",
+        "another run is backing up this domain, maybe on another node",
     )
     assert (node.hypervisor.asked, node.output.points) == ([], [])

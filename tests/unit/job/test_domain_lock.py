@@ -44,7 +44,7 @@ def lock(cluster: PaperCluster, duration: float = 3600) -> DomainLock:
 def held(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder, duration: float = 3600
 ) -> AbstractContextManager[None]:
-    return lock(cluster, duration).held(stop, recorder, "web")
+    return lock(cluster, duration).locked(stop, recorder, "web")
 
 
 def test_the_lock_is_in_every_place_where_the_domain_has_an_image(cluster: PaperCluster) -> None:
@@ -85,7 +85,7 @@ def test_a_second_run_is_refused_and_leaves_the_first_one_its_lock(
 ) -> None:
     with held(cluster, stop, recorder):
         before = dict(cluster.locks)
-        message = "another run backs up this domain, maybe on another node"
+        message = "another run is backing up this domain, maybe on another node"
         with raises(message, LockHeld) as caught, held(cluster, stop, recorder):
             raise AssertionError("the block must not begin")
         assert NAME in caught.value.hint
@@ -121,7 +121,7 @@ def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
         wait_until(lambda: not stop.leased, 2, "the renewal after a third of it")
 
 
-def test_a_lock_that_another_had_and_gave_back_is_lost_too(
+def test_a_lock_that_another_run_had_and_released_is_lost_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with held(cluster, stop, recorder, duration=0.03):
@@ -129,7 +129,7 @@ def test_a_lock_that_another_had_and_gave_back_is_lost_too(
         del cluster.locks[NAME]
         wait_until(lambda: stop.requested, 5, "the stop is requested")
     with pytest.raises(
-        TransientError, match=r"lost the domain's lock: .* has expired, and was another's since"
+        TransientError, match=r"lost the domain's lock: .* has expired, and another owner has held it since"
     ):
         stop.check()
     assert cluster.locks == {}
@@ -159,7 +159,7 @@ def test_a_renewal_that_times_out_is_retried_and_the_lock_taken_again_where_it_h
     assert cluster.locks == {}
 
 
-def test_a_lock_that_can_t_be_renewed_for_so_long_ends_the_job(
+def test_a_lock_that_cannot_be_renewed_within_the_limit_ends_the_job(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     cluster.retry = CephRetry(limit=0.1)
@@ -177,27 +177,27 @@ def test_of_two_places_both_are_locked_or_none(
     other = PaperCluster("9-fsid")  # sorts last: it is taken last
     disks = (rbd_disk(address=OTHER), rbd_disk("vdb"))
     both = lock_of(domain(disks=disks), PaperClusters(cluster, {OTHER: other}), 3600)
-    with both.held(stop, recorder, "web"):
+    with both.locked(stop, recorder, "web"):
         assert set(cluster.locks) == set(other.locks) == {NAME}
         assert both.exists()
     assert cluster.locks == other.locks == {}
     other.locks[NAME] = "another node"
-    message = "another run backs up this domain, maybe on another node"
-    with raises(message, LockHeld), both.held(stop, recorder, "web"):
+    message = "another run is backing up this domain, maybe on another node"
+    with raises(message, LockHeld), both.locked(stop, recorder, "web"):
         raise AssertionError("the block must not begin")
     assert (cluster.locks, other.locks) == ({}, {NAME: "another node"})
 
 
-def test_the_lock_of_a_domain_without_a_definition_is_had_by_its_place(
+def test_a_domain_without_a_definition_is_locked_by_its_place(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     lock = lock_at(cluster, "ssd", "ns", UUID, 60)
     assert lock.places == (f"{FSID}/ssd/ns",)
-    with lock.held(stop, recorder, "web"):
+    with lock.locked(stop, recorder, "web"):
         assert set(cluster.locks) == {NAME}
 
 
-def test_a_lock_that_has_expired_with_nobody_else_s_in_its_place_leaves_nothing(
+def test_an_expired_lock_without_a_new_owner_leaves_nothing(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with held(cluster, stop, recorder):

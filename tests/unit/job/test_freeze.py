@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from backup.errors import BackupError, FreezeFailed, FrozenAlready
+from backup.errors import AlreadyFrozen, BackupError, FreezeFailed
 from backup.hypervisor.errors import HypervisorError
 from backup.job import freeze
-from backup.job.freeze import Holder, Standstill
-from backup.job.freeze_notes import Hold, Journal, Note
+from backup.job.freeze import Quiesced, Quiescer
+from backup.job.freeze_notes import FreezeNotes, Method, Note
 from backup.model import Consistency, Domain, Level, State
 
 from ..paper_hypervisor import PaperHypervisor
@@ -36,23 +36,23 @@ class Guest:
     """A domain on paper with everything that holds it still."""
 
     hypervisor: PaperHypervisor
-    journal: Journal
+    notes: FreezeNotes
     recorder: Recorder
 
     @contextmanager
-    def held_still(self, **constants: Any) -> Iterator[Standstill]:
-        holder = Holder(self.hypervisor, self.journal, settings(**constants), self.recorder)
-        with holder.held_still(self.hypervisor.listed) as stand:
-            yield stand
+    def quiesced(self, **constants: Any) -> Iterator[Quiesced]:
+        quiescer = Quiescer(self.hypervisor, self.notes, settings(**constants), self.recorder)
+        with quiescer.quiesced(self.hypervisor.listed) as quiesced:
+            yield quiesced
 
     def hold_still_and_raise(self, error: BaseException, **constants: Any) -> None:
-        with self.held_still(**constants):
+        with self.quiesced(**constants):
             assert not self.hypervisor.moves
             raise error
 
     def assert_runs(self) -> None:
         assert self.hypervisor.moves
-        assert self.journal.notes() == []
+        assert self.notes.all() == []
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,8 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def guest_of(listed: Domain, directory: Path) -> Guest:
-    journal = Journal(str(directory))
-    return Guest(PaperHypervisor(listed, journal), journal, Recorder())
+    notes = FreezeNotes(str(directory))
+    return Guest(PaperHypervisor(listed, notes), notes, Recorder())
 
 
 @pytest.fixture
@@ -71,28 +71,28 @@ def guest(tmp_path: Path) -> Guest:
     return guest_of(domain(), tmp_path)
 
 
-def test_a_guest_with_an_agent_is_frozen_during_the_block_and_noted_on_disk(guest: Guest) -> None:
-    with guest.held_still() as stand:
+def test_a_guest_with_an_agent_is_frozen_during_the_block_and_recorded_on_disk(guest: Guest) -> None:
+    with guest.quiesced() as quiesced:
         assert guest.hypervisor.frozen
-        assert guest.journal.notes() == [Note(UUID, "web", Hold.FREEZE, URI)]
-    assert stand.consistency is Consistency.FILESYSTEM
-    assert 0 < stand.seconds < 1
+        assert guest.notes.all() == [Note(UUID, "web", Method.FREEZE, URI)]
+    assert quiesced.consistency is Consistency.FILESYSTEM
+    assert 0 < quiesced.seconds < 1
     assert guest.recorder.messages == []
     guest.assert_runs()
 
 
 def test_the_agent_and_the_snapshots_get_their_share_of_freeze_timeout(guest: Guest) -> None:
-    with guest.held_still(freeze_timeout=30) as stand:
-        assert 26 < stand.seconds_left <= 27
+    with guest.quiesced(freeze_timeout=30) as quiesced:
+        assert 26 < quiesced.seconds_left <= 27
     assert guest.hypervisor.agent_timeouts == {10}
 
 
 def test_without_an_agent_the_guest_is_paused(tmp_path: Path) -> None:
     guest = guest_of(domain(agent_connected=False), tmp_path)
-    with guest.held_still() as stand:
+    with guest.quiesced() as quiesced:
         assert guest.hypervisor.paused
-        assert guest.journal.notes() == [Note(UUID, "web", Hold.PAUSE, URI)]
-    assert stand.consistency is Consistency.PAUSED
+        assert guest.notes.all() == [Note(UUID, "web", Method.PAUSE, URI)]
+    assert quiesced.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked == ["pause", "resume"]
     assert guest.recorder.messages == [
         (
@@ -106,9 +106,9 @@ def test_without_an_agent_the_guest_is_paused(tmp_path: Path) -> None:
 
 def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) -> None:
     guest.hypervisor.probe_error = SILENT
-    with guest.held_still() as stand:
+    with guest.quiesced() as quiesced:
         assert guest.hypervisor.paused
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     assert "freeze" not in guest.hypervisor.asked
     (warning,) = guest.recorder.told(Level.WARNING)
     assert warning.startswith("not frozen: the guest agent does not answer")
@@ -116,12 +116,12 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
 
 
 def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
-    guest.hypervisor.probe_error = FrozenAlready("the guest is frozen already, by somebody else")
+    guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
     guest.hypervisor.frozen = True
-    with guest.held_still() as stand:
-        assert guest.journal.notes() == []
-    assert stand.consistency is Consistency.CRASH
-    with raises("the guest is frozen already, by somebody else", FrozenAlready):
+    with guest.quiesced() as quiesced:
+        assert guest.notes.all() == []
+    assert quiesced.consistency is Consistency.CRASH
+    with raises("another program has already frozen the guest", AlreadyFrozen):
         guest.hold_still_and_raise(Failure("it must not come this far"), freeze="required")
     assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
     assert guest.hypervisor.frozen
@@ -131,9 +131,9 @@ def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) ->
 def test_after_a_failed_freeze_the_guest_is_thawed_before_it_is_paused(guest: Guest, late: bool) -> None:
     guest.hypervisor.freeze_error = SILENT
     guest.hypervisor.freezes_all_the_same = late
-    with guest.held_still() as stand:
+    with guest.quiesced() as quiesced:
         assert (guest.hypervisor.frozen, guest.hypervisor.paused) == (False, True)
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked == ["probe", "freeze", "thaw", "pause", "resume"]
     guest.assert_runs()
 
@@ -142,15 +142,15 @@ def test_a_guest_that_may_be_frozen_is_never_paused_and_its_note_stays(guest: Gu
     guest.hypervisor.freeze_error = HypervisorError("cannot freeze the guest's file systems")
     guest.hypervisor.freezes_all_the_same = True
     guest.hypervisor.failing_thaws = FOR_EVER
-    with raises("cannot freeze the guest's file systems", FreezeFailed), guest.held_still(freeze_timeout=0):
+    with raises("cannot freeze the guest's file systems", FreezeFailed), guest.quiesced(freeze_timeout=0):
         raise AssertionError("the block must not begin")
     assert "pause" not in guest.hypervisor.asked
-    assert guest.journal.notes() == [Note(UUID, "web", Hold.FREEZE, URI)]
+    assert guest.notes.all() == [Note(UUID, "web", Method.FREEZE, URI)]
     (told,) = guest.recorder.told(Level.ERROR)
     assert told.startswith("the guest may still be frozen: the guest agent does not answer")
 
 
-def test_a_freeze_that_had_no_answer_is_looked_for_until_it_can_t_happen_any_more(
+def test_after_an_unanswered_freeze_the_thaw_is_repeated_until_the_freeze_cannot_happen_any_more(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = HypervisorError("no answer within 10 s")
@@ -166,26 +166,26 @@ def test_a_freeze_that_had_no_answer_is_looked_for_until_it_can_t_happen_any_mor
         return found
 
     monkeypatch.setattr(guest.hypervisor, "thaw", thaw_before_the_freeze)
-    with guest.held_still(freeze_timeout=30) as stand:
+    with guest.quiesced(freeze_timeout=30) as quiesced:
         assert guest.hypervisor.paused
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked.count("thaw") == 2
     guest.assert_runs()
 
 
-def test_a_freeze_of_no_file_system_is_none(guest: Guest) -> None:
+def test_a_freeze_of_no_file_system_is_a_failed_freeze(guest: Guest) -> None:
     guest.hypervisor.file_systems = 0
-    with guest.held_still() as stand:
+    with guest.quiesced() as quiesced:
         assert guest.hypervisor.paused
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     guest.assert_runs()
 
 
-def test_a_thaw_is_tried_again_until_it_works(guest: Guest) -> None:
-    with guest.held_still() as stand:
+def test_a_thaw_is_retried_until_it_succeeds(guest: Guest) -> None:
+    with guest.quiesced() as quiesced:
         guest.hypervisor.failing_thaws = 2
     assert guest.hypervisor.asked == ["probe", "freeze", "thaw", "thaw", "thaw"]
-    assert stand.consistency is Consistency.FILESYSTEM
+    assert quiesced.consistency is Consistency.FILESYSTEM
     guest.assert_runs()
 
 
@@ -196,22 +196,22 @@ def test_a_thaw_is_tried_again_until_it_works(guest: Guest) -> None:
         ({"freeze": "never"}, "the guest may still be paused: cannot resume the domain", "virsh resume"),
     ],
 )
-def test_a_guest_that_can_t_be_let_go_is_an_error_with_the_command_and_stays_noted(
+def test_a_guest_that_cannot_be_thawed_is_an_error_with_the_command_and_its_note_stays(
     guest: Guest, constants: dict[str, str], message: str, command: str
 ) -> None:
-    with raises(message) as caught, guest.held_still(freeze_timeout=0, **constants):
+    with raises(message) as caught, guest.quiesced(freeze_timeout=0, **constants):
         guest.hypervisor.failing_thaws = guest.hypervisor.failing_resumes = FOR_EVER
     assert caught.value.hint == f"{command} {UUID}"
-    assert [note.uuid for note in guest.journal.notes()] == [UUID]
+    assert [note.uuid for note in guest.notes.all()] == [UUID]
 
 
-def test_letting_go_is_tried_for_freeze_timeout_seconds_and_no_longer(
+def test_a_thaw_is_retried_for_freeze_timeout_seconds_and_no_longer(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(FOR_EVER))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     message = "the guest may still be frozen: the guest agent does not answer"
-    with raises(message), guest.held_still(freeze_timeout=30):
+    with raises(message), guest.quiesced(freeze_timeout=30):
         guest.hypervisor.failing_thaws = FOR_EVER
     assert guest.hypervisor.asked.count("thaw") == 31
 
@@ -225,28 +225,28 @@ REQUIRED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", REQUIRED)
-def test_where_a_freeze_is_required_nothing_takes_its_place(guest: Guest, case: str) -> None:
+def test_a_required_freeze_that_fails_is_not_replaced_by_a_pause(guest: Guest, case: str) -> None:
     message, changes = REQUIRED[case]
     for name, value in changes.items():
         setattr(guest.hypervisor, name, value)
-    with raises(message, FreezeFailed), guest.held_still(freeze="required"):
+    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
         raise AssertionError("the block must not begin")
     assert "pause" not in guest.hypervisor.asked
     guest.assert_runs()
 
 
 def test_where_freezing_is_switched_off_the_agent_is_not_even_asked(guest: Guest) -> None:
-    with guest.held_still(freeze="never") as stand:
+    with guest.quiesced(freeze="never") as quiesced:
         assert guest.hypervisor.paused
-    assert stand.consistency is Consistency.PAUSED
+    assert quiesced.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked == ["pause", "resume"]
     guest.assert_runs()
 
 
 def test_where_pausing_is_switched_off_too_the_guest_runs_on(guest: Guest) -> None:
-    with guest.held_still(freeze="never", without_freeze="crash") as stand:
+    with guest.quiesced(freeze="never", without_freeze="crash") as quiesced:
         guest.assert_runs()
-    assert (stand.consistency, stand.seconds) == (Consistency.CRASH, 0)
+    assert (quiesced.consistency, quiesced.seconds) == (Consistency.CRASH, 0)
     assert guest.hypervisor.asked == []
 
 
@@ -261,35 +261,35 @@ def test_where_pausing_is_switched_off_too_the_guest_runs_on(guest: Guest) -> No
     ],
 )
 @pytest.mark.parametrize("wanted", ["auto", "required"])
-def test_a_domain_that_does_not_run_is_left_as_it_is(
+def test_a_domain_that_does_not_run_is_left_unchanged(
     tmp_path: Path, state: State, consistency: Consistency, wanted: str
 ) -> None:
     guest = guest_of(domain(state=state), tmp_path)
-    with guest.held_still(freeze=wanted) as stand:
-        assert guest.journal.notes() == []
-        assert stand.seconds_left > 0
-    assert (stand.consistency, stand.seconds) == (consistency, 0)
+    with guest.quiesced(freeze=wanted) as quiesced:
+        assert guest.notes.all() == []
+        assert quiesced.seconds_left > 0
+    assert (quiesced.consistency, quiesced.seconds) == (consistency, 0)
     assert guest.hypervisor.asked == []
 
 
-def test_a_guest_that_somebody_else_has_thawed_is_only_crash_consistent(guest: Guest) -> None:
-    with guest.held_still() as stand:
+def test_a_guest_that_another_program_has_thawed_is_only_crash_consistent(guest: Guest) -> None:
+    with guest.quiesced() as quiesced:
         guest.hypervisor.frozen = False
-    assert stand.consistency is Consistency.CRASH
-    assert guest.recorder.told(Level.WARNING) == ["the guest was no longer frozen when it was to be thawed"]
+    assert quiesced.consistency is Consistency.CRASH
+    assert guest.recorder.told(Level.WARNING) == ["the guest thawed before its snapshots were complete"]
     guest.assert_runs()
 
 
-def test_and_where_a_freeze_is_required_that_is_a_failure(guest: Guest) -> None:
-    message = "the guest was no longer frozen when it was to be thawed"
-    with raises(message, FreezeFailed), guest.held_still(freeze="required"):
+def test_a_guest_that_another_program_has_thawed_fails_a_required_freeze(guest: Guest) -> None:
+    message = "the guest thawed before its snapshots were complete"
+    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
         guest.hypervisor.frozen = False
     guest.assert_runs()
 
 
 @pytest.mark.parametrize("constants", [{}, {"freeze": "never"}], ids=["frozen", "paused"])
 @pytest.mark.parametrize("error", [Failure("no snapshots"), KeyboardInterrupt(), ValueError("a bug")])
-def test_whatever_is_raised_in_the_block_the_guest_is_let_go(
+def test_whatever_is_raised_in_the_block_the_guest_is_thawed_or_resumed(
     guest: Guest, constants: dict[str, str], error: BaseException
 ) -> None:
     with pytest.raises(type(error)):
@@ -298,24 +298,24 @@ def test_whatever_is_raised_in_the_block_the_guest_is_let_go(
 
 
 def test_the_block_s_error_survives_a_thaw_that_fails_too(guest: Guest) -> None:
-    with raises("no snapshots", Failure), guest.held_still(freeze_timeout=0):
+    with raises("no snapshots", Failure), guest.quiesced(freeze_timeout=0):
         guest.hypervisor.failing_thaws = FOR_EVER
         raise Failure("no snapshots")
     (told,) = guest.recorder.told(Level.ERROR)
     assert told.startswith("the guest may still be frozen")
-    assert [note.hold for note in guest.journal.notes()] == [Hold.FREEZE]
+    assert [note.method for note in guest.notes.all()] == [Method.FREEZE]
 
 
 def test_a_pause_that_fails_is_undone_all_the_same(guest: Guest) -> None:
     guest.hypervisor.pause_error = HypervisorError("cannot pause the domain")
-    with raises("cannot pause the domain"), guest.held_still(freeze="never"):
+    with raises("cannot pause the domain"), guest.quiesced(freeze="never"):
         raise AssertionError("the block must not begin")
     assert guest.hypervisor.asked == ["pause", "resume"]
     guest.assert_runs()
 
 
 @pytest.mark.parametrize("wanted", ["auto", "required", "never"])
-def test_a_guest_that_can_t_be_noted_on_disk_is_left_alone(tmp_path: Path, wanted: str) -> None:
+def test_a_guest_whose_note_cannot_be_written_is_not_touched(tmp_path: Path, wanted: str) -> None:
     guest = guest_of(domain(), tmp_path / "nowhere")
     with pytest.raises(BackupError, match="no such file or directory"):
         guest.hold_still_and_raise(AssertionError("the block must not begin"), freeze=wanted)
@@ -323,63 +323,63 @@ def test_a_guest_that_can_t_be_noted_on_disk_is_left_alone(tmp_path: Path, wante
 
 
 def test_a_domain_that_is_gone_meanwhile_needs_no_thaw(guest: Guest) -> None:
-    with guest.held_still():
+    with guest.quiesced():
         guest.hypervisor.gone = True
     assert "thaw" not in guest.hypervisor.asked
-    assert guest.journal.notes() == []
+    assert guest.notes.all() == []
 
 
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.CRASHED])
 def test_a_guest_that_is_no_longer_there_needs_no_thaw(guest: Guest, state: State) -> None:
-    with guest.held_still():
+    with guest.quiesced():
         guest.hypervisor.listed = domain(state=state)
     assert "thaw" not in guest.hypervisor.asked
-    assert guest.journal.notes() == []
+    assert guest.notes.all() == []
 
 
 def test_a_pause_by_an_admin_just_before_ours_is_not_undone(tmp_path: Path) -> None:
     guest = guest_of(domain(agent_connected=False), tmp_path)
     guest.hypervisor.paused = True  # since the domain was looked up
-    with guest.held_still() as stand:
-        assert guest.journal.notes() == []
-    assert stand.consistency is Consistency.PAUSED
+    with guest.quiesced() as quiesced:
+        assert guest.notes.all() == []
+    assert quiesced.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked == []
     assert guest.hypervisor.paused
 
 
-def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_as_it_is(
+def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_without_a_freeze(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(freeze, "EARLIER_NOTE", 0.01)
-    guest.journal.write(domain(), Hold.FREEZE)
-    with guest.held_still() as stand:
+    guest.notes.write(domain(), Method.FREEZE)
+    with guest.quiesced() as quiesced:
         pass
-    assert stand.consistency is Consistency.CRASH
+    assert quiesced.consistency is Consistency.CRASH
     assert guest.hypervisor.asked == []
     (told,) = guest.recorder.told(Level.ERROR)
-    assert told.startswith("an earlier backup may have left the guest frozen or paused")
-    assert str(guest.journal.path(UUID)) in told
-    message = "an earlier backup may have left the guest frozen or paused, and nobody can undo it yet"
-    with raises(message, FreezeFailed), guest.held_still(freeze="required"):
+    assert told.startswith("the guest may still be frozen or paused by an earlier backup")
+    assert str(guest.notes.path(UUID)) in told
+    message = "the guest may still be frozen or paused by an earlier backup"
+    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
         raise AssertionError("the block must not begin")
-    assert [note.uuid for note in guest.journal.notes()] == [UUID]
+    assert [note.uuid for note in guest.notes.all()] == [UUID]
 
 
-def test_a_note_that_is_dealt_with_meanwhile_is_in_nobody_s_way(
+def test_an_earlier_note_that_is_removed_in_time_does_not_hinder_the_freeze(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    guest.journal.write(domain(), Hold.FREEZE)
-    monkeypatch.setattr(time, "sleep", lambda _: guest.journal.erase(UUID))
-    with guest.held_still() as stand:
+    guest.notes.write(domain(), Method.FREEZE)
+    monkeypatch.setattr(time, "sleep", lambda _: guest.notes.remove(UUID))
+    with guest.quiesced() as quiesced:
         assert guest.hypervisor.frozen
-    assert stand.consistency is Consistency.FILESYSTEM
+    assert quiesced.consistency is Consistency.FILESYSTEM
 
 
-def test_a_domain_that_was_saved_while_it_stood_still_stays_noted_as_it_comes_back_frozen(
+def test_the_note_of_a_domain_saved_while_frozen_stays_as_it_will_start_frozen(
     guest: Guest,
 ) -> None:
-    message = "the guest was saved while it stood still, and will come back like that"
-    with raises(message) as caught, guest.held_still():
+    message = "the guest was saved while it was frozen or paused, and will start like that"
+    with raises(message) as caught, guest.quiesced():
         guest.hypervisor.listed = domain(state=State.SAVED)
     assert caught.value.hint == "start it, then main.py cleanup"
-    assert [note.uuid for note in guest.journal.notes()] == [UUID]
+    assert [note.uuid for note in guest.notes.all()] == [UUID]

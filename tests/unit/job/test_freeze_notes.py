@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.job.freeze_notes import Hold, Journal, Note
+from backup.job.freeze_notes import FreezeNotes, Method, Note
 
 from ..raising import raises
 from ..samples import OTHER_URI, OTHER_UUID, URI, UUID, domain
@@ -16,54 +16,54 @@ WEB = domain("web 1/größe")
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(str(tmp_path))
+def notes(tmp_path: Path) -> FreezeNotes:
+    return FreezeNotes(str(tmp_path))
 
 
-def test_a_note_is_there_from_when_it_is_written_until_it_is_erased(journal: Journal, tmp_path: Path) -> None:
-    assert (journal.notes(), journal.holds(UUID)) == ([], False)
-    journal.write(WEB, Hold.FREEZE)
-    journal.write(domain("db", OTHER_UUID, uri=OTHER_URI), Hold.PAUSE)
-    assert journal.holds(UUID)
-    assert Journal(str(tmp_path)).notes() == [
-        Note(UUID, "web 1/größe", Hold.FREEZE, URI),
-        Note(OTHER_UUID, "db", Hold.PAUSE, OTHER_URI),
+def test_a_note_exists_from_its_writing_until_its_removal(notes: FreezeNotes, tmp_path: Path) -> None:
+    assert (notes.all(), notes.exists(UUID)) == ([], False)
+    notes.write(WEB, Method.FREEZE)
+    notes.write(domain("db", OTHER_UUID, uri=OTHER_URI), Method.PAUSE)
+    assert notes.exists(UUID)
+    assert FreezeNotes(str(tmp_path)).all() == [
+        Note(UUID, "web 1/größe", Method.FREEZE, URI),
+        Note(OTHER_UUID, "db", Method.PAUSE, OTHER_URI),
     ]
-    journal.erase(UUID)
-    journal.erase(UUID)
-    assert not journal.holds(UUID)
-    assert [note.uuid for note in journal.notes()] == [OTHER_UUID]
+    notes.remove(UUID)
+    notes.remove(UUID)
+    assert not notes.exists(UUID)
+    assert [note.uuid for note in notes.all()] == [OTHER_UUID]
 
 
-def test_a_later_note_of_the_same_domain_replaces_the_first(journal: Journal) -> None:
-    journal.write(WEB, Hold.FREEZE)
-    journal.write(WEB, Hold.PAUSE)
-    assert [note.hold for note in journal.notes()] == [Hold.PAUSE]
+def test_a_later_note_of_the_same_domain_replaces_the_first(notes: FreezeNotes) -> None:
+    notes.write(WEB, Method.FREEZE)
+    notes.write(WEB, Method.PAUSE)
+    assert [note.method for note in notes.all()] == [Method.PAUSE]
 
 
-def test_a_note_that_was_never_finished_is_none(journal: Journal, tmp_path: Path) -> None:
-    journal.write(WEB, Hold.FREEZE)
-    journal.erase(UUID)
+def test_an_unfinished_note_is_ignored(notes: FreezeNotes, tmp_path: Path) -> None:
+    notes.write(WEB, Method.FREEZE)
+    notes.remove(UUID)
     (tmp_path / "held" / f"{UUID}.draft").write_text('{"uuid": ')
-    assert journal.notes() == []
+    assert notes.all() == []
 
 
-def test_nobody_else_can_see_the_notes(journal: Journal, tmp_path: Path) -> None:
-    journal.write(WEB, Hold.FREEZE)
+def test_other_users_cannot_read_the_notes(notes: FreezeNotes, tmp_path: Path) -> None:
+    notes.write(WEB, Method.FREEZE)
     assert stat.S_IMODE((tmp_path / "held").stat().st_mode) == 0o700
     assert {path.suffix for path in (tmp_path / "held").iterdir()} == {".json"}
 
 
-def test_a_note_that_its_worker_erases_while_the_notes_are_read_is_left_out(
-    journal: Journal, tmp_path: Path
+def test_a_note_that_its_worker_removes_during_the_listing_is_ignored(
+    notes: FreezeNotes, tmp_path: Path
 ) -> None:
-    journal.write(WEB, Hold.FREEZE)
+    notes.write(WEB, Method.FREEZE)
     (tmp_path / "held" / f"{OTHER_UUID}.json").symlink_to("erased")  # listed, but no longer to be read
-    assert [note.uuid for note in journal.notes()] == [UUID]
+    assert [note.uuid for note in notes.all()] == [UUID]
 
 
-def test_a_note_that_can_t_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_note_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "held" / f"{UUID}.json"
-    message = f"cannot note in {path} that the guest is about to stand still: no such file or directory"
-    with raises(message):
-        Journal(str(tmp_path / "nowhere")).write(WEB, Hold.FREEZE)
+    message = f"cannot write {path}, the note that the guest is about to be frozen or paused"
+    with raises(f"{message}: no such file or directory"):
+        FreezeNotes(str(tmp_path / "nowhere")).write(WEB, Method.FREEZE)

@@ -47,7 +47,7 @@ def test_whichever_call_fails_nothing_is_lost_or_left(
             where = f"{fault.value} at call {number}, {boundary.hit}"
             boundary.heal()
             _assert_truth(node, result, where)
-            _assert_let_go(node, where)
+            _assert_thawed(node, where)
             _assert_nothing_stays(node, where)
     assert number > LEAST_CALLS
     assert result
@@ -86,13 +86,13 @@ def _assert_truth(node: FaultyNode, result: JobResult | None, where: str) -> Non
         assert not result.images or [point.run for point in complete] == [RUN], where
 
 
-def _assert_let_go(node: FaultyNode, where: str) -> None:
+def _assert_thawed(node: FaultyNode, where: str) -> None:
     """The guest runs: by the job's own doing, unless it was killed or letting go is what has the bug."""
     boundary = node.boundary
     if boundary.fault in KILLED or (boundary.fault is Fault.BUG and boundary.hit in LETTING_GO):
-        node.let_go_noted()
+        node.thaw_guests()
     assert node.hypervisor.moves, where
-    assert node.journal.notes() == [], where
+    assert node.notes.all() == [], where
 
 
 def _assert_nothing_stays(node: FaultyNode, where: str) -> None:
@@ -109,4 +109,4 @@ def _assert_nothing_stays(node: FaultyNode, where: str) -> None:
     assert node.cluster.snapshots == {"vms/root": {"foreign"}, "vms/data": {"foreign"}}, where
     assert node.left == [], where
     assert node.hypervisor.moves, where
-    assert node.journal.notes() == [], where
+    assert node.notes.all() == [], where

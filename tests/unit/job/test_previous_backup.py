@@ -9,8 +9,8 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError
-from backup.job.leftovers import kept_prefix, kept_snapshots, owned_prefix, remove_leftovers, run_of
-from backup.job.previous_backup import Bases
+from backup.job.leftovers import base_prefix, base_snapshots, owned_prefix, remove_leftovers, run_of
+from backup.job.previous_backup import PreviousBackup
 from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 from backup.model import Consistency, Definition, Disk, Domain, Level
 from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId, StoredPoint
@@ -82,8 +82,8 @@ class KeepsPoints(NoOutput):
 
 def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
     """Give the snapshots as a job has them, once their bases are known."""
-    with Bases(snapshots, of, output, (), lambda: None) as found:
-        return [replace(one, base_of=found.of) for one in snapshots]
+    with PreviousBackup(snapshots, of, output, (), lambda: None) as found:
+        return [replace(one, base_of=found.base_of) for one in snapshots]
 
 
 def bases(
@@ -116,7 +116,7 @@ def test_a_base_has_the_checksums_and_times_of_its_own_disk(cluster: PaperCluste
     assert base.times == b"times of vdb"
 
 
-def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_others(
+def test_the_output_is_asked_only_for_runs_that_have_snapshots(
     cluster: PaperCluster,
 ) -> None:
     add(cluster, f"{KEPT}{EARLIER}", 5, "vms/a")
@@ -128,10 +128,10 @@ def test_the_output_is_asked_for_the_runs_of_which_there_are_snapshots_and_no_ot
     assert output.asked == [(UUID, {EARLIER, BEFORE})]
 
 
-def test_the_output_gets_what_the_run_has_listed(cluster: PaperCluster) -> None:
+def test_the_output_gets_the_restore_points_that_the_run_listed(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     output, known = KeepsPoints(), [held_point(BEFORE, manifest_id="manifest")]
-    with Bases(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
+    with PreviousBackup(prepared(WEB, PaperClusters(cluster), RUN), WEB, output, known, lambda: None):
         pass
     assert output.known == known
 
@@ -142,7 +142,7 @@ def test_without_any_snapshot_the_output_is_not_even_asked(cluster: PaperCluster
     assert output.asked == []
 
 
-def test_one_whose_renaming_failed_or_was_never_begun_is_a_base_under_the_name_that_it_has(
+def test_a_snapshot_that_was_not_renamed_is_a_base_under_its_present_name(
     cluster: PaperCluster,
 ) -> None:
     add(cluster, f"{KEPT}{EARLIER}", 5)
@@ -161,14 +161,12 @@ def test_one_whose_renaming_failed_or_was_never_begun_is_a_base_under_the_name_t
         SnapshotId(),
     ],
 )
-def test_a_snapshot_of_the_right_name_that_is_another_is_no_base(
-    cluster: PaperCluster, other: SnapshotId
-) -> None:
+def test_another_snapshot_of_the_same_name_is_no_base(cluster: PaperCluster, other: SnapshotId) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     assert bases(cluster, KeepsPoints([saved_image("vda", 7, source=other)])) == [None, None]
 
 
-def test_an_image_that_was_renamed_is_the_same_and_one_that_was_made_anew_is_not(
+def test_a_renamed_image_has_a_base_and_a_recreated_one_has_none(
     cluster: PaperCluster,
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -179,13 +177,13 @@ def test_an_image_that_was_renamed_is_the_same_and_one_that_was_made_anew_is_not
     assert bases(cluster, KeepsPoints([saved_image("vda", 7)])) == [None, None]
 
 
-def test_what_was_saved_of_another_disk_is_no_base_even_of_the_same_image(cluster: PaperCluster) -> None:
+def test_a_saved_image_of_another_disk_is_no_base(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
     moved = saved_image("vdz", 7, source=SnapshotId(FSID, "id of vms/a", 7))
     assert bases(cluster, KeepsPoints([moved])) == [None, None]
 
 
-def test_a_disk_that_is_new_has_no_base_and_keeps_the_others_from_none(cluster: PaperCluster) -> None:
+def test_a_new_disk_has_no_base_and_the_others_have_theirs(cluster: PaperCluster) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
     cluster.snapshots["vms/new"] = set()
     of = domain(disks=[*WEB.disks, rbd_disk("vdc", "vms/new")])
@@ -218,22 +216,22 @@ def test_an_image_of_the_old_format_is_known_by_its_name(cluster: PaperCluster) 
     assert found.base
 
 
-def test_what_was_kept_of_an_image_that_the_domain_has_no_more_is_removed(
+def test_the_base_snapshot_of_an_image_that_the_domain_no_longer_has_is_removed(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
     add(cluster, f"{KEPT}{BEFORE}", 8, "vms/b")
     one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
     snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
-    with Bases(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
+    with PreviousBackup(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
         found.remove_dropped(recorder)
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
 
 
-def test_names_tell_the_run_and_whose_they_are() -> None:
-    assert (owned_prefix(UUID) + RUN, kept_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
+def test_names_of_snapshots_contain_the_run_and_the_domain() -> None:
+    assert (owned_prefix(UUID) + RUN, base_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
     assert run_of(f"{OWNED}{RUN}") == run_of(f"{KEPT}{RUN}") == RUN
-    assert not (kept_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
+    assert not (base_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
 
 
 def on_each(*names: str) -> dict[str, set[str]]:
@@ -248,25 +246,25 @@ def keep(cluster: PaperCluster, recorder: Recorder) -> None:
     """Make the snapshots of a run, and keep them as a job does when all is saved."""
     with gone_afterwards(made(cluster), NO_LIMIT, recorder, "web") as snapshots:
         snapshots.create(5, lambda: None)
-        snapshots.keep(WEB)
+        snapshots.keep_as_bases(WEB)
 
 
 def ours(cluster: PaperCluster) -> dict[str, set[str]]:
     return {name: names - {"before-upgrade"} for name, names in cluster.snapshots.items()}
 
 
-def test_what_is_kept_has_another_name_and_the_same_id_and_stays(
+def test_a_base_snapshot_has_another_name_and_the_same_id_and_stays(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     keep(cluster, recorder)
     assert ours(cluster) == on_each(f"{KEPT}{RUN}")
     assert all("before-upgrade" in names for names in cluster.snapshots.values())
     assert cluster.snapshot_ids(image("vms/a"))[f"{KEPT}{RUN}"] == cluster.numbers[("vms/a", f"{OWNED}{RUN}")]
-    assert kept_snapshots(cluster, image("vms/a"), WEB) == [f"{KEPT}{RUN}"]
+    assert base_snapshots(cluster, image("vms/a"), WEB) == [f"{KEPT}{RUN}"]
     assert recorder.messages == []
 
 
-def test_what_was_kept_before_is_removed_and_nothing_of_others(
+def test_older_base_snapshots_are_removed_and_foreign_ones_stay(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     foreign = f"virt-rbd-backup.kept.{OTHER_UUID}.{BEFORE}"
@@ -276,7 +274,7 @@ def test_what_was_kept_before_is_removed_and_nothing_of_others(
     assert ours(cluster) == on_each(f"{KEPT}{RUN}", foreign)
 
 
-def test_one_that_can_t_be_renamed_stays_as_does_what_was_kept_before_and_that_is_an_error(
+def test_a_snapshot_that_cannot_be_renamed_stays_with_the_older_base_and_is_an_error(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -286,7 +284,7 @@ def test_one_that_can_t_be_renamed_stays_as_does_what_was_kept_before_and_that_i
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}, "vms/b": {f"{KEPT}{RUN}"}}
 
 
-def test_one_that_can_t_be_removed_is_an_error_and_the_new_one_is_kept(
+def test_an_older_base_that_cannot_be_removed_is_an_error_and_the_new_one_is_kept(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -296,7 +294,7 @@ def test_one_that_can_t_be_removed_is_an_error_and_the_new_one_is_kept(
     assert ours(cluster) == {"vms/a": {f"{KEPT}{RUN}"}, "vms/b": {f"{KEPT}{BEFORE}", f"{KEPT}{RUN}"}}
 
 
-def test_if_the_backup_fails_the_new_ones_go_and_what_was_kept_stays(
+def test_if_the_backup_fails_the_new_snapshots_are_removed_and_the_base_stays(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     add(cluster, f"{KEPT}{BEFORE}", 7)
@@ -307,22 +305,22 @@ def test_if_the_backup_fails_the_new_ones_go_and_what_was_kept_stays(
     assert ours(cluster) == on_each(f"{KEPT}{BEFORE}")
 
 
-def test_leftovers_go_but_for_what_is_kept_and_what_is_built_on(
+def test_leftovers_are_removed_but_neither_base_snapshots_nor_spared_ones(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     for name in (f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}", f"{OWNED}{EARLIER}"):
         add(cluster, name, 1)
     remove_leftovers(cluster, image("vms/a"), WEB, recorder, spared={f"{OWNED}{BEFORE}"})
     assert ours(cluster)["vms/a"] == {f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}"}
-    remove_leftovers(cluster, image("vms/a"), WEB, recorder, kept=True)
+    remove_leftovers(cluster, image("vms/a"), WEB, recorder, with_bases=True)
     assert ours(cluster)["vms/a"] == set()
     told = recorder.told(Level.WARNING)
-    assert f"removed snapshot {KEPT}{EARLIER} of vms/a that was kept" in told
-    assert f"removed snapshot {OWNED}{BEFORE} of vms/a that a killed run left" in told
+    assert f"removed base snapshot {KEPT}{EARLIER} of vms/a" in told
+    assert f"removed leftover snapshot {OWNED}{BEFORE} of vms/a" in told
 
 
-def test_nothing_is_kept_of_a_snapshot_that_was_never_made(cluster: PaperCluster) -> None:
+def test_a_snapshot_that_was_never_made_is_not_kept(cluster: PaperCluster) -> None:
     snapshots = DomainSnapshots(made(cluster), NO_LIMIT)
-    snapshots.keep(WEB)
+    snapshots.keep_as_bases(WEB)
     snapshots.remove()
     assert ours(cluster) == on_each()

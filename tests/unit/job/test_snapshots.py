@@ -72,7 +72,7 @@ def test_all_snapshots_are_made_at_the_same_time_and_are_gone_after_the_block(
     assert recorder.messages == []
 
 
-def test_one_that_is_needed_no_more_is_removed_while_the_others_are_read(
+def test_a_released_snapshot_is_removed_while_the_others_are_read(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     with made_for_block(cluster, recorder) as snapshots:
@@ -83,7 +83,7 @@ def test_one_that_is_needed_no_more_is_removed_while_the_others_are_read(
     assert_only_foreign_ones_left(cluster)
 
 
-def test_a_removal_that_failed_early_is_told_in_the_end(cluster: PaperCluster, recorder: Recorder) -> None:
+def test_an_early_removal_that_failed_is_raised_in_the_end(cluster: PaperCluster, recorder: Recorder) -> None:
     cluster.failing = {("remove", "vms/b")}
     message = f"cannot remove snapshot {OURS} of image vms/b: connection timed out"
     with raises(message), made_for_block(cluster, recorder) as snapshots:
@@ -92,11 +92,11 @@ def test_a_removal_that_failed_early_is_told_in_the_end(cluster: PaperCluster, r
     assert [name for name, names in cluster.snapshots.items() if OURS in names] == ["vms/b"]
 
 
-def test_all_images_are_kept_open_while_their_snapshots_are_made(
+def test_all_images_are_open_while_their_snapshots_are_made(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     with made_for_block(cluster, recorder) as snapshots:
-        with snapshots.kept_open():
+        with snapshots.images_open():
             assert cluster.open == set(IMAGES)
             snapshots.create(5, go_on)
         assert cluster.open == set()
@@ -109,7 +109,7 @@ def test_an_image_that_can_t_be_opened_leaves_none_open_and_no_snapshot(
 ) -> None:
     cluster.failing = {("open", failing)}
     message = f"cannot open or close image {failing}: connection timed out"
-    with raises(message), made_for_block(cluster, recorder) as snapshots, snapshots.kept_open():
+    with raises(message), made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
         raise AssertionError("not all are open")
     assert cluster.open == set()
     assert_only_foreign_ones_left(cluster)
@@ -126,7 +126,7 @@ def test_no_image_is_closed_while_its_snapshot_is_still_being_made(
         cluster.go_on.set()
 
     late = raises("the snapshots of vms/b were not made within 0 s")
-    with late, made_for_block(cluster, recorder) as snapshots, snapshots.kept_open():
+    with late, made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
         threading.Timer(0.1, answer).start()
         snapshots.create(0.05, go_on)
     assert open_then == [True]
@@ -134,7 +134,7 @@ def test_no_image_is_closed_while_its_snapshot_is_still_being_made(
 
 
 @pytest.mark.parametrize("failing", IMAGES)
-def test_one_that_fails_is_an_error_and_all_are_removed_even_if_it_exists(
+def test_a_failed_creation_is_an_error_and_all_snapshots_are_removed(
     cluster: PaperCluster, recorder: Recorder, failing: str
 ) -> None:
     cluster.failing = {("create", failing)}
@@ -144,9 +144,7 @@ def test_one_that_fails_is_an_error_and_all_are_removed_even_if_it_exists(
     assert_only_foreign_ones_left(cluster)
 
 
-def test_one_that_takes_its_time_is_waited_for_within_the_limit(
-    cluster: PaperCluster, recorder: Recorder
-) -> None:
+def test_a_slow_snapshot_is_waited_for_within_the_limit(cluster: PaperCluster, recorder: Recorder) -> None:
     cluster.hanging = {"vms/b"}
     looks = iter(range(100))
 
@@ -160,7 +158,7 @@ def test_one_that_takes_its_time_is_waited_for_within_the_limit(
     assert_only_foreign_ones_left(cluster)
 
 
-def test_one_that_is_late_is_an_error_and_is_removed_when_it_comes_after_all(
+def test_a_late_snapshot_is_an_error_and_is_removed_once_it_exists(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     cluster.hanging = {"vms/b"}
@@ -209,7 +207,7 @@ class NoThirdThread(ThreadPoolExecutor):
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_one_that_is_made_although_no_thread_could_be_had_for_it_is_removed(
+def test_a_snapshot_that_is_made_although_no_thread_could_be_started_is_removed(
     cluster: PaperCluster, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     monkeypatch.setattr(NoThirdThread, "at_once", at_once)
@@ -223,7 +221,7 @@ def test_one_that_is_made_although_no_thread_could_be_had_for_it_is_removed(
     assert_only_foreign_ones_left(cluster)
 
 
-def test_one_that_can_t_be_removed_keeps_none_of_the_others(
+def test_a_snapshot_that_cannot_be_removed_does_not_keep_the_others(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
     cluster.failing = {("remove", "vms/a")}
@@ -245,14 +243,14 @@ def test_the_block_s_error_survives_a_removal_that_fails_too(
     ]
 
 
-def test_leftovers_are_this_domain_s_own_and_nobody_else_s(cluster: PaperCluster, recorder: Recorder) -> None:
+def test_only_this_domain_s_own_snapshots_are_leftovers(cluster: PaperCluster, recorder: Recorder) -> None:
     foreign = {"before-upgrade", f"virt-rbd-backup.{OTHER_UUID}.{RUN}", "virt-rbd-backup", f"x{OURS}", UUID}
     cluster.snapshots["vms/a"] = {*foreign, OURS, f"virt-rbd-backup.{UUID}.20230101T000000Z-efgh"}
     remove_leftovers(cluster, image("vms/a"), domain(), recorder)
     assert cluster.snapshots["vms/a"] == foreign
     assert [text.split(" of ")[0] for text in recorder.told(Level.WARNING)] == [
-        f"removed snapshot virt-rbd-backup.{UUID}.20230101T000000Z-efgh",
-        f"removed snapshot {OURS}",
+        f"removed leftover snapshot virt-rbd-backup.{UUID}.20230101T000000Z-efgh",
+        f"removed leftover snapshot {OURS}",
     ]
 
 

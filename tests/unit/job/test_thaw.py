@@ -15,10 +15,10 @@ import pytest
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import thaw
-from backup.job.freeze_notes import Hold, Journal, Note
+from backup.job.freeze_notes import FreezeNotes, Method, Note
 from backup.job.thaw import Thaws
 from backup.model import Level, State
-from backup.system.process_group import Life, kill, life_of, lives
+from backup.system.process_group import ProcessId, is_running, kill, process_id
 
 from ..paper_hypervisor import PaperHypervisor
 from ..recorder import Recorder
@@ -33,8 +33,8 @@ class Node:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.journal = Journal(str(directory))
-        self.web = PaperHypervisor(domain(instance=7), self.journal)
+        self.notes = FreezeNotes(str(directory))
+        self.web = PaperHypervisor(domain(instance=7), self.notes)
         self.reachable = {URI: self.web}
         self.recorder = Recorder()
         chosen = settings(runtime_dir=str(directory), freeze_timeout=30, libvirt_uri=[URI, OTHER_URI])
@@ -45,10 +45,10 @@ class Node:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
         return self.reachable[uri]
 
-    def note(self, hold: Hold, owner: Life, seconds: float = 30) -> Note:
+    def note(self, hold: Method, owner: ProcessId, seconds: float = 30) -> Note:
         """Note what the owner is about to do."""
-        note = self.journal.write(self.web.listed, hold, seconds)
-        self.journal._put(replace(note, owner=owner))
+        note = self.notes.write(self.web.listed, hold, seconds)
+        self.notes._put(replace(note, owner=owner))
         return note
 
     def round(self) -> int:
@@ -56,7 +56,7 @@ class Node:
 
     @property
     def noted(self) -> bool:
-        return self.journal.holds(UUID)
+        return self.notes.exists(UUID)
 
 
 @pytest.fixture
@@ -65,28 +65,28 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     for module in (thaw, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
     monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw, "LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(thaw, "CHECK_AGAIN", 0.001)
     return node
 
 
 @pytest.fixture
-def dead() -> Life:
+def dead() -> ProcessId:
     """Give a process that has ended."""
     with subprocess.Popen(["sleep", "60"]) as process:
-        ended = life_of(process.pid)
+        ended = process_id(process.pid)
         process.kill()
     return ended
 
 
 @pytest.fixture
-def alive() -> Iterator[Life]:
+def alive() -> Iterator[ProcessId]:
     with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
-        yield life_of(process.pid)
+        yield process_id(process.pid)
         process.kill()
 
 
-def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Life) -> None:
-    node.note(Hold.FREEZE, dead)
+def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: ProcessId) -> None:
+    node.note(Method.FREEZE, dead)
     assert node.round() == 1
     assert node.web.asked == ["thaw"], "it found nothing frozen"
     assert node.noted
@@ -97,8 +97,8 @@ def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Li
     assert not node.noted
 
 
-def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: Life) -> None:
-    node.note(Hold.PAUSE, dead)
+def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: ProcessId) -> None:
+    node.note(Method.PAUSE, dead)
     assert node.round() == 1
     node.web.paused = True
     wait_for_its_turn()
@@ -107,17 +107,17 @@ def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: L
     assert not node.noted
 
 
-def test_once_the_freeze_can_t_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
-    node: Node, dead: Life
+def test_once_the_freeze_cannot_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
+    node: Node, dead: ProcessId
 ) -> None:
-    node.note(Hold.FREEZE, dead, seconds=0)
+    node.note(Method.FREEZE, dead, seconds=0)
     assert node.round() == 0
     assert not node.noted
 
 
-@pytest.mark.parametrize("hold", Hold)
-def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
-    node: Node, dead: Life, hold: Hold
+@pytest.mark.parametrize("hold", Method)
+def test_a_restarted_guest_needs_no_thaw_even_without_an_agent(
+    node: Node, dead: ProcessId, hold: Method
 ) -> None:
     node.note(hold, dead)
     node.web.listed = domain(instance=8)
@@ -127,10 +127,10 @@ def test_a_guest_that_was_started_anew_needs_nothing_even_without_an_agent(
     assert not node.noted
 
 
-def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
-    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node.note(Hold.FREEZE, dead)
+    node.note(Method.FREEZE, dead)
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.2)
@@ -154,9 +154,9 @@ def test_a_guest_whose_agent_is_gone_is_tried_again_with_growing_pauses(
     assert not node.noted
 
 
-def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(node: Node, dead: Life) -> None:
-    node.note(Hold.FREEZE, dead)
-    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.journal)
+def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, dead: ProcessId) -> None:
+    node.note(Method.FREEZE, dead)
+    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.notes)
     there.frozen = True
     node.reachable[OTHER_URI] = there
     node.web.listed = domain(state=State.ELSEWHERE)
@@ -164,53 +164,53 @@ def test_a_guest_that_migrated_to_a_libvirt_that_is_known_is_thawed_there(node: 
     assert (there.moves, node.noted) == (True, False)
 
 
-def test_a_guest_that_migrated_out_of_reach_is_told_once_and_is_in_the_way_no_more(
-    node: Node, dead: Life
+def test_a_guest_that_migrated_out_of_reach_is_reported_once_and_its_note_removed(
+    node: Node, dead: ProcessId
 ) -> None:
-    node.note(Hold.FREEZE, dead)
-    node.reachable[OTHER_URI] = PaperHypervisor(domain("db", "another"), node.journal)
+    node.note(Method.FREEZE, dead)
+    node.reachable[OTHER_URI] = PaperHypervisor(domain("db", "another"), node.notes)
     node.web.listed = domain(state=State.ELSEWHERE)
     assert node.round() == 0
     assert not node.noted
     (told,) = node.recorder.told(Level.ERROR)
     assert told.startswith(
-        "the guest migrated to another node while it stood still (hint: on that node: virsh"
+        "the guest migrated to another node while it was frozen or paused (hint: on that node: virsh"
     )
 
 
 def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawed(
-    node: Node, alive: Life
+    node: Node, alive: ProcessId
 ) -> None:
-    node.note(Hold.FREEZE, alive, seconds=0.05)
+    node.note(Method.FREEZE, alive, seconds=0.05)
     node.web.frozen = True
     node.thaws.enforce()
-    assert (node.web.asked, lives(alive), node.thaws.killed) == ([], True, set()), "it has its time"
+    assert (node.web.asked, is_running(alive), node.thaws.killed) == ([], True, set()), "it has its time"
     wait_for_its_turn()
     node.thaws.enforce()
-    assert (lives(alive), node.thaws.killed) == (False, {UUID})
+    assert (is_running(alive), node.thaws.killed) == (False, {UUID})
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Life) -> None:
-    note = node.note(Hold.FREEZE, alive, seconds=0.01)
-    node.journal.releasing(replace(note, owner=alive), 0.02)
+def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: ProcessId) -> None:
+    note = node.note(Method.FREEZE, alive, seconds=0.01)
+    node.notes.mark_releasing(replace(note, owner=alive), 0.02)
     node.web.frozen = True
     wait_for_its_turn()
     node.thaws.enforce()
-    assert (lives(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
+    assert (is_running(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
 
 
-def test_what_a_dead_owner_has_noted_is_undone_at_once(node: Node, dead: Life) -> None:
-    node.note(Hold.PAUSE, dead)
+def test_a_guest_whose_owner_is_dead_is_resumed_at_once(node: Node, dead: ProcessId) -> None:
+    node.note(Method.PAUSE, dead)
     node.web.paused = True
     node.thaws.enforce()
     assert (node.web.moves, node.noted) == (True, False)
 
 
 def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
-    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node.note(Hold.FREEZE, dead)
+    node.note(Method.FREEZE, dead)
     with monkeypatch.context() as patch:
         patch.setattr(node.web, "thaw", lambda *_: 1 / 0)
         assert node.round() == 1
@@ -218,15 +218,15 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
     assert node.noted
 
 
-def test_a_call_that_hangs_keeps_no_other_guest_waiting(
-    node: Node, dead: Life, monkeypatch: pytest.MonkeyPatch
+def test_a_call_that_hangs_delays_no_other_guest(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thaw, "HANGS", 0.05)
+    monkeypatch.setattr(thaw, "HANG_LIMIT", 0.05)
     go_on = threading.Event()
-    node.note(Hold.PAUSE, dead)
-    db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.journal)
+    node.note(Method.PAUSE, dead)
+    db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.notes)
     node.reachable[OTHER_URI] = db
-    node.journal.write(db.listed, Hold.PAUSE)
+    node.notes.write(db.listed, Method.PAUSE)
     node.web.paused = db.paused = True
     resume = node.web.resume
     monkeypatch.setattr(node.web, "resume", lambda of: go_on.wait(30) and resume(of))
@@ -240,14 +240,14 @@ def test_a_call_that_hangs_keeps_no_other_guest_waiting(
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_a_newer_note_of_the_same_domain_is_not_erased_with_the_old(node: Node, alive: Life) -> None:
-    old = node.note(Hold.FREEZE, alive, seconds=1)
-    node.note(Hold.FREEZE, alive, seconds=30)
-    node.journal.erase_note(old)
+def test_a_newer_note_of_the_same_domain_is_not_removed_with_the_old(node: Node, alive: ProcessId) -> None:
+    old = node.note(Method.FREEZE, alive, seconds=1)
+    node.note(Method.FREEZE, alive, seconds=30)
+    node.notes.remove_unless_newer(old)
     assert node.noted
 
 
-def test_a_note_of_an_older_version_is_one(node: Node) -> None:
+def test_a_note_of_an_older_version_is_read(node: Node) -> None:
     (node.directory / "held").mkdir()
     old = f'{{"uuid": "{UUID}", "name": "web", "hold": "freeze", "uri": "{URI}"}}'
     (node.directory / f"held/{UUID}.json").write_text(old)
@@ -256,13 +256,13 @@ def test_a_note_of_an_older_version_is_one(node: Node) -> None:
     assert (node.web.moves, node.noted) == (True, False)
 
 
-def test_no_process_is_taken_for_another_with_its_number(alive: Life) -> None:
-    other = Life(alive.pid, alive.began - 1)
-    assert not lives(other)
+def test_no_process_is_taken_for_another_with_the_same_pid(alive: ProcessId) -> None:
+    other = ProcessId(alive.pid, alive.began - 1)
+    assert not is_running(other)
     kill(other)
-    assert lives(alive)
+    assert is_running(alive)
     with pytest.raises(FileNotFoundError):
-        life_of(2**22 + 1)
+        process_id(2**22 + 1)
 
 
 def wait_for_its_turn() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from backup.system.child_records import ChildRecord, records_in
-from backup.system.process_group import Life, life_of
+from backup.system.process_group import ProcessId, process_id
 from outputs.restic import Restic
 from outputs.restic_repository.locks import Lock, left_by
 from outputs.restic_repository.messages import ResticError
@@ -92,7 +92,7 @@ def test_without_a_record_of_ours_restic_is_not_even_asked(repository: Repositor
 
 
 NOW = 1_700_000_000.0
-GONE = Life(1 << 22, 5)  # above pid_max
+GONE = ProcessId(1 << 22, 5)  # above pid_max
 OURS = ChildRecord.for_child(os.getpid(), "shared", NOW)
 DEAD = replace(OURS, leader=GONE, began=NOW, ended=NOW + 10, host="node1", uid=0)
 
@@ -124,7 +124,7 @@ def test_a_lock_that_differs_in_anything_is_somebody_else_s(other: Lock) -> None
 
 
 def test_a_lock_may_be_of_what_a_wrapper_started() -> None:
-    assert left_by(replace(DEAD, members=(Life(77, 6),)), lock(pid=77))
+    assert left_by(replace(DEAD, members=(ProcessId(77, 6),)), lock(pid=77))
 
 
 def test_forget_leaves_an_exclusive_lock() -> None:
@@ -136,9 +136,9 @@ def test_where_the_end_is_not_known_a_later_lock_is_its_too_if_nobody_has_that_p
     open_ended = replace(DEAD, ended=None)
     assert left_by(open_ended, lock(NOW + 4000))
     assert open_ended.dead
-    assert not replace(open_ended, leader=Life(os.getpid(), 1)).dead, "another process has the pid now"
-    assert replace(DEAD, leader=Life(os.getpid(), 1)).dead, "but it had ended before"
-    assert not replace(DEAD, leader=life_of(os.getpid())).dead
+    assert not replace(open_ended, leader=ProcessId(os.getpid(), 1)).dead, "another process has the pid now"
+    assert replace(DEAD, leader=ProcessId(os.getpid(), 1)).dead, "but it had ended before"
+    assert not replace(DEAD, leader=process_id(os.getpid())).dead
     assert not replace(DEAD, namespace=1).dead, "its pid says nothing here"
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from backup.errors import BackupError
-from backup.system.pipe_reader import PipeSource
+from backup.system.pipe_reader import PipeReader
 from backup.transfer.compare import pieces_from_output
 from backup.transfer.restore_stream import next_piece, require_end
 from outputs.segments.archive import SegmentSource
@@ -188,7 +188,7 @@ def test_a_stall_is_told_as_what_it_is() -> None:
     out, into = os.pipe()
     with os.fdopen(out, "rb"), os.fdopen(into, "wb", buffering=0) as writer:
         writer.write(archive(GOOD)[:2000])
-        source = SegmentSource(PipeSource(out, lambda: None, patience=0), SEGMENTS)
+        source = SegmentSource(PipeReader(out, lambda: None, timeout=0), SEGMENTS)
         with raises("the output gave no byte for 0 s"):
             source.fill(memoryview(bytearray(SIZE)))
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from backup.system import pipe_writer
-from backup.system.pipe_writer import PipeSink, Stalled
+from backup.system.pipe_writer import PipeWriter, Stalled
 from outputs.restic_repository import child
 
 from ..repository import Repository
@@ -29,7 +29,7 @@ def test_a_pipe_that_nobody_reads_from_stalls() -> None:
     out, into = os.pipe()
     try:
         with (
-            PipeSink(into, go_on, patience=0.1) as sink,
+            PipeWriter(into, go_on, timeout=0.1) as sink,
             pytest.raises(Stalled, match="took no byte for 0 s"),
         ):
             sink.write(bytes(4 * MIB))

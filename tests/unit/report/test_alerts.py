@@ -1,4 +1,4 @@
-"""res/prometheus-alerts.yml: which alert each state of things raises, and that none is raised for nothing."""
+"""res/prometheus-alerts.yml: each state raises its alert, and a sound state raises none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NODE = 'job="node", instance="node1"'
 WEB = f'domain="web", uuid="u1", {NODE}'
 ELSEWHERE = 'domain="web", uuid="u1", job="node", instance="node2"'
 
-# In promtool's words, a value every 12 hours, for 40 days from 1970 on.
+# In promtool's notation, a value every 12 hours, for 40 days from 1970 on.
 NOW = f"0+{12 * 3600}x80"  # is always of this very moment
 STOPPED = f"0+{12 * 3600}x76 {76 * 12 * 3600}+0x3"  # is of two days ago
 YES, NO = "1+0x80", "0+0x80"
@@ -106,7 +106,7 @@ CASES: Mapping[str, tuple[Mapping[str, str], str]] = {
 
 
 def scene(series: Mapping[str, str], alert: str) -> object:
-    """Give promtool's test that this raises the alert, or nonein the end."""
+    """Give promtool's test that this raises the alert, or none."""
     raised = [{"labels": f'{{alertname="VirtRbdBackup{alert}"}}', "value": 1}] if alert else []
     question = 'group by (alertname) (ALERTS{alertstate="firing"})'
     return {
@@ -139,6 +139,6 @@ def test_promtool_finds_no_fault() -> None:
     promtool("check", "rules", str(RULES))
 
 
-def promtool(*words: str) -> None:
-    done = subprocess.run(["promtool", *words], capture_output=True, text=True, check=False)
+def promtool(*arguments: str) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""backup/report/calendar.py: what each domain came to on each of the last days."""
+"""backup/report/calendar.py: the result of each domain on each of the last days."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def today(*results: Any) -> Day:
 
 
 @pytest.mark.parametrize(
-    ("results", "kind", "failed", "words"),
+    ("results", "kind", "failed", "text"),
     [
         ([result()], "filesystem", False, "saved, filesystem"),
         ([result(consistency="crash"), result()], "crash", False, "saved, crash; saved, filesystem"),
@@ -57,18 +57,18 @@ def today(*results: Any) -> Day:
         ([], "", False, ""),
     ],
 )
-def test_a_day_is_what_its_newest_restore_point_is_and_tells_of_failures(
-    results: Any, kind: str, failed: bool, words: str
+def test_a_day_shows_its_newest_restore_point_and_its_failures(
+    results: Any, kind: str, failed: bool, text: str
 ) -> None:
     day = today(*results)
-    assert day == Day(kind, failed, day.words)
-    assert day.words.replace("02:00 ", "") == words
+    assert day == Day(kind, failed, day.text)
+    assert day.text.replace("02:00 ", "") == text
 
 
-def test_many_results_and_long_reasons_do_not_make_the_page_grow() -> None:
-    words = today(*[result(status="failed", reason="x" * 5000)] * 24).words
-    assert words.endswith("…; 20 more")
-    assert len(words) < 5 * (REASON + 20)
+def test_many_results_and_long_reasons_are_cut() -> None:
+    text = today(*[result(status="failed", reason="x" * 5000)] * 24).text
+    assert text.endswith("…; 20 more")
+    assert len(text) < 5 * (REASON + 20)
 
 
 def test_a_restore_point_belongs_to_the_day_that_it_was_taken_on() -> None:
@@ -76,19 +76,19 @@ def test_a_restore_point_belongs_to_the_day_that_it_was_taken_on() -> None:
     assert [day.kind for day in row.days[-3:]] == ["", "filesystem", ""]
 
 
-def test_only_so_many_days_count() -> None:
+def test_older_days_are_not_shown() -> None:
     (row,) = rows_of(report("2026-10-27", result()), report("2026-10-26", result("gone")))
     assert (row.name, len(row.days), row.days[0].kind) == ("web", COUNT, "filesystem")
 
 
-def test_a_domain_is_known_by_its_uuid_and_called_as_it_was_last() -> None:
+def test_a_domain_is_identified_by_its_uuid_and_shown_with_its_newest_name() -> None:
     (row,) = rows_of(
         report("2026-11-25", result("new", uuid="1")), report("2026-11-24", result("old", uuid="1"))
     )
     assert (row.name, [day.kind for day in row.days[-2:]]) == ("new", ["filesystem"] * 2)
 
 
-def test_a_run_of_named_domains_says_nothing_of_others() -> None:
+def test_a_run_of_named_domains_does_not_change_the_others() -> None:
     rows = rows_of(report("2026-11-25", result("web")), report("2026-11-24", result("web"), result("db")))
     assert [(row.name, row.days[-1].kind, row.ends_badly) for row in rows] == [
         ("db", "", False),
@@ -96,7 +96,7 @@ def test_a_run_of_named_domains_says_nothing_of_others() -> None:
     ]
 
 
-def test_what_failed_last_comes_first_and_what_is_never_selected_is_left_out() -> None:
+def test_domains_that_failed_last_come_first_and_skipped_domains_are_left_out() -> None:
     results = [result("a"), result("Z", status="failed"), result("B"), result("out", status="skipped")]
     assert [row.name for row in rows_of(report("2026-11-25", *results))] == ["Z", "a", "B"]
 

@@ -1,4 +1,4 @@
-"""backup/report/domain_record.py: what is known of each domain outlasts whatever can't be read."""
+"""backup/report/domain_record.py: records survive files that can't be read or are damaged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from backup.model import Level
 from backup.report import domain_record
-from backup.report.domain_record import Proof, Proofs, proofs
+from backup.report.domain_record import DomainRecord, DomainRecords, read_records
 
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, UUID
@@ -22,18 +22,21 @@ from ..samples import OTHER_UUID, UUID
 
 @pytest.fixture
 def file(tmp_path: Path, recorder: Recorder) -> Path:
-    """A file that knows when web was saved."""
-    Proofs(str(tmp_path), recorder).note(UUID, "web", saved="2024")
+    """A file with a record of when web was saved."""
+    DomainRecords(str(tmp_path), recorder).update(UUID, "web", saved="2024")
     return tmp_path / "proofs.json"
 
 
-def note_db(file: Path, recorder: Recorder) -> None:
-    Proofs(str(file.parent), recorder).note(OTHER_UUID, "db", saved="2025")
+def record_db(file: Path, recorder: Recorder) -> None:
+    DomainRecords(str(file.parent), recorder).update(OTHER_UUID, "db", saved="2025")
 
 
-def test_what_is_noted_is_added_to_what_is_known(file: Path, recorder: Recorder) -> None:
-    note_db(file, recorder)
-    assert proofs(str(file.parent)) == {UUID: Proof(saved="2024"), OTHER_UUID: Proof(saved="2025")}
+def test_an_update_keeps_the_records_of_other_domains(file: Path, recorder: Recorder) -> None:
+    record_db(file, recorder)
+    assert read_records(str(file.parent)) == {
+        UUID: DomainRecord(saved="2024"),
+        OTHER_UUID: DomainRecord(saved="2025"),
+    }
     assert recorder.messages == []
 
 
@@ -49,8 +52,8 @@ def test_a_file_that_can_not_be_read_is_not_overwritten(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", fail)
         patch.setattr(Path, "read_text", fail)
-        assert proofs(str(file.parent)) == {}
-        note_db(file, recorder)
+        assert read_records(str(file.parent)) == {}
+        record_db(file, recorder)
     assert file.read_bytes() == before
     (warning,) = recorder.told(Level.WARNING)
     assert os.strerror(number).lower() in warning
@@ -58,21 +61,19 @@ def test_a_file_that_can_not_be_read_is_not_overwritten(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"uuid": 1}', b"\xff"])
-def test_a_file_that_is_damaged_is_put_aside_with_a_warning(
-    damage: bytes, file: Path, recorder: Recorder
-) -> None:
+def test_a_damaged_file_is_renamed_with_a_warning(damage: bytes, file: Path, recorder: Recorder) -> None:
     file.write_bytes(damage)
-    assert proofs(str(file.parent)) == {}
-    note_db(file, recorder)
+    assert read_records(str(file.parent)) == {}
+    record_db(file, recorder)
     assert list(json.loads(file.read_text())) == [OTHER_UUID]
     assert file.with_name("proofs.json.damaged").read_bytes() == damage
     (warning,) = recorder.told(Level.WARNING)
-    assert "put aside as proofs.json.damaged" in warning
+    assert "renamed to proofs.json.damaged" in warning
 
 
 @pytest.fixture
 def lock(file: Path) -> Iterator[int]:
-    """The directory's lock, which a process that hangs has."""
+    """The directory's lock, held by a process that hangs."""
     descriptor = os.open(file.parent, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     yield descriptor
@@ -80,11 +81,11 @@ def lock(file: Path) -> Iterator[int]:
 
 
 @pytest.mark.usefixtures("lock")
-def test_a_lock_that_another_process_keeps_costs_the_note_and_no_more(
+def test_a_lock_that_another_process_keeps_loses_the_update_only(
     file: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(domain_record, "LOCK_LIMIT", 0.2)
-    note_db(file, recorder)
+    record_db(file, recorder)
     (warning,) = recorder.told(Level.WARNING)
-    assert "another process has had its lock for 0 s" in warning
-    assert list(proofs(str(file.parent))) == [UUID]
+    assert "another process has kept it locked for 0 s" in warning
+    assert list(read_records(str(file.parent))) == [UUID]

@@ -1,11 +1,11 @@
-"""backup/report/health.py: how a node and its domains stand, as the reports of past runs tell."""
+"""backup/report/health.py: the state of a node and its domains, from the reports of past runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from backup.report.health import Overview, overview
+from backup.report.health import NodeHealth, node_health
 from backup.report.report_types import Report
 
 
@@ -17,12 +17,12 @@ def report(run: str, *domains: Any, **changes: Any) -> Any:
     return {"run": run, "domains": domains, "named": [], "errors": [], "exit_code": 0, **changes}
 
 
-def names(seen: Overview) -> list[str]:
+def names(seen: NodeHealth) -> list[str]:
     return [one.newest["name"] for one in seen.domains]
 
 
-def test_a_run_of_named_domains_changes_nothing_about_the_others() -> None:
-    seen = overview(
+def test_a_run_of_named_domains_does_not_change_the_others() -> None:
+    seen = node_health(
         [
             report("2", entry("web", "failed"), named=["web"], exit_code=3),
             report("1", entry("web"), entry("db")),
@@ -34,8 +34,8 @@ def test_a_run_of_named_domains_changes_nothing_about_the_others() -> None:
     assert [one.failures for one in seen.domains] == [0, 1]
 
 
-def test_what_the_last_list_of_all_domains_does_not_have_is_gone() -> None:
-    seen = overview(
+def test_a_domain_missing_in_the_last_complete_list_is_gone() -> None:
+    seen = node_health(
         [
             report("4", entry("new", "failed"), named=["new"]),
             report("3", entry("web", "failed")),
@@ -46,25 +46,27 @@ def test_what_the_last_list_of_all_domains_does_not_have_is_gone() -> None:
     assert names(seen) == ["new", "web"]
 
 
-def test_a_run_that_did_not_get_to_all_domains_takes_none_away() -> None:
+def test_an_incomplete_run_removes_no_domain() -> None:
     incomplete = [
         report("6", exit_code=1, errors=["no libvirt"]),
         report("5", entry("web"), exit_code=3, errors=["no libvirt at the other node"]),
         report("4", exit_code=143),
     ]
-    seen = overview([*incomplete, report("3", entry("db")), report("2", entry("gone"))])
+    seen = node_health([*incomplete, report("3", entry("db")), report("2", entry("gone"))])
     assert names(seen) == ["db", "web"]
     assert seen.run
     assert seen.run["run"] == "6"
 
 
-def test_what_is_not_selected_does_not_count() -> None:
-    assert names(overview([report("1", entry("test7", "skipped", selected=False), entry("web"))])) == ["web"]
-    assert names(overview([report("1", {**entry("web"), "selected": True})])) == ["web"]
+def test_domains_that_are_not_selected_are_left_out() -> None:
+    assert names(node_health([report("1", entry("test7", "skipped", selected=False), entry("web"))])) == [
+        "web"
+    ]
+    assert names(node_health([report("1", {**entry("web"), "selected": True})])) == ["web"]
 
 
-def test_a_domain_that_was_passed_over_stands_as_its_last_job_left_it() -> None:
-    (one,) = overview(
+def test_a_skipped_domain_keeps_the_state_of_its_last_job() -> None:
+    (one,) = node_health(
         [
             report("4", entry("web", "skipped")),
             report("3", entry("web", "failed", seconds=3)),
@@ -76,19 +78,19 @@ def test_a_domain_that_was_passed_over_stands_as_its_last_job_left_it() -> None:
     assert (one.job["seconds"], one.saved["seconds"], one.failures) == (3, 2, 0)
 
 
-def test_failures_are_those_since_the_last_success() -> None:
+def test_failures_are_counted_since_the_last_success() -> None:
     runs = [report(str(n), entry("web", status)) for n, status in enumerate(["failed", "failed", "saved"])]
-    assert [one.failures for one in overview([*runs, report("0", entry("web", "failed"))]).domains] == [2]
+    assert [one.failures for one in node_health([*runs, report("0", entry("web", "failed"))]).domains] == [2]
 
 
-def test_without_any_run_of_all_domains_the_last_one_stands_for_it() -> None:
-    seen = overview([report("2", entry("web"), named=["web"]), report("1", entry("db"), named=["db"])])
+def test_without_a_run_of_all_domains_the_last_run_is_taken() -> None:
+    seen = node_health([report("2", entry("web"), named=["web"]), report("1", entry("db"), named=["db"])])
     assert seen.run
     assert (seen.run["run"], names(seen)) == ("2", ["db", "web"])
-    assert overview([]) == Overview(None, [])
+    assert node_health([]) == NodeHealth(None, [])
 
 
-def test_no_more_reports_are_read_than_it_takes() -> None:
+def test_no_more_reports_are_read_than_necessary() -> None:
     read = []
 
     def reports() -> Iterator[Report]:
@@ -100,5 +102,5 @@ def test_no_more_reports_are_read_than_it_takes() -> None:
             read.append(one["run"])
             yield one
 
-    overview(reports())
+    node_health(reports())
     assert read == ["3", "2"]

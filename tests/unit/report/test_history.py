@@ -1,4 +1,4 @@
-"""backup/report/history.py and publish.py: where reports go, and how long they stay."""
+"""backup/report/history.py and publish.py: where reports are stored, and for how long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from backup.job_result import JobResult, Status
 from backup.model import Level
-from backup.report.domain_record import proofs
+from backup.report.domain_record import read_records
 from backup.report.history import History
 from backup.report.publish import publish
 from backup.report.run_report import RunResult
@@ -47,7 +47,7 @@ def kept(directory: Path) -> list[str]:
     return [report["run"] for report in History(str(directory / "state"), 7).newest_first()]
 
 
-def test_a_report_takes_the_place_of_the_last_one_and_can_be_read_by_monitoring(tmp_path: Path) -> None:
+def test_the_report_file_is_replaced_and_can_be_read_by_monitoring(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text("of the last run")
     assert published(tmp_path, SAVED).messages == []
@@ -56,35 +56,35 @@ def test_a_report_takes_the_place_of_the_last_one_and_can_be_read_by_monitoring(
     assert {one.name for one in tmp_path.iterdir()} == {"report.json", "state"}, "no draft"
 
 
-def test_reports_are_kept_for_so_many_days_and_given_newest_first(tmp_path: Path) -> None:
+def test_reports_are_stored_for_report_days_and_read_newest_first(tmp_path: Path) -> None:
     for days_ago in (9, 7.1, 6.9, 0):
         published(tmp_path, SAVED, days_ago=days_ago)
     assert kept(tmp_path) == [run_id(0), run_id(6.9)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\x1f\x8b\x08\0\0\0\0\0\0\0rubbish"])
-def test_a_report_that_can_t_be_read_hides_no_other(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_report_does_not_hide_the_others(tmp_path: Path, damage: bytes) -> None:
     published(tmp_path, SAVED, days_ago=1)
     published(tmp_path, SAVED)
     (tmp_path / "state/reports" / f"{run_id(1)}.json.gz").write_bytes(damage)
     assert kept(tmp_path) == [run_id(0)]
 
 
-def test_what_was_saved_is_remembered_and_what_failed_is_not(tmp_path: Path) -> None:
+def test_the_record_of_a_domain_has_its_last_success_not_its_failures(tmp_path: Path) -> None:
     published(tmp_path, SAVED, FAILED)
     published(tmp_path, FAILED)
-    known = proofs(str(tmp_path / "state"))
+    known = read_records(str(tmp_path / "state"))
     assert [(uuid, one.saved, one.verified) for uuid, one in known.items()] == [
         (UUID, "2024-02-03T04:05:06+00:00", "")
     ]
 
 
-def test_what_was_verified_while_it_was_saved_is_remembered_too(tmp_path: Path) -> None:
+def test_a_backup_with_verify_is_recorded_as_a_verification(tmp_path: Path) -> None:
     published(tmp_path, SAVED, verified=True)
-    assert proofs(str(tmp_path / "state"))[UUID].verified
+    assert read_records(str(tmp_path / "state"))[UUID].verified
 
 
-def test_a_report_that_can_t_be_written_is_one_line_and_hinders_nothing(tmp_path: Path) -> None:
+def test_a_report_that_can_t_be_written_is_one_error_line_and_nothing_else_fails(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.mkdir()
     assert published(tmp_path, SAVED).told(Level.ERROR) == [

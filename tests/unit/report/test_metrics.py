@@ -1,4 +1,4 @@
-"""report/metrics.py, publish.py: METRICS_FILE, and that what reads it knows no other metrics than it has."""
+"""backup/report/metrics.py and publish.py: METRICS_FILE, and the alerts and the dashboard that use it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backup import __version__
 from backup.job_result import JobResult, Status
 from backup.model import Consistency, Level
-from backup.report.domain_record import Proof, Proofs
+from backup.report.domain_record import DomainRecord, DomainRecords
 from backup.report.metrics import exposition
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult, report_json
@@ -42,14 +42,16 @@ SAVED = JobResult(
 )
 FAILED = JobResult("db", OTHER_UUID, Status.FAILED, reason="no answer", seconds=1.5, frozen_seconds=10)
 EXCLUDED = JobResult("test7", "uuid of test7", Status.SKIPPED, "excluded")
-PROOF = Proof(saved="2024-02-03T04:05:06+00:00", verified="1970-01-02T00:00:00+00:00", failure="damaged")
+PROOF = DomainRecord(
+    saved="2024-02-03T04:05:06+00:00", verified="1970-01-02T00:00:00+00:00", failure="damaged"
+)
 
 
 def run_of(*results: JobResult, run: str = RUN, **changes: Any) -> RunResult:
     return RunResult(run, "node1", TAKEN, TAKEN + timedelta(seconds=61), results, **changes)
 
 
-def text_of(*runs: RunResult, known: Mapping[str, Proof] | None = None) -> str:
+def text_of(*runs: RunResult, known: Mapping[str, DomainRecord] | None = None) -> str:
     """Give the file's text after these runs, newest first."""
     reports = [json.loads(json.dumps(report_json(run, {}))) for run in runs]
     return exposition(reports, known or {}).decode()
@@ -68,7 +70,7 @@ def values(text: str) -> dict[str, float]:
 WHOLE = text_of(run_of(SAVED, FAILED, not_selected=(EXCLUDED,)), known={UUID: PROOF})
 
 
-def test_each_domain_and_the_run_are_told() -> None:
+def test_the_run_and_each_domain_have_their_metrics() -> None:
     assert values(WHOLE) == {
         f"build_info {__version__}": 1,
         "run_finished_timestamp_seconds": TAKEN.timestamp() + 61,
@@ -102,7 +104,7 @@ def test_each_domain_and_the_run_are_told() -> None:
     assert f'virt_rbd_backup_domain_leftovers{{domain="web",uuid="{UUID}"}} 2.0\n' in WHOLE
 
 
-def test_a_domain_that_another_node_saves_has_only_what_this_node_knows() -> None:
+def test_a_domain_that_another_node_backs_up_has_only_some_metrics() -> None:
     found = values(text_of(run_of(JobResult("web", UUID, Status.SKIPPED, "saved already (MIN_AGE)"))))
     assert {name for name in found if name.startswith("domain_")} == {
         "domain_last_success_timestamp_seconds web",
@@ -113,68 +115,68 @@ def test_a_domain_that_another_node_saves_has_only_what_this_node_knows() -> Non
     }
 
 
-def test_a_run_that_could_do_nothing_is_told_and_takes_no_domain_away() -> None:
+def test_a_run_that_could_do_nothing_has_metrics_and_removes_no_domain() -> None:
     nothing = run_of(nothing_done=True, errors=("no libvirt",))
     found = values(text_of(nothing, run_of(SAVED)))
     assert (found["run_exit_code"], found["run_errors"]) == (1, 1)
     assert found["domain_last_success_timestamp_seconds web"] == TAKEN.timestamp()
 
 
-def test_a_name_in_any_alphabet_makes_sound_metrics() -> None:
+def test_a_name_in_any_alphabet_makes_valid_metrics() -> None:
     name = 'Büro "1"\\x'
     found = values(text_of(run_of(replace(FAILED, name=name))))
     assert found[f"domain_consecutive_failures {name}"] == 1
 
 
-def test_promtool_finds_no_fault() -> None:
+def test_promtool_finds_no_error() -> None:
     promtool("check", "metrics", stdin=WHOLE)
 
 
-def test_the_readme_tells_what_each_metric_means() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert [name for name in names_in(WHOLE) if f"`{name}`" not in readme] == []
+def test_the_manual_explains_each_metric() -> None:
+    page = (ROOT / "res/docs/monitoring.md").read_text()
+    assert [name for name in names_in(WHOLE) if f"| `{name}` | " not in page] == []
 
 
-def told_in(directory: Path, **changes: Any) -> Settings:
+def settings_in(directory: Path, **changes: Any) -> Settings:
     """Keep reports of TAKEN's day, too."""
     of_test = {"state_dir": str(directory / "state"), "metrics_file": str(directory / "backup.prom")}
     return settings(**{"report_days": 36500, **of_test, **changes})
 
 
-def test_the_file_is_written_whole_and_for_everybody_to_read(tmp_path: Path) -> None:
+def test_the_file_is_replaced_atomically_and_readable_by_all(tmp_path: Path) -> None:
     path = tmp_path / "backup.prom"
     path.write_text("of the last run")
     recorder = Recorder()
-    publish(run_of(SAVED, FAILED), told_in(tmp_path), recorder)
+    publish(run_of(SAVED, FAILED), settings_in(tmp_path), recorder)
     assert values(path.read_text())["domain_consecutive_failures db"] == 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert {one.name for one in tmp_path.iterdir()} == {"backup.prom", "state"}, "no draft"
-    publish(run_of(FAILED, run=f"{RUN}2"), told_in(tmp_path), recorder)
+    publish(run_of(FAILED, run=f"{RUN}2"), settings_in(tmp_path), recorder)
     assert values(path.read_text())["domain_consecutive_failures db"] == 2
     assert recorder.messages == []
 
 
-def test_what_is_proven_later_is_told_at_once(tmp_path: Path) -> None:
-    of_test = told_in(tmp_path)
+def test_a_verification_updates_the_metrics_at_once(tmp_path: Path) -> None:
+    of_test = settings_in(tmp_path)
     publish(run_of(SAVED), of_test, Recorder())
-    Proofs(of_test.state_dir, Recorder()).note(UUID, "web", failure="damaged")
+    DomainRecords(of_test.state_dir, Recorder()).update(UUID, "web", failure="damaged")
     publish_metrics(of_test, Recorder())
     found = values((tmp_path / "backup.prom").read_text())
     assert (found["domain_proof_failed web"], found["run_exit_code"]) == (1, 0)
 
 
-def test_a_state_directory_that_is_full_does_not_hide_this_run(tmp_path: Path) -> None:
+def test_an_unusable_state_directory_does_not_hide_this_run(tmp_path: Path) -> None:
     (tmp_path / "state").touch()
-    publish(run_of(SAVED), told_in(tmp_path), Recorder())
+    publish(run_of(SAVED), settings_in(tmp_path), Recorder())
     found = values((tmp_path / "backup.prom").read_text())
     assert found["domain_last_success_timestamp_seconds web"] == TAKEN.timestamp()
 
 
-def test_a_file_that_can_t_be_written_is_one_line_and_hinders_nothing(tmp_path: Path) -> None:
+def test_a_metrics_file_that_can_t_be_written_is_one_error_line(tmp_path: Path) -> None:
     path, recorder = tmp_path / "missing/backup.prom", Recorder()
-    publish(run_of(SAVED), told_in(tmp_path, metrics_file=str(path)), recorder)
-    (told,) = recorder.told(Level.ERROR)
-    assert told.startswith(
+    publish(run_of(SAVED), settings_in(tmp_path, metrics_file=str(path)), recorder)
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith(
         f"cannot write the metrics {path}: no such file or directory (hint: see METRICS_FILE"
     )
 
@@ -189,23 +191,23 @@ def expressions() -> dict[str, str]:
     }
 
 
-def test_alerts_and_dashboard_use_no_other_metrics_than_there_are() -> None:
+def test_alerts_and_dashboard_use_all_metrics_and_no_others() -> None:
     texts = [
         (ROOT / "res" / name).read_text() for name in ("prometheus-alerts.yml", "grafana-dashboard.json")
     ]
     used = set(re.findall(r"(?<![:\w])virt_rbd_backup_\w+(?!\w*:)", " ".join(texts)))
     assert used - names_in(WHOLE) == set()
-    assert names_in(WHOLE) - used == set(), "all that there is, is shown"
+    assert names_in(WHOLE) - used == set(), "every metric is shown"
 
 
-def test_the_dashboard_s_expressions_are_sound(tmp_path: Path) -> None:
+def test_the_dashboard_s_expressions_are_valid(tmp_path: Path) -> None:
     rules = [{"record": f"panel{number}", "expr": text} for number, text in enumerate(expressions().values())]
     path = tmp_path / "rules.yml"  # JSON is YAML
     path.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
     promtool("check", "rules", str(path))
 
 
-def test_the_dashboard_s_panels_have_places_and_numbers_of_their_own() -> None:
+def test_the_dashboard_s_panels_do_not_overlap_and_have_unique_ids() -> None:
     panels = json.loads((ROOT / "res/grafana-dashboard.json").read_text())["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
@@ -222,6 +224,6 @@ def names_in(text: str) -> set[str]:
     return set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
 
 
-def promtool(*words: str, stdin: str = "") -> None:
-    done = subprocess.run(["promtool", *words], input=stdin, capture_output=True, text=True, check=False)
+def promtool(*arguments: str, stdin: str = "") -> None:
+    done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr

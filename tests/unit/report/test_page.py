@@ -1,4 +1,4 @@
-"""backup/page: what the page holds, and what it never does."""
+"""backup/report/page: the content of the HTML page, and that it needs nothing from outside."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ def month(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     return Reader(made(tmp_path_factory.mktemp("state"), *nights))
 
 
-def test_the_page_needs_nothing_but_itself(month: Reader) -> None:
+def test_the_page_loads_nothing_and_runs_no_script(month: Reader) -> None:
     assert not {"script", "link", "img", "iframe", "object", "base"} & {*month.tags}
     assert [value for name, value in month.attributes if name in ("href", "src") and value[0] != "#"] == []
     assert [name for name, _ in month.attributes if name.startswith("on")] == []
     assert not re.search(r"@import|url\((?!#)|https?:", STYLES)
 
 
-def test_the_page_tells_browsers_and_readers_what_it_is(month: Reader) -> None:
+def test_the_page_is_accessible(month: Reader) -> None:
     assert month.tags[0] == "html"
     assert ("lang", "en") in month.attributes
     assert ("content", "width=device-width, initial-scale=1") in month.attributes
@@ -97,16 +97,16 @@ def test_the_page_tells_browsers_and_readers_what_it_is(month: Reader) -> None:
                for name, value in month.attributes)  # fmt: skip
 
 
-def test_the_page_tells_of_the_run_its_failures_its_domains_and_its_days(month: Reader) -> None:
-    for told in (
+def test_the_page_shows_the_run_its_problems_its_domains_and_the_calendar(month: Reader) -> None:
+    for text in (
         "virt-rbd-backup on",
         "node1",
         "exit code 3",
-        "What went wrong",
+        "Problems",
         "The last 30 days",
         "Worker 3",
     ):
-        assert told in month.text
+        assert text in month.text
     assert "cannot connect to libvirt at qemu+ssh://node2/system" in month.text
     assert "no answer\nHint: is it on?" in month.text
     assert "saved already" in month.text
@@ -116,7 +116,7 @@ def test_the_page_tells_of_the_run_its_failures_its_domains_and_its_days(month: 
 
 
 @pytest.mark.parametrize("what", ["name", "reason", "host"])
-def test_whatever_comes_from_outside_is_text_and_nothing_else(tmp_path: Path, what: str) -> None:
+def test_names_and_messages_are_escaped(tmp_path: Path, what: str) -> None:
     report = night(names(len(NASTY)))
     tame = Reader(made(tmp_path / "tame", report))
     for domain, text in zip(report["domains"], NASTY):
@@ -130,9 +130,9 @@ def test_whatever_comes_from_outside_is_text_and_nothing_else(tmp_path: Path, wh
         assert shown in reader.text
 
 
-def test_a_run_of_named_domains_says_so(tmp_path: Path) -> None:
+def test_a_run_of_named_domains_shows_the_names(tmp_path: Path) -> None:
     text = Reader(made(tmp_path, night(names(3), 1), night(["web01"], named=["web*"]))).text
-    assert "Only these were asked for:\nweb*" in text
+    assert "Selected on the command line:\nweb*" in text
     assert "1 domain saved" in text
     assert "mail01" in text, "in the calendar"
 
@@ -150,9 +150,9 @@ def test_a_run_without_a_job_has_a_page_too(tmp_path: Path, changes: dict[str, A
     assert f"exit code {report['exit_code']}" in reader.text
 
 
-def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+def test_ignored_reports_are_counted(tmp_path: Path) -> None:
     other = {**night([], 1), "schema": 2}
-    assert "Left out: 1 report of another version" in Reader(made(tmp_path, other, night([]))).text
+    assert "Ignored: 1 report of another version" in Reader(made(tmp_path, other, night([]))).text
 
 
 def test_a_page_of_500_domains_stays_small() -> None:
@@ -186,7 +186,7 @@ def test_each_phase_of_a_backup_has_a_colour() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize(("text", "ground"), PAIRS)
-def test_text_stands_out_from_its_ground(scheme: str, text: str, ground: str) -> None:
+def test_text_has_enough_contrast(scheme: str, text: str, ground: str) -> None:
     """The contrast of WCAG 2.1, 1.4.3, level AA."""
     light, dark = sorted((_luminance(SCHEMES[scheme][one]) for one in (text, ground)), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= 4.5

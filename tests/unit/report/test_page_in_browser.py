@@ -1,5 +1,5 @@
 """The page as a browser shows it: in a light and a dark window, and on a phone. Its pictures are in pytest's
-temporary directory (--basetemp), to be looked at."""
+temporary directory (--basetemp), for inspection."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_page_can_be_read_in_every_form(chromium: Browser, file: Path, form: str) -> None:
+def test_the_page_is_readable_at_every_size_and_in_both_colour_schemes(
+    chromium: Browser, file: Path, form: str
+) -> None:
     width, height, scheme = FORMS[form]
     chromium.look_like(width, height, scheme, phone=width < 600)
     chromium.open(file)

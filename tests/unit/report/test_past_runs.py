@@ -1,4 +1,4 @@
-"""backup/report/past_runs.py and report_text.py: a past run, chosen and told."""
+"""backup/report/past_runs.py and report_text.py: a past run, chosen and shown as text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..past_reports import NOW, keep, night
 TODAY, YESTERDAY = night(["web"]), night(["web"], 1)
 
 
-def test_the_newest_run_is_shown_or_the_one_that_is_named(tmp_path: Path) -> None:
+def test_the_newest_run_is_shown_unless_another_is_named(tmp_path: Path) -> None:
     history = keep(tmp_path, YESTERDAY, TODAY)
     assert past_runs(history, "", NOW.date()).report == TODAY
     past = past_runs(history, YESTERDAY["run"], NOW.date())
@@ -24,30 +24,30 @@ def test_the_newest_run_is_shown_or_the_one_that_is_named(tmp_path: Path) -> Non
     assert [bool(day.kind) for day in row.days[-3:]] == [False, True, True], "of all runs, whichever is shown"
 
 
-def test_a_run_that_is_not_there_is_a_usage_error_that_names_some(tmp_path: Path) -> None:
+def test_an_unknown_run_is_a_usage_error_that_names_the_newest_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         past_runs(keep(tmp_path, YESTERDAY, TODAY), "no such", NOW.date())
     (error,) = raised.value.errors
-    assert error.message == "there is no report of a run 'no such'"
-    assert error.hint == f"the newest are {TODAY['run']}, {YESTERDAY['run']}"
+    assert error.message == "there is no report of run 'no such'"
+    assert error.hint == f"the newest runs: {TODAY['run']}, {YESTERDAY['run']}"
 
 
-def test_no_report_at_all_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_without_any_report_the_error_names_the_directory(tmp_path: Path) -> None:
     with pytest.raises(BackupError, match=f"no report in {tmp_path}/reports") as raised:
         past_runs(keep(tmp_path), "", NOW.date())
     assert "STATE_DIR" in raised.value.hint
 
 
-def test_reports_of_another_version_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_reports_of_other_versions_are_ignored_and_counted(tmp_path: Path) -> None:
     other = {**night([]), "schema": 2, "domains": "as nobody knows"}
     past = past_runs(keep(tmp_path, YESTERDAY, other), "", NOW.date())
     assert (past.report, past.left_out) == (YESTERDAY, 1)
     alone = keep(tmp_path / "alone", other)
-    with pytest.raises(BackupError, match=r"no report .* of this version, and 1 of another"):
+    with pytest.raises(BackupError, match=r"no report .* of this version, 1 of other versions"):
         past_runs(alone, "", NOW.date())
 
 
-def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -> None:
+def test_a_report_as_text_has_a_row_per_domain_and_each_problem_with_its_hint() -> None:
     report = night(["web", "db\n\x1b[2J", "old"], named=["web", "[do]*"])
     saved, failed, skipped = report["domains"]
     failed.update(status="failed", images=[], consistency=None, reason="no answer", hint="is it on?")
@@ -56,7 +56,7 @@ def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -
     saved.update(proof_failure="vda differs at 4096")
     head, asked, verdict, _, *rest = report_text(report).splitlines()
     assert head.startswith(f"run {report['run']} on node1, 2026-11-25 02:00 UTC, ")
-    assert asked == "only these were asked for: web, [do]*"
+    assert asked == "selected on the command line: web, [do]*"
     assert verdict == "1 of 2 domains failed (exit code 3)"
     assert [line.split()[:2] for line in rest[:4]] == [
         ["domain", "result"],
@@ -71,22 +71,22 @@ def test_a_report_as_text_has_a_row_per_domain_and_what_failed_with_its_hint() -
         "db\\n\\x1b[2J: no answer",
         "hint: is it on?",
         "",
-        "web: a verification or drill has failed: vda differs at 4096",
+        "web: a verification or drill failed: vda differs at 4096",
     ]
 
 
 @pytest.mark.parametrize(
-    ("code", "errors", "number", "told"),
+    ("code", "errors", "number", "verdict"),
     [
         (0, [], 2, "2 domains saved"),
         (0, [], 1, "1 domain saved"),
         (0, [], 0, "Nothing to do"),
         (1, ["no libvirt"], 0, "Nothing could be done"),
-        (3, ["no libvirt"], 2, "2 domains saved, others could not be looked at"),
+        (3, ["no libvirt"], 2, "2 domains saved, others could not be listed"),
         (143, [], 1, "Interrupted by SIGTERM, 1 saved"),
     ],
 )
-def test_the_exit_code_is_told_in_words(code: int, errors: list[str], number: int, told: str) -> None:
+def test_the_verdict_explains_the_exit_code(code: int, errors: list[str], number: int, verdict: str) -> None:
     report = night(["a", "b"][:number])
     report.update(exit_code=code, errors=errors)
-    assert report_text(report).splitlines()[1] == f"{told} (exit code {code})"
+    assert report_text(report).splitlines()[1] == f"{verdict} (exit code {code})"

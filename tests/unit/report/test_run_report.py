@@ -1,4 +1,4 @@
-"""backup/report/run_report.py: what a run came to, and the schema of its report."""
+"""backup/report/run_report.py: the result of a run, and the schema of its report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from backup import __version__
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Disk
-from backup.report.domain_record import Proof
+from backup.report.domain_record import DomainRecord
 from backup.report.report_types import (
     DomainEntry,
     ImageEntry,
@@ -72,14 +72,14 @@ def run_of(*results: JobResult, **changes: Any) -> RunResult:
         ([], {"signal_number": 15, "nothing_done": True, "errors": [LOST]}, 143),
     ],
 )
-def test_the_exit_code_tells_failures_and_interruptions(
+def test_the_exit_code_shows_failures_and_interruptions(
     results: Sequence[JobResult], changes: Any, code: int
 ) -> None:
     assert run_of(*results, **changes).exit_code == code
 
 
-def test_the_report_tells_of_the_run_each_domain_and_each_image() -> None:
-    proof = Proof(
+def test_the_report_has_the_run_each_domain_and_each_image() -> None:
+    proof = DomainRecord(
         saved="2024-02-03T04:05:07+00:00",
         verified="2024-02-01T00:00:00+00:00",
         drilled="2024-02-02T00:00:00+00:00",
@@ -150,7 +150,7 @@ def test_the_report_tells_of_the_run_each_domain_and_each_image() -> None:
         run_of(SAVED, signal_number=1),
     ],
 )
-def test_each_report_fits_the_schema_to_the_last_member(result: RunResult) -> None:
+def test_each_report_matches_the_schema_without_further_members(result: RunResult) -> None:
     jsonschema.validate(in_json(result, {}), closed(SCHEMA), format_checker=jsonschema.FormatChecker())
 
 
@@ -171,14 +171,14 @@ def test_the_types_have_the_members_of_the_schema(form: Any, described: Any) -> 
 
 
 @pytest.mark.parametrize("member", ["schema", "status", "lane"])
-def test_the_schema_refuses_what_is_something_else(member: str) -> None:
+def test_the_schema_refuses_values_of_another_type(member: str) -> None:
     text = json.dumps(in_json(run_of(SAVED), {}))
     wrong = re.sub(rf'"{member}": (1|"saved")', f'"{member}": "x"', text)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(json.loads(wrong), SCHEMA)
 
 
-def in_json(result: RunResult, known: Mapping[str, Proof]) -> Any:
+def in_json(result: RunResult, known: Mapping[str, DomainRecord]) -> Any:
     return json.loads(json.dumps(report_json(result, known)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backup.report.timeline import CROWDED, Tick, fitting, picture
+from backup.report.timeline import CROWDED, Tick, fitting, run_timeline
 
 from ..past_reports import NOW, names, night
 
@@ -27,7 +27,7 @@ def run_of(*jobs: Any, seconds: float = 100) -> Any:
 
 
 def test_each_worker_is_a_lane_and_each_job_a_bar_in_percent_of_the_run() -> None:
-    shown = picture(run_of(job("c", 2, 30, 100), job("b", 1, 50, 90), job("a", 1, 10, 50)))
+    shown = run_timeline(run_of(job("c", 2, 30, 100), job("b", 1, 50, 90), job("a", 1, 10, 50)))
     assert shown
     assert [(lane.number, [bar.label for bar in lane.bars], lane.busy) for lane in shown.lanes] == [
         (1, ["a", "b"], 80),
@@ -39,7 +39,7 @@ def test_each_worker_is_a_lane_and_each_job_a_bar_in_percent_of_the_run() -> Non
 def test_a_phase_ends_where_the_next_begins_and_preparing_is_the_bar_itself() -> None:
     phases = [("preparing", 10), ("making snapshots", 20), ("streaming", 25), ("tidying up", 90)]
     members = [{"phase": phase, "started": at(begin)} for phase, begin in phases]
-    shown = picture(run_of(job("web", 1, 10, 95, phases=members)))
+    shown = run_timeline(run_of(job("web", 1, 10, 95, phases=members)))
     assert shown
     (bar,) = shown.lanes[0].bars
     assert [(one.kind, one.x, one.width) for one in bar.phases] == [
@@ -50,16 +50,17 @@ def test_a_phase_ends_where_the_next_begins_and_preparing_is_the_bar_itself() ->
     assert bar.label_x == 25, "where there is room"
 
 
-def test_the_moment_that_a_guest_stands_still_is_marked_however_short() -> None:
+def test_the_time_that_a_guest_is_quiesced_is_marked_however_short() -> None:
     jobs = [job("web", 1, 0, 100, frozen_at=at(50), frozen_seconds=0.3)]
     jobs += [job("db", 2, 0, 100, frozen_at=at(50), frozen_seconds=0), job("old", 3, 0, 100)]
-    shown = picture(run_of(*jobs))
+    shown = run_timeline(run_of(*jobs))
     assert shown
     web, db, old = (lane.bars[0] for lane in shown.lanes)
     assert web.frozen
     assert (web.frozen.x, web.frozen.width) == (50, 0.3)
-    assert web.words == (
-        "web: saved, filesystem; 06:30:00 to 06:31:40 UTC, 1 min 40 s; stood still at 06:30:50 for 0.30 s"
+    assert web.text == (
+        "web: saved, filesystem; 06:30:00 to 06:31:40 UTC, 1 min 40 s; "
+        "frozen or paused at 06:30:50 for 0.30 s"
     )
     assert db.frozen
     assert db.frozen.width > 0, "a width of nothing would not be drawn"
@@ -78,7 +79,7 @@ def test_the_moment_that_a_guest_stands_still_is_marked_however_short() -> None:
     ],
 )
 def test_the_axis_has_a_few_round_times(seconds: float, count: int, first: Tick) -> None:
-    shown = picture(run_of(job("web", 1, 0, seconds), seconds=seconds))
+    shown = run_timeline(run_of(job("web", 1, 0, seconds), seconds=seconds))
     assert shown
     assert (len(shown.ticks), shown.ticks[0]) == (count, first)
     assert all(0 <= tick.x <= 100 for tick in shown.ticks)
@@ -97,26 +98,24 @@ def test_the_axis_has_a_few_round_times(seconds: float, count: int, first: Tick)
         ("web", -3, ""),
     ],
 )
-def test_a_label_is_cut_where_it_does_not_fit_and_left_out_where_it_would_not_help(
-    text: str, pixels: float, shown: str
-) -> None:
+def test_a_label_is_cut_to_its_bar_and_left_out_if_too_short(text: str, pixels: float, shown: str) -> None:
     assert fitting(text, pixels) == shown
 
 
 def test_bars_stay_within_the_run_when_the_clock_was_set() -> None:
-    shown = picture(run_of(job("web", 1, -500, 900, frozen_at=at(-700), frozen_seconds=1), seconds=-50))
+    shown = run_timeline(run_of(job("web", 1, -500, 900, frozen_at=at(-700), frozen_seconds=1), seconds=-50))
     assert shown
     spans = [shown.lanes[0].bars[0].place, shown.lanes[0].bars[0].frozen]
     assert all(span and 0 <= span.x <= span.x + span.width <= 100.01 for span in spans)
 
 
 def test_marks_are_thin_where_there_are_many() -> None:
-    few, many = picture(night(names(CROWDED))), picture(night(names(CROWDED + 1)))
+    few, many = run_timeline(night(names(CROWDED))), run_timeline(night(names(CROWDED + 1)))
     assert few
     assert many
     assert (few.crowded, many.crowded) == (False, True)
 
 
-def test_a_run_that_began_no_job_has_no_picture() -> None:
-    assert picture(run_of()) is None
+def test_a_run_without_jobs_has_no_timeline() -> None:
+    assert run_timeline(run_of()) is None
     assert datetime.fromisoformat(run_of()["started"]) == NOW

@@ -22,7 +22,7 @@ IMAGES = (
 )
 WEB = StoredPoint(PointId(RUN, UUID), "web", TAKEN, "filesystem", "node1", IMAGES, "89ab")
 HALF = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "paused", "", IMAGES[:1], "")
-MARK = ("incomplete:", "does", "not", "count")
+MARK = ("incomplete:", "not", "restorable")
 BARE = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", (), "cdef")
 
 

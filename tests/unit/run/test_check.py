@@ -81,7 +81,7 @@ def assert_stops(chosen: Settings, output: NoOutput, hangs: Hangs) -> None:
     assert time.monotonic() < began + 8
 
 
-def test_all_that_a_backup_needs_is_looked_at(chosen: Settings) -> None:
+def test_all_requirements_of_a_backup_are_checked(chosen: Settings) -> None:
     subjects = [found.subject for found in examine(chosen, NoOutput())]
     assert subjects[-2:] == [
         "pool vms: client.libvirt may make snapshots",
@@ -114,7 +114,7 @@ def test_a_stop_is_heard_while_the_cluster_hangs(
     assert_stops(chosen, NoOutput(), hangs)
 
 
-def test_a_stop_is_heard_while_an_agent_hangs_whose_time_limit_is_unset_first(
+def test_a_stop_is_heard_while_an_agent_hangs_once_its_timeout_is_reset(
     chosen: Settings, hangs: Hangs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = Hypervisor.domains

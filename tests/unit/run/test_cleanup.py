@@ -10,8 +10,8 @@ from backup.hypervisor import connections
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job import thaw
-from backup.job.freeze_notes import Hold, Journal
-from backup.job.thaw import let_go_noted
+from backup.job.freeze_notes import FreezeNotes, Method
+from backup.job.thaw import thaw_guests
 from backup.model import Domain, Level
 from backup.run.cleanup import clean_node
 from backup.system.stop_request import StopRequest
@@ -25,16 +25,16 @@ FOR_EVER = 1_000_000
 
 
 class Node:
-    """A node whose journal notes web and db, each held still at another libvirt."""
+    """A node whose notes notes web and db, each held still at another libvirt."""
 
-    def __init__(self, directory: Path, hold: Hold) -> None:
-        self.journal = Journal(str(directory))
+    def __init__(self, directory: Path, hold: Method) -> None:
+        self.notes = FreezeNotes(str(directory))
         self.recorder = Recorder()
-        self.web = PaperHypervisor(domain("web", UUID), self.journal)
-        self.db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), self.journal)
+        self.web = PaperHypervisor(domain("web", UUID), self.notes)
+        self.db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), self.notes)
         for hypervisor in (self.web, self.db):
-            self.journal.write(hypervisor.listed, hold)
-            hypervisor.frozen, hypervisor.paused = hold is Hold.FREEZE, hold is Hold.PAUSE
+            self.notes.write(hypervisor.listed, hold)
+            hypervisor.frozen, hypervisor.paused = hold is Method.FREEZE, hold is Method.PAUSE
         self.reachable = {URI: self.web, OTHER_URI: self.db}
         self.settings = settings(runtime_dir=str(directory), freeze_timeout=0)
 
@@ -44,33 +44,34 @@ class Node:
         return self.reachable[uri]
 
     def let_go(self, uuid: str | None = None) -> int:
-        return let_go_noted(self.settings, self.recorder, uuid)
+        return thaw_guests(self.settings, self.recorder, uuid)
 
     def noted(self) -> list[str]:
-        return [note.name for note in self.journal.notes()]
+        return [note.name for note in self.notes.all()]
 
 
-@pytest.fixture(params=Hold)
+@pytest.fixture(params=Method)
 def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     node = Node(tmp_path, request.param)
     for module in (thaw, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
     monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw, "LOOK_AGAIN", 0.001)
+    monkeypatch.setattr(thaw, "CHECK_AGAIN", 0.001)
     return node
 
 
-def test_each_is_let_go_at_its_own_libvirt_with_a_warning(node: Node) -> None:
-    hold = node.journal.notes()[0].hold.value
+def test_each_guest_is_thawed_at_its_own_libvirt_with_a_warning(node: Node) -> None:
+    method = node.notes.all()[0].method
     assert node.let_go() == 0
     assert (node.web.moves, node.db.moves, node.noted()) == (True, True, [])
-    text = f"let go: a backup that was killed had left a {hold} behind"
+    done, state = ("thawed", "frozen") if method is Method.FREEZE else ("resumed", "paused")
+    text = f"{done}: an interrupted backup had left the guest {state}"
     assert node.recorder.messages == [(Level.WARNING, name, text) for name in ("web", "db")]
     assert node.web.closed
     assert node.db.closed
 
 
-def test_one_that_can_t_be_let_go_is_told_counted_and_kept_for_the_next_run(node: Node) -> None:
+def test_a_guest_that_cannot_be_thawed_is_reported_and_counted_and_its_note_stays(node: Node) -> None:
     node.web.failing_thaws = node.web.failing_resumes = FOR_EVER
     assert node.let_go() == 1
     assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
@@ -80,7 +81,7 @@ def test_one_that_can_t_be_let_go_is_told_counted_and_kept_for_the_next_run(node
     assert node.web.closed
 
 
-def test_one_whose_libvirt_can_t_be_reached_costs_no_other_one(node: Node) -> None:
+def test_a_guest_whose_libvirt_cannot_be_reached_does_not_hinder_the_others(node: Node) -> None:
     del node.reachable[URI]
     assert node.let_go() == 1
     assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
@@ -93,7 +94,7 @@ def test_one_whose_libvirt_can_t_be_reached_costs_no_other_one(node: Node) -> No
     )
 
 
-def test_of_a_worker_that_died_only_its_own_domain_is_let_go(node: Node) -> None:
+def test_after_a_worker_s_death_only_its_own_domain_is_thawed(node: Node) -> None:
     del node.reachable[OTHER_URI]  # it is not even asked
     assert node.let_go(UUID) == 0
     assert (node.web.moves, node.db.moves, node.noted()) == (True, False, ["db"])
@@ -107,7 +108,7 @@ def test_without_notes_nothing_is_asked(node: Node) -> None:
     assert node.recorder.messages == []
 
 
-def test_a_domain_that_is_gone_needs_nothing(node: Node) -> None:
+def test_a_domain_that_is_gone_needs_no_thaw(node: Node) -> None:
     node.web.gone = node.db.gone = True
     assert node.let_go() == 0
     assert (node.web.asked, node.db.asked, node.noted()) == ([], [], [])
@@ -117,7 +118,7 @@ def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
     return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder, StopRequest())
 
 
-def test_a_libvirt_out_of_reach_counts_as_a_failure_of_the_clean_up(
+def test_an_unreachable_libvirt_counts_as_a_failure_of_the_cleanup(
     recorder: Recorder, tmp_path: Path
 ) -> None:
     uri = node_uri(tmp_path / "node.xml", domain_element())
@@ -146,24 +147,22 @@ def test_a_libvirt_that_fails_while_it_lists_does_not_keep_the_others_from_being
     assert recorder.told(Level.ERROR) == ["cannot list the domains: connection lost"]
 
 
-def test_a_note_that_can_t_be_read_is_told_and_keeps_nothing_from_going_on(
-    recorder: Recorder, tmp_path: Path
-) -> None:
+def test_an_unreadable_note_is_reported_and_counted(recorder: Recorder, tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.mkdir()
     (held / f"{UUID}.json").write_text("{")
-    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    assert thaw_guests(settings(runtime_dir=str(tmp_path)), recorder) == 1
     (told,) = recorder.told(Level.ERROR)
-    assert f"cannot read {held}/{UUID}.json, the note of a guest that may stand still" in told
+    assert f"cannot read {held}/{UUID}.json, the note of a guest that may be frozen or paused" in told
     assert f"virsh domfsthaw {UUID}" in told
 
 
-def test_a_note_that_can_t_be_read_keeps_no_other_guest_from_being_let_go(
+def test_an_unreadable_note_does_not_keep_other_guests_from_being_thawed(
     recorder: Recorder, tmp_path: Path
 ) -> None:
-    journal = Journal(str(tmp_path))
-    journal.write(domain(uri=node_uri(tmp_path / "node.xml", domain_element())), Hold.PAUSE)
+    notes = FreezeNotes(str(tmp_path))
+    notes.write(domain(uri=node_uri(tmp_path / "node.xml", domain_element())), Method.PAUSE)
     (tmp_path / "held" / "0-unreadable.json").write_text("{")  # read before the other
-    assert let_go_noted(settings(runtime_dir=str(tmp_path)), recorder) == 1
-    assert journal.notes() == []
-    assert recorder.told(Level.WARNING) == ["let go: a backup that was killed had left a pause behind"]
+    assert thaw_guests(settings(runtime_dir=str(tmp_path)), recorder) == 1
+    assert notes.all() == []
+    assert recorder.told(Level.WARNING) == ["resumed: an interrupted backup had left the guest paused"]

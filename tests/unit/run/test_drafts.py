@@ -29,9 +29,9 @@ from ..waiting import wait_until
 KILLED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from backup.system.atomic_file import write_whole
+from backup.system.atomic_file import write_atomically
 os.replace = lambda *_: signal.pause()
-write_whole(Path(sys.argv[1]), b"{")
+write_atomically(Path(sys.argv[1]), b"{")
 """
 DRAFTS = (
     f"run/held/.{UUID}.json.abcdefgh",
@@ -124,7 +124,7 @@ def test_the_draft_of_a_killed_writer_is_removed_at_once(killed: Path) -> None:
     assert not killed.exists()
 
 
-def test_a_draft_whose_writer_cannot_be_seen_is_removed_when_it_is_old(killed: Path) -> None:
+def test_a_draft_with_an_unknown_writer_is_removed_when_it_is_old(killed: Path) -> None:
     number = killed.name.split(".")[3].split("-")[0]
     elsewhere = killed.rename(killed.with_name(killed.name.replace(number, str(int(number) + 1))))
     atomic_file.remove_drafts(elsewhere.parent, r"proofs\.json")
@@ -145,5 +145,5 @@ def test_the_draft_of_a_writer_that_lives_stays_however_old_it_is(tmp_path: Path
         writer.kill()
 
 
-def test_a_directory_that_is_not_there_holds_no_drafts(tmp_path: Path) -> None:
+def test_a_directory_that_does_not_exist_has_no_drafts(tmp_path: Path) -> None:
     atomic_file.remove_drafts(tmp_path / "nowhere", "x")

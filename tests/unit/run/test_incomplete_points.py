@@ -13,7 +13,7 @@ from backup.errors import BackupError, Interrupted
 from backup.hypervisor.connections import Hypervisors
 from backup.model import Domain, Image, Level
 from backup.run import incomplete_points
-from backup.run.incomplete_points import discard_of_dead, discard_own, tell_of_dead_locks
+from backup.run.incomplete_points import discard_of_dead, discard_own, report_dead_locks
 from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
 
@@ -74,31 +74,31 @@ def discard(output: Left, recorder: Recorder, *domains: Domain) -> None:
     discard_of_dead(points, domains, OneHypervisor(), output, settings(), recorder, StopRequest())
 
 
-def test_what_has_no_manifest_is_incomplete() -> None:
+def test_a_point_without_a_manifest_is_incomplete() -> None:
     points = [held_point(), held_point(DEAD.run, manifest_id="manifest")]
     assert [point.id for point in incomplete_points.incomplete(points)] == [OWN]
 
 
-def test_a_run_discards_its_own_alone() -> None:
+def test_a_run_discards_only_its_own() -> None:
     output = Left(DEAD, OWN)
     discard_own(RUN, output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD]
 
 
-def test_locks_of_dead_processes_that_can_not_be_removed_are_told() -> None:
+def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
     recorder = Recorder()
     removed: Future[None] = Future()
     removed.set_result(None)
-    tell_of_dead_locks(removed, recorder)
+    report_dead_locks(removed, recorder)
     assert recorder.messages == []
     refused: Future[None] = Future()
     refused.set_exception(BackupError("the repository takes additions alone"))
-    tell_of_dead_locks(refused, recorder)
+    report_dead_locks(refused, recorder)
     (text,) = recorder.told(Level.WARNING)
     assert text.endswith("the repository takes additions alone")
 
 
-def test_what_can_not_be_discarded_is_told() -> None:
+def test_points_that_cannot_be_discarded_are_reported() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
     discard_own(RUN, output, recorder, wait_if_busy=False)
@@ -107,17 +107,20 @@ def test_what_can_not_be_discarded_is_told() -> None:
     assert "the repository takes additions alone" in text
 
 
-def test_what_dead_runs_saved_of_a_domain_goes_under_its_lock(cluster: PaperCluster) -> None:
+def test_incomplete_points_of_dead_runs_are_removed_under_the_domain_s_lock(cluster: PaperCluster) -> None:
     output, recorder = Left(DEAD, ELSEWHERE), Recorder()
     output.cluster = cluster
     discard(output, recorder, domain(), domain(uuid=OTHER_UUID))
     assert output.points == [ELSEWHERE]
     assert cluster.locks == {}
     (text,) = recorder.told(Level.WARNING)
-    assert text == f"removed from the output what killed runs left: run={DEAD.run}"
+    assert (
+        text
+        == f"removed an incomplete restore point of an interrupted run from the repository: run={DEAD.run}"
+    )
 
 
-def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
+def test_points_of_a_run_that_may_be_alive_stay(cluster: PaperCluster) -> None:
     cluster.locks[LOCK] = "another node"
     output, recorder = Left(DEAD), Recorder()
     discard(output, recorder, domain())
@@ -126,7 +129,9 @@ def test_what_another_node_may_be_at_stays(cluster: PaperCluster) -> None:
     assert recorder.messages == []
 
 
-def test_what_was_saved_under_a_lock_in_another_place_goes_under_that_lock(cluster: PaperCluster) -> None:
+def test_points_saved_under_a_lock_in_another_place_are_removed_under_that_lock(
+    cluster: PaperCluster,
+) -> None:
     """Another node's definition of the domain has its images elsewhere."""
     output, recorder = Left(DEAD), Recorder()
     cluster.pools = {"vms", "fast"}
@@ -145,7 +150,7 @@ def test_what_was_saved_under_a_lock_in_another_place_goes_under_that_lock(clust
 
 
 @pytest.mark.parametrize("place", ["another-cluster/vms/", "none of ours", ""])
-def test_what_a_run_of_another_cluster_may_be_at_stays(cluster: PaperCluster, place: str) -> None:
+def test_points_of_a_run_in_another_cluster_stay(cluster: PaperCluster, place: str) -> None:
     output, recorder = Left(DEAD), Recorder()
     discard_dead(output, recorder, place)
     assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
@@ -156,7 +161,7 @@ def discard_dead(output: Left, recorder: Recorder, *places: str) -> None:
     discard_of_dead([point], [domain()], OneHypervisor(), output, settings(), recorder, StopRequest())
 
 
-def test_a_refusal_is_told_for_its_domain_and_lets_go_of_the_lock(cluster: PaperCluster) -> None:
+def test_a_refusal_is_reported_for_its_domain_and_the_lock_released(cluster: PaperCluster) -> None:
     output, recorder = Left(DEAD), Recorder()
     output.refuses = True
     discard(output, recorder, domain())
@@ -173,7 +178,7 @@ def test_a_request_to_stop_leaves_the_rest_to_the_next_run(cluster: PaperCluster
     assert (output.points, cluster.claims, recorder.messages) == ([DEAD], [], [])
 
 
-def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
+def test_a_lock_that_is_lost_before_the_removal_prevents_it(
     cluster: PaperCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, recorder = Left(DEAD), Recorder()
@@ -181,4 +186,4 @@ def test_a_lock_that_is_lost_before_the_removal_keeps_all_as_it_is(
     discard(output, recorder, domain())
     assert (output.points, cluster.locks) == ([DEAD], {})
     (text,) = recorder.told(Level.WARNING)
-    assert text.endswith("may still be in the output: lost")
+    assert text.endswith("may still be in the repository: lost")

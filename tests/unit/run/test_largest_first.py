@@ -85,7 +85,7 @@ def test_the_sum_of_a_domain_s_images_counts(order: Order) -> None:
     assert order(first, {}) == ["halves", "large", "small"]
 
 
-def test_each_image_is_looked_for_where_its_own_domain_is(order: Order) -> None:
+def test_each_image_s_size_is_read_at_its_own_domain_s_libvirt(order: Order) -> None:
     first = {"large": ["vms/large"], "small": ["vms/small"]}
     assert order(first, {"half": ["vms/half"]}) == ["half", "large", "small"]
 
@@ -104,7 +104,7 @@ def test_a_pool_that_hangs_costs_one_limit_whatever_the_number_of_its_images(ord
     assert names[-200:] == [*HUNG], "what is not known in time counts as empty"
 
 
-def test_once_an_image_of_a_pool_has_timed_out_its_others_are_not_asked_for(
+def test_once_an_image_of_a_pool_has_timed_out_no_other_size_is_read_there(
     order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -120,10 +120,10 @@ def test_once_an_image_of_a_pool_has_timed_out_its_others_are_not_asked_for(
         order({f"{number}": [f"hung/{number}"] for number in range(100)} | {"web": ["vms/small"]}, {})[0]
         == "web"
     )
-    assert asked.count("hung") <= largest.LOOKS
+    assert asked.count("hung") <= largest.AT_A_TIME
 
 
-def test_a_stop_is_heard_while_all_looks_hang(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_heard_while_all_calls_hang(order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(largest, "LIMIT", 60.0)
     stop = StopRequest()
     threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()

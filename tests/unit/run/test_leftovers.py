@@ -12,7 +12,7 @@ import pytest
 from backup.ceph.cluster import Claim
 from backup.ceph.errors import ClusterError
 from backup.errors import Interrupted
-from backup.job.freeze_notes import Journal
+from backup.job.freeze_notes import FreezeNotes
 from backup.model import Disk, Domain, Image, Level
 from backup.run import cleanup
 from backup.run.cleanup import Cleaner, clean_node
@@ -44,7 +44,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> PaperCluster:
 
 
 def remove(directory: Path, recorder: Recorder, *domains: Domain) -> int:
-    return cleaner(directory, recorder).clean(domains, PaperHypervisor(WEB, Journal(str(directory))))
+    return cleaner(directory, recorder).clean(domains, PaperHypervisor(WEB, FreezeNotes(str(directory))))
 
 
 def cleaner(
@@ -61,13 +61,11 @@ def test_snapshots_of_every_image_are_removed_under_the_domain_s_lock(
     assert remove(tmp_path, recorder, WEB, DB) == 0
     assert cluster.snapshots == {name: {"foreign"} for name in IMAGES}
     assert (cluster.claims[0], cluster.locks) == (Claim.TAKE, {})
-    assert recorder.messages == [
-        (Level.WARNING, "web", f"removed snapshot {LEFT} of vms/b that a killed run left")
-    ]
+    assert recorder.messages == [(Level.WARNING, "web", f"removed leftover snapshot {LEFT} of vms/b")]
 
 
 @pytest.mark.parametrize("disks", [WEB.disks, (foreign_disk(),), ()], ids=["clean", "no image", "no disk"])
-def test_where_nothing_is_left_no_lock_is_taken(
+def test_without_leftovers_no_lock_is_taken(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, disks: tuple[Disk, ...]
 ) -> None:
     assert remove(tmp_path, recorder, domain(disks=disks)) == 0
@@ -84,7 +82,7 @@ def test_a_lock_that_has_expired_is_removed_even_where_no_snapshot_is_left(
     assert left == []
 
 
-def test_a_domain_that_a_run_is_at_is_left_to_it_and_is_no_failure(
+def test_a_domain_that_a_run_is_backing_up_is_skipped_and_no_failure(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path
 ) -> None:
     cluster.snapshots["vms/a"].add(LEFT)
@@ -92,11 +90,11 @@ def test_a_domain_that_a_run_is_at_is_left_to_it_and_is_no_failure(
     assert remove(tmp_path, recorder, WEB) == 0
     assert cluster.snapshots["vms/a"] == {"foreign", LEFT}
     assert recorder.messages == [
-        (Level.INFO, "web", "another run backs up this domain, maybe on another node")
+        (Level.INFO, "web", "another run is backing up this domain, maybe on another node")
     ]
 
 
-def test_a_domain_that_can_t_be_cleaned_is_told_counted_and_costs_no_other_one(
+def test_a_domain_that_cannot_be_cleaned_is_reported_and_counted_and_the_others_are_cleaned(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path
 ) -> None:
     cluster.snapshots["vms/a"].add(LEFT)
@@ -132,7 +130,7 @@ def many(number: int) -> list[Domain]:
     ]
 
 
-def test_thousands_of_images_are_looked_at_in_seconds_and_the_progress_is_shown(
+def test_thousands_of_images_are_checked_in_seconds_and_the_progress_is_reported(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(_image: Image) -> list[str]:
@@ -141,7 +139,7 @@ def test_thousands_of_images_are_looked_at_in_seconds_and_the_progress_is_shown(
 
     monkeypatch.setattr(cluster, "snapshot_names", slow)
     began = time.monotonic()
-    hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
+    hypervisor = PaperHypervisor(WEB, FreezeNotes(str(tmp_path)))
     assert cleaner(tmp_path, recorder, progress_interval=1).clean(many(2000), hypervisor) == 0
     assert time.monotonic() < began + 8, "2,000 images take 20 s one by one"
     assert len(recorder.plan) == len(recorder.ends) == 2000
@@ -162,7 +160,7 @@ def test_a_stop_is_heard_while_a_call_hangs_and_nothing_more_is_begun(
     monkeypatch.setattr(cleanup, "GRACE", 0.2)
     threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
     began = time.monotonic()
-    hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
+    hypervisor = PaperHypervisor(WEB, FreezeNotes(str(tmp_path)))
     with raises("interrupted", Interrupted):
         cleaner(tmp_path, recorder, stop).clean(many(100), hypervisor)
     assert time.monotonic() < began + 3
@@ -170,7 +168,7 @@ def test_a_stop_is_heard_while_a_call_hangs_and_nothing_more_is_begun(
     assert len(asked) == cleanup.AT_A_TIME
 
 
-def test_a_stop_in_the_middle_of_the_removal_gives_the_lock_back(
+def test_a_stop_in_the_middle_of_the_removal_releases_the_lock(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.snapshots["vms/a"] |= {f"{LEFT}1", f"{LEFT}2"}
@@ -183,7 +181,7 @@ def test_a_stop_in_the_middle_of_the_removal_gives_the_lock_back(
 
     monkeypatch.setattr(cluster, "remove_snapshot", remove_one)
     with raises("interrupted", Interrupted):
-        cleaner(tmp_path, recorder, stop).clean([WEB], PaperHypervisor(WEB, Journal(str(tmp_path))))
+        cleaner(tmp_path, recorder, stop).clean([WEB], PaperHypervisor(WEB, FreezeNotes(str(tmp_path))))
     assert (removed, cluster.locks) == ([f"{LEFT}1"], {})
 
 
@@ -206,7 +204,7 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
 
     monkeypatch.setattr(cluster, "remove_snapshot", remove_one)
     seconds: int = 0.1  # type: ignore[assignment]  # below a second, for the test's sake
-    hypervisor = PaperHypervisor(WEB, Journal(str(tmp_path)))
+    hypervisor = PaperHypervisor(WEB, FreezeNotes(str(tmp_path)))
     # one after the other, as these locks expire so soon
     monkeypatch.setattr(cleanup, "AT_A_TIME", 1)
     assert cleaner(tmp_path, recorder, lock_duration=seconds).clean([WEB, DB], hypervisor) == 1
@@ -237,7 +235,7 @@ BACKUP = "<backup xmlns='virt-rbd-backup' {}/>"
         ("", {"include_domains": []}, "not selected (not in INCLUDE_DOMAINS): "),
     ],
 )
-def test_what_fails_for_a_domain_that_nobody_selected_is_a_warning(
+def test_a_failure_for_a_domain_that_is_not_selected_is_a_warning(
     metadata: str,
     constants: dict[str, Any],
     why: str,
@@ -251,7 +249,7 @@ def test_what_fails_for_a_domain_that_nobody_selected_is_a_warning(
     assert recorder.told(Level.WARNING)[-1] == f"{why}no answer"
 
 
-def test_what_fails_for_a_domain_that_is_selected_is_an_error(
+def test_a_failure_for_a_selected_domain_is_an_error(
     recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cleanup, "Clusters", unreachable)
@@ -267,7 +265,7 @@ def unreachable(*_: object) -> PaperClusters:
     return Nowhere(PaperCluster())
 
 
-def test_an_image_that_is_left_out_keeps_no_other_one_from_being_cleaned(
+def test_an_excluded_image_does_not_keep_the_others_from_being_cleaned(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.snapshots["vms/b"].add(LEFT)

@@ -98,7 +98,7 @@ def storage(hypervisor: Hypervisor, tmp_path: Path) -> PaperStorage:
 
 def test_its_devices_are_not_looked_for_on_this_node(hypervisor: Hypervisor) -> None:
     (disk,) = hypervisor.domain(UUID).disks
-    assert disk.skipped == "nothing tells which image is mapped as /dev/rbd0"
+    assert disk.skipped == "cannot find out which image is mapped as /dev/rbd0"
 
 
 def test_its_nvram_is_read_through_libvirt_whenever_it_was_made(

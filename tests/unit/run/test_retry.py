@@ -110,7 +110,7 @@ def back_up(
         ("fails", [["db", "web"]], "failed"),
     ],
 )
-def test_a_failure_that_passes_is_tried_once_more(
+def test_a_transient_failure_is_retried(
     web: str, rounds: object, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = ScriptedPool(db="saved", web=web)
@@ -144,7 +144,9 @@ def test_retries_go_on_with_growing_pauses_and_one_begins_after_retry_for(
     assert found == moments
 
 
-def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transient_failure_is_retried_until_it_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     pool = ScriptedPool(db="saved", web="transient transient transient transient saved")
     result = back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
@@ -153,14 +155,14 @@ def test_a_failure_is_tried_again_until_it_passes(tmp_path: Path, monkeypatch: p
     assert result.exit_code == 0
 
 
-def test_a_run_that_is_stopped_while_it_waits_for_a_retry_tries_no_more(
+def test_a_run_that_is_stopped_while_it_waits_for_a_retry_does_not_retry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = ScriptedPool(db="saved", web="transient transient saved")
 
     class StopsWhileWaiting(Recorder):
         def message(self, level: Level, domain: str, text: str) -> None:
-            if "are tried again in 10 s (RETRY_FOR)" in text:
+            if "are retried in 10 s (RETRY_FOR)" in text:
                 pool.stop.request(Interrupted("interrupted", 15))
 
     monkeypatch.setattr(sys.modules[__name__], "Recorder", StopsWhileWaiting)
@@ -168,7 +170,7 @@ def test_a_run_that_is_stopped_while_it_waits_for_a_retry_tries_no_more(
     assert pool.rounds == [["db", "web"], ["web"]]
 
 
-def test_what_the_first_attempt_left_in_the_output_is_discarded_before_the_second(
+def test_the_incomplete_point_of_the_first_attempt_is_discarded_before_the_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = Discards()
@@ -187,7 +189,7 @@ def test_a_run_that_saved_all_only_removes_dead_locks_from_the_output(
     assert output.discarded == [()]
 
 
-def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_asked_to_stop_retries_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(ScriptedPool):
         def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
             self.stop.request(Interrupted("interrupted", 15))
@@ -208,5 +210,5 @@ def test_a_run_that_is_to_stop_tries_nothing_again(tmp_path: Path, monkeypatch: 
         (ClusterError("denied", number=1), False),
     ],
 )
-def test_errors_tell_whether_they_pass(error: BackupError, transient: bool) -> None:
+def test_each_error_is_transient_or_not(error: BackupError, transient: bool) -> None:
     assert error.transient is transient

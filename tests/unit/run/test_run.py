@@ -15,7 +15,7 @@ import pytest
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze_notes import Hold, Journal
+from backup.job.freeze_notes import FreezeNotes, Method
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
@@ -131,7 +131,7 @@ def test_no_job_begins_without_a_watchdog_that_watches(
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_an_output_that_builds_on_restore_points_gets_each_domain_s_own_with_the_order(
+def test_an_order_has_the_domain_s_restore_points_if_the_output_builds_on_them(
     keeps: bool, uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
 ) -> None:
     output = NothingLeft()
@@ -151,14 +151,14 @@ def test_domains_that_are_named_are_saved_whatever_min_age_says(
     assert pool.orders == [JobOrder(RUN, "web", UUID, uris[1], 0)]
 
 
-def test_a_named_domain_that_is_backed_up_elsewhere_is_no_cause_for_a_warning(
+def test_a_named_domain_that_is_backed_up_at_another_libvirt_gives_no_warning(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path
 ) -> None:
     back_up(tmp_path, recorder, uris, "web")
     assert recorder.told(Level.WARNING) == []
 
 
-def test_a_named_domain_that_is_left_out_all_the_same_is_worth_a_warning(
+def test_a_named_domain_that_is_skipped_gives_a_warning(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path
 ) -> None:
     back_up(tmp_path, recorder, uris, "web", "db", exclude_domains=["db"])
@@ -166,7 +166,7 @@ def test_a_named_domain_that_is_left_out_all_the_same_is_worth_a_warning(
     assert warned == [(Level.WARNING, "db", "named, but not backed up: in EXCLUDE_DOMAINS")]
 
 
-def test_a_libvirt_out_of_reach_is_told_and_costs_no_other_one_its_domains(
+def test_an_unreachable_libvirt_is_reported_and_the_others_are_backed_up(
     uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
 ) -> None:
     nowhere = f"test://{tmp_path}/nowhere.xml"
@@ -177,10 +177,10 @@ def test_a_libvirt_out_of_reach_is_told_and_costs_no_other_one_its_domains(
     assert error.startswith(f"cannot connect to libvirt at {nowhere}: ")
     (told,) = recorder.told(Level.ERROR)
     assert told.startswith(error)
-    assert "(hint: is libvirtd running?" in told
+    assert "(hint: check that libvirtd is running" in told
 
 
-def test_a_libvirt_that_answers_no_more_while_it_lists_is_told_too(
+def test_a_libvirt_that_fails_during_the_listing_is_reported_too(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     domains = Hypervisor.domains
@@ -254,7 +254,7 @@ def test_a_failing_before_run_is_the_end_of_the_run(
     assert "EXIT_CODE=1" in "".join(recorder.told(Level.INFO))
 
 
-def test_a_failing_after_run_is_told_in_the_report_and_the_exit_code(
+def test_a_failing_after_run_is_in_the_report_and_the_exit_code(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
 ) -> None:
     files.add("after-run.d/x", "exit 3")
@@ -264,7 +264,7 @@ def test_a_failing_after_run_is_told_in_the_report_and_the_exit_code(
     assert {one.status for one in result.results} == {Status.SAVED}
 
 
-def test_after_run_is_run_though_the_run_comes_to_nothing(
+def test_after_run_is_run_even_if_the_run_fails(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
 ) -> None:
     with pytest.raises(ConfigError):
@@ -280,7 +280,7 @@ def test_a_run_that_is_not_the_only_one_has_no_hooks(
     assert files.ran == []
 
 
-def test_what_killed_workers_owe_is_run_before_anything_is_backed_up(
+def test_missed_hooks_are_run_before_anything_is_backed_up(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
 ) -> None:
     files.add("after-thaw.d/x")
@@ -291,17 +291,17 @@ def test_what_killed_workers_owe_is_run_before_anything_is_backed_up(
     assert files.ran == ["before-run.d/x", "after-thaw.d/x", "after-run.d/x"]
 
 
-def test_whom_a_killed_run_left_standing_still_is_let_go_before_any_hook_is_waited_for(
+def test_guests_of_a_killed_run_are_thawed_before_any_hook_runs(
     uris: tuple[str, str], recorder: Recorder, tmp_path: Path, files: HookFiles
 ) -> None:
     (tmp_path / "run").mkdir(mode=0o700)
-    Journal(str(tmp_path / "run")).write(domain(uri=uris[0]), Hold.PAUSE)
+    FreezeNotes(str(tmp_path / "run")).write(domain(uri=uris[0]), Method.PAUSE)
     files.add("before-run.d/x", f"ls {tmp_path}/run/held")
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert [text for text in recorder.told(Level.INFO) if ".json" in text] == []
 
 
-def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
+def test_a_domain_with_images_missing_in_the_repository_at_the_end_fails(
     uris: tuple[str, str],
     tmp_path: Path,
     recorder: Recorder,
@@ -331,14 +331,16 @@ def test_a_domain_whose_images_are_gone_from_the_output_in_the_end_has_failed(
     assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
     assert result.exit_code == 3
     (told,) = recorder.told(Level.ERROR)
-    assert told.startswith("failed: the output no longer has all that was saved: vda (vms/web-root) (hint:")
+    assert told.startswith(
+        "failed: the repository no longer has all saved images, missing: vda (vms/web-root) (hint:"
+    )
     assert not any(one.images for one in result.results if one.name == "web")
     assert set(asked) == {RUN}
     (web,) = [one.uuid for one in result.results if one.name == "web"]
     assert withdrawn == [PointId(RUN, web)]
 
 
-def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
+def test_a_repository_that_cannot_be_listed_at_the_end_is_a_warning(
     uris: tuple[str, str], tmp_path: Path, recorder: Recorder
 ) -> None:
     class Unlisted(NothingLeft):
@@ -349,7 +351,7 @@ def test_an_output_that_cannot_be_listed_in_the_end_leaves_a_warning(
     result = Run(chosen, Unlisted(), recorder, StopRequest(), RUN).back_up(())
     assert result.exit_code == 0
     assert recorder.told(Level.WARNING)[-1] == (
-        "cannot confirm that what was saved is in the output: the repository's host is gone"
+        "cannot confirm that the repository holds all saved images: the repository's host is gone"
     )
 
 

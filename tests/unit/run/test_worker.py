@@ -41,7 +41,7 @@ def test_every_message_is_sent_but_progress_only_twice_a_second_and_at_the_end(
         assert [ours.recv().done for _ in range(3)] == [0, 1, 2]
 
 
-def test_what_several_threads_say_at_once_arrives_whole() -> None:
+def test_messages_of_several_threads_arrive_complete() -> None:
     ours, theirs = multiprocessing.Pipe()
     texts = [letter * 100_000 for letter in "abcdefgh"]  # more than is written in one go
     with ours, theirs, ThreadPoolExecutor(len(texts)) as threads:
@@ -59,7 +59,7 @@ def test_a_main_process_that_is_gone_does_not_keep_a_worker_from_cleaning_up() -
 
 
 @pytest.mark.parametrize("duplex", [True, False])
-def test_a_main_process_that_does_not_read_holds_no_stream_up_and_still_gets_every_message(
+def test_a_main_process_that_does_not_read_delays_no_stream_and_gets_every_message_later(
     duplex: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress_interval, "STEP", 0)
@@ -83,7 +83,7 @@ def test_a_main_process_that_does_not_read_holds_no_stream_up_and_still_gets_eve
         assert ours.recv() == Progress("web", "vda", 20_000, 20_000), "it has room again"
 
 
-def test_the_process_is_called_what_it_does() -> None:
+def test_the_process_title_shows_the_phase() -> None:
     titles: list[str] = []
     ours, theirs = multiprocessing.Pipe(duplex=False)
     with ours, theirs:

@@ -94,7 +94,7 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
     assert all_done.recorder.progressed == [("good", "vda", 1, 2)]
 
 
-def test_each_job_tells_when_it_did_what_and_none_shares_its_lane() -> None:
+def test_each_job_has_a_timeline_and_a_lane_of_its_own() -> None:
     results = done("good", "too", "slow", "killed", workers=2).results
     lanes: dict[int, list[Timeline]] = {1: [], 2: []}
     for result in results.values():
@@ -113,7 +113,7 @@ def pairwise(lane: Sequence[Timeline]) -> Iterator[tuple[Timeline, Timeline]]:
     return zip(lane, lane[1:])
 
 
-def test_a_request_to_stop_lets_workers_clean_up_and_begins_no_more() -> None:
+def test_on_a_request_to_stop_workers_clean_up_and_no_job_begins() -> None:
     all_done = done("waits", "waits too", "never begun", workers=2)
     assert {name: (one.status, one.reason) for name, one in all_done.results.items()} == {
         "waits": (Status.FAILED, "interrupted"),
@@ -138,7 +138,7 @@ def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(wa
     assert done(workers=2, warm=warm).results == {}
 
 
-def test_a_worker_that_was_killed_while_it_waited_costs_one_job_and_nothing_else() -> None:
+def test_a_spare_worker_that_was_killed_costs_one_job_and_nothing_else() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
     made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
@@ -152,7 +152,7 @@ def test_a_worker_that_was_killed_while_it_waited_costs_one_job_and_nothing_else
 
 
 @pytest.mark.parametrize("size", [1, 20_000], ids=["fits into the pipe", "fits into no pipe"])
-def test_a_worker_that_was_stopped_while_it_waited_is_replaced_and_holds_nobody_up(
+def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_pool, "START_LIMIT", 3.0)
@@ -175,7 +175,7 @@ def test_a_worker_that_was_stopped_while_it_waited_is_replaced_and_holds_nobody_
     assert recorder.told(Level.WARNING) == [warning]
 
 
-def test_a_job_whose_second_worker_does_not_begin_either_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_whose_second_worker_does_not_begin_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "START_LIMIT", 1.0)
     monkeypatch.setattr(worker_pool, "work", stop_at_once)
     all_done = done("good")
@@ -184,7 +184,7 @@ def test_a_job_whose_second_worker_does_not_begin_either_has_failed(monkeypatch:
     assert result.reason.startswith("its worker process did not begin within 1 s; ")
 
 
-def test_without_jobs_there_is_nothing_to_wait_for() -> None:
+def test_without_jobs_the_pool_ends_at_once() -> None:
     assert done().results == {}
 
 
@@ -201,7 +201,7 @@ def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
     assert all_done.results["good"].status is Status.SAVED
 
 
-def test_a_worker_that_can_still_clean_up_when_it_hung_is_not_killed() -> None:
+def test_a_hung_worker_that_can_clean_up_is_not_killed() -> None:
     all_done = done("hangs and stops")
     assert (
         all_done.results["hangs and stops"].reason == "no sign of life for 0 s while preparing; interrupted"
@@ -213,7 +213,7 @@ def test_progress_is_a_sign_of_life() -> None:
     assert done("slow").results["slow"].status is Status.SAVED
 
 
-def test_a_main_process_that_did_not_listen_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_main_process_that_was_stopped_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
     stops = iter([0.7])  # once, for longer than the worker may be silent
 
     monkeypatch.setattr(StopsAt, "progress", lambda *_: time.sleep(next(stops, 0)))
@@ -222,7 +222,7 @@ def test_a_main_process_that_did_not_listen_takes_no_worker_for_hung(monkeypatch
     assert all_done.recorder.told(Level.ERROR) == []
 
 
-def test_a_run_s_jobs_are_told_before_they_begin_and_as_they_end() -> None:
+def test_jobs_are_reported_before_they_begin_and_as_they_end() -> None:
     recorder = done("failed", "good").recorder
     assert recorder.plan == [(UUID, "failed", 0), (UUID, "good", 0)]
     assert sorted(recorder.ends) == [(UUID, False), (UUID, True)]

@@ -1,4 +1,4 @@
-"""child_records.py: programs that outlive their starter are ended in good order, and nobody else is."""
+"""child_records.py: orphans are ended in good order, and no other process is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup.system.child_records import ChildRecord, Recording, end_orphans, records_in
-from backup.system.process_group import Group, Life, life_of
+from backup.system.process_group import Group, ProcessId, process_id
 
 from ..waiting import runs, wait_until
 
@@ -41,7 +41,7 @@ WRAPPER = (
 def started(
     directory: Path, line: str, leaves: str = "shared"
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Have a recorded program; give its starter, and its pid."""
+    """Start and record a program; return the process that started it, and its PID."""
     command = [sys.executable, "-c", STARTER, str(directory), line, leaves]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as starter:
         assert starter.stdout
@@ -55,11 +55,11 @@ def started(
     wait_until(lambda: not runs(pid), 5, "the program has ended")
 
 
-def test_what_a_dead_starter_s_wrapper_has_started_is_interrupted(tmp_path: Path) -> None:
+def test_orphans_of_a_wrapper_are_interrupted(tmp_path: Path) -> None:
     log, child = tmp_path / "log", tmp_path / "pid"
     with started(tmp_path, WRAPPER.format(log=log, pid=child)) as (starter, pid):
         wait_until(lambda: child.exists() and child.read_text(), 5, "the wrapper's child runs")
-        assert end_orphans(str(tmp_path)) == 0, "its starter lives"
+        assert end_orphans(str(tmp_path)) == 0, "its starter is alive"
         assert runs(pid)
         starter.kill()
         starter.wait()
@@ -68,13 +68,13 @@ def test_what_a_dead_starter_s_wrapper_has_started_is_interrupted(tmp_path: Path
         assert not runs(int(child.read_text()))
     assert log.read_text() == "interrupted\n"
     (one,) = records_in(str(tmp_path)).read()
-    assert one.ended, "what it may have left is known by it"
+    assert one.ended, "its leftovers are identified by this"
     assert int(child.read_text()) in one.pids
     assert one.dead
     assert end_orphans(str(tmp_path)) == 0
 
 
-def test_what_does_not_heed_the_interrupt_is_killed_and_what_leaves_nothing_is_forgotten(
+def test_orphans_that_ignore_the_interrupt_are_killed_and_records_of_harmless_ones_erased(
     tmp_path: Path,
 ) -> None:
     line = f"trap '' INT; touch {tmp_path}/up; while :; do sleep 0.01; done"
@@ -87,23 +87,23 @@ def test_what_does_not_heed_the_interrupt_is_killed_and_what_leaves_nothing_is_f
     assert list(records_in(str(tmp_path)).read()) == []
 
 
-def test_a_pid_that_another_process_has_by_now_is_not_signalled(tmp_path: Path) -> None:
+def test_a_reused_pid_is_not_signalled(tmp_path: Path) -> None:
     with started(tmp_path, "while :; do sleep 0.01; done") as (starter, pid):
         (one,) = records_in(str(tmp_path)).read()
         records_in(str(tmp_path)).erase(one)
-        reused = replace(one, leader=Life(pid, one.leader.began - 1), starter=Life(starter.pid, 1))
+        reused = replace(one, leader=ProcessId(pid, one.leader.began - 1), starter=ProcessId(starter.pid, 1))
         records_in(str(tmp_path)).write(reused)
         assert end_orphans(str(tmp_path)) == 0
         assert runs(pid)
 
 
 @pytest.mark.parametrize("elsewhere", [{"namespace": 1}, {"boot": "another"}])
-def test_what_was_recorded_where_numbers_mean_something_else_is_left_alone(
+def test_records_of_another_boot_or_pid_namespace_are_not_used(
     tmp_path: Path, elsewhere: dict[str, object]
 ) -> None:
     with started(tmp_path, "while :; do sleep 0.01; done") as (_, pid):
         (one,) = records_in(str(tmp_path)).read()
-        records_in(str(tmp_path)).write(replace(one, starter=Life(1 << 22, 1), **elsewhere))  # type: ignore[arg-type]
+        records_in(str(tmp_path)).write(replace(one, starter=ProcessId(1 << 22, 1), **elsewhere))  # type: ignore[arg-type]
         assert end_orphans(str(tmp_path)) == 0
         assert runs(pid)
 
@@ -111,15 +111,15 @@ def test_what_was_recorded_where_numbers_mean_something_else_is_left_alone(
 LAST = b"sleep\x00100\x00"
 
 
-def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
+def test_new_members_of_the_group_are_recorded(tmp_path: Path) -> None:
     line = f"until [ -e {tmp_path}/go ]; do sleep 0.01; done; sleep 100; :"
     with started(tmp_path, line) as (_, pid):
         (one,) = records_in(str(tmp_path)).read()
         (tmp_path / "go").touch()
 
         def children() -> list[int]:
-            """Give the last sleep, which is there to stay."""
-            members = Group(life_of(pid), os.getsid(0)).members()
+            """Return the last sleep, which does not end."""
+            members = Group(process_id(pid), os.getsid(0)).members()
             lines = {one.pid: Path(f"/proc/{one.pid}/cmdline") for one in members if one.pid != pid}
             return [one for one, path in lines.items() if path.exists() and path.read_bytes() == LAST]
 
@@ -131,7 +131,7 @@ def test_members_of_the_group_are_recorded_as_they_come(tmp_path: Path) -> None:
             return set(sleeps) <= set(now.pids)
 
         wait_until(recorded, 30, "it is recorded")
-        assert one.leader == life_of(pid)
+        assert one.leader == process_id(pid)
 
 
 def test_a_program_that_ended_well_has_no_record(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_program_that_ended_well_has_no_record(tmp_path: Path) -> None:
         program.kill()
 
 
-def test_what_can_t_be_read_is_no_record(tmp_path: Path) -> None:
+def test_records_that_cannot_be_read_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "restic").mkdir()
     for name, content in (("1.json", "{"), ("2.json", "{}"), ("3.json", "[]"), ("4.json", "7")):
         (tmp_path / "restic" / name).write_text(content)

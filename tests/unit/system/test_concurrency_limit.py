@@ -1,4 +1,4 @@
-"""system/concurrency_limit.py: no more than so many at the same time, over all processes of the node."""
+"""system/concurrency_limit.py: a limit across all processes of the node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ with Slots(sys.argv[1], "deletion", 1).one():
 """
 
 
-def test_no_more_than_so_many_hold_one_at_the_same_time(tmp_path: Path) -> None:
+def test_the_limit_is_never_exceeded(tmp_path: Path) -> None:
     two = Slots(str(tmp_path), "deletion", 2)
     most = now = 0
     lock = threading.Lock()
@@ -51,7 +51,7 @@ def test_no_more_than_so_many_hold_one_at_the_same_time(tmp_path: Path) -> None:
     assert most == 2
 
 
-def test_what_another_process_holds_is_waited_for_and_free_once_it_is_killed(tmp_path: Path) -> None:
+def test_the_slot_of_another_process_is_free_when_that_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
@@ -72,12 +72,12 @@ def test_what_another_process_holds_is_waited_for_and_free_once_it_is_killed(tmp
 
 @pytest.fixture
 def taken(tmp_path: Path) -> Iterator[Path]:
-    """A directory whose only slot another one has, and keeps."""
+    """A directory whose only slot stays occupied."""
     with Slots(str(tmp_path), "deletion", 1).one():
         yield tmp_path
 
 
-def test_a_slot_whose_holder_hangs_is_waited_for_once_and_then_gone_without_with_a_warning(
+def test_a_slot_of_a_hung_process_is_waited_for_once_then_the_work_goes_on_with_a_warning(
     taken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(concurrency_limit, "LIMIT", 0.5)
@@ -89,7 +89,7 @@ def test_a_slot_whose_holder_hangs_is_waited_for_once_and_then_gone_without_with
             pass
     assert 0.5 < time.monotonic() - began < 5
     (warning,) = warnings
-    assert warning.startswith("no slot for a deletion within 0 s: going on without one of the 1 (hint: ")
+    assert warning.startswith("no slot for a deletion within 0 s: continuing without one (limit 1) (hint: ")
 
 
 def test_a_stop_shortens_the_wait_for_a_slot(taken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +103,6 @@ def test_a_stop_shortens_the_wait_for_a_slot(taken: Path, monkeypatch: pytest.Mo
     assert (0.4 < time.monotonic() - began < 5, warnings) == (True, [])
 
 
-def test_without_a_place_to_note_it_there_is_no_limit() -> None:
+def test_without_a_directory_there_is_no_limit() -> None:
     with Slots("/nowhere", "deletion", 1).one(), Slots("/nowhere", "deletion", 1).one():
         pass

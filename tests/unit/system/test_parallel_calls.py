@@ -1,4 +1,4 @@
-"""backup/system/parallel_calls.py: many calls at a time, of which none that hangs keeps anybody waiting."""
+"""backup/system/parallel_calls.py: parallel calls, of which those that hang delay nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..waiting import wait_until
 
 
 class Closed:
-    """Notes when what the calls use is closed."""
+    """Records when the resource that the calls use is closed."""
 
     def __init__(self) -> None:
         self.closed = 0
@@ -32,7 +32,7 @@ def closed() -> Closed:
     return Closed()
 
 
-def test_results_come_in_the_order_of_the_items_and_errors_where_they_are_waited_for(closed: Closed) -> None:
+def test_results_are_in_order_and_errors_are_raised_where_they_are_awaited(closed: Closed) -> None:
     with Calls(4, close=closed) as calls:
         assert list(calls.map(lambda number: 2 * number, range(100))) == [*range(0, 200, 2)]
         failed = calls.submit(lambda: 1 // 0)
@@ -42,7 +42,7 @@ def test_results_come_in_the_order_of_the_items_and_errors_where_they_are_waited
     assert closed.closed == 1
 
 
-def test_so_many_calls_are_made_at_the_same_time_and_no_more() -> None:
+def test_the_number_of_parallel_calls_is_limited() -> None:
     most = now = 0
     lock = threading.Lock()
     pair = threading.Barrier(2, timeout=10)
@@ -62,7 +62,7 @@ def test_so_many_calls_are_made_at_the_same_time_and_no_more() -> None:
     assert most == 2
 
 
-def test_a_call_that_hangs_keeps_neither_the_block_nor_a_stop_waiting(closed: Closed) -> None:
+def test_a_call_that_hangs_delays_neither_the_block_nor_a_stop(closed: Closed) -> None:
     go_on, stop = threading.Event(), StopRequest()
     began = time.monotonic()
     with raises("interrupted", Interrupted), Calls(1, stop.check, closed) as calls:
@@ -71,13 +71,13 @@ def test_a_call_that_hangs_keeps_neither_the_block_nor_a_stop_waiting(closed: Cl
         threading.Timer(0.1, stop.request, [Interrupted("interrupted", 15)]).start()
         list(calls.map(lambda _: None, [1]))
     assert time.monotonic() < began + 2
-    assert closed.closed == 0, "what a call still uses"
+    assert closed.closed == 0, "a call still uses it"
     go_on.set()
     wait_until(lambda: closed.closed == 1, 5, "closed after the last call")
     assert (hung.done(), never.done()) == (True, False)
 
 
-def test_what_is_under_way_is_waited_for_as_long_as_was_granted(closed: Closed) -> None:
+def test_running_calls_are_awaited_for_the_grace(closed: Closed) -> None:
     go_on = threading.Event()
     with Calls(1, close=closed, grace=10) as calls:
         ended = calls.submit(lambda: go_on.wait(5))
@@ -87,7 +87,7 @@ def test_what_is_under_way_is_waited_for_as_long_as_was_granted(closed: Closed) 
 
 
 @pytest.mark.parametrize("call", [lambda: 1, lambda: 1 // 0])
-def test_once_all_outcomes_are_seen_nothing_is_under_way(call: Callable[[], int], closed: Closed) -> None:
+def test_after_all_outcomes_no_call_is_running(call: Callable[[], int], closed: Closed) -> None:
     for _ in range(200):
         with Calls(2, close=closed) as calls:
             outcomes = [calls.submit(call) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""system/pipe_writer.py: what a pipe refers to without a copy is what its reader gets, however late."""
+"""system/pipe_writer.py: a reader gets the data that was written, however late, without a copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backup.system import pipe_writer
-from backup.system.pipe_writer import PIPE_SIZE, PipeSink
+from backup.system.pipe_writer import PIPE_SIZE, PipeWriter
 
 from ..samples import MIB
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Give both ends; the test closes the second."""
+    """Return both ends; the test closes the second."""
     ours, theirs = os.pipe()
     yield ours, theirs
     os.close(ours)
@@ -32,22 +32,22 @@ def read_all(descriptor: int) -> bytes:
 
 
 def go_on() -> None:
-    """Nobody asks to stop."""
+    """A `check_stop` without a request to stop."""
 
 
 def churn(length: int) -> None:
-    """Have memory that was freed used again."""
+    """Make the allocator reuse freed memory."""
     for _ in range(4):
         rubbish = [b"\xff" * length for _ in range(64)]
         del rubbish
 
 
 @pytest.mark.parametrize("length", [5000, 100_003, MIB - 5000])
-def test_what_the_writer_no_longer_holds_is_still_read(pipe: tuple[int, int], length: int) -> None:
+def test_data_that_the_caller_has_released_is_still_read(pipe: tuple[int, int], length: int) -> None:
     ours, theirs = pipe
     count = (PIPE_SIZE // 2) // length or 1
     expected = [random.Random(number).randbytes(length) for number in range(count)]
-    with PipeSink(theirs, go_on) as sink:
+    with PipeWriter(theirs, go_on) as sink:
         for number in range(count):
             sink.write(random.Random(number).randbytes(length))
             churn(length)
@@ -55,17 +55,17 @@ def test_what_the_writer_no_longer_holds_is_still_read(pipe: tuple[int, int], le
     churn(length)
     arrived = read_all(ours)
     assert arrived == b"".join(expected)
-    assert sink.sent == len(arrived), "and the sink was kept until now"
+    assert sink.sent == len(arrived), "and the writer existed until now"
 
 
-def test_a_long_stream_is_read_as_it_was_written_and_keeps_only_what_may_be_unread(
+def test_a_long_stream_is_read_unchanged_and_only_unread_data_stays_in_memory(
     pipe: tuple[int, int],
 ) -> None:
     ours, theirs = pipe
     lengths = [random.Random(1).choice((1, 700, 4096, 70_000, MIB, 4 * MIB)) for _ in range(100)]
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
-        with PipeSink(theirs, go_on) as sink:
+        with PipeWriter(theirs, go_on) as sink:
             for number, length in enumerate(lengths):
                 sink.write(random.Random(number).randbytes(length))
                 churn(length) if length < MIB else None
@@ -79,7 +79,7 @@ def test_a_long_stream_is_read_as_it_was_written_and_keeps_only_what_may_be_unre
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
-def test_where_the_kernel_refuses_to_splice_bytes_are_copied(
+def test_bytes_are_copied_if_the_kernel_refuses_to_splice(
     pipe: tuple[int, int], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> int:
@@ -91,7 +91,7 @@ def test_where_the_kernel_refuses_to_splice_bytes_are_copied(
     data = random.Random(2).randbytes(3 * MIB)
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
-        with PipeSink(theirs, go_on) as sink:
+        with PipeWriter(theirs, go_on) as sink:
             sink.write_zeros(MIB + 1)
             sink.write(data)
             sink.write_zeros(3)

@@ -1,4 +1,4 @@
-"""backup/system/process.py: a process ends when the one that started it is gone, and yields to others."""
+"""backup/system/process.py: a process ends with its parent, and yields to other processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
-# Starts a process that tells when it listens and when it is signalled, then waits to be killed.
+# Starts a process that records when it listens and when it is signalled, then waits to be killed.
 PARENT = """
 import signal, subprocess, sys
 subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
@@ -35,7 +35,7 @@ signal.pause()
 """
 
 
-def test_when_its_parent_is_killed_a_process_gets_the_signal(tmp_path: Path) -> None:
+def test_a_process_gets_the_signal_when_its_parent_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, CHILD, str(tmp_path)]
     listens, signalled = tmp_path / "listens", tmp_path / "signalled"
     with subprocess.Popen(command, cwd=ROOT) as parent:
@@ -50,7 +50,7 @@ def test_when_its_parent_is_killed_a_process_gets_the_signal(tmp_path: Path) -> 
     assert int(signalled.read_text()) == signal.SIGTERM
 
 
-def test_a_process_that_lets_others_first_gets_processors_and_disks_last() -> None:
+def test_a_process_of_lower_priority_gets_processors_and_disks_last() -> None:
     code = """
 import os
 from backup.system.process import NICE, lower_priority

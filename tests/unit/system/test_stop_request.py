@@ -1,4 +1,4 @@
-"""backup/system/stop_request.py and backup/system/undo.py: stopping in good order, and undoing things."""
+"""backup/system/stop_request.py and backup/system/undo.py: requests to stop, and cleanup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
-    """A request that listens to signals, whose handlers are put back after the test."""
+    """A request that handles signals; the previous handlers are restored after the test."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     stop = StopRequest()
     stop.on_signals(*SIGNALS)
@@ -31,12 +31,12 @@ def stop() -> Iterator[StopRequest]:
         signal.signal(number, handler)
 
 
-def test_nothing_stops_unless_it_was_asked_to() -> None:
+def test_without_a_request_nothing_stops() -> None:
     StopRequest().check()
     assert not StopRequest().requested
 
 
-def test_a_signal_is_noted_at_once_and_raised_at_the_next_safe_place(stop: StopRequest) -> None:
+def test_a_signal_is_recorded_at_once_and_raised_at_the_next_check(stop: StopRequest) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     assert (stop.requested, stop.signal_number) == (True, signal.SIGTERM)
     with raises("interrupted", Interrupted) as caught:
@@ -44,7 +44,7 @@ def test_a_signal_is_noted_at_once_and_raised_at_the_next_safe_place(stop: StopR
     assert getattr(caught.value, "signal_number", 0) == signal.SIGTERM
 
 
-def test_the_first_reason_counts_however_many_follow(stop: StopRequest) -> None:
+def test_only_the_first_reason_counts(stop: StopRequest) -> None:
     os.kill(os.getpid(), signal.SIGHUP)
     os.kill(os.getpid(), signal.SIGTERM)
     stop.request(BackupError("lost the domain's lock"))
@@ -55,7 +55,7 @@ def test_the_first_reason_counts_however_many_follow(stop: StopRequest) -> None:
         assert getattr(caught.value, "signal_number", 0) == signal.SIGHUP
 
 
-def test_a_reason_that_is_no_signal_leaves_the_signal_number_alone() -> None:
+def test_a_reason_other_than_a_signal_sets_no_signal_number() -> None:
     stop = StopRequest()
     stop.request(BackupError("lost the domain's lock"))
     assert stop.signal_number == 0
@@ -81,7 +81,7 @@ def fail() -> None:
     raise BackupError("the clean-up failed", "do it by hand")
 
 
-def test_the_clean_up_happens_after_a_good_block_and_its_error_goes_on(recorder: Recorder) -> None:
+def test_the_cleanup_runs_after_the_block_and_its_error_is_raised(recorder: Recorder) -> None:
     done: list[str] = []
     with undone_by(lambda: done.append("undone"), recorder, "web"):
         done.append("block")
@@ -91,21 +91,21 @@ def test_the_clean_up_happens_after_a_good_block_and_its_error_goes_on(recorder:
     assert recorder.messages == []
 
 
-def test_a_bug_in_a_clean_up_keeps_its_type_and_its_traceback_in_the_log(recorder: Recorder) -> None:
+def test_a_bug_in_a_cleanup_is_logged_with_type_and_traceback(recorder: Recorder) -> None:
     def forget() -> None:
         raise KeyError("x")
 
     with raises("first"), undone_by(forget, recorder, "web"):
         raise BackupError("first")
-    told = recorder.told(Level.ERROR)
-    assert told[0] == "a bug in a cleanup, after another error: KeyError('x')"
-    assert told[-1] == "KeyError: 'x'"
-    assert [text for text in told if "in forget" in text]
-    assert not [text for text in told if "\n" in text]
+    lines = recorder.told(Level.ERROR)
+    assert lines[0] == "a bug in a cleanup, after another error: KeyError('x')"
+    assert lines[-1] == "KeyError: 'x'"
+    assert [text for text in lines if "in forget" in text]
+    assert not [text for text in lines if "\n" in text]
 
 
 @pytest.mark.parametrize("error", [BackupError("first"), KeyboardInterrupt("first"), ValueError("first")])
-def test_the_first_error_survives_and_that_of_the_clean_up_becomes_a_message(
+def test_the_first_error_is_raised_and_that_of_the_cleanup_is_a_message(
     recorder: Recorder, error: BaseException
 ) -> None:
     with pytest.raises(type(error), match="first"), undone_by(fail, recorder, "web"):

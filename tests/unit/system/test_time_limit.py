@@ -1,4 +1,4 @@
-"""backup/system/time_limit.py: a call that never returns costs its bound, and no more."""
+"""backup/system/time_limit.py: a call that never returns costs its limit, and no more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..raising import raises
 
 
 class Library:
-    """Has methods, some of which take their time, and gives out more of its kind."""
+    """A library object: some methods are slow, one returns another such object."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -37,7 +37,7 @@ class Library:
         return other is self
 
 
-def test_what_is_returned_and_raised_comes_through() -> None:
+def test_results_and_errors_are_passed_on() -> None:
     library = Bounded(Library(), 5)
     assert library.add(1, 2) == (1, 2)
     with pytest.raises(ValueError, match="no"):
@@ -50,7 +50,7 @@ def _raise_timeout() -> None:
     raise TimeoutError("its own")
 
 
-def test_a_call_that_hangs_is_given_up_and_the_others_go_on() -> None:
+def test_a_call_that_hangs_is_abandoned_and_others_go_on() -> None:
     bare = Library()
     library = Bounded(bare, 0.05)
     began = time.monotonic()
@@ -62,7 +62,7 @@ def test_a_call_that_hangs_is_given_up_and_the_others_go_on() -> None:
     assert library.within(5).hang()
 
 
-def test_what_the_library_gives_out_is_bounded_too_and_taken_back_bare() -> None:
+def test_objects_that_the_library_returns_are_limited_too_and_passed_back_bare() -> None:
     bare = Library()
     (other,) = Bounded(bare, 0.05).others()
     with pytest.raises(TimeoutError):
@@ -71,7 +71,7 @@ def test_what_the_library_gives_out_is_bounded_too_and_taken_back_bare() -> None
     bare.go_on.set()
 
 
-def test_a_stop_is_heard_while_a_call_hangs_and_by_what_it_would_have_given_out() -> None:
+def test_a_stop_ends_the_wait_for_a_call_and_for_calls_of_returned_objects() -> None:
     stop = StopRequest()
     bare = Library()
     (other,) = Bounded(bare, 60).until_stop(stop.check).others()
@@ -83,7 +83,7 @@ def test_a_stop_is_heard_while_a_call_hangs_and_by_what_it_would_have_given_out(
     bare.go_on.set()
 
 
-def test_what_is_not_to_be_given_up_outlasts_a_stop() -> None:
+def test_calls_without_a_stop_check_are_awaited_after_a_stop() -> None:
     stop = StopRequest()
     stop.request(Interrupted("interrupted", 15))
     bare = Library()
@@ -91,7 +91,7 @@ def test_what_is_not_to_be_given_up_outlasts_a_stop() -> None:
     assert Bounded(bare, 60).hang()
 
 
-def test_an_outcome_that_is_there_counts_though_no_time_is_left() -> None:
+def test_an_existing_outcome_counts_even_if_no_time_is_left() -> None:
     outcome: Future[int] = Future()
     outcome.set_result(1)
     assert awaited(outcome, -1) == 1

@@ -1,4 +1,4 @@
-"""terminal/command_line.py: what the help says is so, and wrong words are answered with the right ones."""
+"""backup/terminal/command_line.py: the examples of the help work, and usage errors come with a hint."""
 
 from __future__ import annotations
 
@@ -18,46 +18,55 @@ def commands() -> Mapping[str, argparse.ArgumentParser]:
 
 def examples(help_text: str) -> list[str]:
     _, _, text = help_text.partition("Examples:\n")
+    text, _, _ = text.partition("\n\n")
     return [line.strip() for line in text.splitlines()[::2]]
 
 
 @pytest.mark.parametrize("name", ["", *commands()])
-def test_each_help_has_examples_and_they_can_be_used(name: str) -> None:
+def test_each_help_has_examples_that_work(name: str) -> None:
     shown = examples((commands()[name] if name else parser()).format_help())
     assert shown
     for example in shown:
-        program, *words = shlex.split(example)
+        program, *arguments = shlex.split(example)
         assert program == "main.py"
-        assert parsed(words).command == (name or (words or ["backup"])[0])
+        assert parsed(arguments).command == (name or (arguments or ["backup"])[0])
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "hint"),
+    ("line", "error", "hint"),
     [
-        ("bakup web01", "bakup is no command", "did you mean `main.py backup`?"),
-        ("'web 01'", "'web 01' is no command", "to back up a domain of that name: main.py backup 'web 01'"),
-        ("backup --dryrun", "`main.py backup` has no use for --dryrun", "did you mean `main.py backup --dry"),
+        ("bakup web01", "unknown command bakup", "did you mean `main.py backup`?"),
+        ("'web 01'", "unknown command 'web 01'", "to back up a domain of that name: main.py backup 'web 01'"),
+        (
+            "backup --dryrun",
+            "unknown option --dryrun for `main.py backup`",
+            "did you mean `main.py backup --dry",
+        ),
         (
             "--dry-run",
-            "`main.py backup` has no use for --dry-run",
+            "unknown option --dry-run for `main.py backup`",
             "did you mean `main.py backup --dry-run`?",
         ),
         (
             "restore web --nmae=x",
-            "`main.py restore` has no use for --nmae",
+            "unknown option --nmae for `main.py restore`",
             "did you mean `main.py restore --na",
         ),
-        ("list web01", "`main.py list` has no use for web01", "see `main.py list --help`"),
+        ("list web01", "unexpected argument web01 for `main.py list`", "see `main.py list --help`"),
         ("restore", "the following arguments are required: DOMAIN", "see `main.py restore --help`"),
         ("--config", "argument --config: expected one argument", "see `main.py --help`"),
-        ("verify --sample 0", "argument --sample: '0' is no percentage: more", "see `main.py verify --help`"),
+        (
+            "verify --sample 0",
+            "argument --sample: invalid percentage '0': expected more than 0",
+            "see `main.py verify --help`",
+        ),
     ],
 )
-def test_wrong_words_end_with_what_was_probably_meant(
-    words: str, error: str, hint: str, capsys: pytest.CaptureFixture[str]
+def test_a_usage_error_comes_with_what_was_probably_meant(
+    line: str, error: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        parsed(shlex.split(words))
+        parsed(shlex.split(line))
     first, second = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2
     assert first.startswith(f"error: {error}")

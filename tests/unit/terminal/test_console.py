@@ -1,4 +1,4 @@
-"""backup/terminal/console.py: lines for people and for the journal, and tables."""
+"""backup/terminal/console.py: lines for people and for the journal; and tables.py."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def stream() -> io.StringIO:
     return io.StringIO()
 
 
-def test_a_message_names_its_domain_and_marks_what_is_wrong(stream: io.StringIO) -> None:
+def test_a_message_names_its_domain_and_its_level(stream: io.StringIO) -> None:
     console = Console(stream)
     console.message(Level.INFO, "web", "saved")
     console.message(Level.WARNING, "web", "not frozen")
@@ -30,7 +30,7 @@ def test_a_message_names_its_domain_and_marks_what_is_wrong(stream: io.StringIO)
     assert stream.getvalue() == "web: saved\nwarning: web: not frozen\nerror: no disk space\n"
 
 
-def test_what_matters_less_than_the_level_is_not_shown(stream: io.StringIO) -> None:
+def test_messages_below_the_level_are_not_shown(stream: io.StringIO) -> None:
     console = Console(stream, level=Level.WARNING)
     for level in Level:
         console.message(level, "", level.name)
@@ -69,7 +69,7 @@ def test_a_terminal_that_hangs_up_does_not_end_the_run() -> None:
         terminal.close()
 
 
-def test_the_summary_has_a_row_per_domain_and_says_what_it_comes_to() -> None:
+def test_the_summary_has_a_row_per_domain_and_a_line_of_totals() -> None:
     assert summary(run_of(SAVED, FAILED, SKIPPED)) == (
         "domain  consistency  frozen  images  size     data     time   result\n"
         "web     filesystem   0.12 s  1       4.0 KiB  1.0 KiB  2.5 s  saved\n"
@@ -79,7 +79,7 @@ def test_the_summary_has_a_row_per_domain_and_says_what_it_comes_to() -> None:
     )
 
 
-def test_the_summary_tells_what_kept_domains_from_being_looked_at() -> None:
+def test_the_summary_has_the_errors_of_the_run() -> None:
     assert summary(run_of(SAVED, errors=(LOST, "two\nlines"))).splitlines()[2:] == [
         LOST,
         "two\\nlines",

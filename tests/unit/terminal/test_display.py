@@ -1,4 +1,4 @@
-"""display.py and its faces: everything said is shown, and whoever says it waits for nobody."""
+"""backup/terminal/progress/display.py: every message is shown, and reporting never blocks."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from backup.model import Level
 from backup.system.stop_request import StopRequest
 from backup.terminal.console import Console
 from backup.terminal.progress import display as module
-from backup.terminal.progress.activity import Look
+from backup.terminal.progress.activity import RunProgress
 from backup.terminal.progress.choose_display import displayed
 from backup.terminal.progress.display import Display
 from backup.terminal.progress.live_view import LiveView
-from backup.terminal.progress.plain_lines import Lines
+from backup.terminal.progress.plain_lines import PlainLines
 from backup.terminal.progress.unit_status import UnitStatus
 
 from ..waiting import wait_until, waits_for_nobody
@@ -37,7 +37,7 @@ from ..waiting import wait_until, waits_for_nobody
 
 @dataclass
 class Stopped:
-    """A face whose terminal is stopped until it is let go."""
+    """A view whose terminal is stopped until `go` is set."""
 
     interval: float = 0.01
     go: threading.Event = field(default_factory=threading.Event)
@@ -50,15 +50,15 @@ class Stopped:
     def phase(self, domain: str, phase: Phase) -> None:
         self.seen.append(phase)
 
-    def look(self, look: Look) -> None:
+    def show(self, run: RunProgress) -> None:
         self.go.wait(10)
-        self.seen.append(look)
+        self.seen.append(run)
 
-    def close(self, look: Look) -> None:
+    def close(self, run: RunProgress) -> None:
         self.seen.append("closed")
 
 
-def test_a_terminal_that_is_stopped_holds_nobody_up_and_nothing_said_is_lost() -> None:
+def test_a_stopped_terminal_blocks_no_reporter_and_loses_no_message() -> None:
     stopped = Stopped()
     with Display(Console(io.StringIO()), [stopped]) as display:
         display.planned("A", "web", 100)
@@ -69,8 +69,8 @@ def test_a_terminal_that_is_stopped_holds_nobody_up_and_nothing_said_is_lost() -
         display.ended("A", failed=False)
         assert stopped.seen == []
         stopped.go.set()
-    said = [one for one in stopped.seen if isinstance(one, str)]
-    assert said == ["first", *map(str, range(1000)), "closed"]
+    messages = [one for one in stopped.seen if isinstance(one, str)]
+    assert messages == ["first", *map(str, range(1000)), "closed"]
 
 
 def test_a_terminal_that_stays_stopped_does_not_keep_the_process_from_ending(
@@ -86,7 +86,7 @@ def test_a_terminal_that_stays_stopped_does_not_keep_the_process_from_ending(
     stopped.go.set()
 
 
-def test_a_terminal_that_is_slow_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_terminal_gets_all_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LIMIT", 0.5)
 
     class Slow(Stopped):
@@ -114,29 +114,29 @@ def test_a_request_to_stop_shortens_the_wait_for_a_stopped_terminal(monkeypatch:
     stopped.go.set()
 
 
-def test_a_face_looks_again_and_again_while_nothing_is_said() -> None:
-    face = Stopped()
-    face.go.set()
-    with Display(Console(io.StringIO()), [face]) as display:
+def test_progress_is_shown_at_intervals_without_any_event() -> None:
+    view = Stopped()
+    view.go.set()
+    with Display(Console(io.StringIO()), [view]) as display:
         display.phase("web", Phase.STREAM)
         display.phase("web", Phase.STREAM)
         display.progress("web", "vda", 1, 4)
-        wait_until(lambda: len(face.seen) > 5, 5, "several looks")
-    assert face.seen.count(Phase.STREAM) == 1, "only a change is told"
-    last = [one for one in face.seen if isinstance(one, Look)][-1]
+        wait_until(lambda: len(view.seen) > 5, 5, "several times")
+    assert view.seen.count(Phase.STREAM) == 1, "only a change is shown"
+    last = [one for one in view.seen if isinstance(one, RunProgress)][-1]
     assert [(job.domain, job.targets) for job in last.jobs] == [("web", ("vda",))]
 
 
-def test_in_another_process_a_display_is_lines_of_the_same_level() -> None:
+def test_in_another_process_a_display_is_a_console_of_the_same_level() -> None:
     copy = pickle.loads(pickle.dumps(Display(Console(io.StringIO(), Level.ERROR, in_journal=True), [])))
     assert isinstance(copy, Console)
     assert (copy.level, copy.in_journal) == (Level.ERROR, True)
 
 
-def test_lines_tell_each_phase_and_from_time_to_time_how_far_a_job_is() -> None:
+def test_plain_lines_show_each_phase_and_the_progress_at_intervals() -> None:
     stream = io.StringIO()
     with Display(
-        Console(stream, in_journal=True), [Lines(Console(stream, in_journal=True), 0.05)]
+        Console(stream, in_journal=True), [PlainLines(Console(stream, in_journal=True), 0.05)]
     ) as display:
         display.planned("A", "web", 100)
         display.phase("web", Phase.STREAM)
@@ -149,9 +149,9 @@ def test_lines_tell_each_phase_and_from_time_to_time_how_far_a_job_is() -> None:
     assert lines[-1] == "<6>web: tidying up"
 
 
-def test_without_an_interval_there_is_no_line_of_progress_and_phases_are_for_debugging() -> None:
+def test_without_an_interval_there_are_no_progress_lines_and_phases_are_debug_messages() -> None:
     stream = io.StringIO()
-    with Display(Console(stream), [Lines(Console(stream))]) as display:
+    with Display(Console(stream), [PlainLines(Console(stream))]) as display:
         display.phase("web", Phase.STREAM)
         display.message(Level.INFO, "web", "saved")
     assert stream.getvalue() == "web: saved\n"
@@ -165,7 +165,7 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield listening
 
 
-def test_the_unit_s_status_is_one_line_of_totals_and_jobs(manager: socket.socket) -> None:
+def test_the_unit_status_is_one_line_of_totals_and_jobs(manager: socket.socket) -> None:
     with Display(Console(io.StringIO()), [UnitStatus(manager.getsockname(), 0.01)]) as display:
         display.planned("A", "web\n", 100)
         display.planned("B", "db", 100)
@@ -188,17 +188,17 @@ def _received(manager: socket.socket) -> str:
         return ""
 
 
-def test_a_service_manager_that_does_not_listen_any_more_is_no_failure(manager: socket.socket) -> None:
+def test_a_service_manager_that_stopped_listening_is_no_failure(manager: socket.socket) -> None:
     status = UnitStatus(manager.getsockname())
-    look = Look((), 0, 0, 0, 0, 0, 0.0, None, 0)
+    progress = RunProgress((), 0, 0, 0, 0, 0, 0.0, None, 0)
 
     def tell() -> None:
         for _ in range(5000):  # more than its queue holds
-            status.look(look)
+            status.show(progress)
 
     waits_for_nobody(tell)
     manager.close()
-    status.look(look)
+    status.show(progress)
 
 
 @pytest.fixture
@@ -218,14 +218,14 @@ def _resize(terminal: int, columns: int) -> None:
 
 
 def shown(display: Display) -> list[tuple[type, float]]:
-    return [(type(face), face.interval) for face in display._faces]
+    return [(type(view), view.interval) for view in display._views]
 
 
 @pytest.mark.parametrize("progress", ["auto", "always"])
-def test_a_terminal_has_the_live_view_unless_it_can_t_show_it(
+def test_a_terminal_has_the_live_view_if_it_can_show_it(
     terminal: Console, progress: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live, lines = [(LiveView, 0.5)], [(Lines, 60)]
+    live, lines = [(LiveView, 0.5)], [(PlainLines, 60)]
     assert shown(displayed(terminal, progress, 60)) == live
     _resize(terminal.stream.fileno(), 39)
     assert shown(displayed(terminal, progress, 60)) == lines
@@ -239,10 +239,10 @@ def test_a_terminal_has_the_live_view_unless_it_can_t_show_it(
         assert shown(displayed(terminal, progress, 60)) == lines
 
 
-def test_elsewhere_lines_tell_of_progress_in_the_journal_or_where_it_is_ordered(terminal: Console) -> None:
+def test_elsewhere_progress_lines_are_for_the_journal_or_progress_always(terminal: Console) -> None:
     file = Console(io.StringIO())
     journal = Console(io.StringIO(), in_journal=True)
-    quiet, telling = [(Lines, math.inf)], [(Lines, 60)]
+    quiet, telling = [(PlainLines, math.inf)], [(PlainLines, 60)]
     assert shown(displayed(terminal, "never", 60)) == quiet
     assert shown(displayed(file, "auto", 60)) == quiet
     assert shown(displayed(file, "always", 60)) == telling
@@ -250,7 +250,7 @@ def test_elsewhere_lines_tell_of_progress_in_the_journal_or_where_it_is_ordered(
     assert shown(displayed(journal, "auto", 0)) == quiet
 
 
-def test_a_service_s_status_comes_beside_unless_progress_is_unwanted(
+def test_a_service_has_a_status_too_unless_progress_is_never(
     terminal: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "@/a/name")

@@ -1,4 +1,4 @@
-"""terminal/console.py: what is backed up, what is not, and what says so, for people and for programs."""
+"""backup/terminal/tables.py: the list of domains and disks, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SKIPPED = Choice(domain("db", disks=[rbd_disk(), CDROM], state=State.SHUT_OFF), 
 BARE = Choice(domain("bare", disks=[]), "no RBD image to back up")
 
 
-def test_the_list_says_of_each_disk_whether_it_is_backed_up_what_says_so_and_why_not() -> None:
+def test_the_list_shows_for_each_disk_whether_it_is_backed_up_and_why() -> None:
     assert listing([WEB, OWN, BROKEN, SKIPPED, BARE]) == (
         "domain  state     freeze                disk  source        backup\n"
         "web     running   auto (FREEZE)         vda   vms/web-root  yes (INCLUDE_DOMAINS)\n"
@@ -35,21 +35,21 @@ def test_the_list_says_of_each_disk_whether_it_is_backed_up_what_says_so_and_why
 
 
 def test_a_domain_with_a_problem_has_a_line_for_it_before_its_disks() -> None:
-    told = "FAILS: the domain's metadata has 2 elements <backup>"
+    failure = "FAILS: the domain's metadata has 2 elements <backup>"
     chosen = Choice(domain(problem=PROBLEM))
     unreadable = Choice(domain("odd", disks=[], problem=PROBLEM))
     left_out = Choice(domain("out", problem=PROBLEM), "in EXCLUDE_DOMAINS")
     assert listing([chosen, unreadable, left_out]) == (
         "domain  state    freeze         disk  source        backup\n"
-        f"web     running  auto (FREEZE)                      {told}\n"
-        f"                                vda   vms/web-root  {told}\n"
-        f"odd     running  auto (FREEZE)                      {told}\n"
+        f"web     running  auto (FREEZE)                      {failure}\n"
+        f"                                vda   vms/web-root  {failure}\n"
+        f"odd     running  auto (FREEZE)                      {failure}\n"
         "out     running  auto (FREEZE)                      no: in EXCLUDE_DOMAINS\n"
         "                                vda   vms/web-root  no: in EXCLUDE_DOMAINS\n"
     )
 
 
-def test_where_there_are_several_libvirts_each_domain_says_whose_it_is() -> None:
+def test_with_several_libvirts_each_domain_has_its_uri() -> None:
     here = Choice(domain(disks=[rbd_disk(), CDROM]), "disabled")
     there = Choice(domain(uri=OTHER_URI))
     assert listing([here, there]) == (
@@ -60,7 +60,7 @@ def test_where_there_are_several_libvirts_each_domain_says_whose_it_is() -> None
     )
 
 
-def test_the_list_for_programs_says_the_same() -> None:
+def test_the_list_as_json_has_the_same_data() -> None:
     (found,) = selection_json([BROKEN])
     assert found == {
         "name": "broken",
@@ -86,7 +86,7 @@ def test_the_list_for_programs_says_the_same() -> None:
     }
 
 
-def test_the_list_for_programs_has_what_is_left_out_and_what_fails_too() -> None:
+def test_the_list_as_json_has_skipped_and_failing_domains_too() -> None:
     web, skipped, bare, own = selection_json([WEB, SKIPPED, BARE, OWN])
     assert [disk["gap"] for disk in web["disks"]] == ["none", "none", "foreign"]  # type: ignore[attr-defined]
     assert (skipped["selected"], skipped["selected_by"]) == (False, "")

@@ -1,4 +1,4 @@
-"""backup/terminal/progress/live_view.py: what stands on the terminal, at any size."""
+"""backup/terminal/progress/live_view.py: what the terminal shows, at any size."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rich.cells import cell_len
 from backup.job_result import Phase
 from backup.model import Level
 from backup.terminal.console import Console
-from backup.terminal.progress.activity import JobLook, Look
+from backup.terminal.progress.activity import JobProgress, RunProgress
 from backup.terminal.progress.live_view import LiveView
 
 GIB = 1 << 30
-JOB = JobLook("db01", Phase.STREAM, ("vda",), 9 * GIB, 20 * GIB, 312 << 20, 78)
-LOOK = Look((JOB,), 4, 1, 0, 9 * GIB, 80 * GIB, 312 << 20, 300, 61)
+JOB = JobProgress("db01", Phase.STREAM, ("vda",), 9 * GIB, 20 * GIB, 312 << 20, 78)
+PROGRESS = RunProgress((JOB,), 4, 1, 0, 9 * GIB, 80 * GIB, 312 << 20, 300, 61)
 
 
 class Screen:
-    """A live view, and what a terminal would have got of it."""
+    """A live view, and what it wrote to its terminal."""
 
     def __init__(self, width: int = 100, height: int = 25, level: Level = Level.INFO) -> None:
         self.stream = io.StringIO()
@@ -36,9 +36,9 @@ class Screen:
         return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", written).splitlines()]
 
 
-def test_a_row_tells_phase_percent_rate_and_what_is_left_and_the_totals_stand_below() -> None:
+def test_a_job_s_row_has_phase_percent_rate_and_time_left_above_the_totals() -> None:
     screen = Screen()
-    screen.view.look(LOOK)
+    screen.view.show(PROGRESS)
     row, totals = screen.lines()
     assert re.sub("[━╸╺]+ +", "BAR  ", row) == "db01  streaming vda  BAR  45 %  312.0 MiB/s  1:18 left"
     assert totals == (
@@ -49,8 +49,8 @@ def test_a_row_tells_phase_percent_rate_and_what_is_left_and_the_totals_stand_be
 @pytest.mark.parametrize("width", [20, 40, 59, 60, 79, 80, 109, 110, 300])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     screen = Screen(width)
-    wide = JobLook("日本" * 30, Phase.SNAPSHOT, ("vda", "vdb"), 1023 * GIB, 1024 * GIB, 1 << 39, 360_000)
-    screen.view.look(replace(LOOK, jobs=(JOB, wide)))
+    wide = JobProgress("日本" * 30, Phase.SNAPSHOT, ("vda", "vdb"), 1023 * GIB, 1024 * GIB, 1 << 39, 360_000)
+    screen.view.show(replace(PROGRESS, jobs=(JOB, wide)))
     lines = screen.lines()
     assert len(lines) == 3
     assert max(map(cell_len, lines)) <= width
@@ -59,7 +59,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_more_jobs_than_lines_are_counted_and_the_totals_stay() -> None:
     screen = Screen(height=6)
-    screen.view.look(replace(LOOK, jobs=(JOB,) * 12))
+    screen.view.show(replace(PROGRESS, jobs=(JOB,) * 12))
     lines = screen.lines()
     assert len(lines) == 5
     assert lines[3] == "and 9 more"
@@ -68,24 +68,24 @@ def test_more_jobs_than_lines_are_counted_and_the_totals_stay() -> None:
 
 def test_before_the_first_job_there_are_the_totals_alone() -> None:
     screen = Screen()
-    screen.view.look(Look((), 0, 0, 0, 0, 0, 0.0, None, 2))
+    screen.view.show(RunProgress((), 0, 0, 0, 0, 0, 0.0, None, 2))
     assert screen.lines() == ["running for 0:02"]
 
 
-def test_a_failure_is_said_above_the_view_in_one_line_however_long() -> None:
+def test_a_failure_is_one_line_above_the_view_however_long() -> None:
     screen = Screen(width=60)
-    screen.view.look(LOOK)
+    screen.view.show(PROGRESS)
     screen.lines()
     screen.view.message(Level.ERROR, "web", "failed: " + "no answer " * 20)
-    said, row, _ = screen.lines()
-    assert said == ("error: web: failed: " + "no answer " * 20).rstrip()
+    message, row, _ = screen.lines()
+    assert message == ("error: web: failed: " + "no answer " * 20).rstrip()
     assert row.startswith("db01")
 
 
 def test_names_and_errors_can_neither_style_the_view_nor_move_the_cursor() -> None:
     screen = Screen()
     evil = "[red]a[/red] :smile:\x1b[2J\n"
-    screen.view.look(replace(LOOK, jobs=(replace(JOB, domain=evil, targets=(evil,)),)))
+    screen.view.show(replace(PROGRESS, jobs=(replace(JOB, domain=evil, targets=(evil,)),)))
     written = screen.stream.getvalue()
     assert screen.lines()[0].startswith("[red]a[/red] :smile:\\x1…  streaming [red]a[/")
     screen.view.message(Level.ERROR, evil, "[bold]all is lost[/bold] [/]")
@@ -94,11 +94,11 @@ def test_names_and_errors_can_neither_style_the_view_nor_move_the_cursor() -> No
     assert "\x1b[2J" not in written
 
 
-def test_after_the_end_the_view_is_gone_and_what_was_said_is_there() -> None:
+def test_after_the_end_the_view_is_gone_and_messages_stay() -> None:
     screen = Screen()
-    screen.view.look(LOOK)
+    screen.view.show(PROGRESS)
     screen.view.message(Level.INFO, "web", "saved")
-    screen.view.close(LOOK)
+    screen.view.close(PROGRESS)
     written = screen.stream.getvalue()
     assert "web: saved\n" in written.replace("\r", "")
     assert written.endswith("\x1b[1A\x1b[2K" * 2)
@@ -106,12 +106,12 @@ def test_after_the_end_the_view_is_gone_and_what_was_said_is_there() -> None:
 
 def test_the_cursor_is_never_hidden_so_that_no_kill_can_leave_it_so() -> None:
     screen = Screen()
-    screen.view.look(LOOK)
-    screen.view.close(LOOK)
+    screen.view.show(PROGRESS)
+    screen.view.close(PROGRESS)
     assert "\x1b[?25" not in screen.stream.getvalue()
 
 
-def test_what_matters_less_than_the_level_is_not_shown() -> None:
+def test_messages_below_the_level_are_not_shown() -> None:
     screen = Screen(level=Level.WARNING)
     screen.view.phase("web", Phase.STREAM)
     screen.view.message(Level.INFO, "web", "saved")

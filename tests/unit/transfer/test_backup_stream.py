@@ -15,7 +15,7 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.model import Extent
 from backup.system import pipe_writer
-from backup.system.pipe_writer import PipeSink, ReaderClosed
+from backup.system.pipe_writer import PipeWriter, ReaderClosed
 from backup.transfer.backup_stream import READ_SIZE, WINDOW_BYTES, WINDOW_READS, copy
 
 from ..memory_snapshot import MemorySnapshot
@@ -54,7 +54,7 @@ def sent(snapshot: MemorySnapshot) -> tuple[bytes, int]:
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
         try:
-            with PipeSink(theirs, go_on) as sink:
+            with PipeWriter(theirs, go_on) as sink:
                 data_bytes = copy(snapshot, sink).data_bytes
                 assert sink.sent == snapshot.size
         finally:
@@ -144,7 +144,7 @@ def test_a_request_to_stop_is_heard_while_the_consumer_does_not_read(
             raise Interrupted("interrupted", 15)
 
     snapshot = MemorySnapshot(3 * READ_SIZE, data)
-    with pipe() as (_, theirs), PipeSink(theirs, check_stop) as sink:
+    with pipe() as (_, theirs), PipeWriter(theirs, check_stop) as sink:
         timer = threading.Timer(0.05, stop.set)
         timer.start()
         with pytest.raises(Interrupted):
@@ -157,7 +157,7 @@ def test_a_request_to_stop_is_heard_while_the_consumer_does_not_read(
 @pytest.mark.parametrize("data", [{0: noise(READ_SIZE)}, {}], ids=["data", "hole"])
 def test_a_consumer_that_goes_is_told_apart_from_other_errors(data: dict[int, bytes]) -> None:
     ours, theirs = os.pipe()
-    with ThreadPoolExecutor(1) as threads, PipeSink(theirs, go_on) as sink:
+    with ThreadPoolExecutor(1) as threads, PipeWriter(theirs, go_on) as sink:
 
         def read_a_little() -> None:
             os.read(ours, 4096)
@@ -195,7 +195,7 @@ def test_a_hole_is_sent_as_far_as_it_is_listed_while_the_rest_is_being_listed() 
 
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
-        with closing(os.fdopen(theirs, "wb")), PipeSink(theirs, go_on) as sink:
+        with closing(os.fdopen(theirs, "wb")), PipeWriter(theirs, go_on) as sink:
             copied = copy(snapshot, sink, progress)
         assert arriving.result() == snapshot.content
     assert told == [MIB + 1, 8 * MIB, 16 * MIB, 17 * MIB + 1, 20 * MIB]
@@ -208,7 +208,7 @@ def test_progress_counts_holes_and_data() -> None:
     ours, theirs = os.pipe()
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
-        with closing(os.fdopen(theirs, "wb")), PipeSink(theirs, go_on) as sink:
+        with closing(os.fdopen(theirs, "wb")), PipeWriter(theirs, go_on) as sink:
             copy(snapshot, sink, told.append)
         arriving.result()
     assert told == [5 * MIB + 1, 12 * MIB + 1, 13 * MIB]

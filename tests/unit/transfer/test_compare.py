@@ -12,11 +12,11 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import Level
-from backup.report.domain_record import Proof, Proofs, proofs
+from backup.report.domain_record import DomainRecord, DomainRecords, read_records
 from backup.restore_point.checksums import Checksums
 from backup.stored import Layout, SavedImage
-from backup.system.pipe_reader import PipeSource
-from backup.system.pipe_writer import PipeSink
+from backup.system.pipe_reader import PipeReader
+from backup.system.pipe_writer import PipeWriter
 from backup.transfer.backup_stream import copy
 from backup.transfer.compare import (
     Mismatch,
@@ -43,7 +43,7 @@ def streamed(snapshot: MemorySnapshot) -> tuple[bytes, Checksums]:
     with ThreadPoolExecutor(1) as thread:
         arriving = thread.submit(read_all, out)
         try:
-            with PipeSink(into, lambda: None) as sink:
+            with PipeWriter(into, lambda: None) as sink:
                 checksums = copy(snapshot, sink).checksums
         finally:
             os.close(into)
@@ -59,7 +59,7 @@ def verify(content: bytes, checksums: Checksums, size: int) -> None:
         compare_with_checksums(pieces_from_output(source, size), saved(size), checksums, lambda _: None)
 
 
-def hold_against(snapshot: MemorySnapshot, source: PipeSource) -> None:
+def hold_against(snapshot: MemorySnapshot, source: PipeReader) -> None:
     pieces = pieces_from_output(source, snapshot.size)
     compare_with_snapshot(pieces, saved(snapshot.size), snapshot, lambda _: None)
 
@@ -154,24 +154,24 @@ def test_a_proof_is_kept_and_a_failure_does_not_forget_when_it_was_last_good(
     tmp_path: Path, recorder: Recorder
 ) -> None:
     state = tmp_path / "state"
-    known = Proofs(str(state), recorder)
-    assert proofs(str(state)) == {}
-    known.note_verified(UUID, "web")
-    known.note(OTHER_UUID, "db", failure="it is damaged")
-    good = proofs(str(state))[UUID]
-    known.note(UUID, "web", failure="it is damaged now")
-    assert proofs(str(state)) == {
+    known = DomainRecords(str(state), recorder)
+    assert read_records(str(state)) == {}
+    known.record_verified(UUID, "web")
+    known.update(OTHER_UUID, "db", failure="it is damaged")
+    good = read_records(str(state))[UUID]
+    known.update(UUID, "web", failure="it is damaged now")
+    assert read_records(str(state)) == {
         UUID: replace(good, failure="it is damaged now"),
-        OTHER_UUID: Proof(failure="it is damaged"),
+        OTHER_UUID: DomainRecord(failure="it is damaged"),
     }
     assert [path.name for path in state.iterdir()] == ["proofs.json"]
     (state / "proofs.json").write_text("garbage")
-    assert proofs(str(state)) == {}, "what can't be read is not known"
+    assert read_records(str(state)) == {}, "what can't be read is not known"
     assert recorder.messages == []
 
 
 def test_a_proof_that_can_not_be_noted_is_a_warning(tmp_path: Path, recorder: Recorder) -> None:
     (tmp_path / "state").touch()
-    Proofs(f"{tmp_path}/state", recorder).note_verified(UUID, "web")
-    text = f"cannot note in {tmp_path}/state what was saved or verified: file exists (hint: see STATE_DIR)"
+    DomainRecords(f"{tmp_path}/state", recorder).record_verified(UUID, "web")
+    text = f"cannot record in {tmp_path}/state what was saved or verified: file exists (hint: see STATE_DIR)"
     assert recorder.messages == [(Level.WARNING, "web", text)]

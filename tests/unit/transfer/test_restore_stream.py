@@ -19,7 +19,7 @@ from backup.protocols import Source, WrittenBytes
 from backup.restore.images import ImageRestore
 from backup.restore.new_file import NewFile
 from backup.stored import SavedImage
-from backup.system.pipe_reader import PipeSource, WriterEnded
+from backup.system.pipe_reader import PipeReader, WriterEnded
 from backup.system.pipe_writer import Stalled
 from backup.system.stop_request import StopRequest
 from backup.transfer.restore_stream import PIECE, PIECES, write_image
@@ -126,7 +126,7 @@ def test_the_other_writes_of_the_piece_whose_write_fails_are_waited_for_too() ->
 def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
     out, into = os.pipe()
     with os.fdopen(out), os.fdopen(into), pytest.raises(Stalled, match="gave no byte"):
-        PipeSource(out, lambda: None, patience=0).fill(memoryview(bytearray(1)))
+        PipeReader(out, lambda: None, timeout=0).fill(memoryview(bytearray(1)))
 
 
 SAVED = SavedImage("vda", "vms/web", 3 * MIB, MIB, 0, 0.0, "", LAYOUT)

@@ -14,7 +14,7 @@ import pytest
 from backup.ceph.cluster import Cluster
 from backup.errors import BackupError, DrillFailed, Interrupted, TransientError
 from backup.model import Image, Level
-from backup.report.domain_record import Proof, proofs
+from backup.report.domain_record import DomainRecord, read_records
 from backup.restore_point import manifest
 from backup.stored import SavedDomain, StoredPoint
 from backup.system.stop_request import StopRequest
@@ -54,12 +54,12 @@ def drill(state_dir: str, recorder: Recorder, error: BackupError | None = None) 
     ("known", "whose"),
     [
         ({}, UUID),
-        ({UUID: Proof(tried="2024-02-03")}, OTHER_UUID),
-        ({UUID: Proof(tried="2024-02-03"), OTHER_UUID: Proof(tried="2024-02-02")}, OTHER_UUID),
-        ({UUID: Proof(tried="2024-02-01"), OTHER_UUID: Proof(tried="2024-02-02")}, UUID),
+        ({UUID: DomainRecord(tried="2024-02-03")}, OTHER_UUID),
+        ({UUID: DomainRecord(tried="2024-02-03"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, OTHER_UUID),
+        ({UUID: DomainRecord(tried="2024-02-01"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, UUID),
     ],
 )
-def test_it_is_the_turn_of_who_was_tried_longest_ago(known: Mapping[str, Proof], whose: str) -> None:
+def test_it_is_the_turn_of_who_was_tried_longest_ago(known: Mapping[str, DomainRecord], whose: str) -> None:
     assert due(HeldPoints(BOTH).restore_points(), known) == whose
 
 
@@ -69,7 +69,7 @@ def test_a_domain_that_can_not_be_drilled_does_not_keep_the_others_from_it(
     with raises("it is damaged", DrillFailed):
         drill(state_dir, recorder, BackupError("it is damaged"))
     assert drill(state_dir, recorder) == "db"
-    known = proofs(state_dir)
+    known = read_records(state_dir)
     assert (known[UUID].drilled, known[UUID].failure) == ("", "it is damaged")
     assert (known[OTHER_UUID].drilled > "2020", known[OTHER_UUID].failure) == (True, "")
 
@@ -82,7 +82,7 @@ def test_what_says_nothing_of_the_restore_point_is_no_failure_of_it(
 ) -> None:
     with raises(error.message, type(error)):
         drill(state_dir, recorder, error)
-    assert proofs(state_dir)[UUID].failure == ""
+    assert read_records(state_dir)[UUID].failure == ""
 
 
 def test_how_a_drill_ended_is_told_even_if_it_can_not_be_noted(tmp_path: Path, recorder: Recorder) -> None:
@@ -91,7 +91,7 @@ def test_how_a_drill_ended_is_told_even_if_it_can_not_be_noted(tmp_path: Path, r
     assert drill(state_dir, recorder) == "web"
     with raises("it is damaged", DrillFailed):
         drill(state_dir, recorder, BackupError("it is damaged"))
-    assert {"cannot note" in text for text in recorder.told(Level.WARNING)} == {True}
+    assert {"cannot record" in text for text in recorder.told(Level.WARNING)} == {True}
 
 
 def test_what_has_no_checksums_can_not_be_proven(
@@ -106,7 +106,7 @@ def test_what_has_no_checksums_can_not_be_proven(
     changed = settings(state_dir=state_dir, drill_pool="scratch", ceph_conf="/nowhere")
     with pytest.raises(DrillFailed, match="saved no checksums of vda"):
         Drill(changed, HeldPoints(BOTH), recorder, StopRequest()).drill("web")
-    assert proofs(state_dir)[UUID].drilled == ""
+    assert read_records(state_dir)[UUID].drilled == ""
 
 
 class ClusterOnPaper:

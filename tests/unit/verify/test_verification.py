@@ -15,7 +15,7 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.job_result import Phase
 from backup.model import Level
-from backup.report.domain_record import proofs
+from backup.report.domain_record import read_records
 from backup.restore_point.find import with_current_ids
 from backup.stored import SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
@@ -45,7 +45,7 @@ def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) 
     output = HeldPoints(BOTH, {"web": DAMAGED})
     verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(failed=1, images=1, size=MIB)
-    known = proofs(state_dir)
+    known = read_records(state_dir)
     assert "differs from what was saved" in known[UUID].failure
     assert (known[OTHER_UUID].verified > "2020", known[OTHER_UUID].failure) == (True, "")
 
@@ -68,7 +68,7 @@ def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> No
 
 def test_a_time_that_no_restore_point_fits_proves_nothing(state_dir: str, recorder: Recorder) -> None:
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "2020-01-01")
-    assert (verified.failed, proofs(state_dir)) == (2, {})
+    assert (verified.failed, read_records(state_dir)) == (2, {})
 
 
 class Stopping(HeldPoints):
@@ -94,7 +94,7 @@ def test_what_was_found_before_an_interrupt_is_told_and_noted_and_the_rest_is_no
     with raises("interrupted", Interrupted):
         verification(Stopping(stop), state_dir, recorder, stop).verify((), "latest")
     (told,) = recorder.told(Level.ERROR)
-    (known,) = proofs(state_dir).values()
+    (known,) = read_records(state_dir).values()
     assert "differs from what was saved" in told
     assert "differs from what was saved" in known.failure
 
@@ -114,7 +114,7 @@ def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Re
     output = StoppingEarly(BOTH)
     with raises("interrupted", Interrupted):
         verification(output, state_dir, recorder, output.stop).verify((), "latest")
-    assert (output.read, recorder.messages, proofs(state_dir)) == (["web"], [], {})
+    assert (output.read, recorder.messages, read_records(state_dir)) == (["web"], [], {})
 
 
 @pytest.mark.parametrize(("still_there", "failed"), [(True, 2), (False, 0)])
@@ -176,7 +176,7 @@ def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
     chosen = settings(state_dir=state_dir, workers=2)
     verified = Verification(chosen, output, recorder, StopRequest(), 0.1).verify((), "latest")
     assert (verified, len(output.read)) == (Verified(0, 2, 2 * MIB), 2)
-    assert proofs(state_dir) == {}
+    assert read_records(state_dir) == {}
 
 
 def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:

@@ -16,7 +16,7 @@ from backup.watch.node_lock import only_run, prepare_runtime_dir
 from ..raising import raises
 
 
-def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_its_owner_can_access_the_directory(tmp_path: Path) -> None:
     path = tmp_path / "run" / "virt-rbd-backup"
     prepare_runtime_dir(str(path))
     prepare_runtime_dir(str(path))
@@ -24,9 +24,9 @@ def test_the_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o701, 0o710, 0o777])
-def test_a_directory_that_others_can_enter_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_directory_that_other_users_can_access_is_refused(tmp_path: Path, mode: int) -> None:
     tmp_path.chmod(mode)
-    message = f"others can enter {tmp_path} (owner {os.geteuid()}, mode {mode:04o})"
+    message = f"other users can access {tmp_path} (owner {os.geteuid()}, mode {mode:04o})"
     with raises(message) as caught:
         prepare_runtime_dir(str(tmp_path))
     assert caught.value.hint.startswith(f"chmod 0700 {tmp_path}")
@@ -40,9 +40,9 @@ def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
         prepare_runtime_dir(str(tmp_path))
 
 
-def test_a_directory_that_can_t_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with raises(f"cannot make {tmp_path}/file/run: not a directory"):
+    with raises(f"cannot create {tmp_path}/file/run: not a directory"):
         prepare_runtime_dir(str(tmp_path / "file" / "run"))
 
 

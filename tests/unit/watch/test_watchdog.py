@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError
-from backup.job.freeze_notes import Hold, Journal
+from backup.job.freeze_notes import FreezeNotes, Method
 from backup.system.process import SPAWN
-from backup.system.process_group import life_of, lives
+from backup.system.process_group import is_running, process_id
 from backup.watch import watchdog as watchdog_module
 from backup.watch.node_lock import only_run
 from backup.watch.watchdog import Watchdog
@@ -36,7 +36,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from backup.terminal.console import Console
 from backup.watch.guard import guarded
-from backup.job.freeze_notes import Hold, Journal
+from backup.job.freeze_notes import Method, FreezeNotes
 from backup.watch.node_lock import only_run
 from backup.system.process import SPAWN
 from backup.watch.watchdog import watched
@@ -47,7 +47,7 @@ def worker(_lifeline, words):
     runtime_dir, how = words
     if how in ("guarded", "quiesces"):
         uri = node_uri(Path(runtime_dir).parent / "node.xml", domain_element())
-        Journal(runtime_dir).write(domain(uri=uri), Hold.PAUSE, seconds=2 if how == "quiesces" else 15)
+        FreezeNotes(runtime_dir).write(domain(uri=uri), Method.PAUSE, seconds=2 if how == "quiesces" else 15)
     signal.pause()
 
 if __name__ == "__main__":
@@ -63,7 +63,7 @@ if __name__ == "__main__":
         process = SPAWN.Process(target=worker, args=(watchdog.lifeline, sys.argv[1:]))
         process.start()
         if how in ("guarded", "quiesces"):
-            while not Journal(ours.runtime_dir).notes():
+            while not FreezeNotes(ours.runtime_dir).all():
                 time.sleep(0.01)
         print(os.getpid(), process.pid, flush=True)
         if how == "ends":
@@ -73,14 +73,14 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
+def notes(tmp_path: Path) -> FreezeNotes:
     """Notes of a domain that is held still."""
     runtime_dir = tmp_path / "run"
     runtime_dir.mkdir(mode=0o700)
-    journal = Journal(str(runtime_dir))
+    notes = FreezeNotes(str(runtime_dir))
     uri = node_uri(tmp_path / "node.xml", domain_element())
-    journal.write(domain(uri=uri), Hold.PAUSE)
-    return journal
+    notes.write(domain(uri=uri), Method.PAUSE)
+    return notes
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
-    journal: Journal, program: Path, tmp_path: Path
+def test_guests_are_resumed_once_the_last_process_of_the_run_was_killed(
+    notes: FreezeNotes, program: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(program), str(tmp_path / "run"), ""]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -104,26 +104,26 @@ def test_guests_are_let_go_once_the_last_process_of_the_run_was_killed(
         os.kill(main, signal.SIGKILL)
         run.wait()
         os.kill(worker, 0)  # it lives, and would let its guest go itself
-        assert journal.holds(UUID)
+        assert notes.exists(UUID)
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
-        assert "let go: a backup that was killed had left a pause behind" in run.stderr.read()
+        wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
+        assert "resumed: an interrupted backup had left the guest paused" in run.stderr.read()
 
 
-def test_what_a_run_could_not_undo_is_undone_after_its_end(
-    journal: Journal, program: Path, tmp_path: Path
+def test_guests_that_a_run_could_not_resume_are_resumed_after_its_end(
+    notes: FreezeNotes, program: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, str(program), str(tmp_path / "run"), "ends"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
     assert done.stderr.splitlines()[0] == (
-        "error: web may still be frozen or paused: the watchdog tries on in the background"
+        "error: web may still be frozen or paused: the watchdog keeps retrying in the background"
     )
-    wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+    wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
 
 
-def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
-    journal: Journal, program: Path, tmp_path: Path
+def test_the_watchdog_waits_for_the_lock_of_a_dying_process(
+    notes: FreezeNotes, program: Path, tmp_path: Path
 ) -> None:
     """A dying process's files are closed one after the other: the lifeline may end before the lock goes."""
     with only_run(str(tmp_path / "run")), started(program, tmp_path, "without the lock") as run:
@@ -131,12 +131,12 @@ def test_the_watchdog_stays_while_a_process_that_is_dying_still_has_the_lock(
         kill(*map(int, run.stdout.readline().split()))
         until = time.monotonic() + 0.5  # ten looks of the watchdog
         while time.monotonic() < until:
-            assert journal.holds(UUID)
+            assert notes.exists(UUID)
             time.sleep(0.05)
-    wait_until(lambda: not journal.holds(UUID), 10, "the watchdog let the guest go")
+    wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
 
 
-def test_a_watchdog_that_was_killed_is_started_again(program: Path, tmp_path: Path) -> None:
+def test_a_killed_watchdog_is_restarted(program: Path, tmp_path: Path) -> None:
     with started(program, tmp_path, "guarded") as run:
         assert run.stdout
         main, worker = map(int, run.stdout.readline().split())
@@ -144,11 +144,11 @@ def test_a_watchdog_that_was_killed_is_started_again(program: Path, tmp_path: Pa
         first = watchdogs(main)
         kill(*first)
         wait_until(lambda: watchdogs(main) - first, 10, "there is another")
-        journal = Journal(str(tmp_path / "run"))
-        assert journal.holds(UUID)
+        notes = FreezeNotes(str(tmp_path / "run"))
+        assert notes.exists(UUID)
         kill(main, worker)
         # it was not paused yet, and might still be by what the worker has asked for
-        wait_until(lambda: not journal.holds(UUID), 30, "the second let the guest go")
+        wait_until(lambda: not notes.exists(UUID), 30, "the second let the guest go")
 
 
 def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: Path, tmp_path: Path) -> None:
@@ -157,9 +157,9 @@ def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: P
         main, worker = map(int, run.stdout.readline().split())
         for pid in (main, worker):
             os.kill(pid, signal.SIGSTOP)
-        journal = Journal(str(tmp_path / "run"))
-        wait_until(lambda: not journal.holds(UUID), 15, "the watchdog let the guest go")
-        assert not lives(life_of(worker)), "it could freeze the guest when it goes on"
+        notes = FreezeNotes(str(tmp_path / "run"))
+        wait_until(lambda: not notes.exists(UUID), 15, "the watchdog let the guest go")
+        assert not is_running(process_id(worker)), "it could freeze the guest when it goes on"
         kill(main)
 
 
@@ -222,7 +222,7 @@ def test_a_run_waits_until_the_watchdog_watches(starts: list[Connection], record
     watchdog.close()
 
 
-def test_a_watchdog_that_is_killed_before_it_watches_is_started_again(
+def test_a_watchdog_that_is_killed_before_it_watches_is_restarted(
     starts: list[Connection], recorder: Recorder
 ) -> None:
     watchdog = Watchdog(settings(), recorder)

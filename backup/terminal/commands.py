@@ -1,0 +1,210 @@
+"""The commands: what each does, its options, and examples of its use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Callable, Protocol
+
+from .options import add_at, add_domains, add_json, percentage
+from .parser import Parser
+
+
+class AddCommand(Protocol):
+    """Adds a command: its name, what it does, and examples: arguments after its name, and their result."""
+
+    def __call__(self, name: str, does: str, examples: Mapping[str, str]) -> Parser: ...
+
+
+def _backup(add: AddCommand) -> None:
+    command = add(
+        "backup",
+        "back up domains (the default command)",
+        {
+            "": "back up all selected domains",
+            "web01 'db*'": "back up these domains only",
+            "--dry-run": "show what would be backed up",
+            "--verify web01": "back up one domain, and compare the result with its snapshots",
+        },
+    )
+    add_domains(command, default="all selected domains")
+    command.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
+    command.add_argument(
+        "--verify",
+        action="store_true",
+        help="read each saved image back and compare it with its snapshot; a difference fails the domain",
+    )
+
+
+def _list(add: AddCommand) -> None:
+    add_json(
+        add(
+            "list",
+            "list all domains and disks: which are backed up, and why others are not",
+            {"": "show a table", "--json": "print JSON, for programs"},
+        )
+    )
+
+
+def _restore_points(add: AddCommand) -> None:
+    command = add(
+        "restore-points",
+        "list the restore points",
+        {"": "list those of all domains", "web01": "list those of one domain"},
+    )
+    add_domains(command)
+    add_json(command)
+
+
+def _restore(add: AddCommand) -> None:
+    command = add(
+        "restore",
+        "restore a domain's images, and the domain itself",
+        {
+            "web01 --define --start": "restore a lost domain with all its disks, and start it",
+            "web01 --to-pool scratch --define --name web01-copy --new-uuid": "restore a copy of the domain",
+            "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2": "restore one disk into a file",
+        },
+    )
+    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; the domain need not exist any more")
+    add_at(command)
+    command.add_argument(
+        "--disk",
+        dest="disks",
+        metavar="TARGET",
+        action="append",
+        default=[],
+        help="restore this disk only, such as vda; can be repeated; default: all disks",
+    )
+    command.add_argument(
+        "--to-pool",
+        metavar="POOL[/NAMESPACE]",
+        default="",
+        help="restore into this pool; default: each image's original pool",
+    )
+    command.add_argument("--suffix", default="", help="append this to the names of the restored images")
+    command.add_argument(
+        "--to-image",
+        metavar="POOL/[NAMESPACE/]IMAGE",
+        default="",
+        help="restore one disk into an image of this name",
+    )
+    command.add_argument(
+        "--to-file",
+        metavar="PATH",
+        default="",
+        help="restore one disk into a file: qcow2 if PATH ends in .qcow2, otherwise raw and sparse",
+    )
+    _add_definition_options(command)
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="replace existing images, files and domains, unless they are in use",
+    )
+
+
+def _add_definition_options(command: Parser) -> None:
+    command.add_argument(
+        "--define", action="store_true", help="define the domain in libvirt, with the restored images"
+    )
+    command.add_argument(
+        "--name", metavar="NEW", default="", help="define it under this name instead, as a copy"
+    )
+    command.add_argument("--new-uuid", action="store_true", help="define it with a new UUID, as a copy")
+    command.add_argument("--start", action="store_true", help="start the domain once it is defined")
+
+
+def _verify(add: AddCommand) -> None:
+    command = add(
+        "verify",
+        "read restore points back and compare them with their checksums",
+        {
+            "": "verify the newest restore point of each domain",
+            "--sample 5%": "verify a random part of all images, suitable for every day",
+            "web01 --at 2026-11-23": "verify the newest restore point up to that day",
+        },
+    )
+    add_domains(command)
+    add_at(command)
+    command.add_argument(
+        "--sample",
+        metavar="PERCENT",
+        type=percentage,
+        default=1.0,
+        help="read only some images, chosen at random, that make up this share of all bytes; default: 100%%",
+    )
+
+
+def _drill(add: AddCommand) -> None:
+    command = add(
+        "drill",
+        "restore a domain into DRILL_POOL, verify it, and remove it again",
+        {
+            "--boot": "drill the domain whose last drill is longest ago",
+            "web01 --boot": "drill this domain",
+        },
+    )
+    command.add_argument(
+        "domain",
+        metavar="DOMAIN",
+        nargs="?",
+        default="",
+        help="name or UUID; default: the domain whose last drill is longest ago",
+    )
+    command.add_argument("--boot", action="store_true", help="boot it too, without a network")
+
+
+def _check(add: AddCommand) -> None:
+    add(
+        "check",
+        "check that backups can run, and show how to fix each problem",
+        {"": "check the current settings", "--config new.py": "check other settings before they are used"},
+    )
+
+
+def _report(add: AddCommand) -> None:
+    command = add(
+        "report",
+        "show the result of a past run as text, JSON or HTML",
+        {
+            "": "show the last run",
+            "--html /srv/www/backup.html": "write an HTML page about the last run and the last 30 days",
+            "--run 20261125T020003Z-abcd --json": "print the report of another run as JSON",
+        },
+    )
+    command.add_argument("--run", metavar="RUN", default="", help="a run's id; default: the newest run")
+    form = command.add_mutually_exclusive_group()
+    add_json(form)
+    form.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write an HTML page, with the last 30 days, into FILE; - is standard output",
+    )
+
+
+def _cleanup(add: AddCommand) -> None:
+    command = add(
+        "cleanup",
+        "thaw guests and remove leftovers of interrupted runs",
+        {
+            "": "clean up after a run was killed",
+            "--all": "clean up after OUTPUT was changed from restic_incremental",
+        },
+    )
+    command.add_argument(
+        "--all",
+        action="store_true",
+        help="also remove the base snapshots of restic_incremental: each domain's next backup is a full read",
+    )
+
+
+COMMANDS: Sequence[Callable[[AddCommand], None]] = (
+    _backup,
+    _list,
+    _restore_points,
+    _restore,
+    _verify,
+    _drill,
+    _check,
+    _report,
+    _cleanup,
+)

@@ -1,0 +1,61 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..model import Level
+from .parser import Parser
+
+
+def common_options() -> Parser:
+    """Give the options that may stand before and after the command, without defaults of their own."""
+    parent = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = parent.add_argument_group("Common options")
+    common.add_argument(
+        "--config", metavar="FILE", help="Python file whose constants override those of config.py"
+    )
+    common.add_argument(
+        "--log-level",
+        metavar="LEVEL",
+        choices=[level.name.lower() for level in Level],
+        help="least severe messages to log: error, warning, info or debug; default: info",
+    )
+    common.add_argument(
+        "--progress",
+        metavar="WHEN",
+        choices=("auto", "always", "never"),
+        help="show progress: auto (on a terminal and in the journal), always or never; default: auto",
+    )
+    return parent
+
+
+def add_domains(command: Parser, default: str = "all") -> None:
+    command.add_argument(
+        "domains", metavar="DOMAIN", nargs="*", help=f"name, UUID or glob pattern; default: {default}"
+    )
+
+
+def add_json(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def add_at(command: Parser) -> None:
+    command.add_argument(
+        "--at",
+        metavar="latest|RUN|TIME",
+        default="latest",
+        help="use the restore point of this run, or the newest up to this UTC time,"
+        " such as 2026-11-25T03:00; default: latest",
+    )
+
+
+def percentage(text: str) -> float:
+    """Parse a percentage. Raises argparse.ArgumentTypeError."""
+    try:
+        part = float(text.rstrip("%")) / 100
+    except ValueError:
+        part = 0
+    if not 0 < part <= 1:
+        raise argparse.ArgumentTypeError(f"invalid percentage {text!r}: expected more than 0 and at most 100")
+    return part

@@ -1,0 +1,132 @@
+"""README.md and res/docs: links and commands are valid, and everything with a name is explained."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import config
+from backup.terminal import command_line
+from main import COMMANDS
+from tests.constants_table import PAGE, page
+from tests.retired_words import retired_in
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+MANUAL = sorted((ROOT / "res/docs").glob("*.md"))
+PAGES = [README, *MANUAL, ROOT / "tests/README.md", ROOT / "CHANGELOG.md"]
+# What else an admin reads.
+SUFFIXES = ("", ".py", ".conf", ".service", ".timer", ".yml", ".json")
+TEXTS = [
+    ROOT / "config.py",
+    ROOT / "debian/control",
+    *sorted(path for path in (ROOT / "res").rglob("*") if path.is_file() and path.suffix in SUFFIXES),
+]
+COMMAND = re.compile(r"\s*(?:/usr/bin/python3 /opt/virt-rbd-backup/)?(?:main\.py|virt-rbd-backup)(?: |$)")
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def text_of(paths: Sequence[Path]) -> str:
+    return "\n".join(path.read_text() for path in paths)
+
+
+def anchors(path: Path) -> set[str]:
+    """Give what a page's headings are called in links, as GitHub does it."""
+    return {
+        re.sub(r"[^\w -]", "", line.lstrip("# ")).lower().replace(" ", "-")
+        for line in path.read_text().splitlines()
+        if line.startswith("#")
+    }
+
+
+def blocks(path: Path, language: str) -> Iterator[str]:
+    for indent, block in re.findall(
+        rf"^( *)```{language}\n(.*?)^ *```", path.read_text(), re.DOTALL | re.MULTILINE
+    ):
+        yield textwrap.dedent(block) if indent else block
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+        if "://" in target:
+            continue
+        place, _, anchor = target.partition("#")
+        leads_to = (path.parent / place).resolve() if place else path
+        assert leads_to.exists(), target
+        assert not anchor or anchor in anchors(leads_to), target
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    links = re.findall(r"\]\((res/docs/[^)#]+)\)", README.read_text())
+    assert {named(path) for path in MANUAL} == set(links)
+
+
+def test_the_readme_can_be_read_in_one_go() -> None:
+    assert len(README.read_text().splitlines()) <= 170
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_blocks_of_shell_parse(path: Path) -> None:
+    for block in blocks(path, "sh"):
+        done = subprocess.run(["sh", "-n"], input=block, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), block
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_blocks_of_python_parse(path: Path) -> None:
+    for block in blocks(path, "python"):
+        compile(block, named(path), "exec")
+
+
+@pytest.mark.parametrize("path", [README, *MANUAL], ids=named)
+def test_commands_have_these_options(path: Path) -> None:
+    lines = "\n".join(blocks(path, "sh")).splitlines()
+    for line in filter(COMMAND.match, lines):
+        words = shlex.split(line, comments=True)
+        command_line.parsed(words[2:] if words[0].endswith("python3") else words[1:])
+
+
+@pytest.mark.parametrize("path", MANUAL, ids=named)
+def test_a_page_begins_with_a_command(path: Path) -> None:
+    assert re.match(r"# .+\n\n```sh\n", path.read_text())
+
+
+def test_the_table_of_constants_is_that_of_config_py() -> None:
+    assert PAGE.read_text() == page(PAGE.read_text()), "run: python3 -m tests.constants_table"
+
+
+def test_every_constant_is_explained() -> None:
+    manual = text_of([README, *MANUAL])
+    known = [name for name in vars(config) if name.isupper()]
+    assert [name for name in known if f"| `{name}` | `" not in manual] == []
+
+
+def test_every_command_is_explained() -> None:
+    readme = README.read_text()
+    assert [
+        name for name in COMMANDS if not re.search(rf"^\| .*`main\.py {name}[` ]", readme, re.MULTILINE)
+    ] == []
+
+
+@pytest.mark.parametrize("path", [README, ROOT / "res/docs/troubleshooting.md"], ids=named)
+def test_every_exit_code_is_explained(path: Path) -> None:
+    codes = command_line.parser().format_help().split("Exit codes:")[1].split("\n\n")[0]
+    known = re.findall(r"\d+", " ".join(re.findall(r"^ +(\d[\d, ]*?)  ", codes, re.MULTILINE)))
+    rows = re.findall(r"\d+", " ".join(re.findall(r"^\| (\d[\d, ]*) \|", path.read_text(), re.MULTILINE)))
+    assert "11" in known
+    assert rows == known
+
+
+@pytest.mark.parametrize("path", [*PAGES, *TEXTS], ids=named)
+def test_no_retired_word_is_used(path: Path) -> None:
+    assert list(retired_in(path.read_text())) == []
