@@ -70,18 +70,18 @@ class AdminProgram:
         message = f"{self.name} {how}"
         raise ProgramFailed(f"{message}: {'; '.join(last)}" if last else message)
 
-    def _started(self, stdout: int, stdin: bytes) -> StartedProgram:
-        # coreutils' timeout makes a process group and ends all of it at the limit, and when it gets SIGTERM
-        # itself: from us, or from the kernel when we are killed
+    def _started(self, stdout: int, given: bytes) -> StartedProgram:
+        # coreutils' timeout makes a process group and ends all of it in time; and also when it gets SIGTERM
+        # itself, from us, or from the kernel when we are killed
         arguments = ["timeout", f"--kill-after={KILL_AFTER}", str(self.limit), *self.command]
         environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **self.environment}
         clean = {name: value.replace("\0", "") for name, value in environment.items()}
         try:
-            with os.fdopen(os.memfd_create("stdin"), "w+b", buffering=0) as file:
-                file.write(stdin)
-                file.seek(0)
+            with os.fdopen(os.memfd_create("given"), "w+b", buffering=0) as stdin:
+                stdin.write(given)
+                stdin.seek(0)
                 command = Command(arguments, clean, secret_arguments=self.command[1:])  # such as a token
-                return start_program(command, file, stdout, stdout, _in_child)
+                return start_program(command, stdin, stdout, stdout, _in_child)
         except OSError as error:
             raise ProgramFailed(f"cannot start {self.name}: {reason(error)}") from error
 
