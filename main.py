@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Callable, NoReturn
 
@@ -35,7 +36,7 @@ from backup.terminal.output_file import write_or_print
 from backup.terminal.progress.choose_display import displayed
 from backup.terminal.progress.display import Display
 from backup.terminal.report_text import report_text
-from backup.terminal.required_modules import require_modules
+from backup.terminal.required_modules import optional_modules, require_modules
 from backup.terminal.standard_output import (
     is_flushed,
     print_after_display,
@@ -210,7 +211,8 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
 
     problems = 0
     with _stoppable() as stop:
-        for found in examine(settings, outputs.chosen(settings), stop.check):
+        findings = examine(settings, outputs.chosen(settings), stop.check)
+        for found in chain(optional_modules(), findings):
             print_stoppable(tables.finding(found), stop.check)
             problems += found.problem is not None
     print_text(tables.problem_count(problems))

@@ -1,4 +1,8 @@
-"""The command restore: finds the restore point, restores its images, and defines and starts the domain."""
+"""The command restore: finds the restore point, restores its images, and defines and starts the domain.
+
+A node without Ceph's modules restores to files, one without libvirt's restores images: so they are imported
+by what needs them.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from .. import PROGRAM
-from ..ceph.cluster import Cluster
-from ..ceph.new_image import NewImage, require_room
-from ..ceph.retry import CephRetry
 from ..errors import BackupError, ConfigError, NotDefined
-from ..hypervisor.connection import Hypervisor
-from ..model import ClusterAddress, Image, Level, image_named
-from ..protocols import Output, Reporter, RunReporter
+from ..model import Image, Level, image_named
+from ..protocols import Output, RunReporter
 from ..restore_point import manifest
 from ..restore_point.find import current_images, find_point
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
-from .domain import RestoredDomain
 from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
+
+if TYPE_CHECKING:
+    from ..ceph.cluster import Cluster
+    from .domain import RestoredDomain
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,16 @@ class Restorer:
         restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
         if order.to_file:
             return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])
+        return self._into_cluster(saved, images, restore)
+
+    def _into_cluster(
+        self, saved: SavedDomain, images: Sequence[SavedImage], restore: ImageRestore
+    ) -> Sequence[RestoredImage]:
+        """Restore to images of the cluster, and define the domain if that is ordered."""
+        from ..ceph.new_image import NewImage
+        from ..ceph.restore_cluster import restore_cluster
+
+        order = self.order
         with ExitStack() as stack:
             cluster = stack.enter_context(
                 restore_cluster(self.settings, self.stop, self.reporter, saved.name)
@@ -141,6 +155,9 @@ class Restorer:
 
     def _domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:
         """Connect to libvirt. Raises BackupError if the domain cannot be defined there."""
+        from ..hypervisor.connection import Hypervisor
+        from .domain import RestoredDomain
+
         order, settings = self.order, self.settings
         if len(settings.libvirt_uris) > 1:
             message = f"LIBVIRT_URI has {len(settings.libvirt_uris)} URIs, --define needs exactly one"
@@ -168,17 +185,6 @@ def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
             domain.start()
         except BackupError as error:
             raise NotDefined(f"the domain is restored, but {error.message}", error.hint) from error
-
-
-def restore_cluster(settings: Settings, stop: StopRequest, reporter: Reporter, domain: str = "") -> Cluster:
-    """Connect to the cluster of CEPH_CONF as CEPH_USER. Raises ClusterError."""
-
-    def report(level: Level, text: str) -> None:
-        reporter.message(level, domain, text)
-
-    address = ClusterAddress(user=settings.ceph_user)
-    retry = CephRetry(settings.ceph_stall_timeout, stop.check, report)
-    return Cluster(address, "", settings.ceph_conf, settings.ceph_timeout, retry=retry)
 
 
 def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:
@@ -210,6 +216,8 @@ def _require_different_names(images: Sequence[SavedImage], places: Iterable[Imag
 
 
 def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
+    from ..ceph.new_image import require_room
+
     needed: Counter[str] = Counter()
     for image in images:
         pool = places[image.target].pool

@@ -25,7 +25,7 @@ def _setter() -> Callable[[str], None]:
     os.environ["SPT_NOENV"] = "1"
     try:
         from setproctitle import setproctitle
-    except ImportError:
+    except Exception:  # missing, or broken in whatever way: `check` reports it
         return lambda title: None
     else:
         setproctitle(PROGRAM)  # reads the variable once

@@ -11,6 +11,7 @@ from functools import partial
 from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
+from ..ceph.restore_cluster import restore_cluster
 from ..errors import BackupError, ConfigError, DomainGone, DrillFailed, Interrupted, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.domain_xml import AGENT_CHANNEL
@@ -21,7 +22,6 @@ from ..protocols import Output, RunReporter
 from ..report.domain_record import DomainRecord, DomainRecords, now, read_records
 from ..restore.domain import RestoredDomain
 from ..restore.images import ImageRestore
-from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import find_point, with_current_ids

@@ -8,10 +8,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
 from .. import PROGRAM
-from ..ceph.cluster import Cluster
 from ..ceph.errors import ClusterError
 from ..ceph.saved_snapshot import snapshot_of
 from ..errors import BackupError, ConfigError
@@ -19,12 +18,12 @@ from ..job_result import Phase
 from ..model import Level
 from ..protocols import Output, RunReporter, SnapshotReader
 from ..report.domain_record import DomainRecords
-from ..restore.restorer import restore_cluster
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import find_point, points_of_domains, with_current_ids
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
+from ..system.module_import import failed_imports
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..text import size_text
@@ -36,7 +35,11 @@ from ..transfer.compare import (
     require_checksums,
 )
 
+if TYPE_CHECKING:
+    from ..ceph.cluster import Cluster
+
 STOP_POLL = 0.1  # seconds between two checks for a stop
+CEPH_MODULES = ("rados", "rbd")  # without them there is nothing but checksums to compare with
 
 Read = tuple[StoredPoint, "Future[Optional[SavedImage]]"]
 
@@ -237,18 +240,23 @@ class _Snapshots:
         self._stack.close()
 
     def cluster(self) -> Optional[Cluster]:
-        """Return the cluster, None if it is unreachable."""
+        """Return the cluster, None if it is unreachable, or this node lacks Ceph's modules."""
         with self._lock:
             if not self._tried:
                 self._tried = True
                 try:
-                    self._cluster = self._stack.enter_context(
-                        restore_cluster(self._settings, self._stop, self._reporter)
-                    )
+                    self._cluster = self._connected()
                 except ClusterError as error:
                     text = f"comparing with checksums, not with base snapshots: {error.message}"
                     self._reporter.message(Level.INFO, "", text)
             return self._cluster
+
+    def _connected(self) -> Cluster:
+        if failed := failed_imports(CEPH_MODULES):
+            raise ClusterError(str(failed[0]))
+        from ..ceph.restore_cluster import restore_cluster
+
+        return self._stack.enter_context(restore_cluster(self._settings, self._stop, self._reporter))
 
 
 def _ended(under_way: dict[Future[Optional[SavedImage]], StoredPoint]) -> Iterator[Read]:

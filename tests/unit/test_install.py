@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,13 @@ UNITS = (
 
 
 def install(
-    root: Path, *arguments: str, script: Path = ROOT / "res/install"
+    root: Path,
+    *arguments: str,
+    script: Path = ROOT / "res/install",
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     command = ["/usr/bin/python3", str(script), "--destdir", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def files(root: Path) -> dict[Path, tuple[int, bytes]]:
@@ -75,6 +80,20 @@ def test_the_settings_are_for_their_owner_alone(root: Path) -> None:
     settings = root / "etc/virt-rbd-backup/config.py"
     assert stat.S_IMODE(settings.stat().st_mode) == 0o600
     assert stat.S_IMODE(settings.parent.stat().st_mode) == 0o700
+
+
+def test_broken_modules_are_listed_with_their_reason_and_a_hint(tmp_path: Path) -> None:
+    for name in ("rados", "jinja2"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('librados.so.2: cannot open it')")
+    done = install(tmp_path / "root", environment={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    for name in ("rados", "jinja2"):
+        place = lines.index(
+            f"cannot import module {name}: librados.so.2: cannot open it ({tmp_path}/{name}.py)"
+        )
+        assert lines[place + 1].startswith(f"hint: apt-get install --reinstall python3-{name}")
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_second_time_changes_nothing(root: Path) -> None:

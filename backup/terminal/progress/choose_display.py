@@ -7,12 +7,15 @@ import math
 import os
 from typing import Callable
 
+from ...model import Level
+from ...system.module_import import failed_imports
 from ..console import Console
 from .display import Display, View
 from .plain_lines import PlainLines
 from .unit_status import unit_status
 
 DUMB = ("", "dumb", "unknown")  # terminals that can't move the cursor
+DRAWING = ("rich.console", "rich.live", "rich.progress_bar", "rich.table", "rich.text")
 
 
 def displayed(
@@ -29,7 +32,7 @@ def displayed(
 
 def _messages(console: Console, progress: str, interval: int) -> View:
     on_terminal = console.stream.isatty()
-    if progress != "never" and on_terminal and _can_draw():
+    if progress != "never" and on_terminal and _can_draw(console):
         from .live_view import MIN_WIDTH, LiveView
 
         if os.get_terminal_size(console.stream.fileno()).columns >= MIN_WIDTH:
@@ -38,5 +41,10 @@ def _messages(console: Console, progress: str, interval: int) -> View:
     return PlainLines(console, interval if wanted and interval else math.inf)
 
 
-def _can_draw() -> bool:
-    return os.environ.get("TERM", "") not in DUMB and importlib.util.find_spec("rich") is not None
+def _can_draw(console: Console) -> bool:
+    if os.environ.get("TERM", "") in DUMB or importlib.util.find_spec("rich") is None:
+        return False
+    failed = failed_imports(DRAWING)
+    if failed and failed[0].reason:
+        console.message(Level.WARNING, "", f"progress is shown in plain lines: {failed[0]}")
+    return not failed

@@ -10,6 +10,7 @@ import pickle
 import pty
 import socket
 import struct
+import sys
 import termios
 import threading
 import time
@@ -237,6 +238,23 @@ def test_a_terminal_has_the_live_view_if_it_can_show_it(
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
         assert shown(displayed(terminal, progress, 60)) == lines
+
+
+def test_a_live_view_that_cannot_be_imported_is_reported_and_replaced_by_lines(
+    terminal: Console, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich/__init__.py").write_text("import no_such_part")
+    messages: list[str] = []
+    monkeypatch.setattr(Console, "message", lambda _, level, domain, text: messages.append(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [one for one in sys.modules if one.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert shown(displayed(terminal, "auto", 60)) == [(PlainLines, 60)]
+    (message,) = messages
+    assert message.startswith(
+        "progress is shown in plain lines: cannot import module rich.console: No module"
+    )
 
 
 def test_elsewhere_progress_lines_are_for_the_journal_or_progress_always(terminal: Console) -> None:

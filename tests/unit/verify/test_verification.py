@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -16,6 +18,8 @@ from backup.errors import BackupError, Interrupted
 from backup.job_result import Phase
 from backup.model import Level
 from backup.report.domain_record import read_records
+from backup.restore_point import manifest
+from backup.restore_point.checksums import Checksums
 from backup.restore_point.find import with_current_ids
 from backup.stored import SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
@@ -25,7 +29,7 @@ from backup.verify.verification import Verification, Verified
 from ..memory_snapshot import MemorySnapshot
 from ..raising import raises
 from ..recorder import Recorder
-from ..samples import MIB, OTHER_UUID, UUID, settings
+from ..samples import MIB, OTHER_UUID, UUID, domain, restore_point, settings
 from ..stored_points import CONTENT, HeldPoints
 
 BOTH = {UUID: "web", OTHER_UUID: "db"}
@@ -130,6 +134,28 @@ def test_a_snapshot_that_a_backup_removed_meanwhile_proves_nothing(
     monkeypatch.setattr(verification_module, "snapshot_of", removed_meanwhile)
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified.failed == failed
+
+
+class Incremental(HeldPoints):
+    """Its images are in segments, as of incremental backups, which have base snapshots."""
+
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        saved = manifest.unpack(super().manifest(point, check_stop))
+        images = [replace(one, segment_size=MIB) for one in saved.images]
+        checksums = {target: Checksums(bytearray(one)) for target, one in saved.checksums.items()}
+        return manifest.pack(restore_point(domain(point.domain, point.id.uuid)), images, checksums)
+
+
+@pytest.mark.parametrize("module", ["rados", "rbd"])
+def test_without_ceph_s_modules_incremental_backups_are_compared_with_checksums(
+    state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    output = Incremental(BOTH, {"web": DAMAGED})
+    verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
+    assert verified == Verified(failed=1, images=1, size=MIB)
+    reported = f"comparing with checksums, not with base snapshots: no module {module}"
+    assert recorder.told(Level.INFO).count(reported) == 1
 
 
 class Counting(HeldPoints):
