@@ -46,7 +46,7 @@ class GuestAgent:
                 if error.code in SILENT_AGENT:
                     raise
                 # the agent has answered: it does not support this command, or the guest is frozen
-                if self._frozen():
+                if not self._has_too_many_mounts(error) and self._frozen():
                     raise AlreadyFrozen("another program has already frozen the guest") from error
 
     def freeze(self) -> int:
@@ -61,6 +61,19 @@ class GuestAgent:
         """Thaw the guest's file systems, return the number of those that were frozen."""
         with self._bounded(), libvirt_errors("cannot thaw the guest's file systems"):
             return int(self._handle.fsThaw())
+
+    def _has_too_many_mounts(self, error: HypervisorError) -> bool:
+        """Return whether the agent answers, although libvirt could not pass on its list of mounts.
+
+        More than 256 (REMOTE_DOMAIN_FSINFO_MAX) are an error of RPC. The agent of a frozen guest refuses the
+        command with which this is checked.
+        """
+        if error.code != libvirt.VIR_ERR_RPC or isinstance(error.__cause__, TimeoutError):
+            return False
+        with suppress(HypervisorError), libvirt_errors("the guest agent does not answer"):
+            self._handle.getTime()
+            return True
+        return False
 
     def _frozen(self) -> bool:
         """Return whether file systems are frozen, False if that is unknown.

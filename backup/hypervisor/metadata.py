@@ -1,7 +1,7 @@
 """Reads a domain's own backup settings from its metadata: <backup enabled= freeze= exclude= />.
 
-`virsh metadata` sets them. The element may be in any namespace: ours takes precedence, and one in another
-namespace counts only if it has no other attributes.
+`virsh metadata` sets them. The element counts in our namespace, or else without any; in another one it is
+that of another program, whatever its attributes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from ..errors import BackupError
 from ..model import Override
 
 NAMESPACE, ELEMENT = "virt-rbd-backup", "backup"
-ATTRIBUTES = {"enabled", "freeze", "exclude"}
 ENABLED = {"yes": True, "no": False}
 FREEZE = ("auto", "required", "never")
 
@@ -20,9 +19,9 @@ FREEZE = ("auto", "required", "never")
 def override(xml: str) -> Override | None:
     """Read the settings in a domain's XML, None if there are none. Raises BackupError if they are invalid."""
     metadata = ElementTree.fromstring(xml).find("metadata")
-    all_found = [child for child in metadata if _local(child.tag) == ELEMENT] if metadata is not None else []
-    ours = [child for child in all_found if child.tag == f"{{{NAMESPACE}}}{ELEMENT}"]
-    found = ours or [child for child in all_found if set(child.attrib) <= ATTRIBUTES]
+    if metadata is None:
+        return None
+    found = metadata.findall(f"{{{NAMESPACE}}}{ELEMENT}") or metadata.findall(ELEMENT)
     if not found:
         return None
     if len(found) > 1:
@@ -38,7 +37,3 @@ def override(xml: str) -> Override | None:
 
 
 _HINT = 'use <backup enabled="yes|no" freeze="auto|required|never" exclude="TARGET ..."/>; see virsh metadata'
-
-
-def _local(tag: str) -> str:
-    return tag.rpartition("}")[2]

@@ -12,6 +12,7 @@ from tests.faults.provoke import (
     AGENT,
     ONCE_FROZEN,
     agent_hook,
+    done_in_guest,
     freeze_status,
     frozen,
     held,
@@ -84,6 +85,25 @@ def test_a_guest_that_somebody_else_froze_is_left_as_found(node: Node, lab: Lab)
     assert done.returncode == 0, done.stderr
     assert "warning: web01: not frozen: another program has already frozen the guest" in done.stderr
     assert node.report()["domains"][WEB]["consistency"] == "crash"
+
+
+MANY_MOUNTS = """
+while read -r device at rest; do case $device in /dev/vd*) break ;; esac; done </proc/mounts
+n=0
+while [ $n -lt 300 ]; do n=$((n + 1)); mkdir -p /run/many/$n; mount -o bind $at /run/many/$n; done
+"""
+NO_MORE_MOUNTS = "for at in /run/many/*; do umount $at && rmdir $at; done"
+
+
+def test_a_guest_with_more_mounts_than_libvirt_lists_is_frozen(node: Node, lab: Lab) -> None:
+    done_in_guest(lab, WEB, MANY_MOUNTS)
+    try:
+        done = node.run("backup", WEB, FREEZE="required")
+    finally:
+        done_in_guest(lab, WEB, NO_MORE_MOUNTS)
+    assert done.returncode == 0, done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+    _moves(node, lab)
 
 
 def _saved(node: Node, lab: Lab, consistency: str, message: str, **constants: object) -> None:

@@ -44,11 +44,11 @@ def test_each_attribute_is_read_and_missing_ones_are_not_set(element: str) -> No
     "element",
     [
         "<b:backup xmlns:b='virt-rbd-backup' enabled='no'/>",
-        "<backup xmlns='https://example.org/anything' enabled='no'/>",
+        "<backup xmlns='virt-rbd-backup' enabled='no'/>",
         "<backup enabled='no'/>",
     ],
 )
-def test_the_element_is_read_in_any_namespace_and_in_none(element: str) -> None:
+def test_the_element_is_read_in_our_namespace_and_in_none(element: str) -> None:
     assert override(domain_with(element)) == Override(enabled=False)
 
 
@@ -57,6 +57,10 @@ def test_metadata_of_other_programs_is_ignored() -> None:
         "<o:instance xmlns:o='http://openstack.org/xmlns'><o:backup enabled='no'/></o:instance>",
         "<my-backup enabled='no'/>",
         "<v:backups xmlns:v='backup' enabled='no'/>",
+        "<backup xmlns='https://example.org/anything' enabled='no'/>",
+        "<t:backup xmlns:t='their' exclude='vda'/>",
+        "<t:backup xmlns:t='their' freeze='tuesdays'/>",
+        "<u:backup xmlns:u='virt-rbd-backup/2' retention='7'><u:job/></u:backup>",
     )
     assert override(domain_with(*others)) is None
     assert override(domain_with(*others, "<backup freeze='never'/>")) == Override(freeze="never")
@@ -89,12 +93,23 @@ def test_our_element_takes_precedence_over_that_of_another_program() -> None:
     theirs = "<t:backup xmlns:t='their' enabled='no'/>", "<u:backup xmlns:u='u' retention='7'/>"
     ours = "<o:backup xmlns:o='virt-rbd-backup' freeze='never'/>"
     assert override(domain_with(*theirs, ours)) == Override(freeze="never")
-    assert override(domain_with(*theirs)) == Override(enabled=False)
-    assert override(domain_with(theirs[1])) is None
+    assert override(domain_with(*theirs, "<backup exclude='vdb'/>")) == Override(exclude=("vdb",))
+    assert override(domain_with(*theirs)) is None
 
 
-def test_two_elements_are_an_error() -> None:
-    twice = "<backup enabled='yes'/><b:backup xmlns:b='b' enabled='no'/>"
+def test_our_element_in_its_namespace_takes_precedence_over_one_without() -> None:
+    ours = "<o:backup xmlns:o='virt-rbd-backup' freeze='never'/>"
+    assert override(domain_with("<backup enabled='no'/>", ours)) == Override(freeze="never")
+
+
+@pytest.mark.parametrize("namespace", ["", " xmlns='virt-rbd-backup'"])
+def test_two_elements_are_an_error(namespace: str) -> None:
+    twice = f"<backup{namespace} enabled='yes'/><backup{namespace} enabled='no'/>"
     with raises("the domain's metadata has 2 elements <backup>") as caught:
         override(domain_with(twice))
     assert "virsh metadata" in caught.value.hint
+
+
+def test_an_unknown_attribute_without_a_namespace_is_not_ignored() -> None:
+    with raises("invalid <backup> in the domain's metadata: enable='no'"):
+        override(domain_with("<backup enable='no'/>"))

@@ -1,0 +1,103 @@
+"""backup/hypervisor/guest_agent.py: what the agent's answers, and libvirt's errors in their place, mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import libvirt
+import pytest
+
+from backup.errors import AlreadyFrozen
+from backup.hypervisor.errors import HypervisorError
+from backup.hypervisor.guest_agent import GuestAgent
+from backup.system.time_limit import Bounded
+
+from ..raising import raises
+
+TOO_MANY = "Too many mountpoints in fsinfo: 300 for limit 256"
+
+
+def failure(code: int, message: str) -> libvirt.libvirtError:
+    error = libvirt.libvirtError(message)
+    error.err = (code, 0, message, 2, None, None, None, -1, -1)
+    return error
+
+
+class Handle:
+    """A virDomain whose calls return, or raise, what a test gives; its agent answers `status` if asked."""
+
+    def __init__(self, status: str = "", **answers: Any) -> None:
+        self.status = status
+        self.answers: Mapping[str, Any] = answers
+        self.asked: list[str] = []
+
+    def fsInfo(self) -> Any:  # noqa: N802
+        return self._answer("fsInfo")
+
+    def getTime(self) -> Any:  # noqa: N802
+        return self._answer("getTime")
+
+    def agentSetResponseTimeout(self, _timeout: int) -> None:  # noqa: N802
+        return
+
+    def _answer(self, name: str) -> Any:
+        self.asked.append(name)
+        answer = self.answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer() if callable(answer) else answer
+
+
+@pytest.fixture(autouse=True)
+def raw_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(handle: Handle, *_: object) -> str:
+        handle.asked.append("status")
+        return f'{{"return": "{handle.status}"}}'
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
+
+
+def probe(handle: Handle, limit: int = 5) -> None:
+    GuestAgent(Bounded(handle, limit), limit, 0).probe()
+
+
+def test_an_agent_that_lists_its_mounts_answers() -> None:
+    handle = Handle(fsInfo=[("/", "vda1", "ext4", ["vda"])])
+    probe(handle)
+    assert handle.asked == ["fsInfo"]
+
+
+def test_more_mounts_than_libvirt_passes_on_are_an_answer_and_taint_no_domain() -> None:
+    handle = Handle(fsInfo=failure(libvirt.VIR_ERR_RPC, TOO_MANY), getTime={"seconds": 1})
+    probe(handle)
+    assert handle.asked == ["fsInfo", "getTime"]
+
+
+def test_a_broken_connection_to_a_frozen_guest_is_still_found_out() -> None:
+    refused = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-time has been disabled")
+    handle = Handle("frozen", fsInfo=failure(libvirt.VIR_ERR_RPC, "broken pipe"), getTime=refused)
+    with raises("another program has already frozen the guest", AlreadyFrozen):
+        probe(handle)
+
+
+def test_a_frozen_guest_is_asked_for_its_state_at_once() -> None:
+    refused = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-fsinfo has been disabled")
+    handle = Handle("frozen", fsInfo=refused)
+    with raises("another program has already frozen the guest", AlreadyFrozen):
+        probe(handle)
+    assert handle.asked == ["fsInfo", "status"]
+
+
+def test_a_libvirt_that_hangs_is_not_asked_for_the_time_too() -> None:
+    handle = Handle("thawed", fsInfo=lambda: time.sleep(2))
+    probe(handle, limit=1)
+    assert handle.asked == ["fsInfo", "status"]
+
+
+def test_an_agent_that_does_not_answer_is_an_error() -> None:
+    handle = Handle(fsInfo=failure(libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "not responding"))
+    with pytest.raises(HypervisorError, match=r"^the guest agent does not answer: not responding$"):
+        probe(handle)
+    assert handle.asked == ["fsInfo"]
