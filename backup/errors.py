@@ -33,6 +33,10 @@ class TransientError(BackupError):
     transient = True
 
 
+class PreviousBackupDamaged(TransientError):
+    """The repository has lost data of the previous backup: a retry must not build on it."""
+
+
 class ConfigError(BackupError):
     """All errors in the configuration or on the command line at once."""
 

@@ -48,6 +48,7 @@ class JobResult:
 
     `frozen_at` is when the guest was frozen or paused, `taken` the time of its snapshots, `leftovers` the
     number of snapshots that interrupted runs had left. `timeline` is None if the job never started.
+    `full_read`: a retry must not build on the previous backup.
     """
 
     name: str
@@ -65,3 +66,4 @@ class JobResult:
     leftovers: int = 0
     timeline: Optional[Timeline] = None
     transient: bool = False
+    full_read: bool = False

@@ -8,16 +8,16 @@ may differ from the parent's.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from backup.errors import BackupError, reason
+from backup.errors import BackupError, PreviousBackupDamaged, reason
 from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
@@ -170,7 +170,7 @@ class ResticIncremental(Repository):
         monitor = _Monitor(files, changed, self.program.stall_timeout, point.domain.name, job)
         # In a thread with a private mount namespace, which the job's hooks must not share. The kernel
         # interrupts restic when the thread ends, which is after restic.
-        with ThreadPoolExecutor(1, thread_name_prefix="mounts") as thread:
+        with ThreadPoolExecutor(1, thread_name_prefix="mounts") as thread, _lost_data_reported(parents):
             summary = thread.submit(self._backed_up, files, arguments, monitor).result()
         size = sum(disk.files.size for disk in disks)
         missing = sum(disk.missing for disk in disks)
@@ -213,6 +213,25 @@ class _Monitor:
         elif now > self._since + self._stall_timeout:
             message = f"the output took no byte for {self._stall_timeout:.0f} s"
             raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT")
+
+
+@contextmanager
+def _lost_data_reported(parents: Collection[str]) -> Iterator[None]:
+    """Map the error of a restic that missed data of its parents in the repository.
+
+    It reads such files again, and ends as if it had not been able to read them. Their real errors come from
+    the segments, before restic's own.
+    """
+    try:
+        yield
+    except ResticError as error:
+        if not (parents and error.incomplete):
+            raise
+        message = (
+            f"the repository has lost data of the previous backup, a full read is needed: {error.message}"
+        )
+        hint = "older restore points may be damaged too: run `restic check`, then `verify` what you need"
+        raise PreviousBackupDamaged(message, hint) from error
 
 
 def _fuse_problems() -> Sequence[BackupError]:

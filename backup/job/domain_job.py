@@ -13,7 +13,7 @@ from .. import PROGRAM
 from ..ceph.clusters import Clusters
 from ..ceph.errors import LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
-from ..errors import BackupError, Skipped
+from ..errors import BackupError, PreviousBackupDamaged, Skipped
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
@@ -109,7 +109,12 @@ class DomainJob:
             reason = f"saved, but {error.message}" if result.images else error.message
             transient = error.transient and not result.images
             result = replace(
-                result, status=Status.FAILED, reason=reason, hint=error.hint, transient=transient
+                result,
+                status=Status.FAILED,
+                reason=reason,
+                hint=error.hint,
+                transient=transient,
+                full_read=isinstance(error, PreviousBackupDamaged),
             )
         quiesced = self._taker.quiesced
         result = replace(
@@ -192,7 +197,8 @@ class DomainJob:
             self._previous = stack.enter_context(
                 PreviousBackup(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
             )
-            snapshots = [replace(snapshot, base_of=self._previous.base_of) for snapshot in snapshots]
+            if not self.order.full_read:
+                snapshots = [replace(snapshot, base_of=self._previous.base_of) for snapshot in snapshots]
         for snapshot in snapshots:
             self._remove_leftovers(snapshot, domain, stack)
         warn = partial(self.reporter.message, Level.WARNING, domain.name)

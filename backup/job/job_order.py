@@ -15,7 +15,8 @@ class JobOrder:
     `uri` is the libvirt that listed the domain; `min_age` the least age of its last backup, in seconds.
     `verify`: compare each saved image with its snapshot before that is removed. `known` are the domain's
     complete restore points as the run listed them, before its first job. `size`: the bytes that the job will
-    read, for progress; 0 if unknown. `attempt`: 2 and more for retries within a run.
+    read, for progress; 0 if unknown. `attempt`: 2 and more for retries within a run. `full_read`: do not
+    build on the previous backup.
     """
 
     run: str
@@ -27,3 +28,4 @@ class JobOrder:
     known: Sequence[StoredPoint] = ()
     size: int = 0
     attempt: int = 1
+    full_read: bool = False

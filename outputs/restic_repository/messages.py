@@ -15,6 +15,7 @@ MESSAGE_LINES = 4  # the longest messages, such as those about locks
 
 # restic's exit codes that have a hint of their own (restic.readthedocs.io, "Scripting"); since 0.17
 NO_REPOSITORY, LOCKED, WRONG_PASSWORD = 10, 11, 12
+INCOMPLETE = 3  # of `restic backup`, of all versions
 NOT_STARTED = (126, 127)  # of env, or of a shell that wraps restic
 LOCKED_MESSAGE = "repository is already locked"  # of older versions, whose exit code is always 1
 HINTS = {
@@ -43,7 +44,7 @@ class ResticError(BackupError):
     """restic failed; the message ends with restic's own.
 
     `locked`: another program has locked the repository. `damaged`: data is missing or damaged in the
-    repository.
+    repository. `incomplete`: it has saved a snapshot nevertheless, for which it could not read everything.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class ResticError(BackupError):
         locked: bool = False,
         transient: bool = False,
         damaged: bool = False,
+        incomplete: bool = False,
     ) -> None:
         super().__init__(message, hint)
         self.locked = locked
         self.transient = transient or locked
         self.damaged = damaged
+        self.incomplete = incomplete
 
 
 def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
@@ -75,7 +78,9 @@ def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     other_hint = "check RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if lines else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
     full = f"{message}: {lines}" if lines else message
-    return ResticError(full, hint, locked, transient=not permanent, damaged=damaged)
+    return ResticError(
+        full, hint, locked, transient=not permanent, damaged=damaged, incomplete=code == INCOMPLETE
+    )
 
 
 def is_locked(code: int, printed: str) -> bool:

@@ -81,10 +81,15 @@ class PaperNode:
         return self.hypervisors[URI]
 
     def back_up(
-        self, min_age: int = 0, uri: str = URI, known: Sequence[StoredPoint] = (), **constants: Any
+        self,
+        min_age: int = 0,
+        uri: str = URI,
+        known: Sequence[StoredPoint] = (),
+        full_read: bool = False,
+        **constants: Any,
     ) -> JobResult:
         """Do the job of web, as `uri` listed it; assert that it leaves nothing behind."""
-        order = JobOrder(RUN, "web", UUID, uri, min_age, known=known)
+        order = JobOrder(RUN, "web", UUID, uri, min_age, known=known, full_read=full_read)
         uris = {"libvirt_uri": [URI, OTHER_URI], "runtime_dir": str(self.directory)}
         locks_before = set(self.cluster.locks)
         result = DomainJob(

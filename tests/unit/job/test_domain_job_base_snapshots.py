@@ -9,7 +9,7 @@ from typing import Callable, Optional
 
 import pytest
 
-from backup.errors import BackupError, Interrupted, TransientError
+from backup.errors import BackupError, Interrupted, PreviousBackupDamaged, TransientError
 from backup.job.domain_job import DomainJob
 from backup.job.job_order import JobOrder
 from backup.job_result import Phase, Status
@@ -105,6 +105,27 @@ def test_the_next_run_builds_on_them_and_keeps_only_its_own(node: PaperNode, pre
     assert keeping(node).bases == [f"{prefix}{BEFORE}"] * 2
     assert keeping(node).there == [{f"{prefix}{BEFORE}", f"{OWNED}{RUN}"}] * 2
     assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+
+
+def test_a_full_read_that_is_ordered_has_no_base_and_replaces_the_base_snapshots(node: PaperNode) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    assert node.back_up(full_read=True).status is Status.SAVED
+    assert keeping(node).bases == ["", ""]
+    assert keeping(node).there == [{f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}] * 2
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "full_read"), [(PreviousBackupDamaged("lost"), True), (TransientError("busy"), False)]
+)
+def test_only_a_damaged_previous_backup_makes_the_retry_a_full_read(
+    node: PaperNode, error: BackupError, full_read: bool
+) -> None:
+    add(node, f"{KEPT}{BEFORE}")
+    keeping(node).error = error
+    result = node.back_up()
+    assert (result.status, result.transient, result.full_read) == (Status.FAILED, True, full_read)
+    assert left(node) == [{f"{KEPT}{BEFORE}"}] * 2
 
 
 def test_a_failed_backup_leaves_the_base_snapshots(node: PaperNode) -> None:

@@ -29,7 +29,7 @@ from ..no_watchdog import NoWatchdog
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, RUN, UUID, held_point, settings
 
-STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "transient": Status.FAILED}
+STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "transient": Status.FAILED, "lost": Status.FAILED}
 
 
 class ScriptedPool:
@@ -39,6 +39,7 @@ class ScriptedPool:
         self.scripts = {name: script.split() for name, script in scripts.items()}
         self.rounds: list[list[str]] = []
         self.attempts: list[set[int]] = []
+        self.full_reads: list[list[str]] = []
         self.stop = StopRequest()
 
     def __call__(self, *_: object) -> ScriptedPool:
@@ -56,11 +57,18 @@ class ScriptedPool:
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         self.rounds.append([order.name for order in orders])
         self.attempts.append({order.attempt for order in orders})
+        self.full_reads.append([order.name for order in orders if order.full_read])
         return [self._result(order) for order in orders]
 
     def _result(self, order: JobOrder) -> JobResult:
         end = self.scripts[order.name].pop(0)
-        return JobResult(order.name, order.uuid, STATUS[end], transient=end == "transient")
+        return JobResult(
+            order.name,
+            order.uuid,
+            STATUS[end],
+            transient=end in ("transient", "lost"),
+            full_read=end == "lost",
+        )
 
 
 class Discards(NoOutput):
@@ -118,6 +126,16 @@ def test_a_transient_failure_is_retried(
     assert pool.rounds == rounds
     assert {one.name: one.status.value for one in result.results} == {"db": "saved", "web": status}
     assert result.exit_code == (0 if status == "saved" else 3)
+
+
+def test_a_domain_whose_previous_backup_is_damaged_gets_a_full_read_in_all_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "moments", lambda _: iter([0.0] * 3))
+    pool = ScriptedPool(db="transient saved", web="lost transient saved")
+    assert back_up(pool, Discards(), tmp_path, monkeypatch).exit_code == 0
+    assert pool.rounds == [["db", "web"], ["db", "web"], ["web"]]
+    assert pool.full_reads == [[], ["web"], ["web"]]
 
 
 @pytest.mark.parametrize(
