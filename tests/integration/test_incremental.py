@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -117,6 +118,24 @@ def test_an_image_under_another_name_is_the_same_and_another_image_of_its_name_i
     finally:
         lab.rbd("rename", "vms/moved", SPEC)
     assert segments_read(saved(incremental, ARCHIVE)) == NOTHING, "its own restore point is still there"
+
+
+def test_a_repository_that_lost_data_and_was_repaired_costs_one_full_read(
+    incremental: Node, lab: Lab
+) -> None:
+    write(lab, MIB, os.urandom(MIB))
+    saved(incremental, ARCHIVE)
+    packs = [*(incremental.repository / "data").rglob("?" * 64)]
+    lost = [pack for pack in packs if pack.stat().st_size > MIB // 2]
+    assert lost
+    for pack in lost:
+        pack.unlink()
+    incremental.restic("rebuild-index")
+    said = saved(incremental, ARCHIVE)
+    assert f"error: {ARCHIVE}: failed: the repository has lost data of the previous backup" in said
+    assert segments_read(said) == WHOLE
+    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
+    assert incremental.run("verify", ARCHIVE).returncode == 0
 
 
 def test_all_is_read_again_after_some_days(incremental: Node) -> None:
