@@ -9,10 +9,10 @@ import os
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
+from .device_xml import COMMAND_LINE
 from .domain_xml import AGENT_CHANNEL
 from .metadata import ELEMENT, NAMESPACE
 
-COMMAND_LINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
 BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
 
 # Character devices, and their types that connect to nothing outside of QEMU.

@@ -40,7 +40,7 @@ class _Place:
 
 def layers(element: Element, places: Places) -> tuple[Disk, ...]:
     """Return a <disk> and the layers of its backing chain: vda, vda.backing1, ..."""
-    target = _attribute(element, "target", "dev")
+    target = attribute(element, "target", "dev")
     device = element.get("device", "disk")
     if device in REMOVABLE:
         medium = "" if _shown(element) else " without a medium"
@@ -70,11 +70,11 @@ def _disk(element: Element, target: str, places: Places) -> Disk:
     except BackupError as error:
         return replace(disk, skipped=error.message, gap=Gap.BROKEN)
     if place is None:
-        kind = _attribute(element, "source", "protocol") or element.get("type")
+        kind = attribute(element, "source", "protocol") or element.get("type")
         return replace(disk, skipped=f"no RBD image ({kind})", gap=Gap.FOREIGN)
     if place.snapshot:
         return replace(disk, skipped=f"runs from snapshot {place.snapshot}, which never changes")
-    encryption = _attribute(element, "source/encryption", "format") or _attribute(
+    encryption = attribute(element, "source/encryption", "format") or attribute(
         element, "encryption", "format"
     )
     return replace(disk, image=place.image, address=place.address, encryption=encryption)
@@ -87,7 +87,7 @@ def _place(element: Element, places: Places) -> _Place | None:
         return None
     if kind == "network" and source.get("protocol") == "rbd":
         auth = element.find("auth")  # in <source> since libvirt 3.9
-        address, snapshot = _address(source, auth), _attribute(source, "snapshot", "name")
+        address, snapshot = _address(source, auth), attribute(source, "snapshot", "name")
         if address.conf_file and not places.local:
             raise BackupError(f"its Ceph configuration file {address.conf_file} is on another node")
         return _Place(_image(source.get("name", "")), address, snapshot)
@@ -127,7 +127,7 @@ def _address(source: Element, old_auth: Element | None = None) -> ClusterAddress
         user=auth.get("username", "") if auth is not None else "",
         secret_uuid=secret.get("uuid", "") if secret is not None else "",
         secret_usage=secret.get("usage", "") if secret is not None else "",
-        conf_file=_attribute(source, "config", "file"),
+        conf_file=attribute(source, "config", "file"),
     )
 
 
@@ -139,9 +139,9 @@ def _monitor(host: Element) -> str:
 
 
 def _shown(element: Element) -> str:
-    return next((shown for name in NAMES if (shown := _attribute(element, "source", name))), "")
+    return next((shown for name in NAMES if (shown := attribute(element, "source", name))), "")
 
 
-def _attribute(element: Element, child: str, name: str) -> str:
+def attribute(element: Element, child: str, name: str) -> str:
     found = element.find(child)
     return found.get(name, "") if found is not None else ""

@@ -6,15 +6,20 @@ import xml.etree.ElementTree as ElementTree
 
 from ..errors import BackupError
 from ..model import Disk
+from .device_xml import data_devices
 from .disk_xml import Places, layers
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 
 def disks(xml: str, places: Places) -> tuple[Disk, ...]:
-    """Return all disks of the domain, with the reason for those that cannot be backed up."""
-    elements = ElementTree.fromstring(xml).findall("./devices/disk")
-    return tuple(disk for element in elements for disk in layers(element, places))
+    """Return all disks of the domain, with the reason for those that cannot be backed up.
+
+    What else it has data in follows them.
+    """
+    domain = ElementTree.fromstring(xml)
+    found = [disk for element in domain.findall("./devices/disk") for disk in layers(element, places)]
+    return (*found, *data_devices(domain))
 
 
 def agent_connected(live_xml: str) -> bool:

@@ -142,7 +142,7 @@ class DomainJob:
             variables["CONSISTENCY"] = point.consistency.value
         for disk in point.domain.disks:
             if disk.gap is Gap.FOREIGN:
-                text = f"{disk.target} ({disk.source}) is not backed up: {disk.skipped}"
+                text = f"{disk} is not backed up: {disk.skipped}"
                 self.reporter.message(Level.INFO, domain.name, text)
         self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)

@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import PROGRAM, __version__
 from ..errors import BackupError
-from ..model import Consistency, Definition
+from ..model import Consistency, Definition, Disk
 from ..stored import Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 from .checksums import ALGORITHM, Checksums
 
@@ -74,7 +74,7 @@ def unpack(packed: bytes) -> SavedDomain:
             taken=datetime.fromisoformat(content["taken"]),
             consistency=Consistency(content["consistency"]),
             images=tuple(map(_image, content["images"])),
-            skipped_disks=tuple(disk["target"] for disk in content["not_covered"]),
+            skipped_disks=tuple(map(_skipped, content["not_covered"])),
             definition=Definition(
                 members[INACTIVE_XML].decode(),
                 members.get(LIVE_XML, b"").decode(),
@@ -113,6 +113,10 @@ def _image(fields: Mapping[str, Any]) -> SavedImage:
     layout = fields["layout"]
     layout = Layout(**{**layout, "features": tuple(layout["features"])})
     return SavedImage(**{**fields, "layout": layout, "source": SnapshotId(**fields.get("source", {}))})
+
+
+def _skipped(fields: Mapping[str, Any]) -> Disk:
+    return Disk(fields["target"], fields.get("source", ""), skipped=fields.get("reason", ""))
 
 
 def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:

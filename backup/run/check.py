@@ -18,7 +18,7 @@ from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.leftovers import base_snapshots
-from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
+from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..protocols import Output
 from ..selection import choose, effective, require_complete
 from ..settings import Settings
@@ -94,7 +94,10 @@ def _domains(
 
 
 def _covered(domain: Domain) -> Iterator[Finding]:
-    """Report a disk that keeps the domain from being backed up, if there is one."""
+    """Report what of the domain is not backed up, and a disk that keeps it from being backed up."""
+    for disk in domain.disks:
+        if disk.gap is Gap.FOREIGN:
+            yield Finding(f"domain {domain.name}: {disk} is not backed up: {disk.skipped}")
     try:
         require_complete(domain)
     except BackupError as error:

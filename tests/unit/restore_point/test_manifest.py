@@ -120,7 +120,7 @@ def test_what_was_packed_is_read_back() -> None:
         POINT.taken,
         POINT.consistency,
         images,
-        ("sda",),
+        (DISKS[1],),
         definition,
         {"vda": bytes(checksums.packed), "vdb.backing1": b""},
     )
