@@ -64,6 +64,22 @@ def _backing(element: Element) -> Iterator[Element]:
 
 
 def _disk(element: Element, target: str, places: Places) -> Disk:
+    """Return one layer. One whose qcow2 metadata or data is on RBD, but not both in one image, is broken."""
+    layer, store = _one_place(element, target, places), element.find("source/dataStore")
+    if store is None:
+        return layer
+    data = _one_place(store, target, places)
+    if layer.gap is data.gap is Gap.FOREIGN:
+        return layer
+    text = f"its qcow2 metadata is in {_named(layer)}, its data in {_named(data)} (dataStore)"
+    return Disk(target, layer.source, skipped=text, gap=Gap.BROKEN)
+
+
+def _named(disk: Disk) -> str:
+    return f"RBD image {disk.image}" if disk.image else disk.source or disk.skipped
+
+
+def _one_place(element: Element, target: str, places: Places) -> Disk:
     disk = Disk(target, _shown(element))
     try:
         place = _place(element, places)
