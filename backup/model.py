@@ -143,12 +143,18 @@ class Domain:
 
 @dataclass(frozen=True)
 class Definition:
-    """What libvirt needs to define the domain again."""
+    """What libvirt needs to define the domain again.
+
+    `autostart` is None if an older version saved it. `not_saved` is what libvirt has of the domain besides:
+    a text for each.
+    """
 
     inactive_xml: str
     live_xml: str = ""
     nvram_path: str = ""
     nvram: bytes = b""
+    autostart: Optional[bool] = None
+    not_saved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
 from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from . import domain_xml
 from .disk_xml import Places
-from .domain_state import has_job, state_of
+from .domain_state import has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .mapped_device import mapped_image
@@ -119,9 +119,11 @@ class Hypervisor:
             secure = libvirt.VIR_DOMAIN_XML_SECURE
             inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
             live = handle.XMLDesc(secure) if handle.isActive() else ""
+            autostart, besides = bool(handle.autostart()), tuple(not_saved(handle))
         # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
-        return Definition(inactive, live, path, read_nvram(path, domain.state, self._read))
+        nvram = read_nvram(path, domain.state, self._read)
+        return Definition(inactive, live, path, nvram, autostart, besides)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
@@ -130,6 +132,13 @@ class Hypervisor:
             "cannot define the domain", "check that this node has everything that the definition names"
         ):
             connection.defineXML(xml)
+
+    def set_autostart(self, uuid: str, autostart: bool) -> None:
+        """Let libvirt start the domain whenever the node starts, or not."""
+        handle = self._handle(uuid)
+        option = "" if autostart else "--disable "
+        with libvirt_errors("cannot set the domain's autostart", f"virsh autostart {option}{uuid}"):
+            handle.setAutostart(autostart)
 
     def start(self, uuid: str) -> None:
         """Start a domain that is shut off."""

@@ -124,6 +124,7 @@ class RestoredDomain:
         with self._nvram_replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
+        self._set_autostart()
         self._warn_of_missing_secrets(xml)
 
     def start(self) -> None:
@@ -164,6 +165,24 @@ class RestoredDomain:
     def _write_nvram(self, path: str) -> None:
         with _nvram_errors("write", path), open(path, "wb", opener=_closed_to_others) as file:
             file.write(self.saved.definition.nvram)
+
+    def _set_autostart(self) -> None:
+        """Set it as it was saved, but not for a copy: the domain is defined, whether it succeeds or not."""
+        autostart = self.saved.definition.autostart
+        if autostart is None:
+            return
+        if self.copy:
+            if autostart:
+                text = f"without autostart, which the original has: virsh autostart {self.name}"
+                self.reporter.message(Level.INFO, self.name, text)
+            return
+        try:
+            self.hypervisor.set_autostart(self.uuid, autostart)
+        except BackupError as error:
+            self.reporter.message(Level.WARNING, self.name, str(error))
+            return
+        if autostart:
+            self.reporter.message(Level.INFO, self.name, "autostart is set again")
 
     def _warn_of_missing_secrets(self, xml: str) -> None:
         """Warn of cephx keys that libvirt lacks: the domain is defined, but will not start."""

@@ -138,6 +138,8 @@ class Restorer:
             skipped = (f"{disk}: {disk.skipped}" for disk in saved.skipped_disks)
             text = f"skipped in the backup: {'; '.join(skipped)}"
             self.reporter.message(Level.WARNING, saved.name, text)
+        for text in saved.definition.not_saved:
+            self.reporter.message(Level.WARNING, saved.name, f"not in the backup: {text}")
         return saved
 
     def _domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:

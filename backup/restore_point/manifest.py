@@ -80,6 +80,8 @@ def unpack(packed: bytes) -> SavedDomain:
                 members.get(LIVE_XML, b"").decode(),
                 content["nvram_path"],
                 members.get(NVRAM, b""),
+                content.get("autostart"),
+                tuple(content.get("not_saved", ())),
             ),
             checksums=_checksums(content, members),
             times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
@@ -133,6 +135,8 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
         "consistency": point.consistency,
         "frozen_seconds": round(point.frozen_seconds, 3),
         "nvram_path": point.definition.nvram_path,
+        "autostart": point.definition.autostart,
+        "not_saved": point.definition.not_saved,
         "checksums": ALGORITHM,
         "images": [asdict(image) for image in images],
         "not_covered": [

@@ -156,6 +156,17 @@ def test_data_outside_of_the_disks_is_in_the_log_and_fails_its_domain_if_configu
     assert excluded.back_up(uncovered_disks="fail").status is Status.SAVED
 
 
+def test_what_only_libvirt_has_of_the_domain_is_in_the_log(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make(with_disks(ROOT))
+    besides = ("the memory that virsh managedsave saved",)
+    definition = Definition("<domain>web</domain>", not_saved=besides)
+    monkeypatch.setattr(node.hypervisor, "definition", lambda _: definition)
+    assert node.back_up().status is Status.SAVED
+    assert "the memory that virsh managedsave saved: not backed up" in node.recorder.told(Level.INFO)
+
+
 def test_a_domain_that_has_lost_its_images_since_it_was_listed_fails(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     result = node.back_up(exclude_images=["*"])

@@ -45,10 +45,16 @@ def nvram(tmp_path: Path) -> Path:
     return tmp_path / "nvram" / "web_VARS.fd"
 
 
-def restored(hypervisor: Hypervisor, nvram: Path | None, **changes: Any) -> RestoredDomain:
+def restored(
+    hypervisor: Hypervisor, nvram: Path | None, autostart: bool | None = None, **changes: Any
+) -> RestoredDomain:
     system = f"<loader type='pflash'>/fw.fd</loader><nvram>{nvram}</nvram>" if nvram else ""
     definition = Definition(
-        domain_element(devices=DISKS, system=system), "", str(nvram or ""), b"saved" if nvram else b""
+        domain_element(devices=DISKS, system=system),
+        "",
+        str(nvram or ""),
+        b"saved" if nvram else b"",
+        autostart,
     )
     images = tuple(SavedImage(one, f"vms/{one}", MIB, 0, 0, 0.0, "", LAYOUT) for one in TARGETS)
     saved = SavedDomain(PointId(RUN, UUID), "web", TAKEN, Consistency.OFFLINE, images, (), definition, {})
@@ -165,6 +171,54 @@ def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
     recorder.messages.clear()
     restored(hypervisor, None, reporter=recorder, name="two", uuid=OTHER_UUID).xml(VDA, MONITORS)
     assert recorder.told(Level.WARNING) == ["removed from the copy's definition: vdb, which was not restored"]
+
+
+def autostarts(hypervisor: Hypervisor, uuid: str = UUID) -> bool:
+    return bool(hypervisor._handle(uuid).autostart())
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_original_gets_its_autostart_again_also_where_it_replaces_a_domain(
+    hypervisor: Hypervisor, saved: bool
+) -> None:
+    recorder = Recorder()
+    define(restored(hypervisor, None, reporter=recorder, autostart=saved))
+    assert autostarts(hypervisor) is saved
+    assert recorder.told(Level.INFO)[1:] == (["autostart is set again"] if saved else [])
+    hypervisor.set_autostart(UUID, not saved)
+    define(restored(hypervisor, None, force=True, autostart=saved))
+    assert autostarts(hypervisor) is saved
+
+
+def test_an_older_restore_point_leaves_the_autostart_as_it_is(hypervisor: Hypervisor) -> None:
+    define(restored(hypervisor, None))
+    hypervisor.set_autostart(UUID, True)
+    define(restored(hypervisor, None, force=True))
+    assert autostarts(hypervisor)
+
+
+@pytest.mark.parametrize("changes", [{"name": "two"}, {"name": "two", "uuid": OTHER_UUID[:-1] + "9"}])
+def test_a_copy_does_not_start_with_its_node(hypervisor: Hypervisor, changes: dict[str, str]) -> None:
+    recorder = Recorder()
+    copy = restored(hypervisor, None, reporter=recorder, autostart=True, **changes)
+    define(copy)
+    assert not autostarts(hypervisor, copy.uuid)
+    assert "without autostart, which the original has: virsh autostart two" in recorder.told(Level.INFO)
+
+
+def test_an_autostart_that_cannot_be_set_is_a_warning(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uuid: str, autostart: bool) -> None:
+        raise HypervisorError("cannot set the domain's autostart: no", f"virsh autostart {uuid}")
+
+    monkeypatch.setattr(hypervisor, "set_autostart", refuse)
+    recorder = Recorder()
+    define(restored(hypervisor, None, reporter=recorder, autostart=True))
+    assert f"cannot set the domain's autostart: no (hint: virsh autostart {UUID})" in recorder.told(
+        Level.WARNING
+    )
+    assert hypervisor.domain(UUID).name == "web"
 
 
 def test_a_guest_that_runs_once_leaves_no_nvram_and_overwrites_what_a_killed_one_left(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Callable
 
-from backup.model import Disk, Level
+from backup.model import Definition, Disk, Level
 from backup.restore.restorer import RestoreOrder, Restorer
 from backup.restore_point import manifest
 from backup.stored import SavedImage, StoredPoint
@@ -23,7 +24,8 @@ class Held(HeldPoints):
 
     def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         of = domain(disks=(rbd_disk(), foreign_disk("vdb"), SHARED))
-        return manifest.pack(restore_point(of), [IMAGE], {})
+        definition = Definition("<domain/>", not_saved=("the memory that virsh managedsave saved",))
+        return manifest.pack(replace(restore_point(of), definition=definition), [IMAGE], {})
 
 
 def test_a_restore_reports_what_was_skipped_in_the_backup_and_why() -> None:
@@ -32,5 +34,6 @@ def test_a_restore_reports_what_was_skipped_in_the_backup_and_why() -> None:
     restorer._saved(output.restore_points()[0])
     assert recorder.told(Level.WARNING) == [
         "skipped in the backup: disk vdb (/srv/x.qcow2): no RBD image (file); "
-        "filesystem:data (/srv/a): no RBD image (virtiofs file system)"
+        "filesystem:data (/srv/a): no RBD image (virtiofs file system)",
+        "not in the backup: the memory that virsh managedsave saved",
     ]

@@ -126,6 +126,20 @@ def test_what_was_packed_is_read_back() -> None:
     )
 
 
+@pytest.mark.parametrize("autostart", [None, False, True])
+def test_the_domain_s_autostart_and_what_only_libvirt_has_of_it_are_read_back(autostart: bool | None) -> None:
+    besides = ("the memory that virsh managedsave saved",)
+    definition = Definition("<domain/>", autostart=autostart, not_saved=besides)
+    assert unpack(pack(replace(POINT, definition=definition), [SAVED], {})).definition == definition
+
+
+def test_an_older_version_s_manifest_does_not_know_the_domain_s_autostart() -> None:
+    definition = Definition("<domain/>", autostart=True, not_saved=("x",))
+    packed = pack(replace(POINT, definition=definition), [SAVED], {})
+    older = packed.replace(b'"autostart"', b'"AUTOSTART"').replace(b'"not_saved"', b'"NOT_SAVED"')
+    assert unpack(older).definition == Definition("<domain/>")
+
+
 def test_an_older_version_s_manifest_has_no_checksums_which_is_not_none_of_any_data() -> None:
     older = pack(POINT, [SAVED], {}).replace(b'"checksums"', b'"CHECKSUMS"')
     assert unpack(older).checksums == {}
