@@ -104,6 +104,11 @@ class Disk:
     skipped: str = ""
     gap: Gap = Gap.NONE
 
+    @property
+    def empty(self) -> bool:
+        """Whether it is a drive without a medium."""
+        return not self.image and not self.source and self.gap is Gap.NONE
+
     def __str__(self) -> str:
         title = self.target if ":" in self.target else f"disk {self.target}"
         return f"{title} ({self.source})" if self.source else title

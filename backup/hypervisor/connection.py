@@ -244,12 +244,17 @@ class Hypervisor:
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
-        """Return the disks that the domain has now, then those that its next start adds."""
+        """Return the disks that the domain has now, then those that its next start adds.
+
+        A drive that is empty now may get an image at the next start, which then counts.
+        """
         pool = partial(self._pool_xml, check_stop=check_stop)
         places = Places(pool, partial(mapped_image, local=self.local), self.local)
         now = domain_xml.disks(xml, places)
-        targets = {disk.target for disk in now}
         later = domain_xml.disks(inactive, places) if inactive is not xml else ()
+        filled = {disk.target for disk in later if disk.image}
+        now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
+        targets = {disk.target for disk in now}
         return now + tuple(disk for disk in later if disk.target not in targets)
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:

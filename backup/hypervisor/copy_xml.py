@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
 from .device_xml import COMMAND_LINE
+from .disk_xml import shown
 from .domain_xml import AGENT_CHANNEL
 from .metadata import ELEMENT, NAMESPACE
 
@@ -57,6 +58,14 @@ def isolate(domain: Element, devices: Element) -> None:
             device.set("type", "none")
             remove(device, *[child.tag for child in device])
     _exclude_from_backups(domain)
+
+
+def eject(drive: Element) -> str:
+    """Remove a drive's medium, and return what it is known by."""
+    medium = shown(drive)
+    drive.set("type", "file")
+    remove(drive, "source", "backingStore", "mirror", "auth", "encryption")
+    return medium
 
 
 def nvram_beside(path: str, name: str) -> str:

@@ -13,6 +13,7 @@ from ..model import ClusterAddress, Disk, Gap, Image, image_named
 from .mapped_device import MappedImage
 
 REMOVABLE = ("cdrom", "floppy")
+IMAGE_TYPES = ("network", "volume", "block")  # of disks that may be on an RBD image
 # Attributes of <source> that identify it for an admin.
 NAMES = ("name", "file", "dev", "volume", "dir", "path")
 
@@ -41,11 +42,10 @@ class _Place:
 def layers(element: Element, places: Places) -> tuple[Disk, ...]:
     """Return a <disk> and the layers of its backing chain: vda, vda.backing1, ..."""
     target = attribute(element, "target", "dev")
-    device = element.get("device", "disk")
-    if device in REMOVABLE:
-        medium = "" if _shown(element) else " without a medium"
-        return (Disk(target, _shown(element), skipped=f"a {device}{medium}"),)
     top = _disk(element, target, places)
+    if element.get("device") in REMOVABLE and _elsewhere(element, top):
+        medium = "" if top.source else " without a medium"
+        return (Disk(target, top.source, skipped=f"a {element.get('device')}{medium}"),)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
     if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
@@ -54,6 +54,11 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         reason = f"changes on top of RBD image {image} are stored elsewhere: {top.skipped}"
         top = replace(top, skipped=reason, gap=Gap.BROKEN)
     return (top, *below)
+
+
+def _elsewhere(element: Element, medium: Disk) -> bool:
+    """Return whether a removable medium is on no RBD image; a volume whose pool is unknown counts as such."""
+    return medium.gap is Gap.FOREIGN or (medium.gap is Gap.BROKEN and element.get("type") == "volume")
 
 
 def _backing(element: Element) -> Iterator[Element]:
@@ -80,7 +85,7 @@ def _named(disk: Disk) -> str:
 
 
 def _one_place(element: Element, target: str, places: Places) -> Disk:
-    disk = Disk(target, _shown(element))
+    disk = Disk(target, shown(element))
     try:
         place = _place(element, places)
     except BackupError as error:
@@ -154,7 +159,7 @@ def _monitor(host: Element) -> str:
     return f"{name}:{port}" if port else name
 
 
-def _shown(element: Element) -> str:
+def shown(element: Element) -> str:
     return next((shown for name in NAMES if (shown := attribute(element, "source", name))), "")
 
 

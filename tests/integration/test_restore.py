@@ -77,6 +77,19 @@ def test_a_copy_boots_beside_the_domain_and_shares_nothing_with_it(node: Node, l
     wait_until(lambda: lab.hypervisor.agent_answers(COPY), 90, "the copy's agent answers")
 
 
+def test_a_domain_that_is_defined_again_starts_with_its_node_as_before(
+    node: Node, lab: Lab, pair: str
+) -> None:
+    lab.virsh("autostart", pair)
+    assert node.run("backup", pair).returncode == 0
+    lab.undefine_domain(pair)
+    done = node.run("restore", pair, "--force", "--define")
+    assert done.returncode == 0, done.stderr
+    assert "autostart is set again" in done.stderr
+    lines = dict(line.split(":", 1) for line in lab.virsh("dominfo", pair).splitlines() if ":" in line)
+    assert lines["Autostart"].strip() == "enable"
+
+
 def test_on_another_node_a_domain_comes_back_bit_for_bit(node: Node, lab: Lab, pair: str) -> None:
     assert node.run("backup", pair).returncode == 0
     done = node.run_elsewhere("restore", pair, "--to-pool", "vms", "--suffix", SUFFIX, LIBVIRT_URI="none:///")

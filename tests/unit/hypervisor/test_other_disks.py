@@ -59,12 +59,34 @@ def test_a_disk_without_an_rbd_image_is_skipped_and_shown_by_its_source(
         (other("file", "", device="floppy"), "", "a floppy without a medium"),
         (other("file", "<source file='/x.iso'/>", device="cdrom"), "/x.iso", "a cdrom"),
         (other("file", "<source file='/x.img'/>", device="floppy"), "/x.img", "a floppy"),
-        (rbd("isos/debian", device="cdrom"), "isos/debian", "a cdrom"),
+        (other("network", "<source protocol='https' name='/x.iso'/>", device="cdrom"), "/x.iso", "a cdrom"),
+        (other("network", "", device="cdrom"), "", "a cdrom without a medium"),
         (other("volume", "<source pool='gone' volume='x'/>", device="cdrom"), "x", "a cdrom"),
     ],
 )
 def test_a_removable_medium_is_skipped_without_a_gap(element: str, source: str, reason: str) -> None:
     assert disk_of(element) == Disk("vda", source, skipped=reason, gap=Gap.NONE)
+
+
+@pytest.mark.parametrize("device", ["cdrom", "floppy"])
+@pytest.mark.parametrize(
+    ("element", "image"),
+    [
+        (rbd("vms/config"), "vms/config"),
+        (other("volume", "<source pool='bare' volume='config'/>"), "ssd/config"),
+        (other("block", "<source dev='/dev/rbd7'/>"), "vms/tenant/root"),
+    ],
+)
+def test_a_removable_medium_on_rbd_is_saved_like_a_disk(element: str, image: str, device: str) -> None:
+    found = disk_of(element.replace("'disk'", f"'{device}'"))
+    assert (str(found.image), found.skipped, found.gap) == (image, "", Gap.NONE)
+
+
+def test_a_removable_medium_on_rbd_that_cannot_be_saved_fails_its_domain() -> None:
+    found = disk_of(other("block", "<source dev='/dev/rbd7p1'/>", device="cdrom"))
+    assert (found.skipped, found.gap) == ("a partition of an RBD image", Gap.BROKEN)
+    golden = rbd("isos/a", "<snapshot name='s'/>", device="cdrom")
+    assert disk_of(golden).skipped == "runs from snapshot s, which never changes"
 
 
 def _with_data(kind: str, store: str, metadata: str = "file='/srv/x.qcow2'") -> str:

@@ -46,11 +46,15 @@ def nvram(tmp_path: Path) -> Path:
 
 
 def restored(
-    hypervisor: Hypervisor, nvram: Path | None, autostart: bool | None = None, **changes: Any
+    hypervisor: Hypervisor,
+    nvram: Path | None,
+    devices: str = "",
+    autostart: bool | None = None,
+    **changes: Any,
 ) -> RestoredDomain:
     system = f"<loader type='pflash'>/fw.fd</loader><nvram>{nvram}</nvram>" if nvram else ""
     definition = Definition(
-        domain_element(devices=DISKS, system=system),
+        domain_element(devices=DISKS + devices, system=system),
         "",
         str(nvram or ""),
         b"saved" if nvram else b"",
@@ -171,6 +175,52 @@ def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
     recorder.messages.clear()
     restored(hypervisor, None, reporter=recorder, name="two", uuid=OTHER_UUID).xml(VDA, MONITORS)
     assert recorder.told(Level.WARNING) == ["removed from the copy's definition: vdb, which was not restored"]
+
+
+def drive(medium: str) -> str:
+    return f"<disk type='file' device='cdrom'>{medium}<target dev='sda'/><readonly/></disk>"
+
+
+def test_the_original_is_restored_with_a_hint_to_its_missing_medium(
+    hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iso, recorder = tmp_path / "x.iso", Recorder()
+    missing = restored(hypervisor, None, drive(f"<source file='{iso}'/>"), reporter=recorder)
+    define(missing)
+    hint = "before the start: virsh change-media web sda --eject --config"
+    text = f"sda: its medium {iso} does not exist on this node (hint: {hint})"
+    assert text in recorder.told(Level.WARNING)
+    recorder.messages.clear()
+    optional = drive(f"<source file='{iso}' startupPolicy='optional'/>")
+    restored(hypervisor, None, optional, reporter=recorder).xml(VDA, MONITORS)
+    restored(hypervisor, None, drive(""), reporter=recorder).xml(VDA, MONITORS)
+    monkeypatch.setattr(hypervisor, "local", False)
+    missing.xml(VDA, MONITORS)
+    monkeypatch.setattr(hypervisor, "local", True)
+    iso.touch()
+    missing.xml(VDA, MONITORS)
+    assert not any("medium" in text for text in recorder.told(Level.WARNING))
+
+
+def test_copies_and_drills_start_with_an_empty_drive_and_report_it(hypervisor: Hypervisor) -> None:
+    recorder = Recorder()
+    medium = drive("<source file='/gone/x.iso'/>")
+    copy = restored(hypervisor, None, medium, reporter=recorder, name="two", uuid=OTHER_UUID[:-1] + "9")
+    text = "removed from the copy's definition: the medium /gone/x.iso of cdrom sda, which starts empty"
+    assert "/gone/x.iso" not in copy.xml(VDA, MONITORS)
+    assert text in recorder.told(Level.WARNING)
+    with copy.running_temporarily(VDA, MONITORS) as xml:
+        assert "/gone/x.iso" not in xml
+    assert text in recorder.told(Level.INFO)
+
+
+def test_an_image_that_was_in_a_drive_of_the_running_domain_only_is_restored_beside_it(
+    hypervisor: Hypervisor,
+) -> None:
+    recorder = Recorder()
+    restored(hypervisor, None, drive(""), reporter=recorder).xml({**VDA, "sda": image("a/b")}, MONITORS)
+    text = "sda: restored, but not in the definition: it was attached only to the running domain"
+    assert text in recorder.told(Level.WARNING)
 
 
 def autostarts(hypervisor: Hypervisor, uuid: str = UUID) -> bool:
