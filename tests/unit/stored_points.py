@@ -1,4 +1,4 @@
-"""An output that holds restore points in memory."""
+"""An output with restore points in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""backup/hooks/program.py: a program of the admin's gets what it is to have, and no longer than it may."""
+"""backup/hooks/program.py: a program of the admin gets its input and variables, and a time limit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
     check_stop: Callable[[], None] = lambda: None,
     told: list[str] | None = None,
 ) -> Sequence[str]:
-    """Run a line of shell; give what it printed."""
+    """Run a line of shell; return what it printed."""
     heard: list[str] = [] if told is None else told
     program = AdminProgram("hook x", ["/bin/sh", "-c", line], {"VIRT_RBD_BACKUP_RUN": "r\0un"}, limit)
     program.run(heard.append, check_stop, stdin)
@@ -49,7 +49,7 @@ def test_it_gets_a_clean_environment_and_its_variables(
     assert (names["VIRT_RBD_BACKUP_RUN"], names["PATH"]) == ("run", os.environ["PATH"])
 
 
-def test_it_reads_what_it_is_given_and_else_nothing() -> None:
+def test_it_reads_only_its_standard_input() -> None:
     assert run("cat", stdin=b"a report\n") == ["a report"]
     assert run("cat; pwd") == ["/"]
 

@@ -1,4 +1,4 @@
-"""outputs/segments/changed.py, transfer/spot_check.py: what is read, and that all else is as it was saved."""
+"""outputs/segments/changed.py, transfer/spot_check.py: changes are read, all else equals the base."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Run:
-    """What a run made of a disk, and what it said."""
+    """A disk as a run planned it, and the messages of the run."""
 
     disk: SegmentedDisk
     told: list[tuple[Level, str]] = field(default_factory=list)
@@ -70,7 +70,7 @@ def run(
 
 
 def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
-    """Read what has changed, as restic does."""
+    """Read the changed segments, as restic does."""
     found = {}
     for number in {*disk.changed} - {*disk.files.holes}:
         extent = disk.files.segments.extent(number)
@@ -82,25 +82,25 @@ def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
 
 
 def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
-    """Give what the next run finds of this one, all of which was read."""
+    """Return the base that this run, a full read, leaves for the next one."""
     checksums = disk.checksums()
     saved = disk.saved(checksums, taken, 1.0, "0123abcd")
     return Base(KEPT, saved, bytes(checksums.packed), pack_times(disk.files.times))
 
 
 def saved(snapshot: MemorySnapshot, taken: datetime = TAKEN) -> Base:
-    """Give what there is after a first run."""
+    """Return the base after a first run."""
     first = run(snapshot, taken=taken).disk
     read(first)
     return base_of(first, taken)
 
 
 def unchanged(*changed: Extent, data: Mapping[int, bytes] = DATA, size: int = SIZE) -> MemorySnapshot:
-    """Give a snapshot of which these extents are said to have changed."""
+    """Return a snapshot of which these extents are reported as changed."""
     return MemorySnapshot(size, data, changed=changed)
 
 
-def test_without_a_base_everything_is_read_and_why_is_said() -> None:
+def test_without_a_base_there_is_a_full_read_with_its_reason() -> None:
     first = run(MemorySnapshot(SIZE, DATA))
     assert first.all_read()
     assert {*first.disk.files.holes} == {3}
@@ -110,7 +110,7 @@ def test_without_a_base_everything_is_read_and_why_is_said() -> None:
     assert first.told == [(Level.INFO, f"vda (vms/web-root){why}")]
 
 
-def test_what_has_not_changed_is_not_read_and_has_the_times_that_it_had() -> None:
+def test_unchanged_segments_are_not_read_and_have_their_old_times() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     second = run(unchanged(), base, TAKEN + DAY)
     assert [*second.disk.changed] == []
@@ -132,7 +132,7 @@ def test_what_has_not_changed_is_not_read_and_has_the_times_that_it_had() -> Non
         ([Extent(0, SIZE)], {0, 1, 2, 3, 4}),
     ],
 )
-def test_a_segment_of_which_a_byte_may_have_changed_is_read_and_newer_than_all(
+def test_a_segment_with_a_possible_change_is_read_and_newer_than_all(
     extents: Sequence[Extent], changed: set[int]
 ) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
@@ -173,9 +173,7 @@ def test_new_times_are_later_than_all_old_ones_even_if_the_clock_was_set_back(ba
         (0, 0, set()),
     ],
 )
-def test_segments_that_are_new_or_of_another_length_are_read(
-    before: int, now: int, changed: set[int]
-) -> None:
+def test_new_segments_and_those_of_another_length_are_read(before: int, now: int, changed: set[int]) -> None:
     base = saved(MemorySnapshot(before))
     disk = run(MemorySnapshot(now), base).disk
     assert {*disk.changed} == changed
@@ -186,7 +184,7 @@ def test_segments_that_are_new_or_of_another_length_are_read(
     assert disk.changed_bytes == sum(disk.files.segments.extent(number).length for number in changed - holes)
 
 
-def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_checksums() -> None:
+def test_after_any_changes_files_and_checksums_equal_the_image() -> None:
     dice = random.Random(10)
     size, data = SIZE, dict(DATA)
     base: Base | None = None
@@ -242,7 +240,7 @@ def difference(old: bytes, new: bytes) -> Sequence[Extent]:
     return [Extent(at, min(step, both - at)) for at in places]
 
 
-def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
+def test_a_smaller_image_has_no_checksums_beyond_its_end() -> None:
     disk = run(
         MemorySnapshot(9 * UNIT + 5000, {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000}),
         saved(MemorySnapshot(SIZE, DATA)),
@@ -252,7 +250,7 @@ def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
     assert disk.saved(disk.checksums(), TAKEN, 1.0, "id").data_bytes == 10_000
 
 
-def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_them_becomes_one() -> None:
+def test_a_segment_is_a_hole_while_it_has_no_data() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     filled = {at: part for at, part in LIES["data in a hole"].items() if at != 9 * UNIT}
     later = run(unchanged(Extent(30 * UNIT, 1), Extent(9 * UNIT, 5000), data=filled), base).disk
@@ -264,7 +262,7 @@ def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_t
     assert last.changed_bytes == 0
 
 
-def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_with_another_segment_size_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     monkeypatch.setattr(cut, "MOST", 2)
     later = run(unchanged(), base)
@@ -284,7 +282,7 @@ def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_everything_is_read_again_when_that_was_so_many_days_ago(after: timedelta, due: bool) -> None:
+def test_a_full_read_is_due_after_so_many_days(after: timedelta, due: bool) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(), base, TAKEN + after, patience=30 * DAY)
     assert later.all_read() == due
@@ -293,7 +291,7 @@ def test_everything_is_read_again_when_that_was_so_many_days_ago(after: timedelt
     assert not run(unchanged(), base, TAKEN + 10_000 * DAY, NEVER).all_read()
 
 
-def test_the_day_of_the_last_full_read_is_handed_on_from_run_to_run() -> None:
+def test_the_day_of_the_last_full_read_passes_from_run_to_run() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     for number in range(1, 30):
         disk = run(unchanged(Extent(0, 1)), base, TAKEN + number * DAY, patience=30 * DAY).disk
@@ -326,7 +324,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that_is_said_loudly(
+def test_a_change_that_ceph_does_not_report_is_found_and_causes_an_error_and_a_full_read(
     lie: str,
 ) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
@@ -342,13 +340,13 @@ def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that
     assert base_of(later.disk).saved.full_read == TAKEN.isoformat()
 
 
-def test_where_a_lie_is_found_is_told() -> None:
+def test_the_place_of_an_unreported_change_is_in_the_error() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).told
     assert f"{4 * UNIT} bytes at {28 * UNIT} differ from what was saved" in text
 
 
-def test_what_is_said_to_have_changed_may_have_and_is_no_lie() -> None:
+def test_a_reported_change_is_no_error() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(Extent(30 * UNIT, 1), data=LIES["data in a hole"]), base)
     assert {*later.disk.changed} == {3}
@@ -357,7 +355,7 @@ def test_what_is_said_to_have_changed_may_have_and_is_no_lie() -> None:
 
 @dataclass
 class Told(MemorySnapshot):
-    """A snapshot that notes how its changes were asked for."""
+    """A snapshot that records how its changes were listed."""
 
     fast: list[bool] = field(default_factory=list)
 
@@ -366,14 +364,14 @@ class Told(MemorySnapshot):
         return super().changes(since, fast)
 
 
-def test_the_exact_list_of_changes_is_asked_for_unless_the_fast_one_is_ordered() -> None:
+def test_the_exact_list_of_changes_is_used_without_fast_diff() -> None:
     base, later = saved(MemorySnapshot(SIZE)), Told(SIZE)
     run(later, base)
     run(later, base, fast=True)
     assert later.fast == [False, True]
 
 
-def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are_errors() -> None:
+def test_failures_to_list_changes_and_to_read_the_sample_are_errors() -> None:
     class Unlisted(MemorySnapshot):
         def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
             raise BackupError("cannot list what has changed")
@@ -387,7 +385,7 @@ def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are
     assert not failing.pending
 
 
-def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -> None:
+def test_the_sample_has_pieces_of_data_and_of_everything() -> None:
     size = 1600 * UNIT
     data = {number * 80 * UNIT: b"x" for number in range(20)}
     base, seen = saved_unread(MemorySnapshot(size, data)), set()
@@ -406,14 +404,14 @@ def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -
 
 
 def saved_unread(snapshot: MemorySnapshot) -> Base:
-    """Give a base without reading holes for it."""
+    """Return a base without reading holes for it."""
     first = run(snapshot).disk
     for at, part in snapshot.data.items():
         first.files.read.setdefault(at // SEGMENT, run(snapshot).disk.checksums()).add(at, part)
     return base_of(first)
 
 
-def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
+def test_the_sample_is_of_unchanged_extents_only() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = MemorySnapshot(SIZE, {0: b"!" * SIZE})
     assert changes.spot_check(later, base, []) is None
@@ -422,7 +420,7 @@ def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
     assert all(SEGMENT <= one.offset < 2 * SEGMENT for one in later.reads)
 
 
-def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
+def test_a_changed_segment_that_restic_did_not_read_is_counted_as_missing() -> None:
     disk = run(MemorySnapshot(SIZE, DATA)).disk
     assert disk.missing == 4, "and one is a hole"
     read(disk)
@@ -431,7 +429,7 @@ def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
     assert disk.missing == 1
 
 
-def test_what_was_saved_is_told_with_what_was_read_for_it_and_where_it_came_from() -> None:
+def test_the_result_has_the_bytes_that_were_read_and_the_snapshot() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     snapshot = replace(unchanged(Extent(9 * UNIT, 1)), source=SnapshotId("fsid", "image-id", 8))
     disk = run(snapshot, base, TAKEN + DAY).disk
@@ -443,7 +441,7 @@ def test_what_was_saved_is_told_with_what_was_read_for_it_and_where_it_came_from
 
 
 class ListedInParts(MemorySnapshot):
-    """A snapshot whose listings tell at each segment's end how far they are."""
+    """A snapshot whose listings yield an empty extent at each segment's end."""
 
     def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
         yield from super().changes(since, fast)
@@ -454,7 +452,7 @@ class ListedInParts(MemorySnapshot):
         yield Extent(self.size, 0)
 
 
-def test_a_listing_that_takes_long_is_reported_and_what_it_reports_is_no_change(
+def test_the_progress_of_a_long_listing_is_reported_and_is_no_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(segmented_disk, "LISTING_INTERVAL", 0)
