@@ -98,7 +98,7 @@ def _notify(
     name = settings.notify_command[0]
     variables = environment({"RUN": result.run, **about_run(result)})
     program = AdminProgram(name, settings.notify_command, variables, settings.notify_timeout)
-    program.run(log, check_stop, given=json.dumps(report, indent=2).encode() + b"\n")
+    program.run(log, check_stop, stdin=json.dumps(report, indent=2).encode() + b"\n")
 
 
 def _line(result: RunResult) -> str:

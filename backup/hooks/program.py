@@ -39,8 +39,8 @@ class AdminProgram:
     environment: Mapping[str, str]
     limit: int
 
-    def run(self, on_line: Callable[[str], None], check_stop: Callable[[], None], given: bytes = b"") -> None:
-        """Run it to its end, with `given` on its standard input; `on_line` gets each line of its output.
+    def run(self, on_line: Callable[[str], None], check_stop: Callable[[], None], stdin: bytes = b"") -> None:
+        """Run it to its end, with `stdin` on its standard input; `on_line` gets each line of its output.
 
         Raises ProgramFailed; what `check_stop` raises, after the program has been ended. Background processes
         of a program that succeeded go on.
@@ -49,7 +49,7 @@ class AdminProgram:
         last: deque[str] = deque(maxlen=LAST_LINES)
         out, into = os.pipe()
         with os.fdopen(out, "rb", buffering=0), os.fdopen(into, "wb") as stdout:
-            process = self._started(stdout.fileno(), given)
+            process = self._started(stdout.fileno(), stdin)
             try:
                 stdout.close()
                 for line in _lines(out, process, check_stop):

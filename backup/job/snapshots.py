@@ -122,7 +122,7 @@ class DomainSnapshots:
                 raise TransientError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
 
     def _begin_creation(self, snapshot: DiskSnapshot) -> None:
-        """Have a thread make it, and record that it may exist.
+        """Make it in a thread, and record that it may exist.
 
         If no further thread can be started, `submit` raises and leaves the work to the existing threads.
         """

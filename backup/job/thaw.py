@@ -285,7 +285,7 @@ def thaw_guests(
     """
     thaws = Thaws(settings, reporter)
     unreadable = thaws.notes.unreadable() if uuid is None else ()
-    for error in unreadable:  # while that note exists, its domain's backup fails
+    for error in unreadable:  # until it is removed, its domain is backed up without a freeze
         reporter.message(Level.ERROR, "", str(error))
     if seconds is None:
         seconds = settings.freeze_timeout + 2 * CHECK_AGAIN  # by then the calls of a killed worker are over

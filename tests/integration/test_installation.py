@@ -85,6 +85,7 @@ def test_the_package_brings_a_service_that_works(
     (package,) = build.glob("*.deb")
     done = booted.run("dpkg", "--install", str(package))
     assert done.returncode == 0, done.stdout
+    assert booted.run("test", "-f", "/usr/share/virt-rbd-backup/res/docs/restore.md").returncode == 0
     assert booted.run("systemctl", "is-active", "virt-rbd-backup.timer").stdout == "active\n"
     assert booted.run("systemctl", "is-active", "virt-rbd-backup-drill.timer").stdout == "inactive\n"
     configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE])

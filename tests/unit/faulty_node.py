@@ -45,14 +45,14 @@ class Fault(Enum):
     """How a call fails."""
 
     REFUSED = "refused"  # without effect
-    LOST = "lost"  # it has its effect, but nobody is told
+    LOST = "lost"  # it has its effect, but the answer gets lost
     KILLED_BEFORE = "killed before"  # the process that makes it
     KILLED_AFTER = "killed after"
-    BUG = "bug"  # an error that nobody has thought of
+    BUG = "bug"  # an unexpected error
 
 
 class Errors(NamedTuple):
-    """What a side of the boundary raises: where it says no, and where its answer got lost."""
+    """What a side of the boundary raises: if it refuses, and if its answer gets lost."""
 
     refused: BackupError
     lost: BackupError
@@ -69,7 +69,7 @@ OUTPUT_ERRORS = Errors(BackupError("restic failed"), BackupError("restic failed 
 
 
 class Killed(BaseException):
-    """What stands for a SIGKILL: from now on no call has an effect, so that no cleanup has any."""
+    """Stands for a SIGKILL: from now on no call has an effect, so no cleanup has one."""
 
 
 class Boundary:
@@ -137,12 +137,12 @@ class StepwiseOutput(PaperOutput):
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
         for source in sources:
-            keep = partial(self._keep, point.run, source)
-            self.boundary.call(f"save {source.disk.target}", keep, OUTPUT_ERRORS)
+            store = partial(self._store, point.run, source)
+            self.boundary.call(f"save {source.disk.target}", store, OUTPUT_ERRORS)
         self.boundary.call("save manifest", partial(self.complete.append, point), OUTPUT_ERRORS)
         return super().save(point, sources, job)
 
-    def _keep(self, run: str, source: SnapshotSource) -> None:
+    def _store(self, run: str, source: SnapshotSource) -> None:
         assert self.node.ours(str(source.image)), "without a snapshot"
         self.images.setdefault(run, set()).add(source.disk.target)
 
@@ -155,31 +155,33 @@ class FaultyNode(PaperNode):
     ) -> None:
         super().__init__(directory, monkeypatch, domain)
         self.boundary = boundary
-        self.held_at_snapshots: dict[str, list[str]] = {}  # before and after each is made, by run
+        self.states_at_snapshots: dict[
+            str, list[str]
+        ] = {}  # of the guest, before and after each is made, by run
         monkeypatch.setattr(thaw, "Hypervisor", self._connect)
         monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
         self.stepwise = StepwiseOutput(self)
         self.output = self.stepwise
         create = self.cluster.create_snapshot
 
-        def create_noted(image: Image, name: str) -> None:
-            seen = self.held_at_snapshots.setdefault(name.split(".")[-1], [])
-            seen.append(self._held)
+        def create_recorded(image: Image, name: str) -> None:
+            seen = self.states_at_snapshots.setdefault(name.split(".")[-1], [])
+            seen.append(self._state)
             create(image, name)
-            seen.append(self._held)
+            seen.append(self._state)
 
-        self.cluster.create_snapshot = create_noted  # type: ignore[method-assign]
+        self.cluster.create_snapshot = create_recorded  # type: ignore[method-assign]
         self._route(self.hypervisor, HYPERVISOR_CALLS, HYPERVISOR_ERRORS)
         self._route(self.cluster, CLUSTER_CALLS, CLUSTER_ERRORS)
 
     def attempt(self, run: str) -> JobResult:
-        """Do the job of a run, without any promise on how it goes."""
+        """Do the job of a run, whatever its outcome."""
         order = JobOrder(run, "web", UUID, URI)
         chosen = settings(runtime_dir=str(self.directory), lock_duration=3600)
         return DomainJob(order, chosen, self.output, self.recorder, StopRequest()).run()
 
     def thaw_guests(self) -> None:
-        """Do what main process and watchdog do about a worker that has ended."""
+        """Thaw, as main process and watchdog do after the end of a worker."""
         thaw_guests(settings(runtime_dir=str(self.directory)), self.recorder)
 
     def expire_lock(self) -> None:
@@ -187,11 +189,11 @@ class FaultyNode(PaperNode):
 
     @property
     def left(self) -> list[str]:
-        """Name what is ours and still in the cluster."""
+        """List our locks and snapshots in the cluster."""
         return [*self.cluster.locks, *(name for image in self.cluster.snapshots for name in self.ours(image))]
 
     @property
-    def _held(self) -> str:
+    def _state(self) -> str:
         return "frozen" if self.hypervisor.frozen else "paused" if self.hypervisor.paused else "running"
 
     def _connect(self, uri: str, timeout: int, _check_stop: object = None) -> PaperHypervisor:

@@ -1,4 +1,4 @@
-"""Jobs on paper: what an output asks of one, and what worker processes do in the tests of the pool."""
+"""Jobs on paper: the job that an output gets in tests, and the worker processes in the tests of the pool."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def work_on_paper(
     _main_process: int,
     lifeline: Connection,
 ) -> None:
-    """Do what the ordered job's name says; stands in for worker.work."""
+    """Do what the job's name demands; stands in for worker.work."""
     assert lifeline.writable
     assert not lifeline.closed
     with suppress(EOFError):

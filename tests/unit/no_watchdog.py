@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class NoWatchdog:
-    """Watches nobody."""
+    """Watches no process."""
 
     lifeline = None
 
     def wait_until_ready(self, check_stop: object) -> None:
-        """It watches nobody from the start."""
+        """It is ready from the start."""
 
     def revive(self) -> None:
         """It has not ended."""

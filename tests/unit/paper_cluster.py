@@ -115,8 +115,8 @@ class PaperCluster(Cluster):
         if self.unreachable:
             raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
         self.claims.append(claim)
-        held_by = self.locks.get(name)
-        if held_by not in (None, owner):
+        locked_by = self.locks.get(name)
+        if locked_by not in (None, owner):
             raise LockHeld(f"the lock {name} beside image {image} is held")
         if claim is Claim.RENEW and self.tokens.get(name) != owner:
             raise LockLost(

@@ -15,8 +15,8 @@ from backup.model import Definition, Domain, State
 class PaperHypervisor(Hypervisor):
     """Knows whether its domain is frozen or paused, and refuses what the real ones refuse.
 
-    Holds two promises for every test: nothing stands still that is not noted on disk, and a domain that
-    is frozen is never paused, as it could not be thawed then.
+    Asserts two promises in every test: no guest is quiesced without a note on disk, and a frozen domain is
+    never paused, as it could not be thawed then.
     """
 
     def __init__(self, domain: Domain, notes: FreezeNotes) -> None:
@@ -35,7 +35,7 @@ class PaperHypervisor(Hypervisor):
         self.failing_resumes = 0
         self.gone = False
         self.closed = False
-        self.then: Domain | None = None  # what it is from the second look on
+        self.then: Domain | None = None  # the domain from the second listing on
         self.uri = domain.uri
 
     def __exit__(self, *_: object) -> None:
@@ -107,4 +107,4 @@ class PaperHypervisor(Hypervisor):
             self.agent_timeouts.add(timeout)
 
     def _require_note(self) -> None:
-        assert self.notes.exists(self.listed.uuid), "not noted on disk"
+        assert self.notes.exists(self.listed.uuid), "without a note on disk"

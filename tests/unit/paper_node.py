@@ -31,7 +31,7 @@ LOCK = f"virt-rbd-backup.lock.{UUID}"
 
 
 class PaperOutput(NoOutput):
-    """Keeps the restore points that it is given, and looks whether the domain runs while it saves them."""
+    """Stores restore points, and checks that the domain runs while it saves them."""
 
     def __init__(self, node: PaperNode) -> None:
         self.node = node
@@ -83,14 +83,14 @@ class PaperNode:
     def back_up(
         self, min_age: int = 0, uri: str = URI, known: Sequence[StoredPoint] = (), **constants: Any
     ) -> JobResult:
-        """Do the job of web, as `uri` listed it, and see that nothing of it stays behind."""
+        """Do the job of web, as `uri` listed it; assert that it leaves nothing behind."""
         order = JobOrder(RUN, "web", UUID, uri, min_age, known=known)
         uris = {"libvirt_uri": [URI, OTHER_URI], "runtime_dir": str(self.directory)}
-        held_before = set(self.cluster.locks)
+        locks_before = set(self.cluster.locks)
         result = DomainJob(
             order, settings(**{**uris, **constants}), self.output, self.recorder, self.stop
         ).run()
-        assert set(self.cluster.locks) == held_before
+        assert set(self.cluster.locks) == locks_before
         assert self.notes.all() == []
         assert all(hypervisor.moves for hypervisor in self.hypervisors.values())
         return result
@@ -99,7 +99,7 @@ class PaperNode:
         return self.cluster.snapshots[image] - {"foreign"}
 
     def assert_untouched(self) -> None:
-        """Assert that neither the guest nor the cluster has noticed anything."""
+        """Assert that neither the guest nor the cluster was touched."""
         assert all(hypervisor.asked == [] for hypervisor in self.hypervisors.values())
         assert (self.cluster.claims, self.output.points) == ([], [])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from tests.retired_words import retired_in
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+TROUBLESHOOTING = ROOT / "res/docs/troubleshooting.md"
 MANUAL = sorted((ROOT / "res/docs").glob("*.md"))
 PAGES = [README, *MANUAL, ROOT / "tests/README.md", ROOT / "CHANGELOG.md"]
 # What else an admin reads.
@@ -28,6 +30,16 @@ TEXTS = [
     ROOT / "debian/control",
     *sorted(path for path in (ROOT / "res").rglob("*") if path.is_file() and path.suffix in SUFFIXES),
 ]
+VARIES = re.compile(r"\.\.\.|: |\b(?:NAME|SIGKILL|leftover|pyfuse3|restic)\b")
+OF_OTHERS = {  # Ceph's and restic's messages
+    "",
+    "connection timed out",
+    "disk quota exceeded",
+    "no such file or directory",
+    "operation not permitted",
+    "unable to open config file",
+    "wrong password",
+}
 COMMAND = re.compile(r"\s*(?:/usr/bin/python3 /opt/virt-rbd-backup/)?(?:main\.py|virt-rbd-backup)(?: |$)")
 
 
@@ -69,6 +81,10 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 def test_the_readme_leads_to_every_page() -> None:
     links = re.findall(r"\]\((res/docs/[^)#]+)\)", README.read_text())
     assert {named(path) for path in MANUAL} == set(links)
+
+
+def test_the_help_names_the_manual() -> None:
+    assert command_line.parser().format_help().rstrip().endswith(f"Manual: {ROOT / 'res/docs'}")
 
 
 def test_the_readme_can_be_read_in_one_go() -> None:
@@ -118,7 +134,7 @@ def test_every_command_is_explained() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("path", [README, ROOT / "res/docs/troubleshooting.md"], ids=named)
+@pytest.mark.parametrize("path", [README, TROUBLESHOOTING], ids=named)
 def test_every_exit_code_is_explained(path: Path) -> None:
     codes = command_line.parser().format_help().split("Exit codes:")[1].split("\n\n")[0]
     known = re.findall(r"\d+", " ".join(re.findall(r"^ +(\d[\d, ]*?)  ", codes, re.MULTILINE)))
@@ -130,3 +146,25 @@ def test_every_exit_code_is_explained(path: Path) -> None:
 @pytest.mark.parametrize("path", [*PAGES, *TEXTS], ids=named)
 def test_no_retired_word_is_used(path: Path) -> None:
     assert list(retired_in(path.read_text())) == []
+
+
+def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
+    """What varies in a message is written as `...`; NAME, SIGKILL, leftover and programs vary too."""
+    texts = "\n".join(source_texts())
+    rows = [line for line in TROUBLESHOOTING.read_text().splitlines() if line.startswith("| `")]
+    quoted = [quote for row in rows for quote in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    parts = {part.strip(" :;,()") for quote in quoted for part in VARIES.split(quote)}
+    assert sorted(part for part in parts - OF_OTHERS if part not in texts) == []
+    assert len(quoted) > 50
+
+
+def source_texts() -> Iterator[str]:
+    """Yield the program's texts, what is filled in left out."""
+    for path in [ROOT / "main.py", *(ROOT / "backup").rglob("*.py"), *(ROOT / "outputs").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(
+                    str(one.value) if isinstance(one, ast.Constant) else "\0" for one in node.values
+                )

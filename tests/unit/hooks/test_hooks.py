@@ -1,4 +1,4 @@
-"""backup/hooks/hooks.py: which programs are hooks, in which order, and what becomes of one that fails."""
+"""backup/hooks/hooks.py: which programs are hooks, their order, and their failures."""
 
 from __future__ import annotations
 

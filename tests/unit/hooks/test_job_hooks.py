@@ -1,4 +1,4 @@
-"""job/domain_job.py and hooks/job_hooks.py: the hooks of a job, for which no guest ever stands still."""
+"""job/domain_job.py and hooks/job_hooks.py: the hooks of a job, while which no guest is quiesced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperNode:
 
 @pytest.fixture
 def files(tmp_path: Path) -> HookFiles:
-    """Hooks in all phases of a job that tell of guests that stand still, and all that they know."""
+    """Hooks in all phases of a job that print quiesced guests, and their variables."""
     files = HookFiles(tmp_path)
     for name in ALL:
         files.add(
@@ -43,7 +43,7 @@ def files(tmp_path: Path) -> HookFiles:
 
 
 def back_up(node: PaperNode, files: HookFiles, **constants: Any) -> JobResult:
-    """Do the job, and see that nobody stood still for a hook and that no note is left."""
+    """Do the job; assert that no guest was quiesced during a hook and that no note is left."""
     result = node.back_up(hooks=str(files.directory), **constants)
     assert not [text for _, _, text in node.recorder.messages if "HELD" in text]
     assert notes(node) == []
@@ -55,10 +55,10 @@ def notes(node: PaperNode) -> Sequence[Path]:
 
 
 def heard(node: PaperNode, name: str) -> str:
-    """Give what a hook told of its variables."""
+    """Return the variables that a hook printed."""
     before = f"hook {name}: "
-    (told,) = [text for text in node.recorder.told(Level.INFO) if text.startswith(before)]
-    return told[len(before) :].replace("VIRT_RBD_BACKUP_", "")
+    (line,) = [text for text in node.recorder.told(Level.INFO) if text.startswith(before)]
+    return line[len(before) :].replace("VIRT_RBD_BACKUP_", "")
 
 
 def test_the_guest_is_frozen_between_the_hooks_and_while_none_runs(
@@ -160,15 +160,15 @@ def test_after_thaw_and_after_job_are_run_even_if_the_run_is_stopped_in_between(
     assert (result.status, result.reason, files.ran) == (Status.FAILED, "interrupted", ALL)
 
 
-@pytest.mark.parametrize(("min_age", "told"), [(0, "saved, but "), (3600, "skipped, but ")])
+@pytest.mark.parametrize(("min_age", "prefix"), [(0, "saved, but "), (3600, "skipped, but ")])
 def test_a_failing_after_job_fails_a_successful_job(
-    node: PaperNode, files: HookFiles, min_age: int, told: str
+    node: PaperNode, files: HookFiles, min_age: int, prefix: str
 ) -> None:
     node.output.age = 60
     files.add("after-job.d/x", "exit 3")
     result = back_up(node, files, min_age=min_age)
     failure = "hook after-job.d/x failed with exit code 3"
-    assert (result.status, result.reason) == (Status.FAILED, told + failure)
+    assert (result.status, result.reason) == (Status.FAILED, prefix + failure)
 
 
 def test_a_failing_after_job_does_not_hide_why_the_domain_failed(node: PaperNode, files: HookFiles) -> None:
@@ -190,16 +190,16 @@ def test_a_note_is_written_before_the_first_hook(node: PaperNode, files: HookFil
     note = node.directory / "hooked" / f"{UUID}.json"
     files.add("before-freeze.d/x", f"cp {note} {node.directory}/copy")
     back_up(node, files)
-    told = json.loads((node.directory / "copy").read_text())
-    assert (told["DOMAIN"], told["UUID"], told["RUN"]) == ("web", UUID, RUN)
+    variables = json.loads((node.directory / "copy").read_text())
+    assert (variables["DOMAIN"], variables["UUID"], variables["RUN"]) == ("web", UUID, RUN)
 
 
 @pytest.mark.parametrize("name", [UUID, None])
 def test_the_next_process_runs_missed_hooks_once(node: PaperNode, files: HookFiles, name: str | None) -> None:
-    owes(node)
-    assert owed(node, files, "another") == 0
+    leave_note(node)
+    assert run_missed(node, files, "another") == 0
     assert files.ran == []
-    assert owed(node, files, name) == 0
+    assert run_missed(node, files, name) == 0
     assert (files.ran, notes(node)) == (["after-thaw.d/x"], [])
     assert f"RUN={RUN}" in heard(node, "after-thaw.d/x")
     assert node.recorder.told(Level.WARNING) == [
@@ -208,24 +208,24 @@ def test_the_next_process_runs_missed_hooks_once(node: PaperNode, files: HookFil
 
 
 def test_a_missed_hook_that_fails_is_reported_and_counted(node: PaperNode, files: HookFiles) -> None:
-    owes(node)
+    leave_note(node)
     files.add("after-thaw.d/x", "exit 3")
-    assert owed(node, files) == 1
+    assert run_missed(node, files) == 1
     assert node.recorder.told(Level.ERROR) == ["hook after-thaw.d/x failed with exit code 3"]
     assert notes(node) == []
 
 
 def test_an_unfinished_hook_note_is_removed(node: PaperNode, files: HookFiles) -> None:
-    owes(node).write_text('{"DOM')
-    assert (owed(node, files), files.ran, notes(node)) == (0, [], [])
+    leave_note(node).write_text('{"DOM')
+    assert (run_missed(node, files), files.ran, notes(node)) == (0, [], [])
 
 
 def test_a_second_signal_leaves_the_note_for_cleanup(node: PaperNode, files: HookFiles) -> None:
-    def insisted() -> None:
+    def signalled_twice() -> None:
         raise Interrupted("interrupted", 2)
 
-    note = owes(node)
-    assert owed(node, files, check_stop=insisted) == 1
+    note = leave_note(node)
+    assert run_missed(node, files, check_stop=signalled_twice) == 1
     assert notes(node) == [note]
 
 
@@ -236,7 +236,7 @@ def test_no_hook_runs_if_its_note_cannot_be_written(node: PaperNode, files: Hook
     assert result.reason.startswith(f"cannot write {node.directory}/hooked/{UUID}.json")
 
 
-def owed(
+def run_missed(
     node: PaperNode,
     files: HookFiles,
     uuid: str | None = None,
@@ -246,8 +246,8 @@ def owed(
     return run_missed_hooks(Hooks(constants, "later", node.recorder), uuid, check_stop)
 
 
-def owes(node: PaperNode) -> Path:
-    """Have a note as a killed worker leaves it."""
+def leave_note(node: PaperNode) -> Path:
+    """Write a note as a killed worker leaves it."""
     note = node.directory / "hooked" / f"{UUID}.json"
     note.parent.mkdir()
     note.write_text(json.dumps({"DOMAIN": "web", "UUID": UUID, "RUN": RUN}))

@@ -1,4 +1,4 @@
-"""backup/hooks/notify.py: who is told of a run, of which runs, and what happens where that fails."""
+"""backup/hooks/notify.py: which runs are notified, and what happens if that fails."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def result_of(*results: JobResult, **changes: Any) -> RunResult:
 
 
 def report_of(*results: JobResult, **changes: Any) -> Report:
-    """Give a report as it is when it is read back."""
+    """Return a report as it is when it is read back."""
     report: Report = json.loads(json.dumps(report_json(result_of(*results, **changes), {})))
     return report
 
 
 @pytest.mark.parametrize(
-    ("report", "previous", "told"),
+    ("report", "previous", "expected"),
     [
         (report_of(SAVED), [], False),
         (report_of(FAILED), [], True),
@@ -57,7 +57,7 @@ def report_of(*results: JobResult, **changes: Any) -> Report:
         (report_of(FAILED, DB_SAVED), [report_of(SAVED, DB_FAILED)], True),
         (report_of(SAVED, DB_FAILED), [report_of(SAVED)], True),
         (report_of(SAVED), [report_of(SAVED, DB_FAILED)], False),
-        # a domain's last time is its own: somebody saved another one in between, or it was skipped
+        # a domain's last time is its own: another one was saved in between, or it was skipped
         (report_of(SAVED, DB_FAILED), [report_of(SAVED), report_of(SAVED, DB_FAILED)], False),
         (report_of(SAVED, DB_SAVED), [report_of(SAVED), report_of(SAVED, DB_FAILED)], True),
         (report_of(SKIPPED), [report_of(FAILED)], False),
@@ -73,22 +73,22 @@ def report_of(*results: JobResult, **changes: Any) -> Report:
     ],
 )
 def test_a_change_is_a_new_failure_or_a_recovery(
-    report: Report, previous: Sequence[Report], told: bool
+    report: Report, previous: Sequence[Report], expected: bool
 ) -> None:
-    assert changed(report, previous) is told
+    assert changed(report, previous) is expected
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """A program that keeps what it was given."""
+    """A program that stores its input."""
     path = tmp_path / "notify"
     path.write_text(f"#!/bin/sh\ncat >>{tmp_path}/report; env >{tmp_path}/environment; echo sent $1\n")
     path.chmod(0o700)
     return path
 
 
-def told(directory: Path) -> list[Mapping[str, Any]]:
-    """Give the reports that the program was given."""
+def received(directory: Path) -> list[Mapping[str, Any]]:
+    """Return the reports that the program received."""
     text, found = (directory / "report").read_text() if (directory / "report").exists() else "", []
     while text.strip():
         report, end = json.JSONDecoder().raw_decode(text.lstrip())
@@ -97,16 +97,16 @@ def told(directory: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def tell_of(result: RunResult, kept: Any = (), **constants: Any) -> Recorder:
+def notify_of(result: RunResult, previous_reports: Any = (), **constants: Any) -> Recorder:
     recorder = Recorder()
     report = report_json(result, {})
-    send_notifications(result, report, kept, settings(**constants), recorder, lambda: None)
+    send_notifications(result, report, previous_reports, settings(**constants), recorder, lambda: None)
     return recorder
 
 
 def test_a_program_gets_the_report_and_a_few_variables(tmp_path: Path, program: Path) -> None:
-    recorder = tell_of(result_of(SAVED, DB_FAILED), notify_command=[str(program), "to me"])
-    assert told(tmp_path) == [report_of(SAVED, DB_FAILED)]
+    recorder = notify_of(result_of(SAVED, DB_FAILED), notify_command=[str(program), "to me"])
+    assert received(tmp_path) == [report_of(SAVED, DB_FAILED)]
     environment = dict(
         line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
     )
@@ -129,10 +129,10 @@ def test_notifications_are_sent_according_to_notify_on(
 ) -> None:
     before = {**report_of(FAILED), "run": "20240101T000000Z-aaaa"}
     for one in (SAVED, FAILED):
-        # this run's own report is kept by then
-        kept = [report_of(one), before]
-        tell_of(result_of(one), kept, notify_command=[str(program)], notify_on=notify_on)
-    assert told(tmp_path) == [report_of(one) for one in of]
+        # this run's own report is stored by then
+        previous_reports = [report_of(one), before]
+        notify_of(result_of(one), previous_reports, notify_command=[str(program)], notify_on=notify_on)
+    assert received(tmp_path) == [report_of(one) for one in of]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_failed_program_is_reported_and_the_ping_is_sent(
     program: Path, web: Web, line: str, error: str
 ) -> None:
     program.write_text(f"#!/bin/sh\n{line}\n")
-    recorder = tell_of(
+    recorder = notify_of(
         result_of(FAILED), notify_command=[str(program)], notify_timeout=1, ping_url=f"{web.url}/x"
     )
     assert recorder.told(Level.ERROR) == [error.format(program)]
@@ -188,20 +188,20 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
 def test_the_monitoring_gets_a_ping_for_each_run_with_its_outcome(
     web: Web, result: RunResult, url: str, path: str, body: str
 ) -> None:
-    assert tell_of(result, ping_url=web.url + url).messages == []
+    assert notify_of(result, ping_url=web.url + url).messages == []
     assert web.asked == [("POST", path, f"node1: run {RUN}: {body}")]
 
 
 def test_a_ping_to_a_busy_monitoring_is_retried(web: Web) -> None:
     web.statuses = [503, 500, 200]
-    assert tell_of(result_of(SAVED), ping_url=web.url).messages == []
+    assert notify_of(result_of(SAVED), ping_url=web.url).messages == []
     assert len(web.asked) == 3
 
 
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (503, 3)])
 def test_a_refused_ping_is_a_warning_without_the_url(web: Web, status: int, times: int) -> None:
     web.statuses = [status]
-    recorder = tell_of(result_of(SAVED), ping_url=f"{web.url}/hunter2")
+    recorder = notify_of(result_of(SAVED), ping_url=f"{web.url}/hunter2")
     warning = f"cannot ping 127.0.0.1: HTTP status {status} (hint: see PING_URL)"
     assert recorder.messages == [(Level.WARNING, "", warning)]
     assert len(web.asked) == times
@@ -221,7 +221,7 @@ def test_an_answer_that_is_no_http_is_a_warning_too(
     monkeypatch.setattr(notify, "PING_TRIES", 1)
     monkeypatch.setattr(notify, "PING_TIMEOUT", 1)
     with other_server(answer) as port:
-        recorder = tell_of(result_of(SAVED), ping_url=f"http://127.0.0.1:{port}/hunter2")
+        recorder = notify_of(result_of(SAVED), ping_url=f"http://127.0.0.1:{port}/hunter2")
     assert recorder.told(Level.WARNING) == [f"cannot ping 127.0.0.1: {why} (hint: see PING_URL)"]
 
 
@@ -229,7 +229,7 @@ def test_a_refused_connection_is_a_warning_too(web: Web) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = "http://127.0.0.1:{1}/hunter2".format(*unused.getsockname())
-        recorder = tell_of(result_of(SAVED), ping_url=url)
+        recorder = notify_of(result_of(SAVED), ping_url=url)
     assert recorder.told(Level.WARNING) == ["cannot ping 127.0.0.1: connection refused (hint: see PING_URL)"]
 
 
@@ -237,11 +237,11 @@ def test_res_has_a_program_that_mails_the_report() -> None:
     failed = replace(FAILED, name="straße", reason="saved, but\nhook after-thaw.d/x failed")
     with mail_server() as mail:
         command = [str(RES / "notify-mail"), f"--server={mail.address}", "me@example.org", "you@example.org"]
-        recorder = tell_of(result_of(SAVED, failed), notify_command=command)
+        recorder = notify_of(result_of(SAVED, failed), notify_command=command)
     assert recorder.told(Level.ERROR) == []
-    words = [line.lower() for line in mail.lines]  # some versions of smtplib shout
-    assert {"rcpt to:<me@example.org>", "rcpt to:<you@example.org>"} <= set(words)
-    begin, end = words.index("data"), words.index(".")
+    lines = [line.lower() for line in mail.lines]  # some versions of smtplib shout
+    assert {"rcpt to:<me@example.org>", "rcpt to:<you@example.org>"} <= set(lines)
+    begin, end = lines.index("data"), lines.index(".")
     message = message_from_string("\n".join(mail.lines[begin + 1 : end]), policy=policy.default)
     assert message["Subject"] == "backup on node1: 1 saved, 1 failed"
     assert isinstance(message, EmailMessage)
@@ -257,7 +257,7 @@ def test_res_has_a_program_that_posts_to_a_webhook(tmp_path: Path) -> None:
     command = [str(RES / "notify-webhook"), str(secret)]
     with web_server() as web:
         secret.write_text(f"{web.url}/hooks/hunter2\n")
-        assert tell_of(result_of(SAVED, DB_FAILED, **DARK), notify_command=command).told(Level.ERROR) == []
+        assert notify_of(result_of(SAVED, DB_FAILED, **DARK), notify_command=command).told(Level.ERROR) == []
         ((method, path, body),) = web.asked
         assert (method, path) == ("POST", "/hooks/hunter2")
         assert json.loads(body) == {
@@ -266,16 +266,16 @@ def test_res_has_a_program_that_posts_to_a_webhook(tmp_path: Path) -> None:
             "db: the repository is full"
         }
         web.statuses = [500]
-        (error,) = tell_of(result_of(FAILED), notify_command=command).told(Level.ERROR)
+        (error,) = notify_of(result_of(FAILED), notify_command=command).told(Level.ERROR)
         assert "Internal Server Error" in error
         secret.write_text("hunter2")
-        (other,) = tell_of(result_of(FAILED), notify_command=command).told(Level.ERROR)
+        (other,) = notify_of(result_of(FAILED), notify_command=command).told(Level.ERROR)
     assert "hunter2" not in error + other
 
 
 @contextmanager
 def other_server(answer: bytes | None) -> Iterator[int]:
-    """Have a server that gives each the same answer, or none at all."""
+    """Run a server that gives each request the same answer, or none."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

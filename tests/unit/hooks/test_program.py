@@ -1,4 +1,4 @@
-"""backup/hooks/program.py: a program of the admin gets its input and variables, and a time limit."""
+"""backup/hooks/program.py: an admin's program gets its environment and input, and a time limit."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def run(
     limit: int = 20,
     stdin: bytes = b"",
     check_stop: Callable[[], None] = lambda: None,
-    told: list[str] | None = None,
+    lines: list[str] | None = None,
 ) -> Sequence[str]:
-    """Run a line of shell; return what it printed."""
-    heard: list[str] = [] if told is None else told
+    """Run a line of shell; give what it printed."""
+    printed: list[str] = [] if lines is None else lines
     program = AdminProgram("hook x", ["/bin/sh", "-c", line], {"VIRT_RBD_BACKUP_RUN": "r\0un"}, limit)
-    program.run(heard.append, check_stop, stdin)
-    return heard
+    program.run(printed.append, check_stop, stdin)
+    return printed
 
 
 def test_it_gets_a_clean_environment_and_its_variables(
@@ -55,15 +55,15 @@ def test_it_reads_only_its_standard_input() -> None:
 
 
 def test_each_line_is_passed_on_as_soon_as_it_is_printed() -> None:
-    told: list[str] = []
+    lines: list[str] = []
 
-    def stop_when_told() -> None:
-        if told:
+    def stop_after_a_line() -> None:
+        if lines:
             raise Interrupted("interrupted", 15)
 
     with raises("interrupted"):
-        run("echo first >&2; sleep 1000", check_stop=stop_when_told, told=told)
-    assert told == ["first"]
+        run("echo first >&2; sleep 1000", check_stop=stop_after_a_line, lines=lines)
+    assert lines == ["first"]
 
 
 def test_long_lines_many_lines_and_an_unfinished_line_are_all_passed_on() -> None:
@@ -71,7 +71,7 @@ def test_long_lines_many_lines_and_an_unfinished_line_are_all_passed_on() -> Non
     assert (len(many), many[-2:]) == (100001, ["100000", "end"])
     long = run("head --bytes=100000 /dev/zero | tr '\\0' x")
     assert "".join(long) == "x" * 100000
-    assert max(map(len, long)) < 100000, "in pieces: nobody has room for all of it"
+    assert max(map(len, long)) < 100000, "in pieces: there is no room for all of it"
 
 
 def test_a_program_that_closes_its_output_is_waited_for() -> None:
@@ -88,7 +88,7 @@ def test_background_processes_are_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("exit 7", "hook x failed with exit code 7"),
         ("echo a; echo b; echo; echo c; echo d >&2; exit 1", "hook x failed with exit code 1: b; c; d"),
@@ -96,8 +96,8 @@ def test_background_processes_are_not_waited_for(tmp_path: Path) -> None:
         ("exit 124", "hook x failed with exit code 124"),
     ],
 )
-def test_a_failure_is_reported_with_the_last_lines_of_output(line: str, told: str) -> None:
-    with raises(told, ProgramFailed):
+def test_a_failure_is_reported_with_the_last_lines_of_output(line: str, message: str) -> None:
+    with raises(message, ProgramFailed):
         run(line)
 
 

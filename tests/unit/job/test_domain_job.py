@@ -1,4 +1,4 @@
-"""backup/job/domain_job.py: one domain's backup, and what keeps it from being one."""
+"""backup/job/domain_job.py: one domain's backup, and what makes it fail."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def test_an_excluded_disk_gets_no_snapshot_and_the_restore_point_gives_the_reaso
     node = make(with_disks(ROOT, DATA, broken_disk("vdc"), exclude="vdb vdc"))
     assert node.back_up().status is Status.SAVED
     assert node.output.saved == {"vda": "vms/root"}
-    told = [disk.skipped for disk in node.output.points[0].domain.disks]
-    assert told == ["", "excluded in its metadata", "excluded in its metadata"]
+    reasons = [disk.skipped for disk in node.output.points[0].domain.disks]
+    assert reasons == ["", "excluded in its metadata", "excluded in its metadata"]
 
 
 def test_an_image_of_two_disks_is_saved_once(make: MakeNode) -> None:
@@ -226,16 +226,16 @@ def test_images_that_other_clients_have_open_fail_a_required_freeze(make: MakeNo
 
 
 def test_no_lock_is_taken_beside_an_image_that_the_settings_exclude(make: MakeNode) -> None:
-    """There the domain's user may have no leave to write."""
+    """The domain's user may have no write permission there."""
     node = make(domain(disks=[rbd_disk("vda", "golden/base"), rbd_disk("vdb", "vms/data")]))
     taken: list[str] = []
     lock = node.cluster.lock
 
-    def noted(image: Image, *rest: Any) -> None:
+    def recorded(image: Image, *rest: Any) -> None:
         taken.append(image.pool)
         lock(image, *rest)
 
-    node.cluster.lock = noted  # type: ignore[method-assign, assignment]
+    node.cluster.lock = recorded  # type: ignore[method-assign, assignment]
     assert node.back_up(exclude_images=["golden/*"]).status is Status.SAVED
     assert set(taken) == {"vms"}
     assert [point.locks for point in node.output.points] == [(f"{FSID}/vms/",)]
@@ -278,7 +278,7 @@ def test_a_domain_that_another_run_is_backing_up_fails(make: MakeNode) -> None:
 
 
 class LosingLock(PaperOutput):
-    """Reports each image as saved, once what is to happen before that has happened."""
+    """Calls `before` once, then reports each image as saved."""
 
     before: Callable[[], None]
 

@@ -1,4 +1,4 @@
-"""backup/job/domain_job.py with an output that reads only what has changed: what is kept, and when."""
+"""backup/job/domain_job.py with an incremental output: which base snapshots stay, and when."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ IMAGES = ("vms/root", "vms/data")
 
 
 class KeepingOutput(PaperOutput):
-    """Reads only what has changed since snapshot 7 of each image, which the run BEFORE has saved."""
+    """Builds on snapshot 7 of each image, which the run BEFORE has saved."""
 
     keeps_base_snapshots = True
-    bases: Sequence[str] = ()  # names of the snapshots that were built on, "" for none
-    there: Sequence[set[str]] = ()  # what there was while it saved
+    bases: Sequence[str] = ()  # names of the base snapshots, "" for none
+    there: Sequence[set[str]] = ()  # our snapshots while it saved
     known: Sequence[StoredPoint] = ()
     error: BackupError | None = None
 
@@ -98,7 +98,7 @@ def test_the_first_run_has_no_base_and_keeps_its_snapshots(node: PaperNode) -> N
     assert all("foreign" in names for names in node.cluster.snapshots.values())
 
 
-@pytest.mark.parametrize("prefix", [KEPT, OWNED], ids=["kept", "left by a run that was killed at its end"])
+@pytest.mark.parametrize("prefix", [KEPT, OWNED], ids=["base", "leftover of a run killed at its end"])
 def test_the_next_run_builds_on_them_and_keeps_only_its_own(node: PaperNode, prefix: str) -> None:
     add(node, f"{prefix}{BEFORE}")
     assert node.back_up().status is Status.SAVED
@@ -129,7 +129,7 @@ def test_the_limit_of_a_phase_that_asks_the_output_for_a_base_includes_the_outpu
     limits = [limit for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE]
     assert limits[-1] > 20_000 > limits[0]
     node.recorder.phases.clear()
-    node.back_up(output_stall_timeout=10_000)  # only what was kept, and that is no leftover
+    node.back_up(output_stall_timeout=10_000)  # only base snapshots, which are no leftovers
     assert [limit > 20_000 for _, phase, limit in node.recorder.phases if phase is Phase.PREPARE] == [False]
 
 
@@ -249,7 +249,7 @@ THEIRS = f"{OWNED}20240204T000000Z-elsewhere"
 
 
 def losing_the_lock(node: PaperNode, at: int) -> None:
-    """Have the listing of this number take so long that another node has the lock after it."""
+    """Let the listing of this number take so long that another node has the lock after it."""
     names, asked = node.cluster.snapshot_names, iter(range(1, 1000))
 
     def slow(image: Image) -> list[str]:

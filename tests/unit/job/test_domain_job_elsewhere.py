@@ -1,4 +1,4 @@
-"""job/domain_job.py: domains that moved to another libvirt meanwhile, or that another node has just saved."""
+"""job/domain_job.py: domains that moved to another libvirt, or that another node has just saved."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def lock(cluster: PaperCluster, duration: float = 3600) -> DomainLock:
     return lock_of(domain(), PaperClusters(cluster), seconds)
 
 
-def held(
+def locked(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder, duration: float = 3600
 ) -> AbstractContextManager[None]:
     return lock(cluster, duration).locked(stop, recorder, "web")
@@ -62,7 +62,7 @@ def test_the_lock_is_in_every_place_where_the_domain_has_an_image(cluster: Paper
 def test_a_renewal_that_hangs_for_longer_than_the_lock_lasts_ends_the_job(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder, duration=0.05):
+    with locked(cluster, stop, recorder, duration=0.05):
         cluster.claim_hangs.set()
         time.sleep(0.06)  # what is tested is the time itself
         with raises("the domain's lock could not be renewed in time"):
@@ -74,7 +74,7 @@ def test_the_lock_is_held_during_the_block_and_gone_after_it(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     assert not lock(cluster).exists()
-    with held(cluster, stop, recorder):
+    with locked(cluster, stop, recorder):
         assert set(cluster.locks) == {NAME}
         assert lock(cluster).exists()
     assert cluster.locks == {}
@@ -83,10 +83,10 @@ def test_the_lock_is_held_during_the_block_and_gone_after_it(
 def test_a_second_run_is_refused_and_leaves_the_first_one_its_lock(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder):
+    with locked(cluster, stop, recorder):
         before = dict(cluster.locks)
         message = "another run is backing up this domain, maybe on another node"
-        with raises(message, LockHeld) as caught, held(cluster, stop, recorder):
+        with raises(message, LockHeld) as caught, locked(cluster, stop, recorder):
             raise AssertionError("the block must not begin")
         assert NAME in caught.value.hint
         assert cluster.locks == before
@@ -95,7 +95,7 @@ def test_a_second_run_is_refused_and_leaves_the_first_one_its_lock(
 def test_the_lock_is_renewed_as_long_as_the_block_lasts(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder, duration=0.03):
+    with locked(cluster, stop, recorder, duration=0.03):
         wait_until(lambda: cluster.claims.count(Claim.RENEW) >= 3, 5, "three renewals")
     assert not stop.requested
 
@@ -103,7 +103,7 @@ def test_the_lock_is_renewed_as_long_as_the_block_lasts(
 def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder, duration=0.03):
+    with locked(cluster, stop, recorder, duration=0.03):
         cluster.locks[NAME] = "another node"
         wait_until(lambda: stop.requested and not stop.leased, 5, "the stop is requested")
     with raises(f"lost the domain's lock: the lock {NAME} beside image vms/web-root is held") as caught:
@@ -115,7 +115,7 @@ def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(
 def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder, duration=3):
+    with locked(cluster, stop, recorder, duration=3):
         assert stop.leased
         cluster.locks[NAME] = "another node"
         wait_until(lambda: not stop.leased, 2, "the renewal after a third of it")
@@ -124,7 +124,7 @@ def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
 def test_a_lock_that_another_run_had_and_released_is_lost_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder, duration=0.03):
+    with locked(cluster, stop, recorder, duration=0.03):
         cluster.tokens[NAME] = "another node"
         del cluster.locks[NAME]
         wait_until(lambda: stop.requested, 5, "the stop is requested")
@@ -139,7 +139,7 @@ def test_a_renewal_that_times_out_is_retried_and_the_lock_taken_again_where_it_h
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     cluster.retry = CephRetry(limit=60)
-    with held(cluster, stop, recorder, duration=0.03):
+    with locked(cluster, stop, recorder, duration=0.03):
         cluster.unreachable = True
         wait_until(lambda: not stop.leased, 5, "the lock may have expired")
         cluster.locks.clear()  # it has
@@ -163,7 +163,7 @@ def test_a_lock_that_cannot_be_renewed_within_the_limit_ends_the_job(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     cluster.retry = CephRetry(limit=0.1)
-    with held(cluster, stop, recorder, duration=0.03):
+    with locked(cluster, stop, recorder, duration=0.03):
         cluster.unreachable = True
         wait_until(lambda: stop.requested, 5, "the stop is requested")
         cluster.unreachable = False
@@ -200,7 +200,7 @@ def test_a_domain_without_a_definition_is_locked_by_its_place(
 def test_an_expired_lock_without_a_new_owner_leaves_nothing(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with held(cluster, stop, recorder):
+    with locked(cluster, stop, recorder):
         cluster.locks.clear()
     assert (cluster.locks, recorder.messages) == ({}, [])
 
@@ -208,7 +208,7 @@ def test_an_expired_lock_without_a_new_owner_leaves_nothing(
 def test_the_block_s_error_survives_a_release_that_fails_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
-    with raises("restic failed"), held(cluster, stop, recorder):
+    with raises("restic failed"), locked(cluster, stop, recorder):
         cluster.unreachable = True
         raise BackupError("restic failed")
     assert [text for _, _, text in recorder.messages] == ["connection timed out (hint: are the monitors up?)"]

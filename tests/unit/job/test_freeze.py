@@ -1,4 +1,4 @@
-"""backup/job/freeze.py: a domain is held still for its snapshots, and let go whatever happens."""
+"""backup/job/freeze.py: a domain is quiesced for its snapshots, and thawed or resumed whatever happens."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ SILENT = HypervisorError("the guest agent does not answer", code=86)
 
 
 class Failure(BackupError):
-    """What happens in the block."""
+    """An error in the block."""
 
 
 @dataclass
 class Guest:
-    """A domain on paper with everything that holds it still."""
+    """A domain on paper with all parts that quiesce it."""
 
     hypervisor: PaperHypervisor
     notes: FreezeNotes
@@ -45,7 +45,7 @@ class Guest:
         with quiescer.quiesced(self.hypervisor.listed) as quiesced:
             yield quiesced
 
-    def hold_still_and_raise(self, error: BaseException, **constants: Any) -> None:
+    def quiesce_and_raise(self, error: BaseException, **constants: Any) -> None:
         with self.quiesced(**constants):
             assert not self.hypervisor.moves
             raise error
@@ -115,14 +115,14 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
     guest.assert_runs()
 
 
-def test_a_guest_that_somebody_else_has_frozen_is_left_as_found(guest: Guest) -> None:
+def test_a_guest_that_another_program_has_frozen_is_left_unchanged(guest: Guest) -> None:
     guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
     guest.hypervisor.frozen = True
     with guest.quiesced() as quiesced:
         assert guest.notes.all() == []
     assert quiesced.consistency is Consistency.CRASH
     with raises("another program has already frozen the guest", AlreadyFrozen):
-        guest.hold_still_and_raise(Failure("it must not come this far"), freeze="required")
+        guest.quiesce_and_raise(Failure("the block must not begin"), freeze="required")
     assert guest.hypervisor.asked == ["probe", "probe"], "neither thawed nor paused"
     assert guest.hypervisor.frozen
 
@@ -146,8 +146,8 @@ def test_a_guest_that_may_be_frozen_is_never_paused_and_its_note_stays(guest: Gu
         raise AssertionError("the block must not begin")
     assert "pause" not in guest.hypervisor.asked
     assert guest.notes.all() == [Note(UUID, "web", Method.FREEZE, URI)]
-    (told,) = guest.recorder.told(Level.ERROR)
-    assert told.startswith("the guest may still be frozen: the guest agent does not answer")
+    (error,) = guest.recorder.told(Level.ERROR)
+    assert error.startswith("the guest may still be frozen: the guest agent does not answer")
 
 
 def test_after_an_unanswered_freeze_the_thaw_is_repeated_until_the_freeze_cannot_happen_any_more(
@@ -293,7 +293,7 @@ def test_whatever_is_raised_in_the_block_the_guest_is_thawed_or_resumed(
     guest: Guest, constants: dict[str, str], error: BaseException
 ) -> None:
     with pytest.raises(type(error)):
-        guest.hold_still_and_raise(error, **constants)
+        guest.quiesce_and_raise(error, **constants)
     guest.assert_runs()
 
 
@@ -301,8 +301,8 @@ def test_the_block_s_error_survives_a_thaw_that_fails_too(guest: Guest) -> None:
     with raises("no snapshots", Failure), guest.quiesced(freeze_timeout=0):
         guest.hypervisor.failing_thaws = FOR_EVER
         raise Failure("no snapshots")
-    (told,) = guest.recorder.told(Level.ERROR)
-    assert told.startswith("the guest may still be frozen")
+    (error,) = guest.recorder.told(Level.ERROR)
+    assert error.startswith("the guest may still be frozen")
     assert [note.method for note in guest.notes.all()] == [Method.FREEZE]
 
 
@@ -318,7 +318,7 @@ def test_a_pause_that_fails_is_undone_all_the_same(guest: Guest) -> None:
 def test_a_guest_whose_note_cannot_be_written_is_not_touched(tmp_path: Path, wanted: str) -> None:
     guest = guest_of(domain(), tmp_path / "nowhere")
     with pytest.raises(BackupError, match="no such file or directory"):
-        guest.hold_still_and_raise(AssertionError("the block must not begin"), freeze=wanted)
+        guest.quiesce_and_raise(AssertionError("the block must not begin"), freeze=wanted)
     assert not {"freeze", "pause"} & set(guest.hypervisor.asked)
 
 
@@ -339,7 +339,7 @@ def test_a_guest_that_is_no_longer_there_needs_no_thaw(guest: Guest, state: Stat
 
 def test_a_pause_by_an_admin_just_before_ours_is_not_undone(tmp_path: Path) -> None:
     guest = guest_of(domain(agent_connected=False), tmp_path)
-    guest.hypervisor.paused = True  # since the domain was looked up
+    guest.hypervisor.paused = True  # since the domain was listed
     with guest.quiesced() as quiesced:
         assert guest.notes.all() == []
     assert quiesced.consistency is Consistency.PAUSED
@@ -356,9 +356,9 @@ def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_without_a_
         pass
     assert quiesced.consistency is Consistency.CRASH
     assert guest.hypervisor.asked == []
-    (told,) = guest.recorder.told(Level.ERROR)
-    assert told.startswith("the guest may still be frozen or paused by an earlier backup")
-    assert str(guest.notes.path(UUID)) in told
+    (error,) = guest.recorder.told(Level.ERROR)
+    assert error.startswith("the guest may still be frozen or paused by an earlier backup")
+    assert str(guest.notes.path(UUID)) in error
     message = "the guest may still be frozen or paused by an earlier backup"
     with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
         raise AssertionError("the block must not begin")

@@ -1,4 +1,4 @@
-"""backup/job/freeze_notes.py: notes on disk of what is being held still."""
+"""backup/job/freeze_notes.py: notes on disk of guests that are quiesced."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_note_that_its_worker_removes_during_the_listing_is_ignored(
     notes: FreezeNotes, tmp_path: Path
 ) -> None:
     notes.write(WEB, Method.FREEZE)
-    (tmp_path / "held" / f"{OTHER_UUID}.json").symlink_to("erased")  # listed, but no longer to be read
+    (tmp_path / "held" / f"{OTHER_UUID}.json").symlink_to("removed")  # listed, but no longer to be read
     assert [note.uuid for note in notes.all()] == [UUID]
 
 

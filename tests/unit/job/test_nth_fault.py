@@ -19,14 +19,14 @@ LEAST_CALLS = 20  # that a backup of two images makes
 
 KILLED = {Fault.KILLED_BEFORE, Fault.KILLED_AFTER}
 
-# The calls that remove something of ours: after such a call's own failure it is left to the next run.
+# The calls that remove something of ours: if one of them fails, the next run does it.
 REMOVAL = {"remove_lock", "remove_snapshot"}
 
-# The calls that let the guest go: after a bug in one of them that is left to the main process.
-LETTING_GO = {"state", "instance", "thaw"}
+# The calls of a thaw: after a bug in one of them the main process thaws the guest.
+THAW_CALLS = {"state", "instance", "thaw"}
 
-# What the domain has to be, before and after each snapshot, for its restore point to be called so.
-HELD = {Consistency.FILESYSTEM: "frozen", Consistency.PAUSED: "paused"}
+# The state before and after each snapshot that each consistency requires.
+QUIESCED = {Consistency.FILESYSTEM: "frozen", Consistency.PAUSED: "paused"}
 
 
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.value)
@@ -55,7 +55,7 @@ def test_whichever_call_fails_nothing_is_lost_or_left(
 
 
 def _attempted(node: FaultyNode) -> JobResult | None:
-    """Do the job; None if its process has not lived to tell."""
+    """Do the job; None if its process was killed."""
     try:
         return node.attempt(RUN)
     except Killed:
@@ -66,14 +66,14 @@ def _attempted(node: FaultyNode) -> JobResult | None:
 
 
 def _assert_truth(node: FaultyNode, result: JobResult | None, where: str) -> None:
-    """A success is one; a failure says why; the label is no better than the moment was."""
+    """A success is complete; a failure has a reason; the consistency is not better than the moment was."""
     complete = node.stepwise.complete
     for point in complete:
         assert node.stepwise.images.get(point.run) == TARGETS, where
-        held = node.held_at_snapshots[point.run]
-        assert len(held) == 2 * len(DISKS), where
-        if point.consistency in HELD:  # what only claims to be crash-consistent may have been anything
-            assert set(held) == {HELD[point.consistency]}, f"{where}: {point.consistency}"
+        states = node.states_at_snapshots[point.run]
+        assert len(states) == 2 * len(DISKS), where
+        if point.consistency in QUIESCED:  # a crash-consistent one may have been in any state
+            assert set(states) == {QUIESCED[point.consistency]}, f"{where}: {point.consistency}"
     assert result is None or node.boundary.fault not in KILLED, f"{where}: the kill was taken for an error"
     if result is None:
         return
@@ -87,9 +87,9 @@ def _assert_truth(node: FaultyNode, result: JobResult | None, where: str) -> Non
 
 
 def _assert_thawed(node: FaultyNode, where: str) -> None:
-    """The guest runs: by the job's own doing, unless it was killed or letting go is what has the bug."""
+    """The job has thawed the guest itself, unless it was killed or the thaw has the bug."""
     boundary = node.boundary
-    if boundary.fault in KILLED or (boundary.fault is Fault.BUG and boundary.hit in LETTING_GO):
+    if boundary.fault in KILLED or (boundary.fault is Fault.BUG and boundary.hit in THAW_CALLS):
         node.thaw_guests()
     assert node.hypervisor.moves, where
     assert node.notes.all() == [], where

@@ -1,4 +1,4 @@
-"""job/previous_backup.py, snapshots.py: what a run keeps, the next one builds on if it is the right one."""
+"""job/previous_backup.py, snapshots.py: the next run builds on the right base snapshots, and on no others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add(cluster: PaperCluster, name: str, number: int, *images: str) -> None:
 
 
 def saved_image(target: str, number: int, **changes: object) -> SavedImage:
-    """Give an image of which snapshot `number` was saved."""
+    """Return an image whose snapshot `number` was saved."""
     source = SnapshotId(FSID, f"id of vms/{target[-1]}", number)
     one = SavedImage(target, f"vms/{target[-1]}", 100, 10, 10, 1.0, "0123abcd", LAYOUT, 10, source, 16 << 20)
     return replace(one, **changes)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def saved_image(target: str, number: int, **changes: object) -> SavedImage:
 
 @dataclass
 class KeepsPoints(NoOutput):
-    """An output that has restore points, the newest of which is asked for. Notes for which runs."""
+    """An output with restore points; records the runs that it is asked for."""
 
     images: Sequence[SavedImage] = ()
     keeps_base_snapshots: bool = True
@@ -81,7 +81,7 @@ class KeepsPoints(NoOutput):
 
 
 def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) -> Sequence[DiskSnapshot]:
-    """Give the snapshots as a job has them, once their bases are known."""
+    """Return the snapshots as a job has them, once their bases are known."""
     with PreviousBackup(snapshots, of, output, (), lambda: None) as found:
         return [replace(one, base_of=found.base_of) for one in snapshots]
 
@@ -89,7 +89,7 @@ def based(snapshots: Sequence[DiskSnapshot], of: Domain, output: KeepsPoints) ->
 def bases(
     cluster: PaperCluster, output: KeepsPoints, of: Domain = WEB
 ) -> Sequence[tuple[str, str, int] | None]:
-    """Tell on what each disk's backup builds: the snapshot, and what was saved of it."""
+    """Return each disk's base: the snapshot, and what was saved of it."""
     snapshots = based(prepared(of, PaperClusters(cluster), RUN), of, output)
     found = [one.base for one in snapshots]
     return [(one.snapshot, one.saved.target, one.saved.source.snapshot) if one else None for one in found]
@@ -231,7 +231,7 @@ def test_the_base_snapshot_of_an_image_that_the_domain_no_longer_has_is_removed(
 def test_names_of_snapshots_contain_the_run_and_the_domain() -> None:
     assert (owned_prefix(UUID) + RUN, base_prefix(UUID) + RUN) == (f"{OWNED}{RUN}", f"{KEPT}{RUN}")
     assert run_of(f"{OWNED}{RUN}") == run_of(f"{KEPT}{RUN}") == RUN
-    assert not (base_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "what is kept is no leftover"
+    assert not (base_prefix(UUID) + RUN).startswith(owned_prefix(UUID)), "a base snapshot is no leftover"
 
 
 def on_each(*names: str) -> dict[str, set[str]]:
@@ -242,8 +242,8 @@ def made(cluster: PaperCluster) -> Sequence[DiskSnapshot]:
     return [DiskSnapshot(Disk("vda", name), image(name), cluster, f"{OWNED}{RUN}") for name in IMAGES]
 
 
-def keep(cluster: PaperCluster, recorder: Recorder) -> None:
-    """Make the snapshots of a run, and keep them as a job does when all is saved."""
+def back_up(cluster: PaperCluster, recorder: Recorder) -> None:
+    """Make the snapshots of a run, and keep them as base snapshots, as a job does when all is saved."""
     with gone_afterwards(made(cluster), NO_LIMIT, recorder, "web") as snapshots:
         snapshots.create(5, lambda: None)
         snapshots.keep_as_bases(WEB)
@@ -256,7 +256,7 @@ def ours(cluster: PaperCluster) -> dict[str, set[str]]:
 def test_a_base_snapshot_has_another_name_and_the_same_id_and_stays(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
-    keep(cluster, recorder)
+    back_up(cluster, recorder)
     assert ours(cluster) == on_each(f"{KEPT}{RUN}")
     assert all("before-upgrade" in names for names in cluster.snapshots.values())
     assert cluster.snapshot_ids(image("vms/a"))[f"{KEPT}{RUN}"] == cluster.numbers[("vms/a", f"{OWNED}{RUN}")]
@@ -270,7 +270,7 @@ def test_older_base_snapshots_are_removed_and_foreign_ones_stay(
     foreign = f"virt-rbd-backup.kept.{OTHER_UUID}.{BEFORE}"
     for name in (f"{KEPT}{EARLIER}", f"{KEPT}{BEFORE}", f"{OWNED}{BEFORE}", foreign):
         add(cluster, name, 1)
-    keep(cluster, recorder)
+    back_up(cluster, recorder)
     assert ours(cluster) == on_each(f"{KEPT}{RUN}", foreign)
 
 
@@ -280,7 +280,7 @@ def test_a_snapshot_that_cannot_be_renamed_stays_with_the_older_base_and_is_an_e
     add(cluster, f"{KEPT}{BEFORE}", 7)
     cluster.failing = {("rename", "vms/a")}
     with raises(f"cannot rename snapshot {OWNED}{RUN} of image vms/a: connection timed out"):
-        keep(cluster, recorder)
+        back_up(cluster, recorder)
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}", f"{OWNED}{RUN}"}, "vms/b": {f"{KEPT}{RUN}"}}
 
 
@@ -290,7 +290,7 @@ def test_an_older_base_that_cannot_be_removed_is_an_error_and_the_new_one_is_kep
     add(cluster, f"{KEPT}{BEFORE}", 7)
     cluster.failing = {("remove", "vms/b")}
     with raises(f"cannot remove snapshot {KEPT}{BEFORE} of image vms/b: connection timed out"):
-        keep(cluster, recorder)
+        back_up(cluster, recorder)
     assert ours(cluster) == {"vms/a": {f"{KEPT}{RUN}"}, "vms/b": {f"{KEPT}{BEFORE}", f"{KEPT}{RUN}"}}
 
 
@@ -314,9 +314,9 @@ def test_leftovers_are_removed_but_neither_base_snapshots_nor_spared_ones(
     assert ours(cluster)["vms/a"] == {f"{KEPT}{EARLIER}", f"{OWNED}{BEFORE}"}
     remove_leftovers(cluster, image("vms/a"), WEB, recorder, with_bases=True)
     assert ours(cluster)["vms/a"] == set()
-    told = recorder.told(Level.WARNING)
-    assert f"removed base snapshot {KEPT}{EARLIER} of vms/a" in told
-    assert f"removed leftover snapshot {OWNED}{BEFORE} of vms/a" in told
+    warnings = recorder.told(Level.WARNING)
+    assert f"removed base snapshot {KEPT}{EARLIER} of vms/a" in warnings
+    assert f"removed leftover snapshot {OWNED}{BEFORE} of vms/a" in warnings
 
 
 def test_a_snapshot_that_was_never_made_is_not_kept(cluster: PaperCluster) -> None:

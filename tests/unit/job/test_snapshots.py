@@ -1,4 +1,4 @@
-"""backup/job/snapshots.py: a domain's snapshots are all made at once, and all gone in the end."""
+"""backup/job/snapshots.py: a domain's snapshots are all made at once, and all removed in the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGES = ("vms/a", "vms/b", "ssd/ns/c")
 OURS = f"virt-rbd-backup.{UUID}.{RUN}"
 
 
-NO_LIMIT = Slots("/nowhere", "deletion", 1)  # where there is no place to note who holds one
+NO_LIMIT = Slots("/nowhere", "deletion", 1)  # a directory that does not exist: no limit
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def disk_snapshots(cluster: PaperCluster) -> list[DiskSnapshot]:
 
 
 @pytest.fixture(autouse=True)
-def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backup.job.snapshots.STOP_POLL", 0.01)
 
 
 def go_on() -> None:
-    """Nobody asks to stop."""
+    """No stop is requested."""
 
 
 def made_for_block(cluster: PaperCluster, recorder: Recorder) -> AbstractContextManager[DomainSnapshots]:
@@ -146,14 +146,14 @@ def test_a_failed_creation_is_an_error_and_all_snapshots_are_removed(
 
 def test_a_slow_snapshot_is_waited_for_within_the_limit(cluster: PaperCluster, recorder: Recorder) -> None:
     cluster.hanging = {"vms/b"}
-    looks = iter(range(100))
+    calls = iter(range(100))
 
-    def look() -> None:
-        if next(looks) == 2:
+    def check_stop() -> None:
+        if next(calls) == 2:
             cluster.go_on.set()
 
     with made_for_block(cluster, recorder) as snapshots:
-        snapshots.create(5, look)
+        snapshots.create(5, check_stop)
         assert all(OURS in names for names in cluster.snapshots.values())
     assert_only_foreign_ones_left(cluster)
 
@@ -190,7 +190,7 @@ def test_a_request_to_stop_is_heard_while_snapshots_are_made(
 
 
 class NoThirdThread(ThreadPoolExecutor):
-    """Can't start a thread for the third piece of work, which one of the others may do at once, or later."""
+    """Cannot start a thread for the third call; another thread makes it at once, or later."""
 
     at_once = True
     asked = 0

@@ -1,4 +1,4 @@
-"""backup/job/thaw.py: guests are thawed and resumed by their notes, for as long as it takes."""
+"""backup/job/thaw.py: guests are thawed and resumed by their notes, with retries."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOR_EVER = 1_000_000
 
 
 class Node:
-    """A node with one domain that somebody else, who may be dead, has frozen or paused or is about to."""
+    """A node with a domain that another process, maybe dead, has frozen or paused or is about to."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -45,9 +45,9 @@ class Node:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host")
         return self.reachable[uri]
 
-    def note(self, hold: Method, owner: ProcessId, seconds: float = 30) -> Note:
-        """Note what the owner is about to do."""
-        note = self.notes.write(self.web.listed, hold, seconds)
+    def note(self, method: Method, owner: ProcessId, seconds: float = 30) -> Note:
+        """Write the note of an owner that is about to quiesce the domain."""
+        note = self.notes.write(self.web.listed, method, seconds)
         self.notes._put(replace(note, owner=owner))
         return note
 
@@ -55,7 +55,7 @@ class Node:
         return self.thaws.round(lambda note: True)
 
     @property
-    def noted(self) -> bool:
+    def has_note(self) -> bool:
         return self.notes.exists(UUID)
 
 
@@ -71,7 +71,7 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
 
 @pytest.fixture
 def dead() -> ProcessId:
-    """Give a process that has ended."""
+    """Return a process that has ended."""
     with subprocess.Popen(["sleep", "60"]) as process:
         ended = process_id(process.pid)
         process.kill()
@@ -89,12 +89,12 @@ def test_a_freeze_that_happens_after_the_thaw_is_undone_too(node: Node, dead: Pr
     node.note(Method.FREEZE, dead)
     assert node.round() == 1
     assert node.web.asked == ["thaw"], "it found nothing frozen"
-    assert node.noted
+    assert node.has_note
     node.web.frozen = True  # what the dead process had asked libvirt for
     wait_for_its_turn()
     assert node.round() == 0
     assert node.web.moves
-    assert not node.noted
+    assert not node.has_note
 
 
 def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: ProcessId) -> None:
@@ -104,7 +104,7 @@ def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: P
     wait_for_its_turn()
     assert node.round() == 0
     assert node.web.moves
-    assert not node.noted
+    assert not node.has_note
 
 
 def test_once_the_freeze_cannot_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
@@ -112,19 +112,19 @@ def test_once_the_freeze_cannot_happen_any_more_one_thaw_that_finds_nothing_froz
 ) -> None:
     node.note(Method.FREEZE, dead, seconds=0)
     assert node.round() == 0
-    assert not node.noted
+    assert not node.has_note
 
 
-@pytest.mark.parametrize("hold", Method)
+@pytest.mark.parametrize("method", Method)
 def test_a_restarted_guest_needs_no_thaw_even_without_an_agent(
-    node: Node, dead: ProcessId, hold: Method
+    node: Node, dead: ProcessId, method: Method
 ) -> None:
-    node.note(hold, dead)
+    node.note(method, dead)
     node.web.listed = domain(instance=8)
     node.web.failing_thaws = FOR_EVER
     assert node.round() == 0
-    assert "resume" not in node.web.asked, "whoever paused it, it was not the note's owner"
-    assert not node.noted
+    assert "resume" not in node.web.asked, "the note's owner has not paused it"
+    assert not node.has_note
 
 
 def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
@@ -145,13 +145,13 @@ def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
     pauses = [round(later - earlier, 1) for earlier, later in zip(tried, tried[1:])]
     assert pauses[0] < pauses[3] < max(pauses) <= thaw.LAST_PAUSE + 0.2
     assert sorted(pauses) == pauses
-    (told,) = node.recorder.told(Level.ERROR)
-    assert told.startswith("the guest may still be frozen: the guest agent does not answer (hint: virsh")
+    (error,) = node.recorder.told(Level.ERROR)
+    assert error.startswith("the guest may still be frozen: the guest agent does not answer (hint: virsh")
     node.web.failing_thaws = 0
     clock[0] += thaw.LAST_PAUSE
     node.web.frozen = True
     assert node.round() == 0
-    assert not node.noted
+    assert not node.has_note
 
 
 def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, dead: ProcessId) -> None:
@@ -161,7 +161,7 @@ def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, de
     node.reachable[OTHER_URI] = there
     node.web.listed = domain(state=State.ELSEWHERE)
     assert node.round() == 0
-    assert (there.moves, node.noted) == (True, False)
+    assert (there.moves, node.has_note) == (True, False)
 
 
 def test_a_guest_that_migrated_out_of_reach_is_reported_once_and_its_note_removed(
@@ -171,9 +171,9 @@ def test_a_guest_that_migrated_out_of_reach_is_reported_once_and_its_note_remove
     node.reachable[OTHER_URI] = PaperHypervisor(domain("db", "another"), node.notes)
     node.web.listed = domain(state=State.ELSEWHERE)
     assert node.round() == 0
-    assert not node.noted
-    (told,) = node.recorder.told(Level.ERROR)
-    assert told.startswith(
+    assert not node.has_note
+    (error,) = node.recorder.told(Level.ERROR)
+    assert error.startswith(
         "the guest migrated to another node while it was frozen or paused (hint: on that node: virsh"
     )
 
@@ -188,7 +188,7 @@ def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawe
     wait_for_its_turn()
     node.thaws.enforce()
     assert (is_running(alive), node.thaws.killed) == (False, {UUID})
-    assert (node.web.moves, node.noted) == (True, False)
+    assert (node.web.moves, node.has_note) == (True, False)
 
 
 def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: ProcessId) -> None:
@@ -204,7 +204,7 @@ def test_a_guest_whose_owner_is_dead_is_resumed_at_once(node: Node, dead: Proces
     node.note(Method.PAUSE, dead)
     node.web.paused = True
     node.thaws.enforce()
-    assert (node.web.moves, node.noted) == (True, False)
+    assert (node.web.moves, node.has_note) == (True, False)
 
 
 def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
@@ -215,7 +215,7 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
         patch.setattr(node.web, "thaw", lambda *_: 1 / 0)
         assert node.round() == 1
     assert "ZeroDivisionError" in node.recorder.told(Level.ERROR)[0]
-    assert node.noted
+    assert node.has_note
 
 
 def test_a_call_that_hangs_delays_no_other_guest(
@@ -237,14 +237,14 @@ def test_a_call_that_hangs_delays_no_other_guest(
     finally:
         go_on.set()
     wait_until(lambda: not node.round(), 10, "it has ended")
-    assert (node.web.moves, node.noted) == (True, False)
+    assert (node.web.moves, node.has_note) == (True, False)
 
 
 def test_a_newer_note_of_the_same_domain_is_not_removed_with_the_old(node: Node, alive: ProcessId) -> None:
     old = node.note(Method.FREEZE, alive, seconds=1)
     node.note(Method.FREEZE, alive, seconds=30)
     node.notes.remove_unless_newer(old)
-    assert node.noted
+    assert node.has_note
 
 
 def test_a_note_of_an_older_version_is_read(node: Node) -> None:
@@ -253,7 +253,7 @@ def test_a_note_of_an_older_version_is_read(node: Node) -> None:
     (node.directory / f"held/{UUID}.json").write_text(old)
     node.web.frozen = True
     node.thaws.enforce()
-    assert (node.web.moves, node.noted) == (True, False)
+    assert (node.web.moves, node.has_note) == (True, False)
 
 
 def test_no_process_is_taken_for_another_with_the_same_pid(alive: ProcessId) -> None:

@@ -1,4 +1,4 @@
-"""backup/run/check.py: a look at everything ends with a stop, whatever hangs."""
+"""backup/run/check.py: a check of everything ends on a request to stop, whatever hangs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..samples import UUID, settings
 
 
 class Hangs:
-    """What a look hangs in, until the test is over."""
+    """Calls that hang until the test is over."""
 
     def __init__(self) -> None:
         self.go_on = threading.Event()
@@ -47,10 +47,10 @@ def hangs() -> Iterator[Hangs]:
 
 
 class Cluster(PaperCluster):
-    """Lets everybody make snapshots."""
+    """Permits snapshots."""
 
     def allow_snapshots(self, image: Image) -> None:
-        """Nothing is refused."""
+        """Permitted."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""backup/run/cleanup.py: whom a killed run left standing still is let go, at the libvirt that knows it."""
+"""backup/run/cleanup.py: guests of killed runs are thawed or resumed at their libvirt."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ FOR_EVER = 1_000_000
 
 
 class Node:
-    """A node whose notes notes web and db, each held still at another libvirt."""
+    """A node with notes of web and db, each quiesced at another libvirt."""
 
-    def __init__(self, directory: Path, hold: Method) -> None:
+    def __init__(self, directory: Path, method: Method) -> None:
         self.notes = FreezeNotes(str(directory))
         self.recorder = Recorder()
         self.web = PaperHypervisor(domain("web", UUID), self.notes)
         self.db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), self.notes)
         for hypervisor in (self.web, self.db):
-            self.notes.write(hypervisor.listed, hold)
-            hypervisor.frozen, hypervisor.paused = hold is Method.FREEZE, hold is Method.PAUSE
+            self.notes.write(hypervisor.listed, method)
+            hypervisor.frozen, hypervisor.paused = method is Method.FREEZE, method is Method.PAUSE
         self.reachable = {URI: self.web, OTHER_URI: self.db}
         self.settings = settings(runtime_dir=str(directory), freeze_timeout=0)
 
@@ -43,10 +43,10 @@ class Node:
             raise HypervisorError(f"cannot connect to libvirt at {uri}: no route to host", "virsh")
         return self.reachable[uri]
 
-    def let_go(self, uuid: str | None = None) -> int:
+    def thaw(self, uuid: str | None = None) -> int:
         return thaw_guests(self.settings, self.recorder, uuid)
 
-    def noted(self) -> list[str]:
+    def names_in_notes(self) -> list[str]:
         return [note.name for note in self.notes.all()]
 
 
@@ -62,8 +62,8 @@ def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_each_guest_is_thawed_at_its_own_libvirt_with_a_warning(node: Node) -> None:
     method = node.notes.all()[0].method
-    assert node.let_go() == 0
-    assert (node.web.moves, node.db.moves, node.noted()) == (True, True, [])
+    assert node.thaw() == 0
+    assert (node.web.moves, node.db.moves, node.names_in_notes()) == (True, True, [])
     done, state = ("thawed", "frozen") if method is Method.FREEZE else ("resumed", "paused")
     text = f"{done}: an interrupted backup had left the guest {state}"
     assert node.recorder.messages == [(Level.WARNING, name, text) for name in ("web", "db")]
@@ -73,18 +73,18 @@ def test_each_guest_is_thawed_at_its_own_libvirt_with_a_warning(node: Node) -> N
 
 def test_a_guest_that_cannot_be_thawed_is_reported_and_counted_and_its_note_stays(node: Node) -> None:
     node.web.failing_thaws = node.web.failing_resumes = FOR_EVER
-    assert node.let_go() == 1
-    assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
-    (told,) = node.recorder.told(Level.ERROR)
-    assert told.startswith("the guest may still be ")
+    assert node.thaw() == 1
+    assert (node.web.moves, node.db.moves, node.names_in_notes()) == (False, True, ["web"])
+    (error,) = node.recorder.told(Level.ERROR)
+    assert error.startswith("the guest may still be ")
     assert len(node.recorder.told(Level.WARNING)) == 1, "of db alone"
     assert node.web.closed
 
 
 def test_a_guest_whose_libvirt_cannot_be_reached_does_not_hinder_the_others(node: Node) -> None:
     del node.reachable[URI]
-    assert node.let_go() == 1
-    assert (node.web.moves, node.db.moves, node.noted()) == (False, True, ["web"])
+    assert node.thaw() == 1
+    assert (node.web.moves, node.db.moves, node.names_in_notes()) == (False, True, ["web"])
     assert [(level, name) for level, name, _ in node.recorder.messages] == [
         (Level.WARNING, "db"),
         (Level.ERROR, "web"),
@@ -96,22 +96,22 @@ def test_a_guest_whose_libvirt_cannot_be_reached_does_not_hinder_the_others(node
 
 def test_after_a_worker_s_death_only_its_own_domain_is_thawed(node: Node) -> None:
     del node.reachable[OTHER_URI]  # it is not even asked
-    assert node.let_go(UUID) == 0
-    assert (node.web.moves, node.db.moves, node.noted()) == (True, False, ["db"])
+    assert node.thaw(UUID) == 0
+    assert (node.web.moves, node.db.moves, node.names_in_notes()) == (True, False, ["db"])
 
 
 def test_without_notes_nothing_is_asked(node: Node) -> None:
-    assert node.let_go() == 0
+    assert node.thaw() == 0
     node.recorder.messages.clear()
     node.reachable.clear()
-    assert node.let_go() == 0
+    assert node.thaw() == 0
     assert node.recorder.messages == []
 
 
 def test_a_domain_that_is_gone_needs_no_thaw(node: Node) -> None:
     node.web.gone = node.db.gone = True
-    assert node.let_go() == 0
-    assert (node.web.asked, node.db.asked, node.noted()) == ([], [], [])
+    assert node.thaw() == 0
+    assert (node.web.asked, node.db.asked, node.names_in_notes()) == ([], [], [])
 
 
 def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
@@ -124,9 +124,9 @@ def test_an_unreachable_libvirt_counts_as_a_failure_of_the_cleanup(
     uri = node_uri(tmp_path / "node.xml", domain_element())
     assert clean(tmp_path, recorder, uri) == 0
     assert clean(tmp_path, recorder, "nonsense:///system", uri) == 1
-    ((level, name, told),) = recorder.messages
+    ((level, name, error),) = recorder.messages
     assert (level, name) == (Level.ERROR, "")
-    assert told.startswith("cannot connect to libvirt at nonsense:///system: ")
+    assert error.startswith("cannot connect to libvirt at nonsense:///system: ")
 
 
 def test_a_libvirt_that_fails_while_it_lists_does_not_keep_the_others_from_being_cleaned(
@@ -152,9 +152,9 @@ def test_an_unreadable_note_is_reported_and_counted(recorder: Recorder, tmp_path
     held.mkdir()
     (held / f"{UUID}.json").write_text("{")
     assert thaw_guests(settings(runtime_dir=str(tmp_path)), recorder) == 1
-    (told,) = recorder.told(Level.ERROR)
-    assert f"cannot read {held}/{UUID}.json, the note of a guest that may be frozen or paused" in told
-    assert f"virsh domfsthaw {UUID}" in told
+    (error,) = recorder.told(Level.ERROR)
+    assert f"cannot read {held}/{UUID}.json, the note of a guest that may be frozen or paused" in error
+    assert f"virsh domfsthaw {UUID}" in error
 
 
 def test_an_unreadable_note_does_not_keep_other_guests_from_being_thawed(

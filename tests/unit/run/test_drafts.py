@@ -1,4 +1,4 @@
-"""backup/run/drafts.py and atomic_file.py: drafts of killed writers go, and nothing else."""
+"""backup/run/drafts.py and atomic_file.py: drafts of killed writers are removed, and nothing else."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def chosen(tmp_path: Path) -> Settings:
 def assert_drafts_alone_are_gone(directory: Path) -> None:
     assert [name for name in DRAFTS if (directory / name).exists()] == []
     assert [name for name in OTHERS if not (directory / name).exists()] == []
-    assert (directory / "state/.proofs.json.newnewne").exists(), "somebody may be at it"
+    assert (directory / "state/.proofs.json.newnewne").exists(), "its writer may be alive"
     assert (directory / "shared/.report.json.director").exists()
 
 

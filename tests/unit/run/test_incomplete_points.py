@@ -1,4 +1,4 @@
-"""run/incomplete_points.py: what failed and killed runs saved in vain goes, what others are at stays."""
+"""run/incomplete_points.py: the points of failed and killed runs are removed, those of active runs stay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ELSEWHERE = PointId("20200101T000000Z-dead", "of a domain that this node does no
 
 
 class Left(NoOutput):
-    """Holds what no manifest counts. `cluster` is where the domain's lock has to be held."""
+    """Has incomplete points. `cluster` is where the domain must be locked."""
 
     def __init__(self, *points: PointId) -> None:
         self.points = list(points)
@@ -138,11 +138,11 @@ def test_points_saved_under_a_lock_in_another_place_are_removed_under_that_lock(
     taken: list[Image] = []
     lock = cluster.lock
 
-    def noted(image: Image, *rest: Any) -> None:
+    def recorded(image: Image, *rest: Any) -> None:
         taken.append(image)
         lock(image, *rest)
 
-    cluster.lock = noted  # type: ignore[method-assign, assignment]
+    cluster.lock = recorded  # type: ignore[method-assign, assignment]
     discard_dead(output, recorder, f"{FSID}/fast/space", f"{FSID}/gone/")
     assert output.points == []
     assert [(image.pool, image.namespace) for image in taken] == [("fast", "space")]

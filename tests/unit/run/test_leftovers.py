@@ -1,4 +1,4 @@
-"""backup/run/cleanup.py: snapshots and locks that killed runs left are removed, under the domain's lock."""
+"""backup/run/cleanup.py: leftover snapshots and locks are removed under the domain's lock."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_a_domain_that_cannot_be_cleaned_is_reported_and_counted_and_the_others_
     cluster.failing = {("remove", "vms/a")}
     assert remove(tmp_path, recorder, WEB, DB) == 1
     assert cluster.snapshots["vms/c"] == {"foreign"}
-    (told,) = recorder.told(Level.ERROR)
-    assert told.startswith(f"cannot remove snapshot {LEFT} of image vms/a: ")
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith(f"cannot remove snapshot {LEFT} of image vms/a: ")
     assert cluster.locks == {}
 
 
@@ -197,9 +197,9 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
         if str(one) == "vms/a":
             cluster.locks[LOCK] = "another node"
             wait_until(lambda: Claim.RENEW in cluster.claims, 5, "a renewal")
-            wait_until(lambda: not keepers(), 5, "who renews has given up")
+            wait_until(lambda: not renewers(), 5, "the renewal has given up")
 
-    def keepers() -> list[threading.Thread]:
+    def renewers() -> list[threading.Thread]:
         return [one for one in threading.enumerate() if one.name == "lock"]
 
     monkeypatch.setattr(cluster, "remove_snapshot", remove_one)
@@ -211,12 +211,12 @@ def test_a_lock_that_is_lost_ends_the_removal_of_its_domain_alone(
     assert cluster.snapshots["vms/a"] == {"foreign", f"{LEFT}2"}
     assert cluster.snapshots["vms/c"] == {"foreign"}
     assert cluster.locks == {LOCK: "another node"}
-    (told,) = recorder.told(Level.ERROR)
-    assert told.startswith("lost the domain's lock: ")
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith("lost the domain's lock: ")
 
 
 def node_of(directory: Path, metadata: str = "", **constants: Any) -> Settings:
-    """Give a libvirt whose only domain has disks in two clusters."""
+    """Return the settings of a node whose only domain has disks in two clusters."""
     disks = rbd("vms/a") + rbd("vms/b").replace("vda", "vdb")
     element = domain_element("web", UUID, disks, metadata=metadata)
     uri = node_uri(directory / "node.xml", element)

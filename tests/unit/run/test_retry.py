@@ -1,4 +1,4 @@
-"""backup/run/run.py: what failed with a transient error is tried again at the end of the run."""
+"""backup/run/run.py: jobs that failed with a transient error are retried at the end of the run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "transient": Status.FAI
 
 
 class ScriptedPool:
-    """Ends each domain's jobs as its script says, one attempt after the other."""
+    """Ends each domain's jobs according to its script, one attempt after the other."""
 
     def __init__(self, **scripts: str) -> None:
         self.scripts = {name: script.split() for name, script in scripts.items()}

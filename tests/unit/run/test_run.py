@@ -39,13 +39,13 @@ from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 class NothingLeft(NoOutput):
     """Has restore points, and nothing to tidy up."""
 
-    held: Sequence[StoredPoint] = ()
+    points: Sequence[StoredPoint] = ()
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        return self.held
+        return self.points
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        return self.held
+        return self.points
 
     def discard(
         self,
@@ -136,15 +136,19 @@ def test_an_order_has_the_domain_s_restore_points_if_the_output_builds_on_them(
 ) -> None:
     output = NothingLeft()
     output.keeps_base_snapshots = keeps
-    held = [held_point("first", UUID, "1"), held_point("second", UUID, "2"), held_point("first", "gone", "3")]
-    output.held = held
+    points = [
+        held_point("first", UUID, "1"),
+        held_point("second", UUID, "2"),
+        held_point("first", "gone", "3"),
+    ]
+    output.points = points
     chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
     Run(chosen, output, Recorder(), StopRequest(), RUN).back_up(())
     known = {order.name: list(order.known) for order in pool.orders}
-    assert known == {"db": [], "web": held[:2] if keeps else []}
+    assert known == {"db": [], "web": points[:2] if keeps else []}
 
 
-def test_domains_that_are_named_are_saved_whatever_min_age_says(
+def test_named_domains_are_saved_whatever_their_age(
     uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
 ) -> None:
     back_up(tmp_path, recorder, uris, "web", min_age=3600)
@@ -175,9 +179,9 @@ def test_an_unreachable_libvirt_is_reported_and_the_others_are_backed_up(
     assert result.exit_code == 3
     (error,) = result.errors
     assert error.startswith(f"cannot connect to libvirt at {nowhere}: ")
-    (told,) = recorder.told(Level.ERROR)
-    assert told.startswith(error)
-    assert "(hint: check that libvirtd is running" in told
+    (reported,) = recorder.told(Level.ERROR)
+    assert reported.startswith(error)
+    assert "(hint: check that libvirtd is running" in reported
 
 
 def test_a_libvirt_that_fails_during_the_listing_is_reported_too(
@@ -224,7 +228,7 @@ AROUND = ["before-run.d/x", "after-run.d/x"]
 def hooked(
     directory: Path, recorder: Recorder, uris: Sequence[str], files: HookFiles, *names: str
 ) -> RunResult:
-    """Do a run with hooks around it that tell of the node's lock, and all that they know."""
+    """Do a run with hooks around it that print the state of the node's lock, and their variables."""
     for name in AROUND:
         if not (files.directory / name).exists():
             files.add(name, f"flock --nonblock {directory}/run/run.lock echo alone; env | grep ^VIRT | sort")
@@ -238,10 +242,10 @@ def test_hooks_are_run_around_a_run_while_it_is_the_only_one(
 ) -> None:
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert files.ran == AROUND
-    told = [text.split(": VIRT_RBD_BACKUP_")[1] for text in recorder.told(Level.INFO)]
+    variables = [text.split(": VIRT_RBD_BACKUP_")[1] for text in recorder.told(Level.INFO)]
     host = f"HOST={socket.gethostname()}"
-    assert told[:3] == [host, "PHASE=before-run", f"RUN={RUN}"]
-    assert told[3:] == ["EXIT_CODE=0", host, "PHASE=after-run", f"RUN={RUN}", "SUMMARY=2 saved"]
+    assert variables[:3] == [host, "PHASE=before-run", f"RUN={RUN}"]
+    assert variables[3:] == ["EXIT_CODE=0", host, "PHASE=after-run", f"RUN={RUN}", "SUMMARY=2 saved"]
 
 
 def test_a_failing_before_run_is_the_end_of_the_run(
@@ -308,15 +312,15 @@ def test_a_domain_with_images_missing_in_the_repository_at_the_end_fails(
     pool: PoolOnPaper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A run of another cluster, or whoever, took them for a dead run's, as no manifest counted them yet."""
+    """Another program removed them before their manifest was written."""
     asked = []
 
-    def missing(held: Sequence[StoredPoint], run_id: str, result: JobResult) -> Sequence[str]:
+    def missing(points: Sequence[StoredPoint], run_id: str, result: JobResult) -> Sequence[str]:
         asked.append(run_id)
         return ("vda (vms/web-root)",) if result.name == "web" else ()
 
     class Lacks(NothingLeft):
-        held = (held_point(RUN, UUID, "manifest"), held_point(RUN, OTHER_UUID, "manifest"))
+        points = (held_point(RUN, UUID, "manifest"), held_point(RUN, OTHER_UUID, "manifest"))
 
         def withdraw(
             self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None
@@ -330,8 +334,8 @@ def test_a_domain_with_images_missing_in_the_repository_at_the_end_fails(
     result = Run(chosen, output, recorder, StopRequest(), RUN).back_up(())
     assert {one.name: one.status for one in result.results} == {"db": Status.SAVED, "web": Status.FAILED}
     assert result.exit_code == 3
-    (told,) = recorder.told(Level.ERROR)
-    assert told.startswith(
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith(
         "failed: the repository no longer has all saved images, missing: vda (vms/web-root) (hint:"
     )
     assert not any(one.images for one in result.results if one.name == "web")

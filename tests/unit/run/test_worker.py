@@ -1,4 +1,4 @@
-"""backup/run/worker.py: what a worker process has to say, on its way to the main process."""
+"""backup/run/worker.py: the messages of a worker process on their way to the main process."""
 
 from __future__ import annotations
 

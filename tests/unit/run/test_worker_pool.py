@@ -39,7 +39,7 @@ def paper_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @dataclass
 class StopsAt(Recorder):
-    """Requests the stop as soon as two workers have said that they are waiting."""
+    """Requests the stop as soon as two workers have reported that they are waiting."""
 
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -51,11 +51,11 @@ class StopsAt(Recorder):
 
 @dataclass
 class Done:
-    """What a pool came to."""
+    """The outcome of a pool."""
 
     results: dict[str, JobResult] = field(default_factory=dict)
     recorder: StopsAt = field(default_factory=StopsAt)
-    told_dead: list[str] = field(default_factory=list)
+    reported_dead: list[str] = field(default_factory=list)
 
 
 def orders(*names: str) -> Sequence[JobOrder]:
@@ -66,7 +66,7 @@ def done(*names: str, workers: int = 4, warm: int = 0) -> Done:
     done = Done()
 
     def worker_died(order: JobOrder) -> str:
-        done.told_dead.append(order.name)
+        done.reported_dead.append(order.name)
         return ""
 
     end, lifeline = multiprocessing.Pipe(duplex=False)
@@ -88,7 +88,7 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
         "good": (Status.SAVED, ""),
     }
     assert "out of memory?" in all_done.results["killed"].hint
-    assert sorted(all_done.told_dead) == ["bug", "killed", "killed within a message"]
+    assert sorted(all_done.reported_dead) == ["bug", "killed", "killed within a message"]
     assert (Level.INFO, "good", "nearly there") in all_done.recorder.messages
     assert (Level.ERROR, "failed", "failed: no snapshots (hint: look)") in all_done.recorder.messages
     assert all_done.recorder.progressed == [("good", "vda", 1, 2)]
@@ -123,7 +123,7 @@ def test_on_a_request_to_stop_workers_clean_up_and_no_job_begins() -> None:
     assert all_done.recorder.told(Level.WARNING) == [
         "stopping: waiting for the workers to clean up; a second signal kills them"
     ]
-    assert all_done.told_dead == []
+    assert all_done.reported_dead == []
 
 
 @pytest.mark.parametrize("warm", [1, 2, 9])
@@ -134,7 +134,7 @@ def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(wa
         "good": Status.SAVED,
         "good too": Status.SAVED,
     }
-    assert all_done.told_dead == ["killed"]
+    assert all_done.reported_dead == ["killed"]
     assert done(workers=2, warm=warm).results == {}
 
 
@@ -170,7 +170,7 @@ def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
         results = {result.name: result for result in jobs.run([large, *orders("too")])}
         late.cancel()
     assert {name: one.reason for name, one in results.items()} == {"good": "", "too": ""}
-    assert [*results] == ["too", "good"], "it waited for nobody"
+    assert [*results] == ["too", "good"], "it was not delayed"
     warning = "its worker process did not begin within 3 s: starting another worker"
     assert recorder.told(Level.WARNING) == [warning]
 
@@ -197,7 +197,7 @@ def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
     assert all_done.results["hangs"].reason == (
         "no sign of life for 0 s while streaming; its worker process was killed by SIGKILL"
     )
-    assert all_done.told_dead == ["hangs"]
+    assert all_done.reported_dead == ["hangs"]
     assert all_done.results["good"].status is Status.SAVED
 
 
@@ -206,7 +206,7 @@ def test_a_hung_worker_that_can_clean_up_is_not_killed() -> None:
     assert (
         all_done.results["hangs and stops"].reason == "no sign of life for 0 s while preparing; interrupted"
     )
-    assert all_done.told_dead == []
+    assert all_done.reported_dead == []
 
 
 def test_progress_is_a_sign_of_life() -> None:

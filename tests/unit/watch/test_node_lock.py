@@ -1,4 +1,4 @@
-"""backup/watch/node_lock.py: one run on a node, in a directory that nobody else can enter."""
+"""backup/watch/node_lock.py: one run on a node, in a directory that other users cannot access."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> No
         pass
 
 
-def test_a_run_that_was_killed_does_not_keep_the_next_one_out(tmp_path: Path) -> None:
+def test_a_killed_run_does_not_block_the_next_one(tmp_path: Path) -> None:
     path = str(tmp_path / "run")
     program = (
         "import os\nfrom backup.watch.node_lock import only_run\n"

@@ -1,4 +1,4 @@
-"""watch/watchdog.py: guests are let go when every other process of the run was killed, and not before."""
+"""watch/watchdog.py: guests are thawed once every other process of the run was killed, and not before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
-# A run with a worker that waits; says their pids.
+# A run with a worker that waits; prints their pids.
 RUN = """
 import os, signal, sys, time
 from contextlib import ExitStack
@@ -43,8 +43,8 @@ from backup.watch.watchdog import watched
 from tests.unit.driver_node import domain_element, node_uri
 from tests.unit.samples import domain, settings
 
-def worker(_lifeline, words):
-    runtime_dir, how = words
+def worker(_lifeline, arguments):
+    runtime_dir, how = arguments
     if how in ("guarded", "quiesces"):
         uri = node_uri(Path(runtime_dir).parent / "node.xml", domain_element())
         FreezeNotes(runtime_dir).write(domain(uri=uri), Method.PAUSE, seconds=2 if how == "quiesces" else 15)
@@ -74,7 +74,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def notes(tmp_path: Path) -> FreezeNotes:
-    """Notes of a domain that is held still."""
+    """Notes with a domain that is paused."""
     runtime_dir = tmp_path / "run"
     runtime_dir.mkdir(mode=0o700)
     notes = FreezeNotes(str(runtime_dir))
@@ -103,10 +103,10 @@ def test_guests_are_resumed_once_the_last_process_of_the_run_was_killed(
         main, worker = map(int, run.stdout.readline().split())
         os.kill(main, signal.SIGKILL)
         run.wait()
-        os.kill(worker, 0)  # it lives, and would let its guest go itself
+        os.kill(worker, 0)  # it is alive, and would resume its guest itself
         assert notes.exists(UUID)
         os.kill(worker, signal.SIGKILL)
-        wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
+        wait_until(lambda: not notes.exists(UUID), 10, "the watchdog has resumed the guest")
         assert "resumed: an interrupted backup had left the guest paused" in run.stderr.read()
 
 
@@ -119,7 +119,7 @@ def test_guests_that_a_run_could_not_resume_are_resumed_after_its_end(
     assert done.stderr.splitlines()[0] == (
         "error: web may still be frozen or paused: the watchdog keeps retrying in the background"
     )
-    wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
+    wait_until(lambda: not notes.exists(UUID), 10, "the watchdog has resumed the guest")
 
 
 def test_the_watchdog_waits_for_the_lock_of_a_dying_process(
@@ -129,11 +129,11 @@ def test_the_watchdog_waits_for_the_lock_of_a_dying_process(
     with only_run(str(tmp_path / "run")), started(program, tmp_path, "without the lock") as run:
         assert run.stdout
         kill(*map(int, run.stdout.readline().split()))
-        until = time.monotonic() + 0.5  # ten looks of the watchdog
+        until = time.monotonic() + 0.5  # ten checks of the watchdog
         while time.monotonic() < until:
             assert notes.exists(UUID)
             time.sleep(0.05)
-    wait_until(lambda: not notes.exists(UUID), 10, "the watchdog let the guest go")
+    wait_until(lambda: not notes.exists(UUID), 10, "the watchdog has resumed the guest")
 
 
 def test_a_killed_watchdog_is_restarted(program: Path, tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_killed_watchdog_is_restarted(program: Path, tmp_path: Path) -> None:
         notes = FreezeNotes(str(tmp_path / "run"))
         assert notes.exists(UUID)
         kill(main, worker)
-        # it was not paused yet, and might still be by what the worker has asked for
-        wait_until(lambda: not notes.exists(UUID), 30, "the second let the guest go")
+        # it was not paused yet, but the call of the worker may still be carried out
+        wait_until(lambda: not notes.exists(UUID), 30, "the second has resumed the guest")
 
 
 def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: Path, tmp_path: Path) -> None:
@@ -158,14 +158,14 @@ def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: P
         for pid in (main, worker):
             os.kill(pid, signal.SIGSTOP)
         notes = FreezeNotes(str(tmp_path / "run"))
-        wait_until(lambda: not notes.exists(UUID), 15, "the watchdog let the guest go")
+        wait_until(lambda: not notes.exists(UUID), 15, "the watchdog has resumed the guest")
         assert not is_running(process_id(worker)), "it could freeze the guest when it goes on"
         kill(main)
 
 
 @contextmanager
 def started(program: Path, tmp_path: Path, how: str = "") -> Iterator[subprocess.Popen[str]]:
-    """Start a run; kill what it may have left."""
+    """Start a run; kill its processes in the end."""
     command = [sys.executable, str(program), str(tmp_path / "run"), how]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -181,7 +181,7 @@ def kill(*pids: int) -> None:
 
 
 def watchdogs(main: int) -> set[int]:
-    """Give the pids of a run's watchdogs, which are in a session of their own, with its standard output."""
+    """Return the pids of a run's watchdogs: in a session of their own, with the run's standard output."""
     output = os.readlink(f"/proc/{main}/fd/1")
     found = set()
     for path in Path("/proc").glob("[0-9]*"):
