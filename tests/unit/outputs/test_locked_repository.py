@@ -100,13 +100,13 @@ def test_a_foreign_lock_stays_even_if_its_owner_is_dead(repository: Repository) 
     with pytest.raises(ResticError) as caught:
         save(repository, JobOnPaper(recorder), lock_wait=0.1)
     assert len(repository.locks()) == 1
-    for told in (caught.value, *recorder.told(Level.WARNING)):
+    for message in (caught.value, *recorder.told(Level.WARNING)):
         for words in (
             f"locked exclusively by PID {other.pid} on ",
             "lock was created at ",
             "`restic unlock`",
         ):
-            assert words in str(told)
+            assert words in str(message)
 
 
 def test_a_request_to_stop_ends_the_wait(repository: Repository, tmp_path: Path) -> None:

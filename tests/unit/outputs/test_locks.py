@@ -61,7 +61,7 @@ def test_a_foreign_lock_beside_it_stays(repository: Repository, tmp_path: Path) 
     command = ["restic", "--no-cache", "backup", "--stdin"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as other:
         wait_until(repository.locks, 10, "the other restic has its lock")
-        (kept,) = repository.locks()
+        (foreign,) = repository.locks()
         other.kill()
     command = [sys.executable, "-m", "tests.unit.hanging_writer", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
@@ -72,7 +72,7 @@ def test_a_foreign_lock_beside_it_stays(repository: Repository, tmp_path: Path) 
     wait_until(lambda: not runs(pid), 5, "restic is dead")
     assert len(repository.locks()) == 2
     Restic(repository.program()).discard((), wait_if_busy=False)
-    assert repository.locks() == [kept]
+    assert repository.locks() == [foreign]
 
 
 def test_the_lock_of_a_running_restic_stays(repository: Repository) -> None:

@@ -81,11 +81,11 @@ def test_images_with_one_id_in_two_places_are_two(cluster: PaperCluster) -> None
 
 
 class RenamedMeanwhile(PaperCluster):
-    """Gives another image at each look, as each was renamed and another took its name."""
+    """Gives another image on each call, as each was renamed and another took its name."""
 
     def identified(self, image: Image) -> Image:
-        self.looks = getattr(self, "looks", 0) + 1
-        return replace(image, id=f"id {self.looks}")
+        self.calls = getattr(self, "calls", 0) + 1
+        return replace(image, id=f"id {self.calls}")
 
 
 def test_an_image_is_not_taken_for_another_that_had_its_name() -> None:

@@ -344,10 +344,10 @@ def test_a_request_to_stop_is_heard_while_a_call_takes_its_time(
 
 
 def test_a_terminal_s_ctrl_c_does_not_reach_a_restic_that_streams(script: Script, tmp_path: Path) -> None:
-    told = tmp_path / "group"
-    with script(f"cut -d' ' -f5 /proc/$$/stat >{told}").dump("latest", "vda.img", go_on) as source:
+    group = tmp_path / "group"
+    with script(f"cut -d' ' -f5 /proc/$$/stat >{group}").dump("latest", "vda.img", go_on) as source:
         source.read()
-    assert int(told.read_text()) != os.getpgid(0)
+    assert int(group.read_text()) != os.getpgid(0)
 
 
 def test_an_empty_directory_of_locks_is_recognized_without_restic(repository: Repository) -> None:

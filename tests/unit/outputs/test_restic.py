@@ -82,9 +82,9 @@ def test_an_image_is_restored_byte_for_byte(saved: Saved) -> None:
 
 
 def test_each_image_has_a_result(saved: Saved) -> None:
-    told = [(image.target, image.image, image.size, image.data_bytes) for image in saved.images]
+    results = [(image.target, image.image, image.size, image.data_bytes) for image in saved.images]
     read = [sum(read.length for read in source.snapshot.reads) for source in saved.sources]
-    assert told == [
+    assert results == [
         ("vda", "ssd/tests/web root, 100%", 9 * MIB + 513, read[0]),
         ("vdb", "vms/empty", 0, 0),
     ]

@@ -124,13 +124,13 @@ def image(restore_id: str, target: str = "vda", **changes: Any) -> SavedImage:
 
 
 def point(
-    run: str, number: int, images: Sequence[SavedImage], complete: bool = True, held: str = ""
+    run: str, number: int, images: Sequence[SavedImage], complete: bool = True, current_id: str = ""
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Return a restore point as restic lists it, with its manifest: of day `number`, its images as `held`."""
+    """Return a restore point as restic lists it, of day `number`, and its manifest."""
     parts = []
     if images:
         tags = [segments_tag(one.target, one.image, one.size) for one in images]
-        parts.append(listed(held or images[0].restore_id, UUID, run, *tags))
+        parts.append(listed(current_id or images[0].restore_id, UUID, run, *tags))
     if complete:
         parts.append(listed(f"manifest{number}", UUID, run, "definition"))
     packed = manifest.pack(restore_point(domain(), run), images, {one.target: Checksums() for one in images})
@@ -211,11 +211,11 @@ def test_a_restore_point_whose_segments_were_removed_is_no_base(
 
 
 def test_a_parent_is_named_by_its_current_id(restic: FakeRestic, repository: Repository) -> None:
-    snapshots, packed = point(OLD, 1, [image("old1")], held="retagged")
+    snapshots, packed = point(OLD, 1, [image("old1")], current_id="retagged")
     snapshots[0]["original"] = "old1234567"
     assert found(restic, repository, [(snapshots, packed)], OLD) == "retagged"
     assert (
-        found(restic, repository, [point(OLD, 1, [image("01234567")], held="0123456789ab")], OLD)
+        found(restic, repository, [point(OLD, 1, [image("01234567")], current_id="0123456789ab")], OLD)
         == "0123456789ab"
     )
 
@@ -308,12 +308,12 @@ class Mount:
         now(lambda: self._read(files))
         give_up = files.give_up
 
-        def told() -> None:
+        def given_up() -> None:
             with self.log.open("a") as calls:
                 calls.write("gave up\n")
             give_up()
 
-        files.give_up = told  # type: ignore[method-assign]
+        files.give_up = given_up  # type: ignore[method-assign]
         yield
 
     async def _read(self, files: SegmentFiles) -> None:
@@ -341,7 +341,7 @@ DATA = {MIB: b"a" * 5000, SEGMENT + 4999: b"z"}
 
 
 def source(target: str = "vda", base: Base | None = None, **changes: Any) -> MemorySource:
-    snapshot = MemorySnapshot(SIZE, DATA, base="kept", **changes)
+    snapshot = MemorySnapshot(SIZE, DATA, base="base", **changes)
     return MemorySource(snapshot, rbd_disk(target, f"vms/{target}"), base)
 
 
@@ -362,7 +362,7 @@ def base(target: str = "vda") -> Base:
     for at, part in DATA.items():
         checksums.add(at, part)
     saved = image(PARENT, target, size=SIZE, full_read=TAKEN.isoformat())
-    return Base("kept", saved, bytes(checksums.packed), pack_times([1000, 2000]))
+    return Base("base", saved, bytes(checksums.packed), pack_times([1000, 2000]))
 
 
 def backups(restic: FakeRestic) -> list[str]:
@@ -382,11 +382,11 @@ def test_all_disks_are_saved_in_one_go_and_then_the_manifest(
     assert f"--tag=segments.vda={SIZE} vms/vda --tag=segments.vdb={SIZE} vms/vdb ." in segments
     assert "--host=web --time=2024-02-03 04:05:06" in segments
     assert "--tag=definition" in definition
-    told = [
+    results = [
         (one.target, one.size, one.data_bytes, one.read_bytes, one.stored_bytes, one.restore_id)
         for one in images
     ]
-    assert told == [("vda", SIZE, 5001, 5001, 77, SAVED), ("vdb", SIZE, 5001, 5001, 0, SAVED)]
+    assert results == [("vda", SIZE, 5001, 5001, 77, SAVED), ("vdb", SIZE, 5001, 5001, 0, SAVED)]
     assert job.released == sources
     packed = manifest.unpack((restic.directory / "manifest.tar").read_bytes())
     assert packed.images == images
@@ -435,8 +435,8 @@ def test_without_every_byte_there_is_no_manifest(
     mount.reads = {"vda": reads}
     restic.saves(processed)
     job = JobOnPaper()
-    told = f"the segments have {SIZE} bytes, restic saved {processed}"
-    with raises(f"{told} and did not read {missing} of the changed segments", ResticError):
+    expected = f"the segments have {SIZE} bytes, restic saved {processed}"
+    with raises(f"{expected} and did not read {missing} of the changed segments", ResticError):
         save(restic, repository, source(), job=job)
     assert len(backups(restic)) == 1
     assert job.released == []

@@ -194,8 +194,8 @@ def test_a_file_has_its_segment_s_size_and_its_time_to_the_nanosecond(
 def test_directories_are_the_same_in_every_run(kernel_of: KernelOf, path: str) -> None:
     first, later = (attributes(kernel_of(one), path) for one in (disk(), disk(data={0: b"x"})))
     assert stat.S_ISDIR(first.st_mode)
-    told = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid", "st_nlink")
-    assert [getattr(first, name) for name in told] == [getattr(later, name) for name in told]
+    names = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid", "st_nlink")
+    assert [getattr(first, name) for name in names] == [getattr(later, name) for name in names]
 
 
 def test_each_file_has_its_segment_s_bytes_and_checksums_and_served_bytes_are_counted(
@@ -374,7 +374,7 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
     one.holes = {1, 2}
     kernel = kernel_of(one)
 
-    async def look() -> None:
+    async def check() -> None:
         link = await kernel.inode("vda/0000/000001")
         assert stat.S_ISLNK((await kernel.files.getattr(link)).st_mode)
         assert await kernel.files.readlink(link, None) == b"../zeros"
@@ -383,7 +383,7 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
         assert await kernel.read(await kernel.open("vda/zeros")) == bytes(SEGMENT)
         assert stat.S_ISREG((await kernel.files.getattr(await kernel.inode("vda/0000/000000"))).st_mode)
 
-    now(look)
+    now(check)
     assert one.size == 2 * SEGMENT, "a segment with data, and the zeros once"
     assert one.read == {}, "the zeros are no segment"
 

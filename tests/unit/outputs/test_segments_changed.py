@@ -30,7 +30,7 @@ READ = 4 * UNIT
 SEGMENT = 2 * READ
 DAY = timedelta(days=1)
 NEVER = timedelta(0)
-KEPT = "kept"
+BASE = "base"
 DATA = {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000, 17 * UNIT: b"c" * 100, 38 * UNIT: b"d"}
 SIZE = 40 * UNIT  # five segments
 
@@ -47,7 +47,7 @@ class Run:
     """A disk as a run planned it, and the messages of the run."""
 
     disk: SegmentedDisk
-    told: list[tuple[Level, str]] = field(default_factory=list)
+    messages: list[tuple[Level, str]] = field(default_factory=list)
 
     def all_read(self) -> bool:
         return len(self.disk.changed) == len(self.disk.files.segments) and self.disk.base is None
@@ -57,16 +57,18 @@ def run(
     snapshot: MemorySnapshot,
     base: Base | None = None,
     taken: datetime = TAKEN,
-    patience: timedelta = NEVER,
+    full_read_interval: timedelta = NEVER,
     fast: bool = False,
 ) -> Run:
-    told: list[tuple[Level, str]] = []
+    messages: list[tuple[Level, str]] = []
 
-    def tell(level: Level, text: str) -> None:
-        told.append((level, text))
+    def log(level: Level, text: str) -> None:
+        messages.append((level, text))
 
-    snapshot.base = KEPT
-    return Run(planned(MemorySource(snapshot, base=base), snapshot, taken, patience, fast, tell), told)
+    snapshot.base = BASE
+    return Run(
+        planned(MemorySource(snapshot, base=base), snapshot, taken, full_read_interval, fast, log), messages
+    )
 
 
 def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
@@ -85,7 +87,7 @@ def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
     """Return the base that this run, a full read, leaves for the next one."""
     checksums = disk.checksums()
     saved = disk.saved(checksums, taken, 1.0, "0123abcd")
-    return Base(KEPT, saved, bytes(checksums.packed), pack_times(disk.files.times))
+    return Base(BASE, saved, bytes(checksums.packed), pack_times(disk.files.times))
 
 
 def saved(snapshot: MemorySnapshot, taken: datetime = TAKEN) -> Base:
@@ -107,7 +109,7 @@ def test_without_a_base_there_is_a_full_read_with_its_reason() -> None:
     assert first.disk.changed_bytes == SIZE - SEGMENT
     assert {*first.disk.files.times} == {int(TAKEN.timestamp() * 1e9)}
     why = ": full read, there is no base snapshot of a previous backup"
-    assert first.told == [(Level.INFO, f"vda (vms/web-root){why}")]
+    assert first.messages == [(Level.INFO, f"vda (vms/web-root){why}")]
 
 
 def test_unchanged_segments_are_not_read_and_have_their_old_times() -> None:
@@ -116,7 +118,7 @@ def test_unchanged_segments_are_not_read_and_have_their_old_times() -> None:
     assert [*second.disk.changed] == []
     assert tuple(second.disk.files.times) == unpack_times(base.times)
     assert second.disk.base is base
-    assert second.told == []
+    assert second.messages == []
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_after_any_changes_files_and_checksums_equal_the_image() -> None:
     dice = random.Random(10)
     size, data = SIZE, dict(DATA)
     base: Base | None = None
-    held: dict[int, tuple[int, bytes]] = {}  # by segment: its time and its bytes, as restic has them
+    files_in_restic: dict[int, tuple[int, bytes]] = {}  # time and bytes by segment
     taken, read_in_all = TAKEN, 0
     old = b""
     for _ in range(12):
@@ -201,7 +203,7 @@ def test_after_any_changes_files_and_checksums_equal_the_image() -> None:
         files = {}
         for number, time in enumerate(disk.files.times):
             length = disk.files.segments.extent(number).length
-            was = held.get(number)
+            was = files_in_restic.get(number)
             if number in disk.files.holes:
                 files[number] = (time, bytes(length))
                 continue
@@ -209,7 +211,7 @@ def test_after_any_changes_files_and_checksums_equal_the_image() -> None:
         assert b"".join(part for _, part in files.values()) == content
         assert [*disk.checksums()] == checksums_of(snapshot, Extent(0, size), READ)
         assert disk.missing == 0
-        held, base, old = files, base_of(disk, taken), content
+        files_in_restic, base, old = files, base_of(disk, taken), content
         taken += dice.choice((DAY, -DAY, timedelta()))
         size, data = changed_at_random(size, data, dice)
     assert 5 < read_in_all < 12 * 4, "some segments were read again, and not all"
@@ -267,7 +269,7 @@ def test_a_base_with_another_segment_size_is_not_used(monkeypatch: pytest.Monkey
     monkeypatch.setattr(cut, "MOST", 2)
     later = run(unchanged(), base)
     assert later.all_read()
-    assert later.told == [(Level.INFO, "vda (vms/web-root): full read, the segment size has changed")]
+    assert later.messages == [(Level.INFO, "vda (vms/web-root): full read, the segment size has changed")]
 
 
 @pytest.mark.parametrize(
@@ -284,21 +286,21 @@ def test_a_base_with_another_segment_size_is_not_used(monkeypatch: pytest.Monkey
 )
 def test_a_full_read_is_due_after_so_many_days(after: timedelta, due: bool) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    later = run(unchanged(), base, TAKEN + after, patience=30 * DAY)
+    later = run(unchanged(), base, TAKEN + after, full_read_interval=30 * DAY)
     assert later.all_read() == due
     why = ": full read, the last one was on 2024-02-03 (FULL_READ_DAYS)"
-    assert later.told == ([(Level.INFO, f"vda (vms/web-root){why}")] if due else [])
+    assert later.messages == ([(Level.INFO, f"vda (vms/web-root){why}")] if due else [])
     assert not run(unchanged(), base, TAKEN + 10_000 * DAY, NEVER).all_read()
 
 
 def test_the_day_of_the_last_full_read_passes_from_run_to_run() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     for number in range(1, 30):
-        disk = run(unchanged(Extent(0, 1)), base, TAKEN + number * DAY, patience=30 * DAY).disk
+        disk = run(unchanged(Extent(0, 1)), base, TAKEN + number * DAY, full_read_interval=30 * DAY).disk
         read(disk)
         base = base_of(disk, TAKEN + number * DAY)
         assert base.saved.full_read == TAKEN.isoformat()
-    last = run(unchanged(), base, TAKEN + 30 * DAY, patience=30 * DAY)
+    last = run(unchanged(), base, TAKEN + 30 * DAY, full_read_interval=30 * DAY)
     assert last.all_read()
     read(last.disk)
     assert base_of(last.disk, TAKEN + 30 * DAY).saved.full_read == (TAKEN + 30 * DAY).isoformat()
@@ -306,7 +308,7 @@ def test_the_day_of_the_last_full_read_passes_from_run_to_run() -> None:
 
 def test_times_are_new_even_where_the_base_is_not_trusted_and_the_clock_was_set_back() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    again = run(unchanged(), base, TAKEN - 31 * DAY, patience=30 * DAY)
+    again = run(unchanged(), base, TAKEN - 31 * DAY, full_read_interval=30 * DAY)
     assert again.all_read()
     assert min(again.disk.files.times) > max(unpack_times(base.times))
 
@@ -330,7 +332,7 @@ def test_a_change_that_ceph_does_not_report_is_found_and_causes_an_error_and_a_f
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(data=LIES[lie]), base)
     assert later.all_read()
-    (loud, text), (level, why) = later.told
+    (loud, text), (level, why) = later.messages
     assert (loud, level) == (Level.ERROR, Level.INFO)
     assert text.startswith("vda (vms/web-root): ")
     assert "differ from what was saved, although Ceph reports them as unchanged" in text
@@ -342,7 +344,7 @@ def test_a_change_that_ceph_does_not_report_is_found_and_causes_an_error_and_a_f
 
 def test_the_place_of_an_unreported_change_is_in_the_error() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).told
+    (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).messages
     assert f"{4 * UNIT} bytes at {28 * UNIT} differ from what was saved" in text
 
 
@@ -350,7 +352,7 @@ def test_a_reported_change_is_no_error() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(Extent(30 * UNIT, 1), data=LIES["data in a hole"]), base)
     assert {*later.disk.changed} == {3}
-    assert later.told == []
+    assert later.messages == []
 
 
 @dataclass
@@ -434,10 +436,10 @@ def test_the_result_has_the_bytes_that_were_read_and_the_snapshot() -> None:
     snapshot = replace(unchanged(Extent(9 * UNIT, 1)), source=SnapshotId("fsid", "image-id", 8))
     disk = run(snapshot, base, TAKEN + DAY).disk
     read(disk)
-    told = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
-    assert (told.target, told.image, told.size) == ("vda", "vms/web-root", SIZE)
-    assert (told.data_bytes, told.read_bytes, told.seconds) == (10_101, 5000, 2.0)
-    assert (told.restore_id, told.source.snapshot, told.segment_size) == ("4567cdef", 8, SEGMENT)
+    image = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
+    assert (image.target, image.image, image.size) == ("vda", "vms/web-root", SIZE)
+    assert (image.data_bytes, image.read_bytes, image.seconds) == (10_101, 5000, 2.0)
+    assert (image.restore_id, image.source.snapshot, image.segment_size) == ("4567cdef", 8, SEGMENT)
 
 
 class ListedInParts(MemorySnapshot):
@@ -461,7 +463,7 @@ def test_the_progress_of_a_long_listing_is_reported_and_is_no_change(
     assert {*again.disk.changed} == {2}
     assert {*again.disk.files.holes} == {3}
     size = size_text(SIZE)
-    assert again.told == [
+    assert again.messages == [
         (Level.INFO, f"vda (vms/web-root): listing changes, {size_text(SEGMENT)} of {size}"),
         (Level.INFO, f"vda (vms/web-root): listing allocated extents, {size} of {size}"),
     ]

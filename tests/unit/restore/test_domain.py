@@ -191,10 +191,10 @@ def test_a_failing_removal_of_the_nvram_hides_no_error(
     monkeypatch.setattr(Path, "unlink", read_only)
     recorder = Recorder()
     domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
-    told = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
+    failure = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
     with raises("it did not boot"), domain.running_temporarily(VDA, MONITORS):
         raise BackupError("it did not boot")
     (message,) = recorder.told(Level.ERROR)
-    assert message.startswith(told)
-    with raises(told), domain.running_temporarily(VDA, MONITORS):
+    assert message.startswith(failure)
+    with raises(failure), domain.running_temporarily(VDA, MONITORS):
         assert nvram.with_name("web-drill_VARS.fd").exists()

@@ -151,15 +151,15 @@ def saved_image(restore_id: str, target: str = "vda", size: int = MIB) -> SavedI
 
 
 def test_what_a_run_saved_is_compared_with_the_listing() -> None:
-    held = (
+    stored = (
         StoredImage("vda", "vms/vda", MIB, "0123456789"),
         StoredImage("vdb", "vms/vdb", MIB, "new", "original"),
     )
-    there = replace(WEB, images=held)
+    there = replace(WEB, images=stored)
     images = (saved_image("01234567"), saved_image("original", "vdb"), saved_image("", "vdc", 0))
     result = JobResult("web", UUID, Status.SAVED, images=images)
     other = replace(there, id=PointId("20200101T000000Z-othr", UUID))
     assert missing([other, there], RUN, result) == ()
     assert missing([replace(there, id=PointId(RUN, UUID, 2))], RUN, result) == ()
     assert missing([other, replace(there, manifest_id="")], RUN, result) == ("the manifest",)
-    assert missing([replace(there, images=held[1:])], RUN, result) == ("vda (vms/vda)",)
+    assert missing([replace(there, images=stored[1:])], RUN, result) == ("vda (vms/vda)",)

@@ -184,12 +184,12 @@ class SlowlyListed(MemorySnapshot):
 
 
 def test_a_hole_is_sent_as_far_as_it_is_listed() -> None:
-    told: list[int] = []
+    reported: list[int] = []
     snapshot = SlowlyListed(20 * MIB, {MIB: b"x", 17 * MIB: b"y"})
     ours, theirs = os.pipe()
 
     def progress(done: int) -> None:
-        told.append(done)
+        reported.append(done)
         if done == 16 * MIB:
             snapshot.go_on.set()
 
@@ -198,17 +198,17 @@ def test_a_hole_is_sent_as_far_as_it_is_listed() -> None:
         with closing(os.fdopen(theirs, "wb")), PipeWriter(theirs, go_on) as sink:
             copied = copy(snapshot, sink, progress)
         assert arriving.result() == snapshot.content
-    assert told == [MIB + 1, 8 * MIB, 16 * MIB, 17 * MIB + 1, 20 * MIB]
+    assert reported == [MIB + 1, 8 * MIB, 16 * MIB, 17 * MIB + 1, 20 * MIB]
     assert (copied.data_bytes, len(copied.checksums)) == (2, 2)
 
 
 def test_progress_counts_holes_and_data() -> None:
-    told: list[int] = []
+    progress: list[int] = []
     snapshot = MemorySnapshot(13 * MIB, {5 * MIB: b"x", 12 * MIB: b"y"})
     ours, theirs = os.pipe()
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
         with closing(os.fdopen(theirs, "wb")), PipeWriter(theirs, go_on) as sink:
-            copy(snapshot, sink, told.append)
+            copy(snapshot, sink, progress.append)
         arriving.result()
-    assert told == [5 * MIB + 1, 12 * MIB + 1, 13 * MIB]
+    assert progress == [5 * MIB + 1, 12 * MIB + 1, 13 * MIB]

@@ -75,7 +75,7 @@ def test_unchanged_bytes_pass(shape: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "told"),
+    ("at", "place"),
     [
         (MIB + 4999, f"5000 bytes at offset {MIB} (object 0)"),  # in the data
         (MIB + 5000, f"5000 bytes at offset {MIB} (object 0)"),  # just after it
@@ -84,14 +84,14 @@ def test_unchanged_bytes_pass(shape: str) -> None:
         (20 * MIB - 1, f"{4 * MIB} bytes at offset {16 * MIB} (object 4)"),  # in the last byte
     ],
 )
-def test_a_single_changed_byte_is_found_anywhere(at: int, told: str) -> None:
+def test_a_single_changed_byte_is_found_anywhere(at: int, place: str) -> None:
     snapshot = MemorySnapshot(20 * MIB, SCATTERED)
     content, checksums = streamed(snapshot)
     damaged = bytearray(content)
     damaged[at] ^= 1
     with pytest.raises(Mismatch) as caught:
         verify(bytes(damaged), checksums, snapshot.size)
-    assert caught.value.message == f"vda (vms/web-root) differs from what was saved: {told}"
+    assert caught.value.message == f"vda (vms/web-root) differs from what was saved: {place}"
     with source_of(bytes(damaged)) as source, pytest.raises(Mismatch, match="differs from what was saved"):
         hold_against(snapshot, source)
 

@@ -85,12 +85,12 @@ def test_data_is_written_in_whole_pages(layout: list[tuple[str, int]], pieces: l
 def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> None:
     content = RANDOM.randbytes(3 * PIECES * PIECE + 12345)
     writer = SlowWriter(len(content))
-    told: list[int] = []
+    progress: list[int] = []
     with source_of(content) as source:
-        write_image(source, len(content), writer, told.append)
+        write_image(source, len(content), writer, progress.append)
     assert writer.content == content
     assert writer.most <= PIECES * PIECE
-    assert told[-1] == len(content)
+    assert progress[-1] == len(content)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +221,12 @@ def test_a_file_that_is_planted_under_the_temporary_name_is_not_written_to(
 @pytest.fixture
 def slow_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Install a qemu-img that never ends; return the file that it writes its pid to."""
-    program, told = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
+    program, pid_file = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho $$ >{told}.new; mv {told}.new {told}; exec sleep 20\n")
+    program.write_text(f"#!/bin/sh\necho $$ >{pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 20\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    return told
+    return pid_file
 
 
 def test_a_request_to_stop_ends_the_conversion_and_ctrl_c_does_not_reach_it(

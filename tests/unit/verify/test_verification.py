@@ -93,9 +93,9 @@ def test_findings_before_an_interrupt_are_reported_and_recorded(state_dir: str, 
     stop = StopRequest()
     with raises("interrupted", Interrupted):
         verification(Stopping(stop), state_dir, recorder, stop).verify((), "latest")
-    (told,) = recorder.told(Level.ERROR)
+    (message,) = recorder.told(Level.ERROR)
     (known,) = read_records(state_dir).values()
-    assert "differs from what was saved" in told
+    assert "differs from what was saved" in message
     assert "differs from what was saved" in known.failure
 
 
@@ -121,11 +121,11 @@ def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Re
 def test_a_base_snapshot_that_was_removed_meanwhile_is_no_mismatch(
     state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, still_there: bool, failed: int
 ) -> None:
-    looks = iter([True, still_there] * len(BOTH))
+    answers = iter([True, still_there] * len(BOTH))
 
     @contextmanager
     def removed_meanwhile(_image: SavedImage, _cluster: object) -> Iterator[Optional[MemorySnapshot]]:
-        yield MemorySnapshot(MIB) if next(looks) else None  # zeros, as of one that is being removed
+        yield MemorySnapshot(MIB) if next(answers) else None  # zeros, as of one that is being removed
 
     monkeypatch.setattr(verification_module, "snapshot_of", removed_meanwhile)
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
@@ -148,15 +148,15 @@ class Counting(HeldPoints):
 def test_manifests_are_read_when_needed_and_freed(
     state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[weakref.ref[SavedDomain]] = []
+    alive: list[weakref.ref[SavedDomain]] = []
     most = 0
 
     def counted(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
         nonlocal most
         one = with_current_ids(saved, point)
-        held.append(weakref.ref(one))
+        alive.append(weakref.ref(one))
         gc.collect()
-        most = max(most, sum(other() is not None for other in held))
+        most = max(most, sum(other() is not None for other in alive))
         return one
 
     monkeypatch.setattr(verification_module, "with_current_ids", counted)
@@ -185,6 +185,6 @@ def test_a_damaged_manifest_fails_its_domain_once(state_dir: str, recorder: Reco
 
     verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(1, 1, MIB)
-    (told,) = recorder.told(Level.ERROR)
-    assert "manifest is damaged" in told
+    (message,) = recorder.told(Level.ERROR)
+    assert "manifest is damaged" in message
     assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]
