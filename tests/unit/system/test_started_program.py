@@ -36,7 +36,7 @@ def logged() -> Iterator[list[str]]:
 
 
 def pasted(line: str) -> str:
-    """Run a logged command in a shell, as an admin would; give what it printed."""
+    """Run a logged command in a shell, as an admin would; return what it printed."""
     command = line.partition("starting ")[2]
     done = subprocess.run(["sh", "-c", command], cwd="/tmp", stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
