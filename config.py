@@ -189,7 +189,7 @@ NOTIFY_TIMEOUT = 60
 PING_URL = ""
 
 # Directory with the subdirectories before-run.d, before-freeze.d, after-thaw.d, after-job.d and after-run.d,
-# whose programs run as root at these steps; see res/docs/hooks.md. "": none.
+# whose programs run at these steps, as the service's user (usually root); see res/docs/hooks.md. "": none.
 HOOKS = ""
 
 # Maximum time in seconds for each hook, which is then ended and counts as failed.

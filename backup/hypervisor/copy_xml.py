@@ -123,7 +123,7 @@ def _is_storage(device: Element) -> bool:
 
 
 def _connects_to_outside(device: Element) -> bool:
-    """Return whether this device of a self-contained kind connects to the outside after all."""
+    """Return whether this device, of a kind in SELF_CONTAINED, connects to something outside of QEMU."""
     if device.tag == "channel":
         return _attribute(device, "target", "name") != AGENT_CHANNEL
     if device.tag == "input":

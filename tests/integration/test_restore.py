@@ -124,9 +124,9 @@ def test_what_is_there_is_never_overwritten_unasked(node: Node, lab: Lab, tmp_pa
     for words, told in {
         (): f"image vms/{ARCHIVE} exists",
         ("--to-file", str(file)): f"{file} exists",
-        ("--suffix", SUFFIX, "--define"): f"domain {ARCHIVE} with the UUID",
-        ("--suffix", SUFFIX, "--define", "--new-uuid"): f"another domain {ARCHIVE}",
-        ("--suffix", SUFFIX, "--define", "--name", COPY): f"domain {ARCHIVE} with the UUID",
+        ("--suffix", SUFFIX, "--define"): f"domain {ARCHIVE} (UUID ",
+        ("--suffix", SUFFIX, "--define", "--new-uuid"): f"another domain named {ARCHIVE}",
+        ("--suffix", SUFFIX, "--define", "--name", COPY): f"domain {ARCHIVE} (UUID ",
         ("--to-pool", "nowhere"): "there is no pool nowhere",
         ("--to-pool", "vms/nowhere"): "hint: rbd namespace create vms/nowhere",
     }.items():

@@ -1,4 +1,4 @@
-"""backup/restore/domain.py: a place in libvirt, with libvirt's own test driver."""
+"""backup/restore/domain.py: restored domains, defined in libvirt's own test driver."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def defined_by_somebody(domain: RestoredDomain) -> None:
     domain.hypervisor.define(domain_element(state=SHUT_OFF))
 
 
-def test_a_domain_is_defined_with_its_nvram_which_is_closed_to_others(
+def test_a_domain_is_defined_with_its_nvram_which_only_root_can_read(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     domain = restored(hypervisor, nvram)
@@ -90,7 +90,7 @@ def test_a_domain_is_defined_with_its_nvram_which_is_closed_to_others(
     assert list(nvram.parent.iterdir()) == [nvram]
 
 
-def test_what_came_there_while_the_images_were_filled_is_not_overwritten(
+def test_a_domain_or_nvram_that_was_created_meanwhile_is_not_overwritten(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     domain = restored(hypervisor, nvram)
@@ -107,7 +107,7 @@ def test_what_came_there_while_the_images_were_filled_is_not_overwritten(
     assert list(nvram.parent.iterdir()) == []
 
 
-def test_a_domain_that_is_not_there_in_the_end_is_told_with_the_way_out(hypervisor: Hypervisor) -> None:
+def test_a_domain_that_could_not_be_defined_is_reported_with_a_hint(hypervisor: Hypervisor) -> None:
     domain = restored(hypervisor, None)
     xml = domain.xml(VDA, MONITORS)
     defined_by_somebody(domain)
@@ -121,7 +121,7 @@ def test_a_domain_that_is_not_there_in_the_end_is_told_with_the_way_out(hypervis
     )
 
 
-def test_a_domain_that_does_not_start_is_told_as_one_that_is_there(
+def test_a_domain_that_does_not_start_is_reported_as_restored(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(uuid: str) -> None:
@@ -148,7 +148,7 @@ def test_a_definition_that_libvirt_refuses_leaves_the_nvram_as_it_was(
     assert nvram.read_bytes() == b"saved"
 
 
-def test_that_the_nvram_can_not_be_written_is_known_at_the_start(
+def test_an_nvram_that_cannot_be_written_is_an_error_at_the_start(
     hypervisor: Hypervisor, nvram: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvram.parent.rmdir()
@@ -164,7 +164,7 @@ def test_that_the_nvram_can_not_be_written_is_known_at_the_start(
     restored(hypervisor, None).require_definable()
 
 
-def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
+def test_differences_from_the_saved_domain_are_warnings(hypervisor: Hypervisor) -> None:
     recorder = Recorder()
     domain = restored(hypervisor, None, reporter=recorder)
     domain.xml({"vda": image("a/b"), "vdc": image("a/c")}, MONITORS)
@@ -271,7 +271,7 @@ def test_an_autostart_that_cannot_be_set_is_a_warning(
     assert hypervisor.domain(UUID).name == "web"
 
 
-def test_a_guest_that_runs_once_leaves_no_nvram_and_overwrites_what_a_killed_one_left(
+def test_a_temporary_guest_leaves_no_nvram_and_overwrites_a_leftover_one(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     domain = restored(hypervisor, nvram, name="web-drill")
@@ -295,10 +295,10 @@ def test_a_failing_removal_of_the_nvram_hides_no_error(
     monkeypatch.setattr(Path, "unlink", read_only)
     recorder = Recorder()
     domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
-    told = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
+    failure = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
     with raises("it did not boot"), domain.running_temporarily(VDA, MONITORS):
         raise BackupError("it did not boot")
     (message,) = recorder.told(Level.ERROR)
-    assert message.startswith(told)
-    with raises(told), domain.running_temporarily(VDA, MONITORS):
+    assert message.startswith(failure)
+    with raises(failure), domain.running_temporarily(VDA, MONITORS):
         assert nvram.with_name("web-drill_VARS.fd").exists()
