@@ -42,9 +42,10 @@ EXCLUDE_DOMAINS = []
 # domain without these disks, and lists them as skipped.
 EXCLUDE_IMAGES = []
 
-# What to do about a disk that is not on an RBD image (such as a file or an LVM volume). "report": back up the
-# domain without the disk, and report it in the list, the log and the manifest. "fail": fail the domain's
-# backup unless its metadata excludes the disk. An RBD image that cannot be backed up always fails its domain.
+# What to do about data that is not on an RBD image: disks (such as a file or an LVM volume), shared
+# directories, devices of the node, persistent and shared memory. "report": back up the domain without it, and
+# report it in the list, the log and the manifest. "fail": fail the domain's backup unless its metadata
+# excludes the disk or device. An RBD image that cannot be backed up always fails its domain.
 UNCOVERED_DISKS = "report"
 
 # Minimum age in seconds of a domain's last restore point, from any node, before the domain is backed up
@@ -188,7 +189,7 @@ NOTIFY_TIMEOUT = 60
 PING_URL = ""
 
 # Directory with the subdirectories before-run.d, before-freeze.d, after-thaw.d, after-job.d and after-run.d,
-# whose programs run as root at these steps; see res/docs/hooks.md. "": none.
+# whose programs run at these steps, as the service's user (usually root); see res/docs/hooks.md. "": none.
 HOOKS = ""
 
 # Maximum time in seconds for each hook, which is then ended and counts as failed.

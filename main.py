@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
@@ -210,8 +210,7 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
     from backup.run.check import examine
 
     problems = 0
-    with _stoppable() as stop:
-        findings = examine(settings, outputs.chosen(settings), stop.check)
+    with _stoppable() as stop, closing(examine(settings, outputs.chosen(settings), stop.check)) as findings:
         for found in chain(optional_modules(), findings):
             print_stoppable(tables.finding(found), stop.check)
             problems += found.problem is not None

@@ -76,7 +76,7 @@ class NotDefined(BackupError):
 
 
 class DrillFailed(BackupError):
-    """The drill found a restore point that does not restore as it was saved."""
+    """A drill failed: its restore point differs from what was saved, or could not be restored or booted."""
 
 
 class Interrupted(BackupError):

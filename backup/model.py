@@ -89,8 +89,9 @@ class Gap(str, Enum):
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a domain, or a layer of its backing chain.
+    """One disk of a domain, a layer of its backing chain, or another device that holds data.
 
+    `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
     `encryption` is the format of an encrypted image, such as luks2.
     """
@@ -102,6 +103,15 @@ class Disk:
     encryption: str = ""
     skipped: str = ""
     gap: Gap = Gap.NONE
+
+    @property
+    def empty(self) -> bool:
+        """Whether it is a drive without a medium."""
+        return not self.image and not self.source and self.gap is Gap.NONE
+
+    def __str__(self) -> str:
+        title = self.target if ":" in self.target else f"disk {self.target}"
+        return f"{title} ({self.source})" if self.source else title
 
 
 @dataclass(frozen=True)
@@ -138,12 +148,18 @@ class Domain:
 
 @dataclass(frozen=True)
 class Definition:
-    """What libvirt needs to define the domain again."""
+    """What libvirt needs to define the domain again.
+
+    `autostart` is None if an older version saved it. `not_saved` is what libvirt has of the domain besides:
+    a text for each.
+    """
 
     inactive_xml: str
     live_xml: str = ""
     nvram_path: str = ""
     nvram: bytes = b""
+    autostart: Optional[bool] = None
+    not_saved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

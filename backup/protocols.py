@@ -24,7 +24,8 @@ class SnapshotReader(Protocol):
     def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         """Yield the allocated extents, of all or of a part, in ascending order and without overlaps.
 
-        Empty extents among them mark how far the listing has come, at multiples of stream.READ_SIZE.
+        Empty extents among them mark how far the listing has come, at multiples of READ_SIZE of
+        transfer/backup_stream.py.
         """
 
     def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:

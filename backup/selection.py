@@ -61,8 +61,7 @@ def require_complete(domain: Domain) -> None:
         raise domain.problem
     for disk in domain.disks:
         if disk.gap is Gap.BROKEN:
-            source = f" ({disk.source})" if disk.source else ""
-            message = f"disk {disk.target}{source} cannot be backed up: {disk.skipped}"
+            message = f"{disk} cannot be backed up: {disk.skipped}"
             hint = f'to exclude it: <backup exclude="{disk.target}"/> in the domain\'s metadata'
             raise BackupError(message, hint)
 

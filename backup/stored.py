@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Optional
 
-from .model import Consistency, Definition, Domain
+from .model import Consistency, Definition, Disk, Domain
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class SavedImage:
 class SavedDomain:
     """The content of a restore point's manifest: all that a restore needs, except the images' bytes.
 
-    `skipped_disks` are the targets of the disks that were not saved. By target: `checksums` as packed by
+    `skipped_disks` are those that were not saved, each with its reason. By target: `checksums` as packed by
     checksums.py, and `times`, when each segment of the image last changed, as packed by the output.
     """
 
@@ -98,7 +98,7 @@ class SavedDomain:
     taken: datetime
     consistency: Consistency
     images: tuple[SavedImage, ...]
-    skipped_disks: tuple[str, ...]
+    skipped_disks: tuple[Disk, ...]
     definition: Definition
     checksums: Mapping[str, bytes]
     times: Mapping[str, bytes] = field(default_factory=dict)

@@ -212,7 +212,7 @@ class _Monitor:
             self._job.reporter.progress(self._domain, "", self._served, max(self._size, self._served))
         elif now > self._since + self._stall_timeout:
             message = f"the output took no byte for {self._stall_timeout:.0f} s"
-            raise Stalled(message, "is its host reachable? see OUTPUT_STALL_TIMEOUT")
+            raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
 
 
 @contextmanager

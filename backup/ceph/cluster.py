@@ -38,6 +38,8 @@ FEATURES = {
 
 LOCK_NAME = "virt-rbd-backup"
 
+# The first bytes of a clone that was formatted with an encryption of its own (librbd, crypto/luks/Magic.cc).
+CLONE_MAGIC = b"RBDL\xba\xbe"
 
 NOT_EQUAL = 4095  # MAX_ERRNO: a comparison in an operation failed at its first byte
 
@@ -47,6 +49,15 @@ class Claim(Enum):
 
     TAKE = "take"  # only if no other owner holds it
     RENEW = "renew"  # also after it expired, if no other owner has held it since
+
+
+def _is_formatted_clone(opened: Any) -> bool:
+    """Return whether an open image is a clone with an encryption that is not its parent's."""
+    try:
+        opened.parent_info()
+    except rbd.ImageNotFound:
+        return False
+    return bool(opened.read(0, min(opened.size(), len(CLONE_MAGIC))) == CLONE_MAGIC)
 
 
 class Cluster(Connection):
@@ -67,6 +78,13 @@ class Cluster(Connection):
             if mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]:
                 message = f"image {image} is a mirror that is not primary"
                 raise ClusterError(message, "back it up where it is primary; see rbd mirror image status")
+            if _is_formatted_clone(opened):
+                message = (
+                    f"image {image} is a clone with an encryption of its own: "
+                    "a copy of it cannot be decrypted where it still shows its parent's data"
+                )
+                hint = f"with the passphrases of all its layers (see rbd flatten --help): rbd flatten {image}"
+                raise ClusterError(message, hint)
             return image if opened.old_format() else replace(image, id=opened.id())
 
     def watchers(self, image: Image) -> int:

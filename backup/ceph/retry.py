@@ -82,7 +82,7 @@ class CephRetry:
     def _after_error(
         self, error: ClusterError, first: float | None, moment: float, check_stop: Check | None
     ) -> float | None:
-        """Return when the call timed out for the first time: None if that was in a stall that is over.
+        """Return when the call timed out for the first time, None if the cluster has answered since.
 
         Raises unless the call is to be made again.
         """
@@ -109,8 +109,8 @@ class CephRetry:
     def _require_time(self, first: float, tried: bool, error: ClusterError) -> None:
         """Raise if the time for retries is over: `limit` seconds after `first`, the call's first timeout.
 
-        `tried`: this call, or another one since, has been retried. Without, the call is retried: a read may
-        have timed out long before its result was needed.
+        `tried`: at least one retry was made since `first`. If not, one is made even after the limit: a read
+        may have timed out long before its result was needed.
         """
         if not self.limit:
             raise error

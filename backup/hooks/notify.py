@@ -13,6 +13,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from ..errors import BackupError, reason
+from ..exit_codes import FAILED, SUCCESS
 from ..job_result import Status
 from ..model import Level
 from ..protocols import Reporter
@@ -86,7 +87,7 @@ def _failing(report: Report) -> Mapping[str, bool]:
 
 def _in_trouble(report: Report) -> bool:
     """Return whether something failed that belongs to no domain."""
-    return report["exit_code"] not in (0, 3) or bool(report["errors"])
+    return report["exit_code"] not in (SUCCESS, FAILED) or bool(report["errors"])
 
 
 def _notify(

@@ -18,7 +18,7 @@ from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
 from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from . import domain_xml
 from .disk_xml import Places
-from .domain_state import has_job, state_of
+from .domain_state import has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .mapped_device import mapped_image
@@ -119,9 +119,11 @@ class Hypervisor:
             secure = libvirt.VIR_DOMAIN_XML_SECURE
             inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
             live = handle.XMLDesc(secure) if handle.isActive() else ""
+            autostart, besides = bool(handle.autostart()), tuple(not_saved(handle))
         # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
-        return Definition(inactive, live, path, read_nvram(path, domain.state, self._read))
+        nvram = read_nvram(path, domain.state, self._read)
+        return Definition(inactive, live, path, nvram, autostart, besides)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
@@ -130,6 +132,13 @@ class Hypervisor:
             "cannot define the domain", "check that this node has everything that the definition names"
         ):
             connection.defineXML(xml)
+
+    def set_autostart(self, uuid: str, autostart: bool) -> None:
+        """Let libvirt start the domain whenever the node starts, or not."""
+        handle = self._handle(uuid)
+        option = "" if autostart else "--disable "
+        with libvirt_errors("cannot set the domain's autostart", f"virsh autostart {option}{uuid}"):
+            handle.setAutostart(autostart)
 
     def start(self, uuid: str) -> None:
         """Start a domain that is shut off."""
@@ -235,12 +244,17 @@ class Hypervisor:
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
-        """Return the disks that the domain has now, then those that its next start adds."""
+        """Return the disks that the domain has now, then those that its next start adds.
+
+        A drive that is empty now may get an image at the next start, which then counts.
+        """
         pool = partial(self._pool_xml, check_stop=check_stop)
         places = Places(pool, partial(mapped_image, local=self.local), self.local)
         now = domain_xml.disks(xml, places)
-        targets = {disk.target for disk in now}
         later = domain_xml.disks(inactive, places) if inactive is not xml else ()
+        filled = {disk.target for disk in later if disk.image}
+        now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
+        targets = {disk.target for disk in now}
         return now + tuple(disk for disk in later if disk.target not in targets)
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:

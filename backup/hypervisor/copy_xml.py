@@ -9,10 +9,11 @@ import os
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
+from .device_xml import COMMAND_LINE
+from .disk_xml import shown
 from .domain_xml import AGENT_CHANNEL
 from .metadata import ELEMENT, NAMESPACE
 
-COMMAND_LINE = "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"
 BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
 
 # Character devices, and their types that connect to nothing outside of QEMU.
@@ -57,6 +58,14 @@ def isolate(domain: Element, devices: Element) -> None:
             device.set("type", "none")
             remove(device, *[child.tag for child in device])
     _exclude_from_backups(domain)
+
+
+def eject(drive: Element) -> str:
+    """Remove a drive's medium, and return what it is known by."""
+    medium = shown(drive)
+    drive.set("type", "file")
+    remove(drive, "source", "backingStore", "mirror", "auth", "encryption")
+    return medium
 
 
 def nvram_beside(path: str, name: str) -> str:
@@ -114,7 +123,7 @@ def _is_storage(device: Element) -> bool:
 
 
 def _connects_to_outside(device: Element) -> bool:
-    """Return whether this device of a self-contained kind connects to the outside after all."""
+    """Return whether this device, of a kind in SELF_CONTAINED, connects to something outside of QEMU."""
     if device.tag == "channel":
         return _attribute(device, "target", "name") != AGENT_CHANNEL
     if device.tag == "input":

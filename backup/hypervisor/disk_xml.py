@@ -13,6 +13,7 @@ from ..model import ClusterAddress, Disk, Gap, Image, image_named
 from .mapped_device import MappedImage
 
 REMOVABLE = ("cdrom", "floppy")
+IMAGE_TYPES = ("network", "volume", "block")  # of disks that may be on an RBD image
 # Attributes of <source> that identify it for an admin.
 NAMES = ("name", "file", "dev", "volume", "dir", "path")
 
@@ -40,12 +41,11 @@ class _Place:
 
 def layers(element: Element, places: Places) -> tuple[Disk, ...]:
     """Return a <disk> and the layers of its backing chain: vda, vda.backing1, ..."""
-    target = _attribute(element, "target", "dev")
-    device = element.get("device", "disk")
-    if device in REMOVABLE:
-        medium = "" if _shown(element) else " without a medium"
-        return (Disk(target, _shown(element), skipped=f"a {device}{medium}"),)
+    target = attribute(element, "target", "dev")
     top = _disk(element, target, places)
+    if element.get("device") in REMOVABLE and _elsewhere(element, top):
+        medium = "" if top.source else " without a medium"
+        return (Disk(target, top.source, skipped=f"a {element.get('device')}{medium}"),)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
     if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
@@ -56,6 +56,11 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
     return (top, *below)
 
 
+def _elsewhere(element: Element, medium: Disk) -> bool:
+    """Return whether a removable medium is on no RBD image; a volume whose pool is unknown counts as such."""
+    return medium.gap is Gap.FOREIGN or (medium.gap is Gap.BROKEN and element.get("type") == "volume")
+
+
 def _backing(element: Element) -> Iterator[Element]:
     layer = element.find("backingStore")
     while layer is not None and layer.find("source") is not None:
@@ -64,17 +69,33 @@ def _backing(element: Element) -> Iterator[Element]:
 
 
 def _disk(element: Element, target: str, places: Places) -> Disk:
-    disk = Disk(target, _shown(element))
+    """Return one layer. One whose qcow2 metadata or data is on RBD, but not both in one image, is broken."""
+    layer, store = _one_place(element, target, places), element.find("source/dataStore")
+    if store is None:
+        return layer
+    data = _one_place(store, target, places)
+    if layer.gap is data.gap is Gap.FOREIGN:
+        return layer
+    text = f"its qcow2 metadata is in {_named(layer)}, its data in {_named(data)} (dataStore)"
+    return Disk(target, layer.source, skipped=text, gap=Gap.BROKEN)
+
+
+def _named(disk: Disk) -> str:
+    return f"RBD image {disk.image}" if disk.image else disk.source or disk.skipped
+
+
+def _one_place(element: Element, target: str, places: Places) -> Disk:
+    disk = Disk(target, shown(element))
     try:
         place = _place(element, places)
     except BackupError as error:
         return replace(disk, skipped=error.message, gap=Gap.BROKEN)
     if place is None:
-        kind = _attribute(element, "source", "protocol") or element.get("type")
+        kind = attribute(element, "source", "protocol") or element.get("type")
         return replace(disk, skipped=f"no RBD image ({kind})", gap=Gap.FOREIGN)
     if place.snapshot:
         return replace(disk, skipped=f"runs from snapshot {place.snapshot}, which never changes")
-    encryption = _attribute(element, "source/encryption", "format") or _attribute(
+    encryption = attribute(element, "source/encryption", "format") or attribute(
         element, "encryption", "format"
     )
     return replace(disk, image=place.image, address=place.address, encryption=encryption)
@@ -87,7 +108,7 @@ def _place(element: Element, places: Places) -> _Place | None:
         return None
     if kind == "network" and source.get("protocol") == "rbd":
         auth = element.find("auth")  # in <source> since libvirt 3.9
-        address, snapshot = _address(source, auth), _attribute(source, "snapshot", "name")
+        address, snapshot = _address(source, auth), attribute(source, "snapshot", "name")
         if address.conf_file and not places.local:
             raise BackupError(f"its Ceph configuration file {address.conf_file} is on another node")
         return _Place(_image(source.get("name", "")), address, snapshot)
@@ -127,7 +148,7 @@ def _address(source: Element, old_auth: Element | None = None) -> ClusterAddress
         user=auth.get("username", "") if auth is not None else "",
         secret_uuid=secret.get("uuid", "") if secret is not None else "",
         secret_usage=secret.get("usage", "") if secret is not None else "",
-        conf_file=_attribute(source, "config", "file"),
+        conf_file=attribute(source, "config", "file"),
     )
 
 
@@ -138,10 +159,10 @@ def _monitor(host: Element) -> str:
     return f"{name}:{port}" if port else name
 
 
-def _shown(element: Element) -> str:
-    return next((shown for name in NAMES if (shown := _attribute(element, "source", name))), "")
+def shown(element: Element) -> str:
+    return next((shown for name in NAMES if (shown := attribute(element, "source", name))), "")
 
 
-def _attribute(element: Element, child: str, name: str) -> str:
+def attribute(element: Element, child: str, name: str) -> str:
     found = element.find(child)
     return found.get(name, "") if found is not None else ""

@@ -1,7 +1,9 @@
-"""The state of a domain, from what libvirt reports."""
+"""The state of a domain, from what libvirt reports, and what of it no backup has."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import libvirt
@@ -35,6 +37,28 @@ def state_of(handle: Any) -> State:
     if state == libvirt.VIR_DOMAIN_SHUTOFF and handle.hasManagedSaveImage():
         return State.SAVED
     return STATES.get(state, State.BUSY)
+
+
+def not_saved(handle: Any) -> Iterator[str]:
+    """Yield what libvirt itself stores of a virDomain besides its definition. Raises libvirtError."""
+    for what, names in (("snapshot", _snapshots(handle)), ("checkpoint", _checkpoints(handle))):
+        if names:
+            plural = "s" if len(names) > 1 else ""
+            yield f"the metadata of libvirt's {what}{plural} {', '.join(names)}"
+    if handle.hasManagedSaveImage():
+        yield "the memory that virsh managedsave saved"
+
+
+def _snapshots(handle: Any) -> list[str]:
+    with suppress(libvirt.libvirtError):  # not every driver has them
+        return sorted(handle.snapshotListNames())
+    return []
+
+
+def _checkpoints(handle: Any) -> list[str]:
+    with suppress(libvirt.libvirtError):
+        return sorted(one.getName() for one in handle.listAllCheckpoints())
+    return []
 
 
 def has_job(handle: Any) -> bool:

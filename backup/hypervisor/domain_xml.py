@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Disk
-from .disk_xml import Places, layers
+from .device_xml import data_devices
+from .disk_xml import IMAGE_TYPES, REMOVABLE, Places, attribute, layers
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 
 def disks(xml: str, places: Places) -> tuple[Disk, ...]:
-    """Return all disks of the domain, with the reason for those that cannot be backed up."""
-    elements = ElementTree.fromstring(xml).findall("./devices/disk")
-    return tuple(disk for element in elements for disk in layers(element, places))
+    """Return all disks of the domain, with the reason for those that cannot be backed up.
+
+    What else it has data in follows them.
+    """
+    domain = ElementTree.fromstring(xml)
+    found = [disk for element in domain.findall("./devices/disk") for disk in layers(element, places)]
+    return (*found, *data_devices(domain))
+
+
+def required_media(xml: str) -> Mapping[str, str]:
+    """Return the files and devices of the node without which libvirt does not start the domain.
+
+    They are the media of its drives, by the drives' targets.
+    """
+    found = {}
+    for drive in _drives(xml):
+        paths = filter(None, (attribute(drive, "source", name) for name in ("file", "dev", "dir")))
+        optional = attribute(drive, "source", "startupPolicy") == "optional"
+        found.update({attribute(drive, "target", "dev"): path for path in paths if not optional})
+    return found
+
+
+def drives_without_image(xml: str) -> set[str]:
+    """Return the targets of the drives that are empty or have a medium that cannot be an RBD image."""
+    return {
+        attribute(drive, "target", "dev")
+        for drive in _drives(xml)
+        if drive.find("source") is None or drive.get("type") not in IMAGE_TYPES
+    }
+
+
+def _drives(xml: str) -> Iterator[Element]:
+    disks = ElementTree.fromstring(xml).iterfind("./devices/disk")
+    return (disk for disk in disks if disk.get("device") in REMOVABLE)
 
 
 def agent_connected(live_xml: str) -> bool:

@@ -12,7 +12,8 @@ from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Image
-from .copy_xml import isolate, remove, separate
+from .copy_xml import eject, isolate, remove, separate
+from .disk_xml import IMAGE_TYPES, REMOVABLE
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Redefinition:
 def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
     """Return the XML, and what was left out of it.
 
-    A copy loses disks that were not restored, and everything that belongs to the original. Raises BackupError
-    for a disk that cannot refer to its restored image.
+    A copy loses disks and media that were not restored, and everything that belongs to the original. Raises
+    BackupError for a disk that cannot refer to its restored image.
     """
     domain = ElementTree.fromstring(xml)
     _text_of(domain, "name", change.name)
@@ -49,7 +50,12 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
     change = replace(change, images=_with_sharers(devices, change.images))
     left_out = []
     for disk in devices.findall("disk"):
-        if not _pointed(disk, change) and change.copy and disk.get("device") != "cdrom":
+        if _pointed(disk, change) or not change.copy:
+            continue
+        if disk.get("device") in REMOVABLE:
+            medium = f"the medium {eject(disk)} of {disk.get('device')} {_target(disk)}"
+            left_out.append(f"{medium}, which starts empty")
+        else:
             devices.remove(disk)
             left_out.append(f"{_target(disk)}, which was not restored")
     if change.copy:
@@ -77,6 +83,8 @@ def _origin(layer: Element) -> tuple[object, ...]:
 def _pointed(disk: Element, change: Redefinition) -> bool:
     """Let a disk and its layers refer to their restored images; return whether all were restored."""
     layers = list(_layers(disk))
+    if disk.get("device") in REMOVABLE and disk.get("type") not in IMAGE_TYPES:
+        return not layers  # its next medium is a file: the restored image was in the drive before
     for target, layer in layers:
         if target in change.images:
             _point(layer, target, change.images[target], change)

@@ -23,7 +23,7 @@ from ..model import Domain, Gap, Level
 from ..protocols import Output, Reporter, SnapshotSource
 from ..selection import require_complete, select_disks
 from ..settings import Settings
-from ..stored import SavedImage
+from ..stored import RestorePoint, SavedImage
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
@@ -145,10 +145,7 @@ class DomainJob:
             self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
             point = self._taker.take(domain, hypervisor, snapshots, self._lock_places)
             variables["CONSISTENCY"] = point.consistency.value
-        for disk in point.domain.disks:
-            if disk.gap is Gap.FOREIGN:
-                text = f"{disk.target} ({disk.source}) is not backed up: {disk.skipped}"
-                self.reporter.message(Level.INFO, domain.name, text)
+        self._report_not_saved(point)
         self._begin(Phase.STREAM, self._output_limit)
         images = self.output.save(point, snapshots.snapshots, self)
         if self._previous:
@@ -160,6 +157,13 @@ class DomainJob:
             images=images,
             skipped_disks=tuple(disk for disk in point.domain.disks if not disk.image),
         )
+
+    def _report_not_saved(self, point: RestorePoint) -> None:
+        for disk in point.domain.disks:
+            if disk.gap is Gap.FOREIGN:
+                self._report(Level.INFO, f"{disk} is not backed up: {disk.skipped}")
+        for text in point.definition.not_saved:
+            self._report(Level.INFO, f"{text}: not backed up")
 
     def _keep_base_snapshots(
         self, snapshots: DomainSnapshots, previous: PreviousBackup, domain: Domain

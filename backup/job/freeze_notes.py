@@ -30,7 +30,7 @@ class Note:
     """A domain of the libvirt at `uri` that is, or is about to be, frozen or paused.
 
     `instance` is libvirt's id of the running domain, -1 if unknown: each start of a domain gives it another.
-    `owner` is the process that has to thaw or resume it, if known, `until` when at the latest, in
+    `owner` is the process that has to thaw or resume it, if known, and `until` its deadline, in
     time.monotonic(), which all processes share. `releasing`: it has begun to. `possible`: until when the
     freeze or pause may still happen, as libvirt lets a call wait.
     """
@@ -64,7 +64,7 @@ class FreezeNotes:
     def write(self, domain: Domain, method: Method, seconds: float = 0.0, possible: float = 0.0) -> Note:
         """Record that the domain is about to be quiesced, for so long at the most. Raises BackupError.
 
-        `possible`: seconds in which the call for it may still be carried out, at the least as long.
+        `possible`: seconds during which libvirt may still carry out the freeze or pause, at least `seconds`.
         """
         path = self._path(domain.uuid)
         now = time.monotonic()

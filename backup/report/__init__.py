@@ -1,1 +1,1 @@
-"""What a run came to, and what is made of it: JSON, history, metrics, the HTML report."""
+"""Reports of runs: JSON, history, metrics, the HTML page."""

@@ -28,8 +28,8 @@ class DomainRecord:
     """What this node knows of one domain. Times are ISO 8601, "" means never.
 
     `saved` is the time of its newest restore point, `verified` of the last verification that passed, `tried`
-    of the last drill, `drilled` of the last drill that passed. `failure` is the failure of a verification or
-    drill since then.
+    of the last drill, `drilled` of the last drill that passed. `failure` is the message of a verification or
+    drill that failed after the last one that passed.
     """
 
     saved: str = ""

@@ -27,7 +27,7 @@ def _bytes(count: Callable[[ImageEntry], int]) -> Value:
 
 
 def _last_saved(health: DomainHealth, record: DomainRecord) -> float:
-    """proofs.json goes back further than the reports; with a full STATE_DIR it lacks even this run."""
+    """Return the later of two sources: proofs.json is older than all reports, but may lack this run."""
     return max(_seconds(record.saved), _seconds(health.saved["taken"] if health.saved else None))
 
 

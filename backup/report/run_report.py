@@ -31,7 +31,7 @@ class RunResult:
     signal_number: int = 0
     nothing_done: bool = False
     named: Sequence[str] = ()
-    errors: Sequence[str] = ()  # what no domain is to blame for, such as an unreachable libvirt
+    errors: Sequence[str] = ()  # of the run as a whole, such as an unreachable libvirt
     not_selected: Sequence[JobResult] = ()
     verified: bool = False  # each saved image was compared with its snapshot
 

@@ -42,7 +42,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Span:
-    """The start, the width and the kind of something."""
+    """A part of a bar: its start and width in percent, and its kind, which is its CSS class."""
 
     x: float
     width: float

@@ -58,7 +58,7 @@ def verdict(report: Report) -> str:
     if failed:
         return f"{failed} of {saved + failed} domains failed"
     if report["errors"]:
-        return f"{_domains(saved)} saved, others could not be listed"
+        return f"{_domains(saved)} saved, the run had errors"
     return f"{_domains(saved)} saved" if saved else "Nothing to do"
 
 

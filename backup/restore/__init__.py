@@ -1,1 +1,1 @@
-"""The way back: images, files and the definition of a domain."""
+"""Restores images, files and the definition of a domain."""

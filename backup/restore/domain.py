@@ -14,7 +14,7 @@ from ..errors import BackupError, reason
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside
 from ..hypervisor.disk_xml import Places
-from ..hypervisor.domain_xml import disks
+from ..hypervisor.domain_xml import disks, drives_without_image, required_media
 from ..hypervisor.restored_xml import Redefinition, redefined
 from ..model import Disk, Domain, Image, Level, State
 from ..protocols import Reporter
@@ -82,7 +82,8 @@ class RestoredDomain:
         """Return its XML with these images; warn of all that differs. Raises BackupError."""
         change = Redefinition(self.name, self.uuid, self.copy, images, monitors)
         xml, left_out = redefined(self.saved.definition.inactive_xml, change)
-        targets = {disk.target for disk in _disks_of(self.saved.definition.inactive_xml)}
+        inactive = self.saved.definition.inactive_xml
+        targets = {disk.target for disk in _disks_of(inactive)} - drives_without_image(inactive)
         not_restored = [one.target for one in self.saved.images if one.target in targets - set(images)]
         for text in (
             *(f"removed from the copy's definition: {what}" for what in left_out),
@@ -98,6 +99,8 @@ class RestoredDomain:
             ),
         ):
             self.reporter.message(Level.WARNING, self.name, text)
+        if not self.copy:
+            self._warn_of_missing_media(xml)
         return xml
 
     @contextmanager
@@ -106,7 +109,9 @@ class RestoredDomain:
     ) -> Iterator[str]:
         """Run an isolated copy during the block, which gets its XML; nothing of it is left afterwards."""
         change = Redefinition(self.name, self.uuid, True, images, monitors, isolated=True)
-        xml, _ = redefined(self.saved.definition.inactive_xml, change)
+        xml, left_out = redefined(self.saved.definition.inactive_xml, change)
+        for what in left_out:
+            self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
         with ExitStack() as stack:
             if self._nvram_path:
                 self._require_writable(self._nvram_path)
@@ -124,6 +129,7 @@ class RestoredDomain:
         with self._nvram_replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
+        self._set_autostart()
         self._warn_of_missing_secrets(xml)
 
     def start(self) -> None:
@@ -164,6 +170,32 @@ class RestoredDomain:
     def _write_nvram(self, path: str) -> None:
         with _nvram_errors("write", path), open(path, "wb", opener=_closed_to_others) as file:
             file.write(self.saved.definition.nvram)
+
+    def _set_autostart(self) -> None:
+        """Set it as it was saved, but not for a copy: the domain is defined, whether it succeeds or not."""
+        autostart = self.saved.definition.autostart
+        if autostart is None:
+            return
+        if self.copy:
+            if autostart:
+                text = f"without autostart, which the original has: virsh autostart {self.name}"
+                self.reporter.message(Level.INFO, self.name, text)
+            return
+        try:
+            self.hypervisor.set_autostart(self.uuid, autostart)
+        except BackupError as error:
+            self.reporter.message(Level.WARNING, self.name, str(error))
+            return
+        if autostart:
+            self.reporter.message(Level.INFO, self.name, "autostart is set again")
+
+    def _warn_of_missing_media(self, xml: str) -> None:
+        """Warn of media that this node lacks: the domain can be defined, but not started."""
+        for target, path in required_media(xml).items():
+            if self.hypervisor.local and not os.path.exists(path):
+                hint = f"before the start: virsh change-media {self.name} {target} --eject --config"
+                error = BackupError(f"{target}: its medium {path} does not exist on this node", hint)
+                self.reporter.message(Level.WARNING, self.name, str(error))
 
     def _warn_of_missing_secrets(self, xml: str) -> None:
         """Warn of cephx keys that libvirt lacks: the domain is defined, but will not start."""

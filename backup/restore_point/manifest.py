@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import PROGRAM, __version__
 from ..errors import BackupError
-from ..model import Consistency, Definition
+from ..model import Consistency, Definition, Disk
 from ..stored import Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 from .checksums import ALGORITHM, Checksums
 
@@ -74,12 +74,14 @@ def unpack(packed: bytes) -> SavedDomain:
             taken=datetime.fromisoformat(content["taken"]),
             consistency=Consistency(content["consistency"]),
             images=tuple(map(_image, content["images"])),
-            skipped_disks=tuple(disk["target"] for disk in content["not_covered"]),
+            skipped_disks=tuple(map(_skipped, content["not_covered"])),
             definition=Definition(
                 members[INACTIVE_XML].decode(),
                 members.get(LIVE_XML, b"").decode(),
                 content["nvram_path"],
                 members.get(NVRAM, b""),
+                content.get("autostart"),
+                tuple(content.get("not_saved", ())),
             ),
             checksums=_checksums(content, members),
             times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
@@ -115,6 +117,10 @@ def _image(fields: Mapping[str, Any]) -> SavedImage:
     return SavedImage(**{**fields, "layout": layout, "source": SnapshotId(**fields.get("source", {}))})
 
 
+def _skipped(fields: Mapping[str, Any]) -> Disk:
+    return Disk(fields["target"], fields.get("source", ""), skipped=fields.get("reason", ""))
+
+
 def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, object]:
     saved = {image.target for image in images}
     targets = {image.image: image.target for image in images}
@@ -129,6 +135,8 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
         "consistency": point.consistency,
         "frozen_seconds": round(point.frozen_seconds, 3),
         "nvram_path": point.definition.nvram_path,
+        "autostart": point.definition.autostart,
+        "not_saved": point.definition.not_saved,
         "checksums": ALGORITHM,
         "images": [asdict(image) for image in images],
         "not_covered": [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Callable
@@ -18,7 +18,7 @@ from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.leftovers import base_snapshots
-from ..model import ClusterAddress, Disk, Domain, Finding, Image, State
+from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..protocols import Output
 from ..selection import choose, effective, require_complete
 from ..settings import Settings
@@ -32,7 +32,9 @@ AT_A_TIME = 16  # calls at the same time
 GRACE = 4  # seconds for agents to answer after a request to stop, as their timeouts have to be reset
 
 
-def examine(settings: Settings, output: Output, check_stop: CheckStop = never_stop) -> Iterator[Finding]:
+def examine(
+    settings: Settings, output: Output, check_stop: CheckStop = never_stop
+) -> Generator[Finding, None, None]:
     """Check everything that a backup needs, and yield each finding at once.
 
     Raises what `check_stop` raises, immediately even if a call hangs.
@@ -88,13 +90,16 @@ def _domains(
     )
     with Calls(AT_A_TIME, check_stop, stack.close, GRACE) as calls:
         for domain in domains:
-            yield from _covered(domain)
+            yield from _selected_images(domain)
         yield from calls.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
         yield from _clusters(domains, clusters, settings, calls)
 
 
-def _covered(domain: Domain) -> Iterator[Finding]:
-    """Report a disk that keeps the domain from being backed up, if there is one."""
+def _selected_images(domain: Domain) -> Iterator[Finding]:
+    """Report what of the domain is not backed up, and a disk that keeps it from being backed up."""
+    for disk in domain.disks:
+        if disk.gap is Gap.FOREIGN:
+            yield Finding(f"domain {domain.name}: {disk} is not backed up: {disk.skipped}")
     try:
         require_complete(domain)
     except BackupError as error:

@@ -60,8 +60,9 @@ FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
 class PipeReporter:
     """Sends what the job reports to the main process. Satisfies protocols.Reporter.
 
-    Threads may share it. Progress for which the pipe has no room is dropped: a main process that was stopped
-    does not read, and the stream must not wait for it. `set_title` gets the process's title.
+    Threads may share it. Progress and debug messages for which the pipe has no room are dropped: a main
+    process that was stopped does not read, and the stream must not wait for it. `set_title` gets the
+    process's title.
     """
 
     def __init__(self, pipe: Connection, set_title: Callable[[str], None] = lambda text: None) -> None:
@@ -74,7 +75,10 @@ class PipeReporter:
         self._room.register(pipe, select.POLLOUT)
 
     def message(self, level: Level, domain: str, text: str) -> None:
-        self.send(Message(level, domain, text))
+        if level is Level.DEBUG:
+            self._send_if_room(Message(level, domain, text))
+        else:
+            self.send(Message(level, domain, text))
 
     def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
         self._phase, self._target = phase, ""
@@ -87,10 +91,13 @@ class PipeReporter:
         if target != self._target:
             self._target = target
             self._set_title(f"{domain}: {self._phase.value} {target}".rstrip())
+        self._send_if_room(Progress(domain, target, done, size))
+
+    def _send_if_room(self, item: FromWorker) -> None:
         if self._sending.acquire(blocking=False):  # otherwise another thread is waiting for room
             try:
                 if self._room.poll(0):
-                    self._send(Progress(domain, target, done, size))
+                    self._send(item)
             finally:
                 self._sending.release()
 

@@ -196,7 +196,7 @@ class Pool:
             worker = self._active.pop(pipe)
             worker.handed.exception()  # the call ends now, as the other end is closed
             pipe.close()
-            self._ended(worker)
+            self._record_result(worker)
             return
         worker.record_life()
         if isinstance(item, Message):
@@ -209,7 +209,7 @@ class Pool:
         else:
             worker.result = item
 
-    def _ended(self, worker: Worker) -> None:
+    def _record_result(self, worker: Worker) -> None:
         """Record the job's result. A worker that died costs its own domain and nothing else."""
         worker.process.join()
         code = worker.process.exitcode or 0

@@ -184,14 +184,14 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
         if not one.group.ended(max(deadline - time.monotonic(), 0)):
             one.group.send(signal.SIGKILL)
             one.group.ended(limit)  # for the kernel to remove them
-        _ended(records, one, members)
+        _record_end(records, one, members)
     for one in orphans:
         if not one.leaves:
             records.erase(one)
     return len(found)
 
 
-def _ended(records: Records, one: ChildRecord, members: Sequence[ProcessId]) -> None:
+def _record_end(records: Records, one: ChildRecord, members: Sequence[ProcessId]) -> None:
     others = dict.fromkeys((*one.members, *(member for member in members if member != one.leader)))
     with suppress(OSError):
         records.write(replace(one, members=tuple(others), ended=time.time()))

@@ -84,7 +84,7 @@ class Calls:
         try:
             return call()
         finally:
-            self._ended()
+            self._count_down()
 
     def _next(self) -> tuple[Callable[[], Any], Future[Any]] | None:
         with self._changed:
@@ -94,7 +94,7 @@ class Calls:
             self._under_way += 1
             return self._waiting.popleft()
 
-    def _ended(self) -> None:
+    def _count_down(self) -> None:
         with self._changed:
             self._under_way -= 1
             self._changed.notify_all()

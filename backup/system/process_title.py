@@ -8,12 +8,12 @@ from typing import Callable
 
 from ..text import one_line
 
-PROGRAM = "virt-rbd-backup"
+PROCESS_NAME = "virt-rbd-backup"
 
 
 def set_title(text: str) -> None:
     """Set this process's title to "virt-rbd-backup: TEXT"; the first call has to come before any thread."""
-    _setter()(f"{PROGRAM}: {one_line(text)}")
+    _setter()(f"{PROCESS_NAME}: {one_line(text)}")
 
 
 @cache
@@ -28,7 +28,7 @@ def _setter() -> Callable[[str], None]:
     except Exception:  # missing, or broken in whatever way: `check` reports it
         return lambda title: None
     else:
-        setproctitle(PROGRAM)  # reads the variable once
+        setproctitle(PROCESS_NAME)  # reads the variable once
         return setproctitle
     finally:
         del os.environ["SPT_NOENV"]

@@ -20,8 +20,8 @@ DIRECTORY = "/"  # in which every program starts
 HIDDEN = "***"
 # In a URL: a password, a token in its place, the values of a query.
 URL_SECRETS = (
-    (re.compile(r"://([^:/@\s]*):[^@\s]*@"), rf"://\1:{HIDDEN}@"),
-    (re.compile(r"(https?)://[^:/@\s]+@"), rf"\1://{HIDDEN}@"),
+    (re.compile(r"://([^:/@\s]*):[^\s\"']*@"), rf"://\1:{HIDDEN}@"),  # up to the last @, which it may hold
+    (re.compile(r"(https?)://[^:/?#\s]+@"), rf"\1://{HIDDEN}@"),
     (re.compile(r"(://[^?\s\"']*\?)[^\s\"']+"), rf"\1{HIDDEN}"),
 )
 

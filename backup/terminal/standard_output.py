@@ -21,7 +21,7 @@ STUCK_LIMIT = 1.0  # the same for a terminal that took nothing before
 def print_text(text: str, seconds: float = math.inf) -> None:
     """Print a text. The exit code does not depend on it: a reader that is gone is not a failure.
 
-    Nor is a terminal that stays stopped for so many seconds. A pipe has no time limit.
+    After `seconds` a stopped terminal is given up, which is no failure either. A pipe has no time limit.
     """
     try:
         if seconds < math.inf and sys.stdout.isatty():

@@ -1,1 +1,1 @@
-"""Bytes on their way: from a snapshot to an output, back into an image, and compared."""
+"""Streams bytes from a snapshot to an output and back, and compares them."""

@@ -14,7 +14,7 @@ from . import backup_stream
 from .backup_stream import READ_SIZE
 from .compare import differs
 
-SAMPLE = 16  # pieces of READ_SIZE: this many of the data, and this many of everything
+SAMPLE = 16  # pieces of READ_SIZE: this many that had data, and this many anywhere
 
 
 def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) -> Extent | None:

@@ -12,7 +12,7 @@ from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
-from ..errors import BackupError, ConfigError, DomainGone, DrillFailed, Interrupted, TransientError
+from ..errors import BackupError, ConfigError, DomainGone, DrillFailed, Interrupted
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.domain_xml import AGENT_CHANNEL
 from ..hypervisor.errors import HypervisorError
@@ -65,9 +65,11 @@ class Drill:
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
         try:
             self._restore_and_verify(point)
-        except (Interrupted, TransientError):  # nothing is wrong with the restore point
+        except Interrupted:
             raise
         except BackupError as error:
+            if error.transient:  # a timeout, a locked repository: nothing is wrong with the restore point
+                raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
             record(failure=error.message)

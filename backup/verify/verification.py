@@ -129,7 +129,7 @@ class Verification:
                 point_manifest = _Manifest(self.output, point, self.stop.check)
                 for target in targets:
                     under_way[threads.submit(self._image, point_manifest, target, snapshots)] = point
-            for point, future in _ended(under_way):
+            for point, future in _completed(under_way):
                 yield point, future
                 left[point.id.uuid] -= 1
                 if not left[point.id.uuid]:
@@ -189,7 +189,7 @@ class Verification:
     def _failed(self, failed: set[str], uuid: str, name: str, error: BackupError) -> None:
         """Report the failure, and record the domain's first at once: a verification may be interrupted."""
         self.reporter.message(Level.ERROR, name, str(error))
-        if uuid not in failed and not isinstance(error, ConfigError):  # that --at finds none is no damage
+        if uuid not in failed and not isinstance(error, ConfigError):  # ConfigError: none matches --at
             self._records.update(uuid, name, failure=error.message)
         failed.add(uuid)
 
@@ -259,7 +259,7 @@ class _Snapshots:
         return self._stack.enter_context(restore_cluster(self._settings, self._stop, self._reporter))
 
 
-def _ended(under_way: dict[Future[Optional[SavedImage]], StoredPoint]) -> Iterator[Read]:
+def _completed(under_way: dict[Future[Optional[SavedImage]], StoredPoint]) -> Iterator[Read]:
     """Yield each result as it arrives."""
     pending = set(under_way)
     while pending:

@@ -1,1 +1,1 @@
-"""What thaws guests whatever happens to workers: guard and watchdog; and the node's lock."""
+"""Guard and watchdog, which thaw guests of killed or stopped processes; the lock of the only run."""

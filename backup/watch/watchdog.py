@@ -33,8 +33,13 @@ MARGIN = 2.0  # seconds by which it acts later than the main process, which may 
 FIRST_PAUSE = 0.05  # seconds until it checks again whether it may thaw the rest; doubled up to the last
 LAST_PAUSE = 15.0
 START_LIMIT = 60.0  # seconds that it may take to start, on a busy node
+FIRST_RESTART = 0.5  # seconds between two restarts of one that ends at once; doubled up to LAST_PAUSE
 READY_POLL = 0.1  # seconds between two checks whether it has started
 END_LIMIT = 10.0  # seconds that the main process waits for its end
+
+
+KILLED = "the watchdog was killed and is restarted: without it a guest could stay frozen"
+NEVER_READY = "the watchdog ended before it was ready and is restarted: without it a guest could stay frozen"
 
 
 class Watchdog:
@@ -51,6 +56,8 @@ class Watchdog:
         self._theirs, self.lifeline = SPAWN.Pipe(duplex=False)
         self._starters: list[SpawnProcess] = []  # each ends as soon as its watchdog runs
         self._ready = threading.Event()
+        self._watched = False  # whether the present one has reported that it watches
+        self._restart_pause, self._restart_at = FIRST_RESTART, 0.0
         self._lock = threading.Lock()
         self._life = self._started()
 
@@ -67,7 +74,7 @@ class Watchdog:
     def revive(self) -> None:
         """Restart it if it was killed; it never ends by itself while a run is active."""
         with self._lock:
-            if self._life.poll() and not self._has_started():
+            if self._life.poll() and not self._has_started() and time.monotonic() >= self._restart_at:
                 self._restart()
 
     def _has_started(self) -> bool:
@@ -77,6 +84,8 @@ class Watchdog:
         except (EOFError, OSError):
             return False
         self._ready.set()
+        self._watched = True
+        self._restart_pause = FIRST_RESTART
         return True
 
     def _restart(self) -> None:
@@ -86,8 +95,10 @@ class Watchdog:
             return  # the next check retries
         self._life.close()
         self._life = started
-        text = "the watchdog was killed and is restarted: without it a guest could stay frozen"
-        self._reporter.message(Level.WARNING, "", text)
+        self._reporter.message(Level.WARNING, "", KILLED if self._watched else NEVER_READY)
+        self._watched = False
+        self._restart_at = time.monotonic() + self._restart_pause
+        self._restart_pause = min(2 * self._restart_pause, LAST_PAUSE)
 
     def close(self) -> None:
         """Let it end, and wait for that, unless it goes on thawing guests that are still frozen or paused."""
@@ -157,7 +168,7 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
         life.send_bytes(b"ready")
     with BackgroundReporter(reporter) as aside:
         thaws = Thaws(settings, aside)
-        while not _ended(lifeline):
+        while not _others_ended(lifeline):
             with bugs_reported(aside):
                 thaws.enforce(MARGIN)
         orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
@@ -167,7 +178,7 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
         orphans.join()
 
 
-def _ended(lifeline: Connection) -> bool:
+def _others_ended(lifeline: Connection) -> bool:
     """Wait for the end of all others, for POLL seconds at the most; return whether they ended."""
     try:
         if lifeline.poll(POLL):

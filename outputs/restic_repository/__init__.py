@@ -1,1 +1,1 @@
-"""The restic program and what a repository of it holds."""
+"""The restic program, and the contents of a repository."""

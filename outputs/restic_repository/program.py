@@ -86,7 +86,7 @@ class Program:
         with self._child(arguments, NOTHING) as child:
             if not child.ended(limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
-                hint = "check that the repository's host is reachable; see OUTPUT_STALL_TIMEOUT"
+                hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
                 raise ResticError(message, hint, transient=True)
         self._require_success(arguments[0], child, check_stop)
         return child.stdout
@@ -241,7 +241,7 @@ class Program:
         """Wait for restic's end after the last byte."""
         if not child.ended(self.stall_timeout, check_stop):
             message = f"restic did not end within {self.stall_timeout:.0f} s after the last byte"
-            raise Stalled(message, "check that the repository's host is reachable; see OUTPUT_STALL_TIMEOUT")
+            raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
 
     def _require_success(self, command: str, child: Child, check_stop: Callable[[], None]) -> None:
         code = child.process.returncode

@@ -75,11 +75,11 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     def serve(self, serves: threading.Event) -> None:
         """Serve what was mounted until `stop` is called, then unmount it. The body of a thread.
 
-        `serves` is set when it does. Whatever ends it, nobody waits for an answer after it.
+        `serves` is set when it is ready. After its end, however it ended, no reader waits for an answer.
         """
         try:
             trio.run(self._serve, serves)
-        except BaseException as error:  # out of memory, or a bug: to be raised where restic is looked after
+        except BaseException as error:  # out of memory, or a bug: the monitor of restic raises it
             self.error = self.error or error
             serves.set()
             self._given_up.wait()

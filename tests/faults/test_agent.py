@@ -61,7 +61,7 @@ def test_a_thaw_that_fails_twice_is_tried_until_it_works(node: Node, lab: Lab) -
         lab, WEB, "thaw", "echo >>/run/on-thaw.count; [ $(wc -l </run/on-thaw.count) -gt 2 ] || exit 1"
     ):
         # only the first has thawed anything, and failed after it: nobody can tell that it was in time
-        _saved(node, lab, "crash", "the guest was no longer frozen")
+        _saved(node, lab, "crash", "the guest thawed before its snapshots were complete")
 
 
 def test_a_guest_agent_that_stands_still_while_frozen_is_asked_until_it_answers(node: Node, lab: Lab) -> None:

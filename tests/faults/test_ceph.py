@@ -165,7 +165,7 @@ def test_a_cluster_that_is_full_fails_the_run_in_good_time(node: Node, lab: Lab)
             lab.ceph("osd", f"set-{name}-ratio", usual)
     assert done.returncode == 3
     assert "connection timed out" in node.report()["domains"][ARCHIVE]["reason"]
-    assert "see ceph status (is it up, is it full?)" in done.stderr
+    assert "check ceph status (is the cluster up, or full?)" in done.stderr
     _next_run_tidies_up(node, ARCHIVE)
 
 

@@ -69,7 +69,8 @@ def test_no_output_of_a_failing_run_tells_a_secret(
     statuses = {name: domain["status"] for name, domain in node.report()["domains"].items()}
     assert statuses == {wrong_key: "failed", ARCHIVE: "saved", MEDIA: "failed"}
     told = {"backup": done.stdout + done.stderr, "report": node.report_file.read_text()}
-    assert "AWS_SECRET_ACCESS_KEY=***" in told["backup"], "its last words are told, without the secret"
+    assert "AWS_SECRET_ACCESS_KEY=***" in told["report"], "restic's last lines, without the secret"
+    assert f"{ARCHIVE}: starting env " in told["backup"], "commands are logged, without the secret"
     for words in (("check",), ("list", "--json"), ("cleanup",)):
         done = node.run(*words, *debug)
         told[words[0]] = done.stdout + done.stderr

@@ -44,6 +44,7 @@ IMAGES = {
     "vdj": "vms/odd-j",
     "vdl": "vms/odd-l",
     "vdl.backing1": "vms/odd-l-base",
+    "sdb": "vms/config.iso",
 }
 NOT_COVERED = {
     "vdk": "the same image as vda",
@@ -54,7 +55,7 @@ NOT_COVERED = {
     "vdq": "no RBD image (vhostuser)",
     "vdr": "no RBD image (nbd)",
     "sda": "a cdrom without a medium",
-    "sdb": "a cdrom",
+    "sdc": "a cdrom",
 }
 
 
@@ -82,7 +83,7 @@ def _devices(secret: UUID) -> str:
             other_disk("vdp", "nvme", NVME),
             other_disk("vdr", "network", "<source protocol='nbd' name='x'><host name='127.0.0.1'/></source>"),
             "<disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>",
-            CDROM,
+            CDROMS,
         )
     )
 
@@ -90,10 +91,15 @@ def _devices(secret: UUID) -> str:
 NVME = """<source type='pci' managed='yes' namespace='1'>
         <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
       </source>"""
-CDROM = """
+CDROMS = """
     <disk type='network' device='cdrom'>
-      <source protocol='rbd' name='vms/install.iso'/>
+      <source protocol='rbd' name='vms/config.iso'/>
       <target dev='sdb' bus='sata'/>
+      <readonly/>
+    </disk>
+    <disk type='file' device='cdrom'>
+      <source file='/srv/install.iso'/>
+      <target dev='sdc' bus='sata'/>
       <readonly/>
     </disk>"""
 

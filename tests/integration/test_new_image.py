@@ -138,7 +138,9 @@ def test_an_old_image_that_can_not_be_removed_is_told_and_the_new_one_is_kept(cl
     target.discard()
     assert _content(cluster) == b"newer"
     (told,) = recorder.told(Level.WARNING)
-    assert told.startswith(f"{IMAGE} is restored, but cannot remove image {IMAGE}{REPLACED}: ")
+    left = f"{IMAGE}{REPLACED}"
+    expected = f"{IMAGE} is restored, but {left}, which it replaced, is left: cannot remove image {left}: "
+    assert told.startswith(expected)
 
 
 class Insisting(StopRequest):

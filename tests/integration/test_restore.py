@@ -77,6 +77,19 @@ def test_a_copy_boots_beside_the_domain_and_shares_nothing_with_it(node: Node, l
     wait_until(lambda: lab.hypervisor.agent_answers(COPY), 90, "the copy's agent answers")
 
 
+def test_a_domain_that_is_defined_again_starts_with_its_node_as_before(
+    node: Node, lab: Lab, pair: str
+) -> None:
+    lab.virsh("autostart", pair)
+    assert node.run("backup", pair).returncode == 0
+    lab.undefine_domain(pair)
+    done = node.run("restore", pair, "--force", "--define")
+    assert done.returncode == 0, done.stderr
+    assert "autostart is set again" in done.stderr
+    lines = dict(line.split(":", 1) for line in lab.virsh("dominfo", pair).splitlines() if ":" in line)
+    assert lines["Autostart"].strip() == "enable"
+
+
 def test_on_another_node_a_domain_comes_back_bit_for_bit(node: Node, lab: Lab, pair: str) -> None:
     assert node.run("backup", pair).returncode == 0
     done = node.run_elsewhere("restore", pair, "--to-pool", "vms", "--suffix", SUFFIX, LIBVIRT_URI="none:///")
@@ -111,9 +124,9 @@ def test_what_is_there_is_never_overwritten_unasked(node: Node, lab: Lab, tmp_pa
     for words, told in {
         (): f"image vms/{ARCHIVE} exists",
         ("--to-file", str(file)): f"{file} exists",
-        ("--suffix", SUFFIX, "--define"): f"domain {ARCHIVE} with the UUID",
-        ("--suffix", SUFFIX, "--define", "--new-uuid"): f"another domain {ARCHIVE}",
-        ("--suffix", SUFFIX, "--define", "--name", COPY): f"domain {ARCHIVE} with the UUID",
+        ("--suffix", SUFFIX, "--define"): f"domain {ARCHIVE} (UUID ",
+        ("--suffix", SUFFIX, "--define", "--new-uuid"): f"another domain named {ARCHIVE}",
+        ("--suffix", SUFFIX, "--define", "--name", COPY): f"domain {ARCHIVE} (UUID ",
         ("--to-pool", "nowhere"): "there is no pool nowhere",
         ("--to-pool", "vms/nowhere"): "hint: rbd namespace create vms/nowhere",
     }.items():

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+import rados
+import rbd
 
 from backup.ceph.cluster import Cluster
 from backup.ceph.errors import ClusterError, ImageGone
@@ -22,19 +24,28 @@ REASONS = {
     "in the trash": "cannot open image vms/in the trash: no such file or directory",
     "migrating": "image ssd/migrating is being migrated",
     "not primary": "image ssd/not primary is a mirror that is not primary",
+    "formatted clone": "image vms/formatted clone is a clone with an encryption of its own",
     "limited": "image vms/limited: disk quota exceeded",
     "overlaid": "disk vda (/srv/overlay.qcow2) cannot be backed up: changes on top of RBD image vms/overla",
     "unknown pool": "disk vda (x) cannot be backed up: cannot look up libvirt's storage pool nowhere",
     "not mapped": "disk vda (/dev/rbd77) cannot be backed up: cannot find out which image is mapped",
     "no name": "disk vda (vms/a/b/c) cannot be backed up: invalid image name 'vms/a/b/c', expected",
 }
-HINTS = {"in the trash": "rbd trash ls --all vms", "limited": "rbd snap limit", "overlaid": "metadata"}
+HINTS = {
+    "formatted clone": "rbd flatten",
+    "in the trash": "rbd trash ls --all vms",
+    "limited": "rbd snap limit",
+    "overlaid": "metadata",
+}
 
 
 @pytest.fixture(scope="module")
 def unfit(lab: Lab) -> Iterator[None]:
     disks = {
-        **{name: rbd_disk("vda", f"vms/{name}") for name in ("missing", "in the trash", "limited")},
+        **{
+            name: rbd_disk("vda", f"vms/{name}")
+            for name in ("missing", "in the trash", "limited", "formatted clone")
+        },
         **{name: rbd_disk("vda", f"ssd/{name}") for name in ("migrating", "not primary")},
         "overlaid": other_disk(
             "vda", "file", "<source file='/srv/overlay.qcow2'/>", backing_store("vms/overlaid")
@@ -56,6 +67,7 @@ def _prepare(lab: Lab, stack: ExitStack) -> None:
     """Make the images, each in the state that its name tells."""
     for image in ("vms/limited", "ssd/not primary", "vms/migrating", "vms/in the trash"):
         make_image(lab, image, MIB, {0: 4096})
+    _make_formatted_clone(lab, stack)
     lab.rbd("trash", "move", "vms/in the trash")
     stack.callback(lab.rbd, "trash", "purge", "--no-progress", "vms")
     lab.rbd("migration", "prepare", "vms/migrating", "ssd/migrating")
@@ -71,6 +83,24 @@ def _prepare(lab: Lab, stack: ExitStack) -> None:
     lab.rbd("snap", "create", "--no-progress", "vms/limited@mine")
     stack.callback(lab.rbd, "snap", "purge", "--no-progress", "vms/limited")
     lab.rbd("snap", "limit", "set", "--limit", "1", "vms/limited")
+
+
+def _make_formatted_clone(lab: Lab, stack: ExitStack) -> None:
+    """Make a clone with the magic that Ceph 17.2.6 and newer put there (librbd, crypto/luks/Magic.cc)."""
+    make_image(lab, "vms/template", MIB, {0: 4096})
+    stack.callback(lab.delete_image, "vms/template")
+    lab.rbd("snap", "create", "--no-progress", "vms/template@base")
+    stack.callback(lab.rbd, "snap", "purge", "--no-progress", "vms/template")
+    lab.rbd("snap", "protect", "vms/template@base")
+    stack.callback(lab.rbd, "snap", "unprotect", "vms/template@base")
+    lab.rbd("clone", "vms/template@base", "vms/formatted clone")
+    stack.callback(lab.delete_image, "vms/formatted clone")
+    with (
+        rados.Rados(conffile=str(lab.ceph_conf)) as cluster,
+        cluster.open_ioctx("vms") as pool,
+        rbd.Image(pool, "formatted clone") as clone,
+    ):
+        clone.write(b"RBDL\xba\xbe\x00\x02", 0)
 
 
 def test_each_is_refused_with_its_reason_and_no_other_domain_suffers(

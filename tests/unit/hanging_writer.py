@@ -13,7 +13,7 @@ from .waiting import children
 
 
 def main(directory: Path) -> None:
-    """Write more than a pipe holds, so that restic has read most of it; tell its pid; hang."""
+    """Write more than a pipe holds, so that restic has read most of it; print its pid; hang."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     program = Repository(directory).program()
     with program.backup(("--host=web", "--stdin-filename=vda.img"), lambda: None) as backup:

@@ -1,4 +1,4 @@
-"""A restic repository of one test's own, made in no time."""
+"""A restic repository for one test, quickly made."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Repository:
         return done.stdout
 
     def snapshots(self) -> dict[str, dict[str, Any]]:
-        """Give the snapshots by their only file's name and their host: "vda.img of web"."""
+        """Return the snapshots by their only file's name and their host: "vda.img of web"."""
         listed = json.loads(self.restic("snapshots", "--json")) or []
         return {f"{Path(one['paths'][0]).name} of {one['hostname']}": one for one in listed}
 

@@ -1,4 +1,4 @@
-"""An output that holds restore points in memory."""
+"""An output with restore points in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTENT = b"saved" + bytes(MIB - 5)
 class HeldPoints(NoOutput):
     """Holds a restore point of each domain, given by UUID and name, with the same image.
 
-    `given` is what an image comes back as, by the name of its domain. Satisfies protocols.Output.
+    `given` is what an image is read as, by the name of its domain. Satisfies protocols.Output.
     """
 
     domains: Mapping[str, str]

@@ -14,9 +14,10 @@ import pytest
 from backup import __version__
 from backup.exit_codes import MEANINGS
 
+from .driver_node import node_uri
 from .hook_files import HookFiles
 from .listening import web_server
-from .program_node import MAIN, PYTHON, Done, Node
+from .program_node import MAIN, PYTHON, WEB, Done, Node
 from .samples import UUID
 
 
@@ -171,6 +172,17 @@ def test_a_failed_domain_is_in_the_summary_the_report_and_the_exit_code(
     assert node.repository.snapshot_count() == 0
     assert {path.name for path in node.runtime_dir.iterdir()} == {"run.lock", "restic"}
     assert list(node.runtime_dir.glob("restic/*")) == []
+
+
+def test_data_outside_of_the_disks_is_listed_and_fails_its_domain_if_configured(node: Node) -> None:
+    shared = "<filesystem><source dir='/srv/a'/><target dir='data'/></filesystem>"
+    uri = node_uri(node.directory / "shared.xml", WEB.replace("</devices>", f"{shared}</devices>"))
+    listed = node.run("list", LIBVIRT_URI=uri).stdout
+    assert "filesystem:data  /srv/a        no: no RBD image (9p file system)" in listed
+    done = node.run("backup", LIBVIRT_URI=uri, UNCOVERED_DISKS="fail")
+    assert done.returncode == 3
+    (web,) = json.loads(node.report_file.read_text())["domains"]
+    assert web["reason"].startswith("filesystem:data (/srv/a) cannot be backed up: ")
 
 
 def test_a_report_that_can_t_be_written_does_not_change_the_exit_code(

@@ -49,7 +49,7 @@ def test_it_gets_a_clean_environment_and_its_variables(
     assert (names["VIRT_RBD_BACKUP_RUN"], names["PATH"]) == ("run", os.environ["PATH"])
 
 
-def test_it_reads_what_it_is_given_and_else_nothing() -> None:
+def test_it_reads_only_its_standard_input() -> None:
     assert run("cat", stdin=b"a report\n") == ["a report"]
     assert run("cat; pwd") == ["/"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import libvirt
 import pytest
 
 from backup.errors import DomainGone
@@ -105,6 +106,41 @@ def test_a_domain_that_is_shut_off_has_no_live_xml_and_may_have_no_nvram_yet(
     nvram.unlink()
     definition = hypervisor.definition(hypervisor.domain(OTHER_UUID))
     assert (definition.live_xml, definition.nvram_path, definition.nvram) == ("", str(nvram), b"")
+
+
+def test_the_definition_knows_whether_the_domain_starts_with_its_node(hypervisor: Hypervisor) -> None:
+    assert hypervisor.definition(domain()).autostart is False
+    hypervisor.set_autostart(UUID, True)
+    assert hypervisor.definition(domain()).autostart is True
+    hypervisor.set_autostart(UUID, False)
+    assert hypervisor.definition(domain()).autostart is False
+
+
+def test_an_autostart_that_cannot_be_set_gets_the_command_as_a_hint(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_autostart: bool) -> None:
+        raise libvirt.libvirtError("no")
+
+    monkeypatch.setattr(hypervisor, "_handle", lambda _: SimpleNamespace(setAutostart=refuse))
+    for autostart, option in ((True, ""), (False, "--disable ")):
+        with pytest.raises(HypervisorError, match=r"^cannot set the domain's autostart") as caught:
+            hypervisor.set_autostart(UUID, autostart)
+        assert caught.value.hint == f"virsh autostart {option}{UUID}"
+
+
+def test_what_only_libvirt_stores_of_a_domain_is_known_with_its_definition(hypervisor: Hypervisor) -> None:
+    assert hypervisor.definition(domain()).not_saved == ()
+    handle = hypervisor._handle(OTHER_UUID)
+    for name in ("before-upgrade", "after"):
+        handle.snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
+    archive = hypervisor.domain(OTHER_UUID)
+    assert hypervisor.definition(archive).not_saved == (
+        "the metadata of libvirt's snapshots after, before-upgrade",
+    )
+    hypervisor._handle(UUID).managedSave()
+    saved = hypervisor.domain(UUID)
+    assert hypervisor.definition(saved).not_saved == ("the memory that virsh managedsave saved",)
 
 
 def test_nvram_of_a_running_domain_that_cannot_be_read_is_an_error(

@@ -11,6 +11,7 @@ from backup.hypervisor.metadata import override
 from backup.hypervisor.restored_xml import redefined
 from backup.model import Override
 
+from ..samples import image
 from .test_restored_xml import change
 
 AGENT = (
@@ -34,18 +35,55 @@ def shown(domain: ElementTree.Element, *tags: str) -> str:
     return "".join(ElementTree.tostring(one, encoding="unicode").strip() for one in found)
 
 
-@pytest.mark.parametrize(
-    "disk",
-    [
-        "<disk type='block' device='lun'><source dev='/dev/mapper/a'/><target dev='sda'/></disk>",
-        "<disk type='file' device='floppy'><source file='/srv/a.img'/><target dev='sda'/></disk>",
-    ],
-)
-def test_a_copy_has_no_disk_that_was_not_restored(disk: str) -> None:
+def test_a_copy_has_no_disk_that_was_not_restored() -> None:
+    disk = "<disk type='block' device='lun'><source dev='/dev/mapper/a'/><target dev='sda'/></disk>"
     empty = '<disk type="file" device="floppy"><target dev="fdb" /></disk>'
     domain, left_out = of_a_copy(disk + empty)
     assert shown(domain) == empty
     assert left_out == ["sda, which was not restored"]
+
+
+@pytest.mark.parametrize(
+    ("drive", "named"),
+    [
+        ("'file' device='floppy'><source file='/srv/a.img'/>", "/srv/a.img of floppy"),
+        ("'file' device='cdrom'><source file='/x.iso' startupPolicy='mandatory'/>", "/x.iso of cdrom"),
+        ("'block' device='cdrom'><source dev='/dev/sr0'/><backingStore/>", "/dev/sr0 of cdrom"),
+        ("'volume' device='cdrom'><source pool='isos' volume='a'/>", "a of cdrom"),
+        (
+            "'network' device='cdrom'><auth username='u'/><source protocol='https' name='/a.iso'/>",
+            "/a.iso of cdrom",
+        ),
+        ("'network' device='cdrom'><source protocol='rbd' name='isos/a'/>", "isos/a of cdrom"),
+    ],
+)
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_copy_starts_without_the_media_that_were_not_restored(
+    drive: str, named: str, isolated: bool
+) -> None:
+    domain, left_out = of_a_copy(f"<disk type={drive}<target dev='sda' /><readonly /></disk>", isolated)
+    assert left_out == [f"the medium {named} sda, which starts empty"]
+    (disk,) = domain.findall("./devices/disk")
+    assert (disk.get("type"), [one.tag for one in disk]) == ("file", ["target", "readonly"])
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_medium_on_a_restored_image_stays_in_its_drive(copy: bool) -> None:
+    drive = "<disk type='network' device='cdrom'><source protocol='rbd' name='vms/config'/>"
+    xml = f"<domain><name>x</name><uuid>x</uuid><devices>{drive}<target dev='sda'/></disk></devices></domain>"
+    restored, left_out = redefined(xml, change(copy, images={"sda": image("scratch/config")}))
+    source = ElementTree.fromstring(restored).find("./devices/disk/source")
+    assert source is not None
+    assert (source.get("name"), left_out) == ("scratch/config", [])
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_file_in_a_drive_that_had_an_image_before_is_no_error(copy: bool) -> None:
+    drive = "<disk type='file' device='cdrom'><source file='/x.iso'/><target dev='sda'/></disk>"
+    xml = f"<domain><name>x</name><uuid>x</uuid><devices>{drive}</devices></domain>"
+    restored, left_out = redefined(xml, change(copy, images={"sda": image("scratch/config")}))
+    assert "scratch" not in restored
+    assert len(left_out) == copy
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_all_disks_are_found_in_order_with_their_layers() -> None:
 
 
 def test_disk_elements_outside_of_devices_are_ignored() -> None:
-    snapshot = f"<domain><disks>{rbd()}</disks><devices><hostdev>{rbd()}</hostdev></devices></domain>"
+    snapshot = f"<domain><disks>{rbd()}</disks><devices><interface>{rbd()}</interface></devices></domain>"
     assert disks(snapshot, PLACES) == ()
 
 

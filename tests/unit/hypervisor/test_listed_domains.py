@@ -93,6 +93,31 @@ def test_pools_are_looked_up_in_libvirt_and_devices_on_the_node(tmp_path: Path) 
     assert unmapped.skipped == "cannot find out which image is mapped as /dev/rbd999999"
 
 
+DRIVE = "<disk type='{}' device='cdrom'>{}<target dev='sda' bus='sata'/></disk>"
+
+
+@pytest.mark.parametrize(
+    ("now", "next_start", "expected"),
+    [
+        (DRIVE.format("file", ""), rbd("vms/config", device="cdrom", target="sda"), ["vms/config"]),
+        (
+            DRIVE.format("file", "<source file='/x.iso'/>"),
+            rbd("vms/config", device="cdrom", target="sda"),
+            ["/x.iso"],
+        ),
+        (rbd("vms/config", device="cdrom", target="sda"), DRIVE.format("file", ""), ["vms/config"]),
+        (DRIVE.format("file", ""), DRIVE.format("file", "<source file='/x.iso'/>"), [""]),
+    ],
+)
+def test_the_image_that_the_next_start_puts_into_an_empty_drive_counts(
+    tmp_path: Path, now: str, next_start: str, expected: list[str]
+) -> None:
+    with Hypervisor(node_uri(tmp_path / "node.xml", domain_element())) as hypervisor:
+        inactive, live = (f"<domain><devices>{one}</devices></domain>" for one in (next_start, now))
+        found = hypervisor._disks(live, inactive, lambda: None)
+    assert [disk.source for disk in found] == expected
+
+
 def test_persistent_metadata_takes_precedence_over_that_of_the_live_definition(
     tmp_path: Path,
 ) -> None:

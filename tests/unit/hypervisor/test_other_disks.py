@@ -59,12 +59,84 @@ def test_a_disk_without_an_rbd_image_is_skipped_and_shown_by_its_source(
         (other("file", "", device="floppy"), "", "a floppy without a medium"),
         (other("file", "<source file='/x.iso'/>", device="cdrom"), "/x.iso", "a cdrom"),
         (other("file", "<source file='/x.img'/>", device="floppy"), "/x.img", "a floppy"),
-        (rbd("isos/debian", device="cdrom"), "isos/debian", "a cdrom"),
+        (other("network", "<source protocol='https' name='/x.iso'/>", device="cdrom"), "/x.iso", "a cdrom"),
+        (other("network", "", device="cdrom"), "", "a cdrom without a medium"),
         (other("volume", "<source pool='gone' volume='x'/>", device="cdrom"), "x", "a cdrom"),
     ],
 )
 def test_a_removable_medium_is_skipped_without_a_gap(element: str, source: str, reason: str) -> None:
     assert disk_of(element) == Disk("vda", source, skipped=reason, gap=Gap.NONE)
+
+
+@pytest.mark.parametrize("device", ["cdrom", "floppy"])
+@pytest.mark.parametrize(
+    ("element", "image"),
+    [
+        (rbd("vms/config"), "vms/config"),
+        (other("volume", "<source pool='bare' volume='config'/>"), "ssd/config"),
+        (other("block", "<source dev='/dev/rbd7'/>"), "vms/tenant/root"),
+    ],
+)
+def test_a_removable_medium_on_rbd_is_saved_like_a_disk(element: str, image: str, device: str) -> None:
+    found = disk_of(element.replace("'disk'", f"'{device}'"))
+    assert (str(found.image), found.skipped, found.gap) == (image, "", Gap.NONE)
+
+
+def test_a_removable_medium_on_rbd_that_cannot_be_saved_fails_its_domain() -> None:
+    found = disk_of(other("block", "<source dev='/dev/rbd7p1'/>", device="cdrom"))
+    assert (found.skipped, found.gap) == ("a partition of an RBD image", Gap.BROKEN)
+    golden = rbd("isos/a", "<snapshot name='s'/>", device="cdrom")
+    assert disk_of(golden).skipped == "runs from snapshot s, which never changes"
+
+
+def _with_data(kind: str, store: str, metadata: str = "file='/srv/x.qcow2'") -> str:
+    """Give the source of a qcow2 file whose data is elsewhere (since libvirt 10.10)."""
+    return f"<source {metadata}><dataStore type='{kind}'><format type='raw'/>{store}</dataStore></source>"
+
+
+@pytest.mark.parametrize(
+    ("element", "reason"),
+    [
+        (
+            other("file", _with_data("network", BASE)),
+            "its qcow2 metadata is in /srv/x.qcow2, its data in RBD image vms/base (dataStore)",
+        ),
+        (
+            other("file", _with_data("volume", "<source pool='bare' volume='a'/>")),
+            "its qcow2 metadata is in /srv/x.qcow2, its data in RBD image ssd/a (dataStore)",
+        ),
+        (
+            other("file", _with_data("block", "<source dev='/dev/rbd7'/>")),
+            "its qcow2 metadata is in /srv/x.qcow2, its data in RBD image vms/tenant/root (dataStore)",
+        ),
+        (
+            other("file", _with_data("block", "<source dev='/dev/rbd7p1'/>")),
+            "its qcow2 metadata is in /srv/x.qcow2, its data in /dev/rbd7p1 (dataStore)",
+        ),
+        (
+            other("network", _with_data("network", BASE, "protocol='rbd' name='vms/meta'")),
+            "its qcow2 metadata is in RBD image vms/meta, its data in RBD image vms/base (dataStore)",
+        ),
+        (
+            other("network", _with_data("file", FILE, "protocol='rbd' name='vms/meta'")),
+            "its qcow2 metadata is in RBD image vms/meta, its data in /srv/x.qcow2 (dataStore)",
+        ),
+    ],
+)
+def test_an_image_whose_metadata_and_data_are_apart_cannot_be_backed_up(element: str, reason: str) -> None:
+    found = disk_of(element)
+    assert (found.image, found.skipped, found.gap) == (None, reason, Gap.BROKEN)
+
+
+def test_metadata_and_data_that_are_both_in_files_are_skipped() -> None:
+    found = disk_of(other("file", _with_data("file", "<source file='/srv/x.raw'/>")))
+    assert found == Disk("vda", "/srv/x.qcow2", skipped="no RBD image (file)", gap=Gap.FOREIGN)
+
+
+def test_data_on_rbd_of_a_lower_layer_counts_too() -> None:
+    found = layers_of(other("file", FILE, backing("file", _with_data("network", BASE))))
+    assert [gap for _, _, gap in found.values()] == [Gap.FOREIGN, Gap.BROKEN]
+    assert "its data in RBD image vms/base" in found["vda.backing1"][1]
 
 
 def test_an_empty_backing_store_ends_the_chain() -> None:

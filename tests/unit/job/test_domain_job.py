@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable
@@ -136,6 +137,34 @@ def test_a_disk_elsewhere_does_not_fail_the_others_unless_configured(make: MakeN
     node = make(with_disks(ROOT, foreign_disk()))
     assert node.back_up().status is Status.SAVED
     assert node.output.saved == {"vda": "vms/root"}
+
+
+def test_data_outside_of_the_disks_is_in_the_log_and_fails_its_domain_if_configured(make: MakeNode) -> None:
+    shared = replace(foreign_disk("filesystem:data", "/srv/a"), skipped="no RBD image (virtiofs file system)")
+    node = make(with_disks(ROOT, shared))
+    result = node.back_up()
+    assert (result.status, result.skipped_disks) == (Status.SAVED, (shared,))
+    text = "filesystem:data (/srv/a) is not backed up: no RBD image (virtiofs file system)"
+    assert text in node.recorder.told(Level.INFO)
+    result = make(with_disks(ROOT, shared)).back_up(uncovered_disks="fail")
+    assert (result.status, result.reason) == (
+        Status.FAILED,
+        "filesystem:data (/srv/a) cannot be backed up: no RBD image (virtiofs file system) (UNCOVERED_DISKS)",
+    )
+    assert result.hint == 'to exclude it: <backup exclude="filesystem:data"/> in the domain\'s metadata'
+    excluded = make(with_disks(ROOT, shared, exclude="filesystem:data"))
+    assert excluded.back_up(uncovered_disks="fail").status is Status.SAVED
+
+
+def test_what_only_libvirt_has_of_the_domain_is_in_the_log(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make(with_disks(ROOT))
+    besides = ("the memory that virsh managedsave saved",)
+    definition = Definition("<domain>web</domain>", not_saved=besides)
+    monkeypatch.setattr(node.hypervisor, "definition", lambda _: definition)
+    assert node.back_up().status is Status.SAVED
+    assert "the memory that virsh managedsave saved: not backed up" in node.recorder.told(Level.INFO)
 
 
 def test_a_domain_that_has_lost_its_images_since_it_was_listed_fails(make: MakeNode) -> None:

@@ -1,4 +1,4 @@
-"""outputs/restic.py: a repository that another program, such as a prune, has to itself."""
+"""outputs/restic.py: a repository that another program, such as a prune, has locked."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def exclusively_locked(repository: Repository) -> Iterator[subprocess.Popen[bytes]]:
-    """Have a live program stand still that has the repository to itself."""
+    """Stop a live program that has locked the repository."""
     environment = {
         **os.environ,
         "RESTIC_REPOSITORY": str(repository.path),
@@ -62,7 +62,7 @@ def save(repository: Repository, job: JobOnPaper, lock_wait: float) -> None:
 
 
 class GoesOnAtTheFirstMessage(Recorder):
-    """Lets the other program go on as soon as somebody says that he waits for it."""
+    """Resumes the other program as soon as the wait is reported."""
 
     other: subprocess.Popen[bytes]
 
@@ -71,7 +71,7 @@ class GoesOnAtTheFirstMessage(Recorder):
         self.other.send_signal(signal.SIGCONT)
 
 
-def test_a_live_program_is_waited_for_and_keeps_its_lock(repository: Repository) -> None:
+def test_a_live_program_is_waited_for_and_its_lock_stays(repository: Repository) -> None:
     recorder = GoesOnAtTheFirstMessage()
     with exclusively_locked(repository) as recorder.other:
         save(repository, JobOnPaper(recorder), lock_wait=30)
@@ -81,7 +81,7 @@ def test_a_live_program_is_waited_for_and_keeps_its_lock(repository: Repository)
     assert waiting.startswith("waiting up to 30 s (LOCK_WAIT): restic backup failed")
 
 
-def test_the_wait_has_an_end_and_the_live_lock_is_still_there(repository: Repository) -> None:
+def test_the_wait_ends_at_its_limit_and_the_live_lock_stays(repository: Repository) -> None:
     with exclusively_locked(repository):
         with pytest.raises(ResticError, match="already locked") as caught:
             save(repository, JobOnPaper(), lock_wait=0)
@@ -91,7 +91,7 @@ def test_the_wait_has_an_end_and_the_live_lock_is_still_there(repository: Reposi
     assert repository.snapshots() == {}
 
 
-def test_a_lock_that_is_not_of_our_own_restic_stays_though_its_owner_be_dead(repository: Repository) -> None:
+def test_a_foreign_lock_stays_even_if_its_owner_is_dead(repository: Repository) -> None:
     with exclusively_locked(repository) as other:
         other.kill()
         other.wait(10)
@@ -100,13 +100,13 @@ def test_a_lock_that_is_not_of_our_own_restic_stays_though_its_owner_be_dead(rep
     with pytest.raises(ResticError) as caught:
         save(repository, JobOnPaper(recorder), lock_wait=0.1)
     assert len(repository.locks()) == 1
-    for told in (caught.value, *recorder.told(Level.WARNING)):
+    for message in (caught.value, *recorder.told(Level.WARNING)):
         for words in (
             f"locked exclusively by PID {other.pid} on ",
             "lock was created at ",
             "`restic unlock`",
         ):
-            assert words in str(told)
+            assert words in str(message)
 
 
 def test_a_request_to_stop_ends_the_wait(repository: Repository, tmp_path: Path) -> None:
@@ -120,6 +120,6 @@ def test_a_request_to_stop_ends_the_wait(repository: Repository, tmp_path: Path)
     assert repository.snapshots() == {}
 
 
-def test_a_look_at_the_restore_points_needs_no_lock(repository: Repository) -> None:
+def test_listing_restore_points_needs_no_lock(repository: Repository) -> None:
     with exclusively_locked(repository):
         assert Restic(repository.program()).last_saved("of no domain") is None

@@ -1,4 +1,4 @@
-"""locks.py: a lock goes only if a restic of our own left it that is provably dead."""
+"""locks.py: a lock is removed only if a provably dead restic of our own left it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[3]
 
 @contextmanager
 def killed(repository: Repository, directory: Path) -> Iterator[int]:
-    """Have a restic and its writer killed at once, so that its lock stays; give its pid."""
+    """Kill a restic and its writer at once, so that its lock stays; return its pid."""
     command = [sys.executable, "-m", "tests.unit.hanging_writer", str(directory)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
         assert writer.stdout
@@ -44,7 +44,7 @@ def killed(repository: Repository, directory: Path) -> Iterator[int]:
     yield pid
 
 
-def test_the_lock_of_a_killed_restic_goes_and_nobody_is_signalled(
+def test_the_lock_of_a_killed_restic_is_removed_and_no_process_is_signalled(
     repository: Repository, tmp_path: Path
 ) -> None:
     with killed(repository, tmp_path):
@@ -52,7 +52,7 @@ def test_the_lock_of_a_killed_restic_goes_and_nobody_is_signalled(
     assert (repository.locks(), repository.records()) == ([], [])
 
 
-def test_a_lock_of_somebody_else_stays_beside_it(repository: Repository, tmp_path: Path) -> None:
+def test_a_foreign_lock_beside_it_stays(repository: Repository, tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "RESTIC_REPOSITORY": str(repository.path),
@@ -61,7 +61,7 @@ def test_a_lock_of_somebody_else_stays_beside_it(repository: Repository, tmp_pat
     command = ["restic", "--no-cache", "backup", "--stdin"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as other:
         wait_until(repository.locks, 10, "the other restic has its lock")
-        (kept,) = repository.locks()
+        (foreign,) = repository.locks()
         other.kill()
     command = [sys.executable, "-m", "tests.unit.hanging_writer", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as writer:
@@ -72,10 +72,10 @@ def test_a_lock_of_somebody_else_stays_beside_it(repository: Repository, tmp_pat
     wait_until(lambda: not runs(pid), 5, "restic is dead")
     assert len(repository.locks()) == 2
     Restic(repository.program()).discard((), wait_if_busy=False)
-    assert repository.locks() == [kept]
+    assert repository.locks() == [foreign]
 
 
-def test_while_a_restic_lives_its_lock_stays(repository: Repository) -> None:
+def test_the_lock_of_a_running_restic_stays(repository: Repository) -> None:
     program = repository.program()
     with program.backup(("--stdin-filename=vda.img",), lambda: None) as backup:
         backup.sink.write(b"data")
@@ -85,7 +85,7 @@ def test_while_a_restic_lives_its_lock_stays(repository: Repository) -> None:
     assert (repository.locks(), repository.records()) == ([], [])
 
 
-def test_without_a_record_of_ours_restic_is_not_even_asked(repository: Repository, tmp_path: Path) -> None:
+def test_without_a_record_restic_is_not_called(repository: Repository, tmp_path: Path) -> None:
     (repository.path / "locks" / ("0" * 64)).touch()
     Restic(repository.program("/nowhere/restic")).discard((), wait_if_busy=False)
     assert len(repository.locks()) == 1
@@ -103,7 +103,7 @@ def lock(at: float = NOW + 1, **changes: Any) -> Lock:
 
 
 @pytest.mark.parametrize("at", [NOW - 1, NOW, NOW + 10, NOW + 11])
-def test_a_lock_of_its_time_process_host_and_user_is_a_dead_restic_s(at: float) -> None:
+def test_a_lock_with_its_time_process_host_and_user_was_left_by_the_dead_restic(at: float) -> None:
     assert left_by(DEAD, lock(at))
 
 
@@ -119,11 +119,11 @@ def test_a_lock_of_its_time_process_host_and_user_is_a_dead_restic_s(at: float) 
         Lock("a" * 64),
     ],
 )
-def test_a_lock_that_differs_in_anything_is_somebody_else_s(other: Lock) -> None:
+def test_a_lock_that_differs_in_anything_is_foreign(other: Lock) -> None:
     assert not left_by(DEAD, other)
 
 
-def test_a_lock_may_be_of_what_a_wrapper_started() -> None:
+def test_a_child_of_a_wrapper_may_have_left_the_lock() -> None:
     assert left_by(replace(DEAD, members=(ProcessId(77, 6),)), lock(pid=77))
 
 
@@ -132,7 +132,7 @@ def test_forget_leaves_an_exclusive_lock() -> None:
     assert not left_by(replace(DEAD, leaves="exclusive"), lock())
 
 
-def test_where_the_end_is_not_known_a_later_lock_is_its_too_if_nobody_has_that_pid() -> None:
+def test_without_a_known_end_a_later_lock_matches_too() -> None:
     open_ended = replace(DEAD, ended=None)
     assert left_by(open_ended, lock(NOW + 4000))
     assert open_ended.dead
@@ -143,7 +143,7 @@ def test_where_the_end_is_not_known_a_later_lock_is_its_too_if_nobody_has_that_p
 
 
 class FarAway:
-    """A repository in which nobody can remove a file, with locks; restic's calls are counted."""
+    """A repository with locks, whose files cannot be removed; restic's calls are counted."""
 
     def __init__(self, directory: Path, *pids: int) -> None:
         self.directory = directory
@@ -172,7 +172,7 @@ class FarAway:
         return [call.split()[1] for call in (self.directory / "calls").read_text().splitlines()]
 
 
-def test_where_no_file_can_be_removed_all_locks_go_if_all_are_of_dead_restics(
+def test_without_access_to_the_files_all_locks_are_removed_if_all_are_dead(
     repository: Repository, tmp_path: Path
 ) -> None:
     far = FarAway(tmp_path, GONE.pid)
@@ -182,7 +182,7 @@ def test_where_no_file_can_be_removed_all_locks_go_if_all_are_of_dead_restics(
     assert repository.records() == []
 
 
-def test_where_no_file_can_be_removed_another_s_lock_keeps_all_there_and_is_told(
+def test_without_access_to_the_files_a_foreign_lock_prevents_the_removal_and_is_reported(
     repository: Repository, tmp_path: Path
 ) -> None:
     far = FarAway(tmp_path, GONE.pid, 77)
@@ -193,9 +193,7 @@ def test_where_no_file_can_be_removed_another_s_lock_keeps_all_there_and_is_told
     assert len(repository.records()) == 1, "another run may be able to"
 
 
-def test_a_record_whose_lock_is_gone_or_of_another_boot_is_erased(
-    repository: Repository, tmp_path: Path
-) -> None:
+def test_a_record_without_a_lock_or_of_another_boot_is_erased(repository: Repository, tmp_path: Path) -> None:
     far = FarAway(tmp_path, 77)
     far.discard(repository)
     assert (far.calls(), repository.records()) == (["list", "cat"], [])

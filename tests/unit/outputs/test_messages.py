@@ -1,4 +1,4 @@
-"""outputs/restic_repository/messages.py: which failures a second attempt may mend, and which it can't."""
+"""outputs/restic_repository/messages.py: which failures are transient, and which permanent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def failed(code: int, printed: str) -> ResticError:
         (1, "unable to create lock in backend: repository is already locked by PID 7 on nas"),
     ],
 )
-def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> None:
+def test_transient_errors(code: int, printed: str) -> None:
     assert failed(code, printed).transient
 
 
@@ -54,7 +54,7 @@ def test_what_may_have_passed_by_the_next_attempt(code: int, printed: str) -> No
         (1, "unknown flag: --no-such"),
     ],
 )
-def test_what_the_next_attempt_meets_too(code: int, printed: str) -> None:
+def test_permanent_errors(code: int, printed: str) -> None:
     assert not failed(code, printed).transient
 
 
@@ -67,13 +67,13 @@ def test_what_the_next_attempt_meets_too(code: int, printed: str) -> None:
         'invalid id "abcdef": no matching ID found for prefix "abcdef"',
     ],
 )
-def test_what_is_not_there_or_not_as_it_was_saved_is_damaged(printed: str) -> None:
+def test_missing_and_corrupt_data_counts_as_damaged(printed: str) -> None:
     assert failed(1, printed).damaged
     assert not failed(1, "connection lost").damaged
     assert not failed(1, "Save(<data/1d5e>): open /srv/r/data/1d/1d5e: no such file or directory").damaged
 
 
-def test_who_has_the_lock_and_what_to_do_about_a_dead_owner_is_in_the_error() -> None:
+def test_the_error_names_the_lock_s_owner_and_what_to_do_if_it_is_dead() -> None:
     words = "repository is already locked exclusively by PID 7 on nas by root; lock was created at 2024-01-01"
     error = failed(1, words)
     assert error.locked

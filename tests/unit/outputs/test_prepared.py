@@ -31,7 +31,7 @@ def prepared_of(cluster: PaperCluster, *disks: Disk, other: PaperCluster | None 
 
 
 def served(snapshots: list[DiskSnapshot]) -> dict[str, tuple[str, int]]:
-    """Give the image, and how many disks have it, by the first of their targets."""
+    """Return the image, and how many disks have it, by the first of their targets."""
     return {one.disk.target: (str(one.image), one.users) for one in snapshots}
 
 
@@ -46,7 +46,7 @@ def test_each_image_gets_a_snapshot_that_names_its_domain_and_run_and_none_is_ma
     assert not any(cluster.snapshots.values())
 
 
-def test_an_image_is_found_by_its_id_from_then_on(cluster: PaperCluster) -> None:
+def test_an_image_is_identified_by_its_id(cluster: PaperCluster) -> None:
     (snapshot,) = prepared_of(cluster, rbd_disk("vda", "vms/a"))
     assert snapshot.image.id == "id of vms/a"
     assert snapshot.disk == rbd_disk("vda", "vms/a")
@@ -81,11 +81,11 @@ def test_images_with_one_id_in_two_places_are_two(cluster: PaperCluster) -> None
 
 
 class RenamedMeanwhile(PaperCluster):
-    """Gives another image at each look, as each was renamed and another took its name."""
+    """Gives another image on each call, as each was renamed and another took its name."""
 
     def identified(self, image: Image) -> Image:
-        self.looks = getattr(self, "looks", 0) + 1
-        return replace(image, id=f"id {self.looks}")
+        self.calls = getattr(self, "calls", 0) + 1
+        return replace(image, id=f"id {self.calls}")
 
 
 def test_an_image_is_not_taken_for_another_that_had_its_name() -> None:
@@ -120,6 +120,6 @@ def test_a_running_domain_s_own_qemu_is_no_other_user_and_counts_once_for_each_d
     assert others(cluster, True, a=0, b=0) == [], "a disk that is only read has no watcher"
 
 
-def test_whoever_has_an_image_of_a_shut_off_domain_open_is_another_user(cluster: PaperCluster) -> None:
+def test_any_watcher_of_an_image_of_a_shut_off_domain_is_another_user(cluster: PaperCluster) -> None:
     assert others(cluster, False, a=0, b=0) == []
     assert others(cluster, False, a=1, b=1) == ["vms/a", "vms/b"]

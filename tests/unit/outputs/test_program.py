@@ -1,4 +1,4 @@
-"""outputs/restic_repository/program.py: what restic has saved is complete, or nothing of it is there."""
+"""outputs/restic_repository/program.py: what restic saved is complete, or there is no snapshot."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ ARGUMENTS = ("--host=web", "--stdin-filename=vda.img")
 
 
 class Failure(BackupError):
-    """What happens in the block."""
+    """An error in the block."""
 
 
 def go_on() -> None:
-    """Nobody asks to stop."""
+    """Never stops."""
 
 
 class Script(Protocol):
@@ -48,7 +48,7 @@ class Script(Protocol):
 
 @pytest.fixture
 def script(repository: Repository, tmp_path: Path) -> Script:
-    """Give a function that makes a program of a shell script which stands in for restic.
+    """Return a function that makes a program of a shell script which replaces restic.
 
     The script has nothing to unlock.
     """
@@ -86,7 +86,7 @@ def assert_nothing_saved(repository: Repository) -> None:
     assert repository.locks() == []
 
 
-def test_what_was_written_comes_back_and_no_secret_was_in_restic_s_arguments(repository: Repository) -> None:
+def test_what_was_written_can_be_read_and_no_secret_was_in_restic_s_arguments(repository: Repository) -> None:
     program = repository.program(
         environment={"RESTIC_PASSWORD": PASSWORD, "AWS_SECRET_ACCESS_KEY": "hunter2"}
     )
@@ -126,7 +126,7 @@ def test_a_block_that_raises_while_restic_takes_its_lock_leaves_nothing_either(
 ) -> None:
     with failing_backup(repository.program()):
         wait_until(repository.locks, 5, "restic locks the repository")
-    # restic 0.14 may leave the lock that it was just taking; it goes with what does not count
+    # restic 0.14 may leave the lock that it was just creating; `discard` removes it
     Restic(repository.program()).discard((), wait_if_busy=False)
     assert_nothing_saved(repository)
 
@@ -165,20 +165,20 @@ def test_success_without_a_summary_is_a_failure(script: Script, printed: str) ->
         backup.sink.write(b"abc")
 
 
-def test_what_restic_says_when_it_dies_early_is_told(script: Script) -> None:
+def test_the_last_lines_of_a_restic_that_fails_early_are_in_the_error(script: Script) -> None:
     lines = (f"echo '{words}' >&2" for words in ("one", "two", "three", "four", "Fatal: the disk is full"))
     message = "restic backup failed with exit code 1: two; three; four; Fatal: the disk is full"
     with raises(message), script(*lines, "exit 1").backup(ARGUMENTS, go_on) as backup:
         write(backup, 4 * MIB)
 
 
-def test_a_restic_that_is_killed_is_told_by_its_signal(script: Script) -> None:
+def test_the_signal_that_killed_restic_is_in_the_error(script: Script) -> None:
     program = script("kill -9 $$")
     with raises("restic backup was killed by SIGKILL"), program.backup(ARGUMENTS, go_on) as backup:
         write(backup, 4 * MIB)
 
 
-def test_a_restic_that_ends_well_before_it_has_all_data_is_a_failure(script: Script) -> None:
+def test_a_restic_that_succeeds_before_it_has_all_data_is_a_failure(script: Script) -> None:
     before = set(children())
 
     def back_up() -> None:
@@ -203,7 +203,7 @@ def test_a_restic_that_hangs_and_ignores_the_interrupt_is_killed(
         wait_until((tmp_path / "up").exists, 5, "the script runs")
 
 
-def test_a_restic_that_heeds_the_interrupt_only_when_its_input_ends_can_end_by_itself(
+def test_a_restic_that_handles_the_interrupt_only_at_the_end_of_stdin_is_not_killed(
     script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(child, "INTERRUPT_LIMIT", 3)
@@ -232,7 +232,7 @@ def test_a_request_to_stop_is_heard_while_a_restic_that_read_does_not_end(
         running.sink.write(b"abc")
 
 
-def test_a_wrong_password_is_told_with_restic_s_words_and_a_hint(repository: Repository) -> None:
+def test_a_wrong_password_is_reported_with_restic_s_message_and_a_hint(repository: Repository) -> None:
     repository.password_file.write_text("battery horse")
     program = repository.program()
     with pytest.raises(ResticError) as caught, program.backup(ARGUMENTS, go_on) as backup:
@@ -241,14 +241,14 @@ def test_a_wrong_password_is_told_with_restic_s_words_and_a_hint(repository: Rep
     assert "RESTIC_PASSWORD_FILE" in caught.value.hint
 
 
-def test_a_missing_repository_is_told_with_a_hint(repository: Repository, tmp_path: Path) -> None:
+def test_a_missing_repository_is_reported_with_a_hint(repository: Repository, tmp_path: Path) -> None:
     program = repository.program(repository=str(tmp_path / "nowhere"))
     with pytest.raises(ResticError, match="unable to open config file") as caught:
         program.call("snapshots", limit=10)
     assert "RESTIC_REPOSITORY" in caught.value.hint
 
 
-def test_a_missing_binary_is_told_with_a_hint(repository: Repository) -> None:
+def test_a_missing_binary_is_reported_with_a_hint(repository: Repository) -> None:
     backup = repository.program("/nowhere/restic").backup(ARGUMENTS, go_on)
     with raises("cannot start /nowhere/restic: no such file or directory") as caught, backup:
         raise AssertionError("the block must not begin")
@@ -258,16 +258,14 @@ def test_a_missing_binary_is_told_with_a_hint(repository: Repository) -> None:
 @pytest.mark.parametrize(
     ("code", "word"), [(10, "restic init"), (11, "LOCK_WAIT"), (12, "RESTIC_PASSWORD_FILE")]
 )
-def test_an_exit_code_with_a_way_out_of_its_own_gives_that_as_hint(
-    script: Script, code: int, word: str
-) -> None:
+def test_an_exit_code_with_a_hint_of_its_own(script: Script, code: int, word: str) -> None:
     with pytest.raises(ResticError) as caught:
         script(f"exit {code}").call("snapshots", limit=10)
     assert word in caught.value.hint
     assert caught.value.locked == (code == 11)
 
 
-def test_a_lock_is_known_by_its_words_where_the_exit_code_says_nothing(script: Script) -> None:
+def test_a_lock_is_recognized_by_its_message_if_the_exit_code_is_1(script: Script) -> None:
     words = "unable to create lock in backend: repository is already locked exclusively by PID 7 on nas"
     with pytest.raises(ResticError) as caught:
         script(f"echo '{words}' >&2; exit 1").call("snapshots", limit=10)
@@ -276,7 +274,7 @@ def test_a_lock_is_known_by_its_words_where_the_exit_code_says_nothing(script: S
     assert "LOCK_WAIT" in caught.value.hint
 
 
-def test_words_in_json_as_newer_versions_print_them_are_told_as_text(script: Script) -> None:
+def test_messages_in_json_are_reported_as_text(script: Script) -> None:
     exit_error = {"message_type": "exit_error", "code": 1, "message": "Fatal: no space"}
     item_error = {"message_type": "error", "error": {"message": "read failed"}, "during": "archival"}
     lines = [f"echo '{json.dumps(item)}' >&2" for item in (item_error, exit_error)]
@@ -311,7 +309,7 @@ def test_of_our_own_environment_restic_gets_only_what_it_needs(
     assert (printed["AWS_REGION"], printed["TZ"], printed["HOME"]) == ("x", "UTC", os.environ["HOME"])
 
 
-def test_more_words_than_a_pipe_holds_do_not_block_restic(script: Script) -> None:
+def test_more_output_than_a_pipe_holds_does_not_block_restic(script: Script) -> None:
     lines = "cat >/dev/null", "head -c 300000 /dev/zero | tr '\\0' x >&2", "echo >&2", summary_line(3)
     with script(*lines).backup(ARGUMENTS, go_on) as backup:
         backup.sink.write(b"abc")
@@ -319,7 +317,7 @@ def test_more_words_than_a_pipe_holds_do_not_block_restic(script: Script) -> Non
 
 
 @pytest.mark.parametrize("command", ["call", "dump"])
-def test_a_signal_that_restic_got_too_is_told_as_our_own(script: Script, command: str) -> None:
+def test_a_signal_that_restic_got_too_is_reported_as_our_own(script: Script, command: str) -> None:
     stop, before = StopRequest(), set(children())
     program = script("kill -INT $$; sleep 100")
 
@@ -345,14 +343,14 @@ def test_a_request_to_stop_is_heard_while_a_call_takes_its_time(
         script("exec sleep 10").call("snapshots", limit=10, check_stop=stop.check)
 
 
-def test_a_terminal_s_ctrl_c_is_not_for_a_restic_that_streams(script: Script, tmp_path: Path) -> None:
-    told = tmp_path / "group"
-    with script(f"cut -d' ' -f5 /proc/$$/stat >{told}").dump("latest", "vda.img", go_on) as source:
+def test_a_terminal_s_ctrl_c_does_not_reach_a_restic_that_streams(script: Script, tmp_path: Path) -> None:
+    group = tmp_path / "group"
+    with script(f"cut -d' ' -f5 /proc/$$/stat >{group}").dump("latest", "vda.img", go_on) as source:
         source.read()
-    assert int(told.read_text()) != os.getpgid(0)
+    assert int(group.read_text()) != os.getpgid(0)
 
 
-def test_a_directory_without_locks_tells_so_by_itself(repository: Repository) -> None:
+def test_an_empty_directory_of_locks_is_recognized_without_restic(repository: Repository) -> None:
     program = replace(repository.program(), options=())
     assert not program.may_have_locks()
     (repository.path / "locks" / ("0" * 64)).touch()
@@ -369,7 +367,5 @@ def test_a_directory_without_locks_tells_so_by_itself(repository: Repository) ->
         {"environment": {"RESTIC_REPOSITORY": "/elsewhere"}},
     ],
 )
-def test_where_a_repository_can_not_be_looked_into_there_may_be_locks(
-    repository: Repository, other: Any
-) -> None:
+def test_a_directory_that_cannot_be_read_may_have_locks(repository: Repository, other: Any) -> None:
     assert replace(repository.program(), **{"options": (), **other}).may_have_locks()

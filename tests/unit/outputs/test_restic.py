@@ -1,4 +1,4 @@
-"""outputs/restic.py: a restore point in a repository, complete or not at all."""
+"""outputs/restic.py: a restore point in a repository is complete, or does not exist."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def save(
     return Restic(repository.program()).save(point, sources, JobOnPaper())
 
 
-def test_a_snapshot_is_needed_until_its_image_is_saved_and_no_longer(repository: Repository) -> None:
+def test_a_snapshot_is_needed_only_until_its_image_is_saved(repository: Repository) -> None:
     good, bad = MemorySource(MemorySnapshot(MIB)), MemorySource(MemorySnapshot(MIB, {0: b"x"}, fails_at=0))
     job, point = JobOnPaper(), restore_point(domain())
     with pytest.raises(BackupError):
@@ -76,15 +76,15 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     return Saved(repository, sources, images, repository.snapshots())
 
 
-def test_an_image_comes_back_byte_for_byte(saved: Saved) -> None:
+def test_an_image_is_restored_byte_for_byte(saved: Saved) -> None:
     dumped = saved.repository.dump(saved.images[0].restore_id, "vda.img")
     assert dumped == saved.sources[0].snapshot.content
 
 
-def test_what_was_saved_is_told_of_each_image(saved: Saved) -> None:
-    told = [(image.target, image.image, image.size, image.data_bytes) for image in saved.images]
+def test_each_image_has_a_result(saved: Saved) -> None:
+    results = [(image.target, image.image, image.size, image.data_bytes) for image in saved.images]
     read = [sum(read.length for read in source.snapshot.reads) for source in saved.sources]
-    assert told == [
+    assert results == [
         ("vda", "ssd/tests/web root, 100%", 9 * MIB + 513, read[0]),
         ("vdb", "vms/empty", 0, 0),
     ]
@@ -96,7 +96,7 @@ def test_each_image_and_the_definition_are_a_snapshot_with_the_domain_as_host(sa
     assert set(saved.snapshots) == {"vda.img of web", "definition.tar of web"}
 
 
-def test_tags_tell_run_uuid_consistency_disk_image_and_encryption_and_nothing_splits_them(
+def test_tags_have_run_uuid_consistency_disk_image_and_encryption_and_are_not_split(
     saved: Saved,
 ) -> None:
     common = {"virt-rbd-backup", f"run={RUN}", f"uuid={UUID}", "consistency=filesystem"}
@@ -112,7 +112,7 @@ def test_all_have_the_time_of_the_snapshots_in_utc(saved: Saved) -> None:
     assert {one["time"] for one in saved.snapshots.values()} == {"2024-02-03T04:05:06Z"}
 
 
-def test_an_image_of_no_bytes_is_in_the_manifest_alone(saved: Saved) -> None:
+def test_an_empty_image_is_in_the_manifest_only(saved: Saved) -> None:
     packed = saved.repository.dump(saved.snapshots["definition.tar of web"]["id"], "definition.tar")
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         file: Any = tar.extractfile("manifest.json")
@@ -200,7 +200,7 @@ def test_progress_and_the_end_of_each_image_are_reported_for_its_domain_and_disk
     assert text.startswith("vdb (vms/web-data) saved: 5.0 MiB, 1 B of data, 3.0 MiB new, in ")
 
 
-def test_what_no_manifest_counts_is_discarded_and_nothing_else(saved: Saved, repository: Repository) -> None:
+def test_only_images_without_a_manifest_are_discarded(saved: Saved, repository: Repository) -> None:
     shutil.copytree(saved.repository.path, repository.path, dirs_exist_ok=True)  # complete, of this run
     output = Restic(repository.program())
     assert [point.id for point in incomplete(output.ready())] == []
@@ -231,9 +231,7 @@ def test_discard_tries_again_only_while_the_repository_is_locked(
     assert len((tmp_path / "calls").read_text().splitlines()) == calls
 
 
-def test_the_manifest_is_there_as_a_whole_before_restic_starts(
-    repository: Repository, tmp_path: Path
-) -> None:
+def test_the_manifest_is_complete_before_restic_starts(repository: Repository, tmp_path: Path) -> None:
     fake = tmp_path / "fake-restic"
     fake.write_text(
         "#!/bin/sh\n"
@@ -256,7 +254,7 @@ def test_a_later_attempt_and_the_locks_places_are_in_the_tags() -> None:
     assert {"--tag=attempt=2", "--tag=lock=fsid/vms/", "--tag=lock=fsid/a%2Cb/"} <= set(words)
 
 
-def test_what_lacks_images_is_withdrawn_with_its_manifest(repository: Repository) -> None:
+def test_a_restore_point_that_lacks_images_is_withdrawn_with_its_manifest(repository: Repository) -> None:
     output = Restic(repository.program())
     source = MemorySource(MemorySnapshot(MIB, {0: DATA[:1000]}), rbd_disk("vda", "vms/a"))
     for run_id in ("20240101T000000Z-good", "20240102T000000Z-lack"):
@@ -265,7 +263,9 @@ def test_what_lacks_images_is_withdrawn_with_its_manifest(repository: Repository
     assert [point.id.run for point in output.restore_points()] == ["20240101T000000Z-good"]
 
 
-def test_images_of_a_failed_attempt_go_though_the_next_one_is_complete(repository: Repository) -> None:
+def test_images_of_a_failed_attempt_are_removed_even_if_the_next_one_is_complete(
+    repository: Repository,
+) -> None:
     output = Restic(repository.program())
     source = MemorySource(MemorySnapshot(MIB, {0: DATA[:1000]}), rbd_disk("vda", "vms/a"))
     tags = ("--tag=virt-rbd-backup", f"--tag=run={RUN}", f"--tag=uuid={UUID}", "--host=web")
@@ -285,7 +285,7 @@ def test_images_of_a_failed_attempt_go_though_the_next_one_is_complete(repositor
 
 @pytest.fixture
 def slow(repository: Repository, tmp_path: Path) -> Restic:
-    """A repository whose host takes its time for everything."""
+    """A repository whose host is slow."""
     fake = tmp_path / "slow-restic"
     fake.write_text(
         '#!/bin/sh\ncase "$*" in *version*) echo "restic 0.14.0"; exit ;; esac\nsleep 1; echo "[]"\n'
@@ -294,7 +294,7 @@ def slow(repository: Repository, tmp_path: Path) -> Restic:
     return Restic(repository.program(str(fake)))
 
 
-def test_what_only_looks_may_take_as_long_as_a_backup_may_stall(
+def test_listing_may_take_as_long_as_a_backup_may_stall(
     slow: Restic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restic_process, "CALL_LIMIT", 0.1)
@@ -318,7 +318,7 @@ def test_what_only_looks_may_take_as_long_as_a_backup_may_stall(
         lambda output, check_stop: output.discard([PointId(RUN, UUID)], True, check_stop=check_stop),
     ],
 )
-def test_what_waits_for_the_repository_hears_a_stop_at_once(slow: Restic, call: Any) -> None:
+def test_a_stop_is_heard_at_once_while_the_repository_is_waited_for(slow: Restic, call: Any) -> None:
     stop = StopRequest()
     threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
     Path(slow.program.binary).write_text(

@@ -1,4 +1,4 @@
-"""outputs/restic_incremental.py: what a restore point builds on, and that it counts only if it is whole."""
+"""outputs/restic_incremental.py: the base of a backup, and a restore point only if it is complete."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FakeRestic:
-    """A restic that saves and holds what a test says. Stands in for the program."""
+    """A fake restic that saves and lists what a test sets."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -101,7 +101,7 @@ class FakeRestic:
         (self.directory / "locked").touch()
 
     def saves(self, count: int) -> None:
-        """Let it say that it has saved so many bytes of files."""
+        """Make it report this many saved bytes."""
         (self.directory / "processed").write_text(str(count))
 
     def holds(self, snapshots: Sequence[Mapping[str, Any]], manifests: Mapping[str, bytes]) -> None:
@@ -124,13 +124,13 @@ def image(restore_id: str, target: str = "vda", **changes: Any) -> SavedImage:
 
 
 def point(
-    run: str, number: int, images: Sequence[SavedImage], complete: bool = True, held: str = ""
+    run: str, number: int, images: Sequence[SavedImage], complete: bool = True, current_id: str = ""
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """Give a restore point as restic lists it, with its manifest: of day `number`, its images as `held`."""
+    """Return a restore point as restic lists it, of day `number`, and its manifest."""
     parts = []
     if images:
         tags = [segments_tag(one.target, one.image, one.size) for one in images]
-        parts.append(listed(held or images[0].restore_id, UUID, run, *tags))
+        parts.append(listed(current_id or images[0].restore_id, UUID, run, *tags))
     if complete:
         parts.append(listed(f"manifest{number}", UUID, run, "definition"))
     packed = manifest.pack(restore_point(domain(), run), images, {one.target: Checksums() for one in images})
@@ -145,7 +145,7 @@ def found(
     *runs: str,
     known: Sequence[Any] = (),
 ) -> str:
-    """Tell the restic snapshot that the next backup would build on; `known` are the run's points."""
+    """Return the restic snapshot that the next backup would build on; `known` are the run's points."""
     snapshots = [one for snapshots, _ in points for one in snapshots]
     restic.holds(
         snapshots, {name: packed for _, packed in map(tuple, points) for name, packed in packed.items()}
@@ -165,14 +165,16 @@ def test_the_base_is_the_newest_restore_point_of_the_runs(restic: FakeRestic, re
     assert f"--tag=virt-rbd-backup,uuid={UUID}" in restic.calls()[0]
 
 
-def test_what_the_run_has_listed_is_not_listed_again(restic: FakeRestic, repository: Repository) -> None:
+def test_restore_points_that_the_run_listed_are_not_listed_again(
+    restic: FakeRestic, repository: Repository
+) -> None:
     points = [point(OLD, 1, [image("old")]), point(NEWER, 2, [image("new")])]
     assert found(restic, repository, points, NEWER, known=points) == "new"
     (only,) = restic.calls()
     assert " dump " in only
 
 
-def test_what_another_node_has_saved_since_the_run_listed_is_found(
+def test_a_restore_point_that_another_node_saved_since_is_found(
     restic: FakeRestic, repository: Repository
 ) -> None:
     old, new = point(OLD, 1, [image("old")]), point(NEWER, 2, [image("new")])
@@ -182,9 +184,7 @@ def test_what_another_node_has_saved_since_the_run_listed_is_found(
     assert found(restic, repository, [old, new], NEWER, known=[old, unfinished]) == "new"
 
 
-def test_what_has_another_id_than_the_run_has_listed_is_found(
-    restic: FakeRestic, repository: Repository
-) -> None:
+def test_a_restore_point_whose_ids_changed_since_is_found(restic: FakeRestic, repository: Repository) -> None:
     snapshots, packed = point(NEWER, 2, [image("new")])
     before = [{**one, "id": f"{one['id']} before restic tag"} for one in snapshots]
     assert found(restic, repository, [(snapshots, packed)], NEWER, known=[(before, {})]) == "new"
@@ -194,7 +194,7 @@ def test_there_is_no_base_in_an_empty_repository(restic: FakeRestic, repository:
     assert found(restic, repository, [], OLD) == ""
 
 
-def test_a_restore_point_that_is_not_complete_is_no_base(restic: FakeRestic, repository: Repository) -> None:
+def test_an_incomplete_restore_point_is_no_base(restic: FakeRestic, repository: Repository) -> None:
     points = [point(OLD, 1, [image("old")]), point(NEWER, 2, [image("new")], complete=False)]
     assert found(restic, repository, points, OLD, NEWER) == "old"
     assert found(restic, repository, points, NEWER) == ""
@@ -210,23 +210,23 @@ def test_a_restore_point_whose_segments_were_removed_is_no_base(
     assert found(restic, repository, points, NEWER) == ""
 
 
-def test_a_parent_is_named_by_the_id_that_it_has_now(restic: FakeRestic, repository: Repository) -> None:
-    snapshots, packed = point(OLD, 1, [image("old1")], held="retagged")
+def test_a_parent_is_named_by_its_current_id(restic: FakeRestic, repository: Repository) -> None:
+    snapshots, packed = point(OLD, 1, [image("old1")], current_id="retagged")
     snapshots[0]["original"] = "old1234567"
     assert found(restic, repository, [(snapshots, packed)], OLD) == "retagged"
     assert (
-        found(restic, repository, [point(OLD, 1, [image("01234567")], held="0123456789ab")], OLD)
+        found(restic, repository, [point(OLD, 1, [image("01234567")], current_id="0123456789ab")], OLD)
         == "0123456789ab"
     )
 
 
-def test_what_was_saved_as_one_file_each_is_no_base(restic: FakeRestic, repository: Repository) -> None:
+def test_images_saved_as_one_file_are_no_base(restic: FakeRestic, repository: Repository) -> None:
     points = [point(OLD, 1, [image("old")]), point(NEWER, 2, [image("new", segment_size=0)])]
     assert found(restic, repository, points, OLD, NEWER) == "old"
 
 
 @pytest.mark.parametrize("packed", [b"", b"garbage", b"\0" * 1024])
-def test_a_manifest_that_can_t_be_understood_is_no_base(
+def test_a_manifest_of_another_format_is_no_base(
     restic: FakeRestic, repository: Repository, packed: bytes
 ) -> None:
     snapshots, _ = point(NEWER, 2, [image("new")])
@@ -237,7 +237,7 @@ def test_a_manifest_that_can_t_be_understood_is_no_base(
 def base_error(
     restic: FakeRestic, repository: Repository, *points: Any, **more: Any
 ) -> tuple[str, list[str]]:
-    """Look for a base among restore points of OLD and NEWER; give what is raised, and the warnings."""
+    """Look for a base among restore points of OLD and NEWER; return what is raised, and the warnings."""
     snapshots = [one for snapshots, _ in points for one in snapshots]
     restic.holds(snapshots, {name: one for _, packed in points for name, one in packed.items()})
     warnings: list[str] = []
@@ -249,7 +249,7 @@ def base_error(
     return "", warnings
 
 
-def test_a_damaged_manifest_is_told_with_its_restore_point_and_the_true_reason(
+def test_a_damaged_manifest_is_reported_with_its_restore_point_and_reason(
     restic: FakeRestic, repository: Repository
 ) -> None:
     snapshots, _ = point(NEWER, 2, [image("new")])
@@ -260,7 +260,7 @@ def test_a_damaged_manifest_is_told_with_its_restore_point_and_the_true_reason(
     assert "manifest is damaged" in warning
 
 
-def test_a_manifest_that_the_repository_can_t_give_undamaged_is_told_too(
+def test_a_manifest_that_is_damaged_in_the_repository_is_reported_too(
     restic: FakeRestic, repository: Repository
 ) -> None:
     restic.dump_fails("decrypting blob 80f6 failed: ciphertext verification failed")
@@ -269,7 +269,7 @@ def test_a_manifest_that_the_repository_can_t_give_undamaged_is_told_too(
     assert (error, "ciphertext verification failed" in warning) == ("", True)
 
 
-def test_a_manifest_that_can_t_be_read_now_is_no_reason_to_read_everything(
+def test_a_manifest_that_cannot_be_read_now_is_an_error_and_no_reason_for_a_full_read(
     restic: FakeRestic, repository: Repository
 ) -> None:
     restic.dump_fails("Load(<snapshot/1>): connection refused")
@@ -308,12 +308,12 @@ class Mount:
         now(lambda: self._read(files))
         give_up = files.give_up
 
-        def told() -> None:
+        def given_up() -> None:
             with self.log.open("a") as calls:
                 calls.write("gave up\n")
             give_up()
 
-        files.give_up = told  # type: ignore[method-assign]
+        files.give_up = given_up  # type: ignore[method-assign]
         yield
 
     async def _read(self, files: SegmentFiles) -> None:
@@ -341,7 +341,7 @@ DATA = {MIB: b"a" * 5000, SEGMENT + 4999: b"z"}
 
 
 def source(target: str = "vda", base: Base | None = None, **changes: Any) -> MemorySource:
-    snapshot = MemorySnapshot(SIZE, DATA, base="kept", **changes)
+    snapshot = MemorySnapshot(SIZE, DATA, base="base", **changes)
     return MemorySource(snapshot, rbd_disk(target, f"vms/{target}"), base)
 
 
@@ -357,12 +357,12 @@ def save(
 
 
 def base(target: str = "vda") -> Base:
-    """Give a base that all of DATA was saved of."""
+    """Return a base that all of DATA was saved of."""
     checksums = Checksums()
     for at, part in DATA.items():
         checksums.add(at, part)
     saved = image(PARENT, target, size=SIZE, full_read=TAKEN.isoformat())
-    return Base("kept", saved, bytes(checksums.packed), pack_times([1000, 2000]))
+    return Base("base", saved, bytes(checksums.packed), pack_times([1000, 2000]))
 
 
 def backups(restic: FakeRestic) -> list[str]:
@@ -382,11 +382,11 @@ def test_all_disks_are_saved_in_one_go_and_then_the_manifest(
     assert f"--tag=segments.vda={SIZE} vms/vda --tag=segments.vdb={SIZE} vms/vdb ." in segments
     assert "--host=web --time=2024-02-03 04:05:06" in segments
     assert "--tag=definition" in definition
-    told = [
+    results = [
         (one.target, one.size, one.data_bytes, one.read_bytes, one.stored_bytes, one.restore_id)
         for one in images
     ]
-    assert told == [("vda", SIZE, 5001, 5001, 77, SAVED), ("vdb", SIZE, 5001, 5001, 0, SAVED)]
+    assert results == [("vda", SIZE, 5001, 5001, 77, SAVED), ("vdb", SIZE, 5001, 5001, 0, SAVED)]
     assert job.released == sources
     packed = manifest.unpack((restic.directory / "manifest.tar").read_bytes())
     assert packed.images == images
@@ -398,7 +398,7 @@ def test_all_disks_are_saved_in_one_go_and_then_the_manifest(
     assert mount.directory == f"{restic.directory}/run/segments"
 
 
-def test_what_has_changed_is_read_with_the_last_restore_point_as_parent(
+def test_changes_are_read_with_the_last_restore_point_as_parent(
     restic: FakeRestic, repository: Repository, mount: Mount
 ) -> None:
     mount.reads = {"vda": [1], "vdb": []}
@@ -416,7 +416,7 @@ def test_what_has_changed_is_read_with_the_last_restore_point_as_parent(
     assert packed.checksums["vda"] == packed.checksums["vdb"] == base().checksums
 
 
-def test_a_disk_without_a_base_is_read_as_a_whole_and_the_others_are_not(
+def test_only_a_disk_without_a_base_gets_a_full_read(
     restic: FakeRestic, repository: Repository, mount: Mount
 ) -> None:
     mount.reads = {"vda": [], "vdb": [0, 1]}
@@ -435,8 +435,8 @@ def test_without_every_byte_there_is_no_manifest(
     mount.reads = {"vda": reads}
     restic.saves(processed)
     job = JobOnPaper()
-    told = f"the segments have {SIZE} bytes, restic saved {processed}"
-    with raises(f"{told} and did not read {missing} of the changed segments", ResticError):
+    expected = f"the segments have {SIZE} bytes, restic saved {processed}"
+    with raises(f"{expected} and did not read {missing} of the changed segments", ResticError):
         save(restic, repository, source(), job=job)
     assert len(backups(restic)) == 1
     assert job.released == []
@@ -459,7 +459,7 @@ def test_a_snapshot_that_was_removed_while_it_was_read_leaves_no_manifest(
 
 @dataclass
 class OnceItRuns(JobOnPaper):
-    """A job in which something happens when restic has begun."""
+    """A job that calls a function when restic has started."""
 
     restic: FakeRestic | None = None
     happens: Callable[[], None] = lambda: None
@@ -472,7 +472,7 @@ class OnceItRuns(JobOnPaper):
 
 
 @pytest.mark.parametrize("error", [BackupError("cannot read 5 bytes at 0"), ZeroDivisionError()])
-def test_an_error_of_a_read_interrupts_restic_before_it_gets_an_answer(
+def test_a_read_error_interrupts_restic_before_the_read_fails(
     restic: FakeRestic, repository: Repository, mount: Mount, error: Exception
 ) -> None:
     def fail() -> None:
@@ -505,7 +505,7 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
     assert restic.calls()[1:] == ["interrupted", "gave up"]
 
 
-def test_a_cluster_that_takes_its_time_is_no_stalled_output() -> None:
+def test_a_slow_cluster_is_no_stalled_output() -> None:
     files = SegmentFiles([])
     files.loading = 1  # a read of the image
     monitor = restic_incremental._Monitor(files, MIB, 0.05, "web", JobOnPaper())
@@ -529,7 +529,7 @@ def test_a_repository_that_is_locked_is_waited_for(
     assert recorder.told(Level.WARNING)[0].startswith("waiting up to 60 s (LOCK_WAIT)")
 
 
-def test_what_was_read_by_an_attempt_that_failed_does_not_count(
+def test_reads_of_a_failed_attempt_do_not_count(
     restic: FakeRestic, repository: Repository, mount: Mount
 ) -> None:
     class Locked(Recorder):
@@ -553,7 +553,7 @@ def test_files_are_mounted_in_a_thread_that_ends_after_restic(
     assert thread not in {one.ident for one in threading.enumerate()}
 
 
-def test_progress_is_of_what_is_expected_to_be_read(
+def test_progress_counts_the_bytes_that_are_expected_to_be_read(
     restic: FakeRestic, repository: Repository, mount: Mount, recorder: Recorder
 ) -> None:
     restic.saves(SIZE)
@@ -561,7 +561,7 @@ def test_progress_is_of_what_is_expected_to_be_read(
     assert recorder.progressed == [("web", "", SIZE, SIZE)]
 
 
-def test_an_image_comes_back_from_its_segments_and_a_file_from_a_file(
+def test_an_image_is_read_from_its_segments_and_a_file_from_a_file(
     restic: FakeRestic, repository: Repository
 ) -> None:
     content = MemorySnapshot(SIZE, DATA).content
@@ -574,7 +574,7 @@ def test_an_image_comes_back_from_its_segments_and_a_file_from_a_file(
     assert [call.split()[-2:] for call in restic.calls()] == [["old", "/vda"], ["file", "vda.img"]]
 
 
-def test_without_the_kernel_s_file_systems_in_user_space_it_can_t_work(
+def test_without_fuse_there_are_problems(
     restic: FakeRestic, repository: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -585,14 +585,14 @@ def test_without_the_kernel_s_file_systems_in_user_space_it_can_t_work(
     assert problems[0] == "cannot open /dev/fuse: no such file or directory"
 
 
-def test_the_settings_tell_how_it_works() -> None:
+def test_it_is_made_from_the_settings() -> None:
     given = settings(runtime_dir="/run/x", full_read_days=7, fast_diff=True)
     output = ResticIncremental.from_settings(given)
     assert (output.mountpoint, output.full_read_days, output.fast_diff) == ("/run/x/segments", 7, True)
     assert output.keeps_base_snapshots
 
 
-def test_after_so_many_days_all_is_read_again(
+def test_a_full_read_is_due_after_full_read_days(
     restic: FakeRestic, repository: Repository, mount: Mount
 ) -> None:
     restic.saves(SIZE)

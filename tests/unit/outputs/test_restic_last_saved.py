@@ -1,4 +1,4 @@
-"""outputs/restic.py: when a domain was last saved, by whichever node."""
+"""outputs/restic.py: when a domain was last saved, by any node."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save(repository: Repository, of: Domain, taken: datetime) -> None:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """What it holds, the newest not last: web twice, under another name since; half a restore point."""
+    """Listed snapshots, the newest not last: web twice, renamed since; an incomplete restore point."""
     repository = Repository(tmp_path_factory.mktemp("times"))
     save(repository, domain("web-renamed", disks=()), HOURS[2])
     save(repository, domain("web", disks=()), HOURS[0])
@@ -73,7 +73,7 @@ def test_restic_s_times_are_read_with_any_zone_and_fraction(
     assert last_saved(tmp_path, *times) == datetime(2024, 2, 3, *newest, tzinfo=timezone.utc)
 
 
-def test_a_repository_that_knows_nothing_of_it_may_say_null(tmp_path: Path) -> None:
+def test_a_repository_without_snapshots_may_print_null(tmp_path: Path) -> None:
     assert last_saved(tmp_path) is None
 
 

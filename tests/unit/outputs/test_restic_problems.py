@@ -1,4 +1,4 @@
-"""outputs/restic.py: what keeps a repository from taking a backup, and what of the settings can't work."""
+"""outputs/restic.py: problems of a repository, and errors in the settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_repository_that_can_take_a_backup_has_no_problems(repository: Reposit
     assert repository.locks() == []
 
 
-def test_problems_tell_of_a_wrong_password_and_a_missing_repository(
+def test_a_wrong_password_and_a_missing_repository_are_problems(
     repository: Repository, tmp_path: Path
 ) -> None:
     (missing,) = Restic(repository.program(repository=str(tmp_path / "nowhere"))).problems()
@@ -37,7 +37,7 @@ def test_problems_tell_of_a_wrong_password_and_a_missing_repository(
         ("borg 1.2.4", "{} is not restic"),
     ],
 )
-def test_problems_tell_of_a_program_that_is_too_old_or_something_else(
+def test_an_old_restic_and_another_program_are_problems(
     repository: Repository, tmp_path: Path, printed: str, message: str
 ) -> None:
     fake = tmp_path / "fake-restic"
@@ -51,7 +51,7 @@ def messages(program: Program) -> list[str]:
     return [error.message for error in Restic(program).configuration_errors()]
 
 
-def test_a_missing_repository_and_password_are_both_told() -> None:
+def test_a_missing_repository_and_password_are_both_reported() -> None:
     assert messages(Program("restic", "", "", {}, (), 60)) == [
         "RESTIC_REPOSITORY is not set",
         "RESTIC_PASSWORD_FILE is not set",
@@ -63,7 +63,7 @@ def test_restic_s_own_variables_can_name_repository_and_password() -> None:
     assert messages(Program("restic", "", "", environment, (), 60)) == []
 
 
-def test_a_password_file_has_to_be_there_closed_to_others_and_not_empty(repository: Repository) -> None:
+def test_a_password_file_must_exist_with_safe_permissions_and_not_be_empty(repository: Repository) -> None:
     path = repository.password_file
     path.chmod(0o640)
     (open_to_others,) = messages(repository.program())

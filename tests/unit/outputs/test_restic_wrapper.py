@@ -31,7 +31,7 @@ ARGUMENTS = ("--host=web", "--stdin-filename=vda.img")
 
 @pytest.fixture
 def wrapper(tmp_path: Path) -> str:
-    """A wrapper that writes down restic's pid."""
+    """A wrapper that writes restic's pid into a file."""
     path = tmp_path / "wrapper"
     path.write_text(
         f'#!/bin/sh\nexport LANG=C\nexec 3<&0\nrestic "$@" <&3 3<&- &\necho $! >{tmp_path}/pid\nwait $!\n'
@@ -53,7 +53,7 @@ def assert_nothing_left(repository: Repository, restic: int) -> None:
     assert (repository.locks(), repository.records()) == ([], [])
 
 
-def test_a_block_that_raises_ends_what_the_wrapper_has_started(
+def test_a_block_that_raises_ends_the_wrapper_s_restic(
     repository: Repository, wrapper: str, tmp_path: Path
 ) -> None:
     backup = repository.program(wrapper).backup(ARGUMENTS, lambda: None)
@@ -64,9 +64,7 @@ def test_a_block_that_raises_ends_what_the_wrapper_has_started(
     assert_nothing_left(repository, restic)
 
 
-def test_a_stall_ends_what_the_wrapper_has_started(
-    repository: Repository, wrapper: str, tmp_path: Path
-) -> None:
+def test_a_stall_ends_the_wrapper_s_restic(repository: Repository, wrapper: str, tmp_path: Path) -> None:
     def back_up() -> None:
         with repository.program(wrapper, stall_timeout=0.5).backup(ARGUMENTS, lambda: None) as running:
             running.sink.write(os.urandom(MIB))
@@ -80,7 +78,7 @@ def test_a_stall_ends_what_the_wrapper_has_started(
     assert_nothing_left(repository, restic_of(tmp_path))
 
 
-def test_a_request_to_stop_ends_what_the_wrapper_has_started(
+def test_a_request_to_stop_ends_the_wrapper_s_restic(
     repository: Repository, wrapper: str, tmp_path: Path
 ) -> None:
     stop = StopRequest()
@@ -127,7 +125,7 @@ with program.backup(("--host=web", "--stdin-filename=vda.img"), lambda: None) as
 """
 
 
-def test_the_restic_of_a_worker_that_was_killed_is_ended_by_who_comes_next(
+def test_the_restic_of_a_killed_worker_is_ended_by_the_next_process(
     repository: Repository, wrapper: str, tmp_path: Path
 ) -> None:
     with subprocess.Popen(
@@ -146,7 +144,7 @@ def test_the_restic_of_a_worker_that_was_killed_is_ended_by_who_comes_next(
     assert (repository.locks(), repository.records()) == ([], [])
 
 
-def test_after_a_good_end_nobody_of_the_group_is_left(repository: Repository, tmp_path: Path) -> None:
+def test_after_success_no_process_of_the_group_is_left(repository: Repository, tmp_path: Path) -> None:
     path = tmp_path / "wrapper"
     path.write_text(f'#!/bin/sh\nsleep 100 &\necho $! >{tmp_path}/pid\nrestic "$@"\n')
     path.chmod(0o700)
@@ -159,9 +157,7 @@ def test_after_a_good_end_nobody_of_the_group_is_left(repository: Repository, tm
 
 
 @pytest.mark.parametrize("command", ["snapshots", "backup", "forget"])
-def test_a_terminal_s_ctrl_c_is_for_none_of_them(
-    repository: Repository, tmp_path: Path, command: str
-) -> None:
+def test_a_terminal_s_ctrl_c_reaches_no_restic(repository: Repository, tmp_path: Path, command: str) -> None:
     path = tmp_path / "shows-its-group"
     path.write_text("#!/bin/sh\nexec cut -d' ' -f5 /proc/self/stat\n")
     path.chmod(0o700)
@@ -169,7 +165,7 @@ def test_a_terminal_s_ctrl_c_is_for_none_of_them(
     assert int(program.call(command, limit=10)) != os.getpgid(0)
 
 
-def test_a_group_of_none_has_no_members() -> None:
+def test_an_empty_group_has_no_members() -> None:
     with subprocess.Popen(["true"], preexec_fn=os.setpgrp) as program:
         group = Group.led_by(program.pid)
     assert group.members() == ()

@@ -1,4 +1,4 @@
-"""outputs/segments/archive.py: an image out of the archive of its segments, or an error."""
+"""outputs/segments/archive.py: an image is read from the archive of its segments, or an error raised."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def opened(packed: bytes, segments: Segments = SEGMENTS) -> Iterator[SegmentSour
         yield SegmentSource(source, segments)
 
 
-def come_back(packed: bytes, segments: Segments = SEGMENTS) -> bytes:
+def image_from(packed: bytes, segments: Segments = SEGMENTS) -> bytes:
     """Read an image as a restore and a verification do."""
     with opened(packed, segments) as source:
         content = b"".join(map(bytes, pieces_from_output(source, segments.size)))
@@ -71,12 +71,12 @@ def come_back(packed: bytes, segments: Segments = SEGMENTS) -> bytes:
 
 @pytest.mark.parametrize("slashes", ["", "/"])
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_the_bytes_are_those_of_the_segments_one_after_the_other(form: int, slashes: str) -> None:
-    assert come_back(archive(GOOD, form, slashes)) == CONTENT
+def test_the_bytes_are_the_segments_in_order(form: int, slashes: str) -> None:
+    assert image_from(archive(GOOD, form, slashes)) == CONTENT
 
 
 @pytest.mark.parametrize("at_once", [1, 511, SEGMENT, SEGMENT + 1, 10 * SIZE])
-def test_however_many_are_asked_for_at_once_they_come(at_once: int) -> None:
+def test_reads_may_have_any_size(at_once: int) -> None:
     segments = Segments("vda", 2000, 600)
     content = CONTENT[:2000]
     parts = [(segments.path(number), content[number * 600 :][:600]) for number in range(4)]
@@ -94,17 +94,17 @@ def test_segments_in_several_directories_are_one_image() -> None:
     segments = Segments("vda", 300 * 512, 512)
     assert len(segments) > 2 * PER_DIRECTORY
     parts = [(segments.path(number), CONTENT[number * 512 :][:512]) for number in range(300)]
-    assert come_back(archive(parts), segments) == CONTENT[: segments.size]
+    assert image_from(archive(parts), segments) == CONTENT[: segments.size]
 
 
-def test_an_image_of_no_bytes_has_no_segments() -> None:
+def test_an_empty_image_has_no_segments() -> None:
     segments = Segments("vda", 0, SEGMENT)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         directory = tarfile.TarInfo("vda")
         directory.type = tarfile.DIRTYPE
         tar.addfile(directory)
-    assert come_back(packed.getvalue(), segments) == b""
+    assert image_from(packed.getvalue(), segments) == b""
 
 
 @pytest.mark.parametrize(
@@ -141,31 +141,31 @@ def test_an_image_of_no_bytes_has_no_segments() -> None:
         ),
     ],
 )
-def test_other_files_than_the_segments_in_their_order_are_no_image(entries: Entries, message: str) -> None:
+def test_other_files_than_the_segments_in_order_are_an_error(entries: Entries, message: str) -> None:
     with raises(message):
-        come_back(archive(entries))
+        image_from(archive(entries))
 
 
-@pytest.mark.parametrize("kept", [0, 1, 511, 512, 1024, 5000, SEGMENT + 5000, 2 * SEGMENT, 3 * SEGMENT])
-def test_an_archive_that_ends_early_is_an_image_that_ends_early(kept: int) -> None:
+@pytest.mark.parametrize("length", [0, 1, 511, 512, 1024, 5000, SEGMENT + 5000, 2 * SEGMENT, 3 * SEGMENT])
+def test_an_archive_that_ends_early_is_an_image_that_ends_early(length: int) -> None:
     packed = archive(GOOD)
     with pytest.raises(BackupError, match=rf"^the output ended after \d+ of {SIZE} bytes$"):
-        come_back(packed[:kept])
+        image_from(packed[:length])
 
 
-def test_an_end_within_the_archive_is_its_end() -> None:
+def test_the_end_of_an_archive_ends_the_image() -> None:
     packed = archive(GOOD[:2])
     with raises(f"the output ended after {2 * SEGMENT} of {SIZE} bytes"):
-        come_back(packed + archive(GOOD[2:]))
+        image_from(packed + archive(GOOD[2:]))
 
 
 @pytest.mark.parametrize("garbage", [CONTENT, b"<html>" * 1000])
-def test_what_is_no_archive_is_no_image(garbage: bytes) -> None:
+def test_what_is_no_archive_is_an_error(garbage: bytes) -> None:
     with pytest.raises(BackupError, match="the archive from the repository is damaged: "):
-        come_back(garbage)
+        image_from(garbage)
 
 
-def test_a_header_that_is_damaged_is_no_archive() -> None:
+def test_a_damaged_header_is_an_error() -> None:
     packed = bytearray(archive(GOOD, tarfile.USTAR_FORMAT))
     packed[packed.index(PARTS[1]) - 500] ^= 1
     with opened(bytes(packed)) as source:
@@ -184,7 +184,7 @@ def test_after_the_last_segment_the_archive_is_read_to_its_end_so_that_restic_ca
         require_end(source, SIZE)
 
 
-def test_a_stall_is_told_as_what_it_is() -> None:
+def test_a_stall_is_reported_as_one() -> None:
     out, into = os.pipe()
     with os.fdopen(out, "rb"), os.fdopen(into, "wb", buffering=0) as writer:
         writer.write(archive(GOOD)[:2000])
@@ -214,12 +214,12 @@ def with_links(numbers: Sequence[int], target: str = "../zeros") -> bytes:
 @pytest.mark.parametrize("numbers", [[0], [1, 2], [0, 1, 2]])
 def test_a_link_to_the_zeros_is_a_hole(numbers: Sequence[int]) -> None:
     parts = [bytes(SEGMENT) if number in numbers else part for number, part in enumerate(PARTS)]
-    assert come_back(with_links(numbers)) == b"".join(parts)
+    assert image_from(with_links(numbers)) == b"".join(parts)
 
 
 @pytest.mark.parametrize(("number", "target"), [(1, "/etc/passwd"), (3, "../zeros")])
-def test_a_link_to_anything_else_or_of_a_segment_that_is_shorter_is_none(number: int, target: str) -> None:
+def test_a_link_to_anything_else_or_of_a_shorter_segment_is_an_error(number: int, target: str) -> None:
     with pytest.raises(
         BackupError, match=rf"the repository has /{PATHS[number]} \(0 bytes\) instead of {PATHS[number]}"
     ):
-        come_back(with_links([number], target))
+        image_from(with_links([number], target))

@@ -1,4 +1,4 @@
-"""outputs/segments/files.py: the snapshots as files, and what comes of a read that fails."""
+"""outputs/segments/files.py: the snapshots as files, and reads that fail."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def disk(
     target: str = "vda", size: int = 2 * SEGMENT + 100, data: dict[int, bytes] | None = None, **more: Any
 ) -> DiskFiles:
-    """Give a disk whose segment n has the time SECOND + n."""
+    """Return a disk whose segment n has the time SECOND + n."""
     segments = Segments.for_image(target, size)
     times = [SECOND + number for number in range(len(segments))]
     return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more))
@@ -61,7 +61,7 @@ class Reply:
 
 
 class Kernel:
-    """Asks the files what the kernel would ask for a program."""
+    """Makes the requests that the kernel would make for a program."""
 
     def __init__(self, files: SegmentFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         self.files = files
@@ -82,7 +82,7 @@ class Kernel:
             start = reply.entries[-1][2]
 
     async def inode(self, path: str) -> int:
-        """Go down a path by its names."""
+        """Look up a path name by name."""
         inode: int = ROOT
         for name in path.split("/"):
             found: Any = await self.files.lookup(inode, name.encode())
@@ -122,7 +122,7 @@ def now(asked: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def tree(kernel: Kernel, inode: int = ROOT, path: str = "") -> dict[str, int]:
-    """Give the inodes of all files by their paths, in the order in which they are listed."""
+    """Return the inodes of all files by their paths, in the order in which they are listed."""
     found: dict[str, int] = {}
     for name, number in await kernel.list(inode):
         attributes = await kernel.files.getattr(number)
@@ -149,7 +149,7 @@ def test_the_files_are_the_segments_of_all_disks_and_nothing_else(kernel_of: Ker
     assert [inodes[path] for path in paths[::50]] == now(lambda: all_inodes(kernel, paths[::50]))
 
 
-def test_a_list_that_is_taken_in_parts_lacks_nothing_and_has_nothing_twice(kernel_of: KernelOf) -> None:
+def test_a_listing_in_parts_is_complete_and_has_no_duplicates(kernel_of: KernelOf) -> None:
     kernel = kernel_of(disk(size=128 * SEGMENT))
     directory = now(lambda: kernel.inode("vda/0000"))
     whole = now(lambda: kernel.list(directory, 1000))
@@ -158,7 +158,7 @@ def test_a_list_that_is_taken_in_parts_lacks_nothing_and_has_nothing_twice(kerne
 
 
 @pytest.mark.parametrize("path", ["vdb", "vda/0001", "vda/0000/000003", "vda/0000/000128", "vda/0000/0"])
-def test_what_is_not_there_is_not_found(kernel_of: KernelOf, path: str) -> None:
+def test_missing_paths_are_not_found(kernel_of: KernelOf, path: str) -> None:
     with pytest.raises(pyfuse3.FUSEError) as caught:
         now(lambda: kernel_of(disk()).inode(path))
     assert caught.value.errno == errno.ENOENT
@@ -194,11 +194,11 @@ def test_a_file_has_its_segment_s_size_and_its_time_to_the_nanosecond(
 def test_directories_are_the_same_in_every_run(kernel_of: KernelOf, path: str) -> None:
     first, later = (attributes(kernel_of(one), path) for one in (disk(), disk(data={0: b"x"})))
     assert stat.S_ISDIR(first.st_mode)
-    told = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid", "st_nlink")
-    assert [getattr(first, name) for name in told] == [getattr(later, name) for name in told]
+    names = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_uid", "st_gid", "st_nlink")
+    assert [getattr(first, name) for name in names] == [getattr(later, name) for name in names]
 
 
-def test_each_file_has_its_segment_s_bytes_and_checksums_and_what_was_served_is_counted(
+def test_each_file_has_its_segment_s_bytes_and_checksums_and_served_bytes_are_counted(
     kernel_of: KernelOf,
 ) -> None:
     data = {MIB: noise(70_000), SEGMENT - 3: b"across", 2 * SEGMENT + 99: b"!"}
@@ -240,7 +240,7 @@ def test_a_file_that_was_not_read_to_its_end_counts_as_not_read(kernel_of: Kerne
 
 
 class Meeting(MemorySnapshot):
-    """A snapshot that is only listed while another part of it is."""
+    """A snapshot whose listing waits until another part is being listed."""
 
     meeting = threading.Barrier(2)
 
@@ -291,7 +291,7 @@ def with_a_bug() -> DiskFiles:
 
 
 @pytest.mark.parametrize(("broken", "kind"), [(failing, BackupError), (with_a_bug, ZeroDivisionError)])
-def test_who_reads_sees_no_error_before_it_is_given_up(
+def test_a_reader_gets_no_error_before_give_up(
     kernel_of: KernelOf, broken: Callable[[], DiskFiles], kind: type[Exception]
 ) -> None:
     one = broken()
@@ -320,7 +320,7 @@ def test_who_reads_sees_no_error_before_it_is_given_up(
     assert one.read == {}
 
 
-def test_the_first_error_is_the_one_that_is_told_and_others_are_read_meanwhile(kernel_of: KernelOf) -> None:
+def test_the_first_error_is_reported_and_other_files_are_read_meanwhile(kernel_of: KernelOf) -> None:
     good = disk("vdc", 100, {0: b"good"})
     kernel = kernel_of(failing(target="vda"), disk("vdb", data={8: b"x"}, fails_at=0), good)
 
@@ -342,7 +342,7 @@ def test_the_first_error_is_the_one_that_is_told_and_others_are_read_meanwhile(k
     assert str(kernel.files.error) == "cannot read 100 bytes at 0"
 
 
-def test_once_it_is_given_up_a_read_that_fails_is_no_longer_waited_for(kernel_of: KernelOf) -> None:
+def test_after_give_up_a_failing_read_gets_its_error_at_once(kernel_of: KernelOf) -> None:
     kernel = kernel_of(failing())
 
     async def read() -> bytes:
@@ -354,7 +354,7 @@ def test_once_it_is_given_up_a_read_that_fails_is_no_longer_waited_for(kernel_of
     assert kernel.files.error
 
 
-def test_a_file_that_is_closed_early_has_no_reads_under_way(kernel_of: KernelOf) -> None:
+def test_a_file_that_is_closed_early_has_no_reads_in_flight(kernel_of: KernelOf) -> None:
     one = disk(data={0: bytes([1]) * SEGMENT})
     kernel = kernel_of(one)
     reader: Any = one.reader
@@ -374,7 +374,7 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
     one.holes = {1, 2}
     kernel = kernel_of(one)
 
-    async def look() -> None:
+    async def check() -> None:
         link = await kernel.inode("vda/0000/000001")
         assert stat.S_ISLNK((await kernel.files.getattr(link)).st_mode)
         assert await kernel.files.readlink(link, None) == b"../zeros"
@@ -383,7 +383,7 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
         assert await kernel.read(await kernel.open("vda/zeros")) == bytes(SEGMENT)
         assert stat.S_ISREG((await kernel.files.getattr(await kernel.inode("vda/0000/000000"))).st_mode)
 
-    now(look)
+    now(check)
     assert one.size == 2 * SEGMENT, "a segment with data, and the zeros once"
     assert one.read == {}, "the zeros are no segment"
 
@@ -393,7 +393,7 @@ def test_without_a_hole_there_is_no_file_of_zeros(kernel_of: KernelOf) -> None:
     assert [name for name, _ in now(lambda: kernel.list(1 << 32))] == [b"0000"]
 
 
-def test_a_file_system_that_ends_by_itself_leaves_nobody_waiting_for_an_answer(
+def test_a_file_system_that_ends_by_itself_leaves_no_reader_waiting(
     kernel_of: KernelOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel = kernel_of(disk(data={0: noise(MIB)}))

@@ -1,4 +1,4 @@
-"""outputs/segments/layout.py, snapshots.py: how an image is cut into files, and what tells of it."""
+"""outputs/segments/layout.py, snapshots.py: how an image is cut into files, and its tags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = (
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_segments_are_all_of_the_image_one_after_the_other_and_the_last_is_short(size: int) -> None:
+def test_the_segments_cover_the_image_in_order_and_the_last_is_short(size: int) -> None:
     segments = Segments.for_image("vda", size)
     extents = [segments.extent(number) for number in range(len(segments))]
     assert sum(extent.length for extent in extents) == size
@@ -32,7 +32,7 @@ def test_the_segments_are_all_of_the_image_one_after_the_other_and_the_last_is_s
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_there_are_never_so_many_files_that_a_run_would_take_long_to_look_at_them(size: int) -> None:
+def test_the_number_of_files_is_limited(size: int) -> None:
     segments = Segments.for_image("vda", size)
     paths = [segments.path(number) for number in range(len(segments))]
     assert len({*paths}) == len(paths) <= MOST == 16384
@@ -41,7 +41,7 @@ def test_there_are_never_so_many_files_that_a_run_would_take_long_to_look_at_the
     assert len(in_each) == -(-len(paths) // 128), "no directory is there that another has room for"
 
 
-def test_the_order_of_names_is_that_of_bytes() -> None:
+def test_names_sort_in_the_order_of_the_bytes() -> None:
     segments = Segments.for_image("vda", 16 * TIB)
     paths = [segments.path(number) for number in range(len(segments))]
     assert (paths[0], paths[128], paths[-1]) == ("vda/0000/000000", "vda/0001/000128", "vda/0127/016383")
@@ -73,11 +73,11 @@ def test_a_disk_s_directory_is_one_directory_whatever_the_target_is() -> None:
         (Extent(4 * SMALLEST, 4 * MIB), []),
     ],
 )
-def test_a_segment_is_touched_by_a_single_byte_of_it(extent: Extent, touched: list[int]) -> None:
+def test_a_single_byte_touches_its_segment(extent: Extent, touched: list[int]) -> None:
     assert [*Segments.for_image("vda", 3 * SMALLEST + 100).touched(extent)] == touched
 
 
-def test_every_two_neighbours_are_touched_by_what_crosses_their_edge() -> None:
+def test_an_extent_across_an_edge_touches_both_segments() -> None:
     segments = Segments.for_image("vda", TIB)
     for second in range(1, len(segments), 1000):
         edge = segments.extent(second).offset
@@ -85,7 +85,7 @@ def test_every_two_neighbours_are_touched_by_what_crosses_their_edge() -> None:
 
 
 @pytest.mark.parametrize("times", [(), (0,), (1, 2**62, 3), tuple(range(MOST))])
-def test_times_come_back_as_they_were_packed(times: tuple[int, ...]) -> None:
+def test_times_are_unpacked_as_they_were_packed(times: tuple[int, ...]) -> None:
     packed = pack_times(times)
     assert len(packed) == 8 * len(times)
     assert unpack_times(packed) == times
@@ -95,7 +95,7 @@ def test_times_are_packed_as_the_manifest_s_readers_expect_them() -> None:
     assert pack_times([0x0102030405060708, 1]) == bytes([1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 1])
 
 
-def test_one_snapshot_tells_of_all_disks_by_its_tags() -> None:
+def test_the_tags_of_one_snapshot_name_all_disks() -> None:
     name = "ssd/tests/web root=1, 100%"
     tags = [segments_tag("vda", name, 4096), segments_tag("vdb.backing1", "vms/b", 0)]
     snapshots = [listed("1", UUID, RUN, *map(encoded, tags))]
@@ -106,7 +106,7 @@ def test_one_snapshot_tells_of_all_disks_by_its_tags() -> None:
     assert incomplete([*snapshots, listed("2", UUID, RUN, "definition")]) == set()
 
 
-def test_segments_that_got_another_id_since_tell_of_the_one_that_the_manifest_knows() -> None:
+def test_segments_with_a_new_id_have_the_id_in_the_manifest_too() -> None:
     copied = {**listed("3", UUID, RUN, segments_tag("vda", "vms/a", 1)), "original": "1"}
     (point,) = stored_points([copied])
     assert point.images == (StoredImage("vda", "vms/a", 1, "3", "1"),)

@@ -1,4 +1,4 @@
-"""outputs/segments/reader.py: a segment's bytes from wherever they are asked, and their checksums."""
+"""outputs/segments/reader.py: a segment's bytes at any offset, and their checksums."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_in_order(segment: SegmentReader, start: int, end: int, at_once: int = A
 def checksums_of(
     snapshot: MemorySnapshot, segment: Extent, piece: int = READ_SIZE
 ) -> list[tuple[int, int, bytes]]:
-    """Give the records of what is there, piece by piece."""
+    """Return the records of what is there, piece by piece."""
     checksums, content = Checksums(), snapshot.content
     for start in range(segment.offset, segment.offset + segment.length, piece):
         extents = [*snapshot.extents(Extent(start, min(piece, snapshot.size - start)))]
@@ -60,7 +60,7 @@ def checksums_of(
 
 
 @pytest.mark.parametrize("shape", [name for name in SHAPES if SHAPES[name].size])
-def test_in_order_every_byte_is_given_and_checked(shape: str) -> None:
+def test_sequential_reads_return_every_byte_and_its_checksums(shape: str) -> None:
     snapshot = MemorySnapshot(SHAPES[shape].size, SHAPES[shape].data)
     segment = SegmentReader(snapshot, Extent(0, snapshot.size))
     assert read_in_order(segment, 0, snapshot.size + 1) == snapshot.content
@@ -70,7 +70,7 @@ def test_in_order_every_byte_is_given_and_checked(shape: str) -> None:
 
 
 @pytest.mark.parametrize("at_once", [5000, MIB, 100 * MIB])
-def test_a_segment_within_an_image_has_its_own_bytes_however_many_are_asked_for(at_once: int) -> None:
+def test_a_segment_within_an_image_has_its_own_bytes_for_any_read_size(at_once: int) -> None:
     snapshot = holes()
     segment = SegmentReader(snapshot, SEGMENT)
     assert read_in_order(segment, 0, 16 * MIB, at_once) == snapshot.content[4 * MIB : 20 * MIB]
@@ -90,7 +90,7 @@ def test_holes_are_not_read() -> None:
     assert (hole.complete, [*hole.checksums]) == (True, [])
 
 
-def test_in_order_each_byte_is_read_once_and_reads_are_under_way_ahead() -> None:
+def test_sequential_reads_read_each_byte_once_and_ahead() -> None:
     snapshot = MemorySnapshot(40 * MIB, FULL)
     segment = SegmentReader(snapshot, Extent(0, 40 * MIB))
     read(segment, 0, 1)
@@ -99,7 +99,7 @@ def test_in_order_each_byte_is_read_once_and_reads_are_under_way_ahead() -> None
     assert snapshot.reads == [Extent(at, READ_SIZE) for at in range(0, 40 * MIB, READ_SIZE)]
 
 
-def test_until_the_last_byte_was_given_a_segment_is_not_complete() -> None:
+def test_a_segment_is_complete_only_after_its_last_byte() -> None:
     segment = SegmentReader(holes(), SEGMENT)
     assert not segment.complete
     read_in_order(segment, 0, 16 * MIB - 1)
@@ -109,7 +109,7 @@ def test_until_the_last_byte_was_given_a_segment_is_not_complete() -> None:
 
 
 @pytest.mark.parametrize("offset", [16 * MIB, 16 * MIB + 1, 100 * MIB])
-def test_at_its_end_there_is_nothing_and_nothing_is_read_for_it(offset: int) -> None:
+def test_at_the_end_there_are_no_bytes_and_no_reads(offset: int) -> None:
     snapshot = holes()
     segment = SegmentReader(snapshot, SEGMENT)
     assert segment.at_once(offset, ASKED) == b""
@@ -117,7 +117,7 @@ def test_at_its_end_there_is_nothing_and_nothing_is_read_for_it(offset: int) -> 
     assert snapshot.reads == []
 
 
-def test_out_of_order_the_bytes_are_right_and_count_for_nothing() -> None:
+def test_random_reads_return_the_right_bytes_and_do_not_count() -> None:
     snapshot, places = holes(), random.Random(8)
     content = snapshot.content[4 * MIB : 20 * MIB]
     segment = SegmentReader(snapshot, SEGMENT)
@@ -129,7 +129,7 @@ def test_out_of_order_the_bytes_are_right_and_count_for_nothing() -> None:
     assert not snapshot.pending
 
 
-def test_what_begins_in_the_middle_or_leaves_something_out_is_not_complete() -> None:
+def test_reads_that_skip_something_are_not_complete() -> None:
     segment = SegmentReader(holes(), SEGMENT)
     read_in_order(segment, 1, 16 * MIB)
     assert not segment.complete, "its first byte is missing"
@@ -138,7 +138,7 @@ def test_what_begins_in_the_middle_or_leaves_something_out_is_not_complete() -> 
     assert not segment.complete, "there is a gap"
 
 
-def test_what_is_read_again_from_its_first_byte_on_is_complete_in_the_end() -> None:
+def test_a_second_read_from_the_first_byte_on_is_complete() -> None:
     snapshot = holes()
     segment = SegmentReader(snapshot, SEGMENT)
     read(segment, 5 * MIB, MIB)
@@ -149,7 +149,7 @@ def test_what_is_read_again_from_its_first_byte_on_is_complete_in_the_end() -> N
     assert [*segment.checksums] == checksums_of(snapshot, SEGMENT)
 
 
-def test_checksums_are_of_the_bytes_that_were_given_even_if_the_image_gives_others_later() -> None:
+def test_checksums_are_of_the_bytes_that_were_returned() -> None:
     data = {0: b"first"}
     snapshot = MemorySnapshot(MIB, data)
     segment = SegmentReader(snapshot, Extent(0, MIB))
@@ -160,7 +160,7 @@ def test_checksums_are_of_the_bytes_that_were_given_even_if_the_image_gives_othe
 
 
 @pytest.mark.parametrize("number", [0, 1, 5])
-def test_whichever_read_fails_the_bytes_before_it_are_given_and_no_others(number: int) -> None:
+def test_whichever_read_fails_only_the_bytes_before_it_are_returned(number: int) -> None:
     snapshot = MemorySnapshot(40 * MIB, FULL, fails_at=number)
     segment = SegmentReader(snapshot, Extent(0, 40 * MIB))
     failing = number * READ_SIZE
@@ -171,7 +171,7 @@ def test_whichever_read_fails_the_bytes_before_it_are_given_and_no_others(number
     assert not snapshot.pending
 
 
-def test_what_could_not_be_read_is_no_hole_to_who_asks_again() -> None:
+def test_a_failed_read_is_no_hole_when_it_is_repeated() -> None:
     snapshot = MemorySnapshot(40 * MIB, FULL, fails_at=3)
     segment = SegmentReader(snapshot, Extent(0, 40 * MIB))
     read_in_order(segment, 0, 3 * READ_SIZE)
@@ -183,7 +183,7 @@ def test_what_could_not_be_read_is_no_hole_to_who_asks_again() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 7 * MIB])
-def test_closing_waits_for_the_reads_that_are_under_way_even_those_that_fail(offset: int) -> None:
+def test_closing_waits_for_reads_in_flight_even_failing_ones(offset: int) -> None:
     snapshot = MemorySnapshot(40 * MIB, FULL, fails_at=2)
     segment = SegmentReader(snapshot, Extent(0, 40 * MIB))
     read(segment, offset, 1)
@@ -194,7 +194,7 @@ def test_closing_waits_for_the_reads_that_are_under_way_even_those_that_fail(off
     SegmentReader(snapshot, SEGMENT).close()
 
 
-def test_asking_elsewhere_waits_for_the_reads_that_are_under_way() -> None:
+def test_a_read_elsewhere_waits_for_reads_in_flight() -> None:
     snapshot = MemorySnapshot(40 * MIB, FULL)
     segment = SegmentReader(snapshot, Extent(0, 40 * MIB))
     read(segment, 0, 1)
@@ -204,7 +204,7 @@ def test_asking_elsewhere_waits_for_the_reads_that_are_under_way() -> None:
 
 
 class ListedInParts(MemorySnapshot):
-    """A snapshot whose listing tells at each 4 MiB how far it is."""
+    """A snapshot whose listing yields an empty extent at each 4 MiB."""
 
     def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         assert within
@@ -213,7 +213,7 @@ class ListedInParts(MemorySnapshot):
             yield Extent(start + 4 * MIB, 0)
 
 
-def test_a_segment_whose_listing_comes_in_parts_is_read_as_any_other() -> None:
+def test_a_segment_listed_in_parts_is_read_like_any_other() -> None:
     segment = SegmentReader(ListedInParts(24 * MIB, WITH_HOLES), SEGMENT)
     got = read_in_order(segment, 0, SEGMENT.length)
     assert got == holes().content[SEGMENT.offset : SEGMENT.offset + SEGMENT.length]

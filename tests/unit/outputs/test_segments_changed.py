@@ -1,4 +1,4 @@
-"""outputs/segments/changed.py, transfer/spot_check.py: what is read, and that all else is as it was saved."""
+"""outputs/segments/changed.py, transfer/spot_check.py: changes are read, all else equals the base."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ READ = 4 * UNIT
 SEGMENT = 2 * READ
 DAY = timedelta(days=1)
 NEVER = timedelta(0)
-KEPT = "kept"
+BASE = "base"
 DATA = {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000, 17 * UNIT: b"c" * 100, 38 * UNIT: b"d"}
 SIZE = 40 * UNIT  # five segments
 
@@ -44,10 +44,10 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Run:
-    """What a run made of a disk, and what it said."""
+    """A disk as a run planned it, and the messages of the run."""
 
     disk: SegmentedDisk
-    told: list[tuple[Level, str]] = field(default_factory=list)
+    messages: list[tuple[Level, str]] = field(default_factory=list)
 
     def all_read(self) -> bool:
         return len(self.disk.changed) == len(self.disk.files.segments) and self.disk.base is None
@@ -57,20 +57,22 @@ def run(
     snapshot: MemorySnapshot,
     base: Base | None = None,
     taken: datetime = TAKEN,
-    patience: timedelta = NEVER,
+    full_read_interval: timedelta = NEVER,
     fast: bool = False,
 ) -> Run:
-    told: list[tuple[Level, str]] = []
+    messages: list[tuple[Level, str]] = []
 
-    def tell(level: Level, text: str) -> None:
-        told.append((level, text))
+    def log(level: Level, text: str) -> None:
+        messages.append((level, text))
 
-    snapshot.base = KEPT
-    return Run(planned(MemorySource(snapshot, base=base), snapshot, taken, patience, fast, tell), told)
+    snapshot.base = BASE
+    return Run(
+        planned(MemorySource(snapshot, base=base), snapshot, taken, full_read_interval, fast, log), messages
+    )
 
 
 def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
-    """Read what has changed, as restic does."""
+    """Read the changed segments, as restic does."""
     found = {}
     for number in {*disk.changed} - {*disk.files.holes}:
         extent = disk.files.segments.extent(number)
@@ -82,41 +84,41 @@ def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
 
 
 def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
-    """Give what the next run finds of this one, all of which was read."""
+    """Return the base that this run, a full read, leaves for the next one."""
     checksums = disk.checksums()
     saved = disk.saved(checksums, taken, 1.0, "0123abcd")
-    return Base(KEPT, saved, bytes(checksums.packed), pack_times(disk.files.times))
+    return Base(BASE, saved, bytes(checksums.packed), pack_times(disk.files.times))
 
 
 def saved(snapshot: MemorySnapshot, taken: datetime = TAKEN) -> Base:
-    """Give what there is after a first run."""
+    """Return the base after a first run."""
     first = run(snapshot, taken=taken).disk
     read(first)
     return base_of(first, taken)
 
 
 def unchanged(*changed: Extent, data: Mapping[int, bytes] = DATA, size: int = SIZE) -> MemorySnapshot:
-    """Give a snapshot of which these extents are said to have changed."""
+    """Return a snapshot of which these extents are reported as changed."""
     return MemorySnapshot(size, data, changed=changed)
 
 
-def test_without_a_base_everything_is_read_and_why_is_said() -> None:
+def test_without_a_base_there_is_a_full_read_with_its_reason() -> None:
     first = run(MemorySnapshot(SIZE, DATA))
     assert first.all_read()
     assert {*first.disk.files.holes} == {3}
     assert first.disk.changed_bytes == SIZE - SEGMENT
     assert {*first.disk.files.times} == {int(TAKEN.timestamp() * 1e9)}
     why = ": full read, there is no base snapshot of a previous backup"
-    assert first.told == [(Level.INFO, f"vda (vms/web-root){why}")]
+    assert first.messages == [(Level.INFO, f"vda (vms/web-root){why}")]
 
 
-def test_what_has_not_changed_is_not_read_and_has_the_times_that_it_had() -> None:
+def test_unchanged_segments_are_not_read_and_have_their_old_times() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     second = run(unchanged(), base, TAKEN + DAY)
     assert [*second.disk.changed] == []
     assert tuple(second.disk.files.times) == unpack_times(base.times)
     assert second.disk.base is base
-    assert second.told == []
+    assert second.messages == []
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_what_has_not_changed_is_not_read_and_has_the_times_that_it_had() -> Non
         ([Extent(0, SIZE)], {0, 1, 2, 3, 4}),
     ],
 )
-def test_a_segment_of_which_a_byte_may_have_changed_is_read_and_newer_than_all(
+def test_a_segment_with_a_possible_change_is_read_and_newer_than_all(
     extents: Sequence[Extent], changed: set[int]
 ) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
@@ -173,9 +175,7 @@ def test_new_times_are_later_than_all_old_ones_even_if_the_clock_was_set_back(ba
         (0, 0, set()),
     ],
 )
-def test_segments_that_are_new_or_of_another_length_are_read(
-    before: int, now: int, changed: set[int]
-) -> None:
+def test_new_segments_and_those_of_another_length_are_read(before: int, now: int, changed: set[int]) -> None:
     base = saved(MemorySnapshot(before))
     disk = run(MemorySnapshot(now), base).disk
     assert {*disk.changed} == changed
@@ -186,11 +186,11 @@ def test_segments_that_are_new_or_of_another_length_are_read(
     assert disk.changed_bytes == sum(disk.files.segments.extent(number).length for number in changed - holes)
 
 
-def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_checksums() -> None:
+def test_after_any_changes_files_and_checksums_equal_the_image() -> None:
     dice = random.Random(10)
     size, data = SIZE, dict(DATA)
     base: Base | None = None
-    held: dict[int, tuple[int, bytes]] = {}  # by segment: its time and its bytes, as restic has them
+    files_in_restic: dict[int, tuple[int, bytes]] = {}  # time and bytes by segment
     taken, read_in_all = TAKEN, 0
     old = b""
     for _ in range(12):
@@ -203,7 +203,7 @@ def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_ch
         files = {}
         for number, time in enumerate(disk.files.times):
             length = disk.files.segments.extent(number).length
-            was = held.get(number)
+            was = files_in_restic.get(number)
             if number in disk.files.holes:
                 files[number] = (time, bytes(length))
                 continue
@@ -211,7 +211,7 @@ def test_after_any_changes_the_files_are_the_image_bit_for_bit_and_so_are_the_ch
         assert b"".join(part for _, part in files.values()) == content
         assert [*disk.checksums()] == checksums_of(snapshot, Extent(0, size), READ)
         assert disk.missing == 0
-        held, base, old = files, base_of(disk, taken), content
+        files_in_restic, base, old = files, base_of(disk, taken), content
         taken += dice.choice((DAY, -DAY, timedelta()))
         size, data = changed_at_random(size, data, dice)
     assert 5 < read_in_all < 12 * 4, "some segments were read again, and not all"
@@ -242,7 +242,7 @@ def difference(old: bytes, new: bytes) -> Sequence[Extent]:
     return [Extent(at, min(step, both - at)) for at in places]
 
 
-def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
+def test_a_smaller_image_has_no_checksums_beyond_its_end() -> None:
     disk = run(
         MemorySnapshot(9 * UNIT + 5000, {UNIT: b"a" * 5000, 9 * UNIT: b"b" * 5000}),
         saved(MemorySnapshot(SIZE, DATA)),
@@ -252,7 +252,7 @@ def test_of_a_smaller_image_no_checksums_are_left_beyond_its_end() -> None:
     assert disk.saved(disk.checksums(), TAKEN, 1.0, "id").data_bytes == 10_000
 
 
-def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_them_becomes_one() -> None:
+def test_a_segment_is_a_hole_while_it_has_no_data() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     filled = {at: part for at, part in LIES["data in a hole"].items() if at != 9 * UNIT}
     later = run(unchanged(Extent(30 * UNIT, 1), Extent(9 * UNIT, 5000), data=filled), base).disk
@@ -264,12 +264,12 @@ def test_a_segment_without_data_is_a_hole_until_it_has_some_and_one_that_loses_t
     assert last.changed_bytes == 0
 
 
-def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_with_another_segment_size_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     monkeypatch.setattr(cut, "MOST", 2)
     later = run(unchanged(), base)
     assert later.all_read()
-    assert later.told == [(Level.INFO, "vda (vms/web-root): full read, the segment size has changed")]
+    assert later.messages == [(Level.INFO, "vda (vms/web-root): full read, the segment size has changed")]
 
 
 @pytest.mark.parametrize(
@@ -284,23 +284,23 @@ def test_a_base_whose_segments_had_another_size_is_none(monkeypatch: pytest.Monk
     ],
     ids=str,
 )
-def test_everything_is_read_again_when_that_was_so_many_days_ago(after: timedelta, due: bool) -> None:
+def test_a_full_read_is_due_after_so_many_days(after: timedelta, due: bool) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    later = run(unchanged(), base, TAKEN + after, patience=30 * DAY)
+    later = run(unchanged(), base, TAKEN + after, full_read_interval=30 * DAY)
     assert later.all_read() == due
     why = ": full read, the last one was on 2024-02-03 (FULL_READ_DAYS)"
-    assert later.told == ([(Level.INFO, f"vda (vms/web-root){why}")] if due else [])
+    assert later.messages == ([(Level.INFO, f"vda (vms/web-root){why}")] if due else [])
     assert not run(unchanged(), base, TAKEN + 10_000 * DAY, NEVER).all_read()
 
 
-def test_the_day_of_the_last_full_read_is_handed_on_from_run_to_run() -> None:
+def test_the_day_of_the_last_full_read_passes_from_run_to_run() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     for number in range(1, 30):
-        disk = run(unchanged(Extent(0, 1)), base, TAKEN + number * DAY, patience=30 * DAY).disk
+        disk = run(unchanged(Extent(0, 1)), base, TAKEN + number * DAY, full_read_interval=30 * DAY).disk
         read(disk)
         base = base_of(disk, TAKEN + number * DAY)
         assert base.saved.full_read == TAKEN.isoformat()
-    last = run(unchanged(), base, TAKEN + 30 * DAY, patience=30 * DAY)
+    last = run(unchanged(), base, TAKEN + 30 * DAY, full_read_interval=30 * DAY)
     assert last.all_read()
     read(last.disk)
     assert base_of(last.disk, TAKEN + 30 * DAY).saved.full_read == (TAKEN + 30 * DAY).isoformat()
@@ -308,7 +308,7 @@ def test_the_day_of_the_last_full_read_is_handed_on_from_run_to_run() -> None:
 
 def test_times_are_new_even_where_the_base_is_not_trusted_and_the_clock_was_set_back() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    again = run(unchanged(), base, TAKEN - 31 * DAY, patience=30 * DAY)
+    again = run(unchanged(), base, TAKEN - 31 * DAY, full_read_interval=30 * DAY)
     assert again.all_read()
     assert min(again.disk.files.times) > max(unpack_times(base.times))
 
@@ -326,13 +326,13 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that_is_said_loudly(
+def test_a_change_that_ceph_does_not_report_is_found_and_causes_an_error_and_a_full_read(
     lie: str,
 ) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(data=LIES[lie]), base)
     assert later.all_read()
-    (loud, text), (level, why) = later.told
+    (loud, text), (level, why) = later.messages
     assert (loud, level) == (Level.ERROR, Level.INFO)
     assert text.startswith("vda (vms/web-root): ")
     assert "differ from what was saved, although Ceph reports them as unchanged" in text
@@ -342,22 +342,22 @@ def test_a_change_that_ceph_does_not_tell_is_found_and_then_all_is_read_and_that
     assert base_of(later.disk).saved.full_read == TAKEN.isoformat()
 
 
-def test_where_a_lie_is_found_is_told() -> None:
+def test_the_place_of_an_unreported_change_is_in_the_error() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).told
+    (_, text), _ = run(unchanged(data=LIES["data in a hole"]), base).messages
     assert f"{4 * UNIT} bytes at {28 * UNIT} differ from what was saved" in text
 
 
-def test_what_is_said_to_have_changed_may_have_and_is_no_lie() -> None:
+def test_a_reported_change_is_no_error() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = run(unchanged(Extent(30 * UNIT, 1), data=LIES["data in a hole"]), base)
     assert {*later.disk.changed} == {3}
-    assert later.told == []
+    assert later.messages == []
 
 
 @dataclass
 class Told(MemorySnapshot):
-    """A snapshot that notes how its changes were asked for."""
+    """A snapshot that records how its changes were listed."""
 
     fast: list[bool] = field(default_factory=list)
 
@@ -366,14 +366,14 @@ class Told(MemorySnapshot):
         return super().changes(since, fast)
 
 
-def test_the_exact_list_of_changes_is_asked_for_unless_the_fast_one_is_ordered() -> None:
+def test_the_exact_list_of_changes_is_used_without_fast_diff() -> None:
     base, later = saved(MemorySnapshot(SIZE)), Told(SIZE)
     run(later, base)
     run(later, base, fast=True)
     assert later.fast == [False, True]
 
 
-def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are_errors() -> None:
+def test_failures_to_list_changes_and_to_read_the_sample_are_errors() -> None:
     class Unlisted(MemorySnapshot):
         def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
             raise BackupError("cannot list what has changed")
@@ -387,7 +387,7 @@ def test_a_list_of_changes_that_can_t_be_had_and_a_sample_that_can_t_be_read_are
     assert not failing.pending
 
 
-def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -> None:
+def test_the_sample_has_pieces_of_data_and_of_everything() -> None:
     size = 1600 * UNIT
     data = {number * 80 * UNIT: b"x" for number in range(20)}
     base, seen = saved_unread(MemorySnapshot(size, data)), set()
@@ -406,14 +406,14 @@ def test_the_sample_is_of_what_was_data_and_of_anything_a_few_pieces_of_each() -
 
 
 def saved_unread(snapshot: MemorySnapshot) -> Base:
-    """Give a base without reading holes for it."""
+    """Return a base without reading holes for it."""
     first = run(snapshot).disk
     for at, part in snapshot.data.items():
         first.files.read.setdefault(at // SEGMENT, run(snapshot).disk.checksums()).add(at, part)
     return base_of(first)
 
 
-def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
+def test_the_sample_is_of_unchanged_extents_only() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     later = MemorySnapshot(SIZE, {0: b"!" * SIZE})
     assert changes.spot_check(later, base, []) is None
@@ -422,7 +422,7 @@ def test_the_sample_is_of_what_is_said_not_to_have_changed_alone() -> None:
     assert all(SEGMENT <= one.offset < 2 * SEGMENT for one in later.reads)
 
 
-def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
+def test_a_changed_segment_that_restic_did_not_read_is_counted_as_missing() -> None:
     disk = run(MemorySnapshot(SIZE, DATA)).disk
     assert disk.missing == 4, "and one is a hole"
     read(disk)
@@ -431,19 +431,19 @@ def test_a_changed_segment_that_restic_did_not_read_is_missed() -> None:
     assert disk.missing == 1
 
 
-def test_what_was_saved_is_told_with_what_was_read_for_it_and_where_it_came_from() -> None:
+def test_the_result_has_the_bytes_that_were_read_and_the_snapshot() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     snapshot = replace(unchanged(Extent(9 * UNIT, 1)), source=SnapshotId("fsid", "image-id", 8))
     disk = run(snapshot, base, TAKEN + DAY).disk
     read(disk)
-    told = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
-    assert (told.target, told.image, told.size) == ("vda", "vms/web-root", SIZE)
-    assert (told.data_bytes, told.read_bytes, told.seconds) == (10_101, 5000, 2.0)
-    assert (told.restore_id, told.source.snapshot, told.segment_size) == ("4567cdef", 8, SEGMENT)
+    image = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
+    assert (image.target, image.image, image.size) == ("vda", "vms/web-root", SIZE)
+    assert (image.data_bytes, image.read_bytes, image.seconds) == (10_101, 5000, 2.0)
+    assert (image.restore_id, image.source.snapshot, image.segment_size) == ("4567cdef", 8, SEGMENT)
 
 
 class ListedInParts(MemorySnapshot):
-    """A snapshot whose listings tell at each segment's end how far they are."""
+    """A snapshot whose listings yield an empty extent at each segment's end."""
 
     def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
         yield from super().changes(since, fast)
@@ -454,7 +454,7 @@ class ListedInParts(MemorySnapshot):
         yield Extent(self.size, 0)
 
 
-def test_a_listing_that_takes_long_is_reported_and_what_it_reports_is_no_change(
+def test_the_progress_of_a_long_listing_is_reported_and_is_no_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(segmented_disk, "LISTING_INTERVAL", 0)
@@ -463,7 +463,7 @@ def test_a_listing_that_takes_long_is_reported_and_what_it_reports_is_no_change(
     assert {*again.disk.changed} == {2}
     assert {*again.disk.files.holes} == {3}
     size = size_text(SIZE)
-    assert again.told == [
+    assert again.messages == [
         (Level.INFO, f"vda (vms/web-root): listing changes, {size_text(SEGMENT)} of {size}"),
         (Level.INFO, f"vda (vms/web-root): listing allocated extents, {size} of {size}"),
     ]

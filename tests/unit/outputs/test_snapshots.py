@@ -1,4 +1,4 @@
-"""outputs/restic_repository/snapshots.py: restore points are told by tags alone."""
+"""outputs/restic_repository/snapshots.py: restore points are recognized by tags alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECOND = TAKEN.replace(microsecond=0)
 
 
 def listed(identity: str, uuid: str, run: str, *tags: str, host: str = "web") -> dict[str, Any]:
-    """Give a snapshot as restic lists it."""
+    """Return a snapshot as restic lists it."""
     common = ("virt-rbd-backup", f"run={run}", f"uuid={uuid}", "consistency=paused")
     taken = "2024-02-03T04:05:06Z" if run == RUN else "2024-01-01T00:00:00.123456789Z"
     return {"id": identity, "hostname": host, "time": taken, "tags": [*common, *tags]}
@@ -53,7 +53,7 @@ def test_each_attempt_of_a_run_is_a_restore_point_of_its_own() -> None:
     assert [image.restore_id for image in second.images] == ["2"]
 
 
-def test_the_places_of_the_locks_are_told_and_older_restore_points_have_none() -> None:
+def test_the_places_of_the_locks_are_listed_and_older_restore_points_have_none() -> None:
     places = ("lock=fsid/vms/", encoded("lock=fsid/a,b/c"))
     (point,) = stored_points([listed("1", UUID, RUN, *places), listed("2", UUID, RUN, "definition", *places)])
     assert point.locks == ("fsid/a,b/c", "fsid/vms/")
@@ -75,7 +75,7 @@ def test_an_attempt_without_a_number_is_the_first(attempt: str) -> None:
     assert point_id(listed("1", UUID, RUN, f"attempt={attempt}")) == PointId(RUN, UUID)
 
 
-def test_images_without_a_manifest_are_no_complete_restore_point() -> None:
+def test_images_without_a_manifest_are_an_incomplete_restore_point() -> None:
     snapshots = [
         listed("1", UUID, RUN, "disk=vda"),
         listed("2", UUID, RUN, "definition"),

@@ -1,4 +1,4 @@
-"""An output that makes no progress fails in good time: before the last byte, and after it."""
+"""An output without progress fails in time: before the last byte, and after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..samples import MIB
 
 
 def go_on() -> None:
-    """Nobody asks to stop."""
+    """Never stops."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "INTERRUPT_LIMIT", 0.2)
 
 
-def test_a_pipe_that_nobody_reads_from_stalls() -> None:
+def test_a_pipe_without_a_reader_stalls() -> None:
     out, into = os.pipe()
     try:
         with (

@@ -82,7 +82,7 @@ def test_a_report_as_text_has_a_row_per_domain_and_each_problem_with_its_hint() 
         (0, [], 1, "1 domain saved"),
         (0, [], 0, "Nothing to do"),
         (1, ["no libvirt"], 0, "Nothing could be done"),
-        (3, ["no libvirt"], 2, "2 domains saved, others could not be listed"),
+        (3, ["no libvirt"], 2, "2 domains saved, the run had errors"),
         (143, [], 1, "Interrupted by SIGTERM, 1 saved"),
     ],
 )

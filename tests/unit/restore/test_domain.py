@@ -1,4 +1,4 @@
-"""backup/restore/domain.py: a place in libvirt, with libvirt's own test driver."""
+"""backup/restore/domain.py: restored domains, defined in libvirt's own test driver."""
 
 from __future__ import annotations
 
@@ -45,10 +45,20 @@ def nvram(tmp_path: Path) -> Path:
     return tmp_path / "nvram" / "web_VARS.fd"
 
 
-def restored(hypervisor: Hypervisor, nvram: Path | None, **changes: Any) -> RestoredDomain:
+def restored(
+    hypervisor: Hypervisor,
+    nvram: Path | None,
+    devices: str = "",
+    autostart: bool | None = None,
+    **changes: Any,
+) -> RestoredDomain:
     system = f"<loader type='pflash'>/fw.fd</loader><nvram>{nvram}</nvram>" if nvram else ""
     definition = Definition(
-        domain_element(devices=DISKS, system=system), "", str(nvram or ""), b"saved" if nvram else b""
+        domain_element(devices=DISKS + devices, system=system),
+        "",
+        str(nvram or ""),
+        b"saved" if nvram else b"",
+        autostart,
     )
     images = tuple(SavedImage(one, f"vms/{one}", MIB, 0, 0, 0.0, "", LAYOUT) for one in TARGETS)
     saved = SavedDomain(PointId(RUN, UUID), "web", TAKEN, Consistency.OFFLINE, images, (), definition, {})
@@ -70,7 +80,7 @@ def defined_by_somebody(domain: RestoredDomain) -> None:
     domain.hypervisor.define(domain_element(state=SHUT_OFF))
 
 
-def test_a_domain_is_defined_with_its_nvram_which_is_closed_to_others(
+def test_a_domain_is_defined_with_its_nvram_which_only_root_can_read(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     domain = restored(hypervisor, nvram)
@@ -80,7 +90,7 @@ def test_a_domain_is_defined_with_its_nvram_which_is_closed_to_others(
     assert list(nvram.parent.iterdir()) == [nvram]
 
 
-def test_what_came_there_while_the_images_were_filled_is_not_overwritten(
+def test_a_domain_or_nvram_that_was_created_meanwhile_is_not_overwritten(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     domain = restored(hypervisor, nvram)
@@ -97,7 +107,7 @@ def test_what_came_there_while_the_images_were_filled_is_not_overwritten(
     assert list(nvram.parent.iterdir()) == []
 
 
-def test_a_domain_that_is_not_there_in_the_end_is_told_with_the_way_out(hypervisor: Hypervisor) -> None:
+def test_a_domain_that_could_not_be_defined_is_reported_with_a_hint(hypervisor: Hypervisor) -> None:
     domain = restored(hypervisor, None)
     xml = domain.xml(VDA, MONITORS)
     defined_by_somebody(domain)
@@ -111,7 +121,7 @@ def test_a_domain_that_is_not_there_in_the_end_is_told_with_the_way_out(hypervis
     )
 
 
-def test_a_domain_that_does_not_start_is_told_as_one_that_is_there(
+def test_a_domain_that_does_not_start_is_reported_as_restored(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(uuid: str) -> None:
@@ -138,7 +148,7 @@ def test_a_definition_that_libvirt_refuses_leaves_the_nvram_as_it_was(
     assert nvram.read_bytes() == b"saved"
 
 
-def test_that_the_nvram_can_not_be_written_is_known_at_the_start(
+def test_an_nvram_that_cannot_be_written_is_an_error_at_the_start(
     hypervisor: Hypervisor, nvram: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nvram.parent.rmdir()
@@ -154,7 +164,7 @@ def test_that_the_nvram_can_not_be_written_is_known_at_the_start(
     restored(hypervisor, None).require_definable()
 
 
-def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
+def test_differences_from_the_saved_domain_are_warnings(hypervisor: Hypervisor) -> None:
     recorder = Recorder()
     domain = restored(hypervisor, None, reporter=recorder)
     domain.xml({"vda": image("a/b"), "vdc": image("a/c")}, MONITORS)
@@ -167,7 +177,101 @@ def test_what_is_otherwise_than_it_was_is_said(hypervisor: Hypervisor) -> None:
     assert recorder.told(Level.WARNING) == ["removed from the copy's definition: vdb, which was not restored"]
 
 
-def test_a_guest_that_runs_once_leaves_no_nvram_and_overwrites_what_a_killed_one_left(
+def drive(medium: str) -> str:
+    return f"<disk type='file' device='cdrom'>{medium}<target dev='sda'/><readonly/></disk>"
+
+
+def test_the_original_is_restored_with_a_hint_to_its_missing_medium(
+    hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iso, recorder = tmp_path / "x.iso", Recorder()
+    missing = restored(hypervisor, None, drive(f"<source file='{iso}'/>"), reporter=recorder)
+    define(missing)
+    hint = "before the start: virsh change-media web sda --eject --config"
+    text = f"sda: its medium {iso} does not exist on this node (hint: {hint})"
+    assert text in recorder.told(Level.WARNING)
+    recorder.messages.clear()
+    optional = drive(f"<source file='{iso}' startupPolicy='optional'/>")
+    restored(hypervisor, None, optional, reporter=recorder).xml(VDA, MONITORS)
+    restored(hypervisor, None, drive(""), reporter=recorder).xml(VDA, MONITORS)
+    monkeypatch.setattr(hypervisor, "local", False)
+    missing.xml(VDA, MONITORS)
+    monkeypatch.setattr(hypervisor, "local", True)
+    iso.touch()
+    missing.xml(VDA, MONITORS)
+    assert not any("medium" in text for text in recorder.told(Level.WARNING))
+
+
+def test_copies_and_drills_start_with_an_empty_drive_and_report_it(hypervisor: Hypervisor) -> None:
+    recorder = Recorder()
+    medium = drive("<source file='/gone/x.iso'/>")
+    copy = restored(hypervisor, None, medium, reporter=recorder, name="two", uuid=OTHER_UUID[:-1] + "9")
+    text = "removed from the copy's definition: the medium /gone/x.iso of cdrom sda, which starts empty"
+    assert "/gone/x.iso" not in copy.xml(VDA, MONITORS)
+    assert text in recorder.told(Level.WARNING)
+    with copy.running_temporarily(VDA, MONITORS) as xml:
+        assert "/gone/x.iso" not in xml
+    assert text in recorder.told(Level.INFO)
+
+
+def test_an_image_that_was_in_a_drive_of_the_running_domain_only_is_restored_beside_it(
+    hypervisor: Hypervisor,
+) -> None:
+    recorder = Recorder()
+    restored(hypervisor, None, drive(""), reporter=recorder).xml({**VDA, "sda": image("a/b")}, MONITORS)
+    text = "sda: restored, but not in the definition: it was attached only to the running domain"
+    assert text in recorder.told(Level.WARNING)
+
+
+def autostarts(hypervisor: Hypervisor, uuid: str = UUID) -> bool:
+    return bool(hypervisor._handle(uuid).autostart())
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_original_gets_its_autostart_again_also_where_it_replaces_a_domain(
+    hypervisor: Hypervisor, saved: bool
+) -> None:
+    recorder = Recorder()
+    define(restored(hypervisor, None, reporter=recorder, autostart=saved))
+    assert autostarts(hypervisor) is saved
+    assert recorder.told(Level.INFO)[1:] == (["autostart is set again"] if saved else [])
+    hypervisor.set_autostart(UUID, not saved)
+    define(restored(hypervisor, None, force=True, autostart=saved))
+    assert autostarts(hypervisor) is saved
+
+
+def test_an_older_restore_point_leaves_the_autostart_as_it_is(hypervisor: Hypervisor) -> None:
+    define(restored(hypervisor, None))
+    hypervisor.set_autostart(UUID, True)
+    define(restored(hypervisor, None, force=True))
+    assert autostarts(hypervisor)
+
+
+@pytest.mark.parametrize("changes", [{"name": "two"}, {"name": "two", "uuid": OTHER_UUID[:-1] + "9"}])
+def test_a_copy_does_not_start_with_its_node(hypervisor: Hypervisor, changes: dict[str, str]) -> None:
+    recorder = Recorder()
+    copy = restored(hypervisor, None, reporter=recorder, autostart=True, **changes)
+    define(copy)
+    assert not autostarts(hypervisor, copy.uuid)
+    assert "without autostart, which the original has: virsh autostart two" in recorder.told(Level.INFO)
+
+
+def test_an_autostart_that_cannot_be_set_is_a_warning(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uuid: str, autostart: bool) -> None:
+        raise HypervisorError("cannot set the domain's autostart: no", f"virsh autostart {uuid}")
+
+    monkeypatch.setattr(hypervisor, "set_autostart", refuse)
+    recorder = Recorder()
+    define(restored(hypervisor, None, reporter=recorder, autostart=True))
+    assert f"cannot set the domain's autostart: no (hint: virsh autostart {UUID})" in recorder.told(
+        Level.WARNING
+    )
+    assert hypervisor.domain(UUID).name == "web"
+
+
+def test_a_temporary_guest_leaves_no_nvram_and_overwrites_a_leftover_one(
     hypervisor: Hypervisor, nvram: Path
 ) -> None:
     domain = restored(hypervisor, nvram, name="web-drill")
@@ -191,10 +295,10 @@ def test_a_failing_removal_of_the_nvram_hides_no_error(
     monkeypatch.setattr(Path, "unlink", read_only)
     recorder = Recorder()
     domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
-    told = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
+    failure = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
     with raises("it did not boot"), domain.running_temporarily(VDA, MONITORS):
         raise BackupError("it did not boot")
     (message,) = recorder.told(Level.ERROR)
-    assert message.startswith(told)
-    with raises(told), domain.running_temporarily(VDA, MONITORS):
+    assert message.startswith(failure)
+    with raises(failure), domain.running_temporarily(VDA, MONITORS):
         assert nvram.with_name("web-drill_VARS.fd").exists()

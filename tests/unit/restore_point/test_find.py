@@ -1,4 +1,4 @@
-"""backup/restore_point/find.py: which restore points are meant, and how they are shown."""
+"""backup/restore_point/find.py: which restore points are selected, and how they are listed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ BARE = StoredPoint(PointId(RUN, OTHER_UUID), "db01", TAKEN, "offline", "node1", 
 @pytest.mark.parametrize(
     ("names", "meant"), [([], [WEB, HALF]), (["web"], [WEB]), (["db*"], [HALF]), ([UUID], [WEB])]
 )
-def test_domains_are_named_by_name_pattern_or_uuid(names: list[str], meant: list[StoredPoint]) -> None:
+def test_domains_are_selected_by_name_pattern_or_uuid(names: list[str], meant: list[StoredPoint]) -> None:
     assert points_of_domains([WEB, HALF], names) == meant
 
 
 @pytest.mark.parametrize(
     ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "`main.py restore-points` lists all")]
 )
-def test_a_name_that_no_restore_point_has_is_told_with_the_nearest(name: str, hint: str) -> None:
+def test_an_unknown_name_is_reported_with_the_most_similar_one(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
         points_of_domains([WEB, HALF], ["web", name])
     (error,) = caught.value.errors
@@ -44,7 +44,7 @@ def test_a_name_that_no_restore_point_has_is_told_with_the_nearest(name: str, hi
     assert error.hint.startswith(hint)
 
 
-def test_the_table_has_a_row_per_disk_and_marks_what_does_not_count() -> None:
+def test_the_table_has_a_row_per_disk_and_marks_incomplete_restore_points() -> None:
     head, *rows = (line.split() for line in points_table([WEB, HALF, BARE]).splitlines())
     assert head[0] == "domain"
     taken = ["2024-02-03", "04:05:06"]
@@ -57,7 +57,7 @@ def test_the_table_has_a_row_per_disk_and_marks_what_does_not_count() -> None:
     assert points_table([]) == "no restore points\n"
 
 
-def test_programs_get_the_same_with_sizes_in_bytes() -> None:
+def test_the_json_has_the_same_with_sizes_in_bytes() -> None:
     web, half = points_json([WEB, HALF])
     assert (web["run"], web["uuid"], web["domain"], web["complete"]) == (RUN, UUID, "web", True)
     assert web["images"] == [
@@ -84,9 +84,7 @@ NEWEST = replace(LATER, id=PointId("20240206T040506Z-half", UUID), manifest_id="
         ("2030-01-01", LATER),
     ],
 )
-def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of(
-    at: str, meant: StoredPoint
-) -> None:
+def test_a_restore_point_is_selected_by_run_or_time(at: str, meant: StoredPoint) -> None:
     for name in ("web", UUID):
         assert find_point([WEB, HALF, LATER, NEWEST], name, at) == meant
 
@@ -102,7 +100,7 @@ def test_a_restore_point_is_meant_by_its_run_or_by_the_time_that_it_is_newest_of
         ("wbe", "latest", "no restore point of a domain 'wbe'"),
     ],
 )
-def test_what_means_no_restore_point_is_refused(name: str, at: str, words: str) -> None:
+def test_a_selection_without_a_restore_point_is_an_error(name: str, at: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         find_point([WEB, HALF, LATER, NEWEST], name, at)
 
@@ -111,7 +109,7 @@ def saved(target: str, restore_id: str, size: int = MIB) -> SavedImage:
     return SavedImage(target, f"vms/{target}", size, 0, 0, 0.0, restore_id, LAYOUT)
 
 
-def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
+def test_images_have_their_current_ids() -> None:
     point = replace(
         WEB,
         images=(
@@ -124,14 +122,14 @@ def test_images_are_asked_for_by_the_ids_that_they_have_now() -> None:
     assert [image.restore_id for image in current_images(images, point)] == ["bbbb5555", "4567abcd", ""]
 
 
-def test_a_restore_point_that_lacks_an_image_is_refused_but_not_its_other_images() -> None:
+def test_only_the_missing_image_of_a_restore_point_is_an_error() -> None:
     point = replace(WEB, images=(StoredImage("vda", "vms/vda", MIB, "aaaa"), *IMAGES[1:]))
     with raises(f"the restore point of web from run {RUN} lacks vda"):
         current_images((saved("vda", "0123"), saved("vdb", "4567")), point)
     assert current_images((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
 
 
-def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
+def test_a_name_that_two_domains_had_is_an_error() -> None:
     other = replace(LATER, id=PointId(LATER.id.run, OTHER_UUID))
     with pytest.raises(ConfigError) as caught:
         find_point([WEB, other], "web", "latest")
@@ -139,7 +137,7 @@ def test_a_name_that_two_domains_had_is_not_guessed_at() -> None:
     assert find_point([WEB, other], OTHER_UUID, "latest") == other
 
 
-def test_of_two_attempts_of_a_run_the_complete_one_is_meant() -> None:
+def test_of_two_attempts_of_a_run_the_complete_one_is_selected() -> None:
     failed = replace(WEB, manifest_id="", taken=TAKEN + timedelta(hours=1))
     second = replace(WEB, id=PointId(RUN, UUID, 2), manifest_id="second")
     for points in ([failed, second], [second, failed]):
@@ -152,16 +150,16 @@ def saved_image(restore_id: str, target: str = "vda", size: int = MIB) -> SavedI
     return SavedImage(target, f"vms/{target}", size, 0, 0, 1.0, restore_id, LAYOUT)
 
 
-def test_what_a_run_saved_is_looked_for_in_the_listing() -> None:
-    held = (
+def test_what_a_run_saved_is_compared_with_the_listing() -> None:
+    stored = (
         StoredImage("vda", "vms/vda", MIB, "0123456789"),
         StoredImage("vdb", "vms/vdb", MIB, "new", "original"),
     )
-    there = replace(WEB, images=held)
+    there = replace(WEB, images=stored)
     images = (saved_image("01234567"), saved_image("original", "vdb"), saved_image("", "vdc", 0))
     result = JobResult("web", UUID, Status.SAVED, images=images)
     other = replace(there, id=PointId("20200101T000000Z-othr", UUID))
     assert missing([other, there], RUN, result) == ()
     assert missing([replace(there, id=PointId(RUN, UUID, 2))], RUN, result) == ()
     assert missing([other, replace(there, manifest_id="")], RUN, result) == ("the manifest",)
-    assert missing([replace(there, images=held[1:])], RUN, result) == ("vda (vms/vda)",)
+    assert missing([replace(there, images=stored[1:])], RUN, result) == ("vda (vms/vda)",)

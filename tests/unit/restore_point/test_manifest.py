@@ -1,4 +1,4 @@
-"""backup/restore_point/manifest.py: what a restore point holds, as a tar file."""
+"""backup/restore_point/manifest.py: the content of a restore point, as a tar file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def unpacked(packed: bytes) -> dict[str, bytes]:
         return {name: file.read() for name, file in files.items()}
 
 
-def test_it_tells_what_was_saved_from_where_and_how() -> None:
+def test_it_has_what_was_saved_from_where_and_how() -> None:
     manifest = json.loads(unpacked(pack(POINT, [SAVED], {}))["manifest.json"])
     assert manifest["format"] == 1
     assert (manifest["run"], manifest["host"]) == (RUN, "node1")
@@ -62,30 +62,30 @@ def test_it_tells_what_was_saved_from_where_and_how() -> None:
     ]
 
 
-def test_it_tells_which_disks_it_does_not_cover_and_why() -> None:
+def test_it_has_the_skipped_disks_and_their_reasons() -> None:
     manifest = json.loads(unpacked(pack(POINT, [SAVED], {}))["manifest.json"])
     assert manifest["not_covered"] == [{"target": "sda", "source": "", "reason": "a cdrom without a medium"}]
 
 
 def not_covered(disks: Sequence[Disk], *saved: SavedImage) -> dict[str, str]:
-    """Give what the manifest says of the disks that these images do not cover."""
+    """Return what the manifest says of the disks that these images do not cover."""
     point = restore_point(domain(disks=disks))
     manifest = json.loads(unpacked(pack(point, saved, {}))["manifest.json"])
     return {one["target"]: one["reason"] for one in manifest["not_covered"]}
 
 
-def test_a_disk_whose_image_is_saved_as_another_s_says_of_which() -> None:
+def test_a_disk_with_the_same_image_as_another_names_that_disk() -> None:
     disks = (rbd_disk(), rbd_disk("vdb", "vms/data"), rbd_disk("vdc"), rbd_disk("vdd", "vms/data"))
     data = replace(SAVED, target="vdb", image="vms/data")
     assert not_covered(disks, SAVED, data) == {"vdc": "the same image as vda", "vdd": "the same image as vdb"}
 
 
-def test_images_of_one_name_in_two_clusters_are_both_covered() -> None:
+def test_images_of_one_name_in_two_clusters_are_both_saved() -> None:
     other = rbd_disk("vdb", "vms/web-root", address=ClusterAddress(("ceph2",)))
     assert not_covered((rbd_disk(), other), SAVED, replace(SAVED, target="vdb")) == {}
 
 
-def test_the_definition_is_in_files_of_its_own() -> None:
+def test_the_definition_is_in_separate_files() -> None:
     definition = Definition("<domain>größe</domain>", "<domain id='1'/>", "/nvram/web.fd", b"\0\1nvram")
     files = unpacked(pack(replace(POINT, definition=definition), [SAVED], {}))
     assert json.loads(files.pop("manifest.json"))["nvram_path"] == "/nvram/web.fd"
@@ -96,12 +96,12 @@ def test_the_definition_is_in_files_of_its_own() -> None:
     }
 
 
-def test_a_domain_that_was_shut_off_has_no_live_definition_and_maybe_no_nvram() -> None:
+def test_a_domain_that_was_shut_off_has_no_live_definition() -> None:
     files = unpacked(pack(replace(POINT, definition=Definition("<domain/>")), [SAVED], {}))
     assert set(files) == {"manifest.json", "domain.xml"}
 
 
-def test_the_definition_is_unpacked_for_its_owner_alone_as_it_may_hold_passwords() -> None:
+def test_the_definition_may_hold_passwords_and_is_readable_by_its_owner_only() -> None:
     with tarfile.open(fileobj=io.BytesIO(pack(POINT, [SAVED], {}))) as tar:
         assert {member.mode for member in tar} == {0o600}
         assert {member.mtime for member in tar} == {POINT.taken.timestamp()}
@@ -120,19 +120,33 @@ def test_what_was_packed_is_read_back() -> None:
         POINT.taken,
         POINT.consistency,
         images,
-        ("sda",),
+        (DISKS[1],),
         definition,
         {"vda": bytes(checksums.packed), "vdb.backing1": b""},
     )
 
 
-def test_an_older_version_s_manifest_has_no_checksums_which_is_not_none_of_any_data() -> None:
+@pytest.mark.parametrize("autostart", [None, False, True])
+def test_the_domain_s_autostart_and_what_only_libvirt_has_of_it_are_read_back(autostart: bool | None) -> None:
+    besides = ("the memory that virsh managedsave saved",)
+    definition = Definition("<domain/>", autostart=autostart, not_saved=besides)
+    assert unpack(pack(replace(POINT, definition=definition), [SAVED], {})).definition == definition
+
+
+def test_an_older_version_s_manifest_does_not_know_the_domain_s_autostart() -> None:
+    definition = Definition("<domain/>", autostart=True, not_saved=("x",))
+    packed = pack(replace(POINT, definition=definition), [SAVED], {})
+    older = packed.replace(b'"autostart"', b'"AUTOSTART"').replace(b'"not_saved"', b'"NOT_SAVED"')
+    assert unpack(older).definition == Definition("<domain/>")
+
+
+def test_an_older_version_s_manifest_has_no_checksums() -> None:
     older = pack(POINT, [SAVED], {}).replace(b'"checksums"', b'"CHECKSUMS"')
     assert unpack(older).checksums == {}
 
 
 @pytest.mark.parametrize("packed", [b"", b"garbage" * 1000, pack(POINT, [SAVED], {})[:700]])
-def test_what_is_no_manifest_is_an_error_with_a_way_out(packed: bytes) -> None:
+def test_what_is_no_manifest_is_an_error_with_a_hint(packed: bytes) -> None:
     with pytest.raises(BackupError, match="is damaged") as caught:
         unpack(packed)
     assert "restore-points" in caught.value.hint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -19,7 +20,7 @@ from backup.settings import Settings
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import CheckStop
 
-from ..disk_elements import rbd
+from ..disk_elements import other, rbd
 from ..driver_node import domain_element, node_uri
 from ..jobs_on_paper import NoOutput
 from ..paper_cluster import PaperCluster, PaperClusters
@@ -87,6 +88,24 @@ def test_all_requirements_of_a_backup_are_checked(chosen: Settings) -> None:
         "pool vms: client.libvirt may make snapshots",
         "domain web, disk vda: image vms/a",
     ]
+
+
+def test_what_is_not_backed_up_is_reported_and_no_problem_unless_configured(
+    chosen: Settings, tmp_path: Path
+) -> None:
+    shared = "<filesystem><source dir='/srv/a'/><target dir='data'/></filesystem>"
+    file = other("file", "<source file='/x'/>").replace("'vda'", "'vdb'")
+    uri = node_uri(tmp_path / "node.xml", domain_element("web", UUID, rbd("vms/a") + file + shared))
+    chosen = replace(chosen, libvirt_uri=uri)
+    found = {one.subject: one.problem for one in examine(chosen, NoOutput())}
+    for text in (
+        "disk vdb (/x) is not backed up: no RBD image (file)",
+        "filesystem:data (/srv/a) is not backed up: no RBD image (9p file system)",
+    ):
+        assert found[f"domain web: {text}"] is None
+    chosen = replace(chosen, uncovered_disks="fail")
+    problems = [str(one.problem) for one in examine(chosen, NoOutput()) if one.problem]
+    assert any("disk vdb (/x) cannot be backed up" in text for text in problems)
 
 
 def test_a_stop_is_heard_while_the_output_hangs(chosen: Settings, hangs: Hangs) -> None:

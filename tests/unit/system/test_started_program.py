@@ -36,7 +36,7 @@ def logged() -> Iterator[list[str]]:
 
 
 def pasted(line: str) -> str:
-    """Run a logged command in a shell, as an admin would; give what it printed."""
+    """Run a logged command in a shell, as an admin would; return what it printed."""
     command = line.partition("starting ")[2]
     done = subprocess.run(["sh", "-c", command], cwd="/tmp", stdout=subprocess.PIPE, text=True, check=True)
     return done.stdout
@@ -128,6 +128,8 @@ def test_no_argument_of_an_admin_s_program_is_in_the_log(logged: list[str]) -> N
     ("text", "shown"),
     [
         ("rest:https://backup:pass/word@host/web", "rest:https://backup:***@host/web"),
+        ("rest:https://backup:p@ss@host/web", "rest:https://backup:***@host/web"),
+        ("rest:https://tok@en@host/web", "rest:https://***@host/web"),
         (f"https://{TOKEN}@host/web", "https://***@host/web"),
         (f'Get "https://host/web?sig={TOKEN}": EOF', 'Get "https://host/web?***": EOF'),
         ("sftp://backup@host//srv/web", "sftp://backup@host//srv/web"),

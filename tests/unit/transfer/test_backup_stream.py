@@ -1,4 +1,4 @@
-"""backup/transfer/backup_stream.py: a snapshot's bytes on their way into a pipe."""
+"""backup/transfer/backup_stream.py: a snapshot is streamed into a pipe."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 def noise(length: int) -> bytes:
-    """Give bytes none of which is zero, so that none can be taken for a hole."""
+    """Return bytes none of which is zero, so that none can be taken for a hole."""
     return random.Random(length).randbytes(length).replace(b"\0", b"x")
 
 
 def go_on() -> None:
-    """Nobody asks to stop."""
+    """Never stops."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def read_all(descriptor: int) -> bytes:
 
 
 def sent(snapshot: MemorySnapshot) -> tuple[bytes, int]:
-    """Copy through a real pipe; give what arrived, and what `copy` says it has read."""
+    """Copy through a real pipe; return what arrived, and what `copy` says it has read."""
     ours, theirs = os.pipe()
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
@@ -85,7 +85,7 @@ def test_every_byte_arrives_and_nothing_else(shape: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_only_pieces_with_data_are_read_and_each_at_most_once(shape: str) -> None:
+def test_only_pieces_with_data_are_read_and_each_once_at_most(shape: str) -> None:
     snapshot = MemorySnapshot(SHAPES[shape].size, SHAPES[shape].data)
     _, data_bytes = sent(snapshot)
     pieces = [read.offset // READ_SIZE for read in snapshot.reads]
@@ -99,7 +99,7 @@ def test_only_pieces_with_data_are_read_and_each_at_most_once(shape: str) -> Non
 @pytest.mark.parametrize(
     ("length", "most"), [(READ_SIZE, WINDOW_BYTES // READ_SIZE), (4096, WINDOW_READS)], ids=["large", "small"]
 )
-def test_so_many_reads_and_no_more_are_under_way_at_a_time(length: int, most: int) -> None:
+def test_the_number_of_reads_in_flight_is_limited(length: int, most: int) -> None:
     data = bytes([1]) * length
     count = 2 * most
     snapshot = MemorySnapshot(count * READ_SIZE, dict.fromkeys(range(0, count * READ_SIZE, READ_SIZE), data))
@@ -108,7 +108,7 @@ def test_so_many_reads_and_no_more_are_under_way_at_a_time(length: int, most: in
     assert len(snapshot.reads) == count
 
 
-def test_whichever_read_fails_its_error_goes_on_and_every_other_read_is_settled() -> None:
+def test_whichever_read_fails_its_error_is_raised_and_every_other_read_is_waited_for() -> None:
     data = dict.fromkeys(range(0, 12 * READ_SIZE, READ_SIZE), b"x")
     for number in range(12):
         snapshot = MemorySnapshot(12 * READ_SIZE, data, fails_at=number)
@@ -117,7 +117,7 @@ def test_whichever_read_fails_its_error_goes_on_and_every_other_read_is_settled(
         assert not snapshot.pending, f"read {number} failed"
 
 
-def test_a_read_that_cannot_even_start_leaves_none_unsettled() -> None:
+def test_if_a_read_cannot_start_the_others_are_waited_for() -> None:
     class Broken(MemorySnapshot):
         def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
             if len(self.reads) == 5:
@@ -155,7 +155,7 @@ def test_a_request_to_stop_is_heard_while_the_consumer_does_not_read(
 
 
 @pytest.mark.parametrize("data", [{0: noise(READ_SIZE)}, {}], ids=["data", "hole"])
-def test_a_consumer_that_goes_is_told_apart_from_other_errors(data: dict[int, bytes]) -> None:
+def test_a_consumer_that_ends_is_distinguished_from_other_errors(data: dict[int, bytes]) -> None:
     ours, theirs = os.pipe()
     with ThreadPoolExecutor(1) as threads, PipeWriter(theirs, go_on) as sink:
 
@@ -171,7 +171,7 @@ def test_a_consumer_that_goes_is_told_apart_from_other_errors(data: dict[int, by
 
 
 class SlowlyListed(MemorySnapshot):
-    """A snapshot of which a part is listed after the other, and the last one only when that is let."""
+    """A snapshot listed in parts, the last one only when the test allows it."""
 
     go_on = threading.Event()
 
@@ -183,13 +183,13 @@ class SlowlyListed(MemorySnapshot):
         yield Extent(17 * MIB, 1)
 
 
-def test_a_hole_is_sent_as_far_as_it_is_listed_while_the_rest_is_being_listed() -> None:
-    told: list[int] = []
+def test_a_hole_is_sent_as_far_as_it_is_listed() -> None:
+    reported: list[int] = []
     snapshot = SlowlyListed(20 * MIB, {MIB: b"x", 17 * MIB: b"y"})
     ours, theirs = os.pipe()
 
     def progress(done: int) -> None:
-        told.append(done)
+        reported.append(done)
         if done == 16 * MIB:
             snapshot.go_on.set()
 
@@ -198,17 +198,17 @@ def test_a_hole_is_sent_as_far_as_it_is_listed_while_the_rest_is_being_listed() 
         with closing(os.fdopen(theirs, "wb")), PipeWriter(theirs, go_on) as sink:
             copied = copy(snapshot, sink, progress)
         assert arriving.result() == snapshot.content
-    assert told == [MIB + 1, 8 * MIB, 16 * MIB, 17 * MIB + 1, 20 * MIB]
+    assert reported == [MIB + 1, 8 * MIB, 16 * MIB, 17 * MIB + 1, 20 * MIB]
     assert (copied.data_bytes, len(copied.checksums)) == (2, 2)
 
 
 def test_progress_counts_holes_and_data() -> None:
-    told: list[int] = []
+    progress: list[int] = []
     snapshot = MemorySnapshot(13 * MIB, {5 * MIB: b"x", 12 * MIB: b"y"})
     ours, theirs = os.pipe()
     with ThreadPoolExecutor(1) as threads:
         arriving = threads.submit(read_all, ours)
         with closing(os.fdopen(theirs, "wb")), PipeWriter(theirs, go_on) as sink:
-            copy(snapshot, sink, told.append)
+            copy(snapshot, sink, progress.append)
         arriving.result()
-    assert told == [5 * MIB + 1, 12 * MIB + 1, 13 * MIB]
+    assert progress == [5 * MIB + 1, 12 * MIB + 1, 13 * MIB]

@@ -1,4 +1,4 @@
-"""compare.py, checksums.py, domain_record.py: what comes back otherwise than it was saved is found."""
+"""compare.py, checksums.py, domain_record.py: every difference from what was saved is found."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SCATTERED = {MIB: b"a" * 5000, 5 * MIB + 1: b"b" * MIB, 12 * MIB: b"c" * (3 * MI
 
 
 def streamed(snapshot: MemorySnapshot) -> tuple[bytes, Checksums]:
-    """Give what a snapshot's bytes are, and their checksums."""
+    """Return what a snapshot's bytes are, and their checksums."""
     out, into = os.pipe()
     with ThreadPoolExecutor(1) as thread:
         arriving = thread.submit(read_all, out)
@@ -65,7 +65,7 @@ def hold_against(snapshot: MemorySnapshot, source: PipeReader) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_comes_back_as_it_was_saved_is_verified(shape: str) -> None:
+def test_unchanged_bytes_pass(shape: str) -> None:
     snapshot = SHAPES[shape]
     content, checksums = streamed(snapshot)
     if snapshot.size:
@@ -75,7 +75,7 @@ def test_what_comes_back_as_it_was_saved_is_verified(shape: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "told"),
+    ("at", "place"),
     [
         (MIB + 4999, f"5000 bytes at offset {MIB} (object 0)"),  # in the data
         (MIB + 5000, f"5000 bytes at offset {MIB} (object 0)"),  # just after it
@@ -84,26 +84,26 @@ def test_what_comes_back_as_it_was_saved_is_verified(shape: str) -> None:
         (20 * MIB - 1, f"{4 * MIB} bytes at offset {16 * MIB} (object 4)"),  # in the last byte
     ],
 )
-def test_a_single_byte_that_is_another_is_found_wherever_it_is(at: int, told: str) -> None:
+def test_a_single_changed_byte_is_found_anywhere(at: int, place: str) -> None:
     snapshot = MemorySnapshot(20 * MIB, SCATTERED)
     content, checksums = streamed(snapshot)
     damaged = bytearray(content)
     damaged[at] ^= 1
     with pytest.raises(Mismatch) as caught:
         verify(bytes(damaged), checksums, snapshot.size)
-    assert caught.value.message == f"vda (vms/web-root) differs from what was saved: {told}"
+    assert caught.value.message == f"vda (vms/web-root) differs from what was saved: {place}"
     with source_of(bytes(damaged)) as source, pytest.raises(Mismatch, match="differs from what was saved"):
         hold_against(snapshot, source)
 
 
-def test_data_that_the_listing_has_missed_is_found_by_the_snapshot_itself() -> None:
+def test_data_that_the_listing_missed_is_found_by_comparison_with_the_snapshot() -> None:
     content, _ = streamed(MemorySnapshot(20 * MIB, {MIB: b"a" * 5000}))
     whole = MemorySnapshot(20 * MIB, {MIB: b"a" * 5000, 17 * MIB: b"missed"})
     with source_of(content) as source, pytest.raises(Mismatch, match=r"\(object 4\)"):
         hold_against(whole, source)
 
 
-def test_many_places_are_counted_and_the_first_ones_named() -> None:
+def test_the_first_of_many_differences_are_listed_and_the_others_counted() -> None:
     snapshot = MemorySnapshot(20 * MIB, SCATTERED)
     _, checksums = streamed(snapshot)
     with pytest.raises(Mismatch, match=r"\(object 0\), .*\(object 1\), .*\(object 2\), and 2 more"):
@@ -111,20 +111,20 @@ def test_many_places_are_counted_and_the_first_ones_named() -> None:
 
 
 @pytest.mark.parametrize("size", [20 * MIB - 1, 20 * MIB + 1])
-def test_more_or_fewer_bytes_are_no_proof(size: int) -> None:
+def test_more_or_fewer_bytes_are_an_error(size: int) -> None:
     content, checksums = streamed(MemorySnapshot(20 * MIB, SCATTERED))
     with pytest.raises(BackupError, match=r"the output (ended after|has more bytes)"):
         verify(content, checksums, size)
 
 
-def test_checksums_beyond_the_end_are_no_proof() -> None:
+def test_checksums_beyond_the_end_are_an_error() -> None:
     content, checksums = streamed(MemorySnapshot(20 * MIB, SCATTERED))
     checksums.add(24 * MIB, b"x")
     with raises(f"vda (vms/web-root) has checksums beyond its {20 * MIB} bytes", Mismatch):
         verify(content, checksums, 20 * MIB)
 
 
-def test_an_image_that_has_another_size_in_the_cluster_is_no_proof() -> None:
+def test_an_image_with_another_size_in_the_cluster_is_an_error() -> None:
     shorter, pieces = MemorySnapshot(16 * MIB), [bytes(4 * MIB)] * 5
     with raises(f"vda (vms/web-root) has {20 * MIB} bytes, {16 * MIB} were read", Mismatch):
         compare_with_checksums(pieces_from_image(shorter), saved(20 * MIB), Checksums(), lambda _: None)
@@ -144,9 +144,7 @@ def test_an_image_that_has_another_size_in_the_cluster_is_no_proof() -> None:
         ),
     ],
 )
-def test_the_object_is_the_one_that_the_layout_puts_the_byte_in(
-    layout: Layout, objects: Mapping[int, int]
-) -> None:
+def test_the_object_of_a_byte_follows_from_the_layout(layout: Layout, objects: Mapping[int, int]) -> None:
     assert {offset: object_number(offset, layout) for offset in objects} == objects
 
 

@@ -1,4 +1,4 @@
-"""restore_stream.py, pipe_reader.py, new_file.py: bytes come back whole or not at all, holes stay holes."""
+"""restore_stream.py, pipe_reader.py, new_file.py: images are restored completely or not at all."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ RANDOM = random.Random(6)
 
 
 def go_on() -> None:
-    """Nobody asks to stop."""
+    """Never stops."""
 
 
 class SlowWriter:
-    """Takes what it is given only when it is waited for, and may fail then."""
+    """Copies the bytes only when the write is waited for, and may fail then."""
 
     def __init__(self, size: int, failing_at: int = -1) -> None:
         self.content = bytearray(size)
@@ -74,9 +74,7 @@ class SlowWriter:
         ([], []),
     ],
 )
-def test_what_is_not_zero_is_written_in_whole_pages(
-    layout: list[tuple[str, int]], pieces: list[tuple[int, int]]
-) -> None:
+def test_data_is_written_in_whole_pages(layout: list[tuple[str, int]], pieces: list[tuple[int, int]]) -> None:
     content = b"".join(bytes(n) if kind == "hole" else b"x" * n for kind, n in layout)
     writer = SlowWriter(len(content))
     with source_of(content) as source:
@@ -87,12 +85,12 @@ def test_what_is_not_zero_is_written_in_whole_pages(
 def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> None:
     content = RANDOM.randbytes(3 * PIECES * PIECE + 12345)
     writer = SlowWriter(len(content))
-    told: list[int] = []
+    progress: list[int] = []
     with source_of(content) as source:
-        write_image(source, len(content), writer, told.append)
+        write_image(source, len(content), writer, progress.append)
     assert writer.content == content
     assert writer.most <= PIECES * PIECE
-    assert told[-1] == len(content)
+    assert progress[-1] == len(content)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +100,14 @@ def test_bytes_do_not_change_before_they_are_written_and_memory_is_bounded() -> 
         (MIB + 1, WriterEnded, "after 1048576 of 1048577 bytes"),
     ],
 )
-def test_what_is_not_as_long_as_the_image_is_refused(size: int, error: type[BackupError], words: str) -> None:
+def test_more_or_fewer_bytes_than_the_image_has_are_an_error(
+    size: int, error: type[BackupError], words: str
+) -> None:
     with source_of(bytes(MIB)) as source, pytest.raises(error, match=words):
         write_image(source, size, SlowWriter(size))
 
 
-def test_a_write_that_fails_is_told_and_the_others_are_waited_for() -> None:
+def test_the_error_of_a_write_is_raised_and_the_other_writes_are_waited_for() -> None:
     content = b"x" * (4 * PIECE)
     writer = SlowWriter(len(content), failing_at=PIECE)
     with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
@@ -115,7 +115,7 @@ def test_a_write_that_fails_is_told_and_the_others_are_waited_for() -> None:
     assert writer.under_way == 0
 
 
-def test_the_other_writes_of_the_piece_whose_write_fails_are_waited_for_too() -> None:
+def test_the_other_writes_of_the_same_piece_are_waited_for_too() -> None:
     content = (b"x" * PAGE + bytes(PAGE)) * 3
     writer = SlowWriter(len(content), failing_at=0)
     with source_of(content) as source, pytest.raises(BackupError, match="no space left"):
@@ -123,7 +123,7 @@ def test_the_other_writes_of_the_piece_whose_write_fails_are_waited_for_too() ->
     assert writer.under_way == 0
 
 
-def test_an_output_that_gives_nothing_counts_as_stalled() -> None:
+def test_an_output_without_bytes_counts_as_stalled() -> None:
     out, into = os.pipe()
     with os.fdopen(out), os.fdopen(into), pytest.raises(Stalled, match="gave no byte"):
         PipeReader(out, lambda: None, timeout=0).fill(memoryview(bytearray(1)))
@@ -142,7 +142,7 @@ def target(tmp_path: Path) -> Iterator[NewFile]:
     assert list(tmp_path.glob("*restoring*")) == []
 
 
-def test_a_file_has_its_name_only_when_it_is_whole(target: NewFile, tmp_path: Path) -> None:
+def test_a_file_gets_its_final_name_only_when_it_is_complete(target: NewFile, tmp_path: Path) -> None:
     target.require_free()
     with target.opened(go_on) as writer:
         writer.start_write(MIB, b"x")()
@@ -152,7 +152,7 @@ def test_a_file_has_its_name_only_when_it_is_whole(target: NewFile, tmp_path: Pa
     assert (tmp_path / "vda.raw").read_bytes() == bytes(MIB) + b"x" + bytes(2 * MIB - 1)
 
 
-def test_a_file_that_was_made_meanwhile_is_not_overwritten(target: NewFile, tmp_path: Path) -> None:
+def test_a_file_that_was_created_meanwhile_is_not_overwritten(target: NewFile, tmp_path: Path) -> None:
     with target.opened(go_on):
         (tmp_path / "vda.raw").write_text("precious")
     with pytest.raises(BackupError, match="exists"):
@@ -161,7 +161,7 @@ def test_a_file_that_was_made_meanwhile_is_not_overwritten(target: NewFile, tmp_
     assert (tmp_path / "vda.raw").read_text() == "precious"
 
 
-def test_a_file_that_is_made_at_the_last_moment_is_not_overwritten(
+def test_a_file_that_is_created_at_the_last_moment_is_not_overwritten(
     target: NewFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with target.opened(go_on):
@@ -193,7 +193,7 @@ def test_a_file_system_without_links_takes_files_too(
 
 
 @pytest.mark.parametrize("left", ["vda.raw.restoring", "vda.raw.restoring.qcow2"])
-def test_what_another_restore_is_filling_is_left_alone(tmp_path: Path, left: str) -> None:
+def test_a_temporary_file_of_another_restore_is_not_touched(tmp_path: Path, left: str) -> None:
     target = new_file(tmp_path / "vda.raw", force=True)
     (tmp_path / left).write_text("another's")
     with raises(f"{tmp_path / left} exists: another restore is running or was killed"):
@@ -220,16 +220,16 @@ def test_a_file_that_is_planted_under_the_temporary_name_is_not_written_to(
 
 @pytest.fixture
 def slow_qemu_img(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Have a qemu-img that takes for ever; give the file that it writes its pid to."""
-    program, told = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
+    """Install a qemu-img that never ends; return the file that it writes its pid to."""
+    program, pid_file = tmp_path / "bin" / "qemu-img", tmp_path / "pid"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\necho $$ >{told}.new; mv {told}.new {told}; exec sleep 20\n")
+    program.write_text(f"#!/bin/sh\necho $$ >{pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 20\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-    return told
+    return pid_file
 
 
-def test_a_request_to_stop_ends_the_conversion_and_a_terminal_s_ctrl_c_does_not(
+def test_a_request_to_stop_ends_the_conversion_and_ctrl_c_does_not_reach_it(
     slow_qemu_img: Path, tmp_path: Path
 ) -> None:
     def check_stop() -> None:
@@ -274,7 +274,7 @@ class KilledOutput(NoOutput):
         raise BackupError("restic dump was killed by SIGTERM")
 
 
-def test_a_signal_that_the_output_s_program_got_too_is_told_as_our_own(tmp_path: Path) -> None:
+def test_a_signal_that_the_output_s_program_got_too_is_reported_as_our_own(tmp_path: Path) -> None:
     stop, target = StopRequest(), new_file(tmp_path / "vda.raw")
     restore = ImageRestore("web", KilledOutput(stop), 1, Recorder(), stop)
     with raises("interrupted", Interrupted):

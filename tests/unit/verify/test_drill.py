@@ -1,4 +1,4 @@
-"""backup/verify/drill.py: whose turn it is, and what is noted of how a drill ended."""
+"""backup/verify/drill.py: the order of drills, and what is recorded of their results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOTH = {UUID: "web", OTHER_UUID: "db"}
 
 @dataclass(frozen=True)
 class DrillOnPaper(Drill):
-    """Ends with this error, or well."""
+    """Fails with this error, or succeeds without one."""
 
     error: BackupError | None = None
 
@@ -59,13 +59,13 @@ def drill(state_dir: str, recorder: Recorder, error: BackupError | None = None) 
         ({UUID: DomainRecord(tried="2024-02-01"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, UUID),
     ],
 )
-def test_it_is_the_turn_of_who_was_tried_longest_ago(known: Mapping[str, DomainRecord], whose: str) -> None:
+def test_the_domain_whose_last_drill_is_longest_ago_is_next(
+    known: Mapping[str, DomainRecord], whose: str
+) -> None:
     assert due(HeldPoints(BOTH).restore_points(), known) == whose
 
 
-def test_a_domain_that_can_not_be_drilled_does_not_keep_the_others_from_it(
-    state_dir: str, recorder: Recorder
-) -> None:
+def test_a_domain_whose_drill_fails_does_not_block_the_others(state_dir: str, recorder: Recorder) -> None:
     with raises("it is damaged", DrillFailed):
         drill(state_dir, recorder, BackupError("it is damaged"))
     assert drill(state_dir, recorder) == "db"
@@ -77,7 +77,7 @@ def test_a_domain_that_can_not_be_drilled_does_not_keep_the_others_from_it(
 @pytest.mark.parametrize(
     "error", [TransientError("it is under way"), Interrupted("interrupted", signal.SIGINT)]
 )
-def test_what_says_nothing_of_the_restore_point_is_no_failure_of_it(
+def test_an_interrupt_or_transient_error_is_no_failure_of_the_restore_point(
     state_dir: str, recorder: Recorder, error: BackupError
 ) -> None:
     with raises(error.message, type(error)):
@@ -85,7 +85,9 @@ def test_what_says_nothing_of_the_restore_point_is_no_failure_of_it(
     assert read_records(state_dir)[UUID].failure == ""
 
 
-def test_how_a_drill_ended_is_told_even_if_it_can_not_be_noted(tmp_path: Path, recorder: Recorder) -> None:
+def test_the_result_of_a_drill_is_reported_even_if_it_cannot_be_recorded(
+    tmp_path: Path, recorder: Recorder
+) -> None:
     (tmp_path / "state").touch()
     state_dir = f"{tmp_path}/state"
     assert drill(state_dir, recorder) == "web"
@@ -94,7 +96,7 @@ def test_how_a_drill_ended_is_told_even_if_it_can_not_be_noted(tmp_path: Path, r
     assert {"cannot record" in text for text in recorder.told(Level.WARNING)} == {True}
 
 
-def test_what_has_no_checksums_can_not_be_proven(
+def test_a_restore_point_without_checksums_fails_the_drill(
     state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unpack = manifest.unpack
@@ -110,7 +112,7 @@ def test_what_has_no_checksums_can_not_be_proven(
 
 
 class ClusterOnPaper:
-    """Has one image, in which no read may be under way when it is closed."""
+    """Has one image, which must not be closed with reads in flight."""
 
     @contextmanager
     def head_reader(self, _image: Image) -> Iterator[MemorySnapshot]:
@@ -121,7 +123,7 @@ class ClusterOnPaper:
             self.pending = set(snapshot.pending)
 
 
-def test_an_image_is_not_closed_over_reads_when_a_drill_is_interrupted(
+def test_an_interrupted_drill_closes_the_image_after_the_reads_in_flight(
     state_dir: str, recorder: Recorder
 ) -> None:
     stop, cluster, output = StopRequest(), ClusterOnPaper(), HeldPoints(BOTH)

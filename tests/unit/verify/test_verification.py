@@ -1,4 +1,4 @@
-"""backup/verify/verification.py: what failed is told and noted at once, and nothing else is."""
+"""backup/verify/verification.py: failures are reported and recorded at once, and nothing else is."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def verification(output: HeldPoints, state_dir: str, recorder: Recorder, stop: S
     return Verification(settings(state_dir=state_dir, workers=1), output, recorder, stop)
 
 
-def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) -> None:
+def test_verified_images_are_counted_and_recorded(state_dir: str, recorder: Recorder) -> None:
     output = HeldPoints(BOTH, {"web": DAMAGED})
     verified = verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(failed=1, images=1, size=MIB)
@@ -54,7 +54,7 @@ def test_what_was_read_is_counted_and_noted(state_dir: str, recorder: Recorder) 
     assert (known[OTHER_UUID].verified > "2020", known[OTHER_UUID].failure) == (True, "")
 
 
-def test_how_far_each_domain_is_and_how_it_ended_is_reported(state_dir: str, recorder: Recorder) -> None:
+def test_progress_and_end_of_each_domain_are_reported(state_dir: str, recorder: Recorder) -> None:
     output = HeldPoints(BOTH, {"web": DAMAGED})
     verification(output, state_dir, recorder, StopRequest()).verify((), "latest")
     assert sorted(recorder.plan) == [(UUID, "web", MIB), (OTHER_UUID, "db", MIB)]
@@ -70,7 +70,9 @@ def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> No
         verification(HeldPoints({}), state_dir, recorder, StopRequest()).verify((), "latest")
 
 
-def test_a_time_that_no_restore_point_fits_proves_nothing(state_dir: str, recorder: Recorder) -> None:
+def test_a_time_without_a_restore_point_is_not_recorded_as_a_failure(
+    state_dir: str, recorder: Recorder
+) -> None:
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "2020-01-01")
     assert (verified.failed, read_records(state_dir)) == (2, {})
 
@@ -91,15 +93,13 @@ class Stopping(HeldPoints):
         return super().image(image, check_stop)
 
 
-def test_what_was_found_before_an_interrupt_is_told_and_noted_and_the_rest_is_not(
-    state_dir: str, recorder: Recorder
-) -> None:
+def test_findings_before_an_interrupt_are_reported_and_recorded(state_dir: str, recorder: Recorder) -> None:
     stop = StopRequest()
     with raises("interrupted", Interrupted):
         verification(Stopping(stop), state_dir, recorder, stop).verify((), "latest")
-    (told,) = recorder.told(Level.ERROR)
+    (message,) = recorder.told(Level.ERROR)
     (known,) = read_records(state_dir).values()
-    assert "differs from what was saved" in told
+    assert "differs from what was saved" in message
     assert "differs from what was saved" in known.failure
 
 
@@ -122,14 +122,14 @@ def test_an_interrupt_ends_the_reading_of_manifests(state_dir: str, recorder: Re
 
 
 @pytest.mark.parametrize(("still_there", "failed"), [(True, 2), (False, 0)])
-def test_a_snapshot_that_a_backup_removed_meanwhile_proves_nothing(
+def test_a_base_snapshot_that_was_removed_meanwhile_is_no_mismatch(
     state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, still_there: bool, failed: int
 ) -> None:
-    looks = iter([True, still_there] * len(BOTH))
+    answers = iter([True, still_there] * len(BOTH))
 
     @contextmanager
     def removed_meanwhile(_image: SavedImage, _cluster: object) -> Iterator[Optional[MemorySnapshot]]:
-        yield MemorySnapshot(MIB) if next(looks) else None  # zeros, as of one that is being removed
+        yield MemorySnapshot(MIB) if next(answers) else None  # zeros, as of one that is being removed
 
     monkeypatch.setattr(verification_module, "snapshot_of", removed_meanwhile)
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
@@ -171,18 +171,18 @@ class Counting(HeldPoints):
         return super().manifest(point, check_stop)
 
 
-def test_manifests_are_read_when_their_turn_comes_and_not_kept(
+def test_manifests_are_read_when_needed_and_freed(
     state_dir: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held: list[weakref.ref[SavedDomain]] = []
+    alive: list[weakref.ref[SavedDomain]] = []
     most = 0
 
     def counted(saved: SavedDomain, point: StoredPoint) -> SavedDomain:
         nonlocal most
         one = with_current_ids(saved, point)
-        held.append(weakref.ref(one))
+        alive.append(weakref.ref(one))
         gc.collect()
-        most = max(most, sum(other() is not None for other in held))
+        most = max(most, sum(other() is not None for other in alive))
         return one
 
     monkeypatch.setattr(verification_module, "with_current_ids", counted)
@@ -194,9 +194,7 @@ def test_manifests_are_read_when_their_turn_comes_and_not_kept(
     assert most <= 3
 
 
-def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
-    state_dir: str, recorder: Recorder
-) -> None:
+def test_a_sample_reads_only_the_manifests_of_chosen_domains(state_dir: str, recorder: Recorder) -> None:
     domains = {f"{UUID[:-2]}{number}": f"d{number}" for number in range(10, 30)}
     output = HeldPoints(domains)
     chosen = settings(state_dir=state_dir, workers=2)
@@ -205,7 +203,7 @@ def test_a_sample_reads_no_manifest_of_a_domain_that_was_not_drawn(
     assert read_records(state_dir) == {}
 
 
-def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
+def test_a_damaged_manifest_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
     class Damaged(HeldPoints):
         def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
             packed = super().manifest(point, check_stop)
@@ -213,6 +211,6 @@ def test_a_manifest_that_can_t_be_read_fails_its_domain_once(state_dir: str, rec
 
     verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(1, 1, MIB)
-    (told,) = recorder.told(Level.ERROR)
-    assert "manifest is damaged" in told
+    (message,) = recorder.told(Level.ERROR)
+    assert "manifest is damaged" in message
     assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]

@@ -1,0 +1,39 @@
+"""backup/restore/restorer.py: a restore reports what the restore point lacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Callable
+
+from backup.model import Definition, Disk, Level
+from backup.restore.restorer import RestoreOrder, Restorer
+from backup.restore_point import manifest
+from backup.stored import SavedImage, StoredPoint
+from backup.system.stop_request import StopRequest
+
+from ..recorder import Recorder
+from ..samples import LAYOUT, MIB, UUID, domain, foreign_disk, rbd_disk, restore_point, settings
+from ..stored_points import HeldPoints
+
+SHARED = Disk("filesystem:data", "/srv/a", skipped="no RBD image (virtiofs file system)")
+IMAGE = SavedImage("vda", "vms/web", MIB, 4096, 0, 0.0, "web", LAYOUT)
+
+
+class Held(HeldPoints):
+    """Holds a restore point of a domain with data outside of its images."""
+
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        of = domain(disks=(rbd_disk(), foreign_disk("vdb"), SHARED))
+        definition = Definition("<domain/>", not_saved=("the memory that virsh managedsave saved",))
+        return manifest.pack(replace(restore_point(of), definition=definition), [IMAGE], {})
+
+
+def test_a_restore_reports_what_was_skipped_in_the_backup_and_why() -> None:
+    recorder, output = Recorder(), Held({UUID: "web"})
+    restorer = Restorer(RestoreOrder("web"), settings(), output, recorder, StopRequest())
+    restorer._saved(output.restore_points()[0])
+    assert recorder.told(Level.WARNING) == [
+        "skipped in the backup: disk vdb (/srv/x.qcow2): no RBD image (file); "
+        "filesystem:data (/srv/a): no RBD image (virtiofs file system)",
+        "not in the backup: the memory that virsh managedsave saved",
+    ]
