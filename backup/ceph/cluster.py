@@ -93,19 +93,19 @@ class Cluster(Connection):
             return len(list(opened.watchers_list()))
 
     @contextmanager
-    def kept_open(self, image: Image) -> Iterator[None]:
+    def image_open(self, image: Image) -> Iterator[None]:
         """Keep the image open during the block, so that `create_snapshot` is faster. Raises ClusterError."""
         with self.errors("cannot open or close", image), self.opened(image, read_only=False) as opened:
-            self._kept_open[image] = opened
+            self._open_images[image] = opened
             try:
                 yield
             finally:
-                del self._kept_open[image]
+                del self._open_images[image]
 
     def create_snapshot(self, image: Image, name: str) -> None:
         with self.errors(f"cannot create snapshot {name} of", image):
-            if image in self._kept_open:
-                self._kept_open[image].create_snap(name)
+            if image in self._open_images:
+                self._open_images[image].create_snap(name)
                 return
             with self.opened(image, read_only=False) as opened:
                 opened.create_snap(name)

@@ -46,7 +46,7 @@ class Connection:
         self.timeout = timeout
         self.retry = (retry or CephRetry()).of_connection(timeout)
         self._pools: dict[tuple[str, str], Any] = {}
-        self._kept_open: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.kept_open
+        self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
         options = _options(address, key, timeout, read_rate, replica_reads)
         path = address.conf_file or conf_file
         if not os.path.exists(path) and (address.conf_file or not address.monitors):

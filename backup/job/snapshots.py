@@ -87,7 +87,7 @@ class DomainSnapshots:
         Opening takes a different time for each, and one that misses a round waits a second for the next.
         Creations that are under way at the end are waited for.
         """
-        managers = [one.cluster.kept_open(one.image) for one in self.snapshots]
+        managers = [one.cluster.image_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]
         with ExitStack() as stack:
             wait(openings)

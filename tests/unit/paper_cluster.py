@@ -61,7 +61,7 @@ class PaperCluster(Cluster):
         raise AssertionError("an output on paper reads nothing")
 
     @contextmanager
-    def kept_open(self, image: Image) -> Iterator[None]:
+    def image_open(self, image: Image) -> Iterator[None]:
         if ("open", str(image)) in self.failing:
             raise ClusterError(f"cannot open or close image {image}: connection timed out")
         self.open.add(str(image))

@@ -74,7 +74,7 @@ def test_an_operation_that_timed_out_takes_effect_exactly_once(done: bool) -> No
 
 def test_a_snapshot_is_created_once_and_not_retried() -> None:
     cluster = SlowCluster(CephRetry(900), times_out=1, done=False)
-    cluster._kept_open = {}
+    cluster._open_images = {}
     cluster.create_snap = lambda name: cluster.rename_snap("old", name)  # type: ignore[attr-defined]
     with raises("cannot create snapshot new of image vms/root: connection timed out", ClusterError):
         cluster.create_snapshot(IMAGE, "new")
