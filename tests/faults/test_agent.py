@@ -31,7 +31,7 @@ def agent_is_back(node: Node, lab: Lab) -> Iterator[None]:
     wait_until(lambda: lab.hypervisor.agent_answers(WEB), 60, "the agent answers again")
 
 
-def test_a_required_freeze_that_can_not_be_had_fails_the_domain_alone(node: Node) -> None:
+def test_a_required_freeze_that_is_impossible_fails_the_domain_alone(node: Node) -> None:
     done = node.run("backup", WEB, DATABASE, FREEZE="required")
     assert done.returncode == 3
     domains = node.report()["domains"]
@@ -64,7 +64,7 @@ def test_a_thaw_that_fails_twice_is_tried_until_it_works(node: Node, lab: Lab) -
         _saved(node, lab, "crash", "the guest thawed before its snapshots were complete")
 
 
-def test_a_guest_agent_that_stands_still_while_frozen_is_asked_until_it_answers(node: Node, lab: Lab) -> None:
+def test_a_guest_agent_that_is_stopped_while_frozen_is_retried_until_it_answers(node: Node, lab: Lab) -> None:
     in_guest(lab, WEB, f"{ONCE_FROZEN}\nkill -STOP {AGENT}; sleep 6; kill -CONT {AGENT}")
     _saved_although_silent_while_frozen(node, lab)
 

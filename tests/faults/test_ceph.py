@@ -89,7 +89,9 @@ def test_an_osd_that_is_killed_and_restarted_costs_nothing(node: Node, lab: Lab,
     assert "failed domains" not in output
 
 
-def test_a_snapshot_that_can_not_be_deleted_is_told_and_removed_by_the_next_run(node: Node, lab: Lab) -> None:
+def test_a_snapshot_that_cannot_be_deleted_is_reported_and_removed_by_the_next_run(
+    node: Node, lab: Lab
+) -> None:
     restic = HeldBackRestic(node, "definition.tar")
     constants = {
         "RESTIC_BINARY": restic.path,
@@ -109,7 +111,7 @@ def test_a_snapshot_that_can_not_be_deleted_is_told_and_removed_by_the_next_run(
     _next_run_tidies_up(node, ARCHIVE)
 
 
-def test_a_snapshot_that_somebody_has_cloned_is_told_until_it_can_be_removed(node: Node, lab: Lab) -> None:
+def test_a_snapshot_with_clones_is_reported_until_it_can_be_removed(node: Node, lab: Lab) -> None:
     restic = HeldBackRestic(node, "vda.img")
     with node.started("backup", ARCHIVE, RESTIC_BINARY=restic.path) as process:
         restic.reached()
@@ -169,9 +171,7 @@ def test_a_cluster_that_is_full_fails_the_run_in_good_time(node: Node, lab: Lab)
     _next_run_tidies_up(node, ARCHIVE)
 
 
-def test_the_guest_stands_still_no_longer_than_allowed_when_ceph_hangs(
-    node: Node, lab: Lab, plain: str
-) -> None:
+def test_the_guest_is_frozen_no_longer_than_allowed_when_ceph_hangs(node: Node, lab: Lab, plain: str) -> None:
     with node.started("backup", plain, FREEZE_TIMEOUT=6, CEPH_TIMEOUT=15) as process:
         wait_until(lambda: held(node), 60, "the guest is being frozen")
         with stopped(lab.mon_pid):  # it has a part in every snapshot, and none in what guests write

@@ -183,14 +183,16 @@ def test_whoever_is_killed_while_segments_are_read_costs_that_run_alone(
     assert held(node) == before
 
 
-def test_ctrl_c_in_a_terminal_leaves_what_was_kept_and_nothing_else(node: Node, before: Held) -> None:
+def test_ctrl_c_in_a_terminal_leaves_the_base_snapshots_and_nothing_else(node: Node, before: Held) -> None:
     with reading(node) as run:
         os.killpg(run.process.pid, signal.SIGINT)
         run.ended(130)
     assert held(node) == before
 
 
-def test_nobody_else_sees_the_segments_and_sigterm_leaves_what_was_kept(node: Node, before: Held) -> None:
+def test_nobody_else_sees_the_segments_and_sigterm_leaves_the_base_snapshots(
+    node: Node, before: Held
+) -> None:
     with reading(node) as run:
         segments = node.runtime_dir / "segments"
         assert set(mounts(node)) == {run.restic}, "not even the worker's hooks"
@@ -291,7 +293,7 @@ def test_a_run_that_was_killed_when_its_manifest_was_saved_is_built_on(node: Nod
     goes_on(node, expected=0)
 
 
-def test_cleanup_after_such_a_run_leaves_what_was_kept_before(node: Node, before: Held) -> None:
+def test_cleanup_after_such_a_run_leaves_the_base_snapshots(node: Node, before: Held) -> None:
     _killed_with_its_manifest_saved(node)
     expire_lock(node)
     clean_up(node)

@@ -150,7 +150,7 @@ def test_a_guest_thaws_within_seconds_after_worker_and_main_were_killed(node: No
     _next_run_tidies_up(node, lab, WEB)
 
 
-def test_cleanup_lets_go_whom_a_killed_run_left_frozen_without_its_watchdog(node: Node, lab: Lab) -> None:
+def test_cleanup_thaws_a_guest_that_a_killed_run_without_watchdog_left_frozen(node: Node, lab: Lab) -> None:
     with _reached("frozen", node, lab) as (main, worker):
         kill(*node.watchdogs(), main, worker)
         assert freeze_status(lab, WEB) == "frozen"

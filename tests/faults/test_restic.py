@@ -188,7 +188,7 @@ def test_a_lock_of_a_living_check_in_another_pid_namespace_survives_a_run_that_w
     assert "unlock" not in log.read_text()
 
 
-def test_what_a_wrapper_has_started_ends_with_a_run_that_is_told_to_stop(node: Node, large: str) -> None:
+def test_what_a_wrapper_has_started_ends_with_an_interrupted_run(node: Node, large: str) -> None:
     wrapper = restic_script(node, 'restic "$@"\nexit')
     with node.started("backup", large, RESTIC_BINARY=wrapper, MAX_READ_RATE=SLOW) as process:
         wait_until(lambda: len(node.processes("--stdin-filename=vdb.img")) == 2, 60, "restic is fed")

@@ -58,7 +58,7 @@ def wrong_key(lab: Lab) -> Iterator[str]:
         yield "wrong-key"
 
 
-def test_no_output_of_a_failing_run_tells_a_secret(
+def test_no_output_of_a_failing_run_contains_a_secret(
     node: Node, secrets: Mapping[str, str], wrong_key: str
 ) -> None:
     node.constants["RESTIC_ENVIRONMENT"] = {"AWS_SECRET_ACCESS_KEY": ACCESS_KEY}

@@ -43,14 +43,14 @@ def test_a_libvirt_that_hangs(words: str, node: Node, lab: Lab) -> None:
         assert "interrupted" in ended(process)
 
 
-def test_an_osd_that_hangs_while_cleanup_looks_for_leftovers(node: Node, lab: Lab) -> None:
+def test_an_osd_that_hangs_during_cleanup(node: Node, lab: Lab) -> None:
     with stopped(lab.osd_pid), node.started("cleanup", PROGRESS_INTERVAL=1) as process:
         lines_until(process, " domains checked for leftovers")
         assert "interrupted" in ended(process)
     assert node.run("cleanup").returncode == 0
 
 
-def test_an_osd_that_hangs_while_check_looks_at_images(node: Node, lab: Lab) -> None:
+def test_an_osd_that_hangs_during_check(node: Node, lab: Lab) -> None:
     with stopped(lab.osd_pid), node.started("check", FREEZE="never") as process:
         lines_until(process, f"domain {WEB}: ")
         assert "interrupted" in ended(process)

@@ -36,7 +36,7 @@ def test_all_domains_are_saved_each_as_consistently_as_it_can_be(node: Node, lab
     _assert_no_secret(lab, done.stdout + done.stderr + page + node.report_file.read_text())
 
 
-def test_the_repository_tells_domain_image_run_and_consistency_of_each_snapshot(node: Node, lab: Lab) -> None:
+def test_the_repository_has_domain_image_run_and_consistency_of_each_snapshot(node: Node, lab: Lab) -> None:
     node.run("backup", WEB)
     report = node.report()
     domain = report["domains"][WEB]
@@ -56,7 +56,7 @@ def test_the_repository_tells_domain_image_run_and_consistency_of_each_snapshot(
     assert domain["images"][0]["size"] == 256 * MIB
 
 
-def test_a_frozen_guest_comes_back_with_clean_file_systems_of_one_moment(
+def test_a_frozen_guest_is_restored_with_clean_file_systems_of_one_moment(
     node: Node, lab: Lab, tmp_path: Path
 ) -> None:
     before = lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
@@ -112,7 +112,7 @@ def shapes(lab: Lab) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("replica_reads", ["", "balance", "localize"])
-def test_every_image_comes_back_bit_for_bit(node: Node, lab: Lab, shapes: str, replica_reads: str) -> None:
+def test_every_image_is_restored_bit_for_bit(node: Node, lab: Lab, shapes: str, replica_reads: str) -> None:
     done = node.run("backup", shapes, REPLICA_READS=replica_reads)
     assert done.returncode == 0, done.stderr
     for saved in node.report()["domains"][shapes]["images"]:

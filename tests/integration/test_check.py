@@ -12,7 +12,7 @@ from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, WEB
 
 
-def test_list_tells_what_is_backed_up_and_why_the_rest_is_not(node: Node, lab: Lab) -> None:
+def test_list_shows_what_is_backed_up_and_why_the_rest_is_not(node: Node, lab: Lab) -> None:
     done = node.run("list", "--json", EXCLUDE_DOMAINS=[DATABASE])
     assert done.returncode == 0, done.stderr
     domains = {domain["name"]: domain for domain in json.loads(done.stdout)}

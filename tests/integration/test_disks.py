@@ -145,7 +145,7 @@ def test_every_disk_is_saved_bit_for_bit_or_left_out_with_its_reason(
     assert encrypted["id"].startswith(saved["vdh"]["restore_id"])
 
 
-def test_list_and_check_tell_of_every_disk(node: Node, every_disk: str) -> None:
+def test_list_and_check_name_every_disk(node: Node, every_disk: str) -> None:
     domains = json.loads(node.run("list", "--json").stdout)
     (domain,) = [one for one in domains if one["name"] == every_disk]
     disks = {disk["target"]: disk for disk in domain["disks"]}

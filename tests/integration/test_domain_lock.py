@@ -68,7 +68,7 @@ def test_a_lock_is_one_s_alone_until_it_is_removed(clusters: tuple[Cluster, Clus
     other.lock(IMAGE, NAME, "other", 60, Claim.TAKE)
 
 
-def test_a_lock_that_has_expired_is_kept_if_nobody_had_it_since(clusters: tuple[Cluster, Cluster]) -> None:
+def test_an_expired_lock_is_renewed_if_no_other_owner_has_held_it(clusters: tuple[Cluster, Cluster]) -> None:
     one, other = clusters
     one.lock(IMAGE, NAME, "one", SHORT, Claim.TAKE)
     _expire()

@@ -34,7 +34,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_names_of_any_kind_come_back_as_they_are(node: Node, lab: Lab, stack: ExitStack) -> None:
+def test_names_of_any_kind_are_restored_unchanged(node: Node, lab: Lab, stack: ExitStack) -> None:
     make_image(lab, ODD_IMAGE, MIB, {0: 4096})
     stack.callback(lab.delete_image, ODD_IMAGE)
     for name in ODD_NAMES:

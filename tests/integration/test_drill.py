@@ -76,7 +76,7 @@ def test_each_domain_has_its_turn(node: Node) -> None:
     assert sorted(told) == sorted([ARCHIVE, MEDIA, DATABASE])
 
 
-def test_what_does_not_come_back_as_it_was_saved_fails_the_drill(node: Node) -> None:
+def test_an_image_that_differs_from_what_was_saved_fails_the_drill(node: Node) -> None:
     assert node.run("backup", ARCHIVE).returncode == 0
     done = node.run("drill", RESTIC_BINARY=restic_script(node, ALTERED))
     assert done.returncode == 3

@@ -27,7 +27,7 @@ def files(node: Node) -> HookFiles:
     return files
 
 
-def test_a_run_with_hooks_in_all_phases_and_somebody_to_tell(node: Node, files: HookFiles, lab: Lab) -> None:
+def test_a_run_with_hooks_in_all_phases_and_notifications(node: Node, files: HookFiles, lab: Lab) -> None:
     told = node.directory / "told"
     notify = node.directory / "notify"
     notify.write_text(f"#!/bin/sh\ncat >{told}; exit 1\n")

@@ -75,7 +75,7 @@ def test_after_any_changes_every_image_is_saved_bit_for_bit(
     assert sum(read for read, _ in later) < sum(count for _, count in later), "not everything was read again"
 
 
-def test_what_has_not_changed_is_not_read_and_one_snapshot_is_kept(incremental: Node, lab: Lab) -> None:
+def test_unchanged_data_is_not_read_and_one_base_snapshot_stays(incremental: Node, lab: Lab) -> None:
     assert segments_read(saved(incremental, ARCHIVE)) == WHOLE
     (first,) = snapshot_names(lab, SPEC)
     assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
@@ -143,7 +143,7 @@ def test_all_is_read_again_after_some_days(incremental: Node) -> None:
     assert segments_read(saved(incremental, ARCHIVE, FULL_READ_DAYS=30)) == NOTHING
 
 
-def test_a_change_that_ceph_does_not_tell_of_is_found_by_the_sample(incremental: Node, lab: Lab) -> None:
+def test_a_change_that_ceph_does_not_list_is_found_by_the_spot_check(incremental: Node, lab: Lab) -> None:
     saved(incremental, ARCHIVE)
     write(lab, MIB, b"missed")
     lying(incremental)
@@ -153,7 +153,7 @@ def test_a_change_that_ceph_does_not_tell_of_is_found_by_the_sample(incremental:
     assert incremental.run("verify").returncode == 0
 
 
-def test_a_change_that_was_missed_is_found_by_verify_while_the_snapshot_is_kept(
+def test_a_missed_change_is_found_by_verify_while_the_base_snapshot_exists(
     incremental: Node, lab: Lab
 ) -> None:
     saved(incremental, ARCHIVE)
@@ -196,7 +196,7 @@ def test_the_outputs_can_take_turns_on_one_repository(incremental: Node, lab: La
     assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
 
 
-def test_a_running_domain_comes_back_and_its_drill_boots(incremental: Node, lab: Lab) -> None:
+def test_a_running_domain_is_restored_and_its_drill_boots(incremental: Node, lab: Lab) -> None:
     saved(incremental, WEB)
     lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
     assert segments_read(saved(incremental, WEB))[0] < 16
@@ -213,7 +213,7 @@ def test_hooks_after_the_job_have_the_mounts_of_those_before_the_freeze(incremen
     assert before == after
 
 
-def test_what_is_kept_is_seen_by_check_and_removed_on_demand(incremental: Node, lab: Lab) -> None:
+def test_base_snapshots_are_listed_by_check_and_removed_on_demand(incremental: Node, lab: Lab) -> None:
     saved(incremental, ARCHIVE)
     assert incremental.run("cleanup").returncode == 0
     (kept,) = snapshot_names(lab, SPEC)

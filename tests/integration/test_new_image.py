@@ -127,7 +127,7 @@ def test_where_one_of_several_can_not_be_named_all_that_was_there_stays(cluster:
     assert {name for name in _names(cluster) if "owned" in name} == {place.name for place in places}
 
 
-def test_an_old_image_that_can_not_be_removed_is_told_and_the_new_one_is_kept(cluster: Cluster) -> None:
+def test_a_replaced_image_that_cannot_be_removed_is_reported_and_the_new_one_stays(cluster: Cluster) -> None:
     rbd.RBD().create(cluster.pool_of(IMAGE), IMAGE.name, MIB)
     recorder = Recorder()
     target = _new(cluster, force=True, reporter=recorder)

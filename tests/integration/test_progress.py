@@ -46,7 +46,7 @@ def test_a_terminal_shows_each_job_through_resizes_and_is_left_as_it_was(node: N
     assert terminal.text().splitlines()[-1].startswith("run "), "the view is gone"
 
 
-def test_systemd_is_told_how_far_it_is_and_processes_are_called_what_they_do(
+def test_systemd_shows_the_progress_and_process_titles_show_the_task(
     node: Node, large: str, tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -65,7 +65,7 @@ def test_systemd_is_told_how_far_it_is_and_processes_are_called_what_they_do(
     assert re.match(rf"STATUS=\d of 2 domains done, \d+ %, .* MiB of .* MiB, .*; {large} streaming vdb", told)
 
 
-def test_lines_tell_phases_and_how_far_a_job_is(node: Node, large: str) -> None:
+def test_lines_report_phases_and_progress_of_a_job(node: Node, large: str) -> None:
     words = ("backup", large, "--verify", "--progress", "always")
     done = node.run(*words, MAX_READ_RATE=SLOW, PROGRESS_INTERVAL=1)
     assert done.returncode == 0
@@ -77,7 +77,7 @@ def test_lines_tell_phases_and_how_far_a_job_is(node: Node, large: str) -> None:
     assert all(int(part) <= 60 for part in far), "what is verified too is half done when it is saved"
 
 
-def test_a_restore_and_a_verification_tell_their_phases_too(node: Node, tmp_path: Path) -> None:
+def test_a_restore_and_a_verification_report_their_phases_too(node: Node, tmp_path: Path) -> None:
     assert node.run("backup", WEB).returncode == 0
     told = ("--progress", "always")
     restored = node.run("restore", WEB, "--disk", "vda", "--to-file", str(tmp_path / "vda"), *told)

@@ -47,7 +47,7 @@ def pair(lab: Lab) -> Iterator[str]:
         lab.delete_image(image)
 
 
-def test_a_lost_domain_comes_back_and_goes_on_where_it_was_frozen(node: Node, lab: Lab) -> None:
+def test_a_lost_domain_is_restored_and_continues_where_it_was_frozen(node: Node, lab: Lab) -> None:
     lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
     assert node.run("backup", WEB).returncode == 0
     uuid, frozen_at = lab.virsh("domuuid", WEB).strip(), lab.ticks(WEB)
@@ -90,7 +90,7 @@ def test_a_domain_that_is_defined_again_starts_with_its_node_as_before(
     assert lines["Autostart"].strip() == "enable"
 
 
-def test_on_another_node_a_domain_comes_back_bit_for_bit(node: Node, lab: Lab, pair: str) -> None:
+def test_on_another_node_a_domain_is_restored_bit_for_bit(node: Node, lab: Lab, pair: str) -> None:
     assert node.run("backup", pair).returncode == 0
     done = node.run_elsewhere("restore", pair, "--to-pool", "vms", "--suffix", SUFFIX, LIBVIRT_URI="none:///")
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_on_another_node_a_domain_comes_back_bit_for_bit(node: Node, lab: Lab, p
 
 
 @pytest.mark.parametrize("name", ["disk.raw", "disk.qcow2"])
-def test_a_disk_comes_back_as_a_file(node: Node, lab: Lab, tmp_path: Path, name: str) -> None:
+def test_a_disk_is_restored_to_a_file(node: Node, lab: Lab, tmp_path: Path, name: str) -> None:
     assert node.run("backup", ARCHIVE).returncode == 0
     path = tmp_path / name
     done = node.run("restore", ARCHIVE, "--to-file", str(path))

@@ -29,7 +29,7 @@ def test_what_is_sound_verifies_without_the_cluster_and_is_in_the_next_report(no
     assert (archive["last_verified"] > "2020", archive["proof_failure"]) == (True, "")
 
 
-def test_a_byte_that_comes_back_as_another_is_named_and_fails_loudly(node: Node) -> None:
+def test_a_byte_that_differs_is_named_and_fails_the_verification(node: Node) -> None:
     assert node.run("backup", ARCHIVE, MEDIA).returncode == 0
     done = node.run("verify", RESTIC_BINARY=restic_script(node, ALTERED))
     assert done.returncode == 3
