@@ -127,6 +127,9 @@ def work(
     os.setpgid(0, 0)
     stop = StopRequest()
     stop.on_signals(signal.SIGTERM)
+    # A stopped worker gets SIGHUP and SIGCONT from the kernel when its main process dies: it has to clean up.
+    # Not ignored, as restic and hooks would inherit that.
+    signal.signal(signal.SIGHUP, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     signal_when_parent_dies(signal.SIGTERM, main_process)

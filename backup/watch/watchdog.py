@@ -198,8 +198,17 @@ def _thaw_all(thaws: Thaws, settings: Settings, newest: _Newest, reporter: Repor
         with bugs_reported(reporter), as_watchdog(settings.runtime_dir) as locked:
             if locked:
                 thaws.round(_any)
-        time.sleep(pause)
+        _pause(pause, settings, newest)
         pause = min(2 * pause, LAST_PAUSE)
+
+
+def _pause(seconds: float, settings: Settings, newest: _Newest) -> None:
+    """Wait, but not longer than there are notes to deal with."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if not (FreezeNotes(settings.runtime_dir).all() and newest.is_this()):
+            return
+        time.sleep(min(left, POLL))
 
 
 class _Newest:
