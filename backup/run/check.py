@@ -78,7 +78,11 @@ def _programs(settings: Settings) -> Iterator[Finding]:
 def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Iterator[Finding]:
     problems = output.configuration_errors() or within(math.inf, output.problems, check_stop)
     subject = f"output {settings.output}"
-    yield from [Finding(subject, problem) for problem in problems] or [Finding(subject)]
+    if problems:
+        yield from [Finding(subject, problem) for problem in problems]
+        return
+    yield Finding(subject)
+    yield from [Finding(f"{subject}: {text}") for text in within(math.inf, output.advice, check_stop)]
 
 
 def _domains(
