@@ -18,6 +18,7 @@ from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
 from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from . import domain_xml
 from .disk_xml import Places
+from .domain_start import started
 from .domain_state import has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
@@ -231,16 +232,20 @@ class Hypervisor:
             found = override(inactive) or override(xml)
         except BackupError as error:
             found, problem = None, error
+        channel = domain_xml.agent_channel(xml)
+        connected = domain_xml.agent_connected(xml)
         return Domain(
             uuid=handle.UUIDString(),
             name=handle.name(),
             state=state,
             disks=disks,
-            agent_connected=domain_xml.agent_connected(xml),
+            agent_connected=connected,
             override=found or Override(),
             uri=self.uri,
             problem=problem,
             instance=handle.ID(),
+            agent_channel=channel is not None,
+            started=started(handle, channel, self.local, connected) if state is State.RUNNING else None,
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:

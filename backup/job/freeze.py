@@ -69,6 +69,15 @@ class Quiescer:
         Raises FreezeFailed if a required freeze fails, BackupError if the domain could not be thawed or
         resumed; its note then stays.
         """
+        try:
+            with self._quiesced(domain) as quiesced:
+                yield quiesced
+        except FreezeFailed as error:  # an agent may be restarting, or another program's freeze may end
+            error.transient = domain.agent_channel
+            raise
+
+    @contextmanager
+    def _quiesced(self, domain: Domain) -> Iterator[Quiesced]:
         if domain.state is not State.RUNNING:
             with self._unchanged(domain, domain.state) as quiesced:
                 yield quiesced

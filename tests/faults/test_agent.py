@@ -51,6 +51,27 @@ def test_a_guest_agent_that_died_gets_its_domain_paused(node: Node, lab: Lab) ->
     _saved(node, lab, "paused", "not frozen: no guest agent is connected")
 
 
+def test_the_agent_of_a_domain_that_has_just_started_is_waited_for(node: Node, lab: Lab) -> None:
+    kill_agent(lab, WEB, seconds=10)
+    wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
+    text = "the domain has just started: waiting up to "  # which counts from the start of QEMU
+    done = node.run("backup", WEB, AGENT_BOOT_TIMEOUT=86400, FREEZE="required")
+    assert done.returncode == 0, done.stderr
+    assert f"web01: {text}" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+    _moves(node, lab)
+
+
+def test_a_required_freeze_that_fails_is_retried_at_the_end_of_the_run(node: Node, lab: Lab) -> None:
+    kill_agent(lab, WEB, seconds=10)
+    wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
+    done = node.run("backup", WEB, RETRY_FOR=40, FREEZE="required")
+    assert done.returncode == 0, done.stderr
+    assert "web01: failed: no guest agent is connected" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+    _moves(node, lab)
+
+
 def test_a_freeze_that_fails_gets_the_domain_paused(node: Node, lab: Lab) -> None:
     with agent_hook(lab, WEB, "freeze", "exit 1"):
         _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems")

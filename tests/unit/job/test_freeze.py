@@ -229,10 +229,18 @@ def test_a_required_freeze_that_fails_is_not_replaced_by_a_pause(guest: Guest, c
     message, changes = REQUIRED[case]
     for name, value in changes.items():
         setattr(guest.hypervisor, name, value)
-    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze="required"):
         raise AssertionError("the block must not begin")
+    assert caught.value.transient, "retried at the end of the run"
     assert "pause" not in guest.hypervisor.asked
     guest.assert_runs()
+
+
+def test_a_required_freeze_without_a_channel_for_the_agent_is_not_retried(tmp_path: Path) -> None:
+    guest = guest_of(domain(agent_connected=False, agent_channel=False), tmp_path)
+    with raises("no guest agent is connected", FreezeFailed) as caught, guest.quiesced(freeze="required"):
+        raise AssertionError("the block must not begin")
+    assert not caught.value.transient
 
 
 def test_where_freezing_is_switched_off_the_agent_is_not_even_asked(guest: Guest) -> None:
@@ -282,8 +290,9 @@ def test_a_guest_that_another_program_has_thawed_is_only_crash_consistent(guest:
 
 def test_a_guest_that_another_program_has_thawed_fails_a_required_freeze(guest: Guest) -> None:
     message = "the guest thawed before its snapshots were complete"
-    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze="required"):
         guest.hypervisor.frozen = False
+    assert caught.value.transient
     guest.assert_runs()
 
 
