@@ -22,6 +22,7 @@ from .domain_start import started
 from .domain_state import has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
+from .guest_mounts import PartialFreeze
 from .mapped_device import mapped_image
 from .metadata import override
 from .nvram import read_nvram
@@ -160,16 +161,17 @@ class Hypervisor:
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
-    def probe_agent(self, domain: Domain, timeout: int) -> None:
+    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
         """Check that the guest agent answers; see GuestAgent.probe."""
-        self._agent(domain, timeout).probe()
+        return self._agent(domain, timeout).probe()
 
-    def freeze(self, domain: Domain, timeout: int) -> int:
+    def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
 
         The limit is three times the agent's `timeout`, as libvirt waits half a minute for other agent calls.
         """
-        return GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout)).freeze()
+        agent = GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout))
+        return agent.freeze(mountpoints)
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""

@@ -13,7 +13,7 @@ from .. import PROGRAM
 from ..ceph.clusters import Clusters
 from ..ceph.errors import LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
-from ..errors import BackupError, PreviousBackupDamaged, Skipped
+from ..errors import BackupError, FreezeFailed, PreviousBackupDamaged, Skipped
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
@@ -116,6 +116,7 @@ class DomainJob:
                 hint=error.hint,
                 transient=transient,
                 full_read=isinstance(error, PreviousBackupDamaged),
+                freeze_failed=isinstance(error, FreezeFailed),
             )
         quiesced = self._taker.quiesced
         result = replace(

@@ -18,6 +18,7 @@ class JobOrder:
     complete restore points as the run listed them, before its first job. `size`: the bytes that the job will
     read, for progress; 0 if unknown. `attempt`: 2 and more for retries within a run. `full_read`: do not
     build on the previous backup. `instance` and `started` are the domain's when it was listed (see Domain).
+    `freeze_failed`: in an earlier attempt the freeze failed, and the guest could not be thawed in time.
     """
 
     run: str
@@ -30,5 +31,6 @@ class JobOrder:
     size: int = 0
     attempt: int = 1
     full_read: bool = False
+    freeze_failed: bool = False
     instance: int = field(default=-1, compare=False)
     started: Optional[float] = field(default=None, compare=False)
