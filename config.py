@@ -73,6 +73,11 @@ WITHOUT_FREEZE = "pause"
 # is thawed or resumed and its backup fails. Lower it for guests that do not tolerate such a pause.
 FREEZE_TIMEOUT = 30
 
+# Time in seconds after a domain's start for which its backup waits for its guest agent, unless FREEZE is
+# "never". Such domains come last in a run. 0: do not wait. Raise it if guests boot more slowly, for instance
+# when all of a node's guests start at once after a power cut.
+AGENT_BOOT_TIMEOUT = 300
+
 # --- Load on the cluster ------------------------------------------------------------------------
 
 # Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests.

@@ -119,6 +119,7 @@ class Settings:
     freeze: str = _constant(_one_of("auto", "required", "never"))
     without_freeze: str = _constant(_one_of("pause", "crash"))
     freeze_timeout: int = _constant(_whole(2, 600))
+    agent_boot_timeout: int = _constant(_whole(0, 86400))
     max_read_rate: int = _constant(_whole(0))
     replica_reads: str = _constant(_one_of("", "balance", "localize"))
     snapshot_deletes: int = _constant(_whole(1, 64))

@@ -11,6 +11,8 @@ from datetime import datetime, timezone
 from ..errors import AlreadyFrozen, BackupError, FreezeFailed
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
+from ..hypervisor.guest_agent import is_silent
+from ..hypervisor.guest_mounts import PartialFreeze
 from ..model import Consistency, Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
@@ -55,12 +57,17 @@ class Quiesced:
 
 @dataclass(frozen=True)
 class Quiescer:
-    """Quiesces domains according to FREEZE and WITHOUT_FREEZE."""
+    """Quiesces domains according to FREEZE and WITHOUT_FREEZE.
+
+    `freeze_failed`: an earlier attempt of this run could not thaw the guest in time after a failed freeze. It
+    is frozen again only if that is required: a slow hook in the guest would be as slow again.
+    """
 
     hypervisor: Hypervisor
     notes: FreezeNotes
     settings: Settings
     reporter: Reporter
+    freeze_failed: bool = False
 
     @contextmanager
     def quiesced(self, domain: Domain) -> Iterator[Quiesced]:
@@ -69,6 +76,15 @@ class Quiescer:
         Raises FreezeFailed if a required freeze fails, BackupError if the domain could not be thawed or
         resumed; its note then stays.
         """
+        try:
+            with self._quiesced(domain) as quiesced:
+                yield quiesced
+        except FreezeFailed as error:  # an agent may be restarting, or another program's freeze may end
+            error.transient = domain.agent_channel
+            raise
+
+    @contextmanager
+    def _quiesced(self, domain: Domain) -> Iterator[Quiesced]:
         if domain.state is not State.RUNNING:
             with self._unchanged(domain, domain.state) as quiesced:
                 yield quiesced
@@ -89,7 +105,7 @@ class Quiescer:
             self.reporter.message(Level.WARNING, domain.name, message)
 
     def _quiesce(self, domain: Domain, stack: ExitStack) -> Quiesced:
-        if self.settings.freeze != "never":
+        if self.settings.freeze == "required" or (self.settings.freeze == "auto" and not self.freeze_failed):
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
@@ -109,7 +125,8 @@ class Quiescer:
 
         A new note would replace the old one, and nothing would ever thaw the guest.
         """
-        deadline = time.monotonic() + EARLIER_NOTE
+        limit = max(EARLIER_NOTE, self.settings.freeze_timeout) if self.freeze_failed else EARLIER_NOTE
+        deadline = time.monotonic() + limit
         while self.notes.exists(domain.uuid):
             if time.monotonic() > deadline:
                 return False
@@ -123,7 +140,8 @@ class Quiescer:
         """
         message = "the guest may still be frozen or paused by an earlier backup"
         path = self.notes.path(domain.uuid)
-        hint = f"does its guest agent run? virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
+        hint = "does its guest agent, or a freeze hook in the guest, hang?"
+        hint = f"{hint} virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
         if self.settings.freeze == "required":
             raise FreezeFailed(message, hint)
         self.reporter.message(Level.ERROR, domain.name, f"{message} (hint: {hint})")
@@ -134,12 +152,13 @@ class Quiescer:
 
     @contextmanager
     def _frozen(self, domain: Domain) -> Iterator[Quiesced]:
-        self._require_agent(domain)
+        partial = self._require_agent(domain)
+        mountpoints = (partial.freeze,) if partial else ()
         with self._undone_afterwards(domain, Method.FREEZE, Consistency.FILESYSTEM) as quiesced:
             try:
-                count = self.hypervisor.freeze(domain, agent_timeout(self.settings))
+                count = self.hypervisor.freeze(domain, agent_timeout(self.settings), *mountpoints)
             except HypervisorError as error:
-                raise FreezeFailed(error.message, "see the guest agent's log in the guest") from error
+                raise FreezeFailed(error.message, self._freeze_hint(error)) from error
             if count == 0:
                 hint = "is a file system that supports freezing mounted in the guest?"
                 raise FreezeFailed("the guest agent found no file system to freeze", hint)
@@ -208,16 +227,31 @@ class Quiescer:
         self.notes.remove(note.uuid)
         return thaw.thawed
 
-    def _require_agent(self, domain: Domain) -> None:
-        """Raise FreezeFailed unless the agent answers and the guest is not frozen."""
+    def _freeze_hint(self, error: HypervisorError) -> str:
+        """Return the likely cause of a freeze that failed although the agent had just answered."""
+        if not is_silent(error):
+            return "see the guest agent's log, and its freeze hooks, in the guest"
+        seconds = agent_timeout(self.settings)
+        cause = f"a freeze hook in the guest probably takes longer than {seconds} s, or hangs"
+        return f"{cause}: see /etc/qemu/fsfreeze-hook.d there; it gets a third of FREEZE_TIMEOUT"
+
+    def _require_agent(self, domain: Domain) -> PartialFreeze | None:
+        """Raise FreezeFailed unless the agent answers and the guest is not frozen.
+
+        Returns what to freeze, None for all.
+        """
         if not domain.agent_connected:
             raise FreezeFailed(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
         try:
-            self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
+            partial = self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
+        if partial:
+            text = f"not frozen, as they are in files of the guest: {', '.join(partial.leave)}"
+            self.reporter.message(Level.INFO, domain.name, text)
+        return partial
 
 
 def _unanswered(error: BaseException | None) -> bool:

@@ -54,7 +54,10 @@ class QuiescedSnapshots:
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
         definition = hypervisor.definition(domain)
-        quiescer = Quiescer(hypervisor, FreezeNotes(settings.runtime_dir), settings, self.reporter)
+        quiescer = Quiescer(
+            *(hypervisor, FreezeNotes(settings.runtime_dir), settings, self.reporter),
+            freeze_failed=self.order.freeze_failed,
+        )
         shared = self._in_use_by_others(domain, snapshots, settings)
         self.require_lock()
         with snapshots.images_open(), quiescer.quiesced(domain) as quiesced:

@@ -18,6 +18,7 @@ from ..errors import BackupError, DomainGone
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import located
 from ..hypervisor.errors import HypervisorError
+from ..hypervisor.guest_agent import is_silent
 from ..model import Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
@@ -92,6 +93,8 @@ class Thaw:
         frozen = self.note.method is Method.FREEZE
         state, command = ("frozen", "domfsthaw") if frozen else ("paused", "resume")
         hint = f"virsh {command} {self.note.uuid}"
+        if frozen and is_silent(error):
+            hint += "; a freeze hook in the guest may still run, or hang: end it, or restart its guest agent"
         return BackupError(f"the guest may still be {state}: {error.message}", hint)
 
     def _undo_elsewhere(self) -> bool:

@@ -17,6 +17,7 @@ from ..errors import AlreadyFrozen, BackupError
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
+from ..job.booting import boot_seconds_left, is_booting
 from ..job.leftovers import base_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..protocols import Output
@@ -125,6 +126,10 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
     instead = {"pause": "will be paused for its snapshots", "crash": "will be backed up while it runs"}
     if settings.freeze == "never":
         return Finding(f"domain {domain.name}: {instead[settings.without_freeze]} (FREEZE)")
+    if is_booting(domain, settings):
+        seconds = boot_seconds_left(domain, settings)
+        text = "has just started: a backup waits for its guest agent for up to"
+        return Finding(f"domain {domain.name}: {text} {seconds:.0f} s more (AGENT_BOOT_TIMEOUT)")
     try:
         if not domain.agent_connected:
             raise BackupError(
