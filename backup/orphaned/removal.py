@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Callable
 
 from .. import PROGRAM
-from ..ceph.errors import ImageGone, LockHeld
+from ..ceph.errors import ClusterError, ImageGone, LockHeld
 from ..errors import BackupError
 from ..job.domain_lock import lock_at
 from ..model import Level
@@ -100,7 +101,10 @@ class OrphanRemoval:
             self.reporter.message(Level.INFO, name, error.message)
         except BackupError as error:
             self.stop.check()
-            self._warn(name, f"{_kind(snapshot)} of {claims.origin_of(snapshot)} not removed: {error}")
+            # a mirror that is not primary gets its snapshots, and loses them, where it is primary
+            mirrored = isinstance(error, ClusterError) and error.number == errno.EROFS
+            text = f"{_kind(snapshot)} of {claims.origin_of(snapshot)} not removed: {error}"
+            self.reporter.message(Level.INFO if mirrored else Level.WARNING, name, text)
 
     def _remove(self, snapshot: OwnSnapshot, claims: Claims, verdict: Verdict) -> None:
         """Remove a snapshot under its domain's lock, which proves that no run is active that made it."""

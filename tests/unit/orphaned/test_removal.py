@@ -233,6 +233,16 @@ def test_a_removal_that_fails_is_a_warning(node: Removal) -> None:
     assert text.startswith(f"leftover snapshot of a domain with UUID {OTHER_UUID} not removed: ")
 
 
+def test_a_mirror_that_is_not_primary_is_no_warning(node: Removal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(image: Image, _name: str) -> None:
+        raise ClusterError(f"image {image}: read-only file system", number=errno.EROFS)
+
+    node.cluster.snapshots["vms/b"].add(left())
+    monkeypatch.setattr(node.cluster, "remove_snapshot", read_only)
+    assert node.remove() == {f"vms/b@{left()}"}
+    assert node.recorder.told(Level.WARNING) == []
+
+
 def test_thousands_of_images_are_searched_in_seconds_with_progress(
     node: Removal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
