@@ -116,6 +116,8 @@ class Claims:
             return Verdict(Claim.NOBODY, lacks)
         if self.is_old(snapshot):
             return Verdict(Claim.NOBODY, f"older than {self._days} days (CLEANUP_DAYS), and {lacks}")
+        if self._renamed(snapshot):
+            return Verdict(Claim.UNKNOWN, "the image was renamed since")
         if any(domain.state.active for domain in here):
             return Verdict(Claim.NOBODY, lacks)
         is_own = self._complete and self._made_here(snapshot)
@@ -143,6 +145,12 @@ class Claims:
     def _point(self, snapshot: OwnSnapshot) -> StoredPoint | None:
         """Return the restore point of which a snapshot is the base, None if it is not in the repository."""
         return self._points.get((snapshot.own.run, snapshot.own.uuid))
+
+    def _renamed(self, snapshot: OwnSnapshot) -> bool:
+        """Return whether its image had another name at the backup: once renamed back, it serves again."""
+        point = self._point(snapshot)
+        names = [image.image for image in point.images] if point else []
+        return bool(names) and str(snapshot.image) not in names
 
     def _made_here(self, snapshot: OwnSnapshot) -> bool:
         point = self._point(snapshot)

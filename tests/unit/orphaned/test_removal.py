@@ -20,7 +20,7 @@ from backup.model import Domain, Image, Level, State
 from backup.orphaned import removal
 from backup.orphaned.places import NodeDomains, known_points
 from backup.orphaned.removal import OrphanRemoval
-from backup.stored import StoredPoint
+from backup.stored import StoredImage, StoredPoint
 from backup.system.concurrency_limit import Slots
 from backup.system.stop_request import StopRequest
 
@@ -166,6 +166,17 @@ def test_the_base_of_a_detached_disk_is_removed_once_the_definition_here_is_the_
     assert node.remove([WEB]) == set()
     node.cluster.snapshots["vms/b"].add(base(UUID))
     assert node.remove([SHUT_OFF], [point(HERE, uuid=UUID)]) == set()
+
+
+def test_the_base_of_an_image_that_was_renamed_stays(node: Removal) -> None:
+    """Once it is renamed back, the next backup builds on it."""
+    node.cluster.snapshots["vms/b"].add(base(UUID))
+    saved = [replace(point(HERE, uuid=UUID), images=(StoredImage("vda", "vms/a", 1, "id"),))]
+    assert (
+        node.remove([WEB], saved)
+        == node.remove([SHUT_OFF], saved, with_bases=True)
+        == {f"vms/b@{base(UUID)}"}
+    )
 
 
 def test_what_a_domain_of_this_node_has_is_not_touched(node: Removal) -> None:
