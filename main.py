@@ -263,7 +263,8 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
     from backup.run.cleanup import clean_node
 
     with _displayed(arguments, settings, console) as (display, stop):
-        return FAILED if clean_node(settings, display, stop, arguments.all) else SUCCESS
+        output = outputs.readable(settings)
+        return FAILED if clean_node(settings, display, stop, arguments.all, output) else SUCCESS
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {

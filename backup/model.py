@@ -176,10 +176,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was checked, and the problem with it, if any."""
+    """Something that was checked, and the problem with it, if any.
+
+    `warning`: it does not prevent backups, but an admin has to know it.
+    """
 
     subject: str
     problem: Optional[BackupError] = None
+    warning: bool = False
 
 
 class Level(int, Enum):

@@ -136,6 +136,8 @@ class Settings:
     retry_for: int = _constant(_whole(0))
     runtime_dir: str = _constant(_absolute)
     lock_duration: int = _constant(_whole(3, 3600))
+    cleanup_pools: Sequence[str] = _constant(_texts)
+    cleanup_days: int = _constant(_whole(0))
     drill_pool: str = _constant(_text)
     drill_boot_timeout: int = _constant(_whole(1))
     state_dir: str = _constant(_absolute)

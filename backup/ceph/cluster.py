@@ -15,8 +15,8 @@ import rbd
 
 from ..model import Image
 from ..stored import Layout, SnapshotId
-from .connection import Connection
 from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse
+from .image_listing import ImageListing
 from .image_reader import ImageReader
 from .lock_request import lock_request
 
@@ -60,7 +60,7 @@ def _is_formatted_clone(opened: Any) -> bool:
     return bool(opened.read(0, min(opened.size(), len(CLONE_MAGIC))) == CLONE_MAGIC)
 
 
-class Cluster(Connection):
+class Cluster(ImageListing):
     """A cluster's images, snapshots and lock objects, over one connection."""
 
     def image_size(self, image: Image) -> int:

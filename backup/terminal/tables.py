@@ -30,7 +30,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def finding(found: Finding) -> str:
     """Give what was checked, and the problem with its hint if there is one."""
     if found.problem is None:
-        return f"ok       {one_line(found.subject)}\n"
+        return f"{'WARNING ' if found.warning else 'ok      '} {one_line(found.subject)}\n"
     text = f"PROBLEM  {one_line(found.subject)}: {one_line(found.problem.message)}\n"
     return text + (f"         hint: {one_line(found.problem.hint)}\n" if found.problem.hint else "")
 
