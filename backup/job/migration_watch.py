@@ -54,7 +54,7 @@ class MigrationWatch:
             try:
                 self._check()
             except DomainGone:
-                self._began.set()
+                return  # destroyed and undefined: its images are saved as they are; a migration was seen before
             except BackupError:
                 continue  # the thaw, which calls libvirt too, reports what is wrong with it
 
