@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from tests.chaos.nodes import Running
@@ -19,12 +19,19 @@ ORPHAN = re.compile(
     r"Traceback \(most recent call last\):\n(  File .*(<string>|multiprocessing/spawn\.py).*\n(    .*\n)*)+"
     r"(EOFError: Ran out of input|_pickle\.UnpicklingError: pickle data was truncated)\n"
 )
+NO_DOMAIN = re.compile(r"there is no domain '(\w+)'")
 AGREE = "exit code, report and repository agree"
 
 
-def violations(running: Running, points: Sequence[Point]) -> Iterator[Violation]:
-    """Hold a command that has ended against its report and the points of its repository."""
+def violations(running: Running, points: Sequence[Point], undefined: Set[str]) -> Iterator[Violation]:
+    """Hold a command that has ended against its report and the points of its repository.
+
+    `undefined`: the domains that an admin has undefined in this round.
+    """
     code = running.code
+    missing = NO_DOMAIN.findall(running.words)
+    if code == 2 and missing and undefined >= {*missing}:
+        return  # the command named a domain that was gone by then; nothing has begun
     if code not in CODES | BY_SIGNAL:
         yield Violation("a known exit code", str(running))
     words = ORPHAN.sub("", running.words) if code in BY_SIGNAL else running.words

@@ -114,8 +114,10 @@ class Round:
         points = {
             name: Repository(place, world.directory).points() for name, place in world.repositories.items()
         }
+        undefined = {fault.target[0] for fault in self._plan.faults if fault.kind == "domain undefined"}
         for command in self._commands:
-            yield from agreement.violations(command, points[command.order.constants.get("OUTPUT", "restic")])
+            held = points[command.order.constants.get("OUTPUT", "restic")]
+            yield from agreement.violations(command, held, undefined)
             yield from self._restored(command)
 
     def _restored(self, command: Running) -> Iterator[Violation]:

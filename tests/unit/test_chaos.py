@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+from unittest.mock import Mock
+
 import pytest
 
+from tests.chaos.agreement import violations
 from tests.chaos.faults import HAPPENINGS
-from tests.chaos.plan import KINDS, drawn
+from tests.chaos.nodes import Running
+from tests.chaos.plan import KINDS, Order, drawn
 from tests.chaos.records import gap
 from tests.chaos.stillness import unexcused
 
@@ -57,3 +63,13 @@ def test_the_seed_and_the_number_give_the_same_round_again() -> None:
 
 def test_every_fault_that_is_drawn_can_happen() -> None:
     assert {*KINDS} == {*HAPPENINGS}
+
+
+@pytest.mark.parametrize(("undefined", "found"), [({"ice"}, 0), ({"cold"}, 1), (set(), 1)])
+def test_a_domain_that_is_named_and_unknown_was_undefined_in_this_round(
+    tmp_path: Path, undefined: set[str], found: int
+) -> None:
+    (tmp_path / "0.stderr").write_text("there is no domain 'ice'\n")
+    order = Order("node-b", ("backup", "ice"), 0, {})
+    running = Running(order, Mock(), Mock(spec=subprocess.Popen, returncode=2), tmp_path / "0")
+    assert [one.invariant for one in violations(running, [], undefined)][:1] == ["a known exit code"] * found
