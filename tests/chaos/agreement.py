@@ -38,7 +38,7 @@ def violations(running: Running, points: Sequence[Point], undefined: Set[str]) -
     if "Traceback (most recent call last)" in words:
         yield Violation("no bug shows", f"{running} wrote a traceback")
     if running.order.command == "backup" and code not in BY_SIGNAL | {11}:
-        yield from (Violation(AGREE, f"{running}: {text}") for text in _of_backup(running, points))
+        yield from (Violation(AGREE, f"{running}: {text}") for text in _of_backup(running, points, undefined))
 
 
 def report_of(running: Running) -> Mapping[str, Any]:
@@ -50,16 +50,18 @@ def report_of(running: Running) -> Mapping[str, Any]:
     return report
 
 
-def _of_backup(running: Running, points: Sequence[Point]) -> Iterator[str]:
+def _of_backup(running: Running, points: Sequence[Point], undefined: Set[str]) -> Iterator[str]:
     report = report_of(running)
     if not report:
         yield "there is no report"
         return
     if report["exit_code"] != running.code:
         yield f"the report has exit code {report['exit_code']}"
-    statuses = [domain["status"] for domain in report["domains"] if domain["selected"]]
+    selected = [domain for domain in report["domains"] if domain["selected"]]
+    statuses = [domain["status"] for domain in selected]
     failed = "failed" in statuses or bool(report["errors"])
-    if running.code == 0 and (failed or "skipped" in statuses):
+    skipped = {domain["name"] for domain in selected if domain["status"] == "skipped"}
+    if running.code == 0 and (failed or not skipped <= undefined):
         yield f"not all are saved: {statuses}, {report['errors']}"
     if running.code == 3 and not failed:
         yield f"nothing has failed: {statuses}"
