@@ -63,7 +63,7 @@ class Connection:
                         f"the image is in cluster {address.fsid}, but {path} belongs to cluster {self.fsid}"
                     )
                     raise ClusterError(message, "see CEPH_CONF")
-            except BaseException:
+            except BaseException:  # whatever it was, no connection stays open
                 self._rados.shutdown()
                 raise
 
