@@ -176,6 +176,18 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     return SUCCESS
 
 
+def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Show a restore point's disks as files until it is unmounted."""
+    from backup.mount.mount import Mount
+
+    with _stoppable() as stop:
+        mounts = Mount(settings, outputs.readable(settings), console, stop)
+        mounts.mount(
+            arguments.domain, arguments.at, arguments.directory, lambda text: print_text(f"{text}\n")
+        )
+    return SUCCESS
+
+
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Read restore points back and compare them with their checksums."""
     from backup.verify.verification import Verification
@@ -272,6 +284,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
     "list": show_list,
     "restore-points": list_restore_points,
     "restore": restore,
+    "mount": mount,
     "verify": verify,
     "drill": drill,
     "check": check,

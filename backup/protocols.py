@@ -117,6 +117,30 @@ class Source(Protocol):
         """Fill the buffer and return the number of bytes, fewer only at the end. Raises BackupError."""
 
 
+class RandomAccess(Protocol):
+    """A saved image, open for reading at any offset."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly these bytes, which lie within the image. Safe to call from several threads.
+
+        Raises BackupError; also if the image is not as large as its manifest has it. May take for ever
+        while the destination does not answer.
+        """
+
+
+class OpenedPoint(Protocol):
+    """A complete restore point, open for reading."""
+
+    def manifest(self) -> bytes:
+        """Return its manifest, as it was packed. Raises BackupError."""
+
+    def image(self, image: SavedImage) -> RandomAccess:
+        """Open one of its images. Raises BackupError."""
+
+    def check(self) -> None:
+        """Raise BackupError if nothing can be read any more."""
+
+
 class Job(Protocol):
     """What a job offers to the output that saves its images."""
 
@@ -198,6 +222,17 @@ class Output(Protocol):
 
         Raises BackupError after the block if not all of it could be read.
         """
+
+    def opened(
+        self, point: StoredPoint, check_stop: Callable[[], None]
+    ) -> AbstractContextManager[OpenedPoint]:
+        """Open a complete restore point for reading at any offset, and keep it from being removed.
+
+        Raises BackupError.
+        """
+
+    def holds(self, path: str) -> bool:
+        """Return whether this path of this node lies in the destination."""
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check before a run that backups are possible, and list the same as `restore_points`.

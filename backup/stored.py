@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, Optional
@@ -102,6 +102,17 @@ class SavedDomain:
     definition: Definition
     checksums: Mapping[str, bytes]
     times: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return f"restore point of {self.taken:%Y-%m-%d %H:%M:%S} UTC, run {self.point.run}"
+
+    @property
+    def lacks(self) -> Sequence[str]:
+        """What it lacks of the domain, in texts for an admin."""
+        skipped = "; ".join(f"{disk}: {disk.skipped}" for disk in self.skipped_disks)
+        others = [f"not in the backup: {text}" for text in self.definition.not_saved]
+        return [f"skipped in the backup: {skipped}", *others] if skipped else others
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from backup.transfer import backup_stream
 from backup.transfer.backup_stream import Copied
 
 from .restic_repository.messages import ResticError, Summary
-from .restic_repository.repository import Repository, file_name, named
+from .restic_repository.repository import Repository, named
+from .restic_repository.snapshots import file_name
 
 
 @dataclass(frozen=True)

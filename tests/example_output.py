@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -97,6 +97,14 @@ class Directory:
         with _named_errors(path), path.open("rb") as file:
             yield _FileSource(file.fileno(), check_stop)
 
+    @contextmanager
+    def opened(self, point: StoredPoint, check_stop: Callable[[], None]) -> Iterator[_Opened]:
+        with ExitStack() as stack:
+            yield _Opened(self, point, stack)
+
+    def holds(self, path: str) -> bool:
+        return Path(self.directory).resolve() in (real := Path(path).resolve(), *real.parents)
+
     def discard(
         self,
         points: Collection[PointId],
@@ -162,6 +170,47 @@ def _listed(place: Path) -> StoredPoint:
     return StoredPoint(
         which, saved.name, saved.taken, saved.consistency.value, "", images, manifest_id=MANIFEST
     )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A restore point, of which nothing can be removed while its files are open.
+
+    Satisfies backup.protocols.OpenedPoint.
+    """
+
+    output: Directory
+    point: StoredPoint
+    stack: ExitStack
+
+    def manifest(self) -> bytes:
+        return self.output.manifest(self.point)
+
+    def image(self, image: SavedImage) -> _OpenedFile:
+        path = Path(self.output.directory, image.restore_id)
+        with _named_errors(path):
+            return _OpenedFile(path, self.stack.enter_context(path.open("rb")).fileno(), image.size)
+
+    def check(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _OpenedFile:
+    """Reads an open file at any offset. Satisfies backup.protocols.RandomAccess."""
+
+    path: Path
+    descriptor: int
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        with _named_errors(self.path):
+            data = os.pread(self.descriptor, length, offset)
+            found = os.fstat(self.descriptor).st_size
+        if len(data) < length or found != self.size:
+            message = f"{self.path} has {found} bytes, its manifest {self.size}"
+            raise BackupError(message, "choose another restore point")
+        return data
 
 
 class _FileSource:

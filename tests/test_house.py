@@ -31,6 +31,7 @@ FLOORS = {
     "hooks": 3,
     "job": 4,
     "restore": 4,
+    "mount": 4,
     "watch": 5,
     "orphaned": 5,
     "run": 6,

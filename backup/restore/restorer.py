@@ -146,14 +146,9 @@ class Restorer:
 
     def _saved(self, point: StoredPoint) -> SavedDomain:
         saved = manifest.unpack(self.output.manifest(point, self.stop.check))
-        text = f"restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
-        self.reporter.message(Level.INFO, saved.name, f"{text}, {saved.consistency.value}")
-        if saved.skipped_disks:
-            skipped = (f"{disk}: {disk.skipped}" for disk in saved.skipped_disks)
-            text = f"skipped in the backup: {'; '.join(skipped)}"
+        self.reporter.message(Level.INFO, saved.name, f"{saved.title}, {saved.consistency.value}")
+        for text in saved.lacks:
             self.reporter.message(Level.WARNING, saved.name, text)
-        for text in saved.definition.not_saved:
-            self.reporter.message(Level.WARNING, saved.name, f"not in the backup: {text}")
         return saved
 
     def _domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:

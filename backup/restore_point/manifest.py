@@ -92,6 +92,16 @@ def unpack(packed: bytes) -> SavedDomain:
         raise BackupError(message, hint) from error
 
 
+def texts(packed: bytes) -> Mapping[str, bytes]:
+    """Return the files that an admin may want to see, by name: manifest, definition, NVRAM if there is one.
+
+    Raises BackupError unless `unpack` can read them.
+    """
+    unpack(packed)
+    members = _members(packed)
+    return {name: members[name] for name in (INACTIVE_XML, NVRAM, MANIFEST) if name in members}
+
+
 def _members(packed: bytes) -> Mapping[str, bytes]:
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         files = ((entry.name, tar.extractfile(entry)) for entry in tar)

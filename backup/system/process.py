@@ -17,6 +17,7 @@ IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)  # system ca
 IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE = 1, 3 << 13  # linux/ioprio.h
 CLONE_NEWNS = 1 << 17  # linux/sched.h
 MS_REC, MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
+MNT_DETACH = 2  # linux/fs.h
 NICE = 10  # guests and their storage come first
 
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded before any fork, where loading could deadlock
@@ -46,6 +47,13 @@ def unshare_mounts() -> None:
     Mounts and unmounts of others are visible here, but not the other way round. Raises OSError.
     """
     if _libc.unshare(CLONE_NEWNS) != 0 or _libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def unmount(path: str) -> None:
+    """Unmount the file system on this path, at once also if it is in use (man 2 umount). Raises OSError."""
+    if _libc.umount2(os.fsencode(path), MNT_DETACH) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

@@ -113,6 +113,20 @@ def _add_definition_options(command: Parser) -> None:
     command.add_argument("--start", action="store_true", help="start the domain once it is defined")
 
 
+def _mount(add: AddCommand) -> None:
+    command = add(
+        "mount",
+        "show a restore point's disks as files, read-only, until Ctrl-C",
+        {
+            "web01 /mnt/web01": "show the newest restore point; `fusermount3 -u /mnt/web01` ends it too",
+            "web01 /mnt/web01 --at 2026-11-23": "show the newest one up to that day",
+        },
+    )
+    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; the domain need not exist any more")
+    command.add_argument("directory", metavar="DIR", help="an empty directory")
+    add_at(command)
+
+
 def _verify(add: AddCommand) -> None:
     command = add(
         "verify",
@@ -223,6 +237,7 @@ COMMANDS: Sequence[Callable[[AddCommand], None]] = (
     _list,
     _restore_points,
     _restore,
+    _mount,
     _verify,
     _drill,
     _check,

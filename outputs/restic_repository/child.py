@@ -14,13 +14,14 @@ from backup.system.process import lower_priority, signal_when_parent_dies
 from backup.system.process_group import Group
 from backup.system.started_program import Command, StartedProgram, ended_within, start_program
 
-from .messages import ResticError
+from .messages import ResticError, is_locked
 
 # The lock that a command holds, and may leave if it is killed.
-LOCKS = {"backup": "shared", "forget": "exclusive"}
+LOCKS = {"backup": "shared", "forget": "exclusive", "mount": "shared"}
 WAIT_POLL = 0.2  # seconds between two checks for a stop
 HEAD_START = 0.3  # seconds from the interrupt to the end of restic's input
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
+INTERRUPTED = 128 + signal.SIGINT  # restic's exit code after it has cleaned up
 NO_LOCK_LIMIT = 2  # seconds that it may take without a lock
 
 
@@ -29,15 +30,24 @@ class Child:
     """A restic process and its group; `stdout` and `stderr` are set when it has ended.
 
     `lock` is the kind of lock that it may leave if it is killed, "" for none; `began` a time just before its
-    start, in seconds since 1970.
+    start, in seconds since 1970. `errors` is where its standard error goes. `serves`: it is a mount that is
+    ready, and removes its lock when it is interrupted.
     """
 
     process: StartedProgram
     group: Group
     lock: str
     began: float
+    errors: IO[bytes]
+    serves: bool = False
     stdout: str = ""
     stderr: str = ""
+
+    @property
+    def left_nothing(self) -> bool:
+        """Whether it has ended without leaving a lock."""
+        code = self.process.returncode
+        return code == 0 or is_locked(code, self.stderr) or (self.serves and code == INTERRUPTED)
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -103,7 +113,7 @@ def started(
     except OSError as error:
         message = f"cannot start {command.arguments[0]}: {reason(error)}"
         raise ResticError(message, "see RESTIC_BINARY") from error
-    return Child(process, Group.led_by(process.pid), LOCKS.get(name, ""), began)
+    return Child(process, Group.led_by(process.pid), LOCKS.get(name, ""), began, stderr)
 
 
 def _in_child(name: str, parent: int) -> None:
@@ -124,6 +134,5 @@ def outlet(name: str) -> IO[bytes]:
 
 
 def printed(into: IO[bytes]) -> str:
-    """Return the output in the file so far."""
-    into.seek(0)
-    return into.read().decode(errors="replace")
+    """Return the output in the file so far; restic, which may run, goes on writing at the end."""
+    return os.pread(into.fileno(), os.fstat(into.fileno()).st_size, 0).decode(errors="replace")

@@ -63,6 +63,10 @@ class ResticError(BackupError):
         self.incomplete = incomplete
 
 
+class MountEnded(ResticError):
+    """A `restic mount` has ended by itself."""
+
+
 def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     """Return the error of a restic that failed; `lines` are the last ones of its output.
 

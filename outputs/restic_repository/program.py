@@ -18,7 +18,7 @@ from backup.system.started_program import NOTHING, PIPE, Command, inherited, wit
 
 from .child import WAIT_POLL, Child, outlet, printed, started
 from .key_hint import KeyHint
-from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
+from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in
 
 # What restic gets of our own environment.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
@@ -26,6 +26,7 @@ INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SS
 # Variables in RESTIC_ENVIRONMENT whose values may be logged; passwords in URLs are replaced anyway.
 NO_SECRETS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
 
+SNAPSHOTS = "ids"  # the directory in a mount of `restic mount`
 CALL_LIMIT = 120  # minimum time limit in seconds for listing and removing snapshots
 
 
@@ -204,6 +205,29 @@ class Program:
             raise ended
 
     @contextmanager
+    def mount(self, directory: str, tags: str, check_stop: Callable[[], None]) -> Iterator[Child]:
+        """Run `restic mount` during the block: snapshots with these tags are in DIRECTORY/SNAPSHOTS/ID.
+
+        It has a lock, so that nobody removes them. The block raises MountEnded when restic has ended: then
+        the reason is raised, as ResticError.
+        """
+        # the tags spare it a new look at its index when others save something
+        command = ("mount", f"--path-template={SNAPSHOTS}/%I", f"--tag={tags}", directory)
+        ended = None
+        with self._child(command, NOTHING) as child:
+            try:
+                yield child
+            except MountEnded as error:
+                ended = error  # restic's own message, if any, is better
+        if ended:
+            self._require_success("mount", child, check_stop)
+            raise ended
+
+    def last_errors(self, child: Child) -> str:
+        """Return the last lines that restic, which may run, has printed as errors; no secrets."""
+        return self._without_secrets(last_lines(printed(child.errors)))
+
+    @contextmanager
     def _child(
         self,
         arguments: Sequence[str],
@@ -238,8 +262,7 @@ class Program:
                 child.end(give_up)
                 child.stdout, child.stderr = printed(stdout), printed(stderr)
                 if recording:
-                    code = child.process.returncode
-                    recording.end(clean=code == 0 or is_locked(code, child.stderr))
+                    recording.end(clean=child.left_nothing)
 
     def _recorded(self, child: Child) -> Optional[Recording]:
         """Record the child, if possible: without a record its lock cannot be proven ours."""

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -26,11 +26,22 @@ from ..segments.layout import Segments
 from .keys import advice, learn
 from .locks import Lock, remove_dead_locks
 from .messages import ResticError
+from .mounted_point import MountedPoint, opened_point
 from .program import Program
-from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_id, stored_points, time_of
+from .snapshots import (
+    LOCK_TAG,
+    MANIFEST_FILE,
+    MANIFEST_TAG,
+    TAG,
+    encoded,
+    file_name,
+    incomplete,
+    point_id,
+    stored_points,
+    time_of,
+)
 from .written_files import file_problems
 
-MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
 VERSION_LIMIT = 60  # seconds for `restic version`: the node may be under load
 DISCARD_PAUSES = (
@@ -150,6 +161,17 @@ class Repository:
         path = f"/{segments.directory}" if image.segment_size else file_name(image.target)
         with self.program.dump(image.restore_id, path, check_stop) as source:
             yield SegmentSource(source, segments) if image.segment_size else source
+
+    def opened(
+        self, point: StoredPoint, check_stop: Callable[[], None]
+    ) -> AbstractContextManager[MountedPoint]:
+        """Mount a restore point's snapshots with `restic mount`, in private."""
+        return opened_point(self.program, point, check_stop)
+
+    def holds(self, path: str) -> bool:
+        """Return whether a path is in the repository's directory, if that is certainly on this node."""
+        locks, real = self.program.locks_directory, Path(path).resolve()
+        return locks is not None and locks.parent.resolve() in (real, *real.parents)
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check restic's version, learn which key to try first, and list all restore points."""
@@ -272,11 +294,6 @@ def named(point: RestorePoint, *tags: str) -> list[str]:
         f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
         *(f"--tag={encoded(tag)}" for tag in (*common, *attempt, *locks, *tags)),
     ]
-
-
-def file_name(target: str) -> str:
-    """Return a flat name, unique within the domain: restic 0.18.0 accepts no directories in it."""
-    return f"{target.replace('/', '_')}.img"
 
 
 def _wait(seconds: float, check_stop: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from backup.stored import PointId, StoredImage, StoredPoint
 TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"
 LOCK_TAG = "lock="
+MANIFEST_FILE = "definition.tar"
 
 Listed = Sequence[Mapping[str, Any]]  # the output of `restic snapshots --json`
 
@@ -20,6 +21,11 @@ Listed = Sequence[Mapping[str, Any]]  # the output of `restic snapshots --json`
 def encoded(tag: str) -> str:
     """Encode characters at which restic would split a tag, as in URLs."""
     return "".join(f"%{ord(char):02X}" if char in "%," or not char.isprintable() else char for char in tag)
+
+
+def file_name(target: str) -> str:
+    """Return a flat name, unique within the domain: restic 0.18.0 accepts no directories in it."""
+    return f"{target.replace('/', '_')}.img"
 
 
 def segments_tag(target: str, image: str, size: int) -> str:

@@ -18,7 +18,7 @@ from backup.errors import BackupError
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status
 from backup.model import Level
-from backup.protocols import Job, Output, Reporter, SnapshotSource, Source
+from backup.protocols import Job, OpenedPoint, Output, Reporter, SnapshotSource, Source
 from backup.run.worker import PipeReporter, Progress
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
@@ -86,6 +86,14 @@ class NoOutput:
         raise AssertionError
 
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:
+        raise AssertionError
+
+    def opened(
+        self, point: StoredPoint, check_stop: Callable[[], None]
+    ) -> AbstractContextManager[OpenedPoint]:
+        raise AssertionError
+
+    def holds(self, path: str) -> bool:
         raise AssertionError
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:

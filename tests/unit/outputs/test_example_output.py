@@ -49,6 +49,17 @@ def test_what_is_saved_is_listed_and_restored_byte_for_byte(output: Output, tmp_
     assert (tmp_path / "back.img").read_bytes() == SNAPSHOT.content
 
 
+def test_what_is_saved_can_be_read_at_any_offset(output: Output, tmp_path: Path) -> None:
+    save(output, SNAPSHOT)
+    (point,) = output.restore_points()
+    with output.opened(point, lambda: None) as opened:
+        opened.check()
+        (saved,) = manifest.unpack(opened.manifest()).images
+        assert opened.image(saved).read(5 * MIB - 4, 10) == SNAPSHOT.content[5 * MIB - 4 :][:10]
+    assert output.holds(str(tmp_path / "store" / "any"))
+    assert not output.holds(str(tmp_path))
+
+
 def test_what_is_saved_can_be_verified(output: Output, tmp_path: Path) -> None:
     save(output, SNAPSHOT)
     of_test = settings(state_dir=str(tmp_path / "state"), workers=1)

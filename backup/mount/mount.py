@@ -1,0 +1,63 @@
+"""The command mount: shows a restore point's disks as files until it is stopped or unmounted."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Callable
+
+from ..errors import BackupError
+from ..model import Level
+from ..protocols import Output, Reporter
+from ..settings import Settings
+from ..system.stop_request import StopRequest
+from .block_image import BLOCK
+from .file_system import File, FileSystem, served
+from .mountpoint import prepared
+from .shown_point import ShownPoint, shown_point
+
+STOP_POLL = 0.2  # seconds between two checks for a stop
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Mounts a restore point."""
+
+    settings: Settings
+    output: Output
+    reporter: Reporter
+    stop: StopRequest
+    _reported: set[tuple[str, int]] = field(default_factory=set)
+
+    def mount(self, domain: str, at: str, directory: str, ready: Callable[[str], None]) -> None:
+        """Show a domain's restore point in a directory until somebody unmounts it.
+
+        `ready` gets a text for the admin when it is there. Raises BackupError, also on a stop.
+        """
+        path = prepared(directory, self.output.holds)
+        limit = self.settings.output_stall_timeout
+        with shown_point(self.output, domain, at, limit, self.stop.check) as point:
+            for text in point.saved.lacks:
+                self.reporter.message(Level.WARNING, point.saved.name, text)
+            files = [*point.disks.values(), *point.texts]
+            with served(FileSystem(files, point.time_ns, self._failed), path) as serving:
+                ready(_ready_text(point, path))
+                while not serving.ended.wait(STOP_POLL):
+                    self.stop.check()
+                    point.check()
+                serving.check()
+
+    def _failed(self, file: File, offset: int, error: BackupError) -> None:
+        """Report a read that failed; the kernel tries some of them again."""
+        block = (file.name, offset // BLOCK)
+        if block not in self._reported:
+            self._reported.add(block)
+            self.reporter.message(Level.ERROR, "", f"{file.name}: cannot read at offset {offset}: {error}")
+
+
+def _ready_text(point: ShownPoint, path: str) -> str:
+    shown = shlex.quote(path)
+    return (
+        f"{point.saved.name}, {point.saved.title}, is in {shown} until Ctrl-C or `fusermount3 -u {shown}`;"
+        " `restic prune` has to wait until then"
+    )
