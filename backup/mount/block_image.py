@@ -15,8 +15,8 @@ from .blocks import Blocks, Data, Key
 from .data_map import DataMap
 
 BLOCK = 1 << 20  # bytes
-GROUP = 4  # blocks that are read ahead in one read: neighbours share what the output has to fetch
-AHEAD = 4 * GROUP  # blocks
+GROUP = 8  # blocks that are read ahead in one read: neighbours share what the output has to fetch
+AHEAD = 2 * GROUP  # blocks
 ZEROS: Data = memoryview(bytes(BLOCK))
 HOLE: Future[Data] = Future()
 HOLE.set_result(ZEROS)
