@@ -32,6 +32,7 @@ from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
 from backup.terminal import command_line, tables
 from backup.terminal.console import Console, console_on_standard_error
+from backup.terminal.files_text import result_text
 from backup.terminal.output_file import write_or_print
 from backup.terminal.progress.choose_display import displayed
 from backup.terminal.progress.display import Display
@@ -188,6 +189,17 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
     return SUCCESS
 
 
+def files(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """List files of a guest in a restore point, or copy them."""
+    from backup.files.files import Files, FilesOrder
+
+    order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
+    with _stoppable() as stop:
+        result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
+    print_text(result_text(result, order.to, arguments.json))
+    return FAILED if result.copied and result.copied.failed else SUCCESS
+
+
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Read restore points back and compare them with their checksums."""
     from backup.verify.verification import Verification
@@ -285,6 +297,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
     "restore-points": list_restore_points,
     "restore": restore,
     "mount": mount,
+    "files": files,
     "verify": verify,
     "drill": drill,
     "check": check,

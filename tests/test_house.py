@@ -32,6 +32,7 @@ FLOORS = {
     "job": 4,
     "restore": 4,
     "mount": 4,
+    "files": 5,
     "watch": 5,
     "orphaned": 5,
     "run": 6,

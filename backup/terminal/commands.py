@@ -127,6 +127,36 @@ def _mount(add: AddCommand) -> None:
     add_at(command)
 
 
+def _files(add: AddCommand) -> None:
+    command = add(
+        "files",
+        "list files of a guest in a restore point, or copy them",
+        {
+            "web01": "list the file systems of the newest restore point",
+            "web01 /etc --at 2026-11-23": "list a directory",
+            "web01 /etc/nginx --to /root/web01": "copy a directory, as /root/web01/nginx",
+            "web01 /srv/db --disk vdb1 --to .": "copy it from this partition",
+        },
+    )
+    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; the domain need not exist any more")
+    command.add_argument(
+        "path",
+        metavar="PATH",
+        nargs="?",
+        default="",
+        help="a file or directory of the guest; default: list its file systems",
+    )
+    add_at(command)
+    command.add_argument(
+        "--disk",
+        metavar="TARGET",
+        default="",
+        help="search this disk or partition only, such as vda or vda1; default: all",
+    )
+    command.add_argument("--to", metavar="DIR", default="", help="copy PATH into this directory")
+    add_json(command)
+
+
 def _verify(add: AddCommand) -> None:
     command = add(
         "verify",
@@ -238,6 +268,7 @@ COMMANDS: Sequence[Callable[[AddCommand], None]] = (
     _restore_points,
     _restore,
     _mount,
+    _files,
     _verify,
     _drill,
     _check,

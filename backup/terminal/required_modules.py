@@ -26,7 +26,7 @@ WITH = {"libvirt": ("libvirt_qemu",)}
 
 # Modules that some nodes do not need: their package, and what needs them.
 OPTIONAL = {
-    "pyfuse3": ("python3-pyfuse3", 'OUTPUT = "restic_incremental", mount'),
+    "pyfuse3": ("python3-pyfuse3", 'OUTPUT = "restic_incremental", mount, files'),
     "prometheus_client": ("python3-prometheus-client", "METRICS_FILE"),
     "jinja2": ("python3-jinja2", "report --html"),
     "rich": ("python3-rich", "progress on a terminal"),
@@ -77,7 +77,7 @@ def _modules(arguments: argparse.Namespace, settings: Settings) -> Mapping[str, 
     """Give the modules that the command needs, with their packages."""
     command = arguments.command
     modules: dict[str, str] = {}
-    without = ("report", "restore-points", "verify", "key", "mount")
+    without = ("report", "restore-points", "verify", "key", "mount", "files")
     to_file = command == "restore" and arguments.to_file
     if command not in (*without, "restore") or (command == "restore" and arguments.define and not to_file):
         modules.update(LIBVIRT_MODULES)
@@ -85,7 +85,7 @@ def _modules(arguments: argparse.Namespace, settings: Settings) -> Mapping[str, 
         modules.update(CEPH_MODULES)
     if command not in ("report", "key"):
         modules.update(REPOSITORY_MODULES)
-    if command == "mount":
+    if command in ("mount", "files"):
         modules.update(MOUNT_MODULES)
     if command in ("backup", "check"):
         modules.update(OUTPUT_MODULES.get(settings.output, {}))

@@ -97,6 +97,7 @@ def test_verify_finds_damage_without_libvirt_and_ceph(tmp_path: Path) -> None:
 NEEDED: Mapping[str, Sequence[str]] = {
     "list": ("libvirt", "rados", "rbd", "xxhash"),
     "mount web dir": ("xxhash",),
+    "files web": ("xxhash",),
     "check": ("libvirt", "rados", "rbd", "xxhash"),
     "backup": ("libvirt", "rados", "rbd", "xxhash"),
     "cleanup": ("libvirt", "rados", "rbd", "xxhash"),
@@ -129,7 +130,9 @@ BROKEN: Mapping[str, Mapping[str, str]] = {
     "rados": dict.fromkeys(("list", "check", "backup", "cleanup", "drill", "restore web"), ""),
     "rbd": dict.fromkeys(("list", "check", "backup", "cleanup", "drill", "restore web"), ""),
     "xxhash": dict.fromkeys(("list", "check", "backup", "verify", "restore web --to-file x"), ""),
-    "pyfuse3": dict.fromkeys(("check", "backup", "mount web dir"), 'OUTPUT = "restic_incremental"'),
+    "pyfuse3": dict.fromkeys(
+        ("check", "backup", "mount web dir", "files web"), 'OUTPUT = "restic_incremental"'
+    ),
     "prometheus_client": dict.fromkeys(
         ("check", "backup", "verify", "drill"), 'METRICS_FILE = "/nowhere/x.prom"'
     ),
@@ -213,7 +216,7 @@ def test_missing_and_broken_modules_are_reported_together(tmp_path: Path) -> Non
     [
         ("jinja2", "report --html"),
         ("prometheus_client", "METRICS_FILE"),
-        ("pyfuse3", 'OUTPUT = "restic_incremental", mount'),
+        ("pyfuse3", 'OUTPUT = "restic_incremental", mount, files'),
         ("rich", "progress on a terminal"),
         ("setproctitle", "process titles"),
     ],

@@ -1,0 +1,1 @@
+"""Lists and copies single files out of the guests' file systems in a restore point."""

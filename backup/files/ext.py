@@ -1,0 +1,144 @@
+"""Directories, files and links of an ext2, ext3 or ext4 file system.
+
+All in it was chosen by a guest, which may be hostile. The layout of an inode is that of linux/fs/ext4/ext4.h.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from ..errors import BackupError
+from .debugfs import UNSOUND, Debugfs
+
+ROOT = 2  # its inode number
+ENCRYPTED = 0x800  # flag of an inode
+INLINE = 60  # bytes; shorter targets of links are in the inode
+MOST_LINKS = 40  # that a path may lead over, as in Linux
+# Of `ls -p`: inode, mode, owner, group, name, size. A name may hold anything but a slash, newlines too.
+ENTRY = re.compile(rb"/(\d+)/([0-7]{6})/(\d+)/(\d+)/([^/]*)/(\d*)/\n")
+DUMP = re.compile(rb"^([0-7]{4})((?:  ?[0-9a-f]{4})+)|^(\*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file, directory or link. `mode` is as in stat(2), `size` in bytes."""
+
+    inode: int
+    mode: int
+    owner: int
+    group: int
+    name: bytes
+    size: int
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_link(self) -> bool:
+        return stat.S_ISLNK(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+
+class NotFound(BackupError):
+    """The path does not exist in this file system."""
+
+
+class ExtFiles:
+    """The files of a file system."""
+
+    def __init__(self, debugfs: Debugfs) -> None:
+        self._debugfs = debugfs
+
+    def entries(self, directory: int) -> Sequence[Entry]:
+        """Return what a directory has, sorted by name. Raises BackupError."""
+        listed = self._debugfs.ask(f"ls -p <{directory}>")
+        found, end = [], 0
+        while one := ENTRY.match(listed, end):
+            inode, mode, owner, group, name, size = one.groups()
+            end = one.end()
+            if name not in (b"", b".", b"..") and int(inode):
+                found.append(Entry(int(inode), int(mode, 8), int(owner), int(group), name, int(size or 0)))
+        if listed[end:].strip():
+            raise BackupError(f"a directory (inode {directory}) has a name with a slash in it", UNSOUND)
+        return sorted(found, key=lambda entry: entry.name)
+
+    def content(self, file: Entry) -> Iterator[bytes]:
+        """Yield a file's bytes. Raises BackupError."""
+        return self._debugfs.stream(f"cat <{file.inode}>")
+
+    def link_target(self, link: Entry) -> bytes:
+        """Return what a symbolic link has as its target. Raises BackupError."""
+        if link.size >= INLINE:
+            return self._debugfs.ask(f"cat <{link.inode}>")[: link.size]
+        return _bytes(self._debugfs.ask(f"inode_dump -b <{link.inode}>"))[: link.size]
+
+    def changed(self, entry: Entry) -> int:
+        """Return the time of the last change of its content, in seconds since 1970.
+
+        Raises BackupError, also if the guest has encrypted it.
+        """
+        dumped = _bytes(self._debugfs.ask(f"inode_dump <{entry.inode}>"))
+        if int.from_bytes(dumped[32:36], "little") & ENCRYPTED:
+            raise BackupError("the guest has encrypted it", "only the guest can read it: restore the disk")
+        seconds = int.from_bytes(dumped[16:20], "little", signed=True)
+        epoch = int.from_bytes(dumped[136:140], "little") & 3  # of ext4, whose times last until 2446
+        return seconds + (epoch << 32)
+
+    def find(self, path: bytes) -> Entry:
+        """Return what a path leads to, over links as in the guest. Raises NotFound, BackupError."""
+        above: list[Entry] = []
+        here = Entry(ROOT, stat.S_IFDIR, 0, 0, b"/", 0)
+        left, links = path.split(b"/")[::-1], 0
+        while left:
+            name = left.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                here = above.pop() if above else here
+                continue
+            found = self._child(here, name)
+            if found is None:
+                raise NotFound(f"{_shown(path)} does not exist", "list the directory above it")
+            if not found.is_link:
+                above.append(here)
+                here = found
+                continue
+            links += 1
+            if links > MOST_LINKS:
+                raise NotFound(f"{_shown(path)} leads over too many links", "name what it links to")
+            target = self.link_target(found)
+            if target.startswith(b"/"):
+                above, here = [], above[0] if above else here
+            left += target.split(b"/")[::-1]
+        return here
+
+    def _child(self, directory: Entry, name: bytes) -> Optional[Entry]:
+        if not directory.is_directory:
+            return None
+        return next((entry for entry in self.entries(directory.inode) if entry.name == name), None)
+
+
+def _bytes(dump: bytes) -> bytes:
+    """Return what a dump shows: lines with an octal offset and 16-bit values; * for lines like the last."""
+    data, last = bytearray(), b""
+    for offset, values, same in DUMP.findall(dump):
+        if same:
+            continue
+        start = int(offset, 8)
+        while last and len(data) < start:
+            data += last
+        last = bytes.fromhex(values.replace(b" ", b"").decode())
+        data += last
+    return bytes(data)
+
+
+def _shown(path: bytes) -> str:
+    return path.decode(errors="backslashreplace")

@@ -1,0 +1,60 @@
+"""Runs the programs that read partitions and file systems; they get no input, and no secrets."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import IO, Callable, Union
+
+from ..errors import BackupError, reason
+from ..system.process import signal_when_parent_dies
+from ..system.started_program import NOTHING, Command, StartedProgram, ended_within, inherited, start_program
+
+INHERITED = ("PATH",)
+STOP_POLL = 0.1  # seconds between two checks for a stop
+PACKAGES = {"debugfs": "e2fsprogs", "partx": "util-linux", "blkid": "util-linux"}
+ADMIN_PATHS = ("/usr/sbin", "/sbin")  # not in every PATH
+
+
+def output_of(arguments: Sequence[str], check_stop: Callable[[], None]) -> tuple[int, str]:
+    """Run a program to its end; return its exit code and its output. Raises BackupError."""
+    with outlet("stdout") as stdout, outlet("stderr") as stderr:
+        program = started(arguments, NOTHING, stdout, stderr)
+        try:
+            while not ended_within(program, STOP_POLL):
+                check_stop()
+        finally:
+            program.kill()
+            program.wait()
+        return program.returncode, printed(stdout).decode(errors="replace")
+
+
+def started(
+    arguments: Sequence[str], stdin: int, stdout: Union[int, IO[bytes]], stderr: IO[bytes]
+) -> StartedProgram:
+    """Start a program, which ends with the thread that has started it. Raises BackupError."""
+    environment = {**inherited(INHERITED), "LANG": "C.UTF-8"}
+    environment["PATH"] = ":".join([environment.get("PATH", os.defpath), *ADMIN_PATHS])
+    try:
+        return start_program(Command(arguments, environment), stdin, stdout, stderr, _in_child)
+    except FileNotFoundError as error:
+        name = arguments[0]
+        raise BackupError(f"{name} is not installed", f"apt-get install {PACKAGES[name]}") from error
+    except OSError as error:
+        raise BackupError(f"cannot start {arguments[0]}: {reason(error)}", "check its permissions") from error
+
+
+def outlet(name: str) -> IO[bytes]:
+    """Create a file in memory for a program's output."""
+    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
+
+
+def printed(into: IO[bytes], offset: int = 0) -> bytes:
+    """Return a program's output in the file so far, from an offset on."""
+    return os.pread(into.fileno(), max(os.fstat(into.fileno()).st_size - offset, 0), offset)
+
+
+def _in_child(parent: int) -> None:
+    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
+    signal_when_parent_dies(signal.SIGKILL, parent)

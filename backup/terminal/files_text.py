@@ -1,0 +1,86 @@
+"""What the command files prints: file systems, directories, and what it has copied."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..text import one_line, size_text
+from .tables import json_text, table
+
+if TYPE_CHECKING:  # they need modules that only distributions package
+    from ..files.copy_out import Copied
+    from ..files.ext import Entry
+    from ..files.files import Result
+    from ..files.volumes import Volume
+
+KINDS = {"-": "file", "d": "directory", "l": "link"}
+
+
+def result_text(result: Result, to: str, as_json: bool) -> str:
+    """Give a table, a line if it was copied into a directory, or JSON."""
+    if result.copied:
+        return _copied(result.copied, result.volumes[0], to, as_json)
+    if result.entries is not None:
+        return json_text([_entry(one) for one in result.entries]) if as_json else _entries(result.entries)
+    return json_text([_volume(one) for one in result.volumes]) if as_json else _volumes(result.volumes)
+
+
+def _volumes(volumes: Sequence[Volume]) -> str:
+    head = ("file system", "type", "size", "label", "")
+    rows = [
+        (
+            one.name,
+            one.kind or "unknown",
+            size_text(one.length),
+            one.label,
+            "" if one.is_ext else "not readable here: see `mount`",
+        )
+        for one in volumes
+    ]
+    return table(head, rows)
+
+
+def _volume(one: Volume) -> dict[str, object]:
+    return {
+        "name": one.name,
+        "disk": one.disk,
+        "partition": one.partition,
+        "offset": one.offset,
+        "size": one.length,
+        "type": one.kind,
+        "label": one.label,
+        "readable": one.is_ext,
+    }
+
+
+def _entries(entries: Sequence[Entry]) -> str:
+    head = ("mode", "owner", "group", "size", "name")
+    rows = [
+        (stat.filemode(one.mode), str(one.owner), str(one.group), str(one.size), os.fsdecode(one.name))
+        for one in entries
+    ]
+    return table(head, rows)
+
+
+def _entry(one: Entry) -> dict[str, object]:
+    return {
+        "name": os.fsdecode(one.name),
+        "kind": KINDS.get(stat.filemode(one.mode)[0], "special"),
+        "mode": f"{stat.S_IMODE(one.mode):04o}",
+        "owner": one.owner,
+        "group": one.group,
+        "size": one.size,
+    }
+
+
+def _copied(copied: Copied, volume: Volume, to: str, as_json: bool) -> str:
+    if as_json:
+        numbers = {one: getattr(copied, one) for one in ("files", "directories", "links", "bytes", "failed")}
+        return json_text({**numbers, "left_out": dict(copied.left_out)})
+    counts = ((copied.files, "files"), (copied.directories, "directories"), (copied.links, "links"))
+    what = ", ".join(f"{name}: {number}" for number, name in counts if number) or "nothing"
+    failed = f"; failed: {copied.failed}" if copied.failed else ""
+    return f"copied from {volume.name} to {one_line(to)}: {what}, {size_text(copied.bytes)}{failed}\n"
