@@ -112,6 +112,8 @@ class Files:
             yield str(directory)
 
     def _failed(self, file: File, offset: int, error: BackupError) -> None:
+        if self.stop.requested:
+            return
         self.reporter.message(Level.ERROR, "", f"{file.name}: cannot read at offset {offset}: {error}")
 
     def _read(self, found: Sequence[Volume], domain: str) -> Result:

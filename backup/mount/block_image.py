@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, TimeoutError
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -11,6 +11,7 @@ from itertools import takewhile
 from ..errors import BackupError
 from ..protocols import RandomAccess
 from ..stored import SavedImage
+from ..system.time_limit import CheckStop, awaited, never_stop
 from .blocks import Blocks, Data, Key
 from .data_map import DataMap
 
@@ -24,13 +25,14 @@ HOLE.set_result(ZEROS)
 
 @dataclass(frozen=True)
 class BlockImage:
-    """An image that is read in blocks. `limit`: seconds that a read may take."""
+    """An image that is read in blocks. `limit`: seconds that a read may take, unless it has to stop."""
 
     saved: SavedImage
     source: RandomAccess
     data: DataMap
     blocks: Blocks
     limit: float
+    check_stop: CheckStop = never_stop
 
     @property
     def size(self) -> int:
@@ -68,9 +70,9 @@ class BlockImage:
     def _awaited(self, number: int, future: Future[Data]) -> Data:
         try:
             try:
-                return future.result(self.limit)
+                return awaited(future, self.limit, self.check_stop)
             except BackupError:  # perhaps of another block, of those that were read together
-                return self._block(number).result(self.limit)
+                return awaited(self._block(number), self.limit, self.check_stop)
         except TimeoutError as error:
             hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
             raise BackupError(f"no answer from the output within {self.limit:.0f} s", hint) from error

@@ -41,7 +41,7 @@ class Blocks:
         return found is not None and found.done()
 
     def get(self, key: Key, load: Load) -> Future[Data]:
-        """Return a block, which `load` reads unless it is there."""
+        """Return a block, which `load` reads unless it is there. Raises BackupError if it is closed."""
         with self._lock:
             if found := self._cached.get(key):
                 self._cached.move_to_end(key)
@@ -61,7 +61,12 @@ class Blocks:
             pending = [one for one in self._cached.values() if not one.done()]
         wait(pending, END_LIMIT)
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise BackupError("the file system is being unmounted")
+
     def _started(self, keys: Sequence[Key], load: Load) -> Sequence[Future[Data]]:
+        self._require_open()
         futures: Sequence[Future[Data]] = [Future() for _ in keys]
         self._cached.update(zip(keys, futures))
         while len(self._cached) > CACHED_BLOCKS:
@@ -71,8 +76,7 @@ class Blocks:
 
     def _read(self, keys: Sequence[Key], futures: Sequence[Future[Data]], load: Load) -> None:
         try:
-            if self._closed:
-                raise BackupError("the file system is being unmounted")
+            self._require_open()
             blocks = load()
         except BaseException as error:  # also a bug: without an answer a reader would wait for ever
             with self._lock:  # the next reader tries again

@@ -48,9 +48,9 @@ class Mount:
                 serving.check()
 
     def _failed(self, file: File, offset: int, error: BackupError) -> None:
-        """Report a read that failed; the kernel tries some of them again."""
+        """Report a read that failed, but not for a stop; the kernel tries some of them again."""
         block = (file.name, offset // BLOCK)
-        if block not in self._reported:
+        if not self.stop.requested and block not in self._reported:
             self._reported.add(block)
             self.reporter.message(Level.ERROR, "", f"{file.name}: cannot read at offset {offset}: {error}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 from ..errors import ConfigError
@@ -45,20 +46,27 @@ def shown_point(
     with output.opened(point, check_stop) as opened, cached_blocks() as blocks:
         packed = opened.manifest()
         saved = with_current_ids(manifest.unpack(packed), point)
+        disk = partial(_disk, saved, opened, blocks, limit, check_stop)
         yield ShownPoint(
             saved,
-            {one.target: _disk(saved, one, opened, blocks, limit) for one in saved.images},
+            {one.target: disk(one) for one in saved.images},
             [File(name, Text(text), len(text)) for name, text in manifest.texts(packed).items()],
             opened.check,
         )
 
 
-def _disk(saved: SavedDomain, image: SavedImage, opened: OpenedPoint, blocks: Blocks, limit: float) -> File:
+def _disk(
+    saved: SavedDomain,
+    opened: OpenedPoint,
+    blocks: Blocks,
+    limit: float,
+    check_stop: Callable[[], None],
+    image: SavedImage,
+) -> File:
     name = f"{image.target.replace('/', '_')}.raw"
     if not image.size:  # it is in the manifest only
         return File(name, Text(b""), 0)
     checksums = saved.checksums.get(image.target)
     data = DataMap(None if checksums is None else Checksums(bytearray(checksums)))
-    return File(
-        name, BlockImage(image, opened.image(image), data, blocks, limit), min(image.data_bytes, image.size)
-    )
+    content = BlockImage(image, opened.image(image), data, blocks, limit, check_stop)
+    return File(name, content, min(image.data_bytes, image.size))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, Interrupted
 from backup.mount import blocks as block_cache
 from backup.mount.block_image import AHEAD, BLOCK, GROUP, BlockImage
 from backup.mount.blocks import Blocks, cached_blocks
 from backup.mount.data_map import DataMap
 from backup.restore_point.checksums import Checksums, packed
 from backup.stored import SavedImage
+from backup.system.stop_request import StopRequest
 
 from ..raising import raises
 from ..samples import LAYOUT, MIB
@@ -162,6 +163,16 @@ def test_a_reader_does_not_wait_for_ever(stored: Stored, blocks: Blocks) -> None
     stored.go_on.clear()
     with raises("no answer from the output within 0 s"):
         image(stored, blocks, limit=0.2).read(0, 10)
+    stored.go_on.set()
+
+
+def test_a_stop_ends_a_read_that_waits(stored: Stored, blocks: Blocks) -> None:
+    stored.go_on.clear()
+    stop = StopRequest()
+    one = replace(image(stored, blocks, limit=60), check_stop=stop.check)
+    threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
+    with raises("interrupted", Interrupted):
+        one.read(0, 10)
     stored.go_on.set()
 
 

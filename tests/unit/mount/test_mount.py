@@ -8,10 +8,13 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from outputs.restic_repository.child import INTERRUPT_LIMIT
 
 from ..memory_snapshot import MemorySnapshot
 from ..program_node import MAIN, PYTHON, Node
@@ -102,6 +105,28 @@ def test_a_signal_ends_it_even_while_a_file_is_open(
         with pytest.raises(OSError, match="Transport endpoint is not connected"):
             os.close(file)
     assert node.repository.locks() == node.repository.records() == []
+
+
+def test_a_signal_ends_it_while_a_reader_waits_for_a_repository_that_hangs(
+    node: Node, directory: Path
+) -> None:
+    with mounted(node, directory) as running:
+        restic = running.restic
+        os.kill(restic, signal.SIGSTOP)
+        with subprocess.Popen(
+            ["cat", directory / "vda.raw"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as reader:
+            time.sleep(0.5)
+            assert reader.poll() is None
+            began = time.monotonic()
+            assert running.end(signal.SIGTERM) == 143
+            assert time.monotonic() - began < INTERRUPT_LIMIT + 20, "then a restic that is stopped is killed"
+            assert reader.wait(START)
+        assert running.errors == "error: interrupted\n"
+        assert not Path(f"/proc/{restic}").exists()
+    for path in (node.repository.path / "locks").iterdir():
+        path.unlink()
+    shutil.rmtree(node.runtime_dir / "restic")
 
 
 def test_unmounting_it_is_a_success(node: Node, directory: Path) -> None:
