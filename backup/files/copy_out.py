@@ -18,8 +18,8 @@ from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..text import size_text
-from .debugfs import DebugfsEnded
-from .ext import Entry, ExtFiles
+from .entries import Entry, GuestFiles
+from .session import SessionEnded
 
 DEPTH = 200  # directories within each other: each costs an open file
 PERMISSIONS = 0o777  # the bits of a mode that are copied
@@ -45,12 +45,12 @@ class Copied:
 class CopyOut:
     """Copies from a file system. `domain` is for messages."""
 
-    files: ExtFiles
+    files: GuestFiles
     domain: str
     reporter: Reporter
     check_stop: Callable[[], None]
     copied: Copied = field(default_factory=Copied)
-    _directories: set[int] = field(default_factory=set)
+    _directories: set[tuple[int, int]] = field(default_factory=set)
 
     def copy(self, entry: Entry, directory: str) -> Copied:
         """Copy a file or directory into an existing directory; the root's entries if it is the root.
@@ -98,10 +98,10 @@ class CopyOut:
             os.close(made)
 
     def _fill(self, entry: Entry, made: int, path: bytes, depth: int) -> None:
-        if entry.inode in self._directories:
+        if entry.identity in self._directories:
             raise BackupError("this directory is in several others, or in itself")
-        self._directories.add(entry.inode)
-        for child in self.files.entries(entry.inode):
+        self._directories.add(entry.identity)
+        for child in self.files.entries(entry):
             self._one(child, made, path + child.name, depth)
 
     def _file(self, entry: Entry, parent: int) -> None:
@@ -143,7 +143,7 @@ class CopyOut:
     def _failures_reported(self, path: bytes) -> Iterator[None]:
         try:
             yield
-        except (NoRoom, DebugfsEnded):
+        except (NoRoom, SessionEnded):
             raise
         except BackupError as error:
             self.check_stop()  # before an error that the stop has caused

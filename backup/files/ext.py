@@ -8,11 +8,15 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional
 
 from ..errors import BackupError
-from .debugfs import UNSOUND, Debugfs
+from .debugfs import Debugfs, debugfs
+from .entries import Entry, NotFound, shown
+from .session import UNSOUND
+from .volumes import Volume
 
 ROOT = 2  # its inode number
 ENCRYPTED = 0x800  # flag of an inode
@@ -23,43 +27,14 @@ ENTRY = re.compile(rb"/(\d+)/([0-7]{6})/(\d+)/(\d+)/([^/]*)/(\d*)/\n")
 DUMP = re.compile(rb"^([0-7]{4})((?:  ?[0-9a-f]{4})+)|^(\*)$", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file, directory or link. `mode` is as in stat(2), `size` in bytes."""
-
-    inode: int
-    mode: int
-    owner: int
-    group: int
-    name: bytes
-    size: int
-
-    @property
-    def is_directory(self) -> bool:
-        return stat.S_ISDIR(self.mode)
-
-    @property
-    def is_link(self) -> bool:
-        return stat.S_ISLNK(self.mode)
-
-    @property
-    def is_file(self) -> bool:
-        return stat.S_ISREG(self.mode)
-
-
-class NotFound(BackupError):
-    """The path does not exist in this file system."""
-
-
 class ExtFiles:
-    """The files of a file system."""
+    """The files of a file system. Satisfies entries.GuestFiles."""
 
     def __init__(self, debugfs: Debugfs) -> None:
         self._debugfs = debugfs
 
-    def entries(self, directory: int) -> Sequence[Entry]:
-        """Return what a directory has, sorted by name. Raises BackupError."""
-        listed = self._debugfs.ask(f"ls -p <{directory}>")
+    def entries(self, directory: Entry) -> Sequence[Entry]:
+        listed = self._debugfs.ask(f"ls -p <{directory.inode}>")
         found, end = [], 0
         while one := ENTRY.match(listed, end):
             inode, mode, owner, group, name, size = one.groups()
@@ -67,24 +42,19 @@ class ExtFiles:
             if name not in (b"", b".", b"..") and int(inode):
                 found.append(Entry(int(inode), int(mode, 8), int(owner), int(group), name, int(size or 0)))
         if listed[end:].strip():
-            raise BackupError(f"a directory (inode {directory}) has a name with a slash in it", UNSOUND)
+            raise BackupError("a directory has a name with a slash in it", UNSOUND)
         return sorted(found, key=lambda entry: entry.name)
 
     def content(self, file: Entry) -> Iterator[bytes]:
-        """Yield a file's bytes. Raises BackupError."""
         return self._debugfs.stream(f"cat <{file.inode}>")
 
     def link_target(self, link: Entry) -> bytes:
-        """Return what a symbolic link has as its target. Raises BackupError."""
         if link.size >= INLINE:
             return self._debugfs.ask(f"cat <{link.inode}>")[: link.size]
         return _bytes(self._debugfs.ask(f"inode_dump -b <{link.inode}>"))[: link.size]
 
     def changed(self, entry: Entry) -> int:
-        """Return the time of the last change of its content, in seconds since 1970.
-
-        Raises BackupError, also if the guest has encrypted it.
-        """
+        """Return the time from the inode. Raises BackupError, also if the guest has encrypted the file."""
         dumped = _bytes(self._debugfs.ask(f"inode_dump <{entry.inode}>"))
         if int.from_bytes(dumped[32:36], "little") & ENCRYPTED:
             raise BackupError("the guest has encrypted it", "only the guest can read it: restore the disk")
@@ -93,7 +63,6 @@ class ExtFiles:
         return seconds + (epoch << 32)
 
     def find(self, path: bytes) -> Entry:
-        """Return what a path leads to, over links as in the guest. Raises NotFound, BackupError."""
         above: list[Entry] = []
         here = Entry(ROOT, stat.S_IFDIR, 0, 0, b"/", 0)
         left, links = path.split(b"/")[::-1], 0
@@ -106,14 +75,14 @@ class ExtFiles:
                 continue
             found = self._child(here, name)
             if found is None:
-                raise NotFound(f"{_shown(path)} does not exist", "list the directory above it")
+                raise NotFound(f"{shown(path)} does not exist", "list the directory above it")
             if not found.is_link:
                 above.append(here)
                 here = found
                 continue
             links += 1
             if links > MOST_LINKS:
-                raise NotFound(f"{_shown(path)} leads over too many links", "name what it links to")
+                raise NotFound(f"{shown(path)} leads over too many links", "name what it links to")
             target = self.link_target(found)
             if target.startswith(b"/"):
                 above, here = [], above[0] if above else here
@@ -123,7 +92,7 @@ class ExtFiles:
     def _child(self, directory: Entry, name: bytes) -> Optional[Entry]:
         if not directory.is_directory:
             return None
-        return next((entry for entry in self.entries(directory.inode) if entry.name == name), None)
+        return next((entry for entry in self.entries(directory) if entry.name == name), None)
 
 
 def _bytes(dump: bytes) -> bytes:
@@ -140,5 +109,19 @@ def _bytes(dump: bytes) -> bytes:
     return bytes(data)
 
 
-def _shown(path: bytes) -> str:
-    return path.decode(errors="backslashreplace")
+@dataclass(frozen=True)
+class ExtSystems:
+    """The ext file systems among volumes. Satisfies entries.Systems."""
+
+    volumes: Sequence[Volume]
+    check_stop: Callable[[], None]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [volume.name for volume in self.volumes]
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[ExtFiles]:
+        volume = self.volumes[self.names.index(name)]
+        with debugfs(str(volume.path), volume.offset, self.check_stop) as program:
+            yield ExtFiles(program)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
@@ -25,8 +26,9 @@ from ..settings import Settings
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
 from .copy_out import Copied, CopyOut
-from .debugfs import debugfs
-from .ext import Entry, ExtFiles, NotFound
+from .entries import Entry, NotFound, Systems
+from .ext import ExtSystems
+from .guestfish import other_systems
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
@@ -34,7 +36,7 @@ MOUNTPOINT = "files"  # in RUNTIME_DIR
 
 @dataclass(frozen=True)
 class FilesOrder:
-    """What to list or copy; "" for what was not given. `disk` is a disk or a partition: vda, vda1."""
+    """What to list or copy, "" for what was not given. `disk`: vda, vda1, or GROUP/VOLUME of LVM."""
 
     domain: str
     at: str = "latest"
@@ -54,9 +56,10 @@ class FilesOrder:
 
 @dataclass(frozen=True)
 class Result:
-    """The file systems; with a path a directory's `entries`, or what was copied."""
+    """The file systems; or with a path a directory's entries or what was copied, of the one of this name."""
 
-    volumes: Sequence[Volume]
+    volumes: Sequence[Volume] = ()
+    name: str = ""
     entries: Optional[Sequence[Entry]] = None
     copied: Optional[Copied] = None
 
@@ -86,7 +89,7 @@ class Files:
                     volume
                     for target, disk in disks.items()
                     for volume in volumes(target, Path(directory, disk.name), self.stop.check)
-                    if self.order.disk in ("", target, volume.name)
+                    if self.order.disk in ("", target, volume.name) or "/" in self.order.disk
                 ]
                 if not found:
                     raise _wrong(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
@@ -94,7 +97,7 @@ class Files:
 
     def _selected_disks(self, point: ShownPoint) -> dict[str, File]:
         disks = {target: one for target, one in point.disks.items() if self.order.disk.startswith(target)}
-        if self.order.disk and not disks:
+        if self.order.disk and not disks and "/" not in self.order.disk:
             message = f"the restore point has no disk {self.order.disk}, only {', '.join(point.disks)}"
             raise _wrong(message, "name one of them, or a partition, such as vda1")
         return disks or dict(point.disks)
@@ -118,46 +121,73 @@ class Files:
 
     def _read(self, found: Sequence[Volume], domain: str) -> Result:
         """List or copy what the path leads to, in the only file system that has it."""
-        readable = [volume for volume in found if volume.is_ext]
-        if not readable:
-            kinds = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
-            hint = f"`{PROGRAM} mount` shows the disks as files, which guestfish reads"
-            raise BackupError(f"there is no ext2, ext3 or ext4 file system on {kinds}", hint)
-        having = [volume for volume in readable if len(readable) == 1 or self._has_path(volume)]
-        names = ", ".join(volume.name for volume in having or readable)
-        if len(having) > 1:
-            raise _wrong(f"{self.order.path} is in several file systems: {names}", "name one with --disk")
-        if not having:
-            raise BackupError(f"{self.order.path} does not exist on {names}", "list the directory above it")
-        return self._read_volume(having[0], domain)
-
-    def _has_path(self, volume: Volume) -> bool:
-        with self._opened(volume) as files:
-            try:
-                files.find(os.fsencode(self.order.path))
-            except NotFound:
-                return False
-        return True
-
-    def _read_volume(self, volume: Volume, domain: str) -> Result:
-        if volume.needs_recovery:
-            text = f"{volume.name} was saved in use, its journal is not replayed: newest files may be damaged"
+        readable = [volume for volume in found if volume.is_ext and "/" not in self.order.disk]
+        result = self._read_one(ExtSystems(readable, self.stop.check), domain)
+        if result and next(one for one in readable if one.name == result.name).needs_recovery:
+            text = f"{result.name} was saved in use, its journal is not replayed: new files may be damaged"
             self.reporter.message(Level.WARNING, domain, text)
-        with self._opened(volume) as files:
+        if not result and any(volume.needs_libguestfs for volume in found):
+            result = self._read_with_libguestfs(found, domain)
+        if not result:
+            names = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
+            raise BackupError(f"{self.order.path} does not exist on {names}", "list the directory above it")
+        return result
+
+    def _read_with_libguestfs(self, found: Sequence[Volume], domain: str) -> Optional[Result]:
+        """Do the same in all other file systems, those in LVM among them."""
+        if not shutil.which("guestfish"):
+            names = ", ".join(f"{one.name} ({one.kind})" for one in found if one.needs_libguestfs)
+            message = f"only libguestfs can read {names}"
+            raise BackupError(message, "apt-get install guestfish; or `mount` shows the disks as files")
+        text = "searching with libguestfs, which starts a virtual machine for that"
+        self.reporter.message(Level.INFO, domain, text)
+        disks = {volume.disk: volume.path for volume in found}
+        searched = {volume.name for volume in found if volume.is_ext}
+        with other_systems(disks, self.stop.check) as systems:
+            devices = {
+                name: device
+                for name, device in systems.devices.items()
+                if self.order.disk in ("", name, *disks) or ("/" in name and "/" not in self.order.disk)
+                if name not in searched
+            }
+            return self._read_one(replace(systems, devices=devices), domain)
+
+    def _read_one(self, systems: Systems, domain: str) -> Optional[Result]:
+        """List or copy what the path leads to; None if none of these file systems has it."""
+        having, errors = self._having_path(systems)
+        for name, error in errors.items():
+            if not having:
+                raise error
+            self.reporter.message(Level.WARNING, domain, f"{name} was not searched: {error}")
+        if len(having) > 1:
+            message = f"{self.order.path} is in several file systems: {', '.join(having)}"
+            raise _wrong(message, "name one with --disk")
+        if not having:
+            return None
+        with systems.opened(having[0]) as files:
             entry = files.find(os.fsencode(self.order.path))
             if not self.order.to:
-                entries = files.entries(entry.inode) if entry.is_directory else [entry]
-                return Result([volume], entries)
+                return Result(name=having[0], entries=files.entries(entry) if entry.is_directory else [entry])
             place = os.path.join(os.fsencode(self.order.to), entry.name.strip(b"/"))
             if entry.name != b"/" and os.path.lexists(place):
                 raise BackupError(f"{os.fsdecode(place)} exists", "name an empty directory")
             copy = CopyOut(files, domain, self.reporter, self.stop.check)
-            return Result([volume], copied=copy.copy(entry, self.order.to))
+            return Result(name=having[0], copied=copy.copy(entry, self.order.to))
 
-    @contextmanager
-    def _opened(self, volume: Volume) -> Iterator[ExtFiles]:
-        with debugfs(str(volume.path), volume.offset, self.stop.check) as program:
-            yield ExtFiles(program)
+    def _having_path(self, systems: Systems) -> tuple[Sequence[str], Mapping[str, BackupError]]:
+        """Return the file systems that have the path, and the errors of those that cannot be read."""
+        having, errors = [], {}
+        for name in systems.names:
+            try:
+                with systems.opened(name) as files:
+                    files.find(os.fsencode(self.order.path))
+                    having.append(name)
+            except NotFound:
+                continue
+            except BackupError as error:
+                self.stop.check()  # before an error that the stop has caused
+                errors[name] = error
+        return having, errors
 
 
 def _wrong(message: str, hint: str) -> ConfigError:

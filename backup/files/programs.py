@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Callable, Union
 
 from ..errors import BackupError, reason
@@ -13,7 +14,12 @@ from ..system.started_program import NOTHING, Command, StartedProgram, ended_wit
 
 INHERITED = ("PATH",)
 STOP_POLL = 0.1  # seconds between two checks for a stop
-PACKAGES = {"debugfs": "e2fsprogs", "partx": "util-linux", "blkid": "util-linux"}
+PACKAGES = {
+    "debugfs": "e2fsprogs",
+    "partx": "util-linux",
+    "blkid": "util-linux",
+    "guestfish": "guestfish",
+}
 ADMIN_PATHS = ("/usr/sbin", "/sbin")  # not in every PATH
 
 
@@ -31,10 +37,14 @@ def output_of(arguments: Sequence[str], check_stop: Callable[[], None]) -> tuple
 
 
 def started(
-    arguments: Sequence[str], stdin: int, stdout: Union[int, IO[bytes]], stderr: IO[bytes]
+    arguments: Sequence[str],
+    stdin: int,
+    stdout: Union[int, IO[bytes]],
+    stderr: IO[bytes],
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> StartedProgram:
     """Start a program, which ends with the thread that has started it. Raises BackupError."""
-    environment = {**inherited(INHERITED), "LANG": "C.UTF-8"}
+    environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **variables}
     environment["PATH"] = ":".join([environment.get("PATH", os.defpath), *ADMIN_PATHS])
     try:
         return start_program(Command(arguments, environment), stdin, stdout, stderr, _in_child)

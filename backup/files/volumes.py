@@ -12,6 +12,7 @@ from .programs import output_of
 SECTOR = 512  # bytes; the unit of a partition table
 EXTENDED = ("0x5", "0xf", "0x85")  # types of a partition that holds other ones
 EXT = ("ext2", "ext3", "ext4")
+NO_FILES = ("", "swap", "crypto_LUKS")
 RECOVER = 4  # the feature that a journal has to be replayed (linux/fs/ext4/ext4.h, s_feature_incompat)
 
 
@@ -35,6 +36,11 @@ class Volume:
     @property
     def is_ext(self) -> bool:
         return self.kind in EXT
+
+    @property
+    def needs_libguestfs(self) -> bool:
+        """Whether there may be files, which debugfs cannot read."""
+        return not self.is_ext and self.kind not in NO_FILES
 
     @property
     def needs_recovery(self) -> bool:

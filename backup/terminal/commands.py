@@ -151,7 +151,7 @@ def _files(add: AddCommand) -> None:
         "--disk",
         metavar="TARGET",
         default="",
-        help="search this disk or partition only, such as vda or vda1; default: all",
+        help="search this disk, partition or volume of LVM only: vda, vda1, GROUP/VOLUME; default: all",
     )
     command.add_argument("--to", metavar="DIR", default="", help="copy PATH into this directory")
     add_json(command)

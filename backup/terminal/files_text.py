@@ -12,7 +12,7 @@ from .tables import json_text, table
 
 if TYPE_CHECKING:  # they need modules that only distributions package
     from ..files.copy_out import Copied
-    from ..files.ext import Entry
+    from ..files.entries import Entry
     from ..files.files import Result
     from ..files.volumes import Volume
 
@@ -22,7 +22,7 @@ KINDS = {"-": "file", "d": "directory", "l": "link"}
 def result_text(result: Result, to: str, as_json: bool) -> str:
     """Give a table, a line if it was copied into a directory, or JSON."""
     if result.copied:
-        return _copied(result.copied, result.volumes[0], to, as_json)
+        return _copied(result.copied, result.name, to, as_json)
     if result.entries is not None:
         return json_text([_entry(one) for one in result.entries]) if as_json else _entries(result.entries)
     return json_text([_volume(one) for one in result.volumes]) if as_json else _volumes(result.volumes)
@@ -36,11 +36,17 @@ def _volumes(volumes: Sequence[Volume]) -> str:
             one.kind or "unknown",
             size_text(one.length),
             one.label,
-            "" if one.is_ext else "not readable here: see `mount`",
+            _note(one),
         )
         for one in volumes
     ]
     return table(head, rows)
+
+
+def _note(one: Volume) -> str:
+    if one.needs_libguestfs:
+        return "read with libguestfs"
+    return "" if one.is_ext else "no files, or encrypted"
 
 
 def _volume(one: Volume) -> dict[str, object]:
@@ -76,11 +82,11 @@ def _entry(one: Entry) -> dict[str, object]:
     }
 
 
-def _copied(copied: Copied, volume: Volume, to: str, as_json: bool) -> str:
+def _copied(copied: Copied, name: str, to: str, as_json: bool) -> str:
     if as_json:
         numbers = {one: getattr(copied, one) for one in ("files", "directories", "links", "bytes", "failed")}
         return json_text({**numbers, "left_out": dict(copied.left_out)})
     counts = ((copied.files, "files"), (copied.directories, "directories"), (copied.links, "links"))
-    what = ", ".join(f"{name}: {number}" for number, name in counts if number) or "nothing"
+    shown = ", ".join(f"{what}: {number}" for number, what in counts if number) or "nothing"
     failed = f"; failed: {copied.failed}" if copied.failed else ""
-    return f"copied from {volume.name} to {one_line(to)}: {what}, {size_text(copied.bytes)}{failed}\n"
+    return f"copied from {one_line(name)} to {one_line(to)}: {shown}, {size_text(copied.bytes)}{failed}\n"

@@ -14,8 +14,10 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.files.copy_out import LEADS_OUT, SPECIAL, Copied, CopyOut, _stays_inside
-from backup.files.debugfs import DebugfsEnded, debugfs
-from backup.files.ext import Entry, ExtFiles, NotFound
+from backup.files.debugfs import debugfs
+from backup.files.entries import Entry, NotFound
+from backup.files.ext import ExtFiles
+from backup.files.session import SessionEnded
 from backup.model import Level
 from backup.system.stop_request import StopRequest
 
@@ -75,7 +77,7 @@ def test_names_of_all_kinds_are_listed_and_copied(content: Path, tmp_path: Path)
         (content / "sub" / name).write_text(name)
     image = ext4(tmp_path / "image", content)
     with opened(image) as files:
-        listed = files.entries(files.find(b"/sub").inode)
+        listed = files.entries(files.find(b"/sub"))
         assert [entry.name for entry in listed] == sorted(map(os.fsencode, NAMES))
         for name in NAMES:
             found = files.find(b"sub/" + os.fsencode(name))
@@ -273,7 +275,7 @@ def test_a_debugfs_that_crashes_ends_it_with_one_error(content: Path, tmp_path: 
         root = files.find(b"/")
         (pid,) = children()
         os.kill(pid, signal.SIGKILL)
-        with raises("debugfs has ended", DebugfsEnded):
+        with raises("debugfs has ended", SessionEnded):
             CopyOut(files, "web", recorder, lambda: None).copy(root, str(tmp_path / "to"))
     assert recorder.messages == []
 

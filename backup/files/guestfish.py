@@ -1,0 +1,183 @@
+"""Talks to guestfish (libguestfs), which reads what Linux can read, in a virtual machine of its own."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from ..errors import BackupError
+from ..system.process_group import Group, kill
+from ..system.started_program import inherited
+from .entries import Entry, NotFound, shown
+from .session import UNSOUND, Session, session
+
+# What its appliance is made with and run by; guestfs(3), "ENVIRONMENT VARIABLES".
+INHERITED = (
+    "LIBGUESTFS_BACKEND_SETTINGS",
+    "LIBGUESTFS_CACHEDIR",
+    "LIBGUESTFS_MEMSIZE",
+    "LIBGUESTFS_TMPDIR",
+    "SUPERMIN_KERNEL",
+    "SUPERMIN_MODULES",
+    "TMPDIR",
+)
+PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
+NO_FILES = ("swap", "unknown", "crypto_LUKS")  # of `list-filesystems`
+BATCH = 50  # questions at a time: they, and their answers, fit into a pipe
+BATCH_BYTES = 1 << 15
+FIELD = re.compile(rb"^st_(\w+): (-?\d+)$", re.MULTILINE)
+MISSING = re.compile("no such file or directory|not a directory|too many levels", re.IGNORECASE)
+
+
+class Guestfish(Session):
+    """A running guestfish."""
+
+    def interrupt(self) -> None:
+        """Kill its virtual machine: it then fails, and removes its temporary files."""
+        for process in Group.led_by(self.pid).members():
+            with suppress(OSError):  # it has just ended
+                if Path(f"/proc/{process.pid}/comm").read_text().startswith("qemu"):
+                    kill(process)
+
+    def ask(self, *commands: str) -> bytes:
+        """Return the output of commands. Raises BackupError if one has printed an error."""
+        return b"".join(self.stream(*commands))
+
+    def stream(self, *commands: str) -> Iterator[bytes]:
+        """Yield the output of commands. Raises BackupError if one has printed an error."""
+        token = secrets.token_hex(16)
+        # with a minus it goes on after an error
+        lines = "".join(f"-{command}\n" for command in commands)
+        return self.between(f"{lines}echo {token}\n", "", f"{token}\n")
+
+
+@dataclass(frozen=True)
+class GuestEntry(Entry):
+    """An entry with its place; `seconds` is the time of the last change of its content, since 1970."""
+
+    path: bytes
+    device: int
+    seconds: int
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.device, self.inode  # each subvolume of btrfs counts its inodes anew
+
+
+class GuestfishFiles:
+    """The files of the file system that guestfish has mounted. Satisfies entries.GuestFiles."""
+
+    def __init__(self, guestfish: Guestfish) -> None:
+        self._guestfish = guestfish
+
+    def find(self, path: bytes) -> Entry:
+        try:
+            real = self._guestfish.ask(f"realpath {quoted(b'/' + path)}")[:-1]
+            (entry,) = self._entries(real.rpartition(b"/")[0] + b"/", [real.rpartition(b"/")[2]])
+        except BackupError as error:
+            if MISSING.search(error.message):
+                raise NotFound(f"{shown(path)} does not exist", "list the directory above it") from error
+            raise
+        return entry
+
+    def entries(self, directory: Entry) -> Sequence[Entry]:
+        place = _path(directory).rstrip(b"/") + b"/"
+        names = self._guestfish.ask(f"ls0 {quoted(place)} -").split(b"\0")
+        return self._entries(place, sorted(name for name in names if name not in (b"", b".", b"..")))
+
+    def content(self, file: Entry) -> Iterator[bytes]:
+        return self._guestfish.stream(f"download {quoted(_path(file))} -")
+
+    def link_target(self, link: Entry) -> bytes:
+        return self._guestfish.ask(f"readlink {quoted(_path(link))}")[:-1]
+
+    def changed(self, entry: Entry) -> int:
+        assert isinstance(entry, GuestEntry)
+        return entry.seconds
+
+    def _entries(self, place: bytes, names: Sequence[bytes]) -> Sequence[Entry]:
+        """Describe these entries of a directory. Raises BackupError."""
+        if any(b"/" in name for name in names):
+            raise BackupError("a directory has a name with a slash in it", UNSOUND)
+        found: list[Entry] = []
+        while len(found) < len(names):
+            batch: list[str] = []
+            for name in names[len(found) : len(found) + BATCH]:
+                batch.append(f"lstatns {quoted(place + name)}")
+                if sum(map(len, batch)) > BATCH_BYTES:
+                    break
+            answers = re.split(rb"(?m)^(?=st_dev: )", self._guestfish.ask(*batch))[1:]
+            if len(answers) != len(batch):
+                raise BackupError(f"guestfish described {len(answers)} of {len(batch)} entries", UNSOUND)
+            for answer in answers:
+                found.append(_entry(place, names[len(found)], dict(FIELD.findall(answer))))
+        return found
+
+
+def quoted(path: bytes) -> str:
+    """Return a path as an argument: guestfish(1), "QUOTING"."""
+    return '"' + "".join(chr(byte) if byte in PLAIN else f"\\x{byte:02x}" for byte in path) + '"'
+
+
+def _entry(place: bytes, name: bytes, fields: dict[bytes, bytes]) -> GuestEntry:
+    mode = int(fields[b"mode"])
+    return GuestEntry(
+        inode=int(fields[b"ino"]),
+        mode=mode,
+        owner=int(fields[b"uid"]),
+        group=int(fields[b"gid"]),
+        name=name or b"/",
+        size=0 if stat.S_ISDIR(mode) else int(fields[b"size"]),
+        path=place + name,
+        device=int(fields[b"dev"]),
+        seconds=int(fields[b"mtime_sec"]),
+    )
+
+
+def _path(entry: Entry) -> bytes:
+    assert isinstance(entry, GuestEntry)
+    return entry.path
+
+
+@dataclass(frozen=True)
+class OtherSystems:
+    """The file systems that guestfish finds, by their names, with its devices. Satisfies entries.Systems."""
+
+    guestfish: Guestfish
+    devices: Mapping[str, str]
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [*self.devices]
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[GuestfishFiles]:
+        self.guestfish.ask("umount-all", f"mount-ro {quoted(self.devices[name].encode())} /")
+        yield GuestfishFiles(self.guestfish)
+
+
+@contextmanager
+def other_systems(disks: Mapping[str, Path], check_stop: Callable[[], None]) -> Iterator[OtherSystems]:
+    """Start a virtual machine with these disks during the block. Raises BackupError."""
+    environment = {"LIBGUESTFS_BACKEND": "direct", **inherited(INHERITED)}
+    command = ("guestfish", "--ro", "--format=raw", *(f"--add={path}" for path in disks.values()))
+    with session(Guestfish, command, check_stop, environment) as running:
+        listed = running.ask("run", "list-filesystems").decode(errors="replace")
+        found = (line.rpartition(": ") for line in listed.splitlines())
+        devices = {_name(device, [*disks]): device for device, _, kind in found if kind not in NO_FILES}
+        yield OtherSystems(running, devices)
+
+
+def _name(device: str, targets: Sequence[str]) -> str:
+    """Return a name with the guest's disk instead of the virtual machine's: /dev/sdb1, or VG/LV."""
+    path = device.partition(":")[2] or device  # of btrfs: the subvolume's
+    drive = re.match(r"/dev/sd([a-z])(?![a-z])", path)
+    if drive and (number := ord(drive[1]) - ord("a")) < len(targets):
+        return targets[number] + path[drive.end() :]
+    return path.removeprefix("/dev/")

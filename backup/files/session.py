@@ -1,0 +1,113 @@
+"""A program that executes commands from its standard input, one after the other, until it is closed."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from types import MappingProxyType
+from typing import IO, Callable, TypeVar
+
+from ..errors import BackupError
+from ..system.started_program import PIPE, StartedProgram, ended_within
+from .programs import outlet, printed, started
+
+READ = 1 << 16  # bytes at a time
+STOP_POLL = 0.2  # seconds between two checks for a stop
+END_LIMIT = 5.0  # seconds that a program may take to end when its input ends
+UNSOUND = "the guest's file system may be damaged; another restore point may be sound"
+
+
+class SessionEnded(BackupError):
+    """The program has ended by itself: a file system that it cannot open, or one that crashes it."""
+
+
+class Session:
+    """The running program. `name` is for messages."""
+
+    def __init__(
+        self, name: str, program: StartedProgram, errors: IO[bytes], check_stop: Callable[[], None]
+    ) -> None:
+        assert program.stdin
+        assert program.stdout
+        self.pid = program.pid
+        self._name = name
+        self._commands = program.stdin
+        self._output = program.stdout
+        self._errors = errors
+        self._read_errors = 0
+        self._check_stop = check_stop
+        self._readable = select.poll()
+        self._readable.register(self._output, select.POLLIN)
+
+    def between(self, commands: str, begin: str, end: str) -> Iterator[bytes]:
+        """Give it commands, and yield what it prints between two texts. Raises BackupError if it fails.
+
+        The last text must be one that no guest can guess.
+        """
+        with suppress(BrokenPipeError):  # it has ended: its output does so too
+            self._commands.write(commands.encode())
+        rest, last = b"", end.encode()
+        while len(rest) < len(begin):
+            rest += self._read()
+        rest = rest[len(begin) :]
+        while last not in rest:
+            done = max(len(rest) - len(last), 0)
+            yield rest[:done]
+            rest = rest[done:] + self._read()
+        yield rest[: -len(last)]
+        if error := self._new_errors():
+            raise BackupError(f"{self._name} failed{error}", UNSOUND)
+
+    def interrupt(self) -> None:
+        """Make it end, which it does not do when its input ends."""
+
+    def is_error(self, _line: str) -> bool:
+        """Return whether a line among its errors is one."""
+        return True
+
+    def _read(self) -> bytes:
+        while not self._readable.poll(STOP_POLL * 1000):
+            self._check_stop()
+        self._check_stop()
+        data = os.read(self._output.fileno(), READ)
+        if not data:
+            raise SessionEnded(f"{self._name} has ended{self._new_errors()}", UNSOUND)
+        return data
+
+    def _new_errors(self) -> str:
+        new = printed(self._errors, self._read_errors)
+        self._read_errors += len(new)
+        lines = [line.strip() for line in new.decode(errors="replace").splitlines() if line.strip()]
+        found = list(filter(self.is_error, lines))
+        return f": {'; '.join(found[:3])}" if found else ""
+
+
+Kind = TypeVar("Kind", bound=Session)
+
+
+@contextmanager
+def session(
+    kind: type[Kind],
+    command: Sequence[str],
+    check_stop: Callable[[], None],
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Kind]:
+    """Run a program during the block. Raises BackupError."""
+    with outlet("stderr") as errors:
+        program = started(command, PIPE, PIPE, errors, environment)
+        assert program.stdin
+        assert program.stdout
+        running = kind(command[0], program, errors, check_stop)
+        try:
+            yield running
+        finally:
+            program.stdin.close()
+            if not ended_within(program, END_LIMIT):
+                running.interrupt()
+            if not ended_within(program, END_LIMIT):
+                os.killpg(program.pid, signal.SIGKILL)
+                ended_within(program, END_LIMIT)  # while it waits for a read, it cannot end
+            program.stdout.close()

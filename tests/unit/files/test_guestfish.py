@@ -1,0 +1,196 @@
+"""backup/files/guestfish.py: file systems that debugfs cannot read; with the real one where it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from backup.errors import BackupError
+from backup.files.copy_out import LEADS_OUT, CopyOut
+from backup.files.entries import NotFound
+from backup.files.guestfish import BATCH, other_systems, quoted
+
+from ..memory_snapshot import MemorySnapshot
+from ..mount.mounted_node import save
+from ..program_node import MAIN, PYTHON, Done, Node
+from ..raising import raises
+from ..recorder import Recorder
+from ..samples import MIB
+from .guest_images import ext4, snapshot
+from .test_ext import NAMES, NOISE
+
+KERNEL = os.environ.get("SUPERMIN_KERNEL") or [*Path("/boot").glob("vmlinuz*")]
+NEEDED = ("restic", "fusermount3", "fusermount", "partx", "blkid", "debugfs")
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A directory for PATH: with all that is needed, but no guestfish."""
+    directory = tmp_path / "programs"
+    directory.mkdir()
+    for name in NEEDED:
+        (directory / name).symlink_to(shutil.which(name) or f"/usr/sbin/{name}")
+    return directory
+
+
+@pytest.fixture
+def systems(programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory whose directories the guestfish in PATH reads as file systems."""
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    fake = programs / "guestfish"
+    directory = programs.parent / "systems"
+    directory.mkdir()
+    shutil.copy(Path(__file__).with_name("fake_guestfish.py"), directory / "guestfish")
+    fake.write_text(f'#!/bin/sh\nexec {PYTHON} {directory}/guestfish "$@"\n')
+    fake.chmod(0o700)
+    return directory
+
+
+DISKS: Mapping[str, Path] = {"vda": Path("/a"), "vdb": Path("/b")}
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_entries_content_links_and_times_are_those_of_the_guest(systems: Path) -> None:
+    (systems / "sdb2/sub").mkdir(parents=True)
+    for name in NAMES:
+        (systems / "sdb2/sub" / name).write_text(name)
+    (systems / "sdb2/noise").write_bytes(NOISE)
+    os.utime(systems / "sdb2/noise", (0, 1_500_000_000))
+    (systems / "sdb2/link").symlink_to("sub/größe")
+    with other_systems(DISKS, lambda: None) as others:
+        assert others.names == ["vdb2"]
+        with others.opened("vdb2") as files:
+            sub = files.find(b"/sub")
+            assert [entry.name for entry in files.entries(sub)] == sorted(map(os.fsencode, NAMES))
+            for entry in files.entries(sub):
+                assert b"".join(files.content(entry)) == entry.name
+            noise = files.find(b"noise")
+            assert b"".join(files.content(noise)) == NOISE
+            assert (noise.size, files.changed(noise)) == (len(NOISE), 1_500_000_000)
+            link = next(entry for entry in files.entries(files.find(b"/")) if entry.name == b"link")
+            assert files.link_target(link) == "sub/größe".encode()
+            assert files.find(b"/link").name == "größe".encode()
+            for missing in (b"/no", b"/noise/no"):
+                with pytest.raises(NotFound):
+                    files.find(missing)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_many_entries_are_described_in_batches_and_copied(systems: Path, tmp_path: Path) -> None:
+    (systems / "vg+root/many").mkdir(parents=True)
+    for number in range(3 * BATCH + 7):
+        (systems / "vg+root/many" / ("ä" * 100 + str(number))).write_text(str(number))
+    (systems / "vg+root/many/out").symlink_to("/etc/passwd")
+    (tmp_path / "to").mkdir()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vg/root") as files:
+        copy = CopyOut(files, "web", Recorder(), lambda: None)
+        result = copy.copy(files.find(b"/many"), str(tmp_path / "to"))
+    assert (result.files, result.failed, dict(result.left_out)) == (3 * BATCH + 7, 0, {LEADS_OUT: 1})
+    assert (tmp_path / "to/many" / ("ä" * 100 + "17")).read_text() == "17"
+
+
+def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
+    (systems / "broken").mkdir()
+    with (
+        raises("guestfish failed: libguestfs: error: mount-ro: mount: wrong fs type"),
+        other_systems(DISKS, lambda: None) as others,
+        others.opened("broken"),
+    ):
+        pass
+
+
+def test_paths_are_quoted_byte_by_byte() -> None:
+    assert quoted(b"/a/b-c_d.e") == '"/a/b-c_d.e"'
+    assert quoted('/ä "\\\n'.encode()) == '"/\\xc3\\xa4\\x20\\x22\\x5c\\x0a"'
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """A node whose guest has a file system that debugfs cannot read, and one that it can."""
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/in-ext4").write_text("ext4")
+    node = Node(tmp_path)
+    other = MemorySnapshot(MIB, {32768: b"\1CD001\1" + bytes(2041)})  # blkid knows it by that
+    save(node, "restic", {"vda": other, "vdb": snapshot(ext4(tmp_path / "image", tmp_path / "content"))})
+    node.configure()
+    return node
+
+
+def start(node: Node, programs: Path, *arguments: str) -> Done:
+    return node.start(["files", "web", *arguments], ["env", f"PATH={programs}:/bin", PYTHON, str(MAIN)])
+
+
+def test_it_is_started_only_if_it_is_needed_and_the_package_is_named_where_it_is_missing(
+    node: Node, programs: Path
+) -> None:
+    (programs / "guestfish").write_text("#!/bin/sh\nexit 9\n")
+    done = start(node, programs, "/in-ext4")
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = start(node, programs).stdout.splitlines()
+    assert listed[1].split() == ["vda", "iso9660", "1.0", "MiB", "read", "with", "libguestfs"]
+    done = node.start(["files", "web", "/x"], ["env", f"PATH={programs}", PYTHON, str(MAIN)])
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: only libguestfs can read vda (iso9660)\n"
+        "hint: apt-get install guestfish; or `mount` shows the disks as files\n"
+    )
+
+
+def test_a_file_is_copied_out_of_it(node: Node, programs: Path, systems: Path, tmp_path: Path) -> None:
+    (systems / "sda").mkdir()
+    (systems / "sda/file").write_text("of iso9660")
+    (systems / "sda/file").chmod(0o4755)
+    (tmp_path / "to").mkdir()
+    done = start(node, programs, "/file", "--to", str(tmp_path / "to"))
+    assert done.returncode == 0
+    assert done.stdout == f"copied from vda to {tmp_path}/to: files: 1, 10 B\n"
+    assert stat.S_IMODE((tmp_path / "to/file").stat().st_mode) == 0o755
+    done = start(node, programs, "/none")
+    assert done.returncode == 1
+    assert "error: /none does not exist on vda (iso9660), vdb (ext4)" in done.stderr
+
+
+def test_a_file_system_that_cannot_be_read_does_not_hide_others(
+    node: Node, programs: Path, systems: Path
+) -> None:
+    (systems / "broken").mkdir()
+    (systems / "vg+lv").mkdir()
+    (systems / "vg+lv/file").write_text("of LVM")
+    done = start(node, programs, "/file")
+    assert done.returncode == 0
+    assert "warning: web: broken was not searched: guestfish failed" in done.stderr
+    done = start(node, programs, "/none")
+    assert done.returncode == 1
+    assert "error: guestfish failed: libguestfs: error: mount-ro" in done.stderr
+
+
+@pytest.mark.skipif(not (shutil.which("guestfish") and KERNEL), reason="needs libguestfs and a kernel")
+def test_the_real_one_reads_a_volume_of_lvm(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    commands = "pvcreate /dev/sda\nvgcreate vg /dev/sda\nlvcreate lv vg 80\nmkfs ext4 /dev/vg/lv\n"
+    commands += 'mount /dev/vg/lv /\nwrite "/gr\\xc3\\xb6\\xc3\\x9fe\\x0a" content\n'
+    disk.write_bytes(b"")
+    os.truncate(disk, 100 * MIB)
+    made = subprocess.run(
+        ["guestfish", "--rw", "--format=raw", f"--add={disk}"],
+        input=f"run\n{commands}",
+        text=True,
+        env={**os.environ, "LIBGUESTFS_BACKEND": "direct"},
+        check=False,
+        stderr=subprocess.PIPE,
+    )
+    assert made.returncode == 0, made.stderr
+    try:
+        with other_systems({"vda": disk}, lambda: None) as others:
+            assert others.names == ["vg/lv"]
+            with others.opened("vg/lv") as files:
+                found = files.find("/größe\n".encode())
+                assert b"".join(files.content(found)) == b"content"
+    except BackupError as error:
+        pytest.fail(str(error))
