@@ -75,7 +75,8 @@ FREEZE_TIMEOUT = 30
 
 # --- Load on the cluster ------------------------------------------------------------------------
 
-# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests.
+# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests. Limits
+# that an image or its pool has for guests (rbd_qos_*) do not hold for backups and restores.
 MAX_READ_RATE = 0
 
 # The OSDs to read from. "": the primary of each object, as guests do (or what Ceph's configuration file

@@ -15,6 +15,7 @@ from ..errors import BackupError
 from ..model import Extent, Image
 from ..stored import Layout, SnapshotId
 from .connection import Connection
+from .read_rate import ReadRate
 from .retry import STOP_POLL
 
 # Extents are listed for this many bytes of the image at a time, so that lists stay small for any size.
@@ -50,6 +51,7 @@ class ImageReader:
         self._listings = ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing")
         self._under_way: set[_Read] = set()
         self._closed = False
+        self._rate = ReadRate(cluster.read_rate)
 
     def __enter__(self) -> ImageReader:
         return self
@@ -116,7 +118,11 @@ class ImageReader:
             return all(map(cluster.has_valid_object_map, (before, self._opened, head)))
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start a read; the returned function waits for the bytes, exactly `length` of them."""
+        """Start a read; the returned function waits for the bytes, exactly `length` of them.
+
+        Waits first if there is a limit of the rate.
+        """
+        self._rate.wait(length, self.check)
         read = _Read(self, offset, length)
         return partial(self._cluster.retry.call, read.wait, self.check, read.arrived_at)
 

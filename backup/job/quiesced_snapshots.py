@@ -85,7 +85,9 @@ class QuiescedSnapshots:
         if not others:
             return False
         question = "is it shared, or does the domain run elsewhere?"
-        message = f"{_listed(others)} in use by other clients too: {question}"
+        addresses = ", ".join(dict.fromkeys(address for found in others.values() for address in found))
+        listed = _listed(list(others))
+        message = f"{listed} in use by other clients too: {question} (open at {addresses})"
         if self.order.min_age and not domain.state.active:
             raise Skipped(message)
         if settings.freeze == "required":

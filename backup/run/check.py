@@ -166,11 +166,16 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
-    found = _finding(subject, lambda: cluster.identified(image))
-    if found.problem is None and (bases := base_snapshots(cluster, image, domain)):
+    try:
+        cluster.identified(image)
+        notes = list(cluster.remarks(image))
+        bases = base_snapshots(cluster, image, domain)
+    except BackupError as error:
+        return Finding(subject, error)
+    if bases:
         text = f"has base snapshot {', '.join(bases)} for restic_incremental"
-        return Finding(f"{subject} {text} ({PROGRAM} cleanup --all removes it)")
-    return found
+        notes.append(f"{text} ({PROGRAM} cleanup --all removes it)")
+    return Finding(f"{subject} {'; '.join(notes)}".rstrip())
 
 
 def _finding(subject: str, call: Callable[[], object]) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -52,9 +52,12 @@ class PaperCluster(Cluster):
         self.snapshot_names(image)
         return replace(image, id=self.ids.get(str(image), f"id of {image}"))
 
-    def watchers(self, image: Image) -> int:
+    def watchers(self, image: Image) -> Sequence[str]:
         assert image.id, "asked by its name, which may be another image's by now"
-        return self.watching.get(str(image), 0)
+        return [f"192.0.2.{number}:0/1" for number in range(self.watching.get(str(image), 0))]
+
+    def remarks(self, image: Image) -> Sequence[str]:
+        return []
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
