@@ -16,9 +16,9 @@ import rbd
 
 from ..model import Image
 from ..stored import Layout, SnapshotId
-from .connection import Connection
 from .errors import ClusterError, LockHeld, LockLost, PoolFull, SnapshotInUse
 from .image_limits import limits_in_effect
+from .image_listing import ImageListing
 from .image_lock import owner_named, owners, remover
 from .image_reader import ImageReader
 from .lock_request import lock_request
@@ -57,7 +57,7 @@ class Claim(Enum):
     RENEW = "renew"  # also after it expired, if no other owner has held it since
 
 
-class Cluster(Connection):
+class Cluster(ImageListing):
     """A cluster's images, snapshots and lock objects, over one connection."""
 
     _owners: Mapping[Image, str] = MappingProxyType({})

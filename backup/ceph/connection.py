@@ -69,7 +69,7 @@ class Connection:
                         f"the image is in cluster {address.fsid}, but {path} belongs to cluster {self.fsid}"
                     )
                     raise ClusterError(message, "see CEPH_CONF")
-            except BaseException:
+            except BaseException:  # whatever it was, no connection stays open
                 self._rados.shutdown()
                 raise
 
@@ -154,11 +154,12 @@ class Connection:
             raise PoolFull(f"pool {pool} is full", full_hint(pool))
 
     def monitors(self) -> list[tuple[str, str]]:
-        """Return (address, port) of each monitor, reachable by all client versions.
+        """Return (address, port) of each monitor, reachable by all client versions if it listens there.
 
-        IPv6 addresses are without brackets, as in libvirt's XML.
+        One that speaks msgr2 alone has no other port. IPv6 addresses are without brackets, as in libvirt's
+        XML.
         """
-        hosts = [one["public_addr"].split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
+        hosts = [_address_of(one).split("/")[0].rpartition(":") for one in self.ask("mon dump")["mons"]]
         return [(address.strip("[]"), port) for address, _, port in hosts]
 
     def has_pool(self, name: str) -> bool:
@@ -186,6 +187,15 @@ class Connection:
         """Return whether an open image or snapshot has an object map that is valid for fast-diff."""
         invalid = rbd.RBD_FLAG_OBJECT_MAP_INVALID | rbd.RBD_FLAG_FAST_DIFF_INVALID
         return bool(opened.features() & rbd.RBD_FEATURE_FAST_DIFF) and not opened.flags() & invalid
+
+
+def _address_of(monitor: Mapping[str, Any]) -> str:
+    """Return a monitor's address from "mon dump": of the old protocol, of msgr2 if it speaks that alone.
+
+    Its "public_addr" is empty then (":/0").
+    """
+    known = {one["type"]: one["addr"] for one in monitor.get("public_addrs", {}).get("addrvec", ())}
+    return str(known.get("v1") or known.get("v2") or known.get("any") or monitor["public_addr"])
 
 
 def _options(address: ClusterAddress, key: str, timeout: int, replica_reads: str) -> Mapping[str, str]:

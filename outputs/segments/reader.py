@@ -65,8 +65,10 @@ class SegmentReader:
             self._pieces = backup_stream.pieces(self._reader, Extent(position, self._end - position))
         try:
             piece = next(self._pieces, None)
-        except BaseException:
-            self._pieces = None  # ended: on a second read the rest would look like a hole
+        except (
+            BaseException
+        ):  # whatever it was, it has ended: on a second read the rest would look like a hole
+            self._pieces = None
             raise
         if piece:
             self._offset, self._data = piece
