@@ -23,27 +23,20 @@ def limited(lab: Lab) -> Iterator[str]:
 
 
 @pytest.fixture(params=["image", "pool"])
-def place(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[str, ...]]:
-    where = ("image", "set", SPEC) if request.param == "image" else ("pool", "set", "ssd")
-    yield where
-    for name in ("rbd_qos_bps_limit", "rbd_qos_read_bps_limit", "rbd_qos_iops_limit", "rbd_qos_bps_burst"):
-        if name in lab.rbd("config", where[0], "list", where[2]).decode():
-            _remove(lab, where, name)
-
-
-def _remove(lab: Lab, where: tuple[str, ...], name: str) -> None:
-    try:
-        lab.rbd("config", where[0], "remove", where[2], name)
-    except Exception:  # noqa: BLE001, S110: it is not set there
-        pass
+def place(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param, SPEC if request.param == "image" else "ssd"
 
 
 @pytest.mark.parametrize("name", ["rbd_qos_bps_limit", "rbd_qos_read_bps_limit", "rbd_qos_iops_limit"])
 def test_a_limit_for_guests_does_not_slow_down_the_backup(
-    node: Node, lab: Lab, limited: str, place: tuple[str, ...], name: str
+    node: Node, lab: Lab, limited: str, place: tuple[str, str], name: str
 ) -> None:
-    lab.rbd("config", *place, name, "2" if "iops" in name else str(MIB))
-    done = node.run("backup", limited)
+    kind, spec = place
+    lab.rbd("config", kind, "set", spec, name, "2" if "iops" in name else str(MIB))
+    try:
+        done = node.run("backup", limited)
+    finally:
+        lab.rbd("config", kind, "remove", spec, name)
     assert done.returncode == 0, done.stderr
     (image,) = node.report()["domains"][limited]["images"]
     assert image["seconds"] < 15

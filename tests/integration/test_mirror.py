@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -28,7 +29,7 @@ def mirrored(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         stack.callback(other.down)
         other.up()
         lab.rbd("mirror", "pool", "enable", "vms", "image")
-        stack.callback(lab.rbd, "mirror", "pool", "disable", "vms")
+        stack.callback(_end_mirroring, lab)
         make_image(lab, SPEC, 4 * MIB, {0: MIB})
         stack.callback(lab.delete_image, SPEC)
         lab.rbd("mirror", "image", "enable", SPEC, "snapshot")
@@ -45,6 +46,13 @@ def mirrored(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         lab.define_domain(NAME, [RbdDisk("vda", SPEC)])
         stack.callback(lab.undefine_domain, NAME)
         yield NAME
+
+
+def _end_mirroring(lab: Lab) -> None:
+    """Remove the peers, which an rbd-mirror has registered itself as, and disable mirroring."""
+    for peer in json.loads(lab.rbd("mirror", "pool", "info", "vms", "--format", "json"))["peers"]:
+        lab.rbd("mirror", "pool", "peer", "remove", "vms", peer["uuid"])
+    lab.rbd("mirror", "pool", "disable", "vms")
 
 
 def _mirror_daemon(other: Cluster, lab: Lab) -> Daemon:
