@@ -60,6 +60,11 @@ def _is_formatted_clone(opened: Any) -> bool:
     return bool(opened.read(0, min(opened.size(), len(CLONE_MAGIC))) == CLONE_MAGIC)
 
 
+def _is_mirror(opened: Any) -> bool:
+    mirror = opened.mirror_image_get_info()
+    return mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]
+
+
 class Cluster(ImageListing):
     """A cluster's images, snapshots and lock objects, over one connection."""
 
@@ -74,8 +79,7 @@ class Cluster(ImageListing):
             if opened.features() & rbd.RBD_FEATURE_MIGRATING:
                 hint = f"after its execution: rbd migration commit {image}"
                 raise ClusterError(f"image {image} is being migrated", hint)
-            mirror = opened.mirror_image_get_info()
-            if mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]:
+            if _is_mirror(opened):
                 message = f"image {image} is a mirror that is not primary"
                 raise ClusterError(message, "back it up where it is primary; see rbd mirror image status")
             if _is_formatted_clone(opened):
@@ -86,6 +90,11 @@ class Cluster(ImageListing):
                 hint = f"with the passphrases of all its layers (see rbd flatten --help): rbd flatten {image}"
                 raise ClusterError(message, hint)
             return image if opened.old_format() else replace(image, id=opened.id())
+
+    def is_mirror(self, image: Image) -> bool:
+        """Return whether the image is a mirror that is not primary: no client can change its snapshots."""
+        with self.errors("cannot open", image), self.opened(image) as opened:
+            return _is_mirror(opened)
 
     def watchers(self, image: Image) -> int:
         """Count the clients, such as a QEMU on this or another node, that have the image open for writing."""

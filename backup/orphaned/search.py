@@ -94,13 +94,15 @@ class PoolSearch:
             return BackupError("the cluster does not answer")
         try:
             names = cluster.snapshot_names(listed.image)
+            parsed = [(name, own) for name in names if (own := own_name(name))]
+            if parsed and cluster.is_mirror(listed.image):
+                return ()  # it gets and loses its snapshots as the primary image does
         except ImageGone:
             return ()
         except ClusterError as error:
             if error.number == errno.ETIMEDOUT:
                 self._timeouts[cluster.fsid] = self._timeouts.get(cluster.fsid, 0) + 1
             return error
-        parsed = [(name, own) for name in names if (own := own_name(name))]
         return [OwnSnapshot(cluster, listed.image, listed.in_trash, name, own) for name, own in parsed]
 
     def _report_progress(self, done: int, number: int) -> None:
