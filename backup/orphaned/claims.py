@@ -137,7 +137,7 @@ class Claims:
         if uuid in self._uncertain or any(user.uuid == uuid for user in self._of(snapshot, self._users)):
             return Verdict(Claim.DOMAIN)
         if not _began(snapshot.own.run):
-            hint = f"if nothing needs it: rbd snap rm {snapshot.image}@{snapshot.name}"
+            hint = f"if nothing needs it: rbd snap rm {snapshot.argument}"
             return Verdict(Claim.UNKNOWN, f"{snapshot.own.run} is not the name of a run", hint)
         if self.is_base(snapshot):
             return self._verdict_of_base(snapshot, with_bases)
@@ -152,7 +152,7 @@ class Claims:
         reason = proof or (sign if with_bases else "")
         if reason and self._used_elsewhere(snapshot):
             text = f"{reason}, but another client may have its image open"
-            return Verdict(Claim.UNKNOWN, text, f"see rbd status {snapshot.image}")
+            return Verdict(Claim.UNKNOWN, text, f"see rbd status {snapshot.image_argument}")
         if reason:
             return Verdict(Claim.NOBODY, reason)
         if sign:

@@ -37,6 +37,20 @@ class OwnSnapshot:
     def where(self) -> str:
         return f"{self.image}, which is in the trash" if self.in_trash else str(self.image)
 
+    @property
+    def argument(self) -> str:
+        """The snapshot as an argument of rbd."""
+        return f"{self.image_argument}{' --snap ' if self.in_trash else '@'}{self.name}"
+
+    @property
+    def image_argument(self) -> str:
+        """The image as an argument of rbd: one in the trash is found by its id only."""
+        if not self.in_trash:
+            return str(self.image)
+        pool = f"--pool {self.image.pool}"
+        place = f"{pool} --namespace {self.image.namespace}" if self.image.namespace else pool
+        return f"{place} --image-id {self.image.id}"
+
 
 @dataclass
 class PoolSearch:
