@@ -40,7 +40,7 @@ class NodeDomains:
 
 
 def known_points(output: Output, check_stop: CheckStop) -> Sequence[StoredPoint]:
-    """List all restore points. Raises BackupError if that fails or takes too long, as none is not unknown."""
+    """List all restore points; () if there are none. Raises BackupError if that fails or takes too long."""
     deadline = time.monotonic() + ANSWER_LIMIT
 
     def check_time() -> None:
@@ -57,8 +57,8 @@ def known_points(output: Output, check_stop: CheckStop) -> Sequence[StoredPoint]
         return within(ANSWER_LIMIT + 10, points, check_stop)
     except (BackupError, TimeoutError) as error:
         check_stop()
-        text = "the pools are not searched for leftovers, as the restore points cannot be listed"
-        raise BackupError(f"{text}: {error}") from error
+        text = "the pools are not searched for leftovers of other domains"
+        raise BackupError(f"{text}, as the restore points cannot be listed: {error}") from error
 
 
 def reached(clusters: Clusters, address: ClusterAddress) -> Cluster | None:

@@ -163,7 +163,8 @@ def test_points_that_cannot_be_listed_are_no_empty_list() -> None:
         def configuration_errors(self) -> Sequence[BackupError]:
             return (BackupError("RESTIC_REPOSITORY is empty"),)
 
-    text = "the pools are not searched for leftovers, as the restore points cannot be listed"
+    text = "the pools are not searched for leftovers of other domains"
+    text += ", as the restore points cannot be listed"
     with raises(f"{text}: no route to host"):
         known_points(Silent(), lambda: None)
     with raises(f"{text}: RESTIC_REPOSITORY is empty"):
