@@ -168,9 +168,9 @@ LOCK_DURATION = 120
 # CEPH_USER: besides those of the node's domains and of the restore points, which are always searched.
 CLEANUP_POOLS = []
 
-# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have. A
-# younger one may be of another node, which replaces it with each backup. Losing one costs a full read. 0:
-# never. Raise it if backups are further apart than that.
+# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have,
+# unless another client has its image open. A younger one may be of another node, which replaces it with each
+# backup. Losing one costs a full read. 0: never. Raise it if backups are further apart than that.
 CLEANUP_DAYS = 30
 
 # Number of days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.

@@ -93,7 +93,7 @@ class Disk:
 
     `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
-    `encryption` is the format of an encrypted image, such as luks2.
+    `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
     """
 
     target: str
@@ -103,6 +103,7 @@ class Disk:
     encryption: str = ""
     skipped: str = ""
     gap: Gap = Gap.NONE
+    shared: bool = field(default=False, compare=False)
 
     @property
     def empty(self) -> bool:

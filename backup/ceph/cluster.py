@@ -22,7 +22,7 @@ from .image_listing import ImageListing
 from .image_lock import owner_named, owners, remover
 from .image_reader import ImageReader
 from .lock_request import lock_request
-from .unfit_image import require_fit
+from .unfit_image import is_mirror, require_fit
 from .watchers import users
 
 # The data will not be read again soon, so the OSD need not cache it. Unlike DONTNEED, NOCACHE leaves cached
@@ -76,6 +76,11 @@ class Cluster(ImageListing):
         with self.errors("cannot open", image), self.opened(image) as opened:
             require_fit(image, opened)
             return image if opened.old_format() else replace(image, id=opened.id())
+
+    def is_mirror(self, image: Image) -> bool:
+        """Return whether the image is a mirror that is not primary: no client can change its snapshots."""
+        with self.errors("cannot open", image), self.opened(image) as opened:
+            return is_mirror(opened)
 
     def watchers(self, image: Image) -> Sequence[str]:
         """Return the addresses of the clients that have the image open for writing.

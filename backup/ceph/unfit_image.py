@@ -19,8 +19,7 @@ def require_fit(image: Image, opened: Any) -> None:
     if opened.features() & rbd.RBD_FEATURE_MIGRATING:
         hint = f"after its execution: rbd migration commit {image}"
         raise ClusterError(f"image {image} is being migrated", hint)
-    mirror = opened.mirror_image_get_info()
-    if mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]:
+    if is_mirror(opened):
         message = f"image {image} is a mirror that is not primary"
         raise ClusterError(message, "back it up where it is primary; see rbd mirror image status")
     if _is_formatted_clone(opened):
@@ -31,6 +30,12 @@ def require_fit(image: Image, opened: Any) -> None:
         hint = f"with the passphrases of all its layers (see rbd flatten --help): rbd flatten {image}"
         raise ClusterError(message, hint)
     require_unlocked(image, opened)
+
+
+def is_mirror(opened: Any) -> bool:
+    """Return whether an open image is a mirror that is not primary."""
+    mirror = opened.mirror_image_get_info()
+    return mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]
 
 
 def _is_formatted_clone(opened: Any) -> bool:

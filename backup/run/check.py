@@ -79,7 +79,12 @@ def _growing(
 ) -> Iterator[Finding]:
     """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest."""
     stack, nodes = ExitStack(), []
-    points = known_points(output, None, check_stop)
+    try:
+        points = known_points(output, check_stop)
+    except BackupError as error:
+        check_stop()
+        yield Finding(error.message, warning=True)
+        return
     for hypervisor in hypervisors:
         timeout = min(CEPH_LIMIT, settings.ceph_timeout)
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, timeout))

@@ -44,6 +44,7 @@ class PaperCluster(Cluster):
         self.unreachable = False
         self.pools = {"vms"}
         self.trash: set[str] = set()  # images in the trash
+        self.mirrors: set[str] = set()  # images that are no primary ones
         self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
 
     def namespaces(self, pool: str) -> list[str]:
@@ -66,6 +67,9 @@ class PaperCluster(Cluster):
     def identified(self, image: Image) -> Image:
         self.snapshot_names(image)
         return replace(image, id=self.ids.get(str(image), f"id of {image}"))
+
+    def is_mirror(self, image: Image) -> bool:
+        return str(image) in self.mirrors
 
     def watchers(self, image: Image) -> Sequence[str]:
         assert image.id, "asked by its name, which may be another image's by now"
