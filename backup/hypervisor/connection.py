@@ -249,19 +249,18 @@ class Hypervisor:
         except BackupError as error:
             found, problem = None, error
         channel = domain_xml.agent_channel(xml)
-        connected = domain_xml.agent_connected(xml)
         return Domain(
             uuid=handle.UUIDString(),
             name=handle.name(),
             state=state,
             disks=disks,
-            agent_connected=connected,
+            agent_connected=domain_xml.agent_connected(xml),
             override=found or Override(),
             uri=self.uri,
             problem=problem,
             instance=handle.ID(),
             agent_channel=channel is not None,
-            started=started(handle, channel, self.local, connected) if state is State.RUNNING else None,
+            started=started(channel, self.local) if state is State.RUNNING else None,
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
