@@ -66,7 +66,7 @@ class AgentWait:
         if not domain.agent_connected:
             return False
         try:
-            self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
+            self.hypervisor.probe_agent(domain, agent_timeout(self.settings), self.check_stop)
         except AlreadyFrozen:
             return True
         except HypervisorError:

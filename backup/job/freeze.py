@@ -16,6 +16,7 @@ from ..hypervisor.guest_mounts import PartialFreeze
 from ..model import Consistency, Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
+from ..system.time_limit import CheckStop, never_stop
 from ..system.undo import undone_by
 from .freeze_notes import FreezeNotes, Method, Note
 from .migration_watch import require_ready
@@ -61,7 +62,8 @@ class Quiescer:
     """Quiesces domains according to FREEZE and WITHOUT_FREEZE.
 
     `freeze_failed`: an earlier attempt of this run could not thaw the guest in time after a failed freeze. It
-    is frozen again only if that is required: a slow hook in the guest would be as slow again.
+    is frozen again only if that is required: a slow hook in the guest would be as slow again. `check_stop`
+    raises the reason to stop, which is heard until the guest is about to be quiesced.
     """
 
     hypervisor: Hypervisor
@@ -69,6 +71,7 @@ class Quiescer:
     settings: Settings
     reporter: Reporter
     freeze_failed: bool = False
+    check_stop: CheckStop = never_stop
 
     @contextmanager
     def quiesced(self, domain: Domain) -> Iterator[Quiesced]:
@@ -256,7 +259,7 @@ class Quiescer:
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
         try:
-            partial = self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
+            partial = self.hypervisor.probe_agent(domain, agent_timeout(self.settings), self.check_stop)
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
         if partial:

@@ -58,7 +58,9 @@ class QuiescedSnapshots:
         definition = hypervisor.definition(domain)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
-            *(hypervisor, notes, settings, self.reporter), freeze_failed=self.order.freeze_failed
+            *(hypervisor, notes, settings, self.reporter),
+            freeze_failed=self.order.freeze_failed,
+            check_stop=self.stop.check,
         )
         shared = self._in_use_by_others(domain, hypervisor, snapshots, settings)
         self.require_lock()

@@ -12,6 +12,7 @@ from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job.freeze_notes import FreezeNotes
 from backup.model import Definition, Domain, State
+from backup.system.time_limit import CheckStop, never_stop
 
 
 class PaperHypervisor(Hypervisor):
@@ -71,8 +72,11 @@ class PaperHypervisor(Hypervisor):
     def instance(self, uuid: str) -> int:
         return self.domain(uuid).instance
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         self._ask("probe", timeout)
+        check_stop()
         if self.probe_error:
             raise self.probe_error
         return self.partial

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from threading import Event
 from typing import Any
 
 import libvirt
 import pytest
 
-from backup.errors import AlreadyFrozen
+from backup.errors import AlreadyFrozen, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_agent import GuestAgent
+from backup.system.stop_request import StopRequest
 from backup.system.time_limit import Bounded
 
 from ..raising import raises
@@ -32,6 +34,7 @@ class Handle:
         self.status = status
         self.answers: Mapping[str, Any] = answers
         self.asked: list[str] = []
+        self.limit = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK  # of all clients' calls
 
     def fsInfo(self) -> Any:  # noqa: N802
         return self._answer("fsInfo")
@@ -39,8 +42,8 @@ class Handle:
     def getTime(self) -> Any:  # noqa: N802
         return self._answer("getTime")
 
-    def agentSetResponseTimeout(self, _timeout: int) -> None:  # noqa: N802
-        return
+    def agentSetResponseTimeout(self, timeout: int) -> None:  # noqa: N802
+        self.limit = timeout
 
     def _answer(self, name: str) -> Any:
         self.asked.append(name)
@@ -101,3 +104,28 @@ def test_an_agent_that_does_not_answer_is_an_error() -> None:
     with pytest.raises(HypervisorError, match=r"^the guest agent does not answer: not responding$"):
         probe(handle)
     assert handle.asked == ["fsInfo"]
+
+
+@pytest.mark.parametrize("hangs", ["fsInfo", "getTime", "status"])
+def test_a_request_to_stop_ends_a_probe_at_once_and_resets_the_agent_s_limit(
+    hangs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, over = StopRequest(), Event()
+
+    def hang(*_: object) -> str:
+        stop.request(Interrupted("stopped by SIGTERM", 15))
+        over.wait(30)
+        return '{"return": "thawed"}'
+
+    refused = failure(libvirt.VIR_ERR_RPC if hangs == "getTime" else libvirt.VIR_ERR_INTERNAL_ERROR, TOO_MANY)
+    handle = Handle(fsInfo=hang if hangs == "fsInfo" else refused, getTime=hang)
+    if hangs == "status":
+        monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", hang)
+    began = time.monotonic()
+    try:
+        with raises("stopped by SIGTERM", Interrupted):
+            GuestAgent(Bounded(handle, 20), 20, 0, stop.check).probe()
+    finally:
+        over.set()
+    assert time.monotonic() - began < 5
+    assert handle.limit == libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK

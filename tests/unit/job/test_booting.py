@@ -128,3 +128,13 @@ def test_a_request_to_stop_ends_it(guest: Booting) -> None:
     with raises("stopped by SIGTERM", BackupError):
         guest.wait(0, check_stop)
     assert guest.slept <= 2 * booting.POLL
+
+
+def test_a_request_to_stop_is_heard_while_a_silent_agent_is_asked(guest: Booting) -> None:
+    def check_stop() -> None:
+        if guest.hypervisor.asked:
+            raise Interrupted("stopped by SIGTERM", 15)
+
+    with raises("stopped by SIGTERM", BackupError):
+        guest.wait(0, check_stop, agent_connected=True)
+    assert (guest.hypervisor.asked, guest.slept) == (["probe"], 0)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from backup.errors import AlreadyFrozen, BackupError, FreezeFailed
+from backup.errors import AlreadyFrozen, BackupError, FreezeFailed, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job import freeze
 from backup.job.freeze import Quiesced, Quiescer
 from backup.job.freeze_notes import FreezeNotes, Method, Note
 from backup.model import Consistency, Domain, Level, State
+from backup.system.stop_request import StopRequest
 
 from ..paper_hypervisor import PaperHypervisor
 from ..raising import raises
@@ -113,6 +114,16 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
     assert "freeze" not in guest.hypervisor.asked
     (warning,) = guest.recorder.told(Level.WARNING)
     assert warning.startswith("not frozen: the guest agent does not answer")
+    guest.assert_runs()
+
+
+def test_a_request_to_stop_is_heard_while_a_silent_agent_is_asked(guest: Guest) -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("stopped by SIGTERM", 15))
+    quiescer = Quiescer(guest.hypervisor, guest.notes, settings(), guest.recorder, check_stop=stop.check)
+    with raises("stopped by SIGTERM", Interrupted), quiescer.quiesced(guest.hypervisor.listed):
+        pytest.fail("the block must not begin")
+    assert guest.hypervisor.asked == ["probe"]
     guest.assert_runs()
 
 
