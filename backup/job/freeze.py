@@ -84,7 +84,7 @@ class Quiescer:
             with self._quiesced(domain) as quiesced:
                 yield quiesced
         except FreezeFailed as error:  # an agent may be restarting, or another program's freeze may end
-            error.transient = domain.agent_channel
+            error.transient = error.transient or domain.agent_channel
             raise
 
     @contextmanager
@@ -113,17 +113,37 @@ class Quiescer:
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
-                self._current_state(domain)
+                self._require_staying(domain, error)
                 # a paused domain cannot be thawed: never pause one that may be frozen
                 if self.settings.freeze == "required" or self.notes.exists(domain.uuid):
                     raise
-                level = Level.WARNING if domain.agent_connected else Level.INFO
-                self.reporter.message(level, domain.name, f"not frozen: {error}")
+                self._report_not_frozen(domain, error)
                 if isinstance(error, AlreadyFrozen):  # its owner could not thaw it while it is paused
                     return self._not_quiesced(Consistency.CRASH)
         if self.settings.without_freeze == "pause":
             return stack.enter_context(self._paused(domain))
         return self._not_quiesced(Consistency.CRASH)
+
+    def _require_staying(self, domain: Domain, failed: FreezeFailed) -> None:
+        """Raise BackupError if the domain migrates, or has migrated, which caused the failed freeze.
+
+        Raises the failed freeze itself if that is not known, or if the guest may still be frozen: a retry
+        must know of it.
+        """
+        try:
+            self._current_state(domain)
+        except HypervisorError as error:
+            failed.transient = error.transient
+            raise failed from error
+        except BackupError as error:
+            if self.notes.exists(domain.uuid):
+                raise failed from error
+            self._report_not_frozen(domain, failed)
+            raise
+
+    def _report_not_frozen(self, domain: Domain, error: FreezeFailed) -> None:
+        level = Level.WARNING if domain.agent_connected else Level.INFO
+        self.reporter.message(level, domain.name, f"not frozen: {error}")
 
     def _has_no_earlier_note(self, domain: Domain) -> bool:
         """Wait a while for the main process to remove an earlier backup's note; return whether it is gone.
