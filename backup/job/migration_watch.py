@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable
 
-from ..errors import BackupError, DomainGone, TransientError
+from ..errors import DomainGone, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..model import Domain, Level, State
 from ..protocols import Reporter
@@ -43,7 +44,8 @@ class MigrationWatch:
     def watching(self) -> Iterator[None]:
         """Watch during the block. The thread is not waited for, as its call may hang."""
         if self.domain.state is State.RUNNING:
-            threading.Thread(target=self._watch, name="migration", daemon=True).start()
+            # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
+            _thread.start_new_thread(self._watch, ())
         try:
             yield
         finally:
@@ -55,8 +57,8 @@ class MigrationWatch:
                 self._check()
             except DomainGone:
                 return  # destroyed and undefined: its images are saved; a migration shows as a job before
-            except BackupError:
-                continue  # the thaw, which calls libvirt too, reports what is wrong with it
+            except Exception:  # libvirt refuses, which the thaw reports, or there is no memory for its call
+                continue
 
     def _check(self) -> None:
         state = self.hypervisor.state(self.domain.uuid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,8 +73,12 @@ def test_a_migration_ends_the_quiesced_moment(web: Watched, state: State) -> Non
 
 def test_a_domain_that_was_destroyed_and_undefined_is_saved_nevertheless(web: Watched) -> None:
     with web.watched(must_stay=False) as watch:
+        wait_until(lambda: web.looked > 0, 10, "it is watched")
         web.hypervisor.gone = True
-        wait_until(lambda: not _watches(), 10, "the watch has ended")
+        time.sleep(0.05)
+        looked = web.looked
+        time.sleep(0.05)
+        assert web.looked == looked, "the watch has ended"
         watch.check()
 
 
@@ -87,9 +92,28 @@ def test_a_migration_that_would_carry_the_pause_along_is_cancelled_and_reported(
     assert warning.startswith("cancelled its migration, which began while the guest was being frozen")
 
 
-def test_a_libvirt_that_does_not_answer_ends_no_watch(web: Watched) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [HypervisorError("no answer"), MemoryError(), RuntimeError("can't start new thread")],
+    ids=["no answer", "no memory", "no thread"],
+)
+def test_a_libvirt_that_cannot_be_asked_ends_no_watch(web: Watched, error: Exception) -> None:
     with web.watched(must_stay=False) as watch:
-        web.hypervisor.state = _failing_then(State.BUSY)  # type: ignore
+        web.hypervisor.state = _failing_then(State.BUSY, error)  # type: ignore
+        wait_until(_raises(watch), 10, "the watch has noticed it")
+
+
+def test_the_watch_begins_where_a_thread_s_start_would_wait_for_ever(
+    web: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As threading's does for a thread that had no memory to begin."""
+
+    def start(thread: threading.Thread) -> None:
+        raise AssertionError(f"{thread.name} waits for ever")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with web.watched(must_stay=False) as watch:
+        web.hypervisor.listed = domain(state=State.BUSY)
         wait_until(_raises(watch), 10, "the watch has noticed it")
 
 
@@ -100,8 +124,8 @@ def test_a_domain_that_does_not_run_is_not_watched(web: Watched) -> None:
     assert web.looked == 0
 
 
-def _failing_then(last: State) -> Callable[[str], State]:
-    errors = [HypervisorError("no answer")] * 3
+def _failing_then(last: State, error: Exception) -> Callable[[str], State]:
+    errors = [error] * 3
 
     def state(uuid: str) -> State:
         if errors:
@@ -109,10 +133,6 @@ def _failing_then(last: State) -> Callable[[str], State]:
         return last
 
     return state
-
-
-def _watches() -> bool:
-    return any(thread.name == "migration" for thread in threading.enumerate())
 
 
 def _raises(watch: MigrationWatch) -> Callable[[], bool]:
