@@ -13,7 +13,7 @@ import libvirt_qemu
 from ..errors import AlreadyFrozen, DomainGone
 from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from .errors import HypervisorError, libvirt_errors
-from .guest_mounts import PartialFreeze, partial_freeze
+from .guest_mounts import BlockDevices, PartialFreeze, block_devices, partial_freeze
 
 # Codes of an agent that does not answer, as opposed to answering with an error. 112 is new in libvirt 11.2.
 SILENT_AGENT = {
@@ -59,7 +59,7 @@ class GuestAgent:
         with self._bounded():
             try:
                 with libvirt_errors("the guest agent does not answer"):
-                    return partial_freeze(self._handle.fsInfo())
+                    return partial_freeze(self._handle.fsInfo(), self._block_devices)
             except HypervisorError as error:
                 if error.code in SILENT_AGENT:
                     raise
@@ -80,6 +80,14 @@ class GuestAgent:
         """Thaw the guest's file systems, return the number of those that were frozen."""
         with self._bounded(), libvirt_errors("cannot thaw the guest's file systems"):
             return int(self._handle.fsThaw())
+
+    def _block_devices(self) -> BlockDevices:
+        """Return what the guest's block devices are made of, as far as the agent knows."""
+        info = {}
+        for kind in (libvirt.VIR_DOMAIN_GUEST_INFO_DISKS, libvirt.VIR_DOMAIN_GUEST_INFO_FILESYSTEM):
+            with suppress(HypervisorError), libvirt_errors("cannot list the guest's block devices"):
+                info.update(self._handle.guestInfo(kind, 0))  # an agent before 5.2 does not know the first
+        return block_devices(info)
 
     def _has_too_many_mounts(self, error: HypervisorError) -> bool:
         """Return whether the agent answers, although libvirt could not pass on its list of mounts.

@@ -270,7 +270,7 @@ class Quiescer:
         return f"{cause}: see /etc/qemu/fsfreeze-hook.d there; it gets a third of FREEZE_TIMEOUT"
 
     def _require_agent(self, domain: Domain) -> PartialFreeze | None:
-        """Raise FreezeFailed unless the agent answers and the guest is not frozen.
+        """Raise FreezeFailed unless the agent answers, the guest is not frozen, and what to freeze is known.
 
         Returns what to freeze, None for all.
         """
@@ -283,6 +283,7 @@ class Quiescer:
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
         if partial:
+            partial.require_known()
             text = f"not frozen, as they are in files of the guest: {', '.join(partial.leave)}"
             self.reporter.message(Level.INFO, domain.name, text)
         return partial

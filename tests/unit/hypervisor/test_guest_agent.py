@@ -13,6 +13,7 @@ import pytest
 from backup.errors import AlreadyFrozen, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_agent import GuestAgent
+from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import Bounded
 
@@ -39,6 +40,13 @@ class Handle:
     def fsInfo(self) -> Any:  # noqa: N802
         return self._answer("fsInfo")
 
+    def guestInfo(self, kind: int, _flags: int) -> Any:  # noqa: N802
+        """Answer for disks (32) and file systems (16) in turn."""
+        answer = self.answers["guestInfo"][{32: 0, 16: 1}[kind]]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     def getTime(self) -> Any:  # noqa: N802
         return self._answer("getTime")
 
@@ -62,14 +70,28 @@ def raw_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
 
 
-def probe(handle: Handle, limit: int = 5) -> None:
-    GuestAgent(Bounded(handle, limit), limit, 0).probe()
+def probe(handle: Handle, limit: int = 5) -> PartialFreeze | None:
+    return GuestAgent(Bounded(handle, limit), limit, 0).probe()
 
 
 def test_an_agent_that_lists_its_mounts_answers() -> None:
     handle = Handle(fsInfo=[("/", "vda1", "ext4", ["vda"])])
     probe(handle)
     assert handle.asked == ["fsInfo"]
+
+
+def test_an_agent_is_asked_for_what_a_device_without_disks_of_the_domain_is_made_of() -> None:
+    mounts = [("/", "vda1", "ext4", ["vda"]), ("/safe", "dm-0", "ext4", [])]
+    too_old = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-disks")
+    on_disk = {"fs.count": 1, "fs.0.mountpoint": "/safe", "fs.0.disk.count": 1}
+    handle = Handle(fsInfo=mounts, guestInfo=[too_old, on_disk])
+    assert probe(handle) is None
+    loop: dict[str, Any] = {"disk.count": 1, "disk.0.name": "/dev/dm-0", "disk.0.dependency.count": 1}
+    loop["disk.0.dependency.0.name"] = "/dev/loop0"
+    handle = Handle(fsInfo=mounts, guestInfo=[loop, {}])
+    assert probe(handle) == PartialFreeze(("/",), ("/safe",))
+    handle = Handle(fsInfo=mounts, guestInfo=[too_old, too_old])
+    assert probe(handle) == PartialFreeze(("/",), (), ("/safe",))
 
 
 def test_more_mounts_than_libvirt_passes_on_are_an_answer_and_taint_no_domain() -> None:

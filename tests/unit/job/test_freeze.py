@@ -27,6 +27,7 @@ from ..recorder import Recorder
 from ..samples import URI, UUID, domain, settings
 
 FOR_EVER = 1_000_000
+MAYBE_A_FILE = "it is not known whether /safe is in a file of the guest"
 SILENT = HypervisorError("the guest agent does not answer", code=86)
 
 
@@ -169,6 +170,20 @@ def test_file_systems_in_files_of_the_guest_are_not_frozen_and_that_is_reported(
         assert guest.hypervisor.mountpoints == ("/", "/data")
     assert quiesced.consistency is Consistency.FILESYSTEM
     assert guest.recorder.told(Level.INFO) == ["not frozen, as they are in files of the guest: /tmp"]
+
+
+def test_a_file_system_of_which_nobody_knows_whether_it_can_be_frozen_is_never_left_in_silence(
+    guest: Guest,
+) -> None:
+    guest.hypervisor.partial = PartialFreeze(("/",), (), ("/safe",))
+    with guest.quiesced() as quiesced:
+        assert guest.hypervisor.paused
+    assert quiesced.consistency is Consistency.PAUSED
+    (warning,) = guest.recorder.told(Level.WARNING)
+    assert warning.startswith("not frozen: it is not known whether /safe is in a file of the guest")
+    with raises(MAYBE_A_FILE, FreezeFailed), guest.quiesced(freeze="required"):
+        pytest.fail("the block must not begin")
+    assert "freeze" not in guest.hypervisor.asked
 
 
 @pytest.mark.parametrize(("wanted", "asked"), [("auto", "pause"), ("required", "freeze")])
