@@ -93,12 +93,15 @@ class Hypervisor:
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
 
-    def cancel_migration(self, uuid: str) -> bool:
-        """Cancel the domain's live migration to another node; return False if there is none."""
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
+        """Cancel the domain's live migration to another node; return False if there is none.
+
+        `sending`: only one that sends the domain's memory, which it does not do as long as it is prepared.
+        """
         handle = self._handle(uuid)
         try:
             with libvirt_errors("cannot cancel the domain's migration"):
-                if not migrates_away(handle):
+                if not migrates_away(handle, sending):
                     return False
                 handle.abortJob()
         except HypervisorError as error:
