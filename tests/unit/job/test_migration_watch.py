@@ -14,13 +14,17 @@ import pytest
 from backup.errors import TransientError
 from backup.hypervisor.errors import HypervisorError
 from backup.job import migration_watch
+from backup.job.freeze import Quiesced
 from backup.job.freeze_notes import FreezeNotes, Method
+from backup.job.job_order import JobOrder
 from backup.job.migration_watch import MigrationWatch
-from backup.model import Level, State
+from backup.job.quiesced_snapshots import QuiescedSnapshots
+from backup.model import Consistency, Level, State
+from backup.system.stop_request import StopRequest
 
 from ..paper_hypervisor import PaperHypervisor
 from ..recorder import Recorder
-from ..samples import domain
+from ..samples import UUID, domain, settings
 from ..waiting import wait_until
 
 
@@ -161,3 +165,26 @@ def _raises(watch: MigrationWatch) -> Callable[[], bool]:
         return False
 
     return raises
+
+
+@pytest.mark.parametrize(
+    ("method", "consistency", "binding"),
+    [
+        (Method.FREEZE, None, Method.FREEZE),
+        (Method.FREEZE, Consistency.FILESYSTEM, None),
+        (Method.PAUSE, None, Method.PAUSE),
+        (Method.PAUSE, Consistency.PAUSED, Method.PAUSE),
+        (Method.FREEZE, Consistency.CRASH, None),
+        (None, None, None),
+    ],
+    ids=["being frozen", "frozen", "being paused", "paused", "frozen by an earlier backup", "running"],
+)
+def test_what_cannot_be_undone_while_a_guest_migrates_is_a_pause_and_a_freeze_that_has_not_ended(
+    tmp_path: Path, method: Method | None, consistency: Consistency | None, binding: Method | None
+) -> None:
+    notes = FreezeNotes(str(tmp_path))
+    if method:
+        notes.write(domain(), method)
+    taker = QuiescedSnapshots(JobOrder("r", "web", UUID), settings(), Recorder(), StopRequest(), lambda: None)
+    taker.quiesced = Quiesced(consistency, 30.0) if consistency else None
+    assert taker._binding(domain(), notes) is binding
