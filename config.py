@@ -75,7 +75,8 @@ FREEZE_TIMEOUT = 30
 
 # Time in seconds after a domain's start for which its backup waits for its guest agent, unless FREEZE is
 # "never". Such domains come last in a run. 0: do not wait. Raise it if guests boot more slowly, for instance
-# when all of a node's guests start at once after a power cut.
+# when all of a node's guests start at once after a power cut. The start is known only of domains of this
+# node, and to root: others are not waited for.
 AGENT_BOOT_TIMEOUT = 300
 
 # --- Load on the cluster ------------------------------------------------------------------------

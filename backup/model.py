@@ -135,7 +135,7 @@ class Domain:
     `uri` is the libvirt that listed it. `problem` is an error in its definition that prevents a backup.
     `instance` is libvirt's id of the running domain, which changes with each start.
     `agent_channel`: it has a channel for a guest agent. `started` is the time (time.time()) of the start of a
-    running domain with such a channel, or the latest possible one; None if it is unknown.
+    running domain with such a channel, None if it is unknown.
     """
 
     uuid: str

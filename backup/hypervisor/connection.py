@@ -38,8 +38,8 @@ CLOSE_LIMIT = 2  # seconds to close a connection; one that hangs ends with the p
 class Hypervisor:
     """A connection to libvirt. Close it; or use it as a context manager.
 
-    Connecting, `domains` and `domain` are abandoned when their `check_stop` raises the reason to stop. All
-    other calls are awaited, such as a freeze, a thaw, a pause or a resume.
+    Connecting, `domains`, `domain` and `probe_agent` are abandoned when their `check_stop` raises the reason
+    to stop. All other calls are awaited, such as a freeze, a thaw, a pause or a resume.
     """
 
     def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
@@ -93,12 +93,15 @@ class Hypervisor:
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
 
-    def cancel_migration(self, uuid: str) -> bool:
-        """Cancel the domain's live migration to another node; return False if there is none."""
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
+        """Cancel the domain's live migration to another node; return False if there is none.
+
+        `sending`: only one that sends the domain's memory, which it does not do as long as it is prepared.
+        """
         handle = self._handle(uuid)
         try:
             with libvirt_errors("cannot cancel the domain's migration"):
-                if not migrates_away(handle):
+                if not migrates_away(handle, sending):
                     return False
                 handle.abortJob()
         except HypervisorError as error:
@@ -175,9 +178,12 @@ class Hypervisor:
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         """Check that the guest agent answers; see GuestAgent.probe."""
-        return self._agent(domain, timeout).probe()
+        handle = self._handle(domain.uuid, check_stop)
+        return GuestAgent(handle, timeout, self._timeout, check_stop).probe()
 
     def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
@@ -189,7 +195,7 @@ class Hypervisor:
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""
-        return self._agent(domain, timeout).thaw()
+        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout).thaw()
 
     def pause(self, domain: Domain) -> None:
         """Pause the domain's processors. Before this returns, QEMU has drained and flushed all disks."""
@@ -234,9 +240,6 @@ class Hypervisor:
         with libvirt_errors(f"cannot find domain {uuid}"):
             return self._connection(check_stop).lookupByUUIDString(uuid)
 
-    def _agent(self, domain: Domain, timeout: int) -> GuestAgent:
-        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout)
-
     def _described(self, handle: Any) -> Domain:
         with libvirt_errors("cannot read the domain's definition"):
             xml = handle.XMLDesc(0)
@@ -249,19 +252,18 @@ class Hypervisor:
         except BackupError as error:
             found, problem = None, error
         channel = domain_xml.agent_channel(xml)
-        connected = domain_xml.agent_connected(xml)
         return Domain(
             uuid=handle.UUIDString(),
             name=handle.name(),
             state=state,
             disks=disks,
-            agent_connected=connected,
+            agent_connected=domain_xml.agent_connected(xml),
             override=found or Override(),
             uri=self.uri,
             problem=problem,
             instance=handle.ID(),
             agent_channel=channel is not None,
-            started=started(handle, channel, self.local, connected) if state is State.RUNNING else None,
+            started=started(channel, self.local) if state is State.RUNNING else None,
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:

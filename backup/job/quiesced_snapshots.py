@@ -18,7 +18,7 @@ from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
 from .freeze import Quiesced, Quiescer
-from .freeze_notes import FreezeNotes
+from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
 from .migration_watch import MigrationWatch, require_ready
 from .snapshots import DomainSnapshots
@@ -58,11 +58,13 @@ class QuiescedSnapshots:
         definition = hypervisor.definition(domain)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
-            *(hypervisor, notes, settings, self.reporter), freeze_failed=self.order.freeze_failed
+            *(hypervisor, notes, settings, self.reporter),
+            freeze_failed=self.order.freeze_failed,
+            check_stop=self.stop.check,
         )
         shared = self._in_use_by_others(domain, hypervisor, snapshots, settings)
         self.require_lock()
-        watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._must_stay, domain, notes))
+        watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
 
         def check_stop() -> None:
             self.stop.check_leased()
@@ -87,10 +89,11 @@ class QuiescedSnapshots:
             locks=lock_places,
         )
 
-    def _must_stay(self, domain: Domain, notes: FreezeNotes) -> bool:
-        """Return whether the domain is being frozen, or is paused: see MigrationWatch."""
-        begins = self.quiesced is None or self.quiesced.consistency is Consistency.PAUSED
-        return begins and notes.exists(domain.uuid)
+    def _binding(self, domain: Domain, notes: FreezeNotes) -> Optional[Method]:
+        """Return how the domain is quiesced if it is being frozen, or is paused: see MigrationWatch."""
+        if self.quiesced and self.quiesced.consistency is not Consistency.PAUSED:
+            return None
+        return next((note.method for note in notes.all() if note.uuid == domain.uuid), None)
 
     def _in_use_by_others(
         self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots, settings: Settings

@@ -161,7 +161,8 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
             raise BackupError(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
-        hypervisor.probe_agent(domain, AGENT_LIMIT)
+        if partial := hypervisor.probe_agent(domain, AGENT_LIMIT):
+            partial.require_known()
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)

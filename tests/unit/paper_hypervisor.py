@@ -12,6 +12,7 @@ from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job.freeze_notes import FreezeNotes
 from backup.model import Definition, Domain, State
+from backup.system.time_limit import CheckStop, never_stop
 
 
 class PaperHypervisor(Hypervisor):
@@ -37,6 +38,7 @@ class PaperHypervisor(Hypervisor):
         self.failing_resumes = 0
         self.gone = False
         self.cancelled = 0  # migrations
+        self.sends_memory = True  # while it migrates
         self.closed = False
         self.partial: PartialFreeze | None = None
         self.mountpoints: Sequence[str] = ()  # of the last freeze
@@ -62,8 +64,10 @@ class PaperHypervisor(Hypervisor):
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
 
-    def cancel_migration(self, uuid: str) -> bool:
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
         assert self.state(uuid) is State.BUSY
+        if sending and not self.sends_memory:
+            return False
         self.listed = replace(self.listed, state=State.RUNNING)
         self.cancelled += 1
         return True
@@ -71,8 +75,11 @@ class PaperHypervisor(Hypervisor):
     def instance(self, uuid: str) -> int:
         return self.domain(uuid).instance
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         self._ask("probe", timeout)
+        check_stop()
         if self.probe_error:
             raise self.probe_error
         return self.partial
