@@ -241,14 +241,15 @@ def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -
     """Show what the repository's keys cost; add a fast one, or remove it."""
     from outputs.restic import Restic
     from outputs.restic_repository.fast_key import add_fast_key, remove_fast_keys
-    from outputs.restic_repository.keys import list_keys
+    from outputs.restic_repository.keys import list_keys, tried_first
 
     output = Restic.from_settings(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     with _stoppable() as stop:
         if arguments.fast:
-            text = tables.fast_key_text(add_fast_key(output.program, stop.check))
+            added = add_fast_key(output.program, stop.check)
+            text = tables.fast_key_text(added, tried_first(output.program, added))
         elif arguments.remove_fast:
             text = tables.removed_keys_text(remove_fast_keys(output.program, stop.check))
         else:
