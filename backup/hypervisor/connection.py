@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 import libvirt
 
-from ..errors import BackupError, DomainGone
+from ..errors import BackupError, DomainGone, TransientError
 from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
-from ..system.time_limit import Bounded, CheckStop, never_stop, within
-from . import domain_xml
+from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
+from . import domain_xml, node_files
 from .disk_xml import Places
 from .domain_state import has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .mapped_device import mapped_image
 from .metadata import override
-from .nvram import read_nvram
+from .nvram import read_nvram, require_written
 from .storage_pools import pool_xml, read_file
 
 # Codes of a resume of a domain that is not paused: QEMU's driver, libvirt's test driver.
@@ -124,6 +125,43 @@ class Hypervisor:
         path = domain_xml.nvram_path(live or inactive)
         nvram = read_nvram(path, domain.state, self._read)
         return Definition(inactive, live, path, nvram, autostart, besides)
+
+    def with_files(
+        self, domain: Domain, definition: Definition, limit: int
+    ) -> tuple[Definition, tuple[Disk, ...]]:
+        """Return the definition with the files that it needs, of `limit` bytes at most, and its TPM's state.
+
+        Also those that are not saved, described like disks. Raises BackupError if the TPM's state cannot be
+        read.
+        """
+        return self._of_node(partial(node_files.with_files, domain, definition, limit, self.local))
+
+    def needed_files(self, domain: Domain, limit: int) -> Sequence[Disk]:
+        """Return the files that the domain needs and that are not saved, described like disks."""
+        with libvirt_errors("cannot read the domain's definition"):
+            xml = self._handle(domain.uuid).XMLDesc(0)
+        return self._of_node(
+            partial(node_files.read_needed, domain, xml, limit, local=self.local, read=False)
+        )[1]
+
+    def with_current_state(self, domain: Domain, definition: Definition, limit: float) -> Definition:
+        """Return the definition with NVRAM and TPM state as they are now. Raises BackupError.
+
+        `limit`: seconds that it may take, as the guest may be frozen. On another node they stay as they were.
+        """
+        if not domain.state.active:
+            return definition
+        if not self.local:
+            require_written(definition.nvram_path, definition.nvram)
+            return definition
+
+        def read() -> Definition:
+            nvram = read_nvram(definition.nvram_path, domain.state, self._read)
+            require_written(definition.nvram_path, nvram)
+            files = node_files.with_current_tpm(definition, domain.uuid)
+            return replace(definition, nvram=nvram, files=files)
+
+        return self._of_node(read, limit)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
@@ -259,6 +297,14 @@ class Hypervisor:
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:
         return pool_xml(self._connection(check_stop), name)
+
+    def _of_node(self, read: Callable[[], Result], limit: float = math.inf) -> Result:
+        """Read files of this node, which may be on a file system that hangs. Raises BackupError."""
+        try:
+            return within(min(limit, self._timeout), read)
+        except TimeoutError as error:
+            hint = "does a file system hang that has its kernel, firmware, NVRAM or TPM state?"
+            raise TransientError(f"cannot read the domain's files: {error}", hint) from error
 
     def _read(self, path: str) -> bytes:
         """Read a file of the domain's node. Raises OSError, HypervisorError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Callable, Optional
 
@@ -12,7 +12,7 @@ from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..model import Consistency, Domain, Image, Level, State
 from ..protocols import Reporter
-from ..selection import effective, select_disks
+from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
@@ -53,13 +53,18 @@ class QuiescedSnapshots:
             )
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
-        definition = hypervisor.definition(domain)
+        definition, unsaved = hypervisor.with_files(
+            domain, hypervisor.definition(domain), settings.max_file_size
+        )
+        domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
+        require_complete(domain)
         quiescer = Quiescer(hypervisor, FreezeNotes(settings.runtime_dir), settings, self.reporter)
         shared = self._in_use_by_others(domain, snapshots, settings)
         self.require_lock()
         with snapshots.images_open(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
             snapshots.create(quiesced.seconds_left, self.stop.check_leased)
+            definition = hypervisor.with_current_state(domain, definition, quiesced.seconds_left)
             taken = datetime.now(timezone.utc)
         if shared or self._in_use_by_others(domain, snapshots, settings):
             quiesced.consistency = Consistency.CRASH

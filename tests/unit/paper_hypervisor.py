@@ -9,7 +9,7 @@ from backup.errors import BackupError, DomainGone
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job.freeze_notes import FreezeNotes
-from backup.model import Definition, Domain, State
+from backup.model import Definition, Disk, Domain, State
 
 
 class PaperHypervisor(Hypervisor):
@@ -53,6 +53,14 @@ class PaperHypervisor(Hypervisor):
 
     def definition(self, domain: Domain) -> Definition:
         return Definition(f"<domain>{domain.name}</domain>")
+
+    def with_files(
+        self, domain: Domain, definition: Definition, limit: int
+    ) -> tuple[Definition, tuple[Disk, ...]]:
+        return definition, ()
+
+    def with_current_state(self, domain: Domain, definition: Definition, limit: float) -> Definition:
+        return definition
 
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
