@@ -78,6 +78,11 @@ WITHOUT_FREEZE = "pause"
 # is thawed or resumed and its backup fails. Lower it for guests that do not tolerate such a pause.
 FREEZE_TIMEOUT = 30
 
+# Time in seconds after a domain's start for which its backup waits for its guest agent, unless FREEZE is
+# "never". Such domains come last in a run. 0: do not wait. Raise it if guests boot more slowly, for instance
+# when all of a node's guests start at once after a power cut.
+AGENT_BOOT_TIMEOUT = 300
+
 # --- Load on the cluster ------------------------------------------------------------------------
 
 # Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests.
@@ -104,9 +109,10 @@ OUTPUT = "restic"
 # compares a random sample of the data that has not changed.)
 FULL_READ_DAYS = 30
 
-# Only for "restic_incremental": how changes are listed. False: object by object, about 20 s per TiB. True:
-# from the images' object maps (feature fast-diff) where Ceph considers them valid, which is instant. Ceph has
-# had bugs there (trackers 42248, 53784, 53885, 61616): use it only with a librbd in which these are fixed.
+# Only for "restic_incremental": how changes are listed. False: object by object, about 20 s per TiB of those
+# that exist. True: from the images' object maps (feature fast-diff) where Ceph considers them valid, which is
+# instant. Ceph has had bugs there (trackers 42248, 53784, 53885, 61616): use it only with a librbd in which
+# these are fixed.
 FAST_DIFF = False
 
 # The restic program, 0.14 or newer: a name in PATH, or a path.
@@ -161,6 +167,15 @@ STATE_DIR = "/var/lib/virt-rbd-backup"
 # Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times
 # within this time. Raise it if the cluster often stalls for about that long.
 LOCK_DURATION = 120
+
+# Pools ("pool" or "pool/namespace") in which `main.py cleanup` and `main.py check` search for leftovers, as
+# CEPH_USER: besides those of the node's domains and of the restore points, which are always searched.
+CLEANUP_POOLS = []
+
+# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have. A
+# younger one may be of another node, which replaces it with each backup. Losing one costs a full read. 0:
+# never. Raise it if backups are further apart than that.
+CLEANUP_DAYS = 30
 
 # Number of days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.
 REPORT_DAYS = 35

@@ -237,12 +237,34 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
     return SUCCESS
 
 
+def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+    """Show what the repository's keys cost; add a fast one, or remove it."""
+    from outputs.restic import Restic
+    from outputs.restic_repository.fast_key import add_fast_key, remove_fast_keys
+    from outputs.restic_repository.keys import list_keys
+
+    output = Restic.from_settings(settings)
+    if errors := output.configuration_errors():
+        raise ConfigError(errors)
+    with _stoppable() as stop:
+        if arguments.fast:
+            text = tables.fast_key_text(add_fast_key(output.program, stop.check))
+        elif arguments.remove_fast:
+            text = tables.removed_keys_text(remove_fast_keys(output.program, stop.check))
+        else:
+            found = list_keys(output.program, stop.check)
+            text = tables.json_text(tables.keys_json(found)) if arguments.json else tables.keys_table(found)
+    print_text(text)
+    return SUCCESS
+
+
 def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Thaw guests and remove leftovers of interrupted runs."""
     from backup.run.cleanup import clean_node
 
     with _displayed(arguments, settings, console) as (display, stop):
-        return FAILED if clean_node(settings, display, stop, arguments.all) else SUCCESS
+        output = outputs.readable(settings)
+        return FAILED if clean_node(settings, display, stop, arguments.all, output) else SUCCESS
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {
@@ -254,6 +276,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
     "drill": drill,
     "check": check,
     "report": show_report,
+    "key": keys,
     "cleanup": clean_up,
 }
 

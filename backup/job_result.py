@@ -48,7 +48,7 @@ class JobResult:
 
     `frozen_at` is when the guest was frozen or paused, `taken` the time of its snapshots, `leftovers` the
     number of snapshots that interrupted runs had left. `timeline` is None if the job never started.
-    `full_read`: a retry must not build on the previous backup.
+    `full_read`: a retry must not build on the previous backup. `freeze_failed`: the freeze failed.
     """
 
     name: str
@@ -67,3 +67,4 @@ class JobResult:
     timeline: Optional[Timeline] = None
     transient: bool = False
     full_read: bool = False
+    freeze_failed: bool = False

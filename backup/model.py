@@ -134,6 +134,8 @@ class Domain:
 
     `uri` is the libvirt that listed it. `problem` is an error in its definition that prevents a backup.
     `instance` is libvirt's id of the running domain, which changes with each start.
+    `agent_channel`: it has a channel for a guest agent. `started` is the time (time.time()) of the start of a
+    running domain with such a channel, or the latest possible one; None if it is unknown.
     """
 
     uuid: str
@@ -145,6 +147,8 @@ class Domain:
     uri: str = ""
     problem: Optional[BackupError] = field(default=None, compare=False)
     instance: int = field(default=-1, compare=False)
+    agent_channel: bool = field(default=True, compare=False)
+    started: Optional[float] = field(default=None, compare=False)
 
 
 TPM_STATE = "TPM state"  # the use of a file that swtpm has written
@@ -191,10 +195,14 @@ class Extent:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was checked, and the problem with it, if any."""
+    """Something that was checked, and the problem with it, if any.
+
+    `warning`: it does not prevent backups, but an admin has to know it.
+    """
 
     subject: str
     problem: Optional[BackupError] = None
+    warning: bool = False
 
 
 class Level(int, Enum):

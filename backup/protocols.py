@@ -152,6 +152,9 @@ class Output(Protocol):
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Return what prevents backups to this destination now."""
 
+    def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
+        """Return what makes backups to this destination slower than they could be."""
+
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:

@@ -147,3 +147,19 @@ class StoredPoint:
     images: tuple[StoredImage, ...]
     manifest_id: str
     locks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RepositoryKey:
+    """A key that opens the repository for a password.
+
+    `work` is what turning the password into it takes, as a number that does not depend on the node.
+    """
+
+    id: str
+    opens: bool  # whether it opened the repository just now
+    fast: bool  # whether this program added it
+    owner: str  # user@host
+    created: datetime  # on the clock of the node that added it
+    work: int
+    seconds: float  # on this node, in each call

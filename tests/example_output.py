@@ -42,6 +42,9 @@ class Directory:
             return ()
         return [BackupError(f"cannot write to DIRECTORY {self.directory}", "create it, or mount it")]
 
+    def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
+        return ()
+
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:

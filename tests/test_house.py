@@ -32,6 +32,7 @@ FLOORS = {
     "job": 4,
     "restore": 4,
     "watch": 5,
+    "orphaned": 5,
     "run": 6,
     "verify": 6,
     "terminal": 7,

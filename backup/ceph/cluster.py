@@ -15,8 +15,8 @@ import rbd
 
 from ..model import Image
 from ..stored import Layout, SnapshotId
-from .connection import Connection
 from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse
+from .image_listing import ImageListing
 from .image_reader import ImageReader
 from .lock_request import lock_request
 
@@ -60,7 +60,7 @@ def _is_formatted_clone(opened: Any) -> bool:
     return bool(opened.read(0, min(opened.size(), len(CLONE_MAGIC))) == CLONE_MAGIC)
 
 
-class Cluster(Connection):
+class Cluster(ImageListing):
     """A cluster's images, snapshots and lock objects, over one connection."""
 
     def image_size(self, image: Image) -> int:
@@ -221,15 +221,6 @@ class Cluster(Connection):
                 raise
             return False
         return True
-
-    def object_exists(self, image: Image, name: str) -> bool:
-        """Return whether there is an object of this name beside the image."""
-        with self.errors(f"cannot check for the object {name} beside", image):
-            try:
-                self.pool_of(image).stat(name)
-            except rados.ObjectNotFound:
-                return False
-            return True
 
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
         """Remove a lock with its object if this owner holds it; otherwise do nothing.

@@ -19,9 +19,11 @@ from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
 from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
 from . import domain_xml, node_files
 from .disk_xml import Places
-from .domain_state import has_job, not_saved, state_of
+from .domain_start import started
+from .domain_state import has_job, migrates_away, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
+from .guest_mounts import PartialFreeze
 from .mapped_device import mapped_image
 from .metadata import override
 from .nvram import read_nvram, require_written
@@ -91,6 +93,20 @@ class Hypervisor:
         handle = self._handle(uuid)
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
+
+    def cancel_migration(self, uuid: str) -> bool:
+        """Cancel the domain's live migration to another node; return False if there is none."""
+        handle = self._handle(uuid)
+        try:
+            with libvirt_errors("cannot cancel the domain's migration"):
+                if not migrates_away(handle):
+                    return False
+                handle.abortJob()
+        except HypervisorError as error:
+            if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
+                raise
+            return False
+        return True
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
@@ -197,16 +213,17 @@ class Hypervisor:
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
-    def probe_agent(self, domain: Domain, timeout: int) -> None:
+    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
         """Check that the guest agent answers; see GuestAgent.probe."""
-        self._agent(domain, timeout).probe()
+        return self._agent(domain, timeout).probe()
 
-    def freeze(self, domain: Domain, timeout: int) -> int:
+    def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
 
         The limit is three times the agent's `timeout`, as libvirt waits half a minute for other agent calls.
         """
-        return GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout)).freeze()
+        agent = GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout))
+        return agent.freeze(mountpoints)
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""
@@ -269,16 +286,20 @@ class Hypervisor:
             found = override(inactive) or override(xml)
         except BackupError as error:
             found, problem = None, error
+        channel = domain_xml.agent_channel(xml)
+        connected = domain_xml.agent_connected(xml)
         return Domain(
             uuid=handle.UUIDString(),
             name=handle.name(),
             state=state,
             disks=disks,
-            agent_connected=domain_xml.agent_connected(xml),
+            agent_connected=connected,
             override=found or Override(),
             uri=self.uri,
             problem=problem,
             instance=handle.ID(),
+            agent_channel=channel is not None,
+            started=started(handle, channel, self.local, connected) if state is State.RUNNING else None,
         )
 
     def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:

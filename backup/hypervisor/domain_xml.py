@@ -53,8 +53,14 @@ def _drives(xml: str) -> Iterator[Element]:
 
 def agent_connected(live_xml: str) -> bool:
     """Return whether the guest has opened the agent's channel; the agent may still not answer."""
-    channels = ElementTree.fromstring(live_xml).findall("./devices/channel/target")
-    return any(c.get("name") == AGENT_CHANNEL and c.get("state") == "connected" for c in channels)
+    channel = agent_channel(live_xml)
+    return channel is not None and attribute(channel, "target", "state") == "connected"
+
+
+def agent_channel(live_xml: str) -> Element | None:
+    """Return the element of the agent's channel, None if the domain has none."""
+    channels = ElementTree.fromstring(live_xml).iterfind("./devices/channel")
+    return next((c for c in channels if attribute(c, "target", "name") == AGENT_CHANNEL), None)
 
 
 def nvram_path(xml: str) -> str:

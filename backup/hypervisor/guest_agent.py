@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -13,6 +13,7 @@ import libvirt_qemu
 from ..errors import AlreadyFrozen, DomainGone
 from ..system.time_limit import Bounded, within
 from .errors import HypervisorError, libvirt_errors
+from .guest_mounts import PartialFreeze, partial_freeze
 
 # Codes of an agent that does not answer, as opposed to answering with an error. 112 is new in libvirt 11.2.
 SILENT_AGENT = {
@@ -22,6 +23,12 @@ SILENT_AGENT = {
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
     getattr(libvirt, "VIR_ERR_AGENT_COMMAND_TIMEOUT", 112),
 }
+
+
+def is_silent(error: HypervisorError) -> bool:
+    """Return whether the error is that the agent, or libvirt in its place, did not answer in time."""
+    refused = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED}
+    return error.code in SILENT_AGENT - refused or isinstance(error.__cause__, TimeoutError)
 
 
 class GuestAgent:
@@ -36,26 +43,30 @@ class GuestAgent:
         self._limit = libvirt_timeout + timeout
         self._timeout = timeout
 
-    def probe(self) -> None:
-        """Raise HypervisorError unless the agent answers, AlreadyFrozen if the guest is frozen."""
+    def probe(self) -> PartialFreeze | None:
+        """Raise HypervisorError unless the agent answers, AlreadyFrozen if the guest is frozen.
+
+        Returns what to freeze, None for all.
+        """
         with self._bounded():
             try:
                 with libvirt_errors("the guest agent does not answer"):
-                    self._handle.fsInfo()
+                    return partial_freeze(self._handle.fsInfo())
             except HypervisorError as error:
                 if error.code in SILENT_AGENT:
                     raise
                 # the agent has answered: it does not support this command, or the guest is frozen
                 if not self._has_too_many_mounts(error) and self._frozen():
                     raise AlreadyFrozen("another program has already frozen the guest") from error
+        return None
 
-    def freeze(self) -> int:
-        """Freeze the guest's file systems, return their number.
+    def freeze(self, mountpoints: Sequence[str] = ()) -> int:
+        """Freeze the guest's file systems, all or those at the mountpoints; return their number.
 
         A freeze that failed can still happen later: always thaw after it.
         """
         with self._bounded(), libvirt_errors("cannot freeze the guest's file systems"):
-            return int(self._handle.fsFreeze())
+            return int(self._handle.fsFreeze(list(mountpoints)) if mountpoints else self._handle.fsFreeze())
 
     def thaw(self) -> int:
         """Thaw the guest's file systems, return the number of those that were frozen."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Image
 from .copy_xml import eject, isolate, remove, separate, tpm_beside
 from .disk_xml import IMAGE_TYPES, NVRAM_TARGET, REMOVABLE
+
+# Where monitors speak msgr2. They are only given with this port if they do not speak the old protocol.
+MESSENGER_V2_PORT = "3300"
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,27 @@ def _set_monitors(source: Element, monitors: Sequence[tuple[str, str]]) -> None:
 
     Without any, a configuration file on the node would name them, perhaps those of another cluster.
     """
-    if {host.get("name") for host in source.findall("host")} & {address for address, _ in monitors}:
+    if any(_is_there(host, *monitor) for host in source.findall("host") for monitor in monitors):
         return
     remove(source, "host", "config")
     source.extend(Element("host", {"name": address, "port": port}) for address, port in monitors)
+
+
+def _is_there(host: Element, address: str, port: str) -> bool:
+    """Return whether a <host> is this monitor: if it speaks msgr2 alone, at the port of msgr2."""
+    same = _canonical(host.get("name", "")) == _canonical(address)
+    return same and (port != MESSENGER_V2_PORT or host.get("port") == port)
+
+
+def _canonical(address: str) -> str:
+    """Return an IP address in its shortest form, as IPv6 has many; a name as it is.
+
+    One in brackets too: QEMU adds brackets of its own, so that such a <host> cannot be reached.
+    """
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address
 
 
 def _target(disk: Element) -> str:

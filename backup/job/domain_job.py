@@ -13,7 +13,7 @@ from .. import PROGRAM
 from ..ceph.clusters import Clusters
 from ..ceph.errors import LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
-from ..errors import BackupError, PreviousBackupDamaged, Skipped
+from ..errors import BackupError, FreezeFailed, PreviousBackupDamaged, Skipped
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
 from ..hypervisor.connection import Hypervisor
@@ -28,11 +28,13 @@ from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 from ..transfer.compare import compare_with_snapshot, pieces_from_output
+from .booting import AgentWait
 from .domain_lock import lock_of
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
+from .migration_watch import require_ready
 from .previous_backup import PreviousBackup
-from .quiesced_snapshots import QuiescedSnapshots, require_ready
+from .quiesced_snapshots import QuiescedSnapshots
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 
 PHASE_MARGIN = 120  # seconds that a phase may take longer than the limits of its operations
@@ -115,6 +117,7 @@ class DomainJob:
                 hint=error.hint,
                 transient=transient,
                 full_read=isinstance(error, PreviousBackupDamaged),
+                freeze_failed=isinstance(error, FreezeFailed),
             )
         quiesced = self._taker.quiesced
         result = replace(
@@ -129,13 +132,17 @@ class DomainJob:
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
         """Save the domain; the caller unwinds `stack`, after errors too."""
         settings = self.settings
-        self._begin(Phase.PREPARE, 6 * settings.ceph_timeout)
+        self._begin(Phase.PREPARE, 6 * settings.ceph_timeout + settings.agent_boot_timeout)
         uris = dict.fromkeys((self.order.uri, *settings.libvirt_uris))
         hypervisor, domain = stack.enter_context(
             located(self.order.uuid, list(uris), settings.libvirt_timeout, self.check_stop)
         )
         require_ready(domain)
         require_complete(select_disks(domain, self.settings))
+        # before the lock, so that nothing waits for it
+        AgentWait(self.order, hypervisor, settings, self.check_stop, partial(self._report, Level.INFO)).wait(
+            domain
+        )
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # in the worst case one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2

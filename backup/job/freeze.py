@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from ..errors import AlreadyFrozen, BackupError, FreezeFailed
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
+from ..hypervisor.guest_agent import is_silent
+from ..hypervisor.guest_mounts import PartialFreeze
 from ..model import Consistency, Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.undo import undone_by
 from .freeze_notes import FreezeNotes, Method, Note
-from .thaw import AGENT_JOB, CannotThawHere, Thaw, agent_timeout
+from .migration_watch import require_ready
+from .thaw import AGENT_JOB, CannotThawHere, Thaw, agent_timeout, gone_while_quiesced
 
 SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots must be complete
 GRACE = 1.0  # seconds after FREEZE_TIMEOUT in which the main process leaves the guest to its worker
@@ -55,12 +58,17 @@ class Quiesced:
 
 @dataclass(frozen=True)
 class Quiescer:
-    """Quiesces domains according to FREEZE and WITHOUT_FREEZE."""
+    """Quiesces domains according to FREEZE and WITHOUT_FREEZE.
+
+    `freeze_failed`: an earlier attempt of this run could not thaw the guest in time after a failed freeze. It
+    is frozen again only if that is required: a slow hook in the guest would be as slow again.
+    """
 
     hypervisor: Hypervisor
     notes: FreezeNotes
     settings: Settings
     reporter: Reporter
+    freeze_failed: bool = False
 
     @contextmanager
     def quiesced(self, domain: Domain) -> Iterator[Quiesced]:
@@ -69,6 +77,15 @@ class Quiescer:
         Raises FreezeFailed if a required freeze fails, BackupError if the domain could not be thawed or
         resumed; its note then stays.
         """
+        try:
+            with self._quiesced(domain) as quiesced:
+                yield quiesced
+        except FreezeFailed as error:  # an agent may be restarting, or another program's freeze may end
+            error.transient = domain.agent_channel
+            raise
+
+    @contextmanager
+    def _quiesced(self, domain: Domain) -> Iterator[Quiesced]:
         if domain.state is not State.RUNNING:
             with self._unchanged(domain, domain.state) as quiesced:
                 yield quiesced
@@ -89,10 +106,11 @@ class Quiescer:
             self.reporter.message(Level.WARNING, domain.name, message)
 
     def _quiesce(self, domain: Domain, stack: ExitStack) -> Quiesced:
-        if self.settings.freeze != "never":
+        if self.settings.freeze == "required" or (self.settings.freeze == "auto" and not self.freeze_failed):
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
+                self._current_state(domain)
                 # a paused domain cannot be thawed: never pause one that may be frozen
                 if self.settings.freeze == "required" or self.notes.exists(domain.uuid):
                     raise
@@ -109,7 +127,8 @@ class Quiescer:
 
         A new note would replace the old one, and nothing would ever thaw the guest.
         """
-        deadline = time.monotonic() + EARLIER_NOTE
+        limit = max(EARLIER_NOTE, self.settings.freeze_timeout) if self.freeze_failed else EARLIER_NOTE
+        deadline = time.monotonic() + limit
         while self.notes.exists(domain.uuid):
             if time.monotonic() > deadline:
                 return False
@@ -123,7 +142,8 @@ class Quiescer:
         """
         message = "the guest may still be frozen or paused by an earlier backup"
         path = self.notes.path(domain.uuid)
-        hint = f"does its guest agent run? virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
+        hint = "does its guest agent, or a freeze hook in the guest, hang?"
+        hint = f"{hint} virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
         if self.settings.freeze == "required":
             raise FreezeFailed(message, hint)
         self.reporter.message(Level.ERROR, domain.name, f"{message} (hint: {hint})")
@@ -134,12 +154,14 @@ class Quiescer:
 
     @contextmanager
     def _frozen(self, domain: Domain) -> Iterator[Quiesced]:
-        self._require_agent(domain)
+        partial = self._require_agent(domain)
+        mountpoints = (partial.freeze,) if partial else ()
+        self._current_state(domain)
         with self._undone_afterwards(domain, Method.FREEZE, Consistency.FILESYSTEM) as quiesced:
             try:
-                count = self.hypervisor.freeze(domain, agent_timeout(self.settings))
+                count = self.hypervisor.freeze(domain, agent_timeout(self.settings), *mountpoints)
             except HypervisorError as error:
-                raise FreezeFailed(error.message, "see the guest agent's log in the guest") from error
+                raise FreezeFailed(error.message, self._freeze_hint(error)) from error
             if count == 0:
                 hint = "is a file system that supports freezing mounted in the guest?"
                 raise FreezeFailed("the guest agent found no file system to freeze", hint)
@@ -154,13 +176,19 @@ class Quiescer:
 
     @contextmanager
     def _paused(self, domain: Domain) -> Iterator[Quiesced]:
-        if self.hypervisor.state(domain.uuid) is State.PAUSED:  # by an admin since: not ours to resume
+        if self._current_state(domain) is State.PAUSED:  # by an admin since: not ours to resume
             with self._unchanged(domain, State.PAUSED) as quiesced:
                 yield quiesced
             return
         with self._undone_afterwards(domain, Method.PAUSE, Consistency.PAUSED) as quiesced:
             self.hypervisor.pause(domain)
             yield quiesced
+
+    def _current_state(self, domain: Domain) -> State:
+        """Return the domain's state; raise BackupError if it has begun to migrate, or has migrated."""
+        state = self.hypervisor.state(domain.uuid)
+        require_ready(replace(domain, state=state))
+        return state
 
     @contextmanager
     def _undone_afterwards(
@@ -206,18 +234,35 @@ class Quiescer:
             time.sleep(pause)
             pause = min(2 * pause, LAST_RETRY)
         self.notes.remove(note.uuid)
+        if thaw.gone:
+            self.reporter.message(Level.ERROR, note.name, gone_while_quiesced(note))
         return thaw.thawed
 
-    def _require_agent(self, domain: Domain) -> None:
-        """Raise FreezeFailed unless the agent answers and the guest is not frozen."""
+    def _freeze_hint(self, error: HypervisorError) -> str:
+        """Return the likely cause of a freeze that failed although the agent had just answered."""
+        if not is_silent(error):
+            return "see the guest agent's log, and its freeze hooks, in the guest"
+        seconds = agent_timeout(self.settings)
+        cause = f"a freeze hook in the guest probably takes longer than {seconds} s, or hangs"
+        return f"{cause}: see /etc/qemu/fsfreeze-hook.d there; it gets a third of FREEZE_TIMEOUT"
+
+    def _require_agent(self, domain: Domain) -> PartialFreeze | None:
+        """Raise FreezeFailed unless the agent answers and the guest is not frozen.
+
+        Returns what to freeze, None for all.
+        """
         if not domain.agent_connected:
             raise FreezeFailed(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
         try:
-            self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
+            partial = self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
+        if partial:
+            text = f"not frozen, as they are in files of the guest: {', '.join(partial.leave)}"
+            self.reporter.message(Level.INFO, domain.name, text)
+        return partial
 
 
 def _unanswered(error: BaseException | None) -> bool:

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from typing import Callable
+from typing import Callable, NamedTuple, Optional
 
 from ..ceph.cluster import Cluster
 from ..ceph.errors import ImageGone
 from ..errors import BackupError
 from ..model import Domain, Image, Level
 from ..protocols import Reporter
+
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_OURS = re.compile(rf"virt-rbd-backup\.(?P<base>kept\.)?(?P<uuid>{_UUID})\.(?P<run>[^.]+)")
+
+
+class OwnName(NamedTuple):
+    """What the name of one of our snapshots contains: the domain's UUID, the run, and if it is a base."""
+
+    uuid: str
+    run: str
+    is_base: bool
+
+
+def own_name(name: str) -> Optional[OwnName]:
+    """Parse the name of a snapshot, None if it is not one of ours."""
+    found = _OURS.fullmatch(name)
+    return OwnName(found["uuid"], found["run"], bool(found["base"])) if found else None
 
 
 def owned_prefix(uuid: str) -> str:

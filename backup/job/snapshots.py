@@ -130,7 +130,7 @@ class DomainSnapshots:
         self._started.append((snapshot, creation))
         try:
             self._threads.submit(_create, snapshot, creation)
-        except BaseException:
+        except BaseException:  # no further thread, a stop, no memory
             if creation.cancel():  # no thread has begun it, and none will
                 self._started.pop()
             raise

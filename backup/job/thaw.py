@@ -18,6 +18,7 @@ from ..errors import BackupError, DomainGone
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import located
 from ..hypervisor.errors import HypervisorError
+from ..hypervisor.guest_agent import is_silent
 from ..model import Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
@@ -41,6 +42,12 @@ class CannotThawHere(BackupError):
 def _own() -> Optional[ProcessId]:
     """Return this process as an owner of notes."""
     return process_id(os.getpid()) if sees_own_pids() else None
+
+
+def gone_while_quiesced(note: Note) -> str:
+    """Return the message for a domain that no known libvirt has any more."""
+    hint = f"if it migrated, on its new node: virsh domfsthaw {note.uuid}; virsh resume {note.uuid}"
+    return f"the domain is gone; a backup may have left it frozen or paused (hint: {hint})"
 
 
 def agent_timeout(settings: Settings) -> int:
@@ -92,6 +99,8 @@ class Thaw:
         frozen = self.note.method is Method.FREEZE
         state, command = ("frozen", "domfsthaw") if frozen else ("paused", "resume")
         hint = f"virsh {command} {self.note.uuid}"
+        if frozen and is_silent(error):
+            hint += "; a freeze hook in the guest may still run, or hang: end it, or restart its guest agent"
         return BackupError(f"the guest may still be {state}: {error.message}", hint)
 
     def _undo_elsewhere(self) -> bool:
@@ -115,6 +124,7 @@ class Thaw:
             raise BackupError(message, f"start it, then {PROGRAM} cleanup")
         if self.note.method is Method.PAUSE:
             if not restarted:
+                self._keep_here(hypervisor, state)
                 hypervisor.resume(self._domain)
             return restarted or state is State.PAUSED or self._is_final
         try:
@@ -122,8 +132,17 @@ class Thaw:
         except HypervisorError:
             if restarted:  # a guest saved while frozen, and restored, can be thawed
                 return True
+            self._keep_here(hypervisor, state)
             raise
         return restarted or self.thawed > 0 or self._is_final
+
+    def _keep_here(self, hypervisor: Hypervisor, state: State) -> None:
+        """Cancel a migration with which the guest would arrive frozen or paused at another node.
+
+        Only while the note is new: what cannot be thawed for longer must not bind the domain to this node.
+        """
+        if state is State.BUSY and time.monotonic() <= self.note.possible:
+            hypervisor.cancel_migration(self.note.uuid)
 
     @property
     def _is_final(self) -> bool:
@@ -258,8 +277,7 @@ class Thaws:
             except BackupError as error:
                 raise thaw.failure(error) from error
             if thaw.gone:
-                hint = f"if it migrated, on its new node: virsh domfsthaw {note.uuid}"
-                text = f"the domain is gone; a backup may have left it frozen or paused (hint: {hint})"
+                text = gone_while_quiesced(note)
         if over:
             self.notes.remove_unless_newer(note)
             self.reporter.message(level, note.name, text)

@@ -150,7 +150,7 @@ class NewFile:
             try:
                 while not ended_within(process, CONVERT_POLL):
                     check_stop()
-            except BaseException:
+            except BaseException:  # whatever it was, a stop included: the program does not outlive it
                 process.kill()
                 process.wait()
                 raise

@@ -18,8 +18,11 @@ from ..errors import AlreadyFrozen, BackupError
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
+from ..job.booting import boot_seconds_left, is_booting
 from ..job.leftovers import base_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
+from ..orphaned.growing import growing
+from ..orphaned.places import NodeDomains, known_points
 from ..protocols import Output
 from ..selection import choose, effective, require_complete, select_disks
 from ..settings import Settings
@@ -58,12 +61,31 @@ def examine(
         yield Finding("libvirt", error)
         return
     with hypervisors:
-        choices = choose(hypervisors.domains(), settings)
+        domains = hypervisors.domains()
+        choices = choose(domains, settings)
         yield from [Finding("libvirt", error) for error in hypervisors.unreachable]
         for hypervisor in hypervisors:
             chosen = [one.domain for one in choices if one.domain.uri == hypervisor.uri and not one.skipped]
             yield Finding(f"libvirt at {hypervisor.uri}: {len(chosen)} domains to back up")
             yield from _domains(chosen, hypervisor, settings, check_stop)
+        yield from _growing(hypervisors, domains, settings, output, check_stop)
+
+
+def _growing(
+    hypervisors: Hypervisors,
+    domains: Sequence[Domain],
+    settings: Settings,
+    output: Output,
+    check_stop: CheckStop,
+) -> Iterator[Finding]:
+    """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest."""
+    stack, nodes = ExitStack(), []
+    points = known_points(output, None, check_stop)
+    for hypervisor in hypervisors:
+        timeout = min(CEPH_LIMIT, settings.ceph_timeout)
+        clusters = stack.enter_context(Clusters(hypervisor.secret, settings, timeout))
+        nodes.append(NodeDomains([one for one in domains if one.uri == hypervisor.uri], clusters))
+    yield from growing(nodes, not hypervisors.unreachable, points, settings, check_stop, stack.close)
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:
@@ -79,7 +101,11 @@ def _programs(settings: Settings) -> Iterator[Finding]:
 def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Iterator[Finding]:
     problems = output.configuration_errors() or within(math.inf, output.problems, check_stop)
     subject = f"output {settings.output}"
-    yield from [Finding(subject, problem) for problem in problems] or [Finding(subject)]
+    if problems:
+        yield from [Finding(subject, problem) for problem in problems]
+        return
+    yield Finding(subject)
+    yield from [Finding(f"{subject}: {text}") for text in within(math.inf, output.advice, check_stop)]
 
 
 def _domains(
@@ -140,6 +166,10 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
     instead = {"pause": "will be paused for its snapshots", "crash": "will be backed up while it runs"}
     if settings.freeze == "never":
         return Finding(f"domain {domain.name}: {instead[settings.without_freeze]} (FREEZE)")
+    if is_booting(domain, settings):
+        seconds = boot_seconds_left(domain, settings)
+        text = "has just started: a backup waits for its guest agent for up to"
+        return Finding(f"domain {domain.name}: {text} {seconds:.0f} s more (AGENT_BOOT_TIMEOUT)")
     try:
         if not domain.agent_connected:
             raise BackupError(

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Optional
 
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
@@ -25,7 +26,9 @@ from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import thaw_guests
 from ..job_result import Phase
 from ..model import Domain, Image, Level
-from ..protocols import RunReporter
+from ..orphaned.places import NodeDomains, known_points
+from ..orphaned.removal import OrphanRemoval
+from ..protocols import Output, RunReporter
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings
 from ..system.child_records import end_orphans
@@ -42,12 +45,18 @@ IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with i
 GRACE = 4  # seconds to release locks after a request to stop; a lock that is not released expires
 
 
-def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, with_bases: bool = False) -> int:
+def clean_node(
+    settings: Settings,
+    reporter: RunReporter,
+    stop: StopRequest,
+    with_bases: bool = False,
+    output: Optional[Output] = None,
+) -> int:
     """Thaw or resume all guests of this node, and remove leftovers; return how many domains that failed for.
 
     Domains that are not selected are cleaned too, but their failures are warnings. `with_bases`: remove base
-    snapshots too. Raises AlreadyRunning while a run is active, as its snapshots are no leftovers, and the
-    reason to stop.
+    snapshots too. The restore points of `output` name further pools to search. Raises AlreadyRunning while a
+    run is active, as its snapshots are no leftovers, and the reason to stop.
     """
     with only_run(settings.runtime_dir, stop.check):
         seconds = IN_A_SERVICE if "INVOCATION_ID" in os.environ else BY_HAND
@@ -65,6 +74,7 @@ def clean_node(settings: Settings, reporter: RunReporter, stop: StopRequest, wit
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]
                 failed += cleaner.clean(own, hypervisor)
+            cleaner.remove_orphans(domains, hypervisors, output)
     return failed
 
 
@@ -91,13 +101,7 @@ class Cleaner:
         skipped = {choice.domain.uuid: choice.skipped for choice in self.choices if _at(choice, hypervisor)}
         for domain in domains:
             self.reporter.planned(domain.uuid, domain.name, 0)
-        deletions = Slots(
-            settings.runtime_dir,
-            "deletion",
-            settings.snapshot_deletes,
-            partial(self.reporter.message, Level.WARNING, ""),
-            self._is_stopping,
-        )
+        deletions = self._deletions()
         stack = ExitStack()
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout))
         with Calls(AT_A_TIME, close=stack.close, grace=GRACE) as calls:
@@ -107,6 +111,28 @@ class Cleaner:
                 self.reporter.ended(domain.uuid, has_failed)
                 failed += has_failed
         return failed
+
+    def remove_orphans(
+        self, domains: Sequence[Domain], hypervisors: Hypervisors, output: Optional[Output]
+    ) -> None:
+        """Remove snapshots of ours that no domain can claim. Raises the reason to stop."""
+        settings, stack, nodes = self.settings, ExitStack(), []
+        points = known_points(output, self.reporter, self.stop.check)
+        for hypervisor in hypervisors:
+            clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout))
+            own = [domain for domain in domains if domain.uri == hypervisor.uri]
+            nodes.append(NodeDomains(own, clusters))
+        removal = OrphanRemoval(settings, self.reporter, self.stop, self._deletions(), self.with_bases)
+        removal.remove(nodes, not hypervisors.unreachable, points, stack.close)
+
+    def _deletions(self) -> Slots:
+        return Slots(
+            self.settings.runtime_dir,
+            "deletion",
+            self.settings.snapshot_deletes,
+            partial(self.reporter.message, Level.WARNING, ""),
+            self._is_stopping,
+        )
 
     def _failed(
         self, domain: Domain, outcome: Future[None], outcomes: Sequence[Future[None]], skipped: str

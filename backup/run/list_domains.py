@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..errors import BackupError, ConfigError
 from ..hypervisor.connections import Hypervisors
+from ..job.booting import is_booting
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Reporter
@@ -49,7 +50,10 @@ def ordered(
     reporter: Reporter,
     check_stop: CheckStop,
 ) -> Sequence[tuple[Domain, int]]:
-    """Return the selected domains with the sizes of their images, the largest first."""
+    """Return the selected domains with the sizes of their images, the largest first.
+
+    Those that have just started come last: until then their agents may be connected.
+    """
     domains = [choice.domain for choice in choices if not choice.skipped]
     chosen = {domain.uuid for domain in domains}
     for choice in choices:
@@ -57,4 +61,5 @@ def ordered(
         if named and choice.domain.uuid not in chosen:
             text = f"named, but not backed up: {choice.skipped}"
             reporter.message(Level.WARNING, choice.domain.name, text)
-    return largest_first(domains, hypervisors, settings, check_stop) if domains else ()
+    sized = largest_first(domains, hypervisors, settings, check_stop) if domains else []
+    return sorted(sized, key=lambda one: is_booting(one[0], settings))

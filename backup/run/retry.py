@@ -53,6 +53,7 @@ class Retry:
         `discard` removes what the failed attempts saved.
         """
         full_reads: set[str] = set()
+        freezes: set[str] = set()
         for number, begins in enumerate(moments(self.retry_for), 2):
             again = {result.uuid for result in results if result.transient}
             if not again or not self._waited(begins, len(again)):
@@ -61,8 +62,18 @@ class Retry:
             text = f"retrying {len(again)} failed domains: their errors may be transient"
             self.reporter.message(Level.INFO, "", text)
             full_reads |= {result.uuid for result in results if result.full_read}
-            repeated = [one for one in orders if one.uuid in again]
-            done = do([replace(one, attempt=number, full_read=one.uuid in full_reads) for one in repeated])
+            freezes |= {result.uuid for result in results if result.freeze_failed}
+            repeated = [
+                replace(
+                    one,
+                    attempt=number,
+                    full_read=one.uuid in full_reads,
+                    freeze_failed=one.uuid in freezes,
+                )
+                for one in orders
+                if one.uuid in again
+            ]
+            done = do(repeated)
             results = [*(result for result in results if result.uuid not in again), *done]
         return results
 

@@ -162,7 +162,10 @@ class Run:
                 known[point.id.uuid].append(point)
         return [
             JobOrder(
-                self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid]), passes * size
+                *(self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid])),
+                size=passes * size,
+                instance=one.instance,
+                started=one.started,
             )
             for one, size in sized
         ]

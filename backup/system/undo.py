@@ -20,7 +20,7 @@ def undone_by(cleanup: Callable[[], None], reporter: Reporter, domain: str) -> I
     """
     try:
         yield
-    except BaseException:
+    except BaseException:  # the cleanup has to happen whatever it was
         try:
             cleanup()
         except BackupError as error:

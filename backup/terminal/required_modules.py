@@ -76,13 +76,13 @@ def _modules(arguments: argparse.Namespace, settings: Settings) -> Mapping[str, 
     """Give the modules that the command needs, with their packages."""
     command = arguments.command
     modules: dict[str, str] = {}
-    without = ("report", "restore-points", "verify")
+    without = ("report", "restore-points", "verify", "key")
     to_file = command == "restore" and arguments.to_file
     if command not in (*without, "restore") or (command == "restore" and arguments.define and not to_file):
         modules.update(LIBVIRT_MODULES)
     if command not in without and not to_file:
         modules.update(CEPH_MODULES)
-    if command != "report":
+    if command not in ("report", "key"):
         modules.update(REPOSITORY_MODULES)
     if command in ("backup", "check"):
         modules.update(OUTPUT_MODULES.get(settings.output, {}))

@@ -10,7 +10,7 @@ from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
 from ..report.run_report import RunResult
 from ..selection import Choice
-from ..stored import StoredPoint
+from ..stored import RepositoryKey, StoredPoint
 from ..text import one_line, size_text
 
 if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing
@@ -30,7 +30,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def finding(found: Finding) -> str:
     """Give what was checked, and the problem with its hint if there is one."""
     if found.problem is None:
-        return f"ok       {one_line(found.subject)}\n"
+        return f"{'WARNING ' if found.warning else 'ok      '} {one_line(found.subject)}\n"
     text = f"PROBLEM  {one_line(found.subject)}: {one_line(found.problem.message)}\n"
     return text + (f"         hint: {one_line(found.problem.hint)}\n" if found.problem.hint else "")
 
@@ -198,3 +198,45 @@ def _count(number: int, noun: str) -> str:
 def json_text(value: object) -> str:
     """Give a value for programs."""
     return json.dumps(value, indent=2) + "\n"
+
+
+def keys_table(keys: Sequence[RepositoryKey]) -> str:
+    """Give a row per key, the oldest first."""
+    head = ("key", "added", "by", "seconds per call", "")
+    rows = [
+        (
+            key.id[:8],
+            f"{key.created:%Y-%m-%d %H:%M}",
+            key.owner,
+            f"{key.seconds:.2f}",
+            "used by this node" if key.opens else "",
+        )
+        for key in keys
+    ]
+    return table(head, rows)
+
+
+def keys_json(keys: Sequence[RepositoryKey]) -> list[dict[str, object]]:
+    """Give the same for programs."""
+    return [
+        {
+            "key": key.id,
+            "added": f"{key.created:%Y-%m-%dT%H:%M:%S}",
+            "by": key.owner,
+            "seconds": round(key.seconds, 4),
+            "fast": key.fast,
+            "used": key.opens,
+        }
+        for key in keys
+    ]
+
+
+def fast_key_text(key: RepositoryKey) -> str:
+    return (
+        f"key {key.id[:8]} takes {key.seconds:.2f} s in each call of restic; this node uses it from now on,"
+        " others from their next day's run on\n"
+    )
+
+
+def removed_keys_text(keys: Sequence[RepositoryKey]) -> str:
+    return "".join(f"removed key {key.id[:8]}\n" for key in keys) or "there is no fast key\n"

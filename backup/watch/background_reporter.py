@@ -52,5 +52,5 @@ def bugs_reported(reporter: Reporter) -> Iterator[None]:
     """Report a bug, or a lack of memory, in the block and go on: the next step may thaw a guest."""
     try:
         yield
-    except Exception:  # whatever it is: the next step may thaw a guest
+    except Exception:  # a bug must not end the watchdog or the guard
         reporter.message(Level.ERROR, "", f"a bug: {traceback.format_exc()}")

@@ -17,6 +17,7 @@ from backup.system.process_group import sees_own_pids
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
 from .child import WAIT_POLL, Child, outlet, printed, started
+from .key_hint import KeyHint
 from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
 # What restic gets of our own environment.
@@ -50,6 +51,7 @@ class Program:
     options: Sequence[str]
     stall_timeout: float  # seconds without progress of a backup
     runtime_dir: str = ""
+    state_dir: str = ""  # has the hint which key to try first, "" for none
 
     @property
     def call_limit(self) -> float:
@@ -74,6 +76,18 @@ class Program:
         directory = Path("/", self.repository, "locks")
         return directory if self.repository and directory.is_dir() else None
 
+    @property
+    def key_hint(self) -> KeyHint:
+        return KeyHint.of(self.state_dir, self.repository, self.environment)
+
+    def has_one_key(self) -> bool:
+        """Return whether the repository certainly has one key only, without a call of restic."""
+        locks = self.locks_directory
+        try:
+            return locks is not None and len(os.listdir(locks.parent / "keys")) == 1
+        except OSError:
+            return False
+
     def may_have_locks(self) -> bool:
         """Return whether there may be locks; an empty directory saves a call of restic."""
         try:
@@ -83,13 +97,20 @@ class Program:
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, and return its output. Raises ResticError."""
+        with self.running(*arguments, limit=limit, check_stop=check_stop) as child:
+            pass
+        return child.stdout
+
+    @contextmanager
+    def running(self, *arguments: str, limit: float, check_stop: Callable[[], None]) -> Iterator[Child]:
+        """Run a command that may take `limit` seconds after the block. Raises ResticError."""
         with self._child(arguments, NOTHING) as child:
+            yield child
             if not child.ended(limit, check_stop):
                 message = f"restic {arguments[0]} took more than {limit:.0f} s"
                 hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
                 raise ResticError(message, hint, transient=True)
         self._require_success(arguments[0], child, check_stop)
-        return child.stdout
 
     @contextmanager
     def backup(self, arguments: Sequence[str], check_stop: Callable[[], None]) -> Iterator[Backup]:
@@ -235,7 +256,8 @@ class Program:
             built["RESTIC_REPOSITORY"] = self.repository
         if self.password_file:
             built["RESTIC_PASSWORD_FILE"] = self.password_file
-        return {**built, **self.environment}
+        hint = self.key_hint.variables if self.state_dir else {}
+        return {**built, **hint, **self.environment}
 
     def _wait(self, child: Child, check_stop: Callable[[], None]) -> None:
         """Wait for restic's end after the last byte."""

@@ -8,7 +8,7 @@ import re
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -23,10 +23,12 @@ from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, Stored
 
 from ..segments.archive import SegmentSource
 from ..segments.layout import Segments
+from .keys import advice, learn
 from .locks import Lock, remove_dead_locks
 from .messages import ResticError
 from .program import Program
 from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_id, stored_points, time_of
+from .written_files import file_problems
 
 MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
@@ -68,6 +70,7 @@ class Repository:
                 options=tuple(settings.restic_options),
                 stall_timeout=settings.output_stall_timeout,
                 runtime_dir=settings.runtime_dir,
+                state_dir=settings.state_dir,
             ),
             settings.lock_wait,
             **cls._own_settings(settings),
@@ -95,13 +98,23 @@ class Repository:
         return errors
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
-        """Return what prevents backups: restic's version, the repository's location, its password."""
+        """Return what prevents backups: restic's version, the repository's location, its password.
+
+        Also what restic or rclone write on this node, and cannot.
+        """
         try:
             self._require_version(check_stop)
             self._call("cat", "config", "--no-lock", "--quiet", check_stop=check_stop)
         except ResticError as error:
-            return [error]
-        return []
+            return [error, *file_problems(self.program)]
+        return list(file_problems(self.program))
+
+    def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
+        """Return what the repository's keys cost, if that could be less."""
+        try:
+            return advice(self.program, check_stop)
+        except ResticError:  # nothing to advise: `problems` has tried the repository
+            return ()
 
     def base(
         self,
@@ -139,7 +152,9 @@ class Repository:
             yield SegmentSource(source, segments) if image.segment_size else source
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        """Check restic's version and list all restore points."""
+        """Check restic's version, learn which key to try first, and list all restore points."""
+        with suppress(ResticError):  # the listing fails too, or nothing is lost but half a second a call
+            learn(self.program, check_stop)
         return self.restore_points(check_stop)
 
     def discard(

@@ -32,6 +32,7 @@ CONSTANTS: Mapping[str, Any] = {
     "DRILL_POOL": "ssd",
     "CEPH_STALL_TIMEOUT": 60,
     "RETRY_FOR": 20,
+    "AGENT_BOOT_TIMEOUT": 3,
 }
 
 

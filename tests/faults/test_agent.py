@@ -51,9 +51,80 @@ def test_a_guest_agent_that_died_gets_its_domain_paused(node: Node, lab: Lab) ->
     _saved(node, lab, "paused", "not frozen: no guest agent is connected")
 
 
+def test_the_agent_of_a_domain_that_has_just_started_is_waited_for(node: Node, lab: Lab) -> None:
+    kill_agent(lab, WEB, seconds=10)
+    wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
+    text = "the domain has just started: waiting up to "  # which counts from the start of QEMU
+    done = node.run("backup", WEB, AGENT_BOOT_TIMEOUT=86400, FREEZE="required")
+    assert done.returncode == 0, done.stderr
+    assert f"web01: {text}" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+    _moves(node, lab)
+
+
+def test_a_required_freeze_that_fails_is_retried_at_the_end_of_the_run(node: Node, lab: Lab) -> None:
+    kill_agent(lab, WEB, seconds=10)
+    wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
+    done = node.run("backup", WEB, RETRY_FOR=40, FREEZE="required")
+    assert done.returncode == 0, done.stderr
+    assert "web01: failed: no guest agent is connected" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+    _moves(node, lab)
+
+
 def test_a_freeze_that_fails_gets_the_domain_paused(node: Node, lab: Lab) -> None:
     with agent_hook(lab, WEB, "freeze", "exit 1"):
         _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems")
+
+
+def test_a_freeze_hook_that_takes_too_long_is_named_and_the_domain_is_paused(node: Node, lab: Lab) -> None:
+    with agent_hook(lab, WEB, "freeze", "sleep 6"):
+        _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems", FREEZE_TIMEOUT=9)
+
+
+def test_a_freeze_hook_that_outlasts_the_thaw_costs_the_domain_a_retry_without_a_freeze(
+    node: Node, lab: Lab
+) -> None:
+    with agent_hook(lab, WEB, "freeze", "sleep 22"):
+        done = node.run("backup", WEB, FREEZE_TIMEOUT=12)
+        assert done.returncode == 0, done.stderr
+        assert "a freeze hook in the guest probably takes longer than 4 s, or hangs" in done.stderr
+        assert node.report()["domains"][WEB]["consistency"] == "paused"
+        _moves(node, lab)
+
+
+def test_a_freeze_hook_that_hangs_leaves_no_guest_frozen(node: Node, lab: Lab) -> None:
+    with agent_hook(lab, WEB, "freeze", "sleep 45"):  # longer than the run: for ever
+        done = node.run("backup", WEB, FREEZE_TIMEOUT=3)
+        assert done.returncode == 0, done.stderr
+        assert "a freeze hook in the guest probably takes longer than 1 s, or hangs" in done.stderr
+        assert node.report()["domains"][WEB]["consistency"] == "crash"
+        wait_until(lambda: not held(node), 90, "the watchdog has thawed it")
+        _moves(node, lab)
+
+
+# The agent freezes in the reverse order of mounts: the disk's first, as it is mounted again after the file.
+LOOP_FILE = """
+cd /run && mkdir -p in-file again && dd if=/dev/zero of=/mnt/vda/file bs=1M count=4 &&
+mkfs.ext4 -q /mnt/vda/file && losetup /dev/loop0 /mnt/vda/file && mount -t ext4 /dev/loop0 in-file &&
+mount -o bind /mnt/vda again && (while sleep 0.1; do date >>in-file/dates; done) & sleep 3
+"""
+NO_LOOP_FILE = """
+kill $(pgrep -f 'sleep 0.1' | head -n 1); pkill -f in-file/dates; cd /; sleep 0.3
+umount /run/again; umount /run/in-file; losetup -d /dev/loop0; rm /mnt/vda/file
+"""
+
+
+def test_a_file_system_in_a_file_of_a_frozen_one_blocks_no_agent(node: Node, lab: Lab) -> None:
+    done_in_guest(lab, WEB, LOOP_FILE)
+    try:
+        done = node.run("backup", WEB, FREEZE="required")
+    finally:
+        done_in_guest(lab, WEB, NO_LOOP_FILE)
+    assert done.returncode == 0, done.stderr
+    assert "web01: not frozen, as they are in files of the guest: /run/in-file" in done.stderr
+    assert node.report()["domains"][WEB]["consistency"] == "filesystem"
+    _moves(node, lab)
 
 
 def test_a_thaw_that_fails_twice_is_tried_until_it_works(node: Node, lab: Lab) -> None:

@@ -47,6 +47,7 @@ class Node:
             "STATE_DIR": str(directory / "state"),
             "LOCK_DURATION": 6,
             "RETRY_FOR": 0,
+            "AGENT_BOOT_TIMEOUT": 0,  # the lab's guests have always just started
         }
         self.environment: dict[str, str] = {}  # further variables for main.py
 

@@ -58,6 +58,9 @@ class NoOutput:
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         return ()
 
+    def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
+        return ()
+
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:

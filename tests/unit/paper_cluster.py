@@ -12,9 +12,10 @@ from typing import Any
 from backup.ceph.cluster import Claim, Cluster
 from backup.ceph.clusters import Clusters
 from backup.ceph.errors import ClusterError, ImageGone, LockHeld, LockLost
+from backup.ceph.image_listing import ListedImage
 from backup.ceph.image_reader import ImageReader
 from backup.ceph.retry import CephRetry
-from backup.model import ClusterAddress, Image
+from backup.model import ClusterAddress, Image, image_named
 
 from .samples import FSID
 
@@ -42,7 +43,21 @@ class PaperCluster(Cluster):
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
         self.unreachable = False
         self.pools = {"vms"}
+        self.trash: set[str] = set()  # images in the trash
         self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
+
+    def namespaces(self, pool: str) -> list[str]:
+        if pool not in {name.split("/")[0] for name in self.snapshots}:
+            raise ClusterError(f"there is no pool {pool}", number=errno.ENOENT)
+        return sorted({"", *(parts[1] for name in self.snapshots if len(parts := name.split("/")) == 3)})
+
+    def images_in(self, pool: str, namespace: str) -> list[ListedImage]:
+        images = [one for name in self.snapshots if (one := image_named(name)) and one.pool == pool]
+        return [
+            ListedImage(replace(one, id=f"id of {one}"), str(one) in self.trash)
+            for one in images
+            if one.namespace == namespace
+        ]
 
     def image_size(self, image: Image) -> int:
         self.snapshot_names(image)

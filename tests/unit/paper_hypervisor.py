@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Callable
 
 from backup.errors import BackupError, DomainGone
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
+from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job.freeze_notes import FreezeNotes
 from backup.model import Definition, Disk, Domain, State
 
@@ -34,7 +36,10 @@ class PaperHypervisor(Hypervisor):
         self.failing_thaws = 0
         self.failing_resumes = 0
         self.gone = False
+        self.cancelled = 0  # migrations
         self.closed = False
+        self.partial: PartialFreeze | None = None
+        self.mountpoints: Sequence[str] = ()  # of the last freeze
         self.then: Domain | None = None  # the domain from the second listing on
         self.uri = domain.uri
 
@@ -65,16 +70,24 @@ class PaperHypervisor(Hypervisor):
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
 
+    def cancel_migration(self, uuid: str) -> bool:
+        assert self.state(uuid) is State.BUSY
+        self.listed = replace(self.listed, state=State.RUNNING)
+        self.cancelled += 1
+        return True
+
     def instance(self, uuid: str) -> int:
         return self.domain(uuid).instance
 
-    def probe_agent(self, domain: Domain, timeout: int) -> None:
+    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
         self._ask("probe", timeout)
         if self.probe_error:
             raise self.probe_error
+        return self.partial
 
-    def freeze(self, domain: Domain, timeout: int) -> int:
+    def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         self._ask("freeze", timeout)
+        self.mountpoints = mountpoints
         self._require_note()
         if self.frozen:
             raise HypervisorError("the guest is frozen already")

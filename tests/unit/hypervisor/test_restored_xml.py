@@ -90,6 +90,7 @@ def test_an_isolated_copy_has_no_outside_access() -> None:
 
 
 OTHERS = [("10.9.9.1", "6789"), ("fd00::1", "6790")]
+MSGR2_ALONE = [("10.0.0.1", "3300"), ("fd00::1", "3300")]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,11 @@ OTHERS = [("10.9.9.1", "6789"), ("fd00::1", "6790")]
     [
         ("<host name='10.0.0.1'/><host name='gone'/><config file='/etc/ceph/a.conf'/>", MONITORS, True),
         ("<host name='fd00::1' port='6789'/>", OTHERS, True),
+        ("<host name='FD00:0::1' port='6789'/>", OTHERS, True),
+        ("<host name='[fd00::1]' port='6789'/>", OTHERS, False),
+        ("<host name='fd00:0::1' port='3300'/>", MSGR2_ALONE, True),
+        ("<host name='10.0.0.1' port='6789'/>", MSGR2_ALONE, False),
+        ("<host name='10.0.0.1'/>", MSGR2_ALONE, False),
         ("<host name='10.0.0.1' port='6789'/>", OTHERS, False),
         ("<host name='10.0.0.1'/><config file='/etc/ceph/a.conf'/>", OTHERS, False),
         ("<config file='/etc/ceph/a.conf'/>", MONITORS, False),
@@ -125,6 +131,26 @@ def test_monitors_have_libvirt_s_notation(monkeypatch: pytest.MonkeyPatch) -> No
     dump = {"mons": [{"public_addr": address} for address in addresses]}
     monkeypatch.setattr(cluster, "ask", lambda _: dump)
     assert cluster.monitors() == OTHERS
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        ({"v2": "10.0.0.1:3300"}, ("10.0.0.1", "3300")),
+        ({"v2": "[fd00::1]:3300"}, ("fd00::1", "3300")),
+        ({"v2": "10.0.0.1:3300", "v1": "10.0.0.1:6789"}, ("10.0.0.1", "6789")),
+        ({"v1": "[fd00::1]:6789"}, ("fd00::1", "6789")),
+    ],
+)
+def test_a_monitor_that_speaks_msgr2_alone_is_given_with_its_port(
+    addresses: dict[str, str], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = [{"type": kind, "addr": address, "nonce": 0} for kind, address in addresses.items()]
+    public = f"{addresses.get('v1', ':')}/0"
+    dump = {"mons": [{"public_addrs": {"addrvec": vector}, "public_addr": public}]}
+    cluster = PaperCluster()
+    monkeypatch.setattr(cluster, "ask", lambda _: dump)
+    assert cluster.monitors() == [expected]
 
 
 def test_a_layer_refers_to_its_restored_image() -> None:

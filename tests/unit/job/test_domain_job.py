@@ -246,6 +246,20 @@ def test_a_shut_off_domain_whose_images_are_open_is_only_crash_consistent(
     assert warning.startswith("vms/root, vms/data are in use by other clients too: ")
 
 
+def test_the_agent_of_a_domain_that_has_just_started_is_waited_for_without_the_lock(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    booting = domain(agent_connected=False, started=time.time())
+    node = make(booting)
+
+    def sleep(_: float) -> None:
+        assert not node.cluster.locks
+        node.hypervisor.listed = replace(booting, agent_connected=True)
+
+    monkeypatch.setattr("backup.job.booting.time.sleep", sleep)
+    assert node.back_up(freeze="required").consistency is Consistency.FILESYSTEM
+
+
 def test_images_that_other_clients_have_open_fail_a_required_freeze(make: MakeNode) -> None:
     node = make(with_disks(ROOT))
     node.cluster.watching = {"vms/root": 2}

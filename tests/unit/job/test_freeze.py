@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from backup.errors import AlreadyFrozen, BackupError, FreezeFailed
 from backup.hypervisor.errors import HypervisorError
+from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job import freeze
 from backup.job.freeze import Quiesced, Quiescer
 from backup.job.freeze_notes import FreezeNotes, Method, Note
@@ -138,12 +139,46 @@ def test_after_a_failed_freeze_the_guest_is_thawed_before_it_is_paused(guest: Gu
     guest.assert_runs()
 
 
+@pytest.mark.parametrize("code", [86, 68, 55, 0])
+def test_a_freeze_that_fails_after_the_agent_answered_names_the_hook_as_the_likely_cause(
+    guest: Guest, code: int
+) -> None:
+    guest.hypervisor.freeze_error = HypervisorError("cannot freeze the guest's file systems", code=code)
+    with guest.quiesced():
+        pass
+    (warning,) = guest.recorder.told(Level.WARNING)
+    assert "freeze hook" in warning
+    assert ("takes longer than 10 s" in warning) == (code in (86, 68))
+
+
+def test_file_systems_in_files_of_the_guest_are_not_frozen_and_that_is_reported(guest: Guest) -> None:
+    guest.hypervisor.partial = PartialFreeze(("/", "/data"), ("/tmp",))
+    with guest.quiesced() as quiesced:
+        assert guest.hypervisor.mountpoints == ("/", "/data")
+    assert quiesced.consistency is Consistency.FILESYSTEM
+    assert guest.recorder.told(Level.INFO) == ["not frozen, as they are in files of the guest: /tmp"]
+
+
+@pytest.mark.parametrize(("wanted", "asked"), [("auto", "pause"), ("required", "freeze")])
+def test_after_a_freeze_that_could_not_be_undone_in_time_a_retry_freezes_only_if_it_is_required(
+    guest: Guest, wanted: str, asked: str
+) -> None:
+    chosen = settings(freeze=wanted)
+    again = Quiescer(guest.hypervisor, guest.notes, chosen, guest.recorder, freeze_failed=True)
+    with again.quiesced(guest.hypervisor.listed):
+        pass
+    assert asked in guest.hypervisor.asked
+    assert ("freeze" in guest.hypervisor.asked) == (wanted == "required")
+
+
 def test_a_guest_that_may_be_frozen_is_never_paused_and_its_note_stays(guest: Guest) -> None:
     guest.hypervisor.freeze_error = HypervisorError("cannot freeze the guest's file systems")
     guest.hypervisor.freezes_all_the_same = True
     guest.hypervisor.failing_thaws = FOR_EVER
-    with raises("cannot freeze the guest's file systems", FreezeFailed), guest.quiesced(freeze_timeout=0):
+    message = "cannot freeze the guest's file systems"
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze_timeout=0):
         raise AssertionError("the block must not begin")
+    assert caught.value.transient, "a retry saves it without a freeze"
     assert "pause" not in guest.hypervisor.asked
     assert guest.notes.all() == [Note(UUID, "web", Method.FREEZE, URI)]
     (error,) = guest.recorder.told(Level.ERROR)
@@ -229,10 +264,18 @@ def test_a_required_freeze_that_fails_is_not_replaced_by_a_pause(guest: Guest, c
     message, changes = REQUIRED[case]
     for name, value in changes.items():
         setattr(guest.hypervisor, name, value)
-    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze="required"):
         raise AssertionError("the block must not begin")
+    assert caught.value.transient, "retried at the end of the run"
     assert "pause" not in guest.hypervisor.asked
     guest.assert_runs()
+
+
+def test_a_required_freeze_without_a_channel_for_the_agent_is_not_retried(tmp_path: Path) -> None:
+    guest = guest_of(domain(agent_connected=False, agent_channel=False), tmp_path)
+    with raises("no guest agent is connected", FreezeFailed) as caught, guest.quiesced(freeze="required"):
+        raise AssertionError("the block must not begin")
+    assert not caught.value.transient
 
 
 def test_where_freezing_is_switched_off_the_agent_is_not_even_asked(guest: Guest) -> None:
@@ -282,8 +325,9 @@ def test_a_guest_that_another_program_has_thawed_is_only_crash_consistent(guest:
 
 def test_a_guest_that_another_program_has_thawed_fails_a_required_freeze(guest: Guest) -> None:
     message = "the guest thawed before its snapshots were complete"
-    with raises(message, FreezeFailed), guest.quiesced(freeze="required"):
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze="required"):
         guest.hypervisor.frozen = False
+    assert caught.value.transient
     guest.assert_runs()
 
 
@@ -327,6 +371,39 @@ def test_a_domain_that_is_gone_meanwhile_needs_no_thaw(guest: Guest) -> None:
         guest.hypervisor.gone = True
     assert "thaw" not in guest.hypervisor.asked
     assert guest.notes.all() == []
+    (error,) = guest.recorder.told(Level.ERROR)
+    assert error.startswith("the domain is gone; a backup may have left it frozen or paused (hint: ")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "required", "never"])
+@pytest.mark.parametrize("state", [State.BUSY, State.ELSEWHERE])
+def test_a_guest_that_begins_to_migrate_is_neither_frozen_nor_paused(
+    guest: Guest, state: State, wanted: str
+) -> None:
+    listed = guest.hypervisor.listed
+    guest.hypervisor.listed = replace(listed, state=state)
+    quiescer = Quiescer(guest.hypervisor, guest.notes, settings(freeze=wanted), guest.recorder)
+    with pytest.raises(BackupError, match="migrat"), quiescer.quiesced(listed):
+        pytest.fail("the block must not begin")
+    assert not {"freeze", "pause"} & set(guest.hypervisor.asked)
+
+
+def test_a_guest_that_migrates_during_its_freeze_is_kept_and_thawed_here(guest: Guest) -> None:
+    """The freeze would end on the destination."""
+    hypervisor = guest.hypervisor
+    hypervisor.freeze_error, hypervisor.freezes_all_the_same = SILENT, True
+    hypervisor.failing_thaws = 1
+    freeze_as_ever = hypervisor.freeze
+
+    def freeze_while_it_migrates(domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
+        hypervisor.listed = replace(domain, state=State.BUSY)
+        return freeze_as_ever(domain, timeout, mountpoints)
+
+    hypervisor.freeze = freeze_while_it_migrates  # type: ignore[method-assign]
+    with pytest.raises(BackupError), guest.quiesced(freeze="required"):
+        pytest.fail("the block must not begin")
+    assert hypervisor.cancelled == 1
+    guest.assert_runs()
 
 
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.CRASHED])

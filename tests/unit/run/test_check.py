@@ -17,6 +17,7 @@ from backup.model import Domain, Image
 from backup.run import check
 from backup.run.check import examine
 from backup.settings import Settings
+from backup.stored import StoredPoint
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import CheckStop
 
@@ -25,7 +26,7 @@ from ..driver_node import domain_element, node_uri
 from ..jobs_on_paper import NoOutput
 from ..paper_cluster import PaperCluster, PaperClusters
 from ..raising import raises
-from ..samples import UUID, settings
+from ..samples import OTHER_UUID, RUN, UUID, settings
 
 
 class Hangs:
@@ -52,6 +53,13 @@ class Cluster(PaperCluster):
 
     def allow_snapshots(self, image: Image) -> None:
         """Permitted."""
+
+
+class NoPoints(NoOutput):
+    """Has no restore point."""
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        return ()
 
 
 @pytest.fixture
@@ -83,7 +91,7 @@ def assert_stops(chosen: Settings, output: NoOutput, hangs: Hangs) -> None:
 
 
 def test_all_requirements_of_a_backup_are_checked(chosen: Settings) -> None:
-    subjects = [found.subject for found in examine(chosen, NoOutput())]
+    subjects = [found.subject for found in examine(chosen, NoPoints())]
     assert subjects[-2:] == [
         "pool vms: client.libvirt may make snapshots",
         "domain web, disk vda: image vms/a",
@@ -97,19 +105,19 @@ def test_what_is_not_backed_up_is_reported_and_no_problem_unless_configured(
     file = other("file", "<source file='/x'/>").replace("'vda'", "'vdb'")
     uri = node_uri(tmp_path / "node.xml", domain_element("web", UUID, rbd("vms/a") + file + shared))
     chosen = replace(chosen, libvirt_uri=uri)
-    found = {one.subject: one.problem for one in examine(chosen, NoOutput())}
+    found = {one.subject: one.problem for one in examine(chosen, NoPoints())}
     for text in (
         "disk vdb (/x) is not backed up: no RBD image (file)",
         "filesystem:data (/srv/a) is not backed up: no RBD image (9p file system)",
     ):
         assert found[f"domain web: {text}"] is None
     chosen = replace(chosen, uncovered_disks="fail")
-    problems = [str(one.problem) for one in examine(chosen, NoOutput()) if one.problem]
+    problems = [str(one.problem) for one in examine(chosen, NoPoints()) if one.problem]
     assert any("disk vdb (/x) cannot be backed up" in text for text in problems)
 
 
 def test_a_stop_is_heard_while_the_output_hangs(chosen: Settings, hangs: Hangs) -> None:
-    class Output(NoOutput):
+    class Output(NoPoints):
         def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
             hangs()
             return ()
@@ -121,7 +129,7 @@ def test_a_stop_is_heard_while_libvirt_hangs(
     chosen: Settings, hangs: Hangs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("libvirt.open", hangs)
-    assert_stops(chosen, NoOutput(), hangs)
+    assert_stops(chosen, NoPoints(), hangs)
 
 
 @pytest.mark.parametrize("call", ["identified", "allow_snapshots"])
@@ -130,7 +138,7 @@ def test_a_stop_is_heard_while_the_cluster_hangs(
 ) -> None:
     monkeypatch.setattr(check, "GRACE", 0.2)
     monkeypatch.setattr(cluster, call, hangs)
-    assert_stops(chosen, NoOutput(), hangs)
+    assert_stops(chosen, NoPoints(), hangs)
 
 
 def test_a_stop_is_heard_while_an_agent_hangs_once_its_timeout_is_reset(
@@ -150,5 +158,16 @@ def test_a_stop_is_heard_while_an_agent_hangs_once_its_timeout_is_reset(
 
     monkeypatch.setattr(Hypervisor, "domains", with_agent)
     monkeypatch.setattr(Hypervisor, "probe_agent", probe)
-    assert_stops(chosen, NoOutput(), hangs)
+    assert_stops(chosen, NoPoints(), hangs)
     assert unset.is_set()
+
+
+def test_what_grows_is_a_warning_and_no_problem(chosen: Settings, cluster: Cluster) -> None:
+    cluster.snapshots["vms/detached"] = {f"virt-rbd-backup.kept.{UUID}.{RUN}"}
+    cluster.snapshots["vms/of-nobody"] = {f"virt-rbd-backup.{OTHER_UUID}.{RUN}", "foreign"}
+    cluster.snapshots["vms/a"] = {f"virt-rbd-backup.kept.{UUID}.{RUN}"}
+    found = [one for one in examine(chosen, NoPoints()) if one.warning]
+    assert [one.problem for one in found] == [None] * 3
+    for image, one in zip(("a", "detached", "of-nobody"), sorted(found, key=lambda one: one.subject)):
+        assert one.subject.startswith(f"image vms/{image}: ")
+        assert " grows: " in one.subject

@@ -7,18 +7,20 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable
+from typing import Callable, cast
 
 import pytest
 
 from backup.ceph.errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, TransientError
+from backup.hypervisor.connections import Hypervisors
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, list_domains, retry, run
 from backup.run.run import Run
+from backup.selection import choose
 from backup.stored import PointId, StoredPoint
 from backup.system.stop_request import StopRequest
 
@@ -27,7 +29,7 @@ from ..driver_node import domain_element, node_uri
 from ..jobs_on_paper import NoOutput
 from ..no_watchdog import NoWatchdog
 from ..recorder import Recorder
-from ..samples import OTHER_UUID, RUN, UUID, held_point, settings
+from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 
 STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "transient": Status.FAILED, "lost": Status.FAILED}
 
@@ -126,6 +128,23 @@ def test_a_transient_failure_is_retried(
     assert pool.rounds == rounds
     assert {one.name: one.status.value for one in result.results} == {"db": "saved", "web": status}
     assert result.exit_code == (0 if status == "saved" else 3)
+
+
+def test_domains_that_have_just_started_come_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    booting = domain("booting", agent_connected=False, started=time.time() - 20)
+    long_up = domain("up", OTHER_UUID, agent_connected=False, started=time.time() - 4000)
+    monkeypatch.setattr(list_domains, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
+    choices = choose([booting, long_up], settings())
+
+    def names(**constants: int) -> list[str]:
+        hypervisors = cast(Hypervisors, ())
+        found = list_domains.ordered(
+            choices, (), hypervisors, settings(**constants), Recorder(), lambda: None
+        )
+        return [one.name for one, _ in found]
+
+    assert names() == ["up", "booting"]
+    assert names(agent_boot_timeout=0) == ["booting", "up"]
 
 
 def test_a_domain_whose_previous_backup_is_damaged_gets_a_full_read_in_all_retries(

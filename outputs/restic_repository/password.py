@@ -1,0 +1,64 @@
+"""The repository's password: where it comes from, and how random it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from backup.errors import BackupError, reason
+
+from .program import Program
+
+# What random passwords look like, and the random bits in each of their characters. What fits none of these is
+# taken for words.
+HEX, BASE32 = r"[0-9a-f]+|[0-9A-F]+", r"(?=.*[2-7])[A-Z2-7]+=*"
+MIXED = r"(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9])[!-~]+"  # base64, and others from letters and digits
+FORMS: Mapping[str, float] = {HEX: 4.0, BASE32: 5.0, MIXED: 5.95}
+WORD = re.compile(r"[A-Z]?[a-z]{3,}|[A-Z]{4,}")
+WORD_BITS = 12.9  # a random one of 7,776 words, the usual length of a list to draw from
+MOSTLY = (
+    0.55  # of the characters; of 1,000 random passwords in base64, ten have more in what looks like words
+)
+FEWEST_REPEATED = 6  # characters that come twice: in random ones that is less likely than 1 in 1,000
+
+
+def random_bits(password: str) -> float:
+    """Return about how many random bits a password has, if it was made by a program.
+
+    Patterns and repetitions have none. Words count as those of a list to draw from.
+    """
+    if _repeats(password) or _counts_up(password):
+        return 0
+    found = WORD.findall(password)
+    form = next((form for form in FORMS if re.fullmatch(form, password)), "")
+    if form in (HEX, BASE32) or (form and len("".join(found)) < MOSTLY * len(password)):
+        return FORMS[form] * len(password.rstrip("="))
+    return WORD_BITS * len(set(found))
+
+
+def _repeats(password: str) -> bool:
+    parts = [password[at : at + FEWEST_REPEATED] for at in range(len(password) - FEWEST_REPEATED + 1)]
+    return len(parts) != len(set(parts))
+
+
+def _counts_up(password: str) -> bool:
+    """Return whether most characters follow from the one before: abcd, 4321, aaaa."""
+    steps = [abs(ord(one) - ord(other)) <= 1 for one, other in zip(password, password[1:])]
+    return sum(steps) > 0.5 * len(steps)
+
+
+def password_of(program: Program) -> str:
+    """Return the repository's password, from where restic takes it. Raises BackupError."""
+    given = program.environment
+    if "RESTIC_PASSWORD_COMMAND" in given:  # restic prefers it to the others
+        message = "the password comes from RESTIC_PASSWORD_COMMAND, which is run by restic alone"
+        raise BackupError(
+            message, "for this once, use a --config whose RESTIC_PASSWORD_FILE has what it prints"
+        )
+    if path := given.get("RESTIC_PASSWORD_FILE", program.password_file):
+        try:
+            return Path(path).read_text(errors="surrogateescape").strip()
+        except OSError as error:
+            raise BackupError(f"cannot read RESTIC_PASSWORD_FILE {path}: {reason(error)}") from error
+    return given.get("RESTIC_PASSWORD", "")
