@@ -15,19 +15,19 @@ from urllib.parse import urlsplit
 import libvirt
 
 from ..errors import BackupError, DomainGone, TransientError
-from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
+from ..model import TPM_STATE, ClusterAddress, Definition, Disk, Domain, State
 from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
 from . import domain_xml, node_files
+from .described_domain import described
 from .disk_xml import Places
-from .domain_start import started
 from .domain_state import has_job, migrates_away, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .guest_mounts import PartialFreeze
 from .mapped_device import mapped_image
-from .metadata import override
-from .nvram import read_nvram, require_written
+from .nvram import read_nvram
 from .storage_pools import pool_xml, read_file
+from .tpm_state import with_current_tpm
 
 # Codes of a resume of a domain that is not paused: QEMU's driver, libvirt's test driver.
 NOT_PAUSED = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR}
@@ -139,7 +139,8 @@ class Hypervisor:
             autostart, besides = bool(handle.autostart()), tuple(not_saved(handle))
         # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
-        nvram = read_nvram(path, domain.state, self._read)
+        read = partial(read_nvram, path, domain.state, self._read)
+        nvram = self._of_node(read) if self.local else read()
         return Definition(inactive, live, path, nvram, autostart, besides)
 
     def with_files(
@@ -148,36 +149,36 @@ class Hypervisor:
         """Return the definition with the files that it needs, of `limit` bytes at most, and its TPM's state.
 
         Also those that are not saved, described like disks. Raises BackupError if the TPM's state cannot be
-        read.
+        read, or a file system hangs.
         """
         return self._of_node(partial(node_files.with_files, domain, definition, limit, self.local))
 
-    def needed_files(self, domain: Domain, limit: int) -> Sequence[Disk]:
-        """Return the files that the domain needs and that are not saved, described like disks."""
+    def unsaved_files(self, domain: Domain, limit: int) -> Sequence[Disk]:
+        """Return the files that the domain needs and that are not saved, described like disks.
+
+        Raises BackupError if its TPM's state cannot be read, or a file system hangs.
+        """
         with libvirt_errors("cannot read the domain's definition"):
             xml = self._handle(domain.uuid).XMLDesc(0)
-        return self._of_node(
-            partial(node_files.read_needed, domain, xml, limit, local=self.local, read=False)
-        )[1]
+        read = partial(node_files.read_files, domain, xml, limit, self.local, read=False)
+        return self._of_node(read)[1]
 
-    def with_current_state(self, domain: Domain, definition: Definition, limit: float) -> Definition:
+    def with_current_state(
+        self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
+    ) -> Definition:
         """Return the definition with NVRAM and TPM state as they are now. Raises BackupError.
 
         `limit`: seconds that it may take, as the guest may be frozen. On another node they stay as they were.
         """
-        if not domain.state.active:
-            return definition
-        if not self.local:
-            require_written(definition.nvram_path, definition.nvram)
+        has_tpm = any(file.use == TPM_STATE for file in definition.files)
+        if not (self.local and domain.state.active and (definition.nvram_path or has_tpm)):
             return definition
 
         def read() -> Definition:
             nvram = read_nvram(definition.nvram_path, domain.state, self._read)
-            require_written(definition.nvram_path, nvram)
-            files = node_files.with_current_tpm(definition, domain.uuid)
-            return replace(definition, nvram=nvram, files=files)
+            return replace(definition, nvram=nvram, files=with_current_tpm(definition, domain.uuid))
 
-        return self._of_node(read, limit)
+        return self._of_node(read, limit, check_stop)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
@@ -276,53 +277,18 @@ class Hypervisor:
         return GuestAgent(self._handle(domain.uuid), timeout, self._timeout)
 
     def _described(self, handle: Any) -> Domain:
-        with libvirt_errors("cannot read the domain's definition"):
-            xml = handle.XMLDesc(0)
-            state = state_of(handle)
-            inactive = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if state.active else xml
-            disks = self._disks(xml, inactive, handle.check_stop)
-        problem = None
-        try:  # metadata set with --config takes precedence over that of the running domain
-            found = override(inactive) or override(xml)
-        except BackupError as error:
-            found, problem = None, error
-        channel = domain_xml.agent_channel(xml)
-        connected = domain_xml.agent_connected(xml)
-        return Domain(
-            uuid=handle.UUIDString(),
-            name=handle.name(),
-            state=state,
-            disks=disks,
-            agent_connected=connected,
-            override=found or Override(),
-            uri=self.uri,
-            problem=problem,
-            instance=handle.ID(),
-            agent_channel=channel is not None,
-            started=started(handle, channel, self.local, connected) if state is State.RUNNING else None,
-        )
-
-    def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
-        """Return the disks that the domain has now, then those that its next start adds.
-
-        A drive that is empty now may get an image at the next start, which then counts.
-        """
-        pool = partial(self._pool_xml, check_stop=check_stop)
-        places = Places(pool, partial(mapped_image, local=self.local), self.local)
-        now = domain_xml.disks(xml, places)
-        later = domain_xml.disks(inactive, places) if inactive is not xml else ()
-        filled = {disk.target for disk in later if disk.image}
-        now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
-        targets = {disk.target for disk in now}
-        return now + tuple(disk for disk in later if disk.target not in targets)
+        pool = partial(self._pool_xml, check_stop=handle.check_stop)
+        return described(handle, self.uri, Places(pool, partial(mapped_image, local=self.local), self.local))
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:
         return pool_xml(self._connection(check_stop), name)
 
-    def _of_node(self, read: Callable[[], Result], limit: float = math.inf) -> Result:
+    def _of_node(
+        self, read: Callable[[], Result], limit: float = math.inf, check_stop: CheckStop = never_stop
+    ) -> Result:
         """Read files of this node, which may be on a file system that hangs. Raises BackupError."""
         try:
-            return within(min(limit, self._timeout), read)
+            return within(max(0, min(limit, self._timeout)), read, check_stop)
         except TimeoutError as error:
             hint = "does a file system hang that has its kernel, firmware, NVRAM or TPM state?"
             raise TransientError(f"cannot read the domain's files: {error}", hint) from error

@@ -11,7 +11,8 @@ from typing import Callable, Optional
 
 from ..errors import BackupError, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
-from ..model import Consistency, Domain, Image, Level
+from ..hypervisor.nvram import require_written
+from ..model import Consistency, Definition, Domain, Image, Level
 from ..protocols import Reporter
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
@@ -55,11 +56,7 @@ class QuiescedSnapshots:
             )
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
-        definition, unsaved = hypervisor.with_files(
-            domain, hypervisor.definition(domain), settings.max_file_size
-        )
-        domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
-        require_complete(domain)
+        domain, definition = _with_definition(domain, hypervisor, settings)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
             *(hypervisor, notes, settings, self.reporter), freeze_failed=self.order.freeze_failed
@@ -75,8 +72,11 @@ class QuiescedSnapshots:
         with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
             snapshots.create(quiesced.seconds_left, check_stop)
-            definition = hypervisor.with_current_state(domain, definition, quiesced.seconds_left)
+            left = quiesced.seconds_left
+            definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
+        if domain.state.active:
+            require_written(definition.nvram_path, definition.nvram)
         if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
@@ -118,6 +118,18 @@ class QuiescedSnapshots:
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")
         self.reporter.message(Level.WARNING, domain.name, message)
         return True
+
+
+def _with_definition(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> tuple[Domain, Definition]:
+    """Return the domain with what is not saved of its definition's files, and the definition.
+
+    Raises BackupError if the domain could not be restored completely.
+    """
+    definition = hypervisor.definition(domain)
+    definition, unsaved = hypervisor.with_files(domain, definition, settings.max_file_size)
+    domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
+    require_complete(domain)
+    return domain, definition
 
 
 def _listed(images: Sequence[Image]) -> str:

@@ -14,8 +14,9 @@ from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, required_media
-from ..hypervisor.node_files import needed_files, tpm_place
+from ..hypervisor.node_files import needed_files
 from ..hypervisor.restored_xml import Redefinition, redefined
+from ..hypervisor.tpm_state import tpm_place
 from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
 from ..stored import SavedDomain

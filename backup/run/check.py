@@ -139,7 +139,7 @@ def _files(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Sequen
     """Report the files that the domain boots from or needs and that are not backed up."""
     subject = f"domain {domain.name}"
     try:
-        unsaved = tuple(hypervisor.needed_files(domain, settings.max_file_size))
+        unsaved = tuple(hypervisor.unsaved_files(domain, settings.max_file_size))
         domain = select_disks(replace(domain, disks=unsaved), settings)
         require_complete(domain)
     except BackupError as error:

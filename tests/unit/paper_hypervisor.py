@@ -12,6 +12,7 @@ from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job.freeze_notes import FreezeNotes
 from backup.model import Definition, Disk, Domain, State
+from backup.system.time_limit import CheckStop, never_stop
 
 
 class PaperHypervisor(Hypervisor):
@@ -64,7 +65,9 @@ class PaperHypervisor(Hypervisor):
     ) -> tuple[Definition, tuple[Disk, ...]]:
         return definition, ()
 
-    def with_current_state(self, domain: Domain, definition: Definition, limit: float) -> Definition:
+    def with_current_state(
+        self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
+    ) -> Definition:
         return definition
 
     def state(self, uuid: str) -> State:

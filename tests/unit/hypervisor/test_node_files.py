@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError
-from backup.hypervisor import node_files
+from backup.hypervisor import node_file, node_files, tpm_state
 from backup.model import Definition, Disk, Gap, NodeFile, Override, State
 
 from ..raising import raises
@@ -54,7 +55,7 @@ def kernel(tmp_path: Path) -> Path:
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the TPM of web, with what swtpm writes."""
-    monkeypatch.setattr(node_files, "SWTPM", str(tmp_path))
+    monkeypatch.setattr(tpm_state, "SWTPM", str(tmp_path))
     directory = tmp_path / UUID / "tpm2"
     directory.mkdir(parents=True)
     for name in ("tpm2-00.permall", ".lock", "TMP2-00.permall"):
@@ -95,13 +96,39 @@ def test_a_file_that_cannot_be_saved_is_named_with_the_reason(kernel: Path) -> N
     assert {text for _, text in reasons(files_of(xml, local=False)[1])} == {"on another node"}
 
 
+def test_a_file_of_a_package_is_not_missed_where_it_cannot_be_read() -> None:
+    loader = "<domain><os><loader>/usr/share/OVMF/{}</loader></os></domain>"
+    assert files_of(loader.format("CODE.fd"), local=False)[1] == ()
+    (own,) = files_of(loader.format("../../local/fw.fd"), local=False)[1]
+    assert own.skipped == "on another node"
+    (missing,) = files_of(loader.format("not-installed.fd"))[1]
+    assert missing.skipped == "no such file or directory"
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_saved_beyond_the_limit(
+    kernel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_file, "require_saveable", lambda *_: None)
+    monkeypatch.setattr(node_files, "require_saveable", lambda *_: None)
+    definition, (unsaved,) = files_of(f"<domain><os><kernel>{kernel}</kernel></os></domain>", limit=5)
+    assert (definition.files, unsaved.skipped) == ((), "6 B, larger than 5 B (MAX_FILE_SIZE)")
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_block(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.unlink()
+    os.mkfifo(kernel)
+    monkeypatch.setattr(node_files, "require_saveable", lambda *_: None)  # it was a file a moment ago
+    (unsaved,) = files_of(f"<domain><os><kernel>{kernel}</kernel></os></domain>")[1]
+    assert unsaved.skipped == "not a regular file"
+
+
 def test_the_state_of_an_emulated_tpm_is_read(state: Path) -> None:
     definition, unsaved = files_of(EMULATOR)
     (file,) = definition.files
     assert (file.path, file.content) == (str(state / "tpm2-00.permall"), b"tpm2-00.permall")
     assert unsaved == ()
     (state / "tpm2-00.permall").write_text("changed")
-    (file,) = node_files.with_current_tpm(definition, UUID)
+    (file,) = tpm_state.with_current_tpm(definition, UUID)
     assert file.content == b"changed"
 
 
@@ -124,13 +151,51 @@ def test_a_tpm_that_cannot_be_saved_is_named_or_refused(state: Path) -> None:
 @pytest.mark.parametrize(
     ("backend", "place"),
     [
-        ("<backend type='emulator' version='1.2'/>", f"{node_files.SWTPM}/{UUID}/tpm1.2"),
+        ("<backend type='emulator' version='1.2'/>", f"{tpm_state.SWTPM}/{UUID}/tpm1.2"),
         ("<backend type='emulator'><source type='file' path='/srv/tpm'/></backend>", "/srv/tpm"),
         ("<backend type='passthrough'><device path='/dev/tpm0'/></backend>", ""),
     ],
 )
 def test_the_place_of_a_tpm_s_state_is_known(backend: str, place: str) -> None:
-    assert node_files.tpm_place(TPM.format(backend), UUID) == place
+    assert tpm_state.tpm_place(TPM.format(backend), UUID) == place
+
+
+def test_nothing_but_the_tpm_s_own_files_is_read(state: Path) -> None:
+    (state / "id_rsa").write_text("secret")
+    (state / "tpm2-00.permall.virt-rbd-backup.restoring").write_text("draft")
+    (state / "tpm2-00.volatilestate").write_text("too")
+    names = [Path(file.path).name for file in files_of(EMULATOR)[0].files]
+    assert names == ["tpm2-00.permall", "tpm2-00.volatilestate"]
+
+
+def test_no_link_is_followed_that_swtpm_s_user_could_have_made(state: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("of root")
+    (state / "tpm2-00.permall").unlink()
+    (state / "tpm2-00.permall").symlink_to(tmp_path / "secret")
+    with pytest.raises(BackupError, match="symbolic links"):
+        files_of(EMULATOR)
+
+
+def test_a_file_that_is_no_state_of_a_tpm_is_not_read(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tpm_state, "LIMIT", 5)
+    with raises(f"cannot read the state of the domain's TPM {state}/tpm2-00.permall: 15 B, larger than 5 B"):
+        files_of(EMULATOR)
+
+
+def test_a_state_that_swtpm_writes_in_place_is_read_until_it_does_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [b"old", b"half", b"new", b"new"]
+
+    def read(use: str, path: str, *_: object) -> NodeFile:
+        return NodeFile(use, path, contents.pop(0) if contents else os.urandom(8))
+
+    monkeypatch.setattr(tpm_state, "read_file", read)
+    (tmp_path / "tpm").touch()
+    (file,) = tpm_state.read_tpm(str(tmp_path / "tpm"), True)
+    assert (file.content, contents) == (b"new", [])
+    with raises(f"cannot read the state of the domain's TPM {tmp_path}/tpm: it changes while it is read"):
+        tpm_state.read_tpm(str(tmp_path / "tpm"), True)
 
 
 def test_a_state_in_one_file_is_read(tmp_path: Path) -> None:
