@@ -20,7 +20,7 @@ from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
 from . import domain_xml, node_files
 from .described_domain import described
 from .disk_xml import Places
-from .domain_state import has_job, migrates_away, not_saved, state_of
+from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .guest_mounts import PartialFreeze
@@ -96,17 +96,7 @@ class Hypervisor:
 
     def cancel_migration(self, uuid: str) -> bool:
         """Cancel the domain's live migration to another node; return False if there is none."""
-        handle = self._handle(uuid)
-        try:
-            with libvirt_errors("cannot cancel the domain's migration"):
-                if not migrates_away(handle):
-                    return False
-                handle.abortJob()
-        except HypervisorError as error:
-            if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
-                raise
-            return False
-        return True
+        return cancel_migration(self._handle(uuid))
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
@@ -179,6 +169,17 @@ class Hypervisor:
             return replace(definition, nvram=nvram, files=with_current_tpm(definition, domain.uuid))
 
         return self._of_node(read, limit, check_stop)
+
+    def needed_paths(self) -> frozenset[str]:
+        """Return the paths of the files that the domains here boot from or need."""
+        with libvirt_errors("cannot list the domains"):
+            handles = self._connection().listAllDomains(0)
+        found: set[str] = set()
+        for handle in handles:
+            with suppress(DomainGone), libvirt_errors("cannot read the domain's definition"):
+                for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
+                    found.update(path for _, path in node_files.needed_files(handle.XMLDesc(flags)))
+        return frozenset(found)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""

@@ -81,6 +81,7 @@ def nvram_beside(path: str, name: str) -> str:
 
 def tpm_beside(place: str, name: str, uuid: str, new_uuid: str) -> str:
     """Return the place for the state of a copy's TPM, as libvirt itself would name it."""
+    place = os.path.normpath(place)
     if uuid in place:
         return place.replace(uuid, new_uuid)
     return os.path.join(os.path.dirname(place), f"{name}_TPM")

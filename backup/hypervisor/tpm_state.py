@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from ..errors import BackupError, TransientError, reason
 from ..model import TPM_STATE, Definition, NodeFile
@@ -19,6 +20,7 @@ SWTPM = "/var/lib/libvirt/swtpm"  # where libvirt has the state of TPMs: UUID/tp
 TPM_DIRECTORIES = {"2.0": "tpm2", "1.2": "tpm1.2"}
 # swtpm's names in a directory, such as tpm2-00.permall; not its lock, and not its drafts, TMP2-00.permall
 STATE = re.compile(r"tpm2?-[0-9a-f]+(\.\w+)+")
+NOT_STATE = re.compile(r"\.lock|TMP2?-[0-9a-f]+(\.\w+)+")
 TPM_TARGET = "tpm"  # what `exclude` in the metadata calls it
 
 LIMIT = 16 << 20  # bytes of a file of a state; usual are some kilobytes
@@ -34,6 +36,14 @@ def tpm_place(xml: str, uuid: str) -> str:
             version = TPM_DIRECTORIES.get(backend.get("version", "2.0"), "tpm2")
             return os.path.normpath(named) if named else f"{SWTPM}/{uuid}/{version}"
     return ""
+
+
+def files_of_swtpm(directory: str) -> Sequence[str]:
+    """Return the paths of all files in a directory that have swtpm's names; () if there is no directory."""
+    with suppress(OSError):
+        names = os.listdir(directory)
+        return [f"{directory}/{name}" for name in names if STATE.fullmatch(name) or NOT_STATE.fullmatch(name)]
+    return ()
 
 
 def read_tpm(place: str, active: bool) -> tuple[NodeFile, ...]:

@@ -36,6 +36,7 @@ class RestoredDomain:
     uuid: str
     force: bool
     reporter: Reporter
+    state_dir: str
 
     @classmethod
     def from_saved(
@@ -46,10 +47,14 @@ class RestoredDomain:
         new_uuid: bool,
         force: bool,
         reporter: Reporter,
+        state_dir: str,
     ) -> RestoredDomain:
-        """`name`: "" for the saved name. `force`: replace a domain that is shut off."""
+        """`name`: "" for the saved name. `force`: replace a domain that is shut off.
+
+        In `state_dir` is recorded what is written to this node.
+        """
         identity = str(uuid.uuid4()) if new_uuid else saved.point.uuid
-        return cls(saved, hypervisor, name or saved.name, identity, force, reporter)
+        return cls(saved, hypervisor, name or saved.name, identity, force, reporter, state_dir)
 
     @property
     def copy(self) -> bool:
@@ -57,6 +62,8 @@ class RestoredDomain:
 
     def require_free(self) -> None:
         """Raise BackupError unless the domain's name and UUID are free, or may be replaced."""
+        if "/" in self.name:  # libvirt refuses it too, but files are named after it before
+            raise BackupError(f"invalid name {self.name!r}", "a domain's name cannot contain /")
         for other in self.hypervisor.domains():
             if other.uuid == self.uuid and other.name == self.name and self.force:
                 _require_shut_off(other)
@@ -73,7 +80,7 @@ class RestoredDomain:
     def require_definable(self) -> None:
         """Raise BackupError unless the domain can be defined and its NVRAM written."""
         self.require_free()
-        self._files.require_writable(self.hypervisor.local, self.hypervisor.uri)
+        self._files.require_writable(self.hypervisor.local)
         if not self.force:
             self._files.require_free()
 
@@ -112,8 +119,8 @@ class RestoredDomain:
         for what in left_out:
             self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
         with ExitStack() as stack:
-            self._files.require_writable(self.hypervisor.local, self.hypervisor.uri)
-            stack.enter_context(self._files.written())
+            self._files.require_writable(self.hypervisor.local)
+            stack.enter_context(self._files.written(self.uuid))
             destroy = partial(self.hypervisor.destroy, self.uuid)
             stack.enter_context(undone_by(destroy, self.reporter, self.name))
             self.hypervisor.run_once(xml)
@@ -125,6 +132,7 @@ class RestoredDomain:
         with self._files.replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
+        self._warn_of_new_tpm()
         self._restore_missing_files(xml)
         self._set_autostart()
         self._warn_of_missing_secrets(xml)
@@ -137,21 +145,40 @@ class RestoredDomain:
     @property
     def _files(self) -> NodeFiles:
         definition = self.saved.definition
-        own = [self._own(file) for file in definition.files if file.use == TPM_STATE]
+        own = list(self._tpm_state)
         if definition.nvram:
             path = definition.nvram_path
             path = nvram_beside(path, self.name) if self.copy else path
             own.insert(0, NodeFile("NVRAM", path, definition.nvram))
         shared = [file for file in definition.files if file.use != TPM_STATE]
-        return NodeFiles(own, shared if self.hypervisor.local else (), self.reporter, self.name)
+        hypervisor = self.hypervisor
+        return NodeFiles(
+            own,
+            shared if hypervisor.local else (),
+            *(self.reporter, self.name, hypervisor.uri, self.state_dir, hypervisor.needed_paths),
+        )
 
-    def _own(self, file: NodeFile) -> NodeFile:
-        """Return a file of the TPM's state at its place for the restored domain."""
+    @property
+    def _tpm_state(self) -> Sequence[NodeFile]:
+        """The TPM's state at its place for the restored domain: what the definition does not name has none.
+
+        The running domain may have had another TPM than its next start would give it.
+        """
+        original = self.saved.point.uuid
+        place = tpm_place(self.saved.definition.inactive_xml, original)
+        copied = tpm_beside(place, self.name, original, self.uuid) if self.copy and place else place
+        return [
+            replace(file, path=copied + file.path[len(place) :])
+            for file in self.saved.definition.files
+            if file.use == TPM_STATE and place and place in (file.path, os.path.dirname(file.path))
+        ]
+
+    def _warn_of_new_tpm(self) -> None:
+        """Warn of a TPM that starts without the state that it had."""
         place = tpm_place(self.saved.definition.inactive_xml, self.saved.point.uuid)
-        if not self.copy or not place:
-            return file
-        copied = tpm_beside(place, self.name, self.saved.point.uuid, self.uuid)
-        return replace(file, path=copied + file.path[len(place) :])
+        if place and not self._tpm_state:
+            text = f"the backup has no state of its TPM ({place}): keys that the guest had stored are missing"
+            self.reporter.message(Level.WARNING, self.name, text)
 
     def _restore_missing_files(self, xml: str) -> None:
         """Restore files that the domain boots from or needs; warn of those that this node still lacks."""

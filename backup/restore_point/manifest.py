@@ -121,7 +121,9 @@ def _member(path: str) -> str:
 def _node_file(fields: Mapping[str, Any], members: Mapping[str, bytes]) -> NodeFile:
     path = fields["path"]
     content = members[_member(path)] if fields["size"] else b""
-    return NodeFile(fields["use"], path, content, fields["mode"], fields["owner"])
+    if len(content) != fields["size"]:
+        raise ValueError(f"{path} has {len(content)} of {fields['size']} bytes")
+    return NodeFile(fields["use"], path, content, fields["mode"] & 0o777, fields["owner"])
 
 
 def _file(target: str, ending: str) -> str:
