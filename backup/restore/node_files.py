@@ -72,8 +72,7 @@ class NodeFiles:
             for draft, file in drafts.items():
                 _create(file, draft)
             shared = [(file.path, *_identity(draft, file)) for draft, file in drafts.items()]
-            with _errors("record", "files", ", ".join(drafts)):
-                files.update(replace(files.written, shared=shared))
+            files.update(replace(files.written, shared=shared))
             for draft, file in drafts.items():
                 _name(draft, file)
             yield
@@ -118,7 +117,7 @@ class NodeFiles:
         directories = new_directories(own)
         written = Written(self.name, socket.gethostname(), self.uri, domain, own, tpms, directories)
         if not own:
-            return nullcontext(WrittenFiles(written, None))
+            return nullcontext(WrittenFiles(written, self.reporter))
         return written_for_a_while(self.state_dir, written, self.in_use, self.reporter)
 
     def _remove_other_states(self) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import uuid
 from collections.abc import Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Callable, Optional
@@ -76,18 +76,28 @@ class Written:
 
 
 class WrittenFiles:
-    """Removes what was written, and keeps the record of it up to date, if there is one."""
+    """Removes what was written, and keeps the record of it up to date, if there is one.
 
-    def __init__(self, written: Written, record: Optional[BinaryIO]) -> None:
+    A record that cannot be written is a warning: it is needed only if this process is killed.
+    """
+
+    def __init__(self, written: Written, reporter: Reporter, state_dir: str = "") -> None:
+        """`state_dir`: "" for no record."""
         self.written = written
-        self._record = record
+        self._reporter = reporter
+        self._record: Optional[BinaryIO] = None
+        if state_dir:
+            with self._reported():
+                self._record = _new_record(Path(state_dir, DIRECTORY))
+        self.update(written)
 
     def update(self, written: Written) -> None:
-        """Record what will be there from now on. Raises OSError."""
-        if self._record:
-            self._record.write(json.dumps(asdict(written)).encode() + b"\n")
-            os.fsync(self._record.fileno())
+        """Record what will be there from now on."""
         self.written = written
+        if self._record:
+            with self._reported():
+                self._record.write(json.dumps(asdict(written)).encode() + b"\n")
+                os.fsync(self._record.fileno())
 
     def remove(self, in_use: Callable[[], Container[str]]) -> None:
         """Remove it and its record, which stays if something could not be removed. Raises BackupError."""
@@ -95,30 +105,27 @@ class WrittenFiles:
         if self._record:
             _forget(self._record)
 
+    def close(self) -> None:
+        if self._record:
+            self._record.close()
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            text = f"cannot record in STATE_DIR what is written to this node: {reason(error)}"
+            self._reporter.message(Level.WARNING, self.written.name, text)
+
 
 @contextmanager
 def written_for_a_while(
     state_dir: str, written: Written, in_use: Callable[[], Container[str]], reporter: Reporter
 ) -> Iterator[WrittenFiles]:
-    """Record what the block writes to this node, and remove it after the block.
-
-    A record that cannot be written is a warning: it is needed only if this process is killed.
-    """
-    record = None
-    try:
-        record = _new_record(Path(state_dir, DIRECTORY))
-        files = WrittenFiles(written, record)
-        files.update(written)
-    except OSError as error:
-        text = f"cannot record in {state_dir} what is written to this node: {reason(error)}"
-        reporter.message(Level.WARNING, written.name, text)
-        files = WrittenFiles(written, record)
-    try:
-        with undone_by(lambda: files.remove(in_use), reporter, written.name):
-            yield files
-    finally:
-        if record:
-            record.close()
+    """Record what the block writes to this node, and remove it after the block."""
+    files = WrittenFiles(written, reporter, state_dir)
+    with closing(files), undone_by(lambda: files.remove(in_use), reporter, written.name):
+        yield files
 
 
 def remove_left(

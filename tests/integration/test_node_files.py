@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.node import Node
+from tests.integration.node import Node, wait_until
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import MIB, make_image
 
@@ -84,6 +84,25 @@ def test_a_copy_and_a_drill_have_the_tpm_of_the_original(
     assert _state(lab, copy).read_bytes() == _state(lab, guest).read_bytes()
     assert own_kernel.exists()
     lab.start_domain(copy, wait_for_agent=True)
+
+
+def test_a_killed_drill_leaves_nothing_on_its_node_once_it_is_cleaned_up(
+    node: Node, lab: Lab, guest: str, own_kernel: Path
+) -> None:
+    assert node.run("backup", guest).returncode == 0
+    own_kernel.unlink()
+    before = sorted(SWTPM.iterdir())
+    with node.started("drill", guest, "--boot", DRILL_POOL="ssd") as process:
+        wait_until(lambda: sorted(SWTPM.iterdir()) != before, 90, "the drill has written the TPM's state")
+        process.kill()
+    wait_until(lambda: f"{guest}-drill" not in lab.virsh("list", "--name"), 60, "libvirt has ended the guest")
+    done = node.run("cleanup")
+    assert done.returncode == 0, done.stderr
+    assert "removed what an interrupted restore or drill left" in done.stderr
+    assert (sorted(SWTPM.iterdir()), list(own_kernel.parent.iterdir())) == (before, [])
+    wait_until(
+        lambda: node.run("drill", guest, DRILL_POOL="ssd").returncode == 0, 60, "its clients are forgotten"
+    )
 
 
 def test_the_files_are_restored_by_hand(node: Node, lab: Lab, guest: str, own_kernel: Path) -> None:
