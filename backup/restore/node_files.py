@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
+from uuid import uuid4
 
 from ..errors import BackupError, reason
 from ..hypervisor.tpm_state import STATE, files_of_swtpm
@@ -80,7 +81,7 @@ class NodeFiles:
     @contextmanager
     def replaced(self) -> Iterator[None]:
         """Write the domain's own files under temporary names before the block, and rename them after it."""
-        drafts = {f"{file.path}{RESTORING}": file for file in self.own}
+        drafts = {_draft(file): file for file in self.own}
         with self._for_a_while(list(drafts)):
             for draft, file in drafts.items():
                 _create(file, draft)
@@ -176,8 +177,8 @@ def _name(draft: str, file: NodeFile) -> None:
 
 
 def _draft(file: NodeFile) -> str:
-    """Return a temporary name that no other process uses: other restores may need the same file."""
-    return f"{file.path}.{os.getpid()}{RESTORING}"
+    """Return a temporary name that nothing else ever has: a record of it may outlive its process."""
+    return f"{file.path}.{uuid4().hex[:12]}{RESTORING}"
 
 
 def _identity(draft: str, file: NodeFile) -> tuple[int, int]:

@@ -165,7 +165,8 @@ def new_directories(paths: Sequence[str]) -> Sequence[str]:
 
 def _new_record(directory: Path) -> BinaryIO:
     """Return a locked file; as soon as it is closed its record counts as abandoned. Raises OSError."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in (directory.parent, directory):  # `parents` would create STATE_DIR readable for others
+        one.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = open(directory / f"{uuid.uuid4()}.json", "xb", buffering=0)  # noqa: SIM115 - the caller closes it
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file

@@ -9,6 +9,7 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import TPM_STATE, Level, NodeFile
+from backup.restore import node_files
 from backup.restore.node_files import NodeFiles
 
 from ..raising import raises
@@ -89,11 +90,14 @@ def test_own_files_of_another_node_cannot_be_written(files: Files) -> None:
         files.files.require_writable(False)
 
 
-def test_nothing_is_written_through_a_link_that_is_in_the_way(files: Files, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link_that_is_in_the_way(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_files, "_draft", lambda file: f"{file.path}.draft")
     precious = tmp_path / "passwd"
     precious.write_text("root")
     files.tpm.parent.mkdir(parents=True)
-    (files.tpm.with_name(f"{files.tpm.name}.virt-rbd-backup.restoring")).symlink_to(precious)
+    files.tpm.with_name(f"{files.tpm.name}.draft").symlink_to(precious)
     files.kernel.parent.mkdir()
     files.kernel.symlink_to(tmp_path / "nowhere")
     with files.files.replaced():
