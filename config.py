@@ -80,12 +80,14 @@ FREEZE_TIMEOUT = 30
 
 # Time in seconds after a domain's start for which its backup waits for its guest agent, unless FREEZE is
 # "never". Such domains come last in a run. 0: do not wait. Raise it if guests boot more slowly, for instance
-# when all of a node's guests start at once after a power cut.
+# when all of a node's guests start at once after a power cut. The start is known only of domains of this
+# node, and to root: others are not waited for.
 AGENT_BOOT_TIMEOUT = 300
 
 # --- Load on the cluster ------------------------------------------------------------------------
 
-# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests.
+# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests. Limits
+# that an image or its pool has for guests (rbd_qos_*) do not hold for backups and restores.
 MAX_READ_RATE = 0
 
 # The OSDs to read from. "": the primary of each object, as guests do (or what Ceph's configuration file
@@ -172,9 +174,9 @@ LOCK_DURATION = 120
 # CEPH_USER: besides those of the node's domains and of the restore points, which are always searched.
 CLEANUP_POOLS = []
 
-# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have. A
-# younger one may be of another node, which replaces it with each backup. Losing one costs a full read. 0:
-# never. Raise it if backups are further apart than that.
+# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have,
+# unless another client has its image open. A younger one may be of another node, which replaces it with each
+# backup. Losing one costs a full read. 0: never. Raise it if backups are further apart than that.
 CLEANUP_DAYS = 30
 
 # Number of days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.

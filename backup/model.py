@@ -93,7 +93,7 @@ class Disk:
 
     `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
-    `encryption` is the format of an encrypted image, such as luks2.
+    `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
     """
 
     target: str
@@ -103,6 +103,7 @@ class Disk:
     encryption: str = ""
     skipped: str = ""
     gap: Gap = Gap.NONE
+    shared: bool = field(default=False, compare=False)
 
     @property
     def empty(self) -> bool:
@@ -135,7 +136,7 @@ class Domain:
     `uri` is the libvirt that listed it. `problem` is an error in its definition that prevents a backup.
     `instance` is libvirt's id of the running domain, which changes with each start.
     `agent_channel`: it has a channel for a guest agent. `started` is the time (time.time()) of the start of a
-    running domain with such a channel, or the latest possible one; None if it is unknown.
+    running domain with such a channel, None if it is unknown.
     """
 
     uuid: str

@@ -39,8 +39,8 @@ CLOSE_LIMIT = 2  # seconds to close a connection; one that hangs ends with the p
 class Hypervisor:
     """A connection to libvirt. Close it; or use it as a context manager.
 
-    Connecting, `domains` and `domain` are abandoned when their `check_stop` raises the reason to stop. All
-    other calls are awaited, such as a freeze, a thaw, a pause or a resume.
+    Connecting, `domains`, `domain` and `probe_agent` are abandoned when their `check_stop` raises the reason
+    to stop. All other calls are awaited, such as a freeze, a thaw, a pause or a resume.
     """
 
     def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
@@ -94,9 +94,12 @@ class Hypervisor:
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
 
-    def cancel_migration(self, uuid: str) -> bool:
-        """Cancel the domain's live migration to another node; return False if there is none."""
-        return cancel_migration(self._handle(uuid))
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
+        """Cancel the domain's live migration to another node; return False if there is none.
+
+        `sending`: only one that sends the domain's memory, which it does not do as long as it is prepared.
+        """
+        return cancel_migration(self._handle(uuid), sending)
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
@@ -215,9 +218,12 @@ class Hypervisor:
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         """Check that the guest agent answers; see GuestAgent.probe."""
-        return self._agent(domain, timeout).probe()
+        handle = self._handle(domain.uuid, check_stop)
+        return GuestAgent(handle, timeout, self._timeout, check_stop).probe()
 
     def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
@@ -229,7 +235,7 @@ class Hypervisor:
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""
-        return self._agent(domain, timeout).thaw()
+        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout).thaw()
 
     def pause(self, domain: Domain) -> None:
         """Pause the domain's processors. Before this returns, QEMU has drained and flushed all disks."""
@@ -273,9 +279,6 @@ class Hypervisor:
     def _handle(self, uuid: str, check_stop: CheckStop = never_stop) -> Any:
         with libvirt_errors(f"cannot find domain {uuid}"):
             return self._connection(check_stop).lookupByUUIDString(uuid)
-
-    def _agent(self, domain: Domain, timeout: int) -> GuestAgent:
-        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout)
 
     def _described(self, handle: Any) -> Domain:
         pool = partial(self._pool_xml, check_stop=handle.check_stop)

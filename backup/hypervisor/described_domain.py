@@ -29,19 +29,18 @@ def described(handle: Any, uri: str, places: Places) -> Domain:
     except BackupError as error:
         found, problem = None, error
     channel = domain_xml.agent_channel(xml)
-    connected = domain_xml.agent_connected(xml)
     return Domain(
         uuid=handle.UUIDString(),
         name=handle.name(),
         state=state,
         disks=disks,
-        agent_connected=connected,
+        agent_connected=domain_xml.agent_connected(xml),
         override=found or Override(),
         uri=uri,
         problem=problem,
         instance=handle.ID(),
         agent_channel=channel is not None,
-        started=started(handle, channel, places.local, connected) if state is State.RUNNING else None,
+        started=started(channel, places.local) if state is State.RUNNING else None,
     )
 
 

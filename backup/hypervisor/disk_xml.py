@@ -48,6 +48,8 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         medium = "" if top.source else " without a medium"
         return (Disk(target, top.source, skipped=f"a {element.get('device')}{medium}"),)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
+    shared = any(element.find(mode) is not None for mode in ("readonly", "shareable"))
+    top, below = replace(top, shared=shared), [replace(layer, shared=True) for layer in below]
     if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
     image = next((layer.image for layer in below if layer.image), None)

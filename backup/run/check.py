@@ -80,7 +80,12 @@ def _growing(
 ) -> Iterator[Finding]:
     """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest."""
     stack, nodes = ExitStack(), []
-    points = known_points(output, None, check_stop)
+    try:
+        points = known_points(output, check_stop)
+    except BackupError as error:
+        check_stop()
+        yield Finding(error.message, warning=True)
+        return
     for hypervisor in hypervisors:
         timeout = min(CEPH_LIMIT, settings.ceph_timeout)
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, timeout))
@@ -175,7 +180,8 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
             raise BackupError(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
-        hypervisor.probe_agent(domain, AGENT_LIMIT)
+        if partial := hypervisor.probe_agent(domain, AGENT_LIMIT):
+            partial.require_known()
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)
@@ -215,11 +221,16 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
-    found = _finding(subject, lambda: cluster.identified(image))
-    if found.problem is None and (bases := base_snapshots(cluster, image, domain)):
+    try:
+        cluster.identified(image)
+        notes = list(cluster.remarks(image))
+        bases = base_snapshots(cluster, image, domain)
+    except BackupError as error:
+        return Finding(subject, error)
+    if bases:
         text = f"has base snapshot {', '.join(bases)} for restic_incremental"
-        return Finding(f"{subject} {text} ({PROGRAM} cleanup --all removes it)")
-    return found
+        notes.append(f"{text} ({PROGRAM} cleanup --all removes it)")
+    return Finding(f"{subject} {'; '.join(notes)}".rstrip())
 
 
 def _finding(subject: str, call: Callable[[], object]) -> Finding:

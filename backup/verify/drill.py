@@ -148,12 +148,12 @@ class Drill:
         limit = self.settings.drill_boot_timeout
         while time.monotonic() < deadline:
             self.stop.check()
-            found = domain.hypervisor.domain(domain.uuid)
+            found = domain.hypervisor.domain(domain.uuid, self.stop.check)
             if found.state is not State.RUNNING:
                 raise _not_booted(domain, f"it is {found.state.value}")
             if has_agent and found.agent_connected:
                 with suppress(HypervisorError):
-                    domain.hypervisor.probe_agent(found, PROBE_LIMIT)
+                    domain.hypervisor.probe_agent(found, PROBE_LIMIT, self.stop.check)
                     return True
             time.sleep(BOOT_POLL)
         if has_agent:

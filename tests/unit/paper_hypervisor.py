@@ -38,6 +38,7 @@ class PaperHypervisor(Hypervisor):
         self.failing_resumes = 0
         self.gone = False
         self.cancelled = 0  # migrations
+        self.sends_memory = True  # while it migrates
         self.closed = False
         self.partial: PartialFreeze | None = None
         self.mountpoints: Sequence[str] = ()  # of the last freeze
@@ -73,8 +74,10 @@ class PaperHypervisor(Hypervisor):
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
 
-    def cancel_migration(self, uuid: str) -> bool:
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
         assert self.state(uuid) is State.BUSY
+        if sending and not self.sends_memory:
+            return False
         self.listed = replace(self.listed, state=State.RUNNING)
         self.cancelled += 1
         return True
@@ -82,8 +85,11 @@ class PaperHypervisor(Hypervisor):
     def instance(self, uuid: str) -> int:
         return self.domain(uuid).instance
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         self._ask("probe", timeout)
+        check_stop()
         if self.probe_error:
             raise self.probe_error
         return self.partial

@@ -241,3 +241,18 @@ def test_only_a_migration_to_another_node_is_cancelled(
     monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
     assert hypervisor.cancel_migration(UUID) is cancelled
     assert asked == ["abort"] * cancelled
+
+
+@pytest.mark.parametrize(
+    ("memory", "sending"), [({"memory_total": 0}, False), ({"memory_total": 1}, True), ({}, True)]
+)
+def test_a_migration_that_is_being_prepared_is_known_by_the_memory_that_it_has_not_counted_yet(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, memory: dict[str, int], sending: bool
+) -> None:
+    asked = []
+    stats = {"operation": libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, **memory}
+    handle = SimpleNamespace(jobStats=lambda: stats, abortJob=lambda: asked.append("abort"))
+    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    assert hypervisor.cancel_migration(UUID, sending=True) is sending
+    assert hypervisor.cancel_migration(UUID)
+    assert asked == ["abort"] * (sending + 1)

@@ -179,3 +179,15 @@ def test_what_grows_is_a_warning_and_no_problem(chosen: Settings, cluster: Clust
     for image, one in zip(("a", "detached", "of-nobody"), sorted(found, key=lambda one: one.subject)):
         assert one.subject.startswith(f"image vms/{image}: ")
         assert " grows: " in one.subject
+
+
+def test_a_repository_that_does_not_answer_makes_nothing_look_unclaimed(
+    chosen: Settings, cluster: Cluster
+) -> None:
+    class Silent(NoPoints):
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+            raise BackupError("no route to host")
+
+    cluster.snapshots["vms/of-nobody"] = {f"virt-rbd-backup.kept.{OTHER_UUID}.{RUN}"}
+    (found,) = [one for one in examine(chosen, Silent()) if one.warning]
+    assert found.subject.endswith("as the restore points cannot be listed: no route to host")
