@@ -53,6 +53,11 @@ UNCOVERED_DISKS = "report"
 # domain on several nodes. Domains named on the command line are always backed up.
 MIN_AGE = 0
 
+# Maximum size in bytes of each file that is saved with a domain's definition because the domain boots from
+# it or needs it: kernel, initrd, device tree, firmware, ACPI tables, ROMs. Larger ones are reported as not
+# backed up, like a disk that is not on an RBD image. Workers hold these files in memory. 0: save none.
+MAX_FILE_SIZE = 134217728
+
 # Number of domains that are backed up at the same time. Each uses about one core in restic and up to 300 MB
 # of memory. Raise it if the node and the network have capacity left during a run.
 WORKERS = 3
@@ -157,8 +162,8 @@ DRILL_BOOT_TIMEOUT = 300
 # a reboot, as a guest does not stay frozen across one either.
 RUNTIME_DIR = "/run/virt-rbd-backup"
 
-# Directory for state that survives a reboot: the reports of past runs, and when each domain was last backed
-# up, verified and drilled.
+# Directory for state that survives a reboot: the reports of past runs, when each domain was last backed up,
+# verified and drilled, and records of the files that a restore or drill is writing to this node.
 STATE_DIR = "/var/lib/virt-rbd-backup"
 
 # Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times

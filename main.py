@@ -141,13 +141,14 @@ def show_list(arguments: argparse.Namespace, settings: Settings, console: Consol
 def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
     """Show what a backup would do. FAILED if a libvirt is unreachable, as in a backup."""
     from backup.hypervisor.connections import Hypervisors
-    from backup.run.list_domains import list_domains
+    from backup.run.list_domains import list_domains, with_unsaved_files
 
     with (
         _stoppable() as stop,
         Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors,
     ):
         choices = list_domains(names, hypervisors, settings, console)
+        choices = with_unsaved_files(choices, hypervisors, settings, stop.check)
     print_text(tables.json_text(tables.selection_json(choices)) if as_json else tables.listing(choices))
     return FAILED if hypervisors.unreachable else SUCCESS
 

@@ -111,7 +111,8 @@ class Disk:
         return not self.image and not self.source and self.gap is Gap.NONE
 
     def __str__(self) -> str:
-        title = self.target if ":" in self.target else f"disk {self.target}"
+        titled = ":" in self.target or self.target in ("nvram", "tpm")
+        title = self.target if titled else f"disk {self.target}"
         return f"{title} ({self.source})" if self.source else title
 
 
@@ -151,12 +152,29 @@ class Domain:
     started: Optional[float] = field(default=None, compare=False)
 
 
+TPM_STATE = "TPM state"  # the use of a file that swtpm has written
+
+
+@dataclass(frozen=True)
+class NodeFile:
+    """A file of the node that a domain has or needs besides its images, with its content.
+
+    `use` is what the domain has it for, such as kernel or TPM_STATE. `owner` is USER:GROUP, "" if unknown.
+    """
+
+    use: str
+    path: str
+    content: bytes = field(repr=False)
+    mode: int = 0o600
+    owner: str = ""
+
+
 @dataclass(frozen=True)
 class Definition:
-    """What libvirt needs to define the domain again.
+    """What libvirt needs to define the domain again, and to start it.
 
     `autostart` is None if an older version saved it. `not_saved` is what libvirt has of the domain besides:
-    a text for each.
+    a text for each. `files` are those that the domain boots from or needs, and its TPM's state.
     """
 
     inactive_xml: str
@@ -165,6 +183,7 @@ class Definition:
     nvram: bytes = b""
     autostart: Optional[bool] = None
     not_saved: tuple[str, ...] = ()
+    files: tuple[NodeFile, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 import libvirt
 
-from ..errors import BackupError, DomainGone
-from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
-from ..system.time_limit import Bounded, CheckStop, never_stop, within
-from . import domain_xml
+from ..errors import BackupError, DomainGone, TransientError
+from ..model import TPM_STATE, ClusterAddress, Definition, Disk, Domain, State
+from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
+from . import domain_xml, node_files
+from .described_domain import described
 from .disk_xml import Places
-from .domain_start import started
-from .domain_state import has_job, migrates_away, not_saved, state_of
+from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .guest_mounts import PartialFreeze
 from .mapped_device import mapped_image
-from .metadata import override
 from .nvram import read_nvram
 from .storage_pools import pool_xml, read_file
+from .tpm_state import with_current_tpm
 
 # Codes of a resume of a domain that is not paused: QEMU's driver, libvirt's test driver.
 NOT_PAUSED = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR}
@@ -98,17 +99,7 @@ class Hypervisor:
 
         `sending`: only one that sends the domain's memory, which it does not do as long as it is prepared.
         """
-        handle = self._handle(uuid)
-        try:
-            with libvirt_errors("cannot cancel the domain's migration"):
-                if not migrates_away(handle, sending):
-                    return False
-                handle.abortJob()
-        except HypervisorError as error:
-            if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
-                raise
-            return False
-        return True
+        return cancel_migration(self._handle(uuid), sending)
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
@@ -141,8 +132,57 @@ class Hypervisor:
             autostart, besides = bool(handle.autostart()), tuple(not_saved(handle))
         # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
-        nvram = read_nvram(path, domain.state, self._read)
+        read = partial(read_nvram, path, domain.state, self._read)
+        nvram = self._of_node(read) if self.local else read()
         return Definition(inactive, live, path, nvram, autostart, besides)
+
+    def with_files(
+        self, domain: Domain, definition: Definition, limit: int
+    ) -> tuple[Definition, tuple[Disk, ...]]:
+        """Return the definition with the files that it needs, of `limit` bytes at most, and its TPM's state.
+
+        Also those that are not saved, described like disks. Raises BackupError if the TPM's state cannot be
+        read, or a file system hangs.
+        """
+        return self._of_node(partial(node_files.with_files, domain, definition, limit, self.local))
+
+    def unsaved_files(self, domain: Domain, limit: int) -> Sequence[Disk]:
+        """Return the files that the domain needs and that are not saved, described like disks.
+
+        Raises BackupError if its TPM's state cannot be read, or a file system hangs.
+        """
+        with libvirt_errors("cannot read the domain's definition"):
+            xml = self._handle(domain.uuid).XMLDesc(0)
+        read = partial(node_files.read_files, domain, xml, limit, self.local, read=False)
+        return self._of_node(read)[1]
+
+    def with_current_state(
+        self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
+    ) -> Definition:
+        """Return the definition with NVRAM and TPM state as they are now. Raises BackupError.
+
+        `limit`: seconds that it may take, as the guest may be frozen. On another node they stay as they were.
+        """
+        has_tpm = any(file.use == TPM_STATE for file in definition.files)
+        if not (self.local and domain.state.active and (definition.nvram_path or has_tpm)):
+            return definition
+
+        def read() -> Definition:
+            nvram = read_nvram(definition.nvram_path, domain.state, self._read)
+            return replace(definition, nvram=nvram, files=with_current_tpm(definition, domain.uuid))
+
+        return self._of_node(read, limit, check_stop)
+
+    def needed_paths(self) -> frozenset[str]:
+        """Return the paths of the files that the domains here boot from or need."""
+        with libvirt_errors("cannot list the domains"):
+            handles = self._connection().listAllDomains(0)
+        found: set[str] = set()
+        for handle in handles:
+            with suppress(DomainGone), libvirt_errors("cannot read the domain's definition"):
+                for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
+                    found.update(path for _, path in node_files.needed_files(handle.XMLDesc(flags)))
+        return frozenset(found)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
@@ -241,47 +281,21 @@ class Hypervisor:
             return self._connection(check_stop).lookupByUUIDString(uuid)
 
     def _described(self, handle: Any) -> Domain:
-        with libvirt_errors("cannot read the domain's definition"):
-            xml = handle.XMLDesc(0)
-            state = state_of(handle)
-            inactive = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if state.active else xml
-            disks = self._disks(xml, inactive, handle.check_stop)
-        problem = None
-        try:  # metadata set with --config takes precedence over that of the running domain
-            found = override(inactive) or override(xml)
-        except BackupError as error:
-            found, problem = None, error
-        channel = domain_xml.agent_channel(xml)
-        return Domain(
-            uuid=handle.UUIDString(),
-            name=handle.name(),
-            state=state,
-            disks=disks,
-            agent_connected=domain_xml.agent_connected(xml),
-            override=found or Override(),
-            uri=self.uri,
-            problem=problem,
-            instance=handle.ID(),
-            agent_channel=channel is not None,
-            started=started(channel, self.local) if state is State.RUNNING else None,
-        )
-
-    def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
-        """Return the disks that the domain has now, then those that its next start adds.
-
-        A drive that is empty now may get an image at the next start, which then counts.
-        """
-        pool = partial(self._pool_xml, check_stop=check_stop)
-        places = Places(pool, partial(mapped_image, local=self.local), self.local)
-        now = domain_xml.disks(xml, places)
-        later = domain_xml.disks(inactive, places) if inactive is not xml else ()
-        filled = {disk.target for disk in later if disk.image}
-        now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
-        targets = {disk.target for disk in now}
-        return now + tuple(disk for disk in later if disk.target not in targets)
+        pool = partial(self._pool_xml, check_stop=handle.check_stop)
+        return described(handle, self.uri, Places(pool, partial(mapped_image, local=self.local), self.local))
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:
         return pool_xml(self._connection(check_stop), name)
+
+    def _of_node(
+        self, read: Callable[[], Result], limit: float = math.inf, check_stop: CheckStop = never_stop
+    ) -> Result:
+        """Read files of this node, which may be on a file system that hangs. Raises BackupError."""
+        try:
+            return within(max(0, min(limit, self._timeout)), read, check_stop)
+        except TimeoutError as error:
+            hint = "does a file system hang that has its kernel, firmware, NVRAM or TPM state?"
+            raise TransientError(f"cannot read the domain's files: {error}", hint) from error
 
     def _read(self, path: str) -> bytes:
         """Read a file of the domain's node. Raises OSError, HypervisorError."""

@@ -77,6 +77,20 @@ def migrates_away(handle: Any, sending: bool = False) -> bool:
     return bool(job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)
 
 
+def cancel_migration(handle: Any, sending: bool) -> bool:
+    """Cancel a virDomain's live migration to another node; return False if there is none."""
+    try:
+        with libvirt_errors("cannot cancel the domain's migration"):
+            if not migrates_away(handle, sending):
+                return False
+            handle.abortJob()
+    except HypervisorError as error:
+        if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
+            raise
+        return False
+    return True
+
+
 def has_job(handle: Any) -> bool:
     """Return whether libvirt is migrating, saving or dumping the domain."""
     try:

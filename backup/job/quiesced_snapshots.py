@@ -11,9 +11,10 @@ from typing import Callable, Optional
 
 from ..errors import BackupError, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
-from ..model import Consistency, Domain, Image, Level
+from ..hypervisor.nvram import require_written
+from ..model import Consistency, Definition, Domain, Image, Level
 from ..protocols import Reporter
-from ..selection import effective, select_disks
+from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
@@ -46,16 +47,10 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        listed = domain
-        domain = hypervisor.domain(domain.uuid)  # it may have changed while the clusters were connected
-        require_ready(domain)
-        if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise TransientError(
-                "the domain's definition was changed during the backup", "the next run retries it"
-            )
+        domain = _unchanged(domain, hypervisor)
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
-        definition = hypervisor.definition(domain)
+        domain, definition = _with_definition(domain, hypervisor, settings)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
             *(hypervisor, notes, settings, self.reporter),
@@ -73,7 +68,11 @@ class QuiescedSnapshots:
         with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
             snapshots.create(quiesced.seconds_left, check_stop)
+            left = quiesced.seconds_left
+            definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
+        if domain.state.active:
+            require_written(definition.nvram_path, definition.nvram)
         if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
@@ -118,6 +117,28 @@ class QuiescedSnapshots:
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")
         self.reporter.message(Level.WARNING, domain.name, message)
         return True
+
+
+def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
+    """Return the domain as it is now; it may have changed while the clusters were connected."""
+    domain = hypervisor.domain(listed.uuid)
+    require_ready(domain)
+    if (domain.disks, domain.override) != (listed.disks, listed.override):
+        message = "the domain's definition was changed during the backup"
+        raise TransientError(message, "the next run retries it")
+    return domain
+
+
+def _with_definition(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> tuple[Domain, Definition]:
+    """Return the domain with what is not saved of its definition's files, and the definition.
+
+    Raises BackupError if the domain could not be restored completely.
+    """
+    definition = hypervisor.definition(domain)
+    definition, unsaved = hypervisor.with_files(domain, definition, settings.max_file_size)
+    domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
+    require_complete(domain)
+    return domain, definition
 
 
 def _listed(images: Sequence[Image]) -> str:

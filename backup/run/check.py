@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Callable
 
@@ -23,7 +24,7 @@ from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..orphaned.growing import growing
 from ..orphaned.places import NodeDomains, known_points
 from ..protocols import Output
-from ..selection import choose, effective, require_complete
+from ..selection import choose, effective, require_complete, select_disks
 from ..settings import Settings
 from ..system.parallel_calls import Calls
 from ..system.time_limit import CheckStop, never_stop, within
@@ -122,6 +123,8 @@ def _domains(
     with Calls(AT_A_TIME, check_stop, stack.close, GRACE) as calls:
         for domain in domains:
             yield from _selected_images(domain)
+        for found in calls.map(lambda one: _files(one, hypervisor, settings), domains):
+            yield from found
         yield from calls.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
         yield from _clusters(domains, clusters, settings, calls)
 
@@ -135,6 +138,22 @@ def _selected_images(domain: Domain) -> Iterator[Finding]:
         require_complete(domain)
     except BackupError as error:
         yield Finding(f"domain {domain.name}", error)
+
+
+def _files(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Sequence[Finding]:
+    """Report the files that the domain boots from or needs and that are not backed up."""
+    subject = f"domain {domain.name}"
+    try:
+        unsaved = tuple(hypervisor.unsaved_files(domain, settings.max_file_size))
+        domain = select_disks(replace(domain, disks=unsaved), settings)
+        require_complete(domain)
+    except BackupError as error:
+        return [Finding(subject, error)]
+    return [
+        Finding(f"{subject}: {disk} is not backed up: {disk.skipped}")
+        for disk in domain.disks
+        if disk.gap is Gap.FOREIGN
+    ]
 
 
 def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Finding:

@@ -29,6 +29,7 @@ from ..model import Domain, Image, Level
 from ..orphaned.places import NodeDomains, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
+from ..restore.written_files import remove_left
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings
 from ..system.child_records import end_orphans
@@ -70,6 +71,8 @@ def clean_node(
             for error in hypervisors.unreachable:
                 failed += 1
                 reporter.message(Level.ERROR, "", str(error))
+            connected = {hypervisor.uri: hypervisor for hypervisor in hypervisors}
+            remove_left(settings.state_dir, connected.get, reporter)
             cleaner = Cleaner(settings, reporter, stop, with_bases, choose(domains, settings))
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]

@@ -11,7 +11,7 @@ from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job.freeze_notes import FreezeNotes
-from backup.model import Definition, Domain, State
+from backup.model import Definition, Disk, Domain, State
 from backup.system.time_limit import CheckStop, never_stop
 
 
@@ -60,6 +60,16 @@ class PaperHypervisor(Hypervisor):
 
     def definition(self, domain: Domain) -> Definition:
         return Definition(f"<domain>{domain.name}</domain>")
+
+    def with_files(
+        self, domain: Domain, definition: Definition, limit: int
+    ) -> tuple[Definition, tuple[Disk, ...]]:
+        return definition, ()
+
+    def with_current_state(
+        self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
+    ) -> Definition:
+        return definition
 
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state

@@ -116,6 +116,14 @@ def test_what_is_not_backed_up_is_reported_and_no_problem_unless_configured(
     assert any("disk vdb (/x) cannot be backed up" in text for text in problems)
 
 
+def test_a_tpm_whose_state_a_backup_could_not_read_is_a_problem(chosen: Settings, tmp_path: Path) -> None:
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    uri = node_uri(tmp_path / "node.xml", domain_element("web", UUID, rbd("vms/a") + tpm))
+    problems = [str(one.problem) for one in examine(replace(chosen, libvirt_uri=uri), NoPoints())]
+    text = f"cannot read the state of the domain's TPM /var/lib/libvirt/swtpm/{UUID}/tpm2: no such file"
+    assert any(text in problem for problem in problems)
+
+
 def test_a_stop_is_heard_while_the_output_hangs(chosen: Settings, hangs: Hangs) -> None:
     class Output(NoPoints):
         def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
