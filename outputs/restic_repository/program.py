@@ -247,7 +247,7 @@ class Program:
             secret_arguments=[one for one in self.options if any(map(one.__contains__, self._secrets()))],
         )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
-            child = started(command, arguments[0], stdin, (pipe or stdout, stderr))
+            child = started(command, arguments, stdin, (pipe or stdout, stderr))
             recording = None
             try:
                 recording = self._recorded(child)

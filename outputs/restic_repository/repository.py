@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
-from backup.errors import BackupError, reason
+from backup.errors import BackupError
 from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
@@ -27,6 +25,7 @@ from .keys import advice, learn
 from .locks import Lock, remove_dead_locks
 from .messages import ResticError
 from .mounted_point import MountedPoint, opened_point
+from .password import password_file_errors
 from .program import Program
 from .snapshots import (
     LOCK_TAG,
@@ -40,6 +39,7 @@ from .snapshots import (
     stored_points,
     time_of,
 )
+from .waits import wait, when_free
 from .written_files import file_problems
 
 OLDEST_VERSION = (0, 14, 0)
@@ -51,7 +51,6 @@ DISCARD_PAUSES = (
     8,
     16,
 )  # seconds between attempts to remove snapshots while the repository is locked
-STOP_POLL = 0.2  # seconds between two checks for a stop
 LOCK_PAUSE = 5.0  # seconds between attempts to save while the repository is locked
 
 Result = TypeVar("Result")
@@ -101,7 +100,7 @@ class Repository:
                 BackupError("RESTIC_REPOSITORY is not set", "set it to the repository for the backups")
             )
         if self.program.password_file:
-            errors += _password_file_errors(Path(self.program.password_file))
+            errors += password_file_errors(Path(self.program.password_file))
         elif not {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"} & set(given):
             errors.append(
                 BackupError("RESTIC_PASSWORD_FILE is not set", "set it to a file with the password")
@@ -189,7 +188,8 @@ class Repository:
 
         Such images would confuse `restic forget`, which counts the snapshots of each file separately.
         """
-        self._when_free(partial(self._discard, points, check_stop), wait_if_busy, check_stop)
+        pauses = DISCARD_PAUSES if wait_if_busy else ()
+        when_free(partial(self._discard, points, check_stop), pauses, check_stop)
 
     def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
         """Remove restore points that lack images, including their manifests."""
@@ -198,20 +198,7 @@ class Repository:
             snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
             self._forget([one["id"] for one in snapshots if point_id(one) in points], check_stop)
 
-        self._when_free(forget, True, check_stop)
-
-    def _when_free(
-        self, remove: Callable[[], None], wait_if_busy: bool, check_stop: Callable[[], None]
-    ) -> None:
-        """Remove snapshots, which takes the repository alone. `wait_if_busy`: wait a while for that."""
-        for pause in (*DISCARD_PAUSES, None) if wait_if_busy else (None,):
-            try:
-                remove()
-                return
-            except ResticError as error:
-                if pause is None or not error.locked:
-                    raise
-                _wait(pause, check_stop)
+        when_free(forget, DISCARD_PAUSES, check_stop)
 
     def _discard(self, points: Collection[PointId], check_stop: Callable[[], None]) -> None:
         # a restic that was interrupted while it created its lock (0.14) or was killed has left a lock, which
@@ -257,7 +244,7 @@ class Repository:
                     reported = True
                     text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
                     job.reporter.message(Level.WARNING, point.domain.name, text)
-            _wait(LOCK_PAUSE, job.check_stop)
+            wait(LOCK_PAUSE, job.check_stop)
 
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
         """Save the manifest, with which the restore point counts."""
@@ -296,37 +283,8 @@ def named(point: RestorePoint, *tags: str) -> list[str]:
     ]
 
 
-def _wait(seconds: float, check_stop: Callable[[], None]) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        check_stop()
-        time.sleep(min(STOP_POLL, seconds))
-
-
 def _locks_left(locks: Sequence[Lock]) -> ResticError:
     message = f"a killed restic left a lock, and restic cannot remove one of {len(locks)} locks"
     shown = ", ".join(map(str, locks))
     hint = "run `restic unlock --remove-all` while no other program uses the repository"
     return ResticError(f"{message}: {shown}", hint)
-
-
-def _password_file_errors(path: Path) -> list[BackupError]:
-    try:
-        status = path.stat()
-        empty = not path.read_bytes().strip()
-    except OSError as error:
-        return [
-            BackupError(
-                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "write the repository's password into it"
-            )
-        ]
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
-        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
-        return [
-            BackupError(f"RESTIC_PASSWORD_FILE {path} has unsafe permissions ({mode})", f"chmod 0600 {path}")
-        ]
-    if empty:
-        return [
-            BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "write the repository's password into it")
-        ]
-    return []
