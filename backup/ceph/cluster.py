@@ -258,6 +258,12 @@ class Cluster(ImageListing):
             return False
         return True
 
+    def last_owner(self, image: Image, name: str) -> str:
+        """Return who has, or had, the lock object `name` beside the image; "" if there is none."""
+        with self.errors(f"cannot read the lock {name} beside", image), suppress(rados.ObjectNotFound):
+            return str(self.pool_of(image).read(name).decode())
+        return ""
+
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
         """Remove a lock with its object if this owner holds it; otherwise do nothing.
 

@@ -207,9 +207,10 @@ class Connection:
             raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
 
     def report_limits(self, image: Image, opened: Any, direction: str) -> None:
-        """Report the limits of an open image that slow down its "read" or "write"."""
-        if text := limits_in_effect(opened, direction):
-            self.retry.report(Level.WARNING, f"{direction}s of image {image} are limited by {text}")
+        """Report the limits of an open image that slow down its "read" or "write", if they can be read."""
+        with suppress(ClusterError), self.errors("cannot read the limits of", image):
+            if text := limits_in_effect(opened, direction):
+                self.retry.report(Level.WARNING, f"{direction}s of image {image} are limited by {text}")
 
     def has_valid_object_map(self, opened: Any) -> bool:
         """Return whether an open image or snapshot has an object map that is valid for fast-diff."""

@@ -37,7 +37,7 @@ def limits_in_effect(opened: Any, direction: str) -> str:
     for name in names:
         limit, burst = options[f"{name}_limit"], options[f"{name}_burst"]
         own_burst = burst["source"] != rbd.RBD_CONFIG_SOURCE_CONFIG
-        if int(limit["value"]) and own_burst:
+        if limit["value"] not in ("", "0") and own_burst:  # librbd stores it as it was set, such as 50M
             place = "pool" if limit["source"] == rbd.RBD_CONFIG_SOURCE_POOL else "image"
             found.append(f"{name}_limit = {limit['value']} of the {place}")
     return ", ".join(found)

@@ -152,8 +152,9 @@ class Hypervisor:
         Raises BackupError if its TPM's state cannot be read, or a file system hangs.
         """
         with libvirt_errors("cannot read the domain's definition"):
-            xml = self._handle(domain.uuid).XMLDesc(0)
-        read = partial(node_files.read_files, domain, xml, limit, self.local, read=False)
+            handle = self._handle(domain.uuid)
+            xmls = (handle.XMLDesc(0), handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        read = partial(node_files.read_files, domain, xmls, limit, self.local, read=False)
         return self._of_node(read)[1]
 
     def with_current_state(

@@ -68,10 +68,10 @@ class QuiescedSnapshots:
         with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
             snapshots.create(quiesced.seconds_left, check_stop)
-            left = quiesced.seconds_left
+            left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
             definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
-        if domain.state.active:
+        if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             require_written(definition.nvram_path, definition.nvram)
         if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH

@@ -146,7 +146,8 @@ class DomainSnapshots:
 
         With the addresses of all that have it open.
         """
-        watchers = {one: one.cluster.watchers(one.image) for one in self.snapshots}
+        found = self._threads.map(lambda one: one.cluster.watchers(one.image), self.snapshots)
+        watchers = dict(zip(self.snapshots, found))
         return {
             one.image: addresses
             for one, addresses in watchers.items()

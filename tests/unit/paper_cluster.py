@@ -146,6 +146,9 @@ class PaperCluster(Cluster):
             )
         self.locks[name] = self.tokens[name] = owner
 
+    def last_owner(self, image: Image, name: str) -> str:
+        return self.tokens.get(name, "")
+
     def object_exists(self, image: Image, name: str) -> bool:
         return name in self.locks
 

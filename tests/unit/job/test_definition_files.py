@@ -79,6 +79,7 @@ def test_nvram_that_qemu_has_not_written_yet_is_found_once_the_guest_is_thawed(
     monkeypatch.setattr(quiesced_snapshots, "require_written", check)
     assert node.back_up().reason.startswith("the NVRAM")
     assert node.output.points == []
+    assert node.back_up(freeze="never", without_freeze="pause").status is Status.SAVED, "a pause writes all"
 
 
 def test_a_file_that_is_not_saved_is_reported_like_a_disk(
