@@ -54,6 +54,7 @@ class Connection:
         self._pools: dict[tuple[str, str], Any] = {}
         self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
+        self._lock_owners: dict[Image, str] = {}  # of those
         self.read_rate = read_rate
         options = _options(address, key, timeout, replica_reads)
         path = address.conf_file or conf_file
@@ -171,7 +172,7 @@ class Connection:
             raise self.failure(f"cannot ask the monitors for {command}", None, -number, message)
         return json.loads(answer)
 
-    def require_room(self, pool: str) -> None:
+    def require_not_full(self, pool: str) -> None:
         """Raise ClusterError if the monitors report the pool as full, so that guests' writes wait."""
         pools = {one["pool_name"]: one for one in self.ask("osd pool ls", detail="detail")}
         flags = pools.get(pool, {}).get("flags_names", "").split(",")

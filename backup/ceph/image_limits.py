@@ -29,8 +29,7 @@ def limits_in_effect(opened: Any, direction: str) -> str:
     Those are limits with a burst of their own. `direction` is "read" or "write".
     """
     options = {one["name"]: one for one in opened.config_list()}
-    excluded = options.get(EXCLUDE_OPTION, {}).get("value", "")
-    if excluded and excluded not in ("", "0"):
+    if options.get(EXCLUDE_OPTION, {}).get("value", "") not in ("", "0"):
         return ""
     names = [name for name in LIMITS if name.split("_")[2] in ("iops", "bps", direction)]
     found = []
