@@ -54,6 +54,7 @@ class Connection:
         self._pools: dict[tuple[str, str], Any] = {}
         self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
+        self._lock_owners: dict[Image, str] = {}  # of those
         self.read_rate = read_rate
         options = _options(address, key, timeout, replica_reads)
         path = address.conf_file or conf_file
@@ -171,7 +172,7 @@ class Connection:
             raise self.failure(f"cannot ask the monitors for {command}", None, -number, message)
         return json.loads(answer)
 
-    def require_room(self, pool: str) -> None:
+    def require_not_full(self, pool: str) -> None:
         """Raise ClusterError if the monitors report the pool as full, so that guests' writes wait."""
         pools = {one["pool_name"]: one for one in self.ask("osd pool ls", detail="detail")}
         flags = pools.get(pool, {}).get("flags_names", "").split(",")
@@ -207,9 +208,10 @@ class Connection:
             raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
 
     def report_limits(self, image: Image, opened: Any, direction: str) -> None:
-        """Report the limits of an open image that slow down its "read" or "write"."""
-        if text := limits_in_effect(opened, direction):
-            self.retry.report(Level.WARNING, f"{direction}s of image {image} are limited by {text}")
+        """Report the limits of an open image that slow down its "read" or "write", if they can be read."""
+        with suppress(ClusterError), self.errors("cannot read the limits of", image):
+            if text := limits_in_effect(opened, direction):
+                self.retry.report(Level.WARNING, f"{direction}s of image {image} are limited by {text}")
 
     def has_valid_object_map(self, opened: Any) -> bool:
         """Return whether an open image or snapshot has an object map that is valid for fast-diff."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
-from ..errors import FreezeFailed
+from ..errors import CannotFreeze
 
 Mount = tuple[str, str, str, Sequence[str]]  # where, block device, type, the domain's disks below it
 
@@ -27,11 +27,11 @@ class PartialFreeze:
     unknown: tuple[str, ...] = ()
 
     def require_known(self) -> None:
-        """Raise FreezeFailed if a file system may lie in a file of the guest or on a disk."""
+        """Raise CannotFreeze if a file system may lie in a file of the guest or on a disk."""
         if self.unknown:
             message = f"it is not known whether {', '.join(self.unknown)} is in a file of the guest"
             hint = "then it must not be frozen; qemu-guest-agent 5.2 in the guest lists what it is made of"
-            raise FreezeFailed(message, hint)
+            raise CannotFreeze(message, hint)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def partial_freeze(
             (leave if in_file else unknown).append(place)
     if not unknown and not (leave and freeze):
         return None
-    return PartialFreeze(tuple(freeze), tuple(leave), tuple(unknown))
+    # a place where two are mounted has only the upper one
+    return PartialFreeze(tuple(one for one in freeze if one not in leave), tuple(leave), tuple(unknown))
 
 
 def _is_in_file(mount: Mount, devices: BlockDevices) -> bool | None:
