@@ -154,8 +154,8 @@ DRILL_BOOT_TIMEOUT = 300
 # a reboot, as a guest does not stay frozen across one either.
 RUNTIME_DIR = "/run/virt-rbd-backup"
 
-# Directory for state that survives a reboot: the reports of past runs, and when each domain was last backed
-# up, verified and drilled.
+# Directory for state that survives a reboot: the reports of past runs, when each domain was last backed up,
+# verified and drilled, and manifests for the next incremental backups.
 STATE_DIR = "/var/lib/virt-rbd-backup"
 
 # Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times

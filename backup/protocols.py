@@ -134,6 +134,8 @@ class Job(Protocol):
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
         """Report that an image is stored completely; its snapshot may be removed from now on.
 
+        Called before the manifest is written, or after an output stored all in one step.
+
         With --verify it is compared first: raises Mismatch.
         """
 
@@ -158,9 +160,9 @@ class Output(Protocol):
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save every image, then the manifest, which makes them a restore point.
+        """Save every image, then the manifest, which makes them a restore point; or all in one step.
 
-        Raises BackupError; there is then no manifest, hence no restore point.
+        Raises BackupError; then there is no restore point, or the run withdraws it.
         """
 
     def base(

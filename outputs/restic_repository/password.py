@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -62,3 +64,26 @@ def password_of(program: Program) -> str:
         except OSError as error:
             raise BackupError(f"cannot read RESTIC_PASSWORD_FILE {path}: {reason(error)}") from error
     return given.get("RESTIC_PASSWORD", "")
+
+
+def password_file_errors(path: Path) -> list[BackupError]:
+    """Return what is wrong with the password's file: it is missing, empty, or has unsafe permissions."""
+    try:
+        status = path.stat()
+        empty = not path.read_bytes().strip()
+    except OSError as error:
+        return [
+            BackupError(
+                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "write the repository's password into it"
+            )
+        ]
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
+        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
+        return [
+            BackupError(f"RESTIC_PASSWORD_FILE {path} has unsafe permissions ({mode})", f"chmod 0600 {path}")
+        ]
+    if empty:
+        return [
+            BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "write the repository's password into it")
+        ]
+    return []

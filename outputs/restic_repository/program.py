@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Callable, Optional
@@ -16,7 +16,7 @@ from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
 from backup.system.process_group import sees_own_pids
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
-from .child import WAIT_POLL, Child, outlet, printed, started
+from .child import WAIT_POLL, Child, breaking_outlet, outlet, printed, started
 from .key_hint import KeyHint
 from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
@@ -163,7 +163,8 @@ class Program:
         """Run `restic backup` of a directory's content; `check` raises what has to end it.
 
         Raises ResticError unless restic read every file. `give_up` must make pending reads fail; it is called
-        after the interrupt, as restic skips files that it cannot read.
+        after the interrupt, as restic skips files that it cannot read. If this process dies, restic ends at
+        its next message, see segments/last_files.py.
         """
         # env changes the directory, after exec: before, the child has our open files, the connection of the
         # FUSE file system among them, and would wait for itself
@@ -223,23 +224,42 @@ class Program:
             secret_arguments=[one for one in self.options if any(map(one.__contains__, self._secrets()))],
         )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
-            child = started(command, arguments[0], stdin, (pipe or stdout, stderr))
-            recording = None
             try:
-                recording = self._recorded(child)
-                yield child
+                with self._started(command, arguments[0], stdin, (pipe or stdout, stderr), give_up) as child:
+                    yield child
+                child.stdout = printed(stdout)
             except Stalled as stalled:
-                child.end(give_up)
                 # restic 0.18 retries for minutes what a repository refuses, and prints the reason
                 lines = self._without_secrets(last_lines(printed(stderr)))
                 message = f"{stalled.message}: {lines}" if lines else stalled.message
                 raise Stalled(message, stalled.hint) from None
-            finally:
-                child.end(give_up)
-                child.stdout, child.stderr = printed(stdout), printed(stderr)
-                if recording:
-                    code = child.process.returncode
-                    recording.end(clean=code == 0 or is_locked(code, child.stderr))
+
+    @contextmanager
+    def _started(
+        self,
+        command: Command,
+        name: str,
+        stdin: int,
+        outlets: tuple[IO[bytes], IO[bytes]],
+        give_up: Callable[[], None] | None,
+    ) -> Iterator[Child]:
+        """Start restic, and end it after the block; then its messages are in the child."""
+        stdout, stderr = outlets
+        child = recording = None
+        try:
+            with breaking_outlet(stderr) if give_up else nullcontext(stderr) as messages:
+                child = started(command, name, stdin, (stdout, messages))
+                try:
+                    recording = self._recorded(child)
+                    yield child
+                finally:
+                    child.end(give_up)
+        finally:
+            if child:
+                child.stderr = printed(stderr)
+            if child and recording:
+                code = child.process.returncode
+                recording.end(clean=code == 0 or is_locked(code, child.stderr))
 
     def _recorded(self, child: Child) -> Optional[Recording]:
         """Record the child, if possible: without a record its lock cannot be proven ours."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,17 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
-from backup.errors import BackupError, reason
+from backup.errors import BackupError
 from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 
 from ..segments.archive import SegmentSource
+from ..segments.layout import MANIFEST_FILE as LAST_FILE
 from ..segments.layout import Segments
 from .keys import advice, learn
 from .locks import Lock, remove_dead_locks
 from .messages import ResticError
+from .password import password_file_errors
 from .program import Program
 from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_id, stored_points, time_of
 
@@ -89,7 +89,7 @@ class Repository:
                 BackupError("RESTIC_REPOSITORY is not set", "set it to the repository for the backups")
             )
         if self.program.password_file:
-            errors += _password_file_errors(Path(self.program.password_file))
+            errors += password_file_errors(Path(self.program.password_file))
         elif not {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"} & set(given):
             errors.append(
                 BackupError("RESTIC_PASSWORD_FILE is not set", "set it to a file with the password")
@@ -135,8 +135,10 @@ class Repository:
         return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
     def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
-        """Return the manifest as it was packed."""
-        with self.program.dump(point.manifest_id, MANIFEST_FILE, check_stop) as source:
+        """Return the manifest as it was packed: from a snapshot of its own, or from that of the segments."""
+        with_segments = any(image.restore_id == point.manifest_id for image in point.images)
+        name = f"/{LAST_FILE}" if with_segments else MANIFEST_FILE
+        with self.program.dump(point.manifest_id, name, check_stop) as source:
             return source.read()
 
     @contextmanager
@@ -235,7 +237,7 @@ class Repository:
 
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
         """Save the manifest, with which the restore point counts."""
-        arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
+        arguments = (*named(point, *manifest_tags(point)), f"--stdin-filename={MANIFEST_FILE}")
 
         def save() -> None:
             job.require_lock()  # without it another run might remove the images as leftovers
@@ -270,6 +272,11 @@ def named(point: RestorePoint, *tags: str) -> list[str]:
     ]
 
 
+def manifest_tags(point: RestorePoint) -> Sequence[str]:
+    """Return the tags of the snapshot with the manifest."""
+    return MANIFEST_TAG, f"node={point.host}"
+
+
 def file_name(target: str) -> str:
     """Return a flat name, unique within the domain: restic 0.18.0 accepts no directories in it."""
     return f"{target.replace('/', '_')}.img"
@@ -287,25 +294,3 @@ def _locks_left(locks: Sequence[Lock]) -> ResticError:
     shown = ", ".join(map(str, locks))
     hint = "run `restic unlock --remove-all` while no other program uses the repository"
     return ResticError(f"{message}: {shown}", hint)
-
-
-def _password_file_errors(path: Path) -> list[BackupError]:
-    try:
-        status = path.stat()
-        empty = not path.read_bytes().strip()
-    except OSError as error:
-        return [
-            BackupError(
-                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "write the repository's password into it"
-            )
-        ]
-    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
-        mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
-        return [
-            BackupError(f"RESTIC_PASSWORD_FILE {path} has unsafe permissions ({mode})", f"chmod 0600 {path}")
-        ]
-    if empty:
-        return [
-            BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "write the repository's password into it")
-        ]
-    return []

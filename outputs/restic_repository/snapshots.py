@@ -67,7 +67,7 @@ def _point(identity: PointId, snapshots: Listed) -> StoredPoint:
         taken=time_of(manifest or snapshots[0]),
         consistency=tags.get("consistency", ""),
         node=tags.get("node", ""),
-        images=tuple(image for one in snapshots if one is not manifest for image in _images(one)),
+        images=tuple(image for one in snapshots for image in _images(one)),
         manifest_id=manifest["id"] if manifest else "",
         locks=_locks(snapshots),
     )
@@ -80,6 +80,7 @@ def _locks(snapshots: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _images(snapshot: Mapping[str, Any]) -> Iterator[StoredImage]:
+    """Yield the images in a snapshot; one with a manifest has none, or the segments of all."""
     tags = _values(snapshot)
     original = snapshot.get("original") or ""  # the id before `restic tag` or `restic copy`
     segmented = False
@@ -89,7 +90,7 @@ def _images(snapshot: Mapping[str, Any]) -> Iterator[StoredImage]:
         if name.startswith("segments.") and length is not None:  # otherwise an admin's own tag
             segmented = True
             yield StoredImage(name.partition(".")[2], image, length, snapshot["id"], original)
-    if not segmented:
+    if not segmented and MANIFEST_TAG not in snapshot["tags"]:
         known = _number(tags.get("size", ""))
         yield StoredImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"], original)
 

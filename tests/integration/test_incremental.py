@@ -87,6 +87,20 @@ def test_unchanged_data_is_not_read_and_one_base_snapshot_stays(incremental: Nod
     assert incremental.run("verify", ARCHIVE).returncode == 0
 
 
+@pytest.mark.parametrize(("output", "backups"), [("restic_incremental", 1), (STREAMING, 2)])
+def test_how_often_restic_is_called_for_a_domain_with_one_disk(
+    incremental: Node, output: str, backups: int
+) -> None:
+    saved(incremental, ARCHIVE, OUTPUT=output)
+    calls, script = incremental.directory / "calls", incremental.directory / "counting"
+    script.write_text(f'#!/bin/sh\necho "$*" >>{calls}\nexec restic "$@"\n')
+    script.chmod(0o755)
+    saved(incremental, ARCHIVE, OUTPUT=output, RESTIC_BINARY=script)
+    words = calls.read_text().split()
+    assert [words.count(one) for one in ("backup", "dump", "unlock")] == [backups, 0, 0]
+    assert words.count("snapshots") == 2, "at the beginning and at the end of the run"
+
+
 def test_another_node_goes_on_where_the_first_left_off(incremental: Node) -> None:
     saved(incremental, ARCHIVE)
     done = incremental.run_elsewhere("backup", ARCHIVE)

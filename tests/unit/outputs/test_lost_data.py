@@ -12,6 +12,7 @@ import pytest
 
 from backup.errors import PreviousBackupDamaged
 from backup.restore_point import manifest
+from backup.restore_point.find import with_current_ids
 from backup.stored import Base, PointId, SavedImage
 from backup.transfer.compare import pieces_from_output
 from outputs.restic_incremental import ResticIncremental
@@ -53,7 +54,7 @@ class Node:
     def base(self) -> Base:
         """Give what the last run has saved."""
         points = [point for point in self.output.restore_points() if point.manifest_id]
-        saved = manifest.unpack(self.output.manifest(points[-1]))
+        saved = with_current_ids(manifest.unpack(self.output.manifest(points[-1])), points[-1])
         (image,) = saved.images
         return Base("kept", image, saved.checksums["vda"], saved.times["vda"])
 
@@ -99,7 +100,7 @@ def test_a_previous_backup_that_lost_data_is_built_on_once_and_not_by_the_retry(
         node.save(NEXT, base, days=1)
     assert caught.value.transient
     assert "restic check" in caught.value.hint
-    node.output.discard([PointId(NEXT, UUID)], True)
+    node.output.withdraw([PointId(NEXT, UUID)])
     (image,) = node.save(NEXT, days=1, attempt=2)
     assert node.content(image) == MemorySnapshot(2 * SEGMENT, DATA).content
     (after,) = node.save("20240205T040506Z-abcd", node.base(), days=2)

@@ -81,8 +81,25 @@ def test_a_point_without_a_manifest_is_incomplete() -> None:
 
 def test_a_run_discards_only_its_own() -> None:
     output = Left(DEAD, OWN)
-    discard_own(RUN, output, Recorder(), wait_if_busy=False)
+    discard_own(RUN, (), output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD]
+
+
+class Complete(Left):
+    """Has complete points, too."""
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        return [replace(one, manifest_id="manifest") for one in super().restore_points()]
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        self.points = [point for point in self.points if point not in points]
+
+
+def test_a_run_withdraws_what_it_failed_to_save_although_it_looks_complete() -> None:
+    other = PointId(RUN, OTHER_UUID)
+    output = Complete(DEAD, OWN, other)
+    discard_own(RUN, {DEAD, OWN}, output, Recorder(), wait_if_busy=False)
+    assert output.points == [DEAD, other]
 
 
 def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
@@ -101,7 +118,7 @@ def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
 def test_points_that_cannot_be_discarded_are_reported() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
-    discard_own(RUN, output, recorder, wait_if_busy=False)
+    discard_own(RUN, (), output, recorder, wait_if_busy=False)
     (text,) = recorder.told(Level.WARNING)
     assert RUN in text
     assert "the repository takes additions alone" in text
