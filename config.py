@@ -104,9 +104,10 @@ OUTPUT = "restic"
 # compares a random sample of the data that has not changed.)
 FULL_READ_DAYS = 30
 
-# Only for "restic_incremental": how changes are listed. False: object by object, about 20 s per TiB. True:
-# from the images' object maps (feature fast-diff) where Ceph considers them valid, which is instant. Ceph has
-# had bugs there (trackers 42248, 53784, 53885, 61616): use it only with a librbd in which these are fixed.
+# Only for "restic_incremental": how changes are listed. False: object by object, about 20 s per TiB of those
+# that exist. True: from the images' object maps (feature fast-diff) where Ceph considers them valid, which is
+# instant. Ceph has had bugs there (trackers 42248, 53784, 53885, 61616): use it only with a librbd in which
+# these are fixed.
 FAST_DIFF = False
 
 # The restic program, 0.14 or newer: a name in PATH, or a path.

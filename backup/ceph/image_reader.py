@@ -1,14 +1,11 @@
-"""Reads a snapshot: lists its allocated extents, and keeps several reads in flight."""
+"""Reads a snapshot: keeps several reads in flight."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Generator
 from functools import partial
-from operator import attrgetter
 from typing import Any, Callable
 
 from ..errors import BackupError
@@ -16,11 +13,7 @@ from ..model import Extent, Image
 from ..stored import Layout, SnapshotId
 from .connection import Connection
 from .retry import STOP_POLL
-
-# Extents are listed for this many bytes of the image at a time, so that lists stay small for any size.
-EXTENT_SLAB = 4 << 30
-LISTINGS = 2  # slabs that are listed in parallel
-LISTING_THREADS = 16  # for all listings of the image: restic reads several segments at a time
+from .snapshot_listing import SnapshotListing
 
 
 class ImageReader:
@@ -47,7 +40,7 @@ class ImageReader:
         self.size = int(opened.size())
         self.layout = layout
         self.source = source
-        self._listings = ThreadPoolExecutor(LISTING_THREADS, thread_name_prefix="listing")
+        self._listing = SnapshotListing(cluster, image, opened, self.check)
         self._under_way: set[_Read] = set()
         self._closed = False
 
@@ -60,60 +53,17 @@ class ImageReader:
     def close(self) -> None:
         """Wait for calls in flight: librbd must not complete them after the image was closed."""
         self._closed = True  # a listing that timed out is not retried
-        self._listings.shutdown(wait=True, cancel_futures=True)
+        self._listing.close()
         for read in list(self._under_way):
             read.settle()
 
     def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
-        """Yield the allocated extents, including those of a clone's parents, in ascending order.
-
-        An empty extent marks how far the listing has come, as a large image may have no other for minutes.
-        The listing is exact, object by object: the fast one (whole_object, from the object map) has been
-        wrong more than once (Ceph trackers 42248, 53784, 53885, 61616).
-        """
-
-        def allocated(slab: Extent) -> Sequence[Extent]:
-            found: list[Extent] = []
-
-            def add(offset: int, length: int, exists: bool) -> None:
-                if exists:
-                    found.append(Extent(offset, length))
-
-            with self._cluster.errors("cannot list the extents of", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, None, add)
-            return sorted(found, key=attrgetter("offset"))
-
-        return self._listed_ahead(within or Extent(0, self.size), allocated)
+        """Yield the allocated extents, see SnapshotListing; `within`: of a part of the image."""
+        return self._listing.extents(within or Extent(0, self.size))
 
     def changes(self, since: str, fast: bool) -> Generator[Extent, None, None]:
-        """Yield the extents that may differ from the older snapshot `since`, in ascending order.
-
-        They include discarded ones, and empty extents as in `extents`. `fast`: whole objects, from the object
-        maps if Ceph considers all of them valid; `extents` explains why that is not the default.
-        """
-        whole_objects = fast and self._cluster.retry.call(partial(self._has_valid_object_maps, since))
-
-        def changed(slab: Extent) -> Sequence[Extent]:
-            found: list[Extent] = []
-
-            def add(offset: int, length: int, _exists: bool) -> None:
-                found.append(Extent(offset, length))
-
-            with self._cluster.errors(f"cannot list the changes since {since} of", self._image):
-                self._opened.diff_iterate(slab.offset, slab.length, since, add, True, whole_objects)
-            return sorted(found, key=attrgetter("offset"))
-
-        return self._listed_ahead(Extent(0, self.size), changed)
-
-    def _has_valid_object_maps(self, since: str) -> bool:
-        """Check those of both snapshots, and the image's own, which records all changes."""
-        cluster = self._cluster
-        with (
-            cluster.errors("cannot open", self._image),
-            cluster.opened(self._image, snapshot=since) as before,
-            cluster.opened(self._image) as head,
-        ):
-            return all(map(cluster.has_valid_object_map, (before, self._opened, head)))
+        """Yield the extents that may differ from the older snapshot `since`, see SnapshotListing."""
+        return self._listing.changes(since, fast)
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
         """Start a read; the returned function waits for the bytes, exactly `length` of them."""
@@ -143,41 +93,6 @@ class ImageReader:
         self._cluster.retry.check_stop()
         if self._closed:
             raise BackupError(f"image {self._image} is closed")
-
-    def _listed_ahead(
-        self, whole: Extent, listed: Callable[[Extent], Sequence[Extent]]
-    ) -> Generator[Extent, None, None]:
-        """Yield the extents in slabs; the next slabs are listed while one is processed.
-
-        A listing requests each object that could exist.
-        """
-        end = whole.offset + whole.length
-        slabs = deque(
-            Extent(start, min(EXTENT_SLAB, end - start)) for start in range(whole.offset, end, EXTENT_SLAB)
-        )
-        coming: deque[tuple[Extent, Future[Sequence[Extent]]]] = deque()
-
-        def list_next() -> None:
-            if slabs:
-                self.check()
-                slab = slabs.popleft()
-                call = partial(self._cluster.retry.call, partial(listed, slab), self.check)
-                coming.append((slab, self._listings.submit(call)))
-
-        try:
-            for _ in range(LISTINGS):
-                list_next()
-            while coming:
-                slab, listing = coming.popleft()
-                while not wait([listing], STOP_POLL).done:
-                    self.check()
-                list_next()
-                yield from listing.result()
-                if coming:
-                    yield Extent(slab.offset + slab.length, 0)
-        finally:
-            for _, listing in coming:
-                listing.cancel()
 
 
 class _Read:

@@ -19,7 +19,7 @@ from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from . import domain_xml
 from .disk_xml import Places
 from .domain_start import started
-from .domain_state import has_job, not_saved, state_of
+from .domain_state import has_job, migrates_away, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .guest_mounts import PartialFreeze
@@ -92,6 +92,20 @@ class Hypervisor:
         handle = self._handle(uuid)
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
+
+    def cancel_migration(self, uuid: str) -> bool:
+        """Cancel the domain's live migration to another node; return False if there is none."""
+        handle = self._handle(uuid)
+        try:
+            with libvirt_errors("cannot cancel the domain's migration"):
+                if not migrates_away(handle):
+                    return False
+                handle.abortJob()
+        except HypervisorError as error:
+            if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
+                raise
+            return False
+        return True
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""

@@ -61,12 +61,25 @@ def _checkpoints(handle: Any) -> list[str]:
     return []
 
 
+def migrates_away(handle: Any) -> bool:
+    """Return whether libvirt is migrating a virDomain to another node. Raises libvirtError."""
+    try:
+        operation = handle.jobStats().get("operation")
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+            return False  # it migrates to this node
+        raise
+    return bool(operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)
+
+
 def has_job(handle: Any) -> bool:
     """Return whether libvirt is migrating, saving or dumping the domain."""
     try:
         with libvirt_errors("cannot read the domain's job"):
             return bool(handle.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
     except HypervisorError as error:
+        if error.code == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+            return True  # it migrates to this node: only the other one has the statistics
         if error.code in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
             return False  # the test driver has no jobs, nor has a domain that is shut off
         raise

@@ -32,8 +32,9 @@ from .booting import AgentWait
 from .domain_lock import lock_of
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
+from .migration_watch import require_ready
 from .previous_backup import PreviousBackup
-from .quiesced_snapshots import QuiescedSnapshots, require_ready
+from .quiesced_snapshots import QuiescedSnapshots
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 
 PHASE_MARGIN = 120  # seconds that a phase may take longer than the limits of its operations

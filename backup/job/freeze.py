@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
 from ..errors import AlreadyFrozen, BackupError, FreezeFailed
@@ -18,7 +18,8 @@ from ..protocols import Reporter
 from ..settings import Settings
 from ..system.undo import undone_by
 from .freeze_notes import FreezeNotes, Method, Note
-from .thaw import AGENT_JOB, CannotThawHere, Thaw, agent_timeout
+from .migration_watch import require_ready
+from .thaw import AGENT_JOB, CannotThawHere, Thaw, agent_timeout, gone_while_quiesced
 
 SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots must be complete
 GRACE = 1.0  # seconds after FREEZE_TIMEOUT in which the main process leaves the guest to its worker
@@ -109,6 +110,7 @@ class Quiescer:
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
+                self._current_state(domain)
                 # a paused domain cannot be thawed: never pause one that may be frozen
                 if self.settings.freeze == "required" or self.notes.exists(domain.uuid):
                     raise
@@ -154,6 +156,7 @@ class Quiescer:
     def _frozen(self, domain: Domain) -> Iterator[Quiesced]:
         partial = self._require_agent(domain)
         mountpoints = (partial.freeze,) if partial else ()
+        self._current_state(domain)
         with self._undone_afterwards(domain, Method.FREEZE, Consistency.FILESYSTEM) as quiesced:
             try:
                 count = self.hypervisor.freeze(domain, agent_timeout(self.settings), *mountpoints)
@@ -173,13 +176,19 @@ class Quiescer:
 
     @contextmanager
     def _paused(self, domain: Domain) -> Iterator[Quiesced]:
-        if self.hypervisor.state(domain.uuid) is State.PAUSED:  # by an admin since: not ours to resume
+        if self._current_state(domain) is State.PAUSED:  # by an admin since: not ours to resume
             with self._unchanged(domain, State.PAUSED) as quiesced:
                 yield quiesced
             return
         with self._undone_afterwards(domain, Method.PAUSE, Consistency.PAUSED) as quiesced:
             self.hypervisor.pause(domain)
             yield quiesced
+
+    def _current_state(self, domain: Domain) -> State:
+        """Return the domain's state; raise BackupError if it has begun to migrate, or has migrated."""
+        state = self.hypervisor.state(domain.uuid)
+        require_ready(replace(domain, state=state))
+        return state
 
     @contextmanager
     def _undone_afterwards(
@@ -225,6 +234,8 @@ class Quiescer:
             time.sleep(pause)
             pause = min(2 * pause, LAST_RETRY)
         self.notes.remove(note.uuid)
+        if thaw.gone:
+            self.reporter.message(Level.ERROR, note.name, gone_while_quiesced(note))
         return thaw.thawed
 
     def _freeze_hint(self, error: HypervisorError) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Callable, Optional
 
-from ..errors import BackupError, DomainGone, Skipped, TransientError
+from ..errors import BackupError, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
-from ..model import Consistency, Domain, Image, Level, State
+from ..model import Consistency, Domain, Image, Level
 from ..protocols import Reporter
 from ..selection import effective, select_disks
 from ..settings import Settings
@@ -19,6 +20,7 @@ from ..system.stop_request import StopRequest
 from .freeze import Quiesced, Quiescer
 from .freeze_notes import FreezeNotes
 from .job_order import JobOrder
+from .migration_watch import MigrationWatch, require_ready
 from .snapshots import DomainSnapshots
 
 
@@ -54,17 +56,23 @@ class QuiescedSnapshots:
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
         definition = hypervisor.definition(domain)
+        notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
-            *(hypervisor, FreezeNotes(settings.runtime_dir), settings, self.reporter),
-            freeze_failed=self.order.freeze_failed,
+            *(hypervisor, notes, settings, self.reporter), freeze_failed=self.order.freeze_failed
         )
-        shared = self._in_use_by_others(domain, snapshots, settings)
+        shared = self._in_use_by_others(domain, hypervisor, snapshots, settings)
         self.require_lock()
-        with snapshots.images_open(), quiescer.quiesced(domain) as quiesced:
+        watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._must_stay, domain, notes))
+
+        def check_stop() -> None:
+            self.stop.check_leased()
+            watch.check()
+
+        with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
-            snapshots.create(quiesced.seconds_left, self.stop.check_leased)
+            snapshots.create(quiesced.seconds_left, check_stop)
             taken = datetime.now(timezone.utc)
-        if shared or self._in_use_by_others(domain, snapshots, settings):
+        if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
         return RestorePoint(
@@ -79,14 +87,24 @@ class QuiescedSnapshots:
             locks=lock_places,
         )
 
-    def _in_use_by_others(self, domain: Domain, snapshots: DomainSnapshots, settings: Settings) -> bool:
+    def _must_stay(self, domain: Domain, notes: FreezeNotes) -> bool:
+        """Return whether the domain is being frozen, or is paused: see MigrationWatch."""
+        begins = self.quiesced is None or self.quiesced.consistency is Consistency.PAUSED
+        return begins and notes.exists(domain.uuid)
+
+    def _in_use_by_others(
+        self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots, settings: Settings
+    ) -> bool:
         """Return, after a warning, whether other clients may write to the images meanwhile.
 
-        Raises Skipped if another node should back up the domain, BackupError if a freeze is required.
+        Raises Skipped if another node should back up the domain, TransientError if it migrates, BackupError
+        if a freeze is required.
         """
         others = snapshots.in_use_by_others(domain.state.active)
         if not others:
             return False
+        if domain.state.active:  # where a domain migrates to, its images are opened first
+            require_ready(replace(domain, state=hypervisor.state(domain.uuid)))
         question = "is it shared, or does the domain run elsewhere?"
         message = f"{_listed(others)} in use by other clients too: {question}"
         if self.order.min_age and not domain.state.active:
@@ -95,15 +113,6 @@ class QuiescedSnapshots:
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")
         self.reporter.message(Level.WARNING, domain.name, message)
         return True
-
-
-def require_ready(domain: Domain) -> None:
-    """Raise BackupError if the domain cannot be backed up in its present state."""
-    if domain.state is State.BUSY:
-        message = "the domain is starting, stopping or migrating, or another libvirt job is running on it"
-        raise TransientError(message, f"see virsh domjobinfo {domain.uuid}; the next run retries it")
-    if domain.state is State.ELSEWHERE:
-        raise DomainGone("the domain migrated to another node")
 
 
 def _listed(images: Sequence[Image]) -> str:

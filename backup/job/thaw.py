@@ -44,6 +44,12 @@ def _own() -> Optional[ProcessId]:
     return process_id(os.getpid()) if sees_own_pids() else None
 
 
+def gone_while_quiesced(note: Note) -> str:
+    """Return the message for a domain that no known libvirt has any more."""
+    hint = f"if it migrated, on its new node: virsh domfsthaw {note.uuid}; virsh resume {note.uuid}"
+    return f"the domain is gone; a backup may have left it frozen or paused (hint: {hint})"
+
+
 def agent_timeout(settings: Settings) -> int:
     """Return the seconds that the guest agent gets for an answer."""
     return max(1, int(AGENT_SHARE * settings.freeze_timeout))
@@ -118,6 +124,7 @@ class Thaw:
             raise BackupError(message, f"start it, then {PROGRAM} cleanup")
         if self.note.method is Method.PAUSE:
             if not restarted:
+                self._keep_here(hypervisor, state)
                 hypervisor.resume(self._domain)
             return restarted or state is State.PAUSED or self._is_final
         try:
@@ -125,8 +132,17 @@ class Thaw:
         except HypervisorError:
             if restarted:  # a guest saved while frozen, and restored, can be thawed
                 return True
+            self._keep_here(hypervisor, state)
             raise
         return restarted or self.thawed > 0 or self._is_final
+
+    def _keep_here(self, hypervisor: Hypervisor, state: State) -> None:
+        """Cancel a migration with which the guest would arrive frozen or paused at another node.
+
+        Only while the note is new: what cannot be thawed for longer must not bind the domain to this node.
+        """
+        if state is State.BUSY and time.monotonic() <= self.note.possible:
+            hypervisor.cancel_migration(self.note.uuid)
 
     @property
     def _is_final(self) -> bool:
@@ -261,8 +277,7 @@ class Thaws:
             except BackupError as error:
                 raise thaw.failure(error) from error
             if thaw.gone:
-                hint = f"if it migrated, on its new node: virsh domfsthaw {note.uuid}"
-                text = f"the domain is gone; a backup may have left it frozen or paused (hint: {hint})"
+                text = gone_while_quiesced(note)
         if over:
             self.notes.remove_unless_newer(note)
             self.reporter.message(level, note.name, text)

@@ -28,6 +28,7 @@ from .messages import ResticError
 from .password import password_file_errors
 from .program import Program
 from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_id, stored_points, time_of
+from .written_files import file_problems
 
 MANIFEST_FILE = "definition.tar"
 OLDEST_VERSION = (0, 14, 0)
@@ -97,13 +98,16 @@ class Repository:
         return errors
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
-        """Return what prevents backups: restic's version, the repository's location, its password."""
+        """Return what prevents backups: restic's version, the repository's location, its password.
+
+        Also what restic or rclone write on this node, and cannot.
+        """
         try:
             self._require_version(check_stop)
             self._call("cat", "config", "--no-lock", "--quiet", check_stop=check_stop)
         except ResticError as error:
-            return [error]
-        return []
+            return [error, *file_problems(self.program)]
+        return list(file_problems(self.program))
 
     def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
         """Return what the repository's keys cost, if that could be less."""

@@ -16,6 +16,7 @@ from typing import Any, Callable
 
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
+from tests.lab.second_node import SecondNode
 
 # Lines for the guest. The agent marks with a file that it is about to freeze; a write that does not come
 # back tells that it has.
@@ -86,7 +87,7 @@ def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
         done_in_guest(lab, name, f"rm -f /run/on-{moment}*")
 
 
-def freeze_status(lab: Lab, name: str) -> str:
+def freeze_status(lab: Lab | SecondNode, name: str) -> str:
     """Ask the guest agent whether file systems are frozen; it tells so in either case."""
     answer = lab.virsh("qemu-agent-command", name, '{"execute": "guest-fsfreeze-status"}')
     return str(json.loads(answer)["return"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ import pytest
 import rados
 import rbd
 
-from backup.ceph import image_reader
+from backup.ceph import snapshot_listing
 from backup.ceph.cluster import Cluster
 from backup.model import ClusterAddress, Image
 from tests.integration.scratch_image import MIB, ScratchImage
@@ -147,10 +148,34 @@ def test_allocation_is_listed_in_pieces_of_any_size(
     """No piece need be a multiple of the objects or of the stripes."""
     for outcome in outcomes.values():
         outcome.exception()
-    monkeypatch.setattr(image_reader, "EXTENT_SLAB", 3 * MIB + 512)
+    monkeypatch.setattr(snapshot_listing, "EXTENT_SLAB", 3 * MIB + 512)
+    monkeypatch.setattr(snapshot_listing, "GAP", MIB)
     with ExitStack() as stack:
         connection = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
         pool = stack.enter_context(connection.open_ioctx("vms"))
         cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20))
         for kind in ("stripes of 64 KiB over 5 objects", "layering alone"):
             _layout(lab, ScratchImage(lab, pool, cluster, f"pieces of {kind}"), kind)
+        for kind in ("clone with stripes", "clone without object-map", "child of the clone of a clone"):
+            _ancestry(lab, pool, lambda name: ScratchImage(lab, pool, cluster, f"pieces of {name}"), kind)
+
+
+def test_an_object_map_that_lies_costs_nothing_that_librbd_reads(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers that bypass the map: one adds an object that it denies, one removes an object that it has."""
+    monkeypatch.setattr(snapshot_listing, "EXTENT_SLAB", 4 * MIB)
+    monkeypatch.setattr(snapshot_listing, "GAP", MIB)
+    spec = "vms/lying"
+    make_image(lab, spec, 60 * MIB, {0: MIB, 12 * MIB: MIB, 45 * MIB + 7: MIB})
+    prefix = json.loads(lab.rbd("info", "--format", "json", spec))["block_name_prefix"]
+    try:
+        with ExitStack() as stack:
+            connection = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
+            pool = stack.enter_context(connection.open_ioctx("vms"))
+            cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20))
+            pool.write_full(f"{prefix}.{5:016x}", b"bypassed")
+            pool.remove_object(f"{prefix}.{3:016x}")
+            ScratchImage(lab, pool, cluster, "lying").compare()
+    finally:
+        lab.delete_image(spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ SECRET = """\
 @dataclass(frozen=True)
 class Hypervisor:
     directory: Path
+    uri: str = URI
 
     @property
     def daemon(self) -> Daemon:
@@ -72,11 +73,14 @@ class Hypervisor:
 
     def up(self) -> None:
         self.directory.mkdir()
-        (self.directory / "libvirtd.conf").write_text(LIBVIRTD_SETTINGS)
-        _extend(Path("/etc/passwd"), QEMU_USER, self.directory / "passwd")
-        _extend(Path("/etc/group"), QEMU_GROUP, self.directory / "group")
+        self._configure()
         QEMU_CONFIGURATION.write_text(QEMU_SETTINGS)
         self.start()
+
+    def _configure(self, more_settings: str = "") -> None:
+        (self.directory / "libvirtd.conf").write_text(LIBVIRTD_SETTINGS + more_settings)
+        _extend(Path("/etc/passwd"), QEMU_USER, self.directory / "passwd")
+        _extend(Path("/etc/group"), QEMU_GROUP, self.directory / "group")
 
     def start(self) -> None:
         self.daemon.start()
@@ -93,7 +97,7 @@ class Hypervisor:
         self.virsh("secret-set-value", str(uuid), "--file", str(key_file))
 
     def virsh(self, *arguments: str, stdin: bytes = b"") -> str:
-        return run_program("virsh", "--quiet", "--connect", URI, *arguments, stdin=stdin).decode()
+        return run_program("virsh", "--quiet", "--connect", self.uri, *arguments, stdin=stdin).decode()
 
     def agent_answers(self, domain: str) -> bool:
         ping = ("qemu-agent-command", domain, "--timeout", "2", '{"execute": "guest-ping"}')
@@ -136,8 +140,8 @@ def _listens(path: Path) -> bool:
     return True
 
 
-def qemu_pids() -> Iterator[int]:
-    for pattern in QEMU_PID_FILES:
+def qemu_pids(patterns: Sequence[str] = QEMU_PID_FILES) -> Iterator[int]:
+    for pattern in patterns:
         for pid_file in Path("/").glob(pattern.lstrip("/")):
             pid = read_pid(pid_file)
             if pid and re.search(r"/(qemu|kvm)[^/]*$", (command_line(pid) or [""])[0]):

@@ -17,7 +17,7 @@ from backup.ceph.cluster import Claim
 from backup.ceph.errors import ClusterError
 from backup.errors import BackupError
 from backup.hypervisor.errors import HypervisorError
-from backup.job import freeze, thaw
+from backup.job import freeze, migration_watch, thaw
 from backup.job.domain_job import DomainJob
 from backup.job.job_order import JobOrder
 from backup.job.thaw import thaw_guests
@@ -160,6 +160,7 @@ class FaultyNode(PaperNode):
         ] = {}  # of the guest, before and after each is made, by run
         monkeypatch.setattr(thaw, "Hypervisor", self._connect)
         monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
+        monkeypatch.setattr(migration_watch, "POLL", 3600)  # its calls would be numbered in any order
         self.stepwise = StepwiseOutput(self)
         self.output = self.stepwise
         create = self.cluster.create_snapshot

@@ -36,6 +36,7 @@ class PaperHypervisor(Hypervisor):
         self.failing_thaws = 0
         self.failing_resumes = 0
         self.gone = False
+        self.cancelled = 0  # migrations
         self.closed = False
         self.partial: PartialFreeze | None = None
         self.mountpoints: Sequence[str] = ()  # of the last freeze
@@ -60,6 +61,12 @@ class PaperHypervisor(Hypervisor):
 
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
+
+    def cancel_migration(self, uuid: str) -> bool:
+        assert self.state(uuid) is State.BUSY
+        self.listed = replace(self.listed, state=State.RUNNING)
+        self.cancelled += 1
+        return True
 
     def instance(self, uuid: str) -> int:
         return self.domain(uuid).instance

@@ -6,17 +6,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Callable, Optional
 
 import pytest
 import rbd
 
-from backup.ceph import image_reader
+from backup.ceph import snapshot_listing
 from backup.ceph.errors import ClusterError
-from backup.ceph.image_reader import LISTINGS, ImageReader
+from backup.ceph.image_reader import ImageReader
 from backup.ceph.retry import CephRetry
+from backup.ceph.snapshot_listing import LISTINGS
 from backup.errors import BackupError
 from backup.model import Extent, Image, Level
 from backup.stored import SnapshotId
@@ -41,6 +42,7 @@ class PaperImage:
     def __init__(self, size: int, allocated: Sequence[tuple[int, int, bool]] = ()) -> None:
         self.bytes = bytes(number % 251 for number in range(size))
         self.allocated = allocated
+        self.objects: Sequence[tuple[int, int]] = ()  # that the object map has
         self.asked: list[tuple[int, int]] = []  # ranges that were listed
         self.compared: list[tuple[str | None, bool]] = []  # the older snapshot, and whether by whole objects
         self.error: Exception | None = None
@@ -77,6 +79,10 @@ class PaperImage:
             self.times_out -= 1
             raise rbd.OSError("timed out", errno=110)
         self.compared.append((from_snapshot, whole_object))
+        if whole_object and from_snapshot is None:
+            for begin, size in self.objects:
+                note(begin, size, True)
+            return
         for start, count, exists in self.allocated:
             if offset <= start < offset + length:
                 note(start, count, exists)
@@ -95,14 +101,17 @@ class PaperImage:
 
 
 def reader_of(image: PaperImage, retry: CephRetry | None = None) -> ImageReader:
+    """Give a reader that cannot use object maps."""
     cluster = PaperCluster()
+    cluster.distrusted = {"vms/root@head"}
     cluster.retry = (retry or CephRetry()).of_connection(60)
     return ImageReader(cluster, Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
 
 
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_reader, "EXTENT_SLAB", 100)
+    monkeypatch.setattr(snapshot_listing, "EXTENT_SLAB", 100)
+    monkeypatch.setattr(snapshot_listing, "GAP", 20)
 
 
 def test_extents_are_listed_in_order_slab_by_slab_up_to_the_end_of_the_image() -> None:
@@ -119,7 +128,9 @@ def test_extents_are_listed_in_order_slab_by_slab_up_to_the_end_of_the_image() -
 def test_only_the_next_two_slabs_are_listed_while_one_is_read() -> None:
     image = PaperImage(450, [(0, 10, True), (110, 10, True)])
     with reader_of(image) as reader:
-        next(reader.extents())
+        listing = reader.extents()
+        next(listing)
+        wait_until(lambda: len(image.asked) > LISTINGS, 5, "the next slab is listed")
     assert sorted(image.asked) == [(0, 100), (100, 100), (200, 100)]
 
 
@@ -138,12 +149,66 @@ def test_object_maps_that_ceph_marks_as_invalid_are_not_used(invalid: str) -> No
     assert image.compared == [("before", False)]
 
 
-@pytest.mark.parametrize("fast", [False, True])
-def test_changes_include_written_and_discarded_extents(fast: bool) -> None:
+def test_changes_include_written_and_discarded_extents() -> None:
     image = PaperImage(150, [(110, 5, True), (40, 10, False), (0, 10, True)])
-    changes = [*reader_of(image).changes("before", fast)]
+    changes = [*reader_of(image).changes("before", fast=False)]
     assert changes == [Extent(0, 10), Extent(40, 10), Extent(100, 0), Extent(110, 5)]
-    assert image.compared == [("before", fast)] * 2
+    assert image.compared == [("before", False)] * 2
+
+
+class MappedCluster(PaperCluster):
+    """Has valid object maps: of this snapshot and of an older one, in a snapshot of another size."""
+
+    def __init__(self, older: PaperImage) -> None:
+        super().__init__()
+        self.older = older
+
+    @contextmanager
+    def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Iterator[Any]:
+        yield self.older if snapshot == "before" else "head"
+
+
+def mapped(image: PaperImage, older: PaperImage | None = None) -> ImageReader:
+    cluster = MappedCluster(older or PaperImage(0))
+    return ImageReader(cluster, Image("vms", "root"), image, LAYOUT, FLAGS, SnapshotId())
+
+
+def test_changes_of_whole_objects_take_one_call() -> None:
+    image = PaperImage(150, [(110, 5, True), (40, 10, False), (0, 10, True)])
+    assert [*mapped(image).changes("before", fast=True)] == [Extent(0, 10), Extent(40, 10), Extent(110, 5)]
+    assert image.compared == [("before", True)]
+
+
+def test_only_where_the_object_map_has_objects_extents_are_listed() -> None:
+    image = PaperImage(1000, [(405, 3, True), (425, 5, True), (990, 10, True)])
+    image.objects = [(400, 10), (420, 10), (980, 20)]
+    found = [one for one in mapped(image).extents() if one.length]
+    assert found == [Extent(405, 3), Extent(425, 5), Extent(990, 10)]
+    assert sorted(image.asked) == [(0, 1000), (400, 30), (980, 20)]  # a gap of 10 costs less than a call
+
+
+def test_changes_are_listed_where_either_object_map_has_objects() -> None:
+    image = PaperImage(1000, [(105, 3, True), (405, 3, False)])
+    older = PaperImage(1200)
+    image.objects, older.objects = [(100, 10)], [(400, 10), (1100, 10)]
+    found = [one for one in mapped(image, older).changes("before", fast=False) if one.length]
+    assert found == [Extent(105, 3), Extent(405, 3)]
+    assert sorted(image.asked) == [(0, 1000), (100, 10), (400, 10)]
+    assert image.compared == [(None, True), ("before", False), ("before", False)]
+    assert older.compared == [(None, True)]
+
+
+def test_a_large_run_of_objects_is_listed_in_slabs() -> None:
+    image = PaperImage(1000)
+    image.objects = [(start, 10) for start in range(500, 750, 10)]
+    assert [*mapped(image).extents()] == [Extent(600, 0), Extent(700, 0)]
+    assert sorted(image.asked) == [(0, 1000), (500, 100), (600, 100), (700, 50)]
+
+
+def test_a_small_part_is_listed_without_the_object_map() -> None:
+    image = PaperImage(1000, [(110, 10, True)])
+    assert [*mapped(image).extents(Extent(100, 100))] == [Extent(110, 10)]
+    assert image.compared == [(None, False)]
 
 
 @pytest.mark.parametrize("size", [0, 100])

@@ -195,3 +195,23 @@ def test_freezing_and_pausing_a_domain_works_with_libvirt_itself(
     assert quiesced.consistency is Consistency.PAUSED
     assert hypervisor.domain(UUID).state is State.RUNNING
     assert notes.all() == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "cancelled"),
+    [
+        (libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, True),
+        (libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN, False),
+        (libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE, False),
+        (None, False),
+    ],
+)
+def test_only_a_migration_to_another_node_is_cancelled(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, operation: int | None, cancelled: bool
+) -> None:
+    asked = []
+    stats = {} if operation is None else {"operation": operation}
+    handle = SimpleNamespace(jobStats=lambda: stats, abortJob=lambda: asked.append("abort"))
+    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    assert hypervisor.cancel_migration(UUID) is cancelled
+    assert asked == ["abort"] * cancelled

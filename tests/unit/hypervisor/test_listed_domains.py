@@ -15,7 +15,7 @@ import pytest
 
 from backup.errors import DomainGone, Interrupted
 from backup.hypervisor.connection import Hypervisor
-from backup.hypervisor.domain_state import state_of
+from backup.hypervisor.domain_state import has_job, migrates_away, state_of
 from backup.hypervisor.errors import HypervisorError
 from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
 from backup.system.stop_request import StopRequest
@@ -299,3 +299,27 @@ def test_a_stop_takes_effect_while_libvirt_hangs_during_a_listing(
 def test_a_domain_that_migrates_or_starts_is_busy(state: int, reason: int, expected: State) -> None:
     handle = SimpleNamespace(state=lambda: (state, reason), hasManagedSaveImage=lambda: False)
     assert state_of(handle) is expected
+
+
+@pytest.mark.parametrize(
+    ("code", "busy"),
+    [
+        (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, True),
+        (libvirt.VIR_ERR_OPERATION_INVALID, False),
+        (libvirt.VIR_ERR_NO_SUPPORT, False),
+    ],
+    ids=["migrates to this node", "shut off", "test driver"],
+)
+def test_a_domain_whose_job_libvirt_cannot_describe_is_busy_where_it_migrates_to(
+    code: int, busy: bool
+) -> None:
+    error = libvirt.libvirtError("migration statistics are available only on the source host")
+    error.err = (code, 0, "", 2, "", "", "", -1, -1)
+
+    def refused() -> None:
+        raise error
+
+    handle = SimpleNamespace(jobInfo=refused, jobStats=refused)
+    assert has_job(handle) is busy
+    if busy:
+        assert not migrates_away(handle)

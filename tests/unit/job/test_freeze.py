@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +371,39 @@ def test_a_domain_that_is_gone_meanwhile_needs_no_thaw(guest: Guest) -> None:
         guest.hypervisor.gone = True
     assert "thaw" not in guest.hypervisor.asked
     assert guest.notes.all() == []
+    (error,) = guest.recorder.told(Level.ERROR)
+    assert error.startswith("the domain is gone; a backup may have left it frozen or paused (hint: ")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "required", "never"])
+@pytest.mark.parametrize("state", [State.BUSY, State.ELSEWHERE])
+def test_a_guest_that_begins_to_migrate_is_neither_frozen_nor_paused(
+    guest: Guest, state: State, wanted: str
+) -> None:
+    listed = guest.hypervisor.listed
+    guest.hypervisor.listed = replace(listed, state=state)
+    quiescer = Quiescer(guest.hypervisor, guest.notes, settings(freeze=wanted), guest.recorder)
+    with pytest.raises(BackupError, match="migrat"), quiescer.quiesced(listed):
+        pytest.fail("the block must not begin")
+    assert not {"freeze", "pause"} & set(guest.hypervisor.asked)
+
+
+def test_a_guest_that_migrates_during_its_freeze_is_kept_and_thawed_here(guest: Guest) -> None:
+    """The freeze would end on the destination."""
+    hypervisor = guest.hypervisor
+    hypervisor.freeze_error, hypervisor.freezes_all_the_same = SILENT, True
+    hypervisor.failing_thaws = 1
+    freeze_as_ever = hypervisor.freeze
+
+    def freeze_while_it_migrates(domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
+        hypervisor.listed = replace(domain, state=State.BUSY)
+        return freeze_as_ever(domain, timeout, mountpoints)
+
+    hypervisor.freeze = freeze_while_it_migrates  # type: ignore[method-assign]
+    with pytest.raises(BackupError), guest.quiesced(freeze="required"):
+        pytest.fail("the block must not begin")
+    assert hypervisor.cancelled == 1
+    guest.assert_runs()
 
 
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.CRASHED])

@@ -178,6 +178,24 @@ def test_a_guest_that_migrated_out_of_reach_is_reported_once_and_its_note_remove
     )
 
 
+def test_a_guest_that_migrates_while_paused_is_kept_and_resumed_here(node: Node, dead: ProcessId) -> None:
+    node.note(Method.PAUSE, dead)
+    node.web.paused = True
+    node.web.state = lambda uuid: node.web.listed.state  # type: ignore[method-assign]
+    node.web.listed = domain(state=State.BUSY, instance=7)
+    node.round()
+    assert (node.web.cancelled, node.web.paused) == (1, False)
+
+
+def test_a_guest_that_cannot_be_thawed_may_migrate_later(node: Node, dead: ProcessId) -> None:
+    """The freeze's note is old: this is a migration that an admin ordered since."""
+    node.note(Method.FREEZE, dead, seconds=0)
+    node.web.failing_thaws = FOR_EVER
+    node.web.listed = domain(state=State.BUSY, instance=7)
+    assert node.round() == 1
+    assert node.web.cancelled == 0
+
+
 def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawed(
     node: Node, alive: ProcessId
 ) -> None:

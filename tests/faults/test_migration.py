@@ -1,0 +1,182 @@
+"""Live migrations between two nodes in every phase of a backup: saved by one, and never left frozen."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.migration import GUEST, Migration, NodeWithin, domain_of, end_guest, roaming_guest
+from tests.faults.provoke import HeldBackRestic, agent_hook, freeze_status, held, lines_until, stopped
+from tests.integration.node import Node, wait_until
+from tests.lab import Lab
+from tests.lab.second_node import SecondNode, second_node
+from tests.unit.hook_files import HookFiles
+
+RETRIES = 60  # seconds, as RETRY_FOR: within them a migration ends
+HOUR = 3600  # seconds, as MIN_AGE
+MOVED = ("--persistent", "--undefinesource")  # defined where it runs alone; else on the first node too
+# The cluster counts the QEMU that libvirt killed on the destination for a while among the images' users.
+RIGHT_AFTER_A_CANCELLED_ONE = (["filesystem"], ["crash"])
+THAWED_WITHIN = 3  # seconds after a migration has begun, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def second(lab: Lab) -> Iterator[SecondNode]:
+    with second_node(lab) as second:
+        yield second
+
+
+@pytest.fixture
+def migration(lab: Lab, second: SecondNode, node: Node, tmp_path: Path) -> Iterator[Migration]:
+    """A guest that runs on the first of two nodes; in the end one of them has it, writing as before."""
+    other = NodeWithin(lab, tmp_path / "second", node, second.within)
+    with roaming_guest(lab):
+        try:
+            migration = Migration(lab, second, node, other)
+            yield migration
+            migration.require_untouched()
+        finally:
+            end_guest(lab, second)
+
+
+@pytest.mark.parametrize("options", [MOVED, ("--persistent",)], ids=["moved", "defined on both nodes"])
+def test_a_domain_that_migrates_before_it_is_listed_is_saved_where_it_arrives(
+    migration: Migration, node: Node, options: tuple[str, ...]
+) -> None:
+    with (
+        migration.under_way(*options) as moving,
+        node.started("backup", GUEST, RETRY_FOR=RETRIES) as source,
+        migration.second_node.started("backup", GUEST, RETRY_FOR=RETRIES) as destination,
+    ):
+        for run in (source, destination):
+            print(*lines_until(run, "retried in"))
+        migration.complete(moving)
+        assert (_code(source), _code(destination)) == (0, 0)
+    assert domain_of(node)["status"] == "skipped"
+    assert domain_of(migration.second_node)["status"] == "saved"
+    assert migration.consistencies() == ["filesystem"]
+
+
+def test_a_domain_whose_migration_is_cancelled_is_saved_where_it_stayed(
+    migration: Migration, node: Node
+) -> None:
+    with (
+        migration.under_way() as moving,
+        node.started("backup", GUEST, RETRY_FOR=RETRIES) as source,
+        migration.second_node.started("backup", GUEST, RETRY_FOR=RETRIES) as destination,
+    ):
+        for run in (source, destination):
+            print(*lines_until(run, "retried in"))
+        migration.cancel(moving)
+        assert (_code(source), _code(destination)) == (0, 0)
+    assert domain_of(node)["status"] == "saved"
+    assert domain_of(migration.second_node)["status"] == "skipped"
+    assert migration.consistencies() in RIGHT_AFTER_A_CANCELLED_ONE
+
+
+@pytest.mark.parametrize("options", [MOVED, ("--persistent",)], ids=["moved", "defined on both nodes"])
+def test_a_domain_that_migrates_between_its_lock_and_its_freeze_is_saved_where_it_arrives(
+    migration: Migration, node: Node, options: tuple[str, ...]
+) -> None:
+    files = HookFiles(node.directory)
+    waits, may_go = node.directory / "hook-waits", node.directory / "hook-may-go"
+    files.add("before-freeze.d/10-wait", f"touch {waits}; until [ -e {may_go} ]; do sleep 0.1; done")
+    with node.started("backup", GUEST, RETRY_FOR=RETRIES, HOOKS=str(files.directory)) as source:
+        wait_until(waits.exists, 60, "its hook runs")
+        with migration.under_way(*options) as moving:
+            migration.complete(moving)
+        may_go.touch()
+        assert _code(source) == 0
+    assert domain_of(node)["status"] == "skipped"
+    assert migration.second_node.run("backup", GUEST).returncode == 0
+    assert migration.consistencies() == ["filesystem"]
+
+
+def test_a_migration_that_begins_while_the_guest_is_frozen_has_it_thawed_at_once(
+    migration: Migration, node: Node, lab: Lab
+) -> None:
+    """Until then it is only prepared, of which libvirt tells nobody."""
+    with (
+        migration.prepared(*MOVED) as moving,
+        node.started("backup", GUEST, RETRY_FOR=RETRIES) as source,
+    ):
+        wait_until(lambda: held(node) and freeze_status(lab, GUEST) == "frozen", 60, "it is frozen")
+        with stopped(lab.osd_pid):
+            migration.send()
+            wait_until(lambda: not held(node), THAWED_WITHIN, "it is thawed")
+            assert freeze_status(lab, GUEST) == "thawed"
+        migration.complete(moving)
+        assert _code(source) == 0
+    assert domain_of(node)["status"] == "skipped"
+
+
+def test_a_migration_that_overtakes_a_freeze_is_cancelled(migration: Migration, node: Node, lab: Lab) -> None:
+    """On the destination nobody would thaw the guest."""
+    with (
+        agent_hook(lab, GUEST, "freeze", "sleep 3"),
+        node.started("backup", GUEST, RETRY_FOR=RETRIES) as source,
+    ):
+        wait_until(lambda: held(node), 60, "it is being frozen")
+        with migration.begun() as moving:
+            assert "cancel" in moving.communicate(timeout=60)[0]
+        assert _code(source) == 0
+    assert migration.whereabouts() == [lab]
+    assert migration.consistencies() in RIGHT_AFTER_A_CANCELLED_ONE
+
+
+def test_a_migration_that_begins_while_the_guest_is_paused_is_cancelled(
+    migration: Migration, node: Node, lab: Lab
+) -> None:
+    """libvirt would leave it paused on the destination."""
+    with (
+        migration.prepared() as moving,
+        node.started("backup", GUEST, RETRY_FOR=RETRIES, FREEZE="never") as source,
+    ):
+        wait_until(lambda: lab.virsh("domstate", GUEST).strip() == "paused", 60, "it is paused")
+        with stopped(lab.osd_pid):
+            migration.send()
+            assert "cancel" in moving.communicate(timeout=30)[0]
+        assert _code(source) == 0
+    assert migration.whereabouts() == [lab]
+    assert migration.consistencies() in (["paused"], ["crash"])
+
+
+def test_a_domain_that_migrates_while_it_is_streamed_is_saved_by_the_source_alone(
+    migration: Migration, node: Node
+) -> None:
+    restic = HeldBackRestic(node, "vda.img")
+    with node.started("backup", RESTIC_BINARY=restic.path, MIN_AGE=HOUR, INCLUDE_DOMAINS=[GUEST]) as source:
+        restic.reached()
+        with migration.under_way(*MOVED) as moving:
+            migration.complete(moving)
+        other = migration.second_node
+        assert other.run("backup", MIN_AGE=HOUR).returncode == 0
+        assert domain_of(other)["status"] == "skipped"
+        restic.let_go()
+        assert _code(source) == 0
+    assert domain_of(node)["status"] == "saved"
+    assert other.run("backup", MIN_AGE=HOUR).returncode == 0
+    assert migration.consistencies() == ["filesystem"]
+
+
+def test_a_domain_that_is_left_shut_off_where_it_migrated_from_is_saved_where_it_runs(
+    migration: Migration, node: Node, lab: Lab
+) -> None:
+    """After a restart of the first node's libvirtd nothing there tells that the domain has migrated."""
+    with migration.under_way("--persistent") as moving:
+        migration.complete(moving)
+    lab.stop_libvirtd()
+    lab.start_libvirtd()
+    for one in (node, migration.second_node):
+        assert one.run("backup", MIN_AGE=HOUR, INCLUDE_DOMAINS=[GUEST]).returncode == 0
+    assert domain_of(node)["status"] == "skipped"
+    assert migration.consistencies() == ["filesystem"]
+
+
+def _code(run: subprocess.Popen[str]) -> int:
+    """Wait for a run's end."""
+    print(run.communicate(timeout=150)[0])
+    return run.returncode
