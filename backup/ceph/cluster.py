@@ -222,15 +222,6 @@ class Cluster(ImageListing):
             return False
         return True
 
-    def object_exists(self, image: Image, name: str) -> bool:
-        """Return whether there is an object of this name beside the image."""
-        with self.errors(f"cannot check for the object {name} beside", image):
-            try:
-                self.pool_of(image).stat(name)
-            except rados.ObjectNotFound:
-                return False
-            return True
-
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
         """Remove a lock with its object if this owner holds it; otherwise do nothing.
 

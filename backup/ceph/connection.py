@@ -7,16 +7,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Callable, TypeVar
 
 import rados
 import rbd
 
 from ..model import ClusterAddress, Image
+from ..system.time_limit import within
 from .errors import ClusterError, failure
 from .retry import CephRetry
 
 LISTED_AT_A_TIME = 32
+PROBE_TIMEOUT = 5.0  # seconds for the question whether a cluster that was silent answers again
 
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="Connection")
@@ -46,6 +49,7 @@ class Connection:
         self.timeout = timeout
         self.retry = (retry or CephRetry()).of_connection(timeout)
         self._pools: dict[tuple[str, str], Any] = {}
+        self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
         options = _options(address, key, timeout, read_rate, replica_reads)
         path = address.conf_file or conf_file
@@ -105,12 +109,36 @@ class Connection:
         return self.retry.call(mapped)
 
     def _require_answers(self, action: str, image: Image) -> None:
-        """Raise ClusterError if the job has to stop and the cluster does not answer."""
-        if self.retry.gives_up:
+        """Raise ClusterError if the job has to stop and the cluster does not answer.
+
+        A cluster that did not answer before gets one more question, with a short limit: snapshots and locks
+        are not left behind because of a stall that is over.
+        """
+        if self.retry.gives_up and not self._answers_again(image):
             message = (
                 f"{action} image {image}: not tried, as the cluster does not answer and the job has to stop"
             )
             raise ClusterError(message, "the next run removes the leftovers", errno.ETIMEDOUT)
+
+    def _answers_again(self, image: Image) -> bool:
+        """Return whether the cluster answers within PROBE_TIMEOUT; asked in vain, it is not asked again."""
+        header = f"rbd_header.{image.id}" if image.id else f"{image.name}.rbd"
+        ask = partial(self.retry.call, partial(self.object_exists, image, header))
+        if not self._given_up:
+            try:
+                within(min(PROBE_TIMEOUT, self.timeout), ask)
+            except (ClusterError, TimeoutError):
+                self._given_up = True
+        return not self._given_up
+
+    def object_exists(self, image: Image, name: str) -> bool:
+        """Return whether there is an object of this name beside the image."""
+        with self.errors(f"cannot check for the object {name} beside", image):
+            try:
+                self.pool_of(image).stat(name)
+            except rados.ObjectNotFound:
+                return False
+            return True
 
     @contextmanager
     def errors(self, action: str, image: Image | None = None) -> Iterator[None]:

@@ -54,7 +54,7 @@ class MigrationWatch:
             try:
                 self._check()
             except DomainGone:
-                self._began.set()
+                return  # destroyed and undefined: its images are saved; a migration shows as a job before
             except BackupError:
                 continue  # the thaw, which calls libvirt too, reports what is wrong with it
 

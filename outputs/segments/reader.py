@@ -65,10 +65,8 @@ class SegmentReader:
             self._pieces = backup_stream.pieces(self._reader, Extent(position, self._end - position))
         try:
             piece = next(self._pieces, None)
-        except (
-            BaseException
-        ):  # whatever it was, it has ended: on a second read the rest would look like a hole
-            self._pieces = None
+        except BaseException:  # whatever it was, the generator has ended
+            self._pieces = None  # on a second read the rest would look like a hole
             raise
         if piece:
             self._offset, self._data = piece

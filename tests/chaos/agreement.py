@@ -20,6 +20,7 @@ ORPHAN = re.compile(
     r"(EOFError: Ran out of input|_pickle\.UnpicklingError: pickle data was truncated)\n"
 )
 NO_DOMAIN = re.compile(r"there is no domain '(\w+)'")
+GONE = "the domain is no longer defined"
 AGREE = "exit code, report and repository agree"
 
 
@@ -29,15 +30,15 @@ def violations(running: Running, points: Sequence[Point], undefined: Set[str]) -
     `undefined`: the domains that an admin has undefined in this round.
     """
     code = running.code
-    missing = NO_DOMAIN.findall(running.words)
-    if code == 2 and missing and undefined >= {*missing}:
-        return  # the command named a domain that was gone by then; nothing has begun
-    if code not in CODES | BY_SIGNAL:
+    missing = {*NO_DOMAIN.findall(running.words)}
+    # it named a domain that was gone by then, so nothing has begun, and there is no report
+    refused = code == 2 and bool(missing) and missing <= undefined
+    if code not in CODES | BY_SIGNAL and not refused:
         yield Violation("a known exit code", str(running))
     words = ORPHAN.sub("", running.words) if code in BY_SIGNAL else running.words
     if "Traceback (most recent call last)" in words:
         yield Violation("no bug shows", f"{running} wrote a traceback")
-    if running.order.command == "backup" and code not in BY_SIGNAL | {11}:
+    if running.order.command == "backup" and code not in BY_SIGNAL | {11} and not refused:
         yield from (Violation(AGREE, f"{running}: {text}") for text in _of_backup(running, points, undefined))
 
 
@@ -60,8 +61,8 @@ def _of_backup(running: Running, points: Sequence[Point], undefined: Set[str]) -
     selected = [domain for domain in report["domains"] if domain["selected"]]
     statuses = [domain["status"] for domain in selected]
     failed = "failed" in statuses or bool(report["errors"])
-    skipped = {domain["name"] for domain in selected if domain["status"] == "skipped"}
-    if running.code == 0 and (failed or not skipped <= undefined):
+    skipped = {(domain["name"], domain["reason"]) for domain in selected if domain["status"] == "skipped"}
+    if running.code == 0 and (failed or not skipped <= {(name, GONE) for name in undefined}):
         yield f"not all are saved: {statuses}, {report['errors']}"
     if running.code == 3 and not failed:
         yield f"nothing has failed: {statuses}"

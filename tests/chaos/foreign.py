@@ -20,8 +20,15 @@ from tests.lab.programs import ENVIRONMENT
 APART = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "sh", "-c")
 # Its stdin has no end.
 SHARED = 'hostname "$0"; exec restic backup --stdin --stdin-filename=foreign --host=foreign'
-EXCLUSIVE = """hostname "$0"; restic check &
-until ls "$RESTIC_REPOSITORY"/locks | grep -q .; do :; done; kill -STOP $!; wait"""
+# Its check is stopped with its lock, unless it has ended before; $1 is made once that has succeeded.
+EXCLUSIVE = """hostname "$0"
+locked() { ls "$RESTIC_REPOSITORY"/locks | grep -qv -e -tmp-; }
+until [ -e "$1" ]; do
+    restic check &
+    until locked || ! kill -0 $!; do :; done
+    if kill -STOP $! && sleep 0.1 && locked; then : >"$1"; else kill -KILL $!; wait $!; fi
+done
+wait"""
 EXCLUSIVE_SECONDS = 7.0  # less than LOCK_WAIT
 BACK_LIMIT = 20  # seconds until a repository that is gone is back
 
@@ -33,8 +40,10 @@ class Foreign:
         self._place = place
         self._missing = ""
         before = self._locks()
+        holds = world.directory / f"holds-{place.name}"
+        holds.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [*APART, SHARED if kind == "shared" else EXCLUSIVE, host],
+            [*APART, SHARED if kind == "shared" else EXCLUSIVE, host, str(holds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -45,7 +54,7 @@ class Foreign:
                 "RESTIC_CACHE_DIR": str(world.directory / "foreign-cache"),
             },
         )
-        if not wait_for(lambda: self._locks() - before, 20):
+        if not wait_for(lambda: self._locks() - before and (kind == "shared" or holds.exists()), 20):
             self._kill()
             raise LabError("the foreign restic has not taken its lock")
         self._taken = self._locks() - before

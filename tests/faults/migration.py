@@ -72,21 +72,6 @@ class Migration:
             wait_until(lambda: self._begun or process.poll() is not None, 30, "the migration has begun")
             yield process
 
-    @contextmanager
-    def prepared(self, *options: str, rate: int = SLOWEST) -> Iterator[subprocess.Popen[str]]:
-        """The same, once it is prepared on the second node; its memory is not sent before `send`."""
-        gate = self.second.hypervisor.gate
-        gate.touch()
-        try:
-            with self.begun(*options, rate=rate) as process:
-                wait_until(lambda: len(self.whereabouts()) == 2, 60, "the migration is prepared")
-                yield process
-        finally:
-            gate.unlink(missing_ok=True)
-
-    def send(self) -> None:
-        self.second.hypervisor.gate.unlink()
-
     @property
     def _begun(self) -> bool:
         return "Memory processed" in self.lab.virsh("domjobinfo", GUEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tests.lab.programs import run_program, wait_until
 # in which a killed starter would leave a daemon that nobody knows of.
 NOTE_PID = 'echo $$ >"$0" && log="$1" && shift && exec "$@" >>"$log" 2>&1 </dev/null'
 
+EXEC_CHECKS = 5
 POLITE = (signal.SIGTERM, signal.SIGKILL)
 
 
@@ -61,10 +63,15 @@ def read_pid(pid_file: Path) -> int | None:
 
 def command_line(pid: int) -> list[str]:
     """The arguments of a process; empty when there is none, or only a zombie."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
+    for _ in range(EXEC_CHECKS):
+        try:
+            arguments = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+        except OSError:
+            return []
+        if arguments:
+            return arguments
+        time.sleep(0.02)  # empty for a moment too, while it becomes another program
+    return []
 
 
 def end_process(pid: int, name: str, end_signals: Sequence[signal.Signals] = POLITE) -> None:

@@ -31,12 +31,6 @@ mount --no-mtab --bind "$own/passwd" /etc/passwd || exit
 mount --no-mtab --bind "$own/group" /etc/group && exec "$@"
 """
 
-# libvirtd calls it once the QEMU of an incoming migration has opened its disks, before any memory is sent.
-HOOK = """\
-#!/bin/sh
-[ "$2" != started ] || while [ -e "{gate}" ]; do sleep 0.05; done
-"""
-
 
 @dataclass(frozen=True)
 class SecondHypervisor(Hypervisor):
@@ -45,11 +39,6 @@ class SecondHypervisor(Hypervisor):
     @property
     def socket(self) -> Path:
         return self.directory / "run/libvirt/libvirt-sock"
-
-    @property
-    def gate(self) -> Path:
-        """While this file exists, no incoming migration gets beyond its preparation."""
-        return self.directory / "gate"
 
     @property
     def daemon(self) -> Daemon:
@@ -69,10 +58,6 @@ class SecondHypervisor(Hypervisor):
         for directory in LIBVIRT_DIRECTORIES:
             Path(f"{self.directory}{directory}").mkdir(parents=True)
         (self.directory / "etc/libvirt/qemu.conf").write_text(QEMU_SETTINGS)
-        hook = self.directory / "etc/libvirt/hooks/qemu"
-        hook.parent.mkdir()
-        hook.write_text(HOOK.format(gate=self.gate))
-        hook.chmod(0o755)
         self._configure(f'host_uuid = "{uuid4()}"\n')
         self.start()
 

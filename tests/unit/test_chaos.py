@@ -75,12 +75,25 @@ def test_a_domain_that_is_named_and_unknown_was_undefined_in_this_round(
     assert found_now[:1] == ["a known exit code"] * found
 
 
-@pytest.mark.parametrize(("undefined", "found"), [({"ice"}, 0), ({"cold"}, 1)])
+def test_a_command_that_names_an_undefined_domain_must_not_show_a_bug(tmp_path: Path) -> None:
+    words = "there is no domain 'ice'\nTraceback (most recent call last):\n"
+    (tmp_path / "0.stderr").write_text(words)
+    assert [one.invariant for one in violations(_backup(tmp_path, 2), [], {"ice"})] == ["no bug shows"]
+
+
+@pytest.mark.parametrize(
+    ("undefined", "reason", "found"),
+    [
+        ({"ice"}, "the domain is no longer defined", 0),
+        ({"cold"}, "the domain is no longer defined", 1),
+        ({"ice"}, "another node saved it", 1),
+    ],
+)
 def test_a_run_is_good_if_it_skipped_only_what_was_undefined(
-    tmp_path: Path, undefined: set[str], found: int
+    tmp_path: Path, undefined: set[str], reason: str, found: int
 ) -> None:
-    (tmp_path / "0.stderr").write_text("ice: skipped: the domain is no longer defined\n")
-    domain = {"name": "ice", "status": "skipped", "selected": True, "images": []}
+    (tmp_path / "0.stderr").write_text(f"ice: skipped: {reason}\n")
+    domain = {"name": "ice", "status": "skipped", "reason": reason, "selected": True, "images": []}
     report = {"run": "1", "exit_code": 0, "errors": [], "domains": [domain]}
     (tmp_path / "0.report").write_text(json.dumps(report))
     assert len([*violations(_backup(tmp_path, 0), [], undefined)]) == found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
@@ -9,6 +10,7 @@ from typing import Any, Callable
 import pytest
 import rbd
 
+from backup.ceph import connection
 from backup.ceph.cluster import Cluster
 from backup.ceph.errors import ClusterError
 from backup.ceph.retry import CephRetry
@@ -27,6 +29,8 @@ class SlowCluster(Cluster):
     def __init__(self, retry: CephRetry, times_out: int, done: bool) -> None:
         self.user, self.timeout, self.retry = "libvirt", 60, retry.of_connection(60)
         self.times_out = times_out
+        self._given_up = False
+        self.questions = 0
         self.done = done
         self.names = {"old", "foreign"}
         self.made = 0
@@ -34,6 +38,12 @@ class SlowCluster(Cluster):
     @contextmanager
     def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Iterator[Any]:
         yield self
+
+    def object_exists(self, image: Image, name: str) -> bool:
+        self.questions += 1
+        if self.made <= self.times_out:
+            raise ClusterError("connection timed out", number=110)
+        return True
 
     def list_snaps(self) -> list[dict[str, Any]]:
         return [{"name": name, "id": number} for number, name in enumerate(sorted(self.names))]
@@ -81,12 +91,36 @@ def test_a_snapshot_is_created_once_and_not_retried() -> None:
     assert cluster.made == 1, "the guest is frozen"
 
 
-def test_a_job_that_has_to_stop_does_not_wait_for_further_timeouts() -> None:
+def _after_a_timeout_and_a_stop(times_out: int) -> SlowCluster:
+    """Return a cluster after an operation that timed out in a job that has to stop."""
     stop = StopRequest()
-    cluster = SlowCluster(CephRetry(900, stop.check), times_out=9, done=False)
+    cluster = SlowCluster(CephRetry(900, stop.check), times_out, done=False)
     stop.request(BackupError("interrupted"))
     with raises("cannot remove snapshot old of image vms/root: connection timed out", ClusterError):
         cluster.remove_snapshot(IMAGE, "old")
-    with pytest.raises(ClusterError, match="foreign of image vms/root: not tried, as the cluster does not"):
+    return cluster
+
+
+def test_a_job_that_has_to_stop_does_not_wait_for_further_timeouts() -> None:
+    cluster = _after_a_timeout_and_a_stop(times_out=9)
+    for _ in range(2):
+        with pytest.raises(ClusterError, match="foreign of image vms/root: not tried, as the cluster does"):
+            cluster.remove_snapshot(IMAGE, "foreign")
+    assert (cluster.made, cluster.questions) == (1, 1)
+
+
+def test_a_job_that_has_to_stop_removes_snapshots_from_a_cluster_that_answers_again() -> None:
+    cluster = _after_a_timeout_and_a_stop(times_out=1)
+    cluster.made += 1  # the stall is over
+    cluster.remove_snapshot(IMAGE, "old")
+    cluster.remove_snapshot(IMAGE, "foreign")
+    assert (cluster.names, cluster.questions) == (set(), 1)
+
+
+def test_a_question_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PROBE_TIMEOUT", 0.1)
+    cluster, silence = _after_a_timeout_and_a_stop(times_out=1), threading.Event()
+    monkeypatch.setattr(cluster, "object_exists", lambda image, name: silence.wait(30))
+    with pytest.raises(ClusterError, match="not tried, as the cluster does not answer"):
         cluster.remove_snapshot(IMAGE, "foreign")
-    assert cluster.made == 1
+    silence.set()
