@@ -31,6 +31,7 @@ from backup.text import size_text
 
 from .restic_repository.manifest_cache import ManifestCache
 from .restic_repository.messages import ResticError, Summary
+from .restic_repository.program import ServedFiles
 from .restic_repository.repository import Repository, manifest_tags, named
 from .restic_repository.snapshots import TAG, segments_tag, stored_points
 from .segments.changed import SegmentedDisk, planned
@@ -191,8 +192,9 @@ class ResticIncremental(Repository):
         return summary
 
     def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], monitor: Monitor) -> Summary:
-        with mounted(files, self.mountpoint):
-            return self.program.backup_files(arguments, self.mountpoint, monitor.check, files.give_up)
+        with mounted(files, self.mountpoint) as connections:
+            served = ServedFiles(files.give_up, connections)
+            return self.program.backup_files(arguments, self.mountpoint, monitor.check, served)
 
 
 @dataclass

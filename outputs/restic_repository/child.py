@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Callable, Optional
@@ -27,8 +22,6 @@ WAIT_POLL = 0.2  # seconds between two checks for a stop
 HEAD_START = 0.3  # seconds from the interrupt to the end of restic's input
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
 NO_LOCK_LIMIT = 2  # seconds that it may take without a lock
-COPY_POLL = 50  # milliseconds
-PIPE_CHUNK = 1 << 16  # bytes
 
 
 @dataclass
@@ -134,41 +127,3 @@ def printed(into: IO[bytes]) -> str:
     """Return the output in the file so far."""
     into.seek(0)
     return into.read().decode(errors="replace")
-
-
-@contextmanager
-def breaking_outlet(into: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Yield a pipe whose bytes are copied into the file: a program that writes ends when this process dies.
-
-    A dying process closes its files in the reverse order of their numbers: the pipe breaks before anything
-    else fails that this process does for the program.
-    """
-    reading, writing = os.pipe()
-    last = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 1 + max(map(int, os.listdir("/proc/self/fd"))))
-    os.close(reading)
-    ended = threading.Event()
-    copying = threading.Thread(target=_copy, args=(last, into, ended), name="messages", daemon=True)
-    try:
-        with os.fdopen(writing, "wb", buffering=0) as pipe:
-            copying.start()
-            yield pipe
-    finally:
-        ended.set()
-        copying.join()
-        os.close(last)
-
-
-def _copy(pipe: int, into: IO[bytes], ended: threading.Event) -> None:
-    """Copy until the pipe's end, or until it is empty after `ended`: a wrapper may leave it open."""
-    ready = select.poll()
-    ready.register(pipe, select.POLLIN)
-    position = 0
-    while True:
-        last = ended.is_set()
-        if ready.poll(0 if last else COPY_POLL):
-            chunk = os.read(pipe, PIPE_CHUNK)
-            if not chunk:
-                return
-            position += os.pwrite(into.fileno(), chunk, position)
-        elif last:
-            return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,8 @@ from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
 from backup.system.process_group import sees_own_pids
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
-from .child import WAIT_POLL, Child, breaking_outlet, outlet, printed, started
+from .child import WAIT_POLL, Child, outlet, printed, started
+from .dying_worker import breaking_outlet, reads_waiting
 from .key_hint import KeyHint
 from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
@@ -35,6 +36,18 @@ class Backup:
 
     sink: PipeWriter
     summary: Summary | None = None
+
+
+@dataclass(frozen=True)
+class ServedFiles:
+    """Files that this process serves to restic, with FUSE.
+
+    `give_up` must make pending reads fail; it is called after restic was interrupted, as restic skips files
+    that it cannot read. `connections`: this process's open files through which they are served.
+    """
+
+    give_up: Callable[[], None]
+    connections: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -158,19 +171,18 @@ class Program:
         arguments: Sequence[str],
         directory: str,
         check: Callable[[], None],
-        give_up: Callable[[], None],
+        files: ServedFiles,
     ) -> Summary:
         """Run `restic backup` of a directory's content; `check` raises what has to end it.
 
-        Raises ResticError unless restic read every file. `give_up` must make pending reads fail; it is called
-        after the interrupt, as restic skips files that it cannot read. If this process dies, restic ends at
-        its next message, see segments/last_files.py.
+        Raises ResticError unless restic read every file. If this process dies, restic is ended while it waits
+        for its next read; without the process that does it, at its next message, see segments/last_files.py.
         """
         # env changes the directory, after exec: before, the child has our open files, the connection of the
         # FUSE file system among them, and would wait for itself
         before = ("env", f"--chdir={directory}")
         command = ("backup", "--json", "--quiet", *arguments, ".")
-        with self._child(command, NOTHING, before=before, give_up=give_up) as child:
+        with self._child(command, NOTHING, before=before, files=files) as child:
             check()
             while child.runs:
                 child.wait(WAIT_POLL)
@@ -211,7 +223,7 @@ class Program:
         stdin: int,
         pipe: IO[bytes] | None = None,
         before: Sequence[str] = (),
-        give_up: Callable[[], None] | None = None,
+        files: ServedFiles | None = None,
     ) -> Iterator[Child]:
         """Run restic during the block: after it, restic has ended, whatever happened.
 
@@ -225,7 +237,7 @@ class Program:
         )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
             try:
-                with self._started(command, arguments[0], stdin, (pipe or stdout, stderr), give_up) as child:
+                with self._started(command, arguments[0], stdin, (pipe or stdout, stderr), files) as child:
                     yield child
                 child.stdout = printed(stdout)
             except Stalled as stalled:
@@ -241,19 +253,20 @@ class Program:
         name: str,
         stdin: int,
         outlets: tuple[IO[bytes], IO[bytes]],
-        give_up: Callable[[], None] | None,
+        files: ServedFiles | None,
     ) -> Iterator[Child]:
         """Start restic, and end it after the block; then its messages are in the child."""
         stdout, stderr = outlets
         child = recording = None
         try:
-            with breaking_outlet(stderr) if give_up else nullcontext(stderr) as messages:
+            with breaking_outlet(stderr) if files else nullcontext(stderr) as messages:
                 child = started(command, name, stdin, (stdout, messages))
                 try:
-                    recording = self._recorded(child)
-                    yield child
+                    with reads_waiting(child.process.pid, files.connections) if files else nullcontext():
+                        recording = self._recorded(child)
+                        yield child
                 finally:
-                    child.end(give_up)
+                    child.end(files.give_up if files else None)
         finally:
             if child:
                 child.stderr = printed(stderr)

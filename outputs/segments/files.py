@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -23,6 +24,7 @@ from .last_files import MANIFEST, NAMES, LastFiles
 from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 from .reader import Answer, SegmentReader, ZerosReader
 
+DEVICE = "/dev/fuse"
 CACHED = 3600.0  # seconds that the kernel may cache a file's attributes: they do not change
 DISK = 32  # the upper bits of an inode number are the disk's number, the lower ones the file of the disk
 SUBDIRECTORY = 1 << (DISK - 1)  # subdirectories from this number on, segments below it, from 1
@@ -241,10 +243,11 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
 
 
 @contextmanager
-def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
+def mounted(files: SegmentFiles, directory: str) -> Iterator[Collection[int]]:
     """Mount the files during the block, visible only to the programs that this thread starts.
 
-    The mount is in a private namespace, which ends with the last of them. Raises BackupError.
+    The block gets the open files through which they are served. The mount is in a private namespace, which
+    ends with the last of these programs. Raises BackupError.
     """
     try:
         unshare_mounts()
@@ -257,7 +260,17 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
     serving.start()
     serves.wait()
     try:
-        yield
+        yield _connections()
     finally:
         files.stop()
         serving.join()
+
+
+def _connections() -> Collection[int]:
+    """Return this process's open FUSE connections; other files may come and go meanwhile."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            if os.readlink(f"/proc/self/fd/{number}") == DEVICE:
+                found.append(int(number))
+    return found

@@ -1,7 +1,8 @@
 """The last files that restic reads of a domain: the manifest, and its checksum.
 
 restic leaves out a file that it cannot read, and saves a snapshot nevertheless. So the manifest is given out
-only when all segments were read; and when this process is killed, no snapshot is saved at all: restic then
+only when all segments were read. When this process is killed, no snapshot is saved at all: restic is ended
+while it waits for a read (restic_repository/dying_worker.py). Should the reads fail nevertheless, restic
 cannot read either of these two files, and cannot write its two messages about that into a broken pipe. It
 writes one after the other, so the second one waits for the end that the first one brings (SIGPIPE).
 """

@@ -14,6 +14,7 @@ from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.stored import StoredPoint
 from backup.system.process import SPAWN
+from backup.system.process_group import ProcessId, kill, process_id
 from backup.transfer.compare import pieces_from_output
 from outputs.restic_incremental import ResticIncremental
 from outputs.segments.files import SegmentFiles
@@ -29,8 +30,13 @@ DATA = {0: b"first", 4000: b"last"}
 TARGETS = ("vda", "vdb")
 LAST = 2  # files after the segments
 MOST = 30  # reads of a backup are fewer
-# A wrapper does not pass on the kernel's signal: only the broken pipe ends its restic.
-WRAPPER = '#!/bin/sh\nrestic "$@"\nexit $?\n'
+# A wrapper does not pass on the kernel's signal. The keeper ends its restic, whose messages may be elsewhere;
+# without a keeper the messages' pipe does.
+WRAPPERS = {
+    "restic": ('exec restic "$@"', False),
+    "a wrapper": ('restic "$@"; exit $?', False),
+    "a wrapper with a log": ('restic "$@" 2>>LOG; exit $?', True),
+}
 
 
 def output_of(directory: Path, binary: str = "restic") -> ResticIncremental:
@@ -61,16 +67,29 @@ def save_up_to(number: int, directory: Path, binary: str) -> None:
     save(directory, binary)
 
 
-def killed_at(number: int, directory: Path, binary: str) -> bool:
-    """Kill a worker at its read of this number; return whether it came to that."""
+def killed_at(number: int, directory: Path, binary: str, with_keeper: bool) -> bool:
+    """Kill a worker at its read of this number, and what keeps its reads waiting unless `with_keeper`.
+
+    Return whether it came to that read.
+    """
     worker = SPAWN.Process(target=save_up_to, args=(number, directory, binary))
     worker.start()
     reached = directory / f"read {number}"
     wait_until(lambda: reached.exists() or not worker.is_alive(), 60, "it reads, or has ended")
+    if reached.exists() and not with_keeper:
+        kill(keeper_of(worker.pid))
     worker.kill()
     worker.join()
     wait_until(lambda: not [*restics(directory)], 30, "its restic has ended")
     return reached.exists()
+
+
+def keeper_of(worker: int | None) -> ProcessId:
+    children = [
+        pid for path in Path(f"/proc/{worker}/task").glob("*/children") for pid in path.read_text().split()
+    ]
+    (keeper,) = [pid for pid in children if "read -r line" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return process_id(int(keeper))
 
 
 def restics(directory: Path) -> Iterator[int]:
@@ -94,19 +113,18 @@ def require_whole(directory: Path, points: Sequence[StoredPoint]) -> None:
             assert content == MemorySnapshot(SIZE, DATA).content
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["restic", "a wrapper"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_worker_killed_at_any_read_leaves_no_restore_point_that_is_not_whole(
-    repository: Repository, wrapped: bool
+    repository: Repository, wrapper: str
 ) -> None:
     directory = repository.path.parent
-    binary = "restic"
-    if wrapped:
-        (directory / "wrapper").write_text(WRAPPER)
-        (directory / "wrapper").chmod(0o700)
-        binary = str(directory / "wrapper")
+    script, with_keeper = WRAPPERS[wrapper]
+    (directory / "wrapper").write_text(f"#!/bin/sh\n{script}\n".replace("LOG", f"{directory}/log"))
+    (directory / "wrapper").chmod(0o700)
+    binary = str(directory / "wrapper")
     counted = []
     for number in range(1, MOST):
-        if not killed_at(number, directory, binary):
+        if not killed_at(number, directory, binary, with_keeper):
             break
         counted.append(len([one for one in output_of(directory).restore_points() if one.manifest_id]))
         assert repository.snapshot_count() == counted[-1], f"a part of one at read {number}"

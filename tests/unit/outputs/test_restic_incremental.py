@@ -331,7 +331,7 @@ class Mount:
     manifest: bytes = b""
 
     @contextmanager
-    def __call__(self, files: SegmentFiles, directory: str) -> Iterator[None]:
+    def __call__(self, files: SegmentFiles, directory: str) -> Iterator[Sequence[int]]:
         assert Path(directory).is_dir()
         self.directory = directory
         self.threads.append(threading.get_ident())
@@ -345,7 +345,7 @@ class Mount:
             give_up()
 
         files.give_up = given_up  # type: ignore[method-assign]
-        yield
+        yield ()
 
     async def _read(self, files: SegmentFiles) -> None:
         kernel = Kernel(files, pytest.MonkeyPatch())
