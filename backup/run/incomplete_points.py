@@ -49,10 +49,14 @@ def discard_own(
     """
     try:
         listed = [point for point in output.restore_points(check_stop) if point.id.run == run]
+    except BackupError as error:
+        also = ", and restore points that failed, which look complete" if failed else ""
+        reporter.message(Level.WARNING, "", f"{_still_there(run)}{also}: {error}")
+        return
+    try:
         output.discard([point.id for point in incomplete(listed)], wait_if_busy, check_stop)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_still_there(run)}: {error}")
-        return
     complete = [point.id for point in listed if point.manifest_id and point.id in failed]
     if complete:
         _withdraw(run, complete, output, reporter, check_stop)
