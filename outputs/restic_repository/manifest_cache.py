@@ -50,24 +50,40 @@ class ManifestCache:
         with suppress(OSError):  # STATE_DIR cannot be written: the next backup reads the repository
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             remove_drafts(self._directory, r".+")
-            for former in self._files(point.uuid):
-                former.unlink()
+            self.drop(point.uuid)
             self._make_room(len(packed))
             if len(packed) <= SIZE_LIMIT:
                 write_atomically(path, _digest(point, packed) + packed, durable=False)
+
+    def drop(self, uuid: str) -> None:
+        """Remove a domain's manifest."""
+        for path in self._files(uuid):
+            _remove(path)
 
     def _files(self, uuid: str) -> Iterator[Path]:
         return self._directory.glob(f"{uuid}.*") if self.state_dir else iter(())
 
     def _make_room(self, size: int) -> None:
-        """Remove the oldest manifests, of domains that no longer exist among them."""
-        found = [(one.stat(), one) for one in self._directory.iterdir()]
-        left = sum(status.st_size for status, _ in found) + size
-        for status, path in sorted(found, key=lambda one: one[0].st_mtime):
+        """Remove the oldest manifests, of domains that no longer exist among them.
+
+        Other workers do the same meanwhile.
+        """
+        found = []
+        for path in self._directory.glob("[!.]*"):  # a draft is another worker's
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        left = sum(length for _, length, _ in found) + size
+        for _, length, path in sorted(found):
             if left <= SIZE_LIMIT:
                 return
-            path.unlink()
-            left -= status.st_size
+            _remove(path)
+            left -= length
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # another worker was faster; what stays is found by its id or not at all
+        path.unlink()
 
 
 def _checked(path: Path, point: PointId) -> Optional[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,3 +106,10 @@ def test_without_a_directory_that_can_be_written_nothing_is_cached(tmp_path: Pat
     keep(none)
     assert none.find(point()) is None
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_many_workers_at_once_each_leave_their_manifest(cache: ManifestCache) -> None:
+    with ThreadPoolExecutor(8) as workers:
+        for number in range(200):
+            workers.submit(keep, cache, f"{number % 4:064x}", f"uuid{number // 4}")
+    assert len({path.name.partition(".")[0] for path in files(cache)}) == 50
