@@ -187,8 +187,9 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
     async def release(self, handle: int) -> None:
         if self._open_last.pop(handle, None):
             return
-        _, _, segment = self._open.pop(handle)
+        _, _, segment = self._open[handle]
         await trio.to_thread.run_sync(segment.close)
+        del self._open[handle]  # only now: with the last one the images are closed
 
     async def _fail(self, error: Exception) -> None:
         self.error = self.error or error

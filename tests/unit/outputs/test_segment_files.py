@@ -20,6 +20,7 @@ from outputs.segments import layout as cut
 from outputs.segments.files import DiskFiles, SegmentFiles
 from outputs.segments.last_files import LastFiles
 from outputs.segments.layout import Segments
+from outputs.segments.reader import SegmentReader
 
 from ..memory_snapshot import MemorySnapshot
 from ..samples import MIB
@@ -465,6 +466,31 @@ def test_the_manifest_is_packed_when_all_segments_are_closed_and_its_checksum_co
 
     assert last_of(kernel, finish) == [MANIFEST, CHECKSUM]
     assert read == [{0}], "once"
+
+
+def test_the_manifest_waits_for_the_reads_in_flight_of_a_segment_that_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, closing, closed = disk(size=100), threading.Event(), threading.Event()
+
+    def close(reader: SegmentReader) -> None:
+        closing.wait(5)
+        closed.set()
+
+    def pack() -> bytes:
+        assert closed.is_set()
+        return MANIFEST
+
+    monkeypatch.setattr(SegmentReader, "close", close)
+    kernel = Kernel(SegmentFiles([one], LastFiles(pack, SECOND)), monkeypatch)
+
+    async def finish(handle: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.files.release, handle)
+            await trio.sleep(0.05)
+            closing.set()
+
+    assert last_of(kernel, finish) == [MANIFEST, CHECKSUM]
 
 
 def test_after_give_up_no_part_of_the_manifest_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
