@@ -118,9 +118,15 @@ class Source(Protocol):
 
 
 class Job(Protocol):
-    """What a job offers to the output that saves its images."""
+    """What a job offers to the output that saves its images.
+
+    `verifies`: `image_saved` compares each image, before the restore point may count.
+    """
 
     reporter: Reporter
+
+    @property
+    def verifies(self) -> bool: ...
 
     def check_stop(self) -> None:
         """Raise if the job has to stop; called wherever it can stop safely."""
@@ -134,9 +140,8 @@ class Job(Protocol):
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
         """Report that an image is stored completely; its snapshot may be removed from now on.
 
-        Called before the manifest is written, or after an output stored all in one step.
-
-        With --verify it is compared first: raises Mismatch.
+        Called before the manifest is written; if the job does not verify, perhaps after an output stored all
+        in one step. With --verify it is compared first: raises Mismatch.
         """
 
 

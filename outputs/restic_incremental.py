@@ -141,20 +141,34 @@ class ResticIncremental(Repository):
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save the changed segments and the manifest in one snapshot, which counts as it exists."""
+        """Save the changed segments and the manifest in one snapshot, which counts as it exists.
+
+        Images that are compared first count only then: a snapshot of its own has their manifest.
+        """
         with ExitStack() as readers:
             disks = [self._planned(point, source, readers, job) for source in sources]
             saving = _Saving(point, disks, readers, job)
-            summary = self.when_unlocked(partial(self._save_snapshot, saving), point, job)
+            summary = self._saved_snapshot(saving)
         images = [replace(image, restore_id=summary.snapshot_id) for image in saving.images]
         images[0] = replace(images[0], stored_bytes=summary.added)
         for disk, image in zip(disks, images):
             job.reporter.message(Level.INFO, point.domain.name, _summary_text(disk, image, summary))
             job.image_saved(disk.source, image)
-        self._manifests.keep(
-            PointId(point.run, point.domain.uuid, point.attempt), summary.snapshot_id, saving.packed
-        )
+        manifest_id = summary.snapshot_id
+        if job.verifies:
+            manifest_id = self.save_manifest(point, saving.packed, job)
+        saved = PointId(point.run, point.domain.uuid, point.attempt)
+        self._manifests.keep(saved, manifest_id, saving.packed)
         return tuple(images)
+
+    def _saved_snapshot(self, saving: _Saving) -> Summary:
+        point = saving.point
+        try:
+            return self.when_unlocked(partial(self._save_snapshot, saving), point, saving.job)
+        except ResticError as error:
+            if error.damaged:  # perhaps the parent has another id by now: a retry looks for it there
+                self._manifests.drop(point.domain.uuid)
+            raise
 
     def _planned(
         self, point: RestorePoint, source: SnapshotSource, stack: ExitStack, job: Job
@@ -175,7 +189,7 @@ class ResticIncremental(Repository):
         arguments = (
             "--ignore-inode",  # another disk that is added or removed changes the inode numbers
             *([f"--parent={parent}" for parent in parents] or ["--force"]),
-            *named(point, *tags, *manifest_tags(point)),
+            *named(point, *tags, *(() if saving.job.verifies else manifest_tags(point))),
         )
         Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
         changed = sum(disk.changed_bytes for disk in disks)

@@ -63,6 +63,11 @@ class DomainJob:
             self.order, self.settings, self.reporter, self.stop, self.require_lock
         )
 
+    @property
+    def verifies(self) -> bool:
+        """Whether the saved images are compared with their snapshots."""
+        return self.order.verify
+
     def check_stop(self) -> None:
         self.stop.check()
 

@@ -239,15 +239,15 @@ class Repository:
                     job.reporter.message(Level.WARNING, point.domain.name, text)
             _wait(LOCK_PAUSE, job.check_stop)
 
-    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
-        """Save the manifest, with which the restore point counts."""
+    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> str:
+        """Save the manifest, with which the restore point counts, and return the id of its snapshot."""
         arguments = (*named(point, *manifest_tags(point)), f"--stdin-filename={MANIFEST_FILE}")
 
-        def save() -> None:
+        def save() -> str:
             job.require_lock()  # without it another run might remove the images as leftovers
-            self.program.backup_whole(arguments, packed, job.check_stop)
+            return self.program.backup_whole(arguments, packed, job.check_stop).snapshot_id
 
-        self.when_unlocked(save, point, job)
+        return self.when_unlocked(save, point, job)
 
     def _require_version(self, check_stop: Callable[[], None]) -> None:
         printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)
