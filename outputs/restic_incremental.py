@@ -29,9 +29,9 @@ from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, Stored
 from backup.system.process import unshare_mounts
 from backup.text import size_text
 
+from .restic_repository.dying_worker import ServedFiles
 from .restic_repository.manifest_cache import ManifestCache
 from .restic_repository.messages import ResticError, Summary
-from .restic_repository.program import ServedFiles
 from .restic_repository.repository import Repository, manifest_tags, named
 from .restic_repository.snapshots import TAG, segments_tag, stored_points
 from .segments.changed import SegmentedDisk, planned

@@ -11,9 +11,10 @@ import os
 import select
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import IO
+from typing import IO, Callable
 
 from backup.errors import reason
 from backup.system.started_program import (
@@ -40,25 +41,51 @@ kill -s KILL -- "-$1"
 KEEPER_LIMIT = 5  # seconds in which it ends after the line
 
 
-@contextmanager
-def reads_waiting(group: int, connections: Collection[int]) -> Iterator[None]:
-    """Have restic's process group end if this process dies, before a read of its files fails.
+@dataclass(frozen=True)
+class ServedFiles:
+    """Files that this process serves to restic, with FUSE.
 
-    `connections` are the open FUSE connections. A process of its own holds them too: reads wait as long as it
-    runs, and it ends the group first. Raises ResticError.
+    `give_up` must make pending reads fail. `connections`: this process's open files through which they are
+    served.
     """
-    reading, writing = os.pipe()
-    with os.fdopen(writing, "wb", buffering=0) as line:
-        with os.fdopen(reading, "rb", buffering=0) as waiting:
-            keeper = _keeper(group, connections, waiting)
-        try:
-            yield
-        finally:
-            with suppress(BrokenPipeError):  # somebody killed it
-                line.write(b"\n")
-            if not ended_within(keeper, KEEPER_LIMIT):
-                keeper.kill()
-                keeper.wait()
+
+    give_up: Callable[[], None]
+    connections: Collection[int] = ()
+
+    @contextmanager
+    def outlet(self, into: IO[bytes]) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+        """Yield a pipe whose bytes are copied into the file, and a call that gives up.
+
+        The call comes after restic was interrupted. It breaks the pipe first: otherwise a restic that the
+        interrupt did not reach would save the rest.
+        """
+        with _breaking(into) as (pipe, break_pipe):
+
+            def give_up() -> None:
+                break_pipe()
+                self.give_up()
+
+            yield pipe, give_up
+
+    @contextmanager
+    def reads_waiting(self, group: int) -> Iterator[None]:
+        """Have restic's process group end if this process dies, before a read fails.
+
+        A process of its own has the connections open too: reads wait as long as it runs, and it ends the
+        group first. Raises ResticError.
+        """
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb", buffering=0) as line:
+            with os.fdopen(reading, "rb", buffering=0) as waiting:
+                keeper = _keeper(group, self.connections, waiting)
+            try:
+                yield
+            finally:
+                with suppress(BrokenPipeError):  # somebody killed it
+                    line.write(b"\n")
+                if not ended_within(keeper, KEEPER_LIMIT):
+                    keeper.kill()
+                    keeper.wait()
 
 
 def _keeper(group: int, connections: Collection[int], waiting: IO[bytes]) -> StartedProgram:
@@ -76,25 +103,24 @@ def _join(group: int, _: int) -> None:
 
 
 @contextmanager
-def breaking_outlet(into: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Yield a pipe whose bytes are copied into the file: a program that writes ends when this process dies.
+def _breaking(into: IO[bytes]) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """Yield a pipe whose bytes are copied into the file, and a call that breaks the pipe.
 
-    A dying process closes its files in the reverse order of their numbers: the pipe breaks before anything
-    else fails that this process does for the program.
+    It also breaks when this process dies: a program that writes then ends. A dying process closes its files
+    in the reverse order of their numbers: the pipe breaks before anything else fails that this process does
+    for the program.
     """
     reading, writing = os.pipe()
     last = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 1 + max(map(int, os.listdir("/proc/self/fd"))))
     os.close(reading)
     ended = threading.Event()
     copying = threading.Thread(target=_copy, args=(last, into, ended), name="messages", daemon=True)
-    try:
-        with os.fdopen(writing, "wb", buffering=0) as pipe:
-            copying.start()
-            yield pipe
-    finally:
-        ended.set()
-        copying.join()
-        os.close(last)
+    with ExitStack() as stack, os.fdopen(writing, "wb", buffering=0) as pipe:
+        stack.callback(os.close, last)
+        copying.start()
+        stack.callback(copying.join)
+        stack.callback(ended.set)
+        yield pipe, stack.close
 
 
 def _copy(pipe: int, into: IO[bytes], ended: threading.Event) -> None:

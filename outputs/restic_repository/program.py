@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from backup.system.process_group import sees_own_pids
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
 from .child import WAIT_POLL, Child, outlet, printed, started
-from .dying_worker import breaking_outlet, reads_waiting
+from .dying_worker import ServedFiles
 from .key_hint import KeyHint
 from .messages import ResticError, Summary, failure, is_locked, last_lines, summary_in
 
@@ -36,18 +36,6 @@ class Backup:
 
     sink: PipeWriter
     summary: Summary | None = None
-
-
-@dataclass(frozen=True)
-class ServedFiles:
-    """Files that this process serves to restic, with FUSE.
-
-    `give_up` must make pending reads fail; it is called after restic was interrupted, as restic skips files
-    that it cannot read. `connections`: this process's open files through which they are served.
-    """
-
-    give_up: Callable[[], None]
-    connections: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -259,14 +247,14 @@ class Program:
         stdout, stderr = outlets
         child = recording = None
         try:
-            with breaking_outlet(stderr) if files else nullcontext(stderr) as messages:
+            with files.outlet(stderr) if files else _own(stderr) as (messages, give_up):
                 child = started(command, name, stdin, (stdout, messages))
                 try:
-                    with reads_waiting(child.process.pid, files.connections) if files else nullcontext():
+                    with files.reads_waiting(child.process.pid) if files else nullcontext():
                         recording = self._recorded(child)
                         yield child
                 finally:
-                    child.end(files.give_up if files else None)
+                    child.end(give_up)
         finally:
             if child:
                 child.stderr = printed(stderr)
@@ -315,6 +303,11 @@ class Program:
             for name, value in self.environment.items()
             if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name))
         ]
+
+
+def _own(stderr: IO[bytes]) -> nullcontext[tuple[IO[bytes], None]]:
+    """Return the outlet of a restic that gets none of our files."""
+    return nullcontext((stderr, None))
 
 
 def _summary_of(sent: int, child: Child) -> Summary:

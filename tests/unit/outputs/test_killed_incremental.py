@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from backup.errors import BackupError
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.stored import StoredPoint
@@ -42,6 +43,13 @@ WRAPPERS = {
 def output_of(directory: Path, binary: str = "restic") -> ResticIncremental:
     program = Repository(directory).program(binary)
     return ResticIncremental(program, mountpoint=f"{directory}/run/segments")
+
+
+def wrapper_of(directory: Path, script: str) -> str:
+    path = directory / "wrapper"
+    path.write_text(f"#!/bin/sh\n{script}\n".replace("LOG", f"{directory}/log"))
+    path.chmod(0o700)
+    return str(path)
 
 
 def save(directory: Path, binary: str) -> None:
@@ -113,15 +121,38 @@ def require_whole(directory: Path, points: Sequence[StoredPoint]) -> None:
             assert content == MemorySnapshot(SIZE, DATA).content
 
 
+# In a group of its own: no signal of ours reaches it.
+OUT_OF_REACH = 'timeout 60 restic "$@"; exit $?'
+
+
+@pytest.mark.parametrize("number", range(1, 4))
+def test_a_read_that_fails_leaves_nothing_of_a_restic_that_no_signal_reaches(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    directory = repository.path.parent
+    read, done = SegmentFiles.read, 0
+
+    async def failing(self: SegmentFiles, *arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == number:
+            await self._fail(BackupError("the cluster does not answer"))
+        return await read(self, *arguments)
+
+    monkeypatch.setattr(SegmentFiles, "read", failing)
+    with pytest.raises(BackupError, match="the cluster does not answer"):
+        save(directory, wrapper_of(directory, OUT_OF_REACH))
+    wait_until(lambda: not [*restics(directory)], 30, "its restic has ended")
+    assert repository.snapshot_count() == 0
+
+
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_a_worker_killed_at_any_read_leaves_no_restore_point_that_is_not_whole(
     repository: Repository, wrapper: str
 ) -> None:
     directory = repository.path.parent
     script, with_keeper = WRAPPERS[wrapper]
-    (directory / "wrapper").write_text(f"#!/bin/sh\n{script}\n".replace("LOG", f"{directory}/log"))
-    (directory / "wrapper").chmod(0o700)
-    binary = str(directory / "wrapper")
+    binary = wrapper_of(directory, script)
     counted = []
     for number in range(1, MOST):
         if not killed_at(number, directory, binary, with_keeper):
