@@ -17,6 +17,7 @@ from functools import partial
 from typing import IO, Callable
 
 from backup.errors import reason
+from backup.system.process import join_mounts
 from backup.system.started_program import (
     NOTHING,
     Command,
@@ -96,10 +97,12 @@ def _keeper(group: int, connections: Collection[int], waiting: IO[bytes]) -> Sta
         raise ResticError(f"cannot start sh: {reason(error)}") from error
 
 
-def _join(group: int, _: int) -> None:
-    """Join the group: who ends all of it later ends the keeper too."""
+def _join(group: int, parent: int) -> None:
+    """Join the group, as who ends all of it later ends the keeper too, and leave the files' namespace."""
     with suppress(OSError):  # restic has already ended
         os.setpgid(0, group)
+    with suppress(OSError):  # it would only see the files
+        join_mounts(parent)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,19 +86,24 @@ def killed_at(number: int, directory: Path, binary: str, with_keeper: bool) -> b
     reached = directory / f"read {number}"
     wait_until(lambda: reached.exists() or not worker.is_alive(), 60, "it reads, or has ended")
     if reached.exists() and not with_keeper:
-        kill(keeper_of(worker.pid))
+        wait_until(lambda: keepers_of(worker.pid), 5, "the keeper has begun")
+        (keeper,) = keepers_of(worker.pid)
+        assert os.readlink(f"/proc/{keeper.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+        kill(keeper)
     worker.kill()
     worker.join()
     wait_until(lambda: not [*restics(directory)], 30, "its restic has ended")
     return reached.exists()
 
 
-def keeper_of(worker: int | None) -> ProcessId:
-    children = [
-        pid for path in Path(f"/proc/{worker}/task").glob("*/children") for pid in path.read_text().split()
-    ]
-    (keeper,) = [pid for pid in children if "read -r line" in Path(f"/proc/{pid}/cmdline").read_text()]
-    return process_id(int(keeper))
+def keepers_of(worker: int | None) -> list[ProcessId]:
+    found = []
+    for path in Path(f"/proc/{worker}/task").glob("*/children"):
+        for pid in path.read_text().split():
+            with suppress(OSError):  # it has just ended
+                if "read -r line" in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(process_id(int(pid)))
+    return found
 
 
 def restics(directory: Path) -> Iterator[int]:
