@@ -53,6 +53,11 @@ UNCOVERED_DISKS = "report"
 # domain on several nodes. Domains named on the command line are always backed up.
 MIN_AGE = 0
 
+# Maximum size in bytes of each file that is saved with a domain's definition because the domain boots from
+# it or needs it: kernel, initrd, device tree, firmware, ACPI tables, ROMs. Larger ones are reported as not
+# backed up, like a disk that is not on an RBD image. Workers hold these files in memory. 0: save none.
+MAX_FILE_SIZE = 134217728
+
 # Number of domains that are backed up at the same time. Each uses about one core in restic and up to 300 MB
 # of memory. Raise it if the node and the network have capacity left during a run.
 WORKERS = 3
@@ -75,12 +80,14 @@ FREEZE_TIMEOUT = 30
 
 # Time in seconds after a domain's start for which its backup waits for its guest agent, unless FREEZE is
 # "never". Such domains come last in a run. 0: do not wait. Raise it if guests boot more slowly, for instance
-# when all of a node's guests start at once after a power cut.
+# when all of a node's guests start at once after a power cut. The start is known only of domains of this
+# node, and to root: others are not waited for.
 AGENT_BOOT_TIMEOUT = 300
 
 # --- Load on the cluster ------------------------------------------------------------------------
 
-# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests.
+# Maximum read rate per image in bytes per second. 0: no limit. Set it if backups slow down guests. Limits
+# that an image or its pool has for guests (rbd_qos_*) do not hold for backups and restores.
 MAX_READ_RATE = 0
 
 # The OSDs to read from. "": the primary of each object, as guests do (or what Ceph's configuration file
@@ -156,7 +163,8 @@ DRILL_BOOT_TIMEOUT = 300
 RUNTIME_DIR = "/run/virt-rbd-backup"
 
 # Directory for state that survives a reboot: the reports of past runs, when each domain was last backed up,
-# verified and drilled, and manifests for the next incremental backups.
+# verified and drilled, manifests for the next incremental backups, and records of the files that a restore or
+# drill is writing to this node.
 STATE_DIR = "/var/lib/virt-rbd-backup"
 
 # Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times
@@ -167,9 +175,9 @@ LOCK_DURATION = 120
 # CEPH_USER: besides those of the node's domains and of the restore points, which are always searched.
 CLEANUP_POOLS = []
 
-# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have. A
-# younger one may be of another node, which replaces it with each backup. Losing one costs a full read. 0:
-# never. Raise it if backups are further apart than that.
+# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have,
+# unless another client has its image open. A younger one may be of another node, which replaces it with each
+# backup. Losing one costs a full read. 0: never. Raise it if backups are further apart than that.
 CLEANUP_DAYS = 30
 
 # Number of days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.

@@ -141,13 +141,14 @@ def show_list(arguments: argparse.Namespace, settings: Settings, console: Consol
 def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, console: Console) -> int:
     """Show what a backup would do. FAILED if a libvirt is unreachable, as in a backup."""
     from backup.hypervisor.connections import Hypervisors
-    from backup.run.list_domains import list_domains
+    from backup.run.list_domains import list_domains, with_unsaved_files
 
     with (
         _stoppable() as stop,
         Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors,
     ):
         choices = list_domains(names, hypervisors, settings, console)
+        choices = with_unsaved_files(choices, hypervisors, settings, stop.check)
     print_text(tables.json_text(tables.selection_json(choices)) if as_json else tables.listing(choices))
     return FAILED if hypervisors.unreachable else SUCCESS
 
@@ -241,14 +242,15 @@ def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -
     """Show what the repository's keys cost; add a fast one, or remove it."""
     from outputs.restic import Restic
     from outputs.restic_repository.fast_key import add_fast_key, remove_fast_keys
-    from outputs.restic_repository.keys import list_keys
+    from outputs.restic_repository.keys import list_keys, tried_first
 
     output = Restic.from_settings(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     with _stoppable() as stop:
         if arguments.fast:
-            text = tables.fast_key_text(add_fast_key(output.program, stop.check))
+            added = add_fast_key(output.program, stop.check)
+            text = tables.fast_key_text(added, tried_first(output.program, added))
         elif arguments.remove_fast:
             text = tables.removed_keys_text(remove_fast_keys(output.program, stop.check))
         else:

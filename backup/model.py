@@ -93,7 +93,7 @@ class Disk:
 
     `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
-    `encryption` is the format of an encrypted image, such as luks2.
+    `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
     """
 
     target: str
@@ -103,6 +103,7 @@ class Disk:
     encryption: str = ""
     skipped: str = ""
     gap: Gap = Gap.NONE
+    shared: bool = field(default=False, compare=False)
 
     @property
     def empty(self) -> bool:
@@ -110,7 +111,8 @@ class Disk:
         return not self.image and not self.source and self.gap is Gap.NONE
 
     def __str__(self) -> str:
-        title = self.target if ":" in self.target else f"disk {self.target}"
+        titled = ":" in self.target or self.target in ("nvram", "tpm")
+        title = self.target if titled else f"disk {self.target}"
         return f"{title} ({self.source})" if self.source else title
 
 
@@ -134,7 +136,7 @@ class Domain:
     `uri` is the libvirt that listed it. `problem` is an error in its definition that prevents a backup.
     `instance` is libvirt's id of the running domain, which changes with each start.
     `agent_channel`: it has a channel for a guest agent. `started` is the time (time.time()) of the start of a
-    running domain with such a channel, or the latest possible one; None if it is unknown.
+    running domain with such a channel, None if it is unknown.
     """
 
     uuid: str
@@ -150,12 +152,29 @@ class Domain:
     started: Optional[float] = field(default=None, compare=False)
 
 
+TPM_STATE = "TPM state"  # the use of a file that swtpm has written
+
+
+@dataclass(frozen=True)
+class NodeFile:
+    """A file of the node that a domain has or needs besides its images, with its content.
+
+    `use` is what the domain has it for, such as kernel or TPM_STATE. `owner` is USER:GROUP, "" if unknown.
+    """
+
+    use: str
+    path: str
+    content: bytes = field(repr=False)
+    mode: int = 0o600
+    owner: str = ""
+
+
 @dataclass(frozen=True)
 class Definition:
-    """What libvirt needs to define the domain again.
+    """What libvirt needs to define the domain again, and to start it.
 
     `autostart` is None if an older version saved it. `not_saved` is what libvirt has of the domain besides:
-    a text for each.
+    a text for each. `files` are those that the domain boots from or needs, and its TPM's state.
     """
 
     inactive_xml: str
@@ -164,6 +183,7 @@ class Definition:
     nvram: bytes = b""
     autostart: Optional[bool] = None
     not_saved: tuple[str, ...] = ()
+    files: tuple[NodeFile, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,7 @@ class Settings:
     exclude_images: Sequence[str] = _constant(_texts)
     uncovered_disks: str = _constant(_one_of("report", "fail"))
     min_age: int = _constant(_whole(0))
+    max_file_size: int = _constant(_whole(0))
     workers: int = _constant(_whole(1, 64))
     freeze: str = _constant(_one_of("auto", "required", "never"))
     without_freeze: str = _constant(_one_of("pause", "crash"))

@@ -158,7 +158,8 @@ class RepositoryKey:
 
     id: str
     opens: bool  # whether it opened the repository just now
-    fast: bool  # whether this program added it
+    ours: bool  # whether this program added it
+    fast: bool  # whether that costs next to nothing in each call
     owner: str  # user@host
     created: datetime  # on the clock of the node that added it
     work: int

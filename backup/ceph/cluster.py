@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import rados
@@ -15,10 +16,14 @@ import rbd
 
 from ..model import Image
 from ..stored import Layout, SnapshotId
-from .errors import ClusterError, LockHeld, LockLost, SnapshotInUse
+from .errors import ClusterError, LockHeld, LockLost, PoolFull, SnapshotInUse
+from .image_limits import limits_in_effect
 from .image_listing import ImageListing
+from .image_lock import owner_named, owners, remover
 from .image_reader import ImageReader
 from .lock_request import lock_request
+from .unfit_image import is_mirror, require_fit
+from .watchers import users
 
 # The data will not be read again soon, so the OSD need not cache it. Unlike DONTNEED, NOCACHE leaves cached
 # what other clients have read (rados.h).
@@ -36,10 +41,11 @@ FEATURES = {
     "data-pool": rbd.RBD_FEATURE_DATA_POOL,
 }
 
-LOCK_NAME = "virt-rbd-backup"
+# LIBRADOS_OPERATION_FULL_TRY and FULL_FORCE of librados.h: our locks take a few bytes, and without them no
+# snapshot may be removed, which is what a full pool needs.
+THOUGH_FULL = 64 | 128
 
-# The first bytes of a clone that was formatted with an encryption of its own (librbd, crypto/luks/Magic.cc).
-CLONE_MAGIC = b"RBDL\xba\xbe"
+LOCK_NAME = "virt-rbd-backup"
 
 NOT_EQUAL = 4095  # MAX_ERRNO: a comparison in an operation failed at its first byte
 
@@ -51,17 +57,10 @@ class Claim(Enum):
     RENEW = "renew"  # also after it expired, if no other owner has held it since
 
 
-def _is_formatted_clone(opened: Any) -> bool:
-    """Return whether an open image is a clone with an encryption that is not its parent's."""
-    try:
-        opened.parent_info()
-    except rbd.ImageNotFound:
-        return False
-    return bool(opened.read(0, min(opened.size(), len(CLONE_MAGIC))) == CLONE_MAGIC)
-
-
 class Cluster(ImageListing):
     """A cluster's images, snapshots and lock objects, over one connection."""
+
+    _owners: Mapping[Image, str] = MappingProxyType({})
 
     def image_size(self, image: Image) -> int:
         """Return the image's current size in bytes."""
@@ -69,45 +68,52 @@ class Cluster(ImageListing):
             return int(opened.size())
 
     def identified(self, image: Image) -> Image:
-        """Return the image with its id. Raises ClusterError if its snapshots would not be usable backups."""
+        """Return the image with its id.
+
+        Raises ClusterError if its snapshots would not be usable backups, or if another program's lock keeps
+        them from being made.
+        """
         with self.errors("cannot open", image), self.opened(image) as opened:
-            if opened.features() & rbd.RBD_FEATURE_MIGRATING:
-                hint = f"after its execution: rbd migration commit {image}"
-                raise ClusterError(f"image {image} is being migrated", hint)
-            mirror = opened.mirror_image_get_info()
-            if mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]:
-                message = f"image {image} is a mirror that is not primary"
-                raise ClusterError(message, "back it up where it is primary; see rbd mirror image status")
-            if _is_formatted_clone(opened):
-                message = (
-                    f"image {image} is a clone with an encryption of its own: "
-                    "a copy of it cannot be decrypted where it still shows its parent's data"
-                )
-                hint = f"with the passphrases of all its layers (see rbd flatten --help): rbd flatten {image}"
-                raise ClusterError(message, hint)
+            require_fit(image, opened)
             return image if opened.old_format() else replace(image, id=opened.id())
 
-    def watchers(self, image: Image) -> int:
-        """Count the clients, such as a QEMU on this or another node, that have the image open for writing."""
+    def is_mirror(self, image: Image) -> bool:
+        """Return whether the image is a mirror that is not primary: no client can change its snapshots."""
+        with self.errors("cannot open", image), self.opened(image) as opened:
+            return is_mirror(opened)
+
+    def watchers(self, image: Image) -> Sequence[str]:
+        """Return the addresses of the clients that have the image open for writing.
+
+        Such as a QEMU on this or another node, but not an rbd-mirror, which only reads.
+        """
         with self.errors("cannot list the watchers of", image), self.opened(image) as opened:
-            return len(list(opened.watchers_list()))
+            return users(self.pool_of(image), opened)
 
     @contextmanager
     def image_open(self, image: Image) -> Iterator[None]:
         """Keep the image open during the block, so that `create_snapshot` is faster. Raises ClusterError."""
         with self.errors("cannot open or close", image), self.opened(image, read_only=False) as opened:
+            # Else a guest would be frozen for a snapshot that cannot be made.
+            self.require_room(image.pool)
             self._open_images[image] = opened
+            self._owners = {**self._owners, image: ", ".join(map(str, owners(opened)))}
             try:
                 yield
             finally:
                 del self._open_images[image]
 
+    def lock_owner(self, image: Image) -> str:
+        """Return who owned the image's lock when it was opened by `image_open`, "" if nobody or not known."""
+        return self._owners.get(image, "")
+
     def create_snapshot(self, image: Image, name: str) -> None:
-        with self.errors(f"cannot create snapshot {name} of", image):
-            if image in self._open_images:
-                self._open_images[image].create_snap(name)
-                return
-            with self.opened(image, read_only=False) as opened:
+        action = f"cannot create snapshot {name} of"
+        with ExitStack() as stack:
+            stack.enter_context(self.errors(action, image))
+            opened = self._open_images.get(image)
+            opened = opened or stack.enter_context(self.opened(image, read_only=False))
+            with owner_named(image, opened, action, self.user):
                 opened.create_snap(name)
 
     def remove_snapshot(self, image: Image, name: str) -> None:
@@ -116,10 +122,14 @@ class Cluster(ImageListing):
         Raises SnapshotInUse if it is protected or has clones, ClusterError.
         """
 
+        action = f"cannot remove snapshot {name} of"
+
         def remove() -> None:
             try:
                 with self.opened(image, read_only=False) as opened:
-                    opened.remove_snap(name)
+                    self._require_removable(image, opened)
+                    with owner_named(image, opened, action, self.user):
+                        opened.remove_snap(name)
             except rbd.ImageNotFound:
                 return
             except rbd.ImageBusy as error:
@@ -127,7 +137,19 @@ class Cluster(ImageListing):
                 hint = f"rbd children {image}@{name}; rbd snap unprotect {image}@{name}"
                 raise SnapshotInUse(message, hint, errno.EBUSY) from error
 
-        self.retried(f"cannot remove snapshot {name} of", image, remove)
+        self.retried(action, image, remove)
+
+    def _require_removable(self, image: Image, opened: Any) -> None:
+        """Raise ClusterError if a full pool blocks the client that would have to remove snapshots."""
+        owner = remover(opened)
+        if owner:
+            try:
+                self.require_room(image.pool)
+            except PoolFull as error:
+                message = (
+                    f"{error.message}: {owner}, which has the lock of {image}, waits and removes nothing"
+                )
+                raise ClusterError(message, error.hint, error.number) from error
 
     def snapshot_ids(self, image: Image) -> dict[str, int]:
         """Return the ids of the image's snapshots by their names."""
@@ -159,6 +181,7 @@ class Cluster(ImageListing):
         action = f"cannot open or close snapshot {snapshot} of"
         opening = self.retried(action, image, partial(self.opened, image, snapshot=snapshot))
         with self.errors(action, image), opening as opened:
+            self.report_limits(image, opened, "read")
             number = opened.snap_get_id(snapshot)
             source = SnapshotId(self.fsid, opened.id() if not opened.old_format() else image.name, number)
             with ImageReader(self, image, opened, self._layout(opened), READ_FLAGS, source) as reader:
@@ -180,7 +203,7 @@ class Cluster(ImageListing):
             yield reader
 
     def allow_snapshots(self, image: Image) -> None:
-        """Raise ClusterError unless the user may create snapshots in the image's pool.
+        """Raise ClusterError unless the user may create snapshots in the image's pool, and it is not full.
 
         Requests a snapshot id from the monitors, the first step of a snapshot, and returns it; no image is
         touched.
@@ -188,6 +211,19 @@ class Cluster(ImageListing):
         with self.errors("cannot create snapshots in the pool of", image):
             pool = self.pool_of(image)
             pool.remove_self_managed_snap(pool.create_self_managed_snap())
+        self.require_room(image.pool)
+
+    def remarks(self, image: Image) -> Sequence[str]:
+        """Return what does not prevent a backup of the image, but may delay it: limits, a dead lock owner."""
+        with self.errors("cannot open", image), self.opened(image) as opened:
+            limits = limits_in_effect(opened, "read")
+            dead = [one for one in owners(opened) if not one.alive]
+        found = [f"reads of image {image} are limited by {limits}"] if limits else []
+        return found + [
+            f"its lock is still {one}'s, which is dead: snapshots need caps that can blocklist it "
+            f"(mon 'profile rbd'); or rbd lock rm {image} '{one.cookie}' {one.client}"
+            for one in dead
+        ]
 
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
         """Take or renew the lock object `name` beside the image for `duration` seconds.
@@ -211,7 +247,7 @@ class Cluster(ImageListing):
     def _lock_operated(self, image: Image, name: str, operation: Any) -> bool:
         """Execute an operation on a lock object; return False, without effect, if its content differs."""
         try:
-            self.pool_of(image).operate_write_op(operation, name)
+            self.pool_of(image).operate_write_op(operation, name, flags=THOUGH_FULL)
         except (rados.ObjectBusy, rados.ObjectExists) as error:
             raise LockHeld(f"another owner holds the lock {name} beside image {image}") from error
         except rados.ObjectNotFound:

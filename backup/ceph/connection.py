@@ -6,16 +6,17 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Callable, TypeVar
 
 import rados
 import rbd
 
-from ..model import ClusterAddress, Image
+from ..model import ClusterAddress, Image, Level
 from ..system.time_limit import within
-from .errors import ClusterError, failure
+from .errors import ClusterError, PoolFull, failure, full_hint
+from .image_limits import EXCLUDE_OPTION, EXCLUDED, NO_LIMITS, limits_in_effect
 from .retry import CephRetry
 
 LISTED_AT_A_TIME = 32
@@ -27,6 +28,8 @@ Self = TypeVar("Self", bound="Connection")
 
 class Connection:
     """A connection to one Ceph cluster. Close it; or use it as a context manager."""
+
+    read_rate = 0  # of each image that is read, in bytes per second; 0 for no limit
 
     def __init__(
         self,
@@ -51,7 +54,8 @@ class Connection:
         self._pools: dict[tuple[str, str], Any] = {}
         self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
-        options = _options(address, key, timeout, read_rate, replica_reads)
+        self.read_rate = read_rate
+        options = _options(address, key, timeout, replica_reads)
         path = address.conf_file or conf_file
         if not os.path.exists(path) and (address.conf_file or not address.monitors):
             raise ClusterError(f"there is no {path}", "set CEPH_CONF to the cluster's configuration file")
@@ -60,6 +64,8 @@ class Connection:
                 conffile=path if os.path.exists(path) else None, rados_id=self.user, conf=options
             )
             try:
+                with suppress(rados.Error):  # Ceph 16 does not have it
+                    self._rados.conf_set(EXCLUDE_OPTION, EXCLUDED)
                 self._rados.connect(timeout=timeout)
                 self.fsid = str(self._rados.get_fsid())
                 if address.fsid not in ("", self.fsid):
@@ -89,6 +95,8 @@ class Connection:
         if key not in self._pools:
             pool = self._rados.open_ioctx(image.pool)
             pool.set_namespace(image.namespace)
+            # A full pool refuses what needs room, instead of blocking it, and lets snapshots be removed.
+            pool.set_osdmap_full_try()
             self._pools[key] = pool
         return self._pools[key]
 
@@ -153,15 +161,25 @@ class Connection:
         """Return the error for an errno, or for Ceph's own message if the errno is 0."""
         return failure(action, image, number, message, self.user, self.timeout)
 
-    def ask(self, command: str) -> Any:
-        """Return the monitors' answer to a command without arguments, such as "df"."""
+    def ask(self, command: str, **arguments: str) -> Any:
+        """Return the monitors' answer to a command, such as "df"."""
         with self.errors(f"cannot ask the monitors for {command}"):
             number, answer, message = self._rados.mon_command(
-                json.dumps({"prefix": command, "format": "json"}), b"", timeout=self.timeout
+                json.dumps({"prefix": command, "format": "json", **arguments}), b"", timeout=self.timeout
             )
         if number:
             raise self.failure(f"cannot ask the monitors for {command}", None, -number, message)
         return json.loads(answer)
+
+    def require_room(self, pool: str) -> None:
+        """Raise ClusterError if the monitors report the pool as full, so that guests' writes wait."""
+        pools = {one["pool_name"]: one for one in self.ask("osd pool ls", detail="detail")}
+        flags = pools.get(pool, {}).get("flags_names", "").split(",")
+        if "full_quota" in flags:
+            message = f"pool {pool} is full: its quota is reached"
+            raise PoolFull(message, f"ceph osd pool get-quota {pool}; ceph osd pool set-quota {pool} ...")
+        if "full" in flags:
+            raise PoolFull(f"pool {pool} is full", full_hint(pool))
 
     def monitors(self) -> list[tuple[str, str]]:
         """Return (address, port) of each monitor, reachable by all client versions if it listens there.
@@ -188,6 +206,11 @@ class Connection:
         if not there:
             raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
 
+    def report_limits(self, image: Image, opened: Any, direction: str) -> None:
+        """Report the limits of an open image that slow down its "read" or "write"."""
+        if text := limits_in_effect(opened, direction):
+            self.retry.report(Level.WARNING, f"{direction}s of image {image} are limited by {text}")
+
     def has_valid_object_map(self, opened: Any) -> bool:
         """Return whether an open image or snapshot has an object map that is valid for fast-diff."""
         invalid = rbd.RBD_FLAG_OBJECT_MAP_INVALID | rbd.RBD_FLAG_FAST_DIFF_INVALID
@@ -203,16 +226,14 @@ def _address_of(monitor: Mapping[str, Any]) -> str:
     return str(known.get("v1") or known.get("v2") or known.get("any") or monitor["public_addr"])
 
 
-def _options(
-    address: ClusterAddress, key: str, timeout: int, read_rate: int, replica_reads: str
-) -> Mapping[str, str]:
+def _options(address: ClusterAddress, key: str, timeout: int, replica_reads: str) -> Mapping[str, str]:
     """Return the Ceph options for this connection, by name."""
-    options = {
+    options: dict[str, object] = {
         "rados_osd_op_timeout": timeout,
         "rados_mon_op_timeout": timeout,
         "client_mount_timeout": timeout,
         "rbd_cache": "false",
-        "rbd_qos_read_bps_limit": read_rate,
+        **NO_LIMITS,
         # objects that a listing requests at a time (default 10): costs a quarter less processor time, here
         # and in the OSDs, and waits less for the network
         "rbd_concurrent_management_ops": LISTED_AT_A_TIME,

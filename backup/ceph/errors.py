@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 
+from .. import PROGRAM
 from ..errors import BackupError, TransientError
 from ..model import Image
+
+# ESHUTDOWN: this client was blocklisted; the next attempt is another client.
+TRANSIENT = (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN, errno.ESHUTDOWN)
 
 
 class ClusterError(BackupError):
@@ -15,11 +19,15 @@ class ClusterError(BackupError):
     def __init__(self, message: str, hint: str = "", number: int = 0) -> None:
         super().__init__(message, hint)
         self.number = number
-        self.transient = number in (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN)
+        self.transient = number in TRANSIENT
 
 
 class ImageGone(ClusterError):
     """The image, or its pool, does not exist."""
+
+
+class PoolFull(ClusterError):
+    """The pool, or the cluster, is full: whatever needs room waits or fails."""
 
 
 class SnapshotInUse(ClusterError):
@@ -66,5 +74,27 @@ def _hint(number: int, image: Image | None, user: str, timeout: int) -> str:
     if number == errno.ENOENT:
         return f"check that there is a keyring for client.{user}"
     if number == errno.EDQUOT:
-        return f"the snapshot limit is reached: see rbd snap limit, image {image}"
+        return (
+            f"the snapshot limit is reached: see rbd snap limit, image {image}; "
+            f"or the pool's quota: ceph osd pool get-quota {pool}"
+        )
+    if number == errno.ENOSPC:
+        return f"pool {pool} is full: {full_hint(pool)}"
+    if number == errno.ESHUTDOWN:
+        return (
+            "the cluster has blocklisted this client (ceph osd blocklist ls), as another took "
+            "it for dead, or an admin did; the retry connects anew"
+        )
+    if number == errno.EROFS:
+        return (
+            f"another client has the image's lock and does not give it up: rbd lock ls {image}; "
+            f"rbd status {image}"
+        )
     return ""
+
+
+def full_hint(pool: str) -> str:
+    return (
+        f"ceph health detail; ceph osd df; `{PROGRAM} cleanup` removes our snapshots (--all: base snapshots "
+        "too) without any room, those of running guests after: ceph osd set-full-ratio 0.96"
+    )

@@ -12,6 +12,7 @@ from ..errors import BackupError
 from ..model import Extent, Image
 from ..stored import Layout, SnapshotId
 from .connection import Connection
+from .read_rate import ReadRate
 from .retry import STOP_POLL
 from .snapshot_listing import SnapshotListing
 
@@ -43,6 +44,7 @@ class ImageReader:
         self._listing = SnapshotListing(cluster, image, opened, self.check)
         self._under_way: set[_Read] = set()
         self._closed = False
+        self._rate = ReadRate(cluster.read_rate)
 
     def __enter__(self) -> ImageReader:
         return self
@@ -66,7 +68,11 @@ class ImageReader:
         return self._listing.changes(since, fast)
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start a read; the returned function waits for the bytes, exactly `length` of them."""
+        """Start a read; the returned function waits for the bytes, exactly `length` of them.
+
+        Waits first if there is a limit of the rate.
+        """
+        self._rate.wait(length, self.check)
         read = _Read(self, offset, length)
         return partial(self._cluster.retry.call, read.wait, self.check, read.arrived_at)
 

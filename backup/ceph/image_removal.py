@@ -53,7 +53,7 @@ class ImageRemoval:
             self._cluster.errors("cannot remove", image),
             self._cluster.opened(found, read_only=False) as opened,
         ):
-            if len(list(opened.watchers_list())) > 1:
+            if len(self._cluster.watchers(found)) > 1:
                 return  # another client has it open: librbd will refuse to remove it
             size, step = int(opened.size()), EMPTIED_AT_A_TIME * int(opened.stat()["obj_size"])
             report = self._progress_of(image)

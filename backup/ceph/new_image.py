@@ -97,8 +97,9 @@ class NewImage:
             self._undo.callback(self._close)
             self._id = opened.id()
             # another restore may have taken it for a leftover before it was open
-            if cluster.watchers(image) > 1:
+            if len(cluster.watchers(image)) > 1:
                 raise self._under_way()
+            cluster.report_limits(self.image, opened, "write")
             with ImageWriter(cluster, image, opened, WRITE_FLAGS) as writer:
                 yield writer
             opened.flush()
@@ -145,7 +146,7 @@ class NewImage:
             )
             raise BackupError(f"image {image} exists", hint)
         if users := self.cluster.watchers(image):
-            message = f"image {image} is in use ({users} clients have it open)"
+            message = f"image {image} is in use: it is open at {', '.join(users)}"
             raise BackupError(message, f"shut off the domain that uses it; see rbd status {image}")
         if names := self.cluster.snapshot_names(image):
             message = f"image {image} has snapshots ({', '.join(names)}), which would be lost"

@@ -33,7 +33,7 @@ class CephRetry:
         """`check_stop` raises if the job has to stop: nothing is retried any more."""
         self.limit = limit
         self.check_stop = check_stop
-        self._report = report
+        self.report = report
         self._timeout = 0.0
         self._lock = threading.Lock()
         self._stalled = 0  # calls that have timed out and are being retried
@@ -44,7 +44,7 @@ class CephRetry:
 
     def of_connection(self, timeout: float) -> CephRetry:
         """Return one for a connection whose operations time out after `timeout` seconds."""
-        retry = CephRetry(self.limit, self.check_stop, self._report)
+        retry = CephRetry(self.limit, self.check_stop, self.report)
         retry._timeout = timeout
         return retry
 
@@ -136,7 +136,7 @@ class CephRetry:
         text = f"the cluster has not answered for {seconds:.0f} s"
         if begins:
             text += f"; waiting up to {self.limit:.0f} s (CEPH_STALL_TIMEOUT)"
-        self._report(Level.WARNING if begins else Level.DEBUG, text)
+        self.report(Level.WARNING if begins else Level.DEBUG, text)
 
     def _note_answer(self, retried: bool) -> None:
         self._silent = False
@@ -146,7 +146,7 @@ class CephRetry:
             self._answered = time.monotonic()
             seconds, ends = self._answered - self._since, self._stalled == 1
         if ends:
-            self._report(Level.INFO, f"the cluster answers again, after {seconds:.0f} s")
+            self.report(Level.INFO, f"the cluster answers again, after {seconds:.0f} s")
 
     def _end_retries(self) -> None:
         with self._lock:

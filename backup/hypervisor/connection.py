@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 from urllib.parse import urlsplit
 
 import libvirt
 
-from ..errors import BackupError, DomainGone
-from ..model import ClusterAddress, Definition, Disk, Domain, Override, State
-from ..system.time_limit import Bounded, CheckStop, never_stop, within
-from . import domain_xml
+from ..errors import BackupError, DomainGone, TransientError
+from ..model import TPM_STATE, ClusterAddress, Definition, Disk, Domain, State
+from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
+from . import domain_xml, node_files
+from .described_domain import described
 from .disk_xml import Places
-from .domain_start import started
-from .domain_state import has_job, migrates_away, not_saved, state_of
+from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .guest_agent import GuestAgent
 from .guest_mounts import PartialFreeze
 from .mapped_device import mapped_image
-from .metadata import override
 from .nvram import read_nvram
 from .storage_pools import pool_xml, read_file
+from .tpm_state import with_current_tpm
 
 # Codes of a resume of a domain that is not paused: QEMU's driver, libvirt's test driver.
 NOT_PAUSED = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_INTERNAL_ERROR}
@@ -38,8 +39,8 @@ CLOSE_LIMIT = 2  # seconds to close a connection; one that hangs ends with the p
 class Hypervisor:
     """A connection to libvirt. Close it; or use it as a context manager.
 
-    Connecting, `domains` and `domain` are abandoned when their `check_stop` raises the reason to stop. All
-    other calls are awaited, such as a freeze, a thaw, a pause or a resume.
+    Connecting, `domains`, `domain` and `probe_agent` are abandoned when their `check_stop` raises the reason
+    to stop. All other calls are awaited, such as a freeze, a thaw, a pause or a resume.
     """
 
     def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
@@ -93,19 +94,12 @@ class Hypervisor:
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
 
-    def cancel_migration(self, uuid: str) -> bool:
-        """Cancel the domain's live migration to another node; return False if there is none."""
-        handle = self._handle(uuid)
-        try:
-            with libvirt_errors("cannot cancel the domain's migration"):
-                if not migrates_away(handle):
-                    return False
-                handle.abortJob()
-        except HypervisorError as error:
-            if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
-                raise
-            return False
-        return True
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
+        """Cancel the domain's live migration to another node; return False if there is none.
+
+        `sending`: only one that sends the domain's memory, which it does not do as long as it is prepared.
+        """
+        return cancel_migration(self._handle(uuid), sending)
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
@@ -138,8 +132,57 @@ class Hypervisor:
             autostart, besides = bool(handle.autostart()), tuple(not_saved(handle))
         # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
-        nvram = read_nvram(path, domain.state, self._read)
+        read = partial(read_nvram, path, domain.state, self._read)
+        nvram = self._of_node(read) if self.local else read()
         return Definition(inactive, live, path, nvram, autostart, besides)
+
+    def with_files(
+        self, domain: Domain, definition: Definition, limit: int
+    ) -> tuple[Definition, tuple[Disk, ...]]:
+        """Return the definition with the files that it needs, of `limit` bytes at most, and its TPM's state.
+
+        Also those that are not saved, described like disks. Raises BackupError if the TPM's state cannot be
+        read, or a file system hangs.
+        """
+        return self._of_node(partial(node_files.with_files, domain, definition, limit, self.local))
+
+    def unsaved_files(self, domain: Domain, limit: int) -> Sequence[Disk]:
+        """Return the files that the domain needs and that are not saved, described like disks.
+
+        Raises BackupError if its TPM's state cannot be read, or a file system hangs.
+        """
+        with libvirt_errors("cannot read the domain's definition"):
+            xml = self._handle(domain.uuid).XMLDesc(0)
+        read = partial(node_files.read_files, domain, xml, limit, self.local, read=False)
+        return self._of_node(read)[1]
+
+    def with_current_state(
+        self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
+    ) -> Definition:
+        """Return the definition with NVRAM and TPM state as they are now. Raises BackupError.
+
+        `limit`: seconds that it may take, as the guest may be frozen. On another node they stay as they were.
+        """
+        has_tpm = any(file.use == TPM_STATE for file in definition.files)
+        if not (self.local and domain.state.active and (definition.nvram_path or has_tpm)):
+            return definition
+
+        def read() -> Definition:
+            nvram = read_nvram(definition.nvram_path, domain.state, self._read)
+            return replace(definition, nvram=nvram, files=with_current_tpm(definition, domain.uuid))
+
+        return self._of_node(read, limit, check_stop)
+
+    def needed_paths(self) -> frozenset[str]:
+        """Return the paths of the files that the domains here boot from or need."""
+        with libvirt_errors("cannot list the domains"):
+            handles = self._connection().listAllDomains(0)
+        found: set[str] = set()
+        for handle in handles:
+            with suppress(DomainGone), libvirt_errors("cannot read the domain's definition"):
+                for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
+                    found.update(path for _, path in node_files.needed_files(handle.XMLDesc(flags)))
+        return frozenset(found)
 
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
@@ -175,9 +218,12 @@ class Hypervisor:
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         """Check that the guest agent answers; see GuestAgent.probe."""
-        return self._agent(domain, timeout).probe()
+        handle = self._handle(domain.uuid, check_stop)
+        return GuestAgent(handle, timeout, self._timeout, check_stop).probe()
 
     def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
@@ -189,7 +235,7 @@ class Hypervisor:
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""
-        return self._agent(domain, timeout).thaw()
+        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout).thaw()
 
     def pause(self, domain: Domain) -> None:
         """Pause the domain's processors. Before this returns, QEMU has drained and flushed all disks."""
@@ -234,52 +280,22 @@ class Hypervisor:
         with libvirt_errors(f"cannot find domain {uuid}"):
             return self._connection(check_stop).lookupByUUIDString(uuid)
 
-    def _agent(self, domain: Domain, timeout: int) -> GuestAgent:
-        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout)
-
     def _described(self, handle: Any) -> Domain:
-        with libvirt_errors("cannot read the domain's definition"):
-            xml = handle.XMLDesc(0)
-            state = state_of(handle)
-            inactive = handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if state.active else xml
-            disks = self._disks(xml, inactive, handle.check_stop)
-        problem = None
-        try:  # metadata set with --config takes precedence over that of the running domain
-            found = override(inactive) or override(xml)
-        except BackupError as error:
-            found, problem = None, error
-        channel = domain_xml.agent_channel(xml)
-        connected = domain_xml.agent_connected(xml)
-        return Domain(
-            uuid=handle.UUIDString(),
-            name=handle.name(),
-            state=state,
-            disks=disks,
-            agent_connected=connected,
-            override=found or Override(),
-            uri=self.uri,
-            problem=problem,
-            instance=handle.ID(),
-            agent_channel=channel is not None,
-            started=started(handle, channel, self.local, connected) if state is State.RUNNING else None,
-        )
-
-    def _disks(self, xml: str, inactive: str, check_stop: CheckStop) -> tuple[Disk, ...]:
-        """Return the disks that the domain has now, then those that its next start adds.
-
-        A drive that is empty now may get an image at the next start, which then counts.
-        """
-        pool = partial(self._pool_xml, check_stop=check_stop)
-        places = Places(pool, partial(mapped_image, local=self.local), self.local)
-        now = domain_xml.disks(xml, places)
-        later = domain_xml.disks(inactive, places) if inactive is not xml else ()
-        filled = {disk.target for disk in later if disk.image}
-        now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
-        targets = {disk.target for disk in now}
-        return now + tuple(disk for disk in later if disk.target not in targets)
+        pool = partial(self._pool_xml, check_stop=handle.check_stop)
+        return described(handle, self.uri, Places(pool, partial(mapped_image, local=self.local), self.local))
 
     def _pool_xml(self, name: str, check_stop: CheckStop) -> str:
         return pool_xml(self._connection(check_stop), name)
+
+    def _of_node(
+        self, read: Callable[[], Result], limit: float = math.inf, check_stop: CheckStop = never_stop
+    ) -> Result:
+        """Read files of this node, which may be on a file system that hangs. Raises BackupError."""
+        try:
+            return within(max(0, min(limit, self._timeout)), read, check_stop)
+        except TimeoutError as error:
+            hint = "does a file system hang that has its kernel, firmware, NVRAM or TPM state?"
+            raise TransientError(f"cannot read the domain's files: {error}", hint) from error
 
     def _read(self, path: str) -> bytes:
         """Read a file of the domain's node. Raises OSError, HypervisorError."""

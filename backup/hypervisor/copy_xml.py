@@ -35,6 +35,9 @@ def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
         remove(interface, "mac")
     for nvram in domain.findall("./os/nvram"):
         _renamed_nvram(nvram, name)
+    for varstore in domain.findall("./os/varstore"):
+        if varstore.get("path"):
+            varstore.set("path", nvram_beside(varstore.get("path", ""), name))
     for device in list(devices):
         if device.tag in (*CONSOLES, "channel"):
             _separate_character_device(device, devices)
@@ -49,6 +52,8 @@ def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
 
 def isolate(domain: Element, devices: Element) -> None:
     """Remove from a copy every access to the outside, and exclude it from backups."""
+    for backend in devices.findall("tpm/backend"):
+        backend.attrib.pop("persistent_state", None)  # libvirt removes the state at the end
     for device in list(devices):
         if device.tag not in SELF_CONTAINED or _connects_to_outside(device):
             devices.remove(device)
@@ -70,7 +75,16 @@ def eject(drive: Element) -> str:
 
 def nvram_beside(path: str, name: str) -> str:
     """Return the path for a copy's NVRAM, as libvirt itself would name it."""
-    return os.path.join(os.path.dirname(path), f"{name}_VARS.fd")
+    ending = ".json" if path.endswith(".json") else "_VARS.fd"  # of a varstore
+    return os.path.join(os.path.dirname(path), f"{name}{ending}")
+
+
+def tpm_beside(place: str, name: str, uuid: str, new_uuid: str) -> str:
+    """Return the place for the state of a copy's TPM, as libvirt itself would name it."""
+    place = os.path.normpath(place)
+    if uuid in place:
+        return place.replace(uuid, new_uuid)
+    return os.path.join(os.path.dirname(place), f"{name}_TPM")
 
 
 def remove(element: Element, *names: str) -> None:

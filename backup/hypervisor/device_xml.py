@@ -106,6 +106,16 @@ def _pstore(device: Element) -> Disk:
     return _data("pstore", "", path, "no RBD image (the guest kernel's pstore)")
 
 
+def _tpm(device: Element) -> Disk | None:
+    """The state of an emulated TPM is saved with the definition."""
+    backend = device.find("backend")
+    kind = "" if backend is None else backend.get("type", "")
+    if backend is None or kind == "emulator":
+        return None
+    source = attribute(backend, "device", "path") or attribute(backend, "source", "path")
+    return _data("tpm", "", source, f"no RBD image ({kind} TPM)")
+
+
 def _command_line(domain: Element) -> Disk | None:
     """Its arguments are not shown: they may hold passwords."""
     values = [one.get("value", "") for one in domain.findall(f"{COMMAND_LINE}/{QEMU}arg")]
@@ -131,4 +141,5 @@ READERS: Mapping[str, Callable[[Element], Optional[Disk]]] = {
     "memory": _memory,
     "shmem": _shmem,
     "pstore": _pstore,
+    "tpm": _tpm,
 }

@@ -13,6 +13,7 @@ from ..model import ClusterAddress, Disk, Gap, Image, image_named
 from .mapped_device import MappedImage
 
 REMOVABLE = ("cdrom", "floppy")
+NVRAM_TARGET = "nvram"  # the name of NVRAM that is no file, beside the targets of disks
 IMAGE_TYPES = ("network", "volume", "block")  # of disks that may be on an RBD image
 # Attributes of <source> that identify it for an admin.
 NAMES = ("name", "file", "dev", "volume", "dir", "path")
@@ -47,6 +48,8 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         medium = "" if top.source else " without a medium"
         return (Disk(target, top.source, skipped=f"a {element.get('device')}{medium}"),)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
+    shared = any(element.find(mode) is not None for mode in ("readonly", "shareable"))
+    top, below = replace(top, shared=shared), [replace(layer, shared=True) for layer in below]
     if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
     image = next((layer.image for layer in below if layer.image), None)
@@ -54,6 +57,17 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         reason = f"changes on top of RBD image {image} are stored elsewhere: {top.skipped}"
         top = replace(top, skipped=reason, gap=Gap.BROKEN)
     return (top, *below)
+
+
+def nvram_disk(nvram: Element, places: Places) -> Disk | None:
+    """Return NVRAM that is not a file: saved like a disk if it is on RBD, else broken."""
+    if nvram.get("type", "file") == "file":
+        return None
+    disk = _one_place(nvram, NVRAM_TARGET, places)
+    if disk.image:
+        return disk
+    reason = f"NVRAM that is neither a file nor an RBD image: {disk.skipped}"
+    return replace(disk, skipped=reason, gap=Gap.BROKEN)
 
 
 def _elsewhere(element: Element, medium: Disk) -> bool:

@@ -61,15 +61,34 @@ def _checkpoints(handle: Any) -> list[str]:
     return []
 
 
-def migrates_away(handle: Any) -> bool:
-    """Return whether libvirt is migrating a virDomain to another node. Raises libvirtError."""
+def migrates_away(handle: Any, sending: bool = False) -> bool:
+    """Return whether libvirt is migrating a virDomain to another node. Raises libvirtError.
+
+    `sending`: only if its memory is on its way; while the other node prepares, there is none to count.
+    """
     try:
-        operation = handle.jobStats().get("operation")
+        job = handle.jobStats()
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
             return False  # it migrates to this node
         raise
-    return bool(operation == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)
+    if sending and job.get("memory_total", 1) == 0:
+        return False
+    return bool(job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT)
+
+
+def cancel_migration(handle: Any, sending: bool) -> bool:
+    """Cancel a virDomain's live migration to another node; return False if there is none."""
+    try:
+        with libvirt_errors("cannot cancel the domain's migration"):
+            if not migrates_away(handle, sending):
+                return False
+            handle.abortJob()
+    except HypervisorError as error:
+        if error.code != libvirt.VIR_ERR_OPERATION_INVALID:  # it has just ended
+            raise
+        return False
+    return True
 
 
 def has_job(handle: Any) -> bool:

@@ -6,10 +6,9 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from xml.etree.ElementTree import Element
 
-from ..errors import BackupError
 from ..model import Disk
 from .device_xml import data_devices
-from .disk_xml import IMAGE_TYPES, REMOVABLE, Places, attribute, layers
+from .disk_xml import IMAGE_TYPES, REMOVABLE, Places, attribute, layers, nvram_disk
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
@@ -21,7 +20,8 @@ def disks(xml: str, places: Places) -> tuple[Disk, ...]:
     """
     domain = ElementTree.fromstring(xml)
     found = [disk for element in domain.findall("./devices/disk") for disk in layers(element, places)]
-    return (*found, *data_devices(domain))
+    nvram = [disk for element in domain.findall("./os/nvram") if (disk := nvram_disk(element, places))]
+    return (*found, *nvram, *data_devices(domain))
 
 
 def required_media(xml: str) -> Mapping[str, str]:
@@ -64,12 +64,13 @@ def agent_channel(live_xml: str) -> Element | None:
 
 
 def nvram_path(xml: str) -> str:
-    """Return the path of the domain's NVRAM, "" if it has none. Raises BackupError if it is not a file."""
-    nvram = ElementTree.fromstring(xml).find("./os/nvram")
-    if nvram is None:
+    """Return the path of the domain's NVRAM, "" if it has none that is a file."""
+    domain = ElementTree.fromstring(xml)
+    varstore = domain.find("./os/varstore")  # since libvirt 12.1: in its place
+    if varstore is not None:
+        return varstore.get("path", "")
+    nvram = domain.find("./os/nvram")
+    if nvram is None or nvram.get("type", "file") != "file":
         return ""
-    if nvram.get("type", "file") != "file":
-        message = f"the domain's NVRAM is not a file ({nvram.get('type')}) and cannot be backed up"
-        raise BackupError(message, "exclude the domain, or let it use an NVRAM file")
     source = nvram.find("source")  # since libvirt 8.5, where nvram has a type
     return (source.get("file", "") if source is not None else nvram.text or "").strip()

@@ -11,9 +11,9 @@ import libvirt
 import libvirt_qemu
 
 from ..errors import AlreadyFrozen, DomainGone
-from ..system.time_limit import Bounded, within
+from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from .errors import HypervisorError, libvirt_errors
-from .guest_mounts import PartialFreeze, partial_freeze
+from .guest_mounts import BlockDevices, PartialFreeze, block_devices, partial_freeze
 
 # Codes of an agent that does not answer, as opposed to answering with an error. 112 is new in libvirt 11.2.
 SILENT_AGENT = {
@@ -25,6 +25,9 @@ SILENT_AGENT = {
 }
 
 
+RESET_LIMIT = 2  # seconds to reset the agent's limit after a request to stop
+
+
 def is_silent(error: HypervisorError) -> bool:
     """Return whether the error is that the agent, or libvirt in its place, did not answer in time."""
     refused = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED}
@@ -34,13 +37,18 @@ def is_silent(error: HypervisorError) -> bool:
 class GuestAgent:
     """The agent of one domain. All methods raise HypervisorError, DomainGone."""
 
-    def __init__(self, handle: Bounded, timeout: int, libvirt_timeout: int) -> None:
+    def __init__(
+        self, handle: Bounded, timeout: int, libvirt_timeout: int, check_stop: CheckStop = never_stop
+    ) -> None:
         """`handle` is the virDomain.
 
         `timeout` is the agent's time limit in seconds, `libvirt_timeout` what libvirt itself gets on top.
+        Calls are abandoned when `check_stop` raises the reason to stop, so only a probe may have one.
         """
-        self._handle = handle.within(libvirt_timeout + timeout)
         self._limit = libvirt_timeout + timeout
+        self._handle = handle.within(self._limit).until_stop(check_stop)
+        self._reset = handle.within(self._limit if check_stop is never_stop else RESET_LIMIT)
+        self._check_stop = check_stop
         self._timeout = timeout
 
     def probe(self) -> PartialFreeze | None:
@@ -51,7 +59,7 @@ class GuestAgent:
         with self._bounded():
             try:
                 with libvirt_errors("the guest agent does not answer"):
-                    return partial_freeze(self._handle.fsInfo())
+                    return partial_freeze(self._handle.fsInfo(), self._block_devices)
             except HypervisorError as error:
                 if error.code in SILENT_AGENT:
                     raise
@@ -72,6 +80,14 @@ class GuestAgent:
         """Thaw the guest's file systems, return the number of those that were frozen."""
         with self._bounded(), libvirt_errors("cannot thaw the guest's file systems"):
             return int(self._handle.fsThaw())
+
+    def _block_devices(self) -> BlockDevices:
+        """Return what the guest's block devices are made of, as far as the agent knows."""
+        info = {}
+        for kind in (libvirt.VIR_DOMAIN_GUEST_INFO_DISKS, libvirt.VIR_DOMAIN_GUEST_INFO_FILESYSTEM):
+            with suppress(HypervisorError), libvirt_errors("cannot list the guest's block devices"):
+                info.update(self._handle.guestInfo(kind, 0))  # an agent before 5.2 does not know the first
+        return block_devices(info)
 
     def _has_too_many_mounts(self, error: HypervisorError) -> bool:
         """Return whether the agent answers, although libvirt could not pass on its list of mounts.
@@ -95,7 +111,7 @@ class GuestAgent:
         ask = partial(libvirt_qemu.qemuAgentCommand, self._handle.bare, command, self._timeout, 0)
         try:
             with libvirt_errors("cannot read the state of the guest's file systems"):
-                answer = within(self._limit, ask)
+                answer = within(self._limit, ask, self._check_stop)
         except HypervisorError:
             return False  # the freeze itself will then fail
         return bool(json.loads(answer)["return"] == "frozen")
@@ -106,19 +122,19 @@ class GuestAgent:
 
         The limit applies to all clients of the domain and cannot be read, so it is reset to the default.
         """
-        self._set_timeout(self._timeout)
+        self._set_timeout(self._handle, self._timeout)
         try:
             yield
         finally:
             # if this fails, the limit stays; the agent's result, or the error, matters more
             with suppress(HypervisorError, DomainGone):
-                self._set_timeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+                self._set_timeout(self._reset, libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
-    def _set_timeout(self, timeout: int) -> None:
+    def _set_timeout(self, handle: Bounded, timeout: int) -> None:
         """Set the limit; a domain that has shut down, and libvirt's test driver, have none."""
         try:
             with libvirt_errors("cannot set the guest agent's timeout"):
-                self._handle.agentSetResponseTimeout(timeout)
+                handle.agentSetResponseTimeout(timeout)
         except HypervisorError as error:
             if error.code not in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
                 raise

@@ -2,41 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from ..errors import FreezeFailed
 
 Mount = tuple[str, str, str, Sequence[str]]  # where, block device, type, the domain's disks below it
 
 LOOP = "loop"
 STACKED = ("dm-", "md")  # devices made of others
-READ_ONLY = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}  # of loop devices: have nothing to flush
+READ_ONLY = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}  # have nothing to flush
 
 
 @dataclass(frozen=True)
 class PartialFreeze:
-    """The mountpoints to freeze, and those to leave, where not all can be frozen."""
+    """The mountpoints to freeze, and those to leave, where not all can be frozen.
+
+    `unknown`: those of which nobody knows whether they can.
+    """
 
     freeze: tuple[str, ...]
     leave: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+
+    def require_known(self) -> None:
+        """Raise FreezeFailed if a file system may lie in a file of the guest or on a disk."""
+        if self.unknown:
+            message = f"it is not known whether {', '.join(self.unknown)} is in a file of the guest"
+            hint = "then it must not be frozen; qemu-guest-agent 5.2 in the guest lists what it is made of"
+            raise FreezeFailed(message, hint)
 
 
-def partial_freeze(mounts: Sequence[Mount]) -> PartialFreeze | None:
+@dataclass(frozen=True)
+class BlockDevices:
+    """The guest's block devices: what each is made of, and the mountpoints that are on disks of any kind."""
+
+    made_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    on_disks: Set[str] = frozenset()
+
+    def contain_loop(self, device: str) -> bool | None:
+        """Return whether a device is, or is made of, a loop device; None if that is unknown."""
+        below = [device]
+        for one in below:  # grows meanwhile
+            below += [part for part in self.made_of.get(one, ()) if part not in below]
+        if any(one.startswith(LOOP) for one in below):
+            return True
+        lowest = [one for one in below if not self.made_of.get(one)]
+        return None if not lowest or any(one.startswith(STACKED) for one in lowest) else False
+
+
+def block_devices(info: Mapping[str, Any]) -> BlockDevices:
+    """Return the block devices of a guest from the answers of virDomain.guestInfo."""
+    made_of = {
+        _device(info[f"disk.{disk}.name"]): [
+            _device(info[f"disk.{disk}.dependency.{part}.name"])
+            for part in range(info.get(f"disk.{disk}.dependency.count", 0))
+        ]
+        for disk in range(info.get("disk.count", 0))
+    }
+    mounts = range(info.get("fs.count", 0))
+    on_disks = {info[f"fs.{mount}.mountpoint"] for mount in mounts if info.get(f"fs.{mount}.disk.count")}
+    return BlockDevices(made_of, on_disks)
+
+
+def _device(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def partial_freeze(
+    mounts: Sequence[Mount], list_devices: Callable[[], BlockDevices] = BlockDevices
+) -> PartialFreeze | None:
     """Return what to freeze of the mounts that the guest agent lists, None for all.
 
     A file system in a file is left: to freeze it, the kernel writes to the file, which blocks for ever where
     the file's own file system is frozen already, and with it the agent, the only one who could thaw. The
     agent freezes in the reverse order of mounts, so this happens where that was mounted again later (bind).
+
+    libvirt names the domain's disks below a mount, but not all kinds of them: `list_devices` is asked where a
+    stacked device has none. What it is made of stays unknown with an old agent; where no disk at all is
+    known, that says nothing.
     """
-    on_disks = any(disks for _, _, _, disks in mounts)
-    inside = {place for place, device, _, disks in mounts if _is_in_file(device, disks, on_disks)}
-    leave = [place for place, _, kind, _ in mounts if place in inside and kind not in READ_ONLY]
-    freeze = [place for place, _, _, _ in mounts if place not in inside]
-    return PartialFreeze(tuple(freeze), tuple(leave)) if leave and freeze else None
+    doubtful = any(device.startswith(STACKED) and not disks for _, device, _, disks in mounts)
+    devices = list_devices() if doubtful else BlockDevices()
+    disks_known = any(disks for _, _, _, disks in mounts) or bool(devices.made_of or devices.on_disks)
+    freeze: list[str] = []
+    leave: list[str] = []
+    unknown: list[str] = []
+    for mount in mounts:
+        place, _, kind, _ = mount
+        in_file = _is_in_file(mount, devices)
+        if in_file is False or (in_file is None and not disks_known):
+            freeze.append(place)
+        elif kind not in READ_ONLY:
+            (leave if in_file else unknown).append(place)
+    if not unknown and not (leave and freeze):
+        return None
+    return PartialFreeze(tuple(freeze), tuple(leave), tuple(unknown))
 
 
-def _is_in_file(device: str, disks: Sequence[str], on_disks: bool) -> bool:
-    """Return whether a device is a loop device, or may be made of some.
-
-    The disks below a stacked device are known, if they are the domain's, unless no disk is known at all.
-    """
-    return device.startswith(LOOP) or (device.startswith(STACKED) and not disks and on_disks)
+def _is_in_file(mount: Mount, devices: BlockDevices) -> bool | None:
+    """Return whether a mount is on a loop device, or on a device made of some; None if that is unknown."""
+    place, device, _, disks = mount
+    if any(one.startswith(LOOP) for one in (device, *disks)):
+        return True
+    if not device.startswith(STACKED):
+        return False
+    contains = devices.contain_loop(device)
+    return False if contains is None and (disks or place in devices.on_disks) else contains

@@ -6,6 +6,7 @@ from typing import Callable
 
 from ..errors import BackupError, reason
 from ..model import State
+from .qcow2 import may_lack_data
 
 
 def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
@@ -22,3 +23,13 @@ def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
             return b""
         message = f"cannot read the domain's NVRAM {path}: {reason(error)}"
         raise BackupError(message, "without it the restored guest would not boot") from error
+
+
+def require_written(path: str, nvram: bytes) -> None:
+    """Raise BackupError if QEMU has changes of the running guest's NVRAM that it has not written yet."""
+    if may_lack_data(nvram):
+        message = f"the NVRAM {path} (qcow2) has changes that QEMU has not written yet"
+        hint = (
+            'a pause writes them: <backup freeze="never"/> in the domain\'s metadata; or let it use raw NVRAM'
+        )
+        raise BackupError(message, hint)

@@ -13,8 +13,8 @@ from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Image
-from .copy_xml import eject, isolate, remove, separate
-from .disk_xml import IMAGE_TYPES, REMOVABLE
+from .copy_xml import eject, isolate, remove, separate, tpm_beside
+from .disk_xml import IMAGE_TYPES, NVRAM_TARGET, REMOVABLE
 
 # Where monitors speak msgr2. They are only given with this port if they do not speak the old protocol.
 MESSENGER_V2_PORT = "3300"
@@ -43,6 +43,8 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
     BackupError for a disk that cannot refer to its restored image.
     """
     domain = ElementTree.fromstring(xml)
+    if change.copy:
+        _separate_tpm(domain, change)
     _text_of(domain, "name", change.name)
     _text_of(domain, "uuid", change.uuid)
     for entry in domain.findall("./sysinfo/system/entry[@name='uuid']"):  # must equal the domain's UUID
@@ -62,11 +64,35 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
         else:
             devices.remove(disk)
             left_out.append(f"{_target(disk)}, which was not restored")
+    left_out += _nvram_pointed(domain, change)
     if change.copy:
         left_out += separate(domain, devices, change.name)
     if change.isolated:
         isolate(domain, devices)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
+
+
+def _separate_tpm(domain: Element, change: Redefinition) -> None:
+    """Give a copy's TPM a place of its own, where the definition names one."""
+    for source in domain.findall("./devices/tpm/backend/source"):
+        if path := source.get("path"):
+            uuid = domain.findtext("uuid", "")
+            source.set("path", tpm_beside(path, change.name, uuid, change.uuid))
+
+
+def _nvram_pointed(domain: Element, change: Redefinition) -> Sequence[str]:
+    """Let NVRAM on RBD refer to its restored image; a copy without one loses it."""
+    left_out = []
+    for nvram in domain.findall("./os/nvram"):
+        if nvram.get("type", "file") == "file":
+            continue
+        if NVRAM_TARGET in change.images:
+            _point(nvram, NVRAM_TARGET, change.images[NVRAM_TARGET], change)
+        elif change.copy:
+            for system in domain.findall("os"):
+                remove(system, "nvram")
+            left_out.append(f"{NVRAM_TARGET}, which was not restored")
+    return left_out
 
 
 def _with_sharers(devices: Element, images: Mapping[str, Image]) -> Mapping[str, Image]:

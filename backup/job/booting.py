@@ -13,7 +13,6 @@ from ..model import Domain, State
 from ..selection import effective
 from ..settings import Settings
 from ..system.time_limit import CheckStop
-from .job_order import JobOrder
 from .thaw import agent_timeout
 
 POLL = 2.0  # seconds between two checks whether the agent answers
@@ -39,7 +38,6 @@ def is_booting(domain: Domain, settings: Settings) -> bool:
 class AgentWait:
     """Waits for the agent of a domain that has just started; `report` gets a message about it."""
 
-    order: JobOrder
     hypervisor: Hypervisor
     settings: Settings
     check_stop: CheckStop
@@ -50,7 +48,7 @@ class AgentWait:
 
         Raises DomainGone, HypervisorError if libvirt does not answer, and the reason to stop.
         """
-        deadline = time.monotonic() + self._seconds_left(domain)
+        deadline = time.monotonic() + boot_seconds_left(domain, self.settings)
         if time.monotonic() >= deadline or self._answers(domain):
             return
         seconds = deadline - time.monotonic()
@@ -64,19 +62,11 @@ class AgentWait:
             if domain.state is not State.RUNNING or self._answers(domain):
                 return
 
-    def _seconds_left(self, domain: Domain) -> float:
-        """Return the seconds left; of two estimates of the start, that of the list is the better one."""
-        left = boot_seconds_left(domain, self.settings)
-        if domain.instance == self.order.instance and self.order.started is not None and left:
-            earlier = self.order.started + self.settings.agent_boot_timeout - time.time()
-            left = min(left, earlier)
-        return left
-
     def _answers(self, domain: Domain) -> bool:
         if not domain.agent_connected:
             return False
         try:
-            self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
+            self.hypervisor.probe_agent(domain, agent_timeout(self.settings), self.check_stop)
         except AlreadyFrozen:
             return True
         except HypervisorError:

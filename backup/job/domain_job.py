@@ -147,9 +147,8 @@ class DomainJob:
         require_ready(domain)
         require_complete(select_disks(domain, self.settings))
         # before the lock, so that nothing waits for it
-        AgentWait(self.order, hypervisor, settings, self.check_stop, partial(self._report, Level.INFO)).wait(
-            domain
-        )
+        report = partial(self._report, Level.INFO)
+        AgentWait(hypervisor, settings, self.check_stop, report).wait(domain)
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
         # in the worst case one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2

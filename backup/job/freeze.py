@@ -16,6 +16,7 @@ from ..hypervisor.guest_mounts import PartialFreeze
 from ..model import Consistency, Domain, Level, State
 from ..protocols import Reporter
 from ..settings import Settings
+from ..system.time_limit import CheckStop, never_stop
 from ..system.undo import undone_by
 from .freeze_notes import FreezeNotes, Method, Note
 from .migration_watch import require_ready
@@ -61,7 +62,8 @@ class Quiescer:
     """Quiesces domains according to FREEZE and WITHOUT_FREEZE.
 
     `freeze_failed`: an earlier attempt of this run could not thaw the guest in time after a failed freeze. It
-    is frozen again only if that is required: a slow hook in the guest would be as slow again.
+    is frozen again only if that is required: a slow hook in the guest would be as slow again. `check_stop`
+    raises the reason to stop, which is heard until the guest is about to be quiesced.
     """
 
     hypervisor: Hypervisor
@@ -69,6 +71,7 @@ class Quiescer:
     settings: Settings
     reporter: Reporter
     freeze_failed: bool = False
+    check_stop: CheckStop = never_stop
 
     @contextmanager
     def quiesced(self, domain: Domain) -> Iterator[Quiesced]:
@@ -81,7 +84,7 @@ class Quiescer:
             with self._quiesced(domain) as quiesced:
                 yield quiesced
         except FreezeFailed as error:  # an agent may be restarting, or another program's freeze may end
-            error.transient = domain.agent_channel
+            error.transient = error.transient or domain.agent_channel
             raise
 
     @contextmanager
@@ -110,17 +113,37 @@ class Quiescer:
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
-                self._current_state(domain)
+                self._require_staying(domain, error)
                 # a paused domain cannot be thawed: never pause one that may be frozen
                 if self.settings.freeze == "required" or self.notes.exists(domain.uuid):
                     raise
-                level = Level.WARNING if domain.agent_connected else Level.INFO
-                self.reporter.message(level, domain.name, f"not frozen: {error}")
+                self._report_not_frozen(domain, error)
                 if isinstance(error, AlreadyFrozen):  # its owner could not thaw it while it is paused
                     return self._not_quiesced(Consistency.CRASH)
         if self.settings.without_freeze == "pause":
             return stack.enter_context(self._paused(domain))
         return self._not_quiesced(Consistency.CRASH)
+
+    def _require_staying(self, domain: Domain, failed: FreezeFailed) -> None:
+        """Raise BackupError if the domain migrates, or has migrated, which caused the failed freeze.
+
+        Raises the failed freeze itself if that is not known, or if the guest may still be frozen: a retry
+        must know of it.
+        """
+        try:
+            self._current_state(domain)
+        except HypervisorError as error:
+            failed.transient = error.transient
+            raise failed from error
+        except BackupError as error:
+            if self.notes.exists(domain.uuid):
+                raise failed from error
+            self._report_not_frozen(domain, failed)
+            raise
+
+    def _report_not_frozen(self, domain: Domain, error: FreezeFailed) -> None:
+        level = Level.WARNING if domain.agent_connected else Level.INFO
+        self.reporter.message(level, domain.name, f"not frozen: {error}")
 
     def _has_no_earlier_note(self, domain: Domain) -> bool:
         """Wait a while for the main process to remove an earlier backup's note; return whether it is gone.
@@ -247,7 +270,7 @@ class Quiescer:
         return f"{cause}: see /etc/qemu/fsfreeze-hook.d there; it gets a third of FREEZE_TIMEOUT"
 
     def _require_agent(self, domain: Domain) -> PartialFreeze | None:
-        """Raise FreezeFailed unless the agent answers and the guest is not frozen.
+        """Raise FreezeFailed unless the agent answers, the guest is not frozen, and what to freeze is known.
 
         Returns what to freeze, None for all.
         """
@@ -256,10 +279,11 @@ class Quiescer:
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
         try:
-            partial = self.hypervisor.probe_agent(domain, agent_timeout(self.settings))
+            partial = self.hypervisor.probe_agent(domain, agent_timeout(self.settings), self.check_stop)
         except HypervisorError as error:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
         if partial:
+            partial.require_known()
             text = f"not frozen, as they are in files of the guest: {', '.join(partial.leave)}"
             self.reporter.message(Level.INFO, domain.name, text)
         return partial

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Optional
+from dataclasses import dataclass
 
 from ..stored import StoredPoint
 
@@ -17,7 +16,7 @@ class JobOrder:
     `verify`: compare each saved image with its snapshot before that is removed. `known` are the domain's
     complete restore points as the run listed them, before its first job. `size`: the bytes that the job will
     read, for progress; 0 if unknown. `attempt`: 2 and more for retries within a run. `full_read`: do not
-    build on the previous backup. `instance` and `started` are the domain's when it was listed (see Domain).
+    build on the previous backup.
     `freeze_failed`: in an earlier attempt the freeze failed, and the guest could not be thawed in time.
     """
 
@@ -32,5 +31,3 @@ class JobOrder:
     attempt: int = 1
     full_read: bool = False
     freeze_failed: bool = False
-    instance: int = field(default=-1, compare=False)
-    started: Optional[float] = field(default=None, compare=False)

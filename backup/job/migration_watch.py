@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Callable, Optional
 
-from ..errors import BackupError, DomainGone, TransientError
+from ..errors import DomainGone, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..model import Domain, Level, State
 from ..protocols import Reporter
+from .freeze_notes import Method
 
 POLL = 0.1  # seconds between two checks for a migration
 
@@ -20,15 +22,19 @@ POLL = 0.1  # seconds between two checks for a migration
 class MigrationWatch:
     """Checks in a thread whether a running domain begins to migrate, or gets another libvirt job.
 
-    `must_stay` returns whether the domain would arrive frozen or paused whatever we did: then its migration
-    is cancelled. A freeze that is under way ends on the destination, and libvirt starts a domain there as it
-    was when its migration began; nobody there would thaw or resume it.
+    `binding` returns how the domain is quiesced if that cannot be undone at once, None if it can. Only such a
+    migration is cancelled, as nobody on the destination would thaw or resume the guest.
+
+    libvirt resumes no domain that migrates, and starts it there as it was when its migration began: a pause
+    can only be undone without the migration. A frozen guest is thawed while it migrates, one that is being
+    frozen as soon as the freeze has ended, which it mostly does while the destination is prepared. Only when
+    memory is being sent already, the rest of the freeze may happen there.
     """
 
     domain: Domain
     hypervisor: Hypervisor
     reporter: Reporter
-    must_stay: Callable[[], bool]
+    binding: Callable[[], Optional[Method]]
     _began: threading.Event = field(default_factory=threading.Event, init=False)
     _cancelled: threading.Event = field(default_factory=threading.Event, init=False)
     _ended: threading.Event = field(default_factory=threading.Event, init=False)
@@ -43,7 +49,8 @@ class MigrationWatch:
     def watching(self) -> Iterator[None]:
         """Watch during the block. The thread is not waited for, as its call may hang."""
         if self.domain.state is State.RUNNING:
-            threading.Thread(target=self._watch, name="migration", daemon=True).start()
+            # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
+            _thread.start_new_thread(self._watch, ())
         try:
             yield
         finally:
@@ -55,18 +62,20 @@ class MigrationWatch:
                 self._check()
             except DomainGone:
                 return  # destroyed and undefined: its images are saved; a migration shows as a job before
-            except BackupError:
-                continue  # the thaw, which calls libvirt too, reports what is wrong with it
+            except Exception:  # libvirt refuses, which the thaw reports, or there is no memory for its call
+                continue
 
     def _check(self) -> None:
         state = self.hypervisor.state(self.domain.uuid)
         if state not in (State.BUSY, State.ELSEWHERE):
             return
         self._began.set()
-        if state is not State.BUSY or not self.must_stay():
+        method = self.binding()
+        if state is not State.BUSY or method is None:
             return
         # again until it has ended: libvirt may have just begun it
-        if self.hypervisor.cancel_migration(self.domain.uuid) and not self._cancelled.is_set():
+        cancelled = self.hypervisor.cancel_migration(self.domain.uuid, sending=method is Method.FREEZE)
+        if cancelled and not self._cancelled.is_set():
             self._cancelled.set()
             text = "cancelled its migration, which began while the guest was being frozen or was paused"
             hint = "it would have arrived like that; start the migration again"

@@ -11,14 +11,15 @@ from typing import Callable, Optional
 
 from ..errors import BackupError, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
-from ..model import Consistency, Domain, Image, Level
+from ..hypervisor.nvram import require_written
+from ..model import Consistency, Definition, Domain, Image, Level
 from ..protocols import Reporter
-from ..selection import effective, select_disks
+from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
 from .freeze import Quiesced, Quiescer
-from .freeze_notes import FreezeNotes
+from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
 from .migration_watch import MigrationWatch, require_ready
 from .snapshots import DomainSnapshots
@@ -46,23 +47,19 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        listed = domain
-        domain = hypervisor.domain(domain.uuid)  # it may have changed while the clusters were connected
-        require_ready(domain)
-        if (domain.disks, domain.override) != (listed.disks, listed.override):
-            raise TransientError(
-                "the domain's definition was changed during the backup", "the next run retries it"
-            )
+        domain = _unchanged(domain, hypervisor)
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
-        definition = hypervisor.definition(domain)
+        domain, definition = _with_definition(domain, hypervisor, settings)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
-            *(hypervisor, notes, settings, self.reporter), freeze_failed=self.order.freeze_failed
+            *(hypervisor, notes, settings, self.reporter),
+            freeze_failed=self.order.freeze_failed,
+            check_stop=self.stop.check,
         )
         shared = self._in_use_by_others(domain, hypervisor, snapshots, settings)
         self.require_lock()
-        watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._must_stay, domain, notes))
+        watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
 
         def check_stop() -> None:
             self.stop.check_leased()
@@ -71,7 +68,11 @@ class QuiescedSnapshots:
         with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
             snapshots.create(quiesced.seconds_left, check_stop)
+            left = quiesced.seconds_left
+            definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
+        if domain.state.active:
+            require_written(definition.nvram_path, definition.nvram)
         if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
@@ -87,10 +88,11 @@ class QuiescedSnapshots:
             locks=lock_places,
         )
 
-    def _must_stay(self, domain: Domain, notes: FreezeNotes) -> bool:
-        """Return whether the domain is being frozen, or is paused: see MigrationWatch."""
-        begins = self.quiesced is None or self.quiesced.consistency is Consistency.PAUSED
-        return begins and notes.exists(domain.uuid)
+    def _binding(self, domain: Domain, notes: FreezeNotes) -> Optional[Method]:
+        """Return how the domain is quiesced if it is being frozen, or is paused: see MigrationWatch."""
+        if self.quiesced and self.quiesced.consistency is not Consistency.PAUSED:
+            return None
+        return next((note.method for note in notes.all() if note.uuid == domain.uuid), None)
 
     def _in_use_by_others(
         self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots, settings: Settings
@@ -106,13 +108,37 @@ class QuiescedSnapshots:
         if domain.state.active:  # where a domain migrates to, its images are opened first
             require_ready(replace(domain, state=hypervisor.state(domain.uuid)))
         question = "is it shared, or does the domain run elsewhere?"
-        message = f"{_listed(others)} in use by other clients too: {question}"
+        addresses = ", ".join(dict.fromkeys(address for found in others.values() for address in found))
+        listed = _listed(list(others))
+        message = f"{listed} in use by other clients too: {question} (open at {addresses})"
         if self.order.min_age and not domain.state.active:
             raise Skipped(message)
         if settings.freeze == "required":
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")
         self.reporter.message(Level.WARNING, domain.name, message)
         return True
+
+
+def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
+    """Return the domain as it is now; it may have changed while the clusters were connected."""
+    domain = hypervisor.domain(listed.uuid)
+    require_ready(domain)
+    if (domain.disks, domain.override) != (listed.disks, listed.override):
+        message = "the domain's definition was changed during the backup"
+        raise TransientError(message, "the next run retries it")
+    return domain
+
+
+def _with_definition(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> tuple[Domain, Definition]:
+    """Return the domain with what is not saved of its definition's files, and the definition.
+
+    Raises BackupError if the domain could not be restored completely.
+    """
+    definition = hypervisor.definition(domain)
+    definition, unsaved = hypervisor.with_files(domain, definition, settings.max_file_size)
+    domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
+    require_complete(domain)
+    return domain, definition
 
 
 def _listed(images: Sequence[Image]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +39,12 @@ class DiskSnapshot:
     @property
     def base(self) -> Optional[Base]:
         return self.base_of(self) if self.base_of else None
+
+    @property
+    def titled(self) -> str:
+        """The image, with the owner of its lock, who makes the snapshot."""
+        owner = self.cluster.lock_owner(self.image)
+        return f"{self.image} (locked by {owner})" if owner else str(self.image)
 
     def create(self) -> None:
         self.cluster.create_snapshot(self.image, self.name)
@@ -117,7 +123,7 @@ class DomainSnapshots:
                 future.result()
             check_stop()
             if pending and time.monotonic() > deadline:
-                late = ", ".join(str(one.image) for one, future in self._started if future in pending)
+                late = ", ".join(one.titled for one, future in self._started if future in pending)
                 message = f"the snapshots of {late} were not made within {seconds:.0f} s"
                 raise TransientError(message, "is the cluster healthy (ceph status)? see FREEZE_TIMEOUT")
 
@@ -135,13 +141,17 @@ class DomainSnapshots:
                 self._started.pop()
             raise
 
-    def in_use_by_others(self, domain_active: bool) -> Sequence[Image]:
-        """Return the images that clients other than the domain's own QEMU have open for writing."""
-        return [
-            one.image
-            for one in self.snapshots
-            if one.cluster.watchers(one.image) > (one.users if domain_active else 0)
-        ]
+    def in_use_by_others(self, domain_active: bool) -> Mapping[Image, Sequence[str]]:
+        """Return the images that clients other than the domain's own QEMU have open for writing.
+
+        With the addresses of all that have it open.
+        """
+        watchers = {one: one.cluster.watchers(one.image) for one in self.snapshots}
+        return {
+            one.image: addresses
+            for one, addresses in watchers.items()
+            if len(addresses) > (one.users if domain_active else 0)
+        }
 
     def keep_as_bases(self, domain: Domain, require_lock: Callable[[], None] = lambda: None) -> None:
         """Rename them to base snapshots for the next run, and remove this run's base snapshots.

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
 
+from .. import PROGRAM
 from ..errors import BackupError
 from ..model import Domain, Gap, State
 from ..stored import StoredPoint
 from .places import NodeDomains, reached
 from .search import OwnSnapshot
 
-_RUN_TIME = re.compile(r"\d{8}T\d{6}Z")
+_RUN = re.compile(r"([0-9]{8}T[0-9]{6}Z)-[0-9A-Za-z]+")  # of all versions
+CLOCK_ERROR = timedelta(hours=12)  # of two nodes, at the most
 
 
 class Claim(Enum):
@@ -28,11 +30,14 @@ class Claim(Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who can claim a snapshot, and why. `is_own`: this node made it, for a domain that it had then."""
+    """Who can claim a snapshot, and why.
+
+    `hint`: when a snapshot of UNKNOWN claim is removed, or how; "" if another node's backups replace it.
+    """
 
     claim: Claim
     reason: str = ""
-    is_own: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,21 +51,27 @@ class Claims:
 
     A leftover of a domain that this node does not have needs no claim: whether its run is alive, its lock
     shows. A base snapshot may be needed by another node, unless it is older than CLEANUP_DAYS or the image
-    shows that no such domain can exist.
+    shows that no such domain can exist. In any doubt a snapshot stays: an image that another client has open
+    needs its base, as does a domain of a libvirt that has not answered.
     """
 
     def __init__(
         self, nodes: Sequence[NodeDomains], complete: bool, points: Sequence[StoredPoint], days: int
     ) -> None:
-        """`complete`: all libvirts of this node have answered. `days` is CLEANUP_DAYS, 0 for no limit."""
+        """`complete`: all libvirts of this node have answered. `days` is CLEANUP_DAYS, 0 for no limit.
+
+        `points` are all of the repository: without them a base would look like a leftover.
+        """
         self._complete = complete
         self._days = days
         self._points: Mapping[tuple[str, str], StoredPoint] = {
-            (point.id.run, point.id.uuid): point for point in points
+            (point.id.run, point.id.uuid): point
+            for point in sorted(points, key=lambda point: bool(point.manifest_id))  # complete ones count
         }
         self._last: Mapping[str, StoredPoint] = {point.id.uuid: point for point in points}
         self._domains: dict[str, list[Domain]] = {}
         self._users: dict[_Key, list[Domain]] = {}
+        self._owners: dict[_Key, list[Domain]] = {}  # of images that they share with no other domain
         self._uncertain: set[str] = set()  # UUIDs of domains of which not all images are known
         for node in nodes:
             for domain in node.domains:
@@ -74,10 +85,13 @@ class Claims:
             if not disk.image:
                 continue
             cluster = reached(node.clusters, disk.address)
-            if cluster:
-                self._users.setdefault(_Key(cluster.fsid, str(disk.image)), []).append(domain)
-            else:
+            if not cluster:
                 self._uncertain.add(domain.uuid)
+                continue
+            key = _Key(cluster.fsid, str(disk.image))
+            self._users.setdefault(key, []).append(domain)
+            if not disk.shared:
+                self._owners.setdefault(key, []).append(domain)
 
     def name_of(self, snapshot: OwnSnapshot) -> str:
         """Return the name of the domain that a snapshot is of, "" if it is not known."""
@@ -94,53 +108,87 @@ class Claims:
         )
         return f"{text}, saved by node {point.node}" if point and point.node else text
 
+    def kind_of(self, snapshot: OwnSnapshot) -> str:
+        """Return what a snapshot is called in messages."""
+        return "base snapshot" if self.is_base(snapshot) else "leftover snapshot"
+
+    def is_base(self, snapshot: OwnSnapshot) -> bool:
+        """Return whether a backup may build on a snapshot.
+
+        Also on one without a base's name, if its run was killed after the manifest was saved.
+        """
+        point = self._point(snapshot)
+        return snapshot.own.is_base or bool(point and point.manifest_id and point.images)
+
     def is_old(self, snapshot: OwnSnapshot) -> bool:
         """Return whether the run that made a snapshot is older than CLEANUP_DAYS."""
-        found = _RUN_TIME.match(snapshot.own.run)
-        if not found or not self._days:
+        began = _began(snapshot.own.run)
+        if not began or not self._days:
             return False
-        taken = datetime.strptime(found[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
-        return taken < datetime.now(timezone.utc) - timedelta(days=self._days)
+        age = datetime.now(timezone.utc) - began - CLOCK_ERROR
+        return age.total_seconds() > self._days * 24 * 3600
 
     def verdict(self, snapshot: OwnSnapshot, with_bases: bool = False) -> Verdict:
-        """Judge a snapshot; `with_bases`: the admin wants this node's base snapshots removed.
+        """Judge a snapshot; `with_bases`: the admin wants base snapshots removed that are likely orphaned.
 
-        May ask the cluster who has the image open. Raises BackupError.
+        May ask the cluster who has the image open.
         """
-        uuid, users = snapshot.own.uuid, self._users_of(snapshot)
-        if uuid in self._uncertain or any(domain.uuid == uuid for domain in users):
+        uuid = snapshot.own.uuid
+        if uuid in self._uncertain or any(user.uuid == uuid for user in self._of(snapshot, self._users)):
             return Verdict(Claim.DOMAIN)
-        here = self._domains.get(uuid, [])
-        lacks = "the domain no longer has this disk" if here else "this node has no such domain"
-        if not snapshot.own.is_base:
-            return Verdict(Claim.NOBODY, lacks)
-        if self.is_old(snapshot):
-            return Verdict(Claim.NOBODY, f"older than {self._days} days (CLEANUP_DAYS), and {lacks}")
-        if self._renamed(snapshot):
-            return Verdict(Claim.UNKNOWN, "the image was renamed since")
-        if any(domain.state.active for domain in here):
-            return Verdict(Claim.NOBODY, lacks)
-        is_own = self._complete and self._made_here(snapshot)
-        reason = self._reason(snapshot, here, users, is_own and with_bases, lacks)
-        unused = reason and not self._used_elsewhere(snapshot, users)
-        return Verdict(Claim.NOBODY if unused else Claim.UNKNOWN, reason or lacks, is_own)
+        if not _began(snapshot.own.run):
+            hint = f"if nothing needs it: rbd snap rm {snapshot.argument}"
+            return Verdict(Claim.UNKNOWN, f"{snapshot.own.run} is not the name of a run", hint)
+        if self.is_base(snapshot):
+            return self._verdict_of_base(snapshot, with_bases)
+        return Verdict(Claim.NOBODY, self._lacks(snapshot))
 
-    def _reason(
-        self, snapshot: OwnSnapshot, here: Sequence[Domain], users: Sequence[Domain], wanted: bool, lacks: str
-    ) -> str:
+    def _verdict_of_base(self, snapshot: OwnSnapshot, with_bases: bool) -> Verdict:
+        if not self._complete:  # one that does not answer may have the domain
+            return Verdict(Claim.UNKNOWN, self._lacks(snapshot))
+        if self._renamed(snapshot) and not self.is_old(snapshot):
+            return Verdict(Claim.UNKNOWN, "its image was renamed since", self._removed_when())
+        proof, sign = self._proof(snapshot), self._sign(snapshot)
+        reason = proof or (sign if with_bases else "")
+        if reason and self._used_elsewhere(snapshot):
+            text = f"{reason}, but another client may have its image open"
+            return Verdict(Claim.UNKNOWN, text, f"see rbd status {snapshot.image_argument}")
+        if reason:
+            return Verdict(Claim.NOBODY, reason)
+        if sign:
+            hint = f"{self._removed_when()}, or by {PROGRAM} cleanup --all"
+            return Verdict(Claim.UNKNOWN, f"{sign}, another node may have it", hint)
+        return Verdict(Claim.UNKNOWN, self._lacks(snapshot))
+
+    def _proof(self, snapshot: OwnSnapshot) -> str:
         """Return why no domain can claim a base snapshot if no other client uses its image; "" if one may."""
+        here, lacks = self._domains.get(snapshot.own.uuid, []), self._lacks(snapshot)
+        if self.is_old(snapshot):
+            return f"older than {self._days} days (CLEANUP_DAYS), and {lacks}"
+        if any(domain.state.active for domain in here):
+            return lacks
         if snapshot.in_trash:
             return "its image is in the trash"
-        if not self._complete:
+        if not self._made_here(snapshot):
             return ""
-        made_here = self._made_here(snapshot)
-        if any(domain.state is not State.ELSEWHERE for domain in here) and made_here:
+        if any(domain.state is not State.ELSEWHERE for domain in here):
             return lacks
+        return next((_belongs_to(owner) for owner in self._of(snapshot, self._owners)), "")
+
+    def _sign(self, snapshot: OwnSnapshot) -> str:
+        """Return why it is likely that no domain can claim a base snapshot; "" if nothing shows that."""
         name = self.name_of(snapshot)
-        for user in users:  # an image may be shared with a domain of another node
-            if made_here or (user.state.active and user.name == name):
-                return f"its image belongs to domain {user.name}, which has another UUID"
-        return lacks if wanted else ""
+        for owner in self._of(snapshot, self._owners):
+            if owner.state.active and owner.name == name:
+                return _belongs_to(owner)
+        return self._lacks(snapshot) if self._made_here(snapshot) else ""
+
+    def _lacks(self, snapshot: OwnSnapshot) -> str:
+        here = snapshot.own.uuid in self._domains
+        return "the domain no longer has this disk" if here else "this node has no such domain"
+
+    def _removed_when(self) -> str:
+        return f"removed after {self._days} days" if self._days else "never removed by itself"
 
     def _point(self, snapshot: OwnSnapshot) -> StoredPoint | None:
         """Return the restore point of which a snapshot is the base, None if it is not in the repository."""
@@ -156,15 +204,29 @@ class Claims:
         point = self._point(snapshot)
         return bool(point) and point.node == socket.gethostname()  # type: ignore[union-attr]
 
-    def _users_of(self, snapshot: OwnSnapshot) -> Sequence[Domain]:
+    def _of(self, snapshot: OwnSnapshot, domains: Mapping[_Key, list[Domain]]) -> Sequence[Domain]:
+        """Return the domains that have its image; an image in the trash can be opened by none."""
         if snapshot.in_trash:
             return ()
-        return self._users.get(_Key(snapshot.cluster.fsid, str(snapshot.image)), ())
+        return domains.get(_Key(snapshot.cluster.fsid, str(snapshot.image)), ())
 
-    def _used_elsewhere(self, snapshot: OwnSnapshot, users: Sequence[Domain]) -> bool:
-        """Return whether a client that is no domain of this node has the image open for writing."""
-        own = sum(domain.state.active for domain in users)
+    def _used_elsewhere(self, snapshot: OwnSnapshot) -> bool:
+        """Return whether a client that is no domain of this node may have the image open for writing."""
+        own = sum(domain.state.active for domain in self._of(snapshot, self._owners))
         try:
-            return snapshot.cluster.watchers(snapshot.image) > own
+            return len(snapshot.cluster.watchers(snapshot.image)) > own
         except BackupError:
             return True  # it cannot be found out
+
+
+def _began(run: str) -> datetime | None:
+    """Return when a run began, by its node's clock; None if no run can have this name."""
+    found = _RUN.fullmatch(run)
+    try:
+        return datetime.strptime(found[1], "%Y%m%dT%H%M%S%z") if found else None
+    except ValueError:
+        return None
+
+
+def _belongs_to(owner: Domain) -> str:
+    return f"its image belongs to domain {owner.name}, which has another UUID"

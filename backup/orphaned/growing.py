@@ -8,7 +8,6 @@ from functools import partial
 from typing import Callable
 
 from .. import PROGRAM
-from ..errors import BackupError
 from ..model import Finding
 from ..settings import Settings
 from ..stored import StoredPoint
@@ -16,7 +15,7 @@ from ..system.parallel_calls import Calls
 from ..system.time_limit import CheckStop, awaited
 from .claims import Claim, Claims
 from .places import NodeDomains, pool_places
-from .removal import AT_A_TIME, GRACE, removed_by
+from .removal import AT_A_TIME, GRACE
 from .search import OwnSnapshot, PoolSearch
 
 
@@ -43,16 +42,12 @@ def growing(
 
 def _warning(claims: Claims, settings: Settings, snapshot: OwnSnapshot) -> str:
     """Return what an admin has to know of a snapshot, "" for one that a backup will replace."""
-    kind = "base snapshot" if snapshot.own.is_base else "leftover snapshot"
+    kind, verdict = claims.kind_of(snapshot), claims.verdict(snapshot)
     what = f"image {snapshot.where}: {kind} {snapshot.name} of {claims.origin_of(snapshot)}"
-    try:
-        verdict = claims.verdict(snapshot)
-    except BackupError as error:
-        return f"{what}: {error}"
     if verdict.claim is Claim.NOBODY:
         return f"{what} grows: {verdict.reason} ({PROGRAM} cleanup removes it)"
-    if verdict.claim is Claim.UNKNOWN and verdict.is_own:
-        return f"{what} grows unless another node backs it up: {verdict.reason} ({removed_by(settings)})"
+    if verdict.hint:
+        return f"{what} grows: {verdict.reason} ({verdict.hint})"
     if verdict.claim is Claim.DOMAIN and snapshot.own.is_base and claims.is_old(snapshot):
         age = f"older than {settings.cleanup_days} days"
         return f"{what} grows: it is {age} ({PROGRAM} cleanup --all removes it)"

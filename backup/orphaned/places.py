@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
 from ..errors import BackupError
-from ..model import ClusterAddress, Domain, Level
-from ..protocols import Output, Reporter
+from ..model import ClusterAddress, Domain
+from ..protocols import Output
 from ..settings import Settings
 from ..stored import StoredPoint
 from ..system.time_limit import CheckStop, within
@@ -40,12 +39,8 @@ class NodeDomains:
     clusters: Clusters
 
 
-def known_points(
-    output: Optional[Output], reporter: Optional[Reporter], check_stop: CheckStop
-) -> Sequence[StoredPoint]:
-    """List the restore points; none if the output does not answer in time, as other pools are known too."""
-    if not output or output.configuration_errors():
-        return ()
+def known_points(output: Output, check_stop: CheckStop) -> Sequence[StoredPoint]:
+    """List all restore points; () if there are none. Raises BackupError if that fails or takes too long."""
     deadline = time.monotonic() + ANSWER_LIMIT
 
     def check_time() -> None:
@@ -53,14 +48,17 @@ def known_points(
         if time.monotonic() > deadline:
             raise BackupError(f"no answer within {ANSWER_LIMIT:.0f} s")
 
+    def points() -> Sequence[StoredPoint]:
+        for error in output.configuration_errors():
+            raise error
+        return output.restore_points(check_time)
+
     try:
-        return within(ANSWER_LIMIT + 10, lambda: output.restore_points(check_time), check_stop)
+        return within(ANSWER_LIMIT + 10, points, check_stop)
     except (BackupError, TimeoutError) as error:
         check_stop()
-        if reporter:
-            text = f"the pools of restore points are not searched for leftovers: {error}"
-            reporter.message(Level.WARNING, "", text)
-        return ()
+        text = "the pools are not searched for leftovers of other domains"
+        raise BackupError(f"{text}, as the restore points cannot be listed: {error}") from error
 
 
 def reached(clusters: Clusters, address: ClusterAddress) -> Cluster | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
-from .. import PROGRAM
 from ..ceph.errors import ClusterError, ImageGone, LockHeld
 from ..errors import BackupError
 from ..job.domain_lock import lock_at
@@ -79,7 +78,7 @@ class OrphanRemoval:
     def _judged(self, snapshots: Sequence[OwnSnapshot], claims: Claims) -> None:
         """Remove those of a domain's snapshots that nobody can claim, one after the other.
 
-        Those that only --all removes are reported.
+        Those that no backup replaces are reported.
         """
         for snapshot in snapshots:
             self.stop.check()
@@ -87,10 +86,9 @@ class OrphanRemoval:
             verdict = claims.verdict(snapshot, self.with_bases)
             if verdict.claim is Claim.NOBODY:
                 self._try_to_remove(snapshot, claims, verdict)
-            elif verdict.claim is Claim.UNKNOWN and verdict.is_own:
-                text = f"{_kind(snapshot)} {snapshot.name} of {snapshot.where} stays: {verdict.reason}"
-                hint = removed_by(self.settings, self.with_bases)
-                self.reporter.message(Level.INFO, name, f"{text}, another node may have it ({hint})")
+            elif verdict.hint:
+                what = f"{claims.kind_of(snapshot)} {snapshot.name} of {snapshot.where}"
+                self.reporter.message(Level.INFO, name, f"{what} stays: {verdict.reason} ({verdict.hint})")
 
     def _try_to_remove(self, snapshot: OwnSnapshot, claims: Claims, verdict: Verdict) -> None:
         """Remove a snapshot unless a run may be active; report what prevents it."""
@@ -101,9 +99,9 @@ class OrphanRemoval:
             self.reporter.message(Level.INFO, name, error.message)
         except BackupError as error:
             self.stop.check()
-            # a mirror that is not primary gets its snapshots, and loses them, where it is primary
+            # demoted meanwhile: a mirror gets its snapshots, and loses them, where it is primary
             mirrored = isinstance(error, ClusterError) and error.number == errno.EROFS
-            text = f"{_kind(snapshot)} of {claims.origin_of(snapshot)} not removed: {error}"
+            text = f"{claims.kind_of(snapshot)} of {claims.origin_of(snapshot)} not removed: {error}"
             self.reporter.message(Level.INFO if mirrored else Level.WARNING, name, text)
 
     def _remove(self, snapshot: OwnSnapshot, claims: Claims, verdict: Verdict) -> None:
@@ -118,7 +116,7 @@ class OrphanRemoval:
                 self.stop.check()
                 lost.check()
                 cluster.remove_snapshot(image, snapshot.name)
-        text = f"removed {_kind(snapshot)} {snapshot.name} of {snapshot.where}"
+        text = f"removed {claims.kind_of(snapshot)} {snapshot.name} of {snapshot.where}"
         self._warn(claims.name_of(snapshot), f"{text} ({claims.origin_of(snapshot)}): {verdict.reason}")
 
     def _report_progress(self, done: int, number: int) -> None:
@@ -133,13 +131,3 @@ def _exists(snapshot: OwnSnapshot) -> bool:
         return snapshot.name in snapshot.cluster.snapshot_names(snapshot.image)
     except ImageGone:
         return False
-
-
-def _kind(snapshot: OwnSnapshot) -> str:
-    return "base snapshot" if snapshot.own.is_base else "leftover snapshot"
-
-
-def removed_by(settings: Settings, with_bases: bool = False) -> str:
-    """Describe when a base snapshot of a domain that this node no longer has is removed."""
-    when = f"after {settings.cleanup_days} days" if settings.cleanup_days else "never by itself"
-    return f"removed {when}" if with_bases else f"removed {when}, or by {PROGRAM} cleanup --all"

@@ -37,6 +37,20 @@ class OwnSnapshot:
     def where(self) -> str:
         return f"{self.image}, which is in the trash" if self.in_trash else str(self.image)
 
+    @property
+    def argument(self) -> str:
+        """The snapshot as an argument of rbd."""
+        return f"{self.image_argument}{' --snap ' if self.in_trash else '@'}{self.name}"
+
+    @property
+    def image_argument(self) -> str:
+        """The image as an argument of rbd: one in the trash is found by its id only."""
+        if not self.in_trash:
+            return str(self.image)
+        pool = f"--pool {self.image.pool}"
+        place = f"{pool} --namespace {self.image.namespace}" if self.image.namespace else pool
+        return f"{place} --image-id {self.image.id}"
+
 
 @dataclass
 class PoolSearch:
@@ -94,13 +108,15 @@ class PoolSearch:
             return BackupError("the cluster does not answer")
         try:
             names = cluster.snapshot_names(listed.image)
+            parsed = [(name, own) for name in names if (own := own_name(name))]
+            if parsed and cluster.is_mirror(listed.image):
+                return ()  # it gets and loses its snapshots as the primary image does
         except ImageGone:
             return ()
         except ClusterError as error:
             if error.number == errno.ETIMEDOUT:
                 self._timeouts[cluster.fsid] = self._timeouts.get(cluster.fsid, 0) + 1
             return error
-        parsed = [(name, own) for name in names if (own := own_name(name))]
         return [OwnSnapshot(cluster, listed.image, listed.in_trash, name, own) for name, own in parsed]
 
     def _report_progress(self, done: int, number: int) -> None:

@@ -6,22 +6,24 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
-from ..errors import BackupError, reason
+from ..errors import BackupError
 from ..hypervisor.connection import Hypervisor
-from ..hypervisor.copy_xml import nvram_beside
+from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, required_media
+from ..hypervisor.node_files import needed_files
 from ..hypervisor.restored_xml import Redefinition, redefined
-from ..model import Disk, Domain, Image, Level, State
+from ..hypervisor.tpm_state import tpm_place
+from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
 from ..stored import SavedDomain
 from ..system.undo import undone_by
+from .node_files import NodeFiles
 
-RESTORING = ".virt-rbd-backup.restoring"  # suffix of the NVRAM's temporary name
+MISSING_HINT = "put it there before the start, or install the package that has it"
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class RestoredDomain:
     uuid: str
     force: bool
     reporter: Reporter
+    state_dir: str
 
     @classmethod
     def from_saved(
@@ -44,10 +47,14 @@ class RestoredDomain:
         new_uuid: bool,
         force: bool,
         reporter: Reporter,
+        state_dir: str,
     ) -> RestoredDomain:
-        """`name`: "" for the saved name. `force`: replace a domain that is shut off."""
+        """`name`: "" for the saved name. `force`: replace a domain that is shut off.
+
+        In `state_dir` is recorded what is written to this node.
+        """
         identity = str(uuid.uuid4()) if new_uuid else saved.point.uuid
-        return cls(saved, hypervisor, name or saved.name, identity, force, reporter)
+        return cls(saved, hypervisor, name or saved.name, identity, force, reporter, state_dir)
 
     @property
     def copy(self) -> bool:
@@ -55,6 +62,8 @@ class RestoredDomain:
 
     def require_free(self) -> None:
         """Raise BackupError unless the domain's name and UUID are free, or may be replaced."""
+        if "/" in self.name:  # libvirt refuses it too, but files are named after it before
+            raise BackupError(f"invalid name {self.name!r}", "a domain's name cannot contain /")
         for other in self.hypervisor.domains():
             if other.uuid == self.uuid and other.name == self.name and self.force:
                 _require_shut_off(other)
@@ -71,12 +80,9 @@ class RestoredDomain:
     def require_definable(self) -> None:
         """Raise BackupError unless the domain can be defined and its NVRAM written."""
         self.require_free()
-        path = self._nvram_path
-        if path:
-            self._require_writable(path)
-            if os.path.exists(path) and not self.force:
-                hint = "move it away, or replace it with --force"
-                raise BackupError(f"the NVRAM {path} exists", hint)
+        self._files.require_writable(self.hypervisor.local)
+        if not self.force:
+            self._files.require_free()
 
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
         """Return its XML with these images; warn of all that differs. Raises BackupError."""
@@ -113,11 +119,8 @@ class RestoredDomain:
         for what in left_out:
             self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
         with ExitStack() as stack:
-            if self._nvram_path:
-                self._require_writable(self._nvram_path)
-                remove = partial(_remove_nvram, self._nvram_path)
-                stack.enter_context(undone_by(remove, self.reporter, self.name))
-                self._write_nvram(self._nvram_path)  # may overwrite a killed drill's: no domain has that name
+            self._files.require_writable(self.hypervisor.local)
+            stack.enter_context(self._files.written(self.uuid))
             destroy = partial(self.hypervisor.destroy, self.uuid)
             stack.enter_context(undone_by(destroy, self.reporter, self.name))
             self.hypervisor.run_once(xml)
@@ -126,9 +129,11 @@ class RestoredDomain:
     def define(self, xml: str) -> None:
         """Define it and write its NVRAM. Raises BackupError, also if its name has been taken meanwhile."""
         self.require_definable()
-        with self._nvram_replaced():
+        with self._files.replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
+        self._warn_of_new_tpm()
+        self._restore_missing_files(xml)
         self._set_autostart()
         self._warn_of_missing_secrets(xml)
 
@@ -138,38 +143,50 @@ class RestoredDomain:
         self.reporter.message(Level.INFO, self.name, "started")
 
     @property
-    def _nvram_path(self) -> str:
+    def _files(self) -> NodeFiles:
         definition = self.saved.definition
-        if not definition.nvram:
-            return ""
-        return nvram_beside(definition.nvram_path, self.name) if self.copy else definition.nvram_path
+        own = list(self._tpm_state)
+        if definition.nvram:
+            path = definition.nvram_path
+            path = nvram_beside(path, self.name) if self.copy else path
+            own.insert(0, NodeFile("NVRAM", path, definition.nvram))
+        shared = [file for file in definition.files if file.use != TPM_STATE]
+        hypervisor = self.hypervisor
+        return NodeFiles(
+            own,
+            shared if hypervisor.local else (),
+            *(self.reporter, self.name, hypervisor.uri, self.state_dir, hypervisor.needed_paths),
+        )
 
-    def _require_writable(self, nvram_path: str) -> None:
-        if not self.hypervisor.local:
-            message = f"cannot write the NVRAM {nvram_path} on another node ({self.hypervisor.uri})"
-            raise BackupError(message, 'restore on that node, with LIBVIRT_URI = "qemu:///system"')
-        directory = os.path.dirname(nvram_path)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            message = f"cannot write the NVRAM {nvram_path}: {directory} is missing or not writable"
-            hint = "libvirt's package creates it; a systemd unit needs it in ReadWritePaths="
-            raise BackupError(message, hint)
+    @property
+    def _tpm_state(self) -> Sequence[NodeFile]:
+        """The TPM's state at its place for the restored domain: what the definition does not name has none.
 
-    @contextmanager
-    def _nvram_replaced(self) -> Iterator[None]:
-        """Write the NVRAM under a temporary name before the block, and rename it after the block."""
-        if not self._nvram_path:
-            yield
-            return
-        filling = f"{self._nvram_path}{RESTORING}"
-        with undone_by(partial(_remove_nvram, filling), self.reporter, self.name):
-            self._write_nvram(filling)
-            yield
-            with _nvram_errors("write", self._nvram_path):
-                os.replace(filling, self._nvram_path)
+        The running domain may have had another TPM than its next start would give it.
+        """
+        original = self.saved.point.uuid
+        place = tpm_place(self.saved.definition.inactive_xml, original)
+        copied = tpm_beside(place, self.name, original, self.uuid) if self.copy and place else place
+        return [
+            replace(file, path=copied + file.path[len(place) :])
+            for file in self.saved.definition.files
+            if file.use == TPM_STATE and place and place in (file.path, os.path.dirname(file.path))
+        ]
 
-    def _write_nvram(self, path: str) -> None:
-        with _nvram_errors("write", path), open(path, "wb", opener=_closed_to_others) as file:
-            file.write(self.saved.definition.nvram)
+    def _warn_of_new_tpm(self) -> None:
+        """Warn of a TPM that starts without the state that it had."""
+        place = tpm_place(self.saved.definition.inactive_xml, self.saved.point.uuid)
+        if place and not self._tpm_state:
+            text = f"the backup has no state of its TPM ({place}): keys that the guest had stored are missing"
+            self.reporter.message(Level.WARNING, self.name, text)
+
+    def _restore_missing_files(self, xml: str) -> None:
+        """Restore files that the domain boots from or needs; warn of those that this node still lacks."""
+        self._files.add_missing()
+        for use, path in needed_files(xml):
+            if self.hypervisor.local and not os.path.exists(path):
+                error = BackupError(f"the {use} {path} does not exist on this node", MISSING_HINT)
+                self.reporter.message(Level.WARNING, self.name, str(error))
 
     def _set_autostart(self) -> None:
         """Set it as it was saved, but not for a copy: the domain is defined, whether it succeeds or not."""
@@ -215,22 +232,3 @@ def _require_shut_off(domain: Domain) -> None:
     if domain.state is not State.SHUT_OFF:
         hint = f"virsh destroy {domain.name}; virsh managedsave-remove {domain.name}"
         raise BackupError(f"domain {domain.name} is {domain.state.value}", hint)
-
-
-def _remove_nvram(path: str) -> None:
-    """Remove it; already gone counts as success."""
-    with _nvram_errors("remove", path):
-        Path(path).unlink(missing_ok=True)
-
-
-@contextmanager
-def _nvram_errors(action: str, path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = f"check the free space and permissions of {Path(path).parent}"
-        raise BackupError(f"cannot {action} the NVRAM {path}: {reason(error)}", hint) from error
-
-
-def _closed_to_others(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -169,7 +169,7 @@ class Restorer:
             Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check)
         )
         domain = RestoredDomain.from_saved(
-            saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter
+            saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter, settings.state_dir
         )
         domain.require_definable()
         return domain

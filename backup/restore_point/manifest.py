@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import PROGRAM, __version__
 from ..errors import BackupError
-from ..model import Consistency, Definition, Disk
+from ..model import Consistency, Definition, Disk, NodeFile
 from ..stored import Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 from .checksums import ALGORITHM, Checksums
 
@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 INACTIVE_XML = "domain.xml"
 LIVE_XML = "domain-live.xml"
 NVRAM = "nvram.fd"
+FILES = "files"  # the folder of the node's files, each below its path
 CHECKSUMS, TIMES = ".xxh3", ".times"  # endings, after a disk's target
 
 
@@ -35,7 +36,7 @@ def pack(
     checksums: Mapping[str, Checksums],
     times: Mapping[str, bytes] = MappingProxyType({}),
 ) -> bytes:
-    """Return the tar file: the manifest, the domain's inactive and live XML, its NVRAM, checksums and times.
+    """Return the tar file: the manifest, the domain's inactive and live XML, its files, checksums and times.
 
     `checksums` and `times` are by disk target; vda.xxh3 is missing if all of vda is a hole.
     """
@@ -45,9 +46,11 @@ def pack(
         INACTIVE_XML: definition.inactive_xml.encode(),
         LIVE_XML: definition.live_xml.encode(),
         NVRAM: definition.nvram,
+        **{_member(file.path): file.content for file in definition.files},
         **{_file(target, CHECKSUMS): one.packed for target, one in checksums.items()},
         **{_file(target, TIMES): one for target, one in times.items()},
     }
+    files = {_member(file.path): file for file in definition.files}
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in members.items():
@@ -56,6 +59,9 @@ def pack(
                 entry.size = len(content)
                 entry.mode = 0o600
                 entry.mtime = point.taken.timestamp()
+                if file := files.get(name):  # so that `tar -x` restores them by hand
+                    entry.mode = file.mode
+                    entry.uname, _, entry.gname = file.owner.partition(":")
                 tar.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
 
@@ -82,6 +88,7 @@ def unpack(packed: bytes) -> SavedDomain:
                 members.get(NVRAM, b""),
                 content.get("autostart"),
                 tuple(content.get("not_saved", ())),
+                tuple(_node_file(fields, members) for fields in content.get("files", ())),
             ),
             checksums=_checksums(content, members),
             times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
@@ -105,6 +112,18 @@ def _checksums(content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapp
 def _by_target(ending: str, content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
     targets = [image["target"] for image in content["images"]]
     return {target: members.get(_file(target, ending), b"") for target in targets}
+
+
+def _member(path: str) -> str:
+    return f"{FILES}/{path.lstrip('/')}"
+
+
+def _node_file(fields: Mapping[str, Any], members: Mapping[str, bytes]) -> NodeFile:
+    path = fields["path"]
+    content = members[_member(path)] if fields["size"] else b""
+    if len(content) != fields["size"]:
+        raise ValueError(f"{path} has {len(content)} of {fields['size']} bytes")
+    return NodeFile(fields["use"], path, content, fields["mode"] & 0o777, fields["owner"])
 
 
 def _file(target: str, ending: str) -> str:
@@ -137,6 +156,10 @@ def _manifest(point: RestorePoint, images: Sequence[SavedImage]) -> dict[str, ob
         "nvram_path": point.definition.nvram_path,
         "autostart": point.definition.autostart,
         "not_saved": point.definition.not_saved,
+        "files": [
+            {"use": one.use, "path": one.path, "size": len(one.content), "mode": one.mode, "owner": one.owner}
+            for one in point.definition.files
+        ],
         "checksums": ALGORITHM,
         "images": [asdict(image) for image in images],
         "not_covered": [

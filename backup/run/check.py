@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Callable
 
@@ -23,7 +24,7 @@ from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..orphaned.growing import growing
 from ..orphaned.places import NodeDomains, known_points
 from ..protocols import Output
-from ..selection import choose, effective, require_complete
+from ..selection import choose, effective, require_complete, select_disks
 from ..settings import Settings
 from ..system.parallel_calls import Calls
 from ..system.time_limit import CheckStop, never_stop, within
@@ -79,7 +80,12 @@ def _growing(
 ) -> Iterator[Finding]:
     """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest."""
     stack, nodes = ExitStack(), []
-    points = known_points(output, None, check_stop)
+    try:
+        points = known_points(output, check_stop)
+    except BackupError as error:
+        check_stop()
+        yield Finding(error.message, warning=True)
+        return
     for hypervisor in hypervisors:
         timeout = min(CEPH_LIMIT, settings.ceph_timeout)
         clusters = stack.enter_context(Clusters(hypervisor.secret, settings, timeout))
@@ -117,6 +123,8 @@ def _domains(
     with Calls(AT_A_TIME, check_stop, stack.close, GRACE) as calls:
         for domain in domains:
             yield from _selected_images(domain)
+        for found in calls.map(lambda one: _files(one, hypervisor, settings), domains):
+            yield from found
         yield from calls.map(lambda one: _agent(one, hypervisor, effective(one, settings)), domains)
         yield from _clusters(domains, clusters, settings, calls)
 
@@ -130,6 +138,22 @@ def _selected_images(domain: Domain) -> Iterator[Finding]:
         require_complete(domain)
     except BackupError as error:
         yield Finding(f"domain {domain.name}", error)
+
+
+def _files(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Sequence[Finding]:
+    """Report the files that the domain boots from or needs and that are not backed up."""
+    subject = f"domain {domain.name}"
+    try:
+        unsaved = tuple(hypervisor.unsaved_files(domain, settings.max_file_size))
+        domain = select_disks(replace(domain, disks=unsaved), settings)
+        require_complete(domain)
+    except BackupError as error:
+        return [Finding(subject, error)]
+    return [
+        Finding(f"{subject}: {disk} is not backed up: {disk.skipped}")
+        for disk in domain.disks
+        if disk.gap is Gap.FOREIGN
+    ]
 
 
 def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Finding:
@@ -156,7 +180,8 @@ def _agent(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> Findin
             raise BackupError(
                 "no guest agent is connected", "install and start qemu-guest-agent in the guest"
             )
-        hypervisor.probe_agent(domain, AGENT_LIMIT)
+        if partial := hypervisor.probe_agent(domain, AGENT_LIMIT):
+            partial.require_known()
     except BackupError as error:
         if settings.freeze == "required":
             return Finding(f"domain {domain.name}", error)
@@ -196,11 +221,16 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
-    found = _finding(subject, lambda: cluster.identified(image))
-    if found.problem is None and (bases := base_snapshots(cluster, image, domain)):
+    try:
+        cluster.identified(image)
+        notes = list(cluster.remarks(image))
+        bases = base_snapshots(cluster, image, domain)
+    except BackupError as error:
+        return Finding(subject, error)
+    if bases:
         text = f"has base snapshot {', '.join(bases)} for restic_incremental"
-        return Finding(f"{subject} {text} ({PROGRAM} cleanup --all removes it)")
-    return found
+        notes.append(f"{text} ({PROGRAM} cleanup --all removes it)")
+    return Finding(f"{subject} {'; '.join(notes)}".rstrip())
 
 
 def _finding(subject: str, call: Callable[[], object]) -> Finding:

@@ -29,6 +29,7 @@ from ..model import Domain, Image, Level
 from ..orphaned.places import NodeDomains, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
+from ..restore.written_files import remove_left
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings
 from ..system.child_records import end_orphans
@@ -55,8 +56,8 @@ def clean_node(
     """Thaw or resume all guests of this node, and remove leftovers; return how many domains that failed for.
 
     Domains that are not selected are cleaned too, but their failures are warnings. `with_bases`: remove base
-    snapshots too. The restore points of `output` name further pools to search. Raises AlreadyRunning while a
-    run is active, as its snapshots are no leftovers, and the reason to stop.
+    snapshots too. `output`: search other domains' snapshots too, which its restore points distinguish.
+    Raises AlreadyRunning while a run is active, as its snapshots are no leftovers, and the reason to stop.
     """
     with only_run(settings.runtime_dir, stop.check):
         seconds = IN_A_SERVICE if "INVOCATION_ID" in os.environ else BY_HAND
@@ -70,11 +71,14 @@ def clean_node(
             for error in hypervisors.unreachable:
                 failed += 1
                 reporter.message(Level.ERROR, "", str(error))
+            connected = {hypervisor.uri: hypervisor for hypervisor in hypervisors}
+            remove_left(settings.state_dir, connected.get, reporter)
             cleaner = Cleaner(settings, reporter, stop, with_bases, choose(domains, settings))
             for hypervisor in hypervisors:
                 own = [domain for domain in domains if domain.uri == hypervisor.uri]
                 failed += cleaner.clean(own, hypervisor)
-            cleaner.remove_orphans(domains, hypervisors, output)
+            if output:
+                cleaner.remove_orphans(domains, hypervisors, output)
     return failed
 
 
@@ -112,12 +116,18 @@ class Cleaner:
                 failed += has_failed
         return failed
 
-    def remove_orphans(
-        self, domains: Sequence[Domain], hypervisors: Hypervisors, output: Optional[Output]
-    ) -> None:
-        """Remove snapshots of ours that no domain can claim. Raises the reason to stop."""
+    def remove_orphans(self, domains: Sequence[Domain], hypervisors: Hypervisors, output: Output) -> None:
+        """Remove snapshots of ours that no domain can claim. Raises the reason to stop.
+
+        None without the restore points: they show which are base snapshots, and of which node.
+        """
         settings, stack, nodes = self.settings, ExitStack(), []
-        points = known_points(output, self.reporter, self.stop.check)
+        try:
+            points = known_points(output, self.stop.check)
+        except BackupError as error:
+            self.stop.check()
+            self.reporter.message(Level.WARNING, "", str(error))
+            return
         for hypervisor in hypervisors:
             clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout))
             own = [domain for domain in domains if domain.uri == hypervisor.uri]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from ..errors import BackupError, ConfigError
+from ..errors import BackupError, ConfigError, DomainGone
 from ..hypervisor.connections import Hypervisors
 from ..job.booting import is_booting
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Reporter
-from ..selection import Choice, choose
+from ..selection import Choice, choose, select_disks
 from ..settings import Settings
+from ..system.parallel_calls import Calls
 from ..system.time_limit import CheckStop
 from .largest_first import largest_first
+
+AT_A_TIME = 16  # domains whose files are checked at the same time
 
 
 def list_domains(
@@ -31,6 +35,29 @@ def list_domains(
                 error.message, "it may be defined on a libvirt that could not be reached"
             ) from error
         raise
+
+
+def with_unsaved_files(
+    choices: Sequence[Choice], hypervisors: Hypervisors, settings: Settings, check_stop: CheckStop
+) -> Sequence[Choice]:
+    """Add to the selected domains what is not saved of the files that they need; raise the reason to stop."""
+    at = {hypervisor.uri: hypervisor for hypervisor in hypervisors}
+
+    def with_files(choice: Choice) -> Choice:
+        domain = choice.domain
+        if choice.skipped or domain.problem:
+            return choice
+        try:
+            unsaved = at[domain.uri].unsaved_files(domain, settings.max_file_size)
+        except DomainGone:
+            return choice
+        except BackupError as error:
+            return replace(choice, domain=replace(domain, problem=error))
+        domain = replace(domain, disks=(*domain.disks, *unsaved))
+        return replace(choice, domain=select_disks(domain, settings))
+
+    with Calls(AT_A_TIME, check_stop) as calls:
+        return list(calls.map(with_files, choices))
 
 
 def skipped_domains(choices: Sequence[Choice]) -> Sequence[JobResult]:

@@ -165,8 +165,6 @@ class Run:
             JobOrder(
                 *(self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid])),
                 size=passes * size,
-                instance=one.instance,
-                started=one.started,
             )
             for one, size in sized
         ]

@@ -231,11 +231,15 @@ def keys_json(keys: Sequence[RepositoryKey]) -> list[dict[str, object]]:
     ]
 
 
-def fast_key_text(key: RepositoryKey) -> str:
-    return (
-        f"key {key.id[:8]} takes {key.seconds:.2f} s in each call of restic; this node uses it from now on,"
-        " others from their next day's run on\n"
-    )
+def fast_key_text(key: RepositoryKey, tried_first: bool) -> str:
+    """Give what the key costs, and whether this node's calls try it first."""
+    used = "this node uses it from now on, others from their next day's run on"
+    if not tried_first:
+        used = (
+            "this node may use another one, as STATE_DIR cannot be written, or RESTIC_ENVIRONMENT has a"
+            f' RESTIC_KEY_HINT: set it to "{key.id[:8]}" there'
+        )
+    return f"key {key.id[:8]} takes {key.seconds:.2f} s in each call of restic; {used}\n"
 
 
 def removed_keys_text(keys: Sequence[RepositoryKey]) -> str:

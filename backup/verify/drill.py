@@ -22,6 +22,7 @@ from ..protocols import Output, RunReporter
 from ..report.domain_record import DomainRecord, DomainRecords, now, read_records
 from ..restore.domain import RestoredDomain
 from ..restore.images import ImageRestore
+from ..restore.written_files import remove_left
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import find_point, with_current_ids
@@ -125,7 +126,10 @@ class Drill:
         self.reporter.phase(saved.name, Phase.BOOT)
         with Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check) as hypervisor:
             name = f"{saved.name}-drill"
-            domain = RestoredDomain.from_saved(saved, hypervisor, name, True, False, self.reporter)
+            remove_left(settings.state_dir, {hypervisor.uri: hypervisor}.get, self.reporter)
+            domain = RestoredDomain.from_saved(
+                saved, hypervisor, name, True, False, self.reporter, settings.state_dir
+            )
             domain.require_free()
             began = time.monotonic()
             with domain.running_temporarily(images, monitors) as xml:
@@ -144,12 +148,12 @@ class Drill:
         limit = self.settings.drill_boot_timeout
         while time.monotonic() < deadline:
             self.stop.check()
-            found = domain.hypervisor.domain(domain.uuid)
+            found = domain.hypervisor.domain(domain.uuid, self.stop.check)
             if found.state is not State.RUNNING:
                 raise _not_booted(domain, f"it is {found.state.value}")
             if has_agent and found.agent_connected:
                 with suppress(HypervisorError):
-                    domain.hypervisor.probe_agent(found, PROBE_LIMIT)
+                    domain.hypervisor.probe_agent(found, PROBE_LIMIT, self.stop.check)
                     return True
             time.sleep(BOOT_POLL)
         if has_agent:

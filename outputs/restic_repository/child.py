@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Callable, Optional
@@ -16,8 +17,14 @@ from backup.system.started_program import Command, StartedProgram, ended_within,
 
 from .messages import ResticError
 
-# The lock that a command holds, and may leave if it is killed.
-LOCKS = {"backup": "shared", "forget": "exclusive"}
+# The lock that a command holds, and may leave if it is killed. `key list` takes one despite --no-lock (0.14).
+LOCKS = {
+    "backup": "shared",
+    "forget": "exclusive",
+    "key add": "shared",
+    "key list": "shared",
+    "key remove": "exclusive",
+}
 WAIT_POLL = 0.2  # seconds between two checks for a stop
 HEAD_START = 0.3  # seconds from the interrupt to the end of restic's input
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
@@ -91,19 +98,20 @@ class Child:
 
 def started(
     command: Command,
-    name: str,
+    arguments: Sequence[str],
     stdin: int,
     outlets: tuple[IO[bytes], IO[bytes]],
 ) -> Child:
-    """Start the restic command of this name. Raises ResticError."""
+    """Start the restic command with these arguments of restic's own. Raises ResticError."""
     stdout, stderr = outlets
     began = time.time()
     try:
-        process = start_program(command, stdin, stdout, stderr, partial(_in_child, name))
+        process = start_program(command, stdin, stdout, stderr, partial(_in_child, arguments[0]))
     except OSError as error:
         message = f"cannot start {command.arguments[0]}: {reason(error)}"
         raise ResticError(message, "see RESTIC_BINARY") from error
-    return Child(process, Group.led_by(process.pid), LOCKS.get(name, ""), began)
+    lock = LOCKS.get(" ".join(arguments[:2])) or LOCKS.get(arguments[0], "")
+    return Child(process, Group.led_by(process.pid), lock, began)
 
 
 def _in_child(name: str, parent: int) -> None:

@@ -12,37 +12,43 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from backup.stored import RepositoryKey
 
 from .key_hint import LEARNT_FOR, VARIABLE
+from .messages import ResticError
 from .program import Program
 
 FAST_USER = "virt-rbd-backup-fast"  # the user name in the keys that this program adds
+FAST_WORK = 8192 * 8  # scrypt's N times r times p: about 0.02 s of a processor
 SLOW = 0.1  # seconds of a key from which on it is worth a word
 SHORT = 8  # characters of a key's id that restic prints
 
 
 def list_keys(program: Program, check_stop: Callable[[], None]) -> Sequence[RepositoryKey]:
     """List all keys, the oldest first. Raises ResticError."""
-    ids = _call(program, check_stop, "list", "keys").split()
-    opening = _opening(_rows(program, check_stop))
-    keys = []
-    for one in ids:
-        found = json.loads(_call(program, check_stop, "cat", "key", one))
-        user, n, r, p = found["username"], found["N"], found["r"], found["p"]
-        key = RepositoryKey(
-            id=one,
-            opens=one[:SHORT] == opening,
-            fast=user == FAST_USER,
-            owner=f"{user}@{found['hostname']}",
-            created=datetime.fromisoformat(found["created"][:19]),
-            work=n * r * p,
-            seconds=_seconds(n, r, p),
-        )
-        keys.append(key)
-    return sorted(keys, key=lambda key: key.created)
+    return stored_keys(program, check_stop, _opening(_rows(program, check_stop)))
+
+
+def stored_keys(
+    program: Program, check_stop: Callable[[], None], opening: str = ""
+) -> Sequence[RepositoryKey]:
+    """List all keys without a lock; `opening` is the id of the one that opens. Raises ResticError."""
+    found = [_read(program, one, opening, check_stop) for one in key_ids(program, check_stop)]
+    return sorted(filter(None, found), key=lambda key: key.created)
+
+
+def key_ids(program: Program, check_stop: Callable[[], None]) -> Sequence[str]:
+    """List the ids of all keys, without a lock. Raises ResticError."""
+    return _call(program, check_stop, "list", "keys").split()
+
+
+def own_keys(
+    program: Program, keys: Sequence[RepositoryKey], check_stop: Callable[[], None]
+) -> Sequence[RepositoryKey]:
+    """Return those that this program added, and that the password opens. Raises ResticError."""
+    return [key for key in keys if key.ours and (key.opens or opens(program, key.id, check_stop))]
 
 
 def learn(program: Program, check_stop: Callable[[], None]) -> None:
@@ -54,12 +60,16 @@ def learn(program: Program, check_stop: Callable[[], None]) -> None:
         return
     rows = _rows(program, check_stop)
     opening = _opening(rows)
-    for row in rows:
-        fast = str(row["id"])[:SHORT]
-        if row["userName"] == FAST_USER and fast != opening and opens(program, fast, check_stop):
-            opening = fast
-            break
+    if any(row["userName"] == FAST_USER for row in rows):
+        ours = own_keys(program, list_keys(program, check_stop), check_stop)
+        opening = next((key.id[:SHORT] for key in ours if key.fast), opening)
     hint.remember(opening if len(rows) > 1 else "")
+
+
+def tried_first(program: Program, key: RepositoryKey) -> bool:
+    """Return whether the next call on this node tries this key first."""
+    hint = program.environment.get(VARIABLE) or program.key_hint.variables.get(VARIABLE)
+    return bool(hint) and key.id.startswith(str(hint))
 
 
 def advice(program: Program, check_stop: Callable[[], None]) -> Sequence[str]:
@@ -86,6 +96,29 @@ def opens(program: Program, key: str, check_stop: Callable[[], None]) -> bool:
 def with_hint(program: Program, key: str) -> Program:
     """Return a program whose restic tries this key first."""
     return replace(program, environment={**program.environment, VARIABLE: key})
+
+
+def _read(
+    program: Program, key: str, opening: str, check_stop: Callable[[], None]
+) -> Optional[RepositoryKey]:
+    """Read a key. None if it was removed since it was listed."""
+    try:
+        found = json.loads(_call(program, check_stop, "cat", "key", key))
+    except ResticError:
+        if key in key_ids(program, check_stop):
+            raise
+        return None
+    user, n, r, p = found["username"], found["N"], found["r"], found["p"]
+    return RepositoryKey(
+        id=key,
+        opens=key[:SHORT] == opening,
+        ours=user == FAST_USER,
+        fast=user == FAST_USER and n * r * p <= FAST_WORK,
+        owner=f"{user}@{found['hostname']}",
+        created=datetime.fromisoformat(found["created"][:19]),
+        work=n * r * p,
+        seconds=_seconds(n, r, p),
+    )
 
 
 def _rows(program: Program, check_stop: Callable[[], None]) -> Sequence[Mapping[str, Any]]:

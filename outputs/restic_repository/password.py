@@ -1,53 +1,123 @@
-"""The repository's password: where it comes from, and how random it is."""
+"""The repository's password: where it comes from, whether others can read it, and how random it is."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations, product
+from math import ceil, log2, sqrt
 from pathlib import Path
+from typing import Callable
 
 from backup.errors import BackupError, reason
 
 from .program import Program
 
-# What random passwords look like, and the random bits in each of their characters. What fits none of these is
-# taken for words.
-HEX, BASE32 = r"[0-9a-f]+|[0-9A-F]+", r"(?=.*[2-7])[A-Z2-7]+=*"
-MIXED = r"(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9])[!-~]+"  # base64, and others from letters and digits
-FORMS: Mapping[str, float] = {HEX: 4.0, BASE32: 5.0, MIXED: 5.95}
-WORD = re.compile(r"[A-Z]?[a-z]{3,}|[A-Z]{4,}")
-WORD_BITS = 12.9  # a random one of 7,776 words, the usual length of a list to draw from
-MOSTLY = (
-    0.55  # of the characters; of 1,000 random passwords in base64, ten have more in what looks like words
+FEWEST_BITS = 128  # for a fast key
+
+# How programs write random bits: the form of the whole password, and the characters that they draw from.
+_LETTERS_AND_DIGITS = string.ascii_letters + string.digits
+FORMS: Mapping[str, str] = {
+    r"[0-9a-f]+": "0123456789abcdef",
+    r"[0-9A-F]+": "0123456789ABCDEF",
+    r"[a-z2-7]+=*": string.ascii_lowercase + "234567",  # base32
+    r"[A-Z2-7]+=*": string.ascii_uppercase + "234567",
+    r"[A-Za-z0-9]+={0,2}": _LETTERS_AND_DIGITS,
+    r"[A-Za-z0-9+/]+={0,2}": f"{_LETTERS_AND_DIGITS}+/",  # base64
+    r"[A-Za-z0-9_-]+={0,2}": f"{_LETTERS_AND_DIGITS}-_",  # base64url
+}
+# Of a random UUID (RFC 4122, version 4) two characters are given, and left out: it has 122 random bits.
+UUID = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-4([0-9a-f]{3})-[89ab]([0-9a-f]{3})-([0-9a-f]{12})-?")
+REPEATED_BITS = 24  # characters with as many do not come twice by chance
+
+# What passwords that a person made have more of: pairs as in words (with digits for letters too), of one kind
+# (two small letters), neighbours in the alphabet or on a keyboard, and the same characters again and again.
+COMMON = frozenset(
+    re.findall(
+        "..",
+        "abacadaialamanaparasatbeblcacechckclcoctdadedieaecedeeelemeneperesetexfigehahehoiaibicidieigiliminio"
+        "irisitkelalelillloltmamemimompnancndnengninonsntocodolomonoporosotoupapeplpoprrarerirorsrtsascseshsi"
+        "slsossstsutatethtitotrtsttulunurusutvevi",
+    )
 )
-FEWEST_REPEATED = 6  # characters that come twice: in random ones that is less likely than 1 in 1,000
+FOR_LETTERS = str.maketrans("013457", "oieast")
+ORDERS = (
+    string.ascii_lowercase,
+    string.digits,
+    "qwertyuiop",
+    "asdfghjkl",
+    "zxcvbnm",
+    "1qaz2wsx3edc4rfv5tgb6yhn7ujm8ik9ol0p",
+)
+# By how many standard deviations one of these, and all together, may exceed what is expected of random
+# characters in the shortest password; a longer one of a person exceeds it by more, a random one does not.
+MOST, MOST_TOGETHER = 4.0, 6.5
+
+Pair = tuple[str, ...]
 
 
 def random_bits(password: str) -> float:
-    """Return about how many random bits a password has, if it was made by a program.
+    """Return how many random bits a password has that a program drew, 0 if a person may have made it.
 
-    Patterns and repetitions have none. Words count as those of a list to draw from.
+    One in 200 random passwords of 128 bits is taken for a person's too, of 256 bits one in 1,000.
     """
-    if _repeats(password) or _counts_up(password):
+    drawn = UUID.sub(r"\1\2\3\4\5", password)
+    alphabet = next((chars for form, chars in FORMS.items() if re.fullmatch(form, drawn)), "")
+    drawn = drawn.rstrip("=")
+    if not alphabet or len(drawn) < 2:
         return 0
-    found = WORD.findall(password)
-    form = next((form for form in FORMS if re.fullmatch(form, password)), "")
-    if form in (HEX, BASE32) or (form and len("".join(found)) < MOSTLY * len(password)):
-        return FORMS[form] * len(password.rstrip("="))
-    return WORD_BITS * len(set(found))
+    bits = log2(len(alphabet))
+    if _repeats(drawn, ceil(REPEATED_BITS / bits)) or _made_by_a_person(drawn, alphabet):
+        return 0
+    return bits * len(drawn)
 
 
-def _repeats(password: str) -> bool:
-    parts = [password[at : at + FEWEST_REPEATED] for at in range(len(password) - FEWEST_REPEATED + 1)]
+def _repeats(text: str, length: int) -> bool:
+    parts = [text.lower()[at : at + length] for at in range(len(text) - length + 1)]
     return len(parts) != len(set(parts))
 
 
-def _counts_up(password: str) -> bool:
-    """Return whether most characters follow from the one before: abcd, 4321, aaaa."""
-    steps = [abs(ord(one) - ord(other)) <= 1 for one, other in zip(password, password[1:])]
-    return sum(steps) > 0.5 * len(steps)
+def _made_by_a_person(text: str, alphabet: str) -> bool:
+    neighbours = list(zip(text, text[1:]))
+    excess = [_excess(neighbours, trait, alphabet) for trait in (_is_common, _of_one_kind, _in_order)]
+    excess.append(_excess(list(combinations(text, 2)), _same, alphabet))
+    longer = sqrt(log2(len(alphabet)) * len(text) / FEWEST_BITS)
+    return max(excess) > MOST * longer or sum(excess) > MOST_TOGETHER * longer
+
+
+def _excess(pairs: Sequence[Pair], trait: Callable[[Pair], bool], alphabet: str) -> float:
+    """Return by how many standard deviations more pairs have the trait than random ones would."""
+    expected = _share(trait, alphabet)
+    deviation = sqrt(len(pairs) * expected * (1 - expected))
+    return (sum(map(trait, pairs)) - len(pairs) * expected) / deviation
+
+
+@cache
+def _share(trait: Callable[[Pair], bool], alphabet: str) -> float:
+    """Return the share of random pairs with the trait."""
+    return sum(map(trait, product(alphabet, repeat=2))) / len(alphabet) ** 2
+
+
+def _is_common(pair: Pair) -> bool:
+    return "".join(pair).lower().translate(FOR_LETTERS) in COMMON
+
+
+def _of_one_kind(pair: Pair) -> bool:
+    one, other = ((char.isupper(), char.islower()) for char in pair)
+    return one == other
+
+
+def _in_order(pair: Pair) -> bool:
+    one, other = (char.lower() for char in pair)
+    return any(one + other in order or other + one in order for order in ORDERS)
+
+
+def _same(pair: Pair) -> bool:
+    return pair[0] == pair[1]
 
 
 def password_of(program: Program) -> str:
@@ -67,7 +137,7 @@ def password_of(program: Program) -> str:
 
 
 def password_file_errors(path: Path) -> list[BackupError]:
-    """Return what is wrong with the password's file: it is missing, empty, or has unsafe permissions."""
+    """Return what prevents the use of the file, or lets others read it."""
     try:
         status = path.stat()
         empty = not path.read_bytes().strip()

@@ -225,7 +225,7 @@ class Program:
         )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
             try:
-                with self._started(command, arguments[0], stdin, (pipe or stdout, stderr), files) as child:
+                with self._started(command, arguments, stdin, (pipe or stdout, stderr), files) as child:
                     yield child
                 child.stdout = printed(stdout)
             except Stalled as stalled:
@@ -238,7 +238,7 @@ class Program:
     def _started(
         self,
         command: Command,
-        name: str,
+        arguments: Sequence[str],
         stdin: int,
         outlets: tuple[IO[bytes], IO[bytes]],
         files: ServedFiles | None,
@@ -248,7 +248,7 @@ class Program:
         child = recording = None
         try:
             with files.outlet(stderr) if files else _own(stderr) as (messages, give_up):
-                child = started(command, name, stdin, (stdout, messages))
+                child = started(command, arguments, stdin, (stdout, messages))
                 try:
                     with files.reads_waiting(child.process.pid) if files else nullcontext():
                         recording = self._recorded(child)

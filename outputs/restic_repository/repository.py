@@ -28,6 +28,7 @@ from .messages import ResticError
 from .password import password_file_errors
 from .program import Program
 from .snapshots import LOCK_TAG, MANIFEST_TAG, TAG, encoded, incomplete, point_id, stored_points, time_of
+from .waits import wait, when_free
 from .written_files import file_problems
 
 MANIFEST_FILE = "definition.tar"
@@ -40,7 +41,6 @@ DISCARD_PAUSES = (
     8,
     16,
 )  # seconds between attempts to remove snapshots while the repository is locked
-STOP_POLL = 0.2  # seconds between two checks for a stop
 LOCK_PAUSE = 5.0  # seconds between attempts to save while the repository is locked
 
 Result = TypeVar("Result")
@@ -169,7 +169,8 @@ class Repository:
 
         Such images would confuse `restic forget`, which counts the snapshots of each file separately.
         """
-        self._when_free(partial(self._discard, points, check_stop), wait_if_busy, check_stop)
+        pauses = DISCARD_PAUSES if wait_if_busy else ()
+        when_free(partial(self._discard, points, check_stop), pauses, check_stop)
 
     def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
         """Remove restore points that lack images, including their manifests."""
@@ -178,20 +179,7 @@ class Repository:
             snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
             self._forget([one["id"] for one in snapshots if point_id(one) in points], check_stop)
 
-        self._when_free(forget, True, check_stop)
-
-    def _when_free(
-        self, remove: Callable[[], None], wait_if_busy: bool, check_stop: Callable[[], None]
-    ) -> None:
-        """Remove snapshots, which takes the repository alone. `wait_if_busy`: wait a while for that."""
-        for pause in (*DISCARD_PAUSES, None) if wait_if_busy else (None,):
-            try:
-                remove()
-                return
-            except ResticError as error:
-                if pause is None or not error.locked:
-                    raise
-                _wait(pause, check_stop)
+        when_free(forget, DISCARD_PAUSES, check_stop)
 
     def _discard(self, points: Collection[PointId], check_stop: Callable[[], None]) -> None:
         # a restic that was interrupted while it created its lock (0.14) or was killed has left a lock, which
@@ -237,7 +225,7 @@ class Repository:
                     reported = True
                     text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
                     job.reporter.message(Level.WARNING, point.domain.name, text)
-            _wait(LOCK_PAUSE, job.check_stop)
+            wait(LOCK_PAUSE, job.check_stop)
 
     def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> str:
         """Save the manifest, with which the restore point counts, and return the id of its snapshot."""
@@ -284,13 +272,6 @@ def manifest_tags(point: RestorePoint) -> Sequence[str]:
 def file_name(target: str) -> str:
     """Return a flat name, unique within the domain: restic 0.18.0 accepts no directories in it."""
     return f"{target.replace('/', '_')}.img"
-
-
-def _wait(seconds: float, check_stop: Callable[[], None]) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        check_stop()
-        time.sleep(min(STOP_POLL, seconds))
 
 
 def _locks_left(locks: Sequence[Lock]) -> ResticError:

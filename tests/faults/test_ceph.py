@@ -155,22 +155,6 @@ def test_a_user_who_may_not_make_snapshots_fails_the_domain_with_what_to_grant(n
     assert node.snapshots() == []
 
 
-def test_a_cluster_that_is_full_fails_the_run_in_good_time(node: Node, lab: Lab) -> None:
-    ratios = {"nearfull": ("0.0001", "0.85"), "backfillfull": ("0.0002", "0.9"), "full": ("0.0003", "0.95")}
-    try:
-        for name, (tiny, _) in ratios.items():
-            lab.ceph("osd", f"set-{name}-ratio", tiny)
-        wait_until(lambda: "2 pool(s) full" in lab.ceph("health"), 60, "all writes wait, the guests' too")
-        done = node.run("backup", ARCHIVE, CEPH_TIMEOUT=3)
-    finally:
-        for name, (_, usual) in reversed(ratios.items()):
-            lab.ceph("osd", f"set-{name}-ratio", usual)
-    assert done.returncode == 3
-    assert "connection timed out" in node.report()["domains"][ARCHIVE]["reason"]
-    assert "check ceph status (is the cluster up, or full?)" in done.stderr
-    _next_run_tidies_up(node, ARCHIVE)
-
-
 def test_the_guest_is_frozen_no_longer_than_allowed_when_ceph_hangs(node: Node, lab: Lab, plain: str) -> None:
     with node.started("backup", plain, FREEZE_TIMEOUT=6, CEPH_TIMEOUT=15) as process:
         wait_until(lambda: held(node), 60, "the guest is being frozen")

@@ -97,7 +97,7 @@ def test_a_domain_that_migrates_between_its_lock_and_its_freeze_is_saved_where_i
 def test_a_migration_that_overtakes_a_freeze_is_cancelled(migration: Migration, node: Node, lab: Lab) -> None:
     """On the destination nobody would thaw the guest."""
     with (
-        agent_hook(lab, GUEST, "freeze", "sleep 3"),
+        agent_hook(lab, GUEST, "freeze", "sleep 8"),
         node.started("backup", GUEST, RETRY_FOR=RETRIES) as source,
     ):
         wait_until(lambda: held(node), 60, "it is being frozen")

@@ -75,7 +75,7 @@ def test_who_comes_second_does_not_remove_what_the_first_has_made(cluster: Clust
     first.commit()
     first.remove_replaced()
     assert _content(cluster) == b"first"
-    assert cluster.watchers(IMAGE) == 0
+    assert list(cluster.watchers(IMAGE)) == []
 
 
 def test_an_image_that_was_replaced_under_the_temporary_name_is_neither_named_nor_removed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -44,6 +44,7 @@ class PaperCluster(Cluster):
         self.unreachable = False
         self.pools = {"vms"}
         self.trash: set[str] = set()  # images in the trash
+        self.mirrors: set[str] = set()  # images that are no primary ones
         self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
 
     def namespaces(self, pool: str) -> list[str]:
@@ -67,9 +68,15 @@ class PaperCluster(Cluster):
         self.snapshot_names(image)
         return replace(image, id=self.ids.get(str(image), f"id of {image}"))
 
-    def watchers(self, image: Image) -> int:
+    def is_mirror(self, image: Image) -> bool:
+        return str(image) in self.mirrors
+
+    def watchers(self, image: Image) -> Sequence[str]:
         assert image.id, "asked by its name, which may be another image's by now"
-        return self.watching.get(str(image), 0)
+        return [f"192.0.2.{number}:0/1" for number in range(self.watching.get(str(image), 0))]
+
+    def remarks(self, image: Image) -> Sequence[str]:
+        return []
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:

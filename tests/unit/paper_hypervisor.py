@@ -11,7 +11,8 @@ from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job.freeze_notes import FreezeNotes
-from backup.model import Definition, Domain, State
+from backup.model import Definition, Disk, Domain, State
+from backup.system.time_limit import CheckStop, never_stop
 
 
 class PaperHypervisor(Hypervisor):
@@ -37,6 +38,7 @@ class PaperHypervisor(Hypervisor):
         self.failing_resumes = 0
         self.gone = False
         self.cancelled = 0  # migrations
+        self.sends_memory = True  # while it migrates
         self.closed = False
         self.partial: PartialFreeze | None = None
         self.mountpoints: Sequence[str] = ()  # of the last freeze
@@ -59,11 +61,23 @@ class PaperHypervisor(Hypervisor):
     def definition(self, domain: Domain) -> Definition:
         return Definition(f"<domain>{domain.name}</domain>")
 
+    def with_files(
+        self, domain: Domain, definition: Definition, limit: int
+    ) -> tuple[Definition, tuple[Disk, ...]]:
+        return definition, ()
+
+    def with_current_state(
+        self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
+    ) -> Definition:
+        return definition
+
     def state(self, uuid: str) -> State:
         return self.domain(uuid).state
 
-    def cancel_migration(self, uuid: str) -> bool:
+    def cancel_migration(self, uuid: str, sending: bool = False) -> bool:
         assert self.state(uuid) is State.BUSY
+        if sending and not self.sends_memory:
+            return False
         self.listed = replace(self.listed, state=State.RUNNING)
         self.cancelled += 1
         return True
@@ -71,8 +85,11 @@ class PaperHypervisor(Hypervisor):
     def instance(self, uuid: str) -> int:
         return self.domain(uuid).instance
 
-    def probe_agent(self, domain: Domain, timeout: int) -> PartialFreeze | None:
+    def probe_agent(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> PartialFreeze | None:
         self._ask("probe", timeout)
+        check_stop()
         if self.probe_error:
             raise self.probe_error
         return self.partial

@@ -33,10 +33,13 @@ TEXTS = [
 VARIES = re.compile(r"\.\.\.|: |\b(?:NAME|SIGKILL|leftover|pyfuse3|restic)\b")
 OF_OTHERS = {  # Ceph's and restic's messages
     "",
+    "cannot send after transport endpoint shutdown",
     "connection timed out",
     "disk quota exceeded",
+    "no space left on device",
     "no such file or directory",
     "operation not permitted",
+    "read-only file system",
     "unable to open config file",
     "wrong password",
 }

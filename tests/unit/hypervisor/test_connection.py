@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -10,7 +13,7 @@ from xml.etree import ElementTree
 import libvirt
 import pytest
 
-from backup.errors import DomainGone
+from backup.errors import DomainGone, Interrupted, TransientError
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job.freeze import Quiescer
@@ -155,6 +158,29 @@ def test_nvram_of_a_running_domain_that_cannot_be_read_is_an_error(
         hypervisor.definition(hypervisor.domain(OTHER_UUID))
 
 
+def test_files_that_hang_while_the_guest_is_frozen_are_abandoned_in_time(
+    hypervisor: Hypervisor, nvram: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = hypervisor.definition(domain())
+    nvram.write_bytes(b"now")
+    assert hypervisor.with_current_state(domain(), definition, 5).nvram == b"now"
+    nvram.unlink()
+    os.mkfifo(nvram)  # a read waits for a writer
+    began = time.monotonic()
+    with raises("cannot read the domain's files: no answer within 0 s", TransientError):
+        hypervisor.with_current_state(domain(), definition, -1)
+    with raises("interrupted", Interrupted):
+        hypervisor.with_current_state(domain(), definition, 60, interrupted)
+    assert time.monotonic() < began + 5
+    without = replace(definition, nvram_path="")
+    assert hypervisor.with_current_state(domain(), without, -1) == without, "there is nothing to read"
+    os.close(os.open(nvram, os.O_RDWR))  # ends the reads
+
+
+def interrupted() -> None:
+    raise Interrupted("interrupted", 2)
+
+
 def test_a_disk_without_credentials_needs_no_secret(hypervisor: Hypervisor) -> None:
     assert hypervisor.secret(ClusterAddress(user="admin")) == ""
 
@@ -215,3 +241,18 @@ def test_only_a_migration_to_another_node_is_cancelled(
     monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
     assert hypervisor.cancel_migration(UUID) is cancelled
     assert asked == ["abort"] * cancelled
+
+
+@pytest.mark.parametrize(
+    ("memory", "sending"), [({"memory_total": 0}, False), ({"memory_total": 1}, True), ({}, True)]
+)
+def test_a_migration_that_is_being_prepared_is_known_by_the_memory_that_it_has_not_counted_yet(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, memory: dict[str, int], sending: bool
+) -> None:
+    asked = []
+    stats = {"operation": libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, **memory}
+    handle = SimpleNamespace(jobStats=lambda: stats, abortJob=lambda: asked.append("abort"))
+    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    assert hypervisor.cancel_migration(UUID, sending=True) is sending
+    assert hypervisor.cancel_migration(UUID)
+    assert asked == ["abort"] * (sending + 1)

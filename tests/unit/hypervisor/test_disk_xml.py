@@ -112,6 +112,8 @@ def test_a_snapshot_never_changes_and_is_skipped() -> None:
 @pytest.mark.parametrize("kind", ["<readonly/>", "<shareable/>", "<transient/>"])
 def test_a_disk_is_backed_up_however_the_domain_uses_it(kind: str) -> None:
     assert disk_of(rbd(beside=kind)) == disk_of(rbd())
+    assert not disk_of(rbd()).shared
+    assert disk_of(rbd(beside=kind)).shared == (kind != "<transient/>")
 
 
 @pytest.mark.parametrize(

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring
 
-import libvirt
 import pytest
 
+from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.domain_start import started
 
-
-class Processors:
-    """A virDomain with two processors that have run for 120 seconds together."""
-
-    def info(self) -> list[int]:
-        return [1, 1024, 1024, 2, 120 * 10**9]
-
-
-class Silent:
-    """A virDomain whose libvirt refuses."""
-
-    def info(self) -> list[int]:
-        raise libvirt.libvirtError("refused")
+IDLE = """
+<domain type='test'><name>idle</name><uuid>0a5b6b58-6f0b-4c8f-8f7e-0d9b6f2c4e01</uuid>
+<memory unit='MiB'>64</memory><os><type>hvm</type></os>
+<devices><channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices>
+</domain>
+"""
 
 
 def channel(path: object = "") -> Element:
@@ -32,21 +25,31 @@ def channel(path: object = "") -> Element:
     return fromstring(f"<channel>{source}<target name='org.qemu.guest_agent.0'/></channel>")
 
 
+@pytest.fixture
+def hypervisor() -> Iterator[Hypervisor]:
+    with Hypervisor("test:///default") as hypervisor:
+        yield hypervisor
+
+
 def test_the_socket_of_the_agent_s_channel_tells_when_qemu_was_started(tmp_path: Path) -> None:
     path = tmp_path / "org.qemu.guest_agent.0"
     path.touch()
     os.utime(path, (1000.0, 2000.0))
-    assert started(Silent(), channel(path), local=True, connected=True) == 2000.0
+    assert started(channel(path), local=True) == 2000.0
+    assert started(channel(path), local=False) is None, "another node's file of that name"
 
 
-@pytest.mark.parametrize("local", [True, False], ids=["not readable", "on another node"])
-def test_without_it_the_time_of_the_processors_bounds_it(tmp_path: Path, local: bool) -> None:
-    path = tmp_path / "missing" if local else tmp_path
-    found = started(Processors(), channel(path), local, connected=False)
-    assert found == pytest.approx(time.time() - 60, abs=5)
-    assert started(Processors(), channel(path), local, connected=True) is None
+def test_it_is_unknown_without_the_socket_or_a_channel(tmp_path: Path) -> None:
+    assert started(channel(tmp_path / "missing"), local=True) is None
+    assert started(channel(), local=True) is None
+    assert started(None, local=True) is None
 
 
-def test_it_is_unknown_where_libvirt_refuses_and_without_a_channel() -> None:
-    assert started(Silent(), channel(), local=True, connected=False) is None
-    assert started(Processors(), None, local=True, connected=False) is None
+def test_a_guest_without_agent_that_is_idle_for_days_has_not_just_started(hypervisor: Hypervisor) -> None:
+    """Its processors have used next to no time."""
+    hypervisor.define(IDLE)
+    (uuid,) = (one.uuid for one in hypervisor.domains() if one.name == "idle")
+    hypervisor.start(uuid)
+    found = hypervisor.domain(uuid)
+    assert (found.agent_channel, found.agent_connected) == (True, False)
+    assert found.started is None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from backup.hypervisor.disk_xml import Places
 from backup.hypervisor.domain_xml import agent_connected, disks, nvram_path
+from backup.model import Disk, Gap
 
 from ..disk_elements import PLACES, backing, domain_of, other, rbd
-from ..raising import raises
 
 
 def test_all_disks_are_found_in_order_with_their_layers() -> None:
@@ -31,6 +32,7 @@ NVRAM = {
     "<nvram template='/usr/share/OVMF_VARS.fd'>\n  /var/lib/web.fd\n</nvram>": "/var/lib/web.fd",
     "<nvram type='file'><source file='/srv/nvram/web.fd'/></nvram>": "/srv/nvram/web.fd",
     "<nvram template='/usr/share/OVMF_VARS.fd'/>": "",
+    "<varstore template='/usr/share/vars.json' path='/srv/varstore/web.json'/>": "/srv/varstore/web.json",
     "": "",
 }
 
@@ -40,10 +42,22 @@ def test_the_nvram_s_path_is_found_in_each_notation(element: str) -> None:
     assert nvram_path(f"<domain><os><type>hvm</type>{element}</os></domain>") == NVRAM[element]
 
 
-def test_nvram_that_is_not_a_file_is_refused() -> None:
-    nvram = "<nvram type='block'><source dev='/dev/vg/nvram'/></nvram>"
-    with raises("the domain's NVRAM is not a file (block) and cannot be backed up"):
-        nvram_path(f"<domain><os><type>hvm</type>{nvram}</os></domain>")
+def other_nvram(nvram: str) -> Disk:
+    places = Places(lambda _: "<pool/>", lambda _: None)
+    (disk,) = disks(f"<domain><os><type>hvm</type>{nvram}</os><devices/></domain>", places)
+    assert nvram_path(f"<domain><os>{nvram}</os></domain>") == ""
+    return disk
+
+
+def test_nvram_that_is_neither_a_file_nor_on_rbd_cannot_be_backed_up() -> None:
+    disk = other_nvram("<nvram type='block'><source dev='/dev/vg/nvram'/></nvram>")
+    reason = "NVRAM that is neither a file nor an RBD image: no RBD image (block)"
+    assert (str(disk), disk.skipped, disk.gap) == ("nvram (/dev/vg/nvram)", reason, Gap.BROKEN)
+
+
+def test_nvram_on_an_rbd_image_is_saved_like_a_disk() -> None:
+    disk = other_nvram("<nvram type='network'><source protocol='rbd' name='vms/web-vars'/></nvram>")
+    assert (disk.target, str(disk.image), disk.gap) == ("nvram", "vms/web-vars", Gap.NONE)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from threading import Event
 from typing import Any
 
 import libvirt
 import pytest
 
-from backup.errors import AlreadyFrozen
+from backup.errors import AlreadyFrozen, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_agent import GuestAgent
+from backup.hypervisor.guest_mounts import PartialFreeze
+from backup.system.stop_request import StopRequest
 from backup.system.time_limit import Bounded
 
 from ..raising import raises
@@ -32,15 +35,23 @@ class Handle:
         self.status = status
         self.answers: Mapping[str, Any] = answers
         self.asked: list[str] = []
+        self.limit = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK  # of all clients' calls
 
     def fsInfo(self) -> Any:  # noqa: N802
         return self._answer("fsInfo")
 
+    def guestInfo(self, kind: int, _flags: int) -> Any:  # noqa: N802
+        """Answer for disks (32) and file systems (16) in turn."""
+        answer = self.answers["guestInfo"][{32: 0, 16: 1}[kind]]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     def getTime(self) -> Any:  # noqa: N802
         return self._answer("getTime")
 
-    def agentSetResponseTimeout(self, _timeout: int) -> None:  # noqa: N802
-        return
+    def agentSetResponseTimeout(self, timeout: int) -> None:  # noqa: N802
+        self.limit = timeout
 
     def _answer(self, name: str) -> Any:
         self.asked.append(name)
@@ -59,14 +70,28 @@ def raw_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
 
 
-def probe(handle: Handle, limit: int = 5) -> None:
-    GuestAgent(Bounded(handle, limit), limit, 0).probe()
+def probe(handle: Handle, limit: int = 5) -> PartialFreeze | None:
+    return GuestAgent(Bounded(handle, limit), limit, 0).probe()
 
 
 def test_an_agent_that_lists_its_mounts_answers() -> None:
     handle = Handle(fsInfo=[("/", "vda1", "ext4", ["vda"])])
     probe(handle)
     assert handle.asked == ["fsInfo"]
+
+
+def test_an_agent_is_asked_for_what_a_device_without_disks_of_the_domain_is_made_of() -> None:
+    mounts = [("/", "vda1", "ext4", ["vda"]), ("/safe", "dm-0", "ext4", [])]
+    too_old = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-disks")
+    on_disk = {"fs.count": 1, "fs.0.mountpoint": "/safe", "fs.0.disk.count": 1}
+    handle = Handle(fsInfo=mounts, guestInfo=[too_old, on_disk])
+    assert probe(handle) is None
+    loop: dict[str, Any] = {"disk.count": 1, "disk.0.name": "/dev/dm-0", "disk.0.dependency.count": 1}
+    loop["disk.0.dependency.0.name"] = "/dev/loop0"
+    handle = Handle(fsInfo=mounts, guestInfo=[loop, {}])
+    assert probe(handle) == PartialFreeze(("/",), ("/safe",))
+    handle = Handle(fsInfo=mounts, guestInfo=[too_old, too_old])
+    assert probe(handle) == PartialFreeze(("/",), (), ("/safe",))
 
 
 def test_more_mounts_than_libvirt_passes_on_are_an_answer_and_taint_no_domain() -> None:
@@ -101,3 +126,28 @@ def test_an_agent_that_does_not_answer_is_an_error() -> None:
     with pytest.raises(HypervisorError, match=r"^the guest agent does not answer: not responding$"):
         probe(handle)
     assert handle.asked == ["fsInfo"]
+
+
+@pytest.mark.parametrize("hangs", ["fsInfo", "getTime", "status"])
+def test_a_request_to_stop_ends_a_probe_at_once_and_resets_the_agent_s_limit(
+    hangs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop, over = StopRequest(), Event()
+
+    def hang(*_: object) -> str:
+        stop.request(Interrupted("stopped by SIGTERM", 15))
+        over.wait(30)
+        return '{"return": "thawed"}'
+
+    refused = failure(libvirt.VIR_ERR_RPC if hangs == "getTime" else libvirt.VIR_ERR_INTERNAL_ERROR, TOO_MANY)
+    handle = Handle(fsInfo=hang if hangs == "fsInfo" else refused, getTime=hang)
+    if hangs == "status":
+        monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", hang)
+    began = time.monotonic()
+    try:
+        with raises("stopped by SIGTERM", Interrupted):
+            GuestAgent(Bounded(handle, 20), 20, 0, stop.check).probe()
+    finally:
+        over.set()
+    assert time.monotonic() - began < 5
+    assert handle.limit == libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK

@@ -15,13 +15,14 @@ import pytest
 
 from backup.errors import DomainGone, Interrupted
 from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.described_domain import all_disks
 from backup.hypervisor.domain_state import has_job, migrates_away, state_of
 from backup.hypervisor.errors import HypervisorError
 from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import Bounded
 
-from ..disk_elements import AUTH, POOLS, SECRET_UUID, other, rbd
+from ..disk_elements import AUTH, PLACES, POOLS, SECRET_UUID, other, rbd
 from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..raising import raises
 from ..samples import OTHER_UUID, UUID
@@ -110,11 +111,10 @@ DRIVE = "<disk type='{}' device='cdrom'>{}<target dev='sda' bus='sata'/></disk>"
     ],
 )
 def test_the_image_that_the_next_start_puts_into_an_empty_drive_counts(
-    tmp_path: Path, now: str, next_start: str, expected: list[str]
+    now: str, next_start: str, expected: list[str]
 ) -> None:
-    with Hypervisor(node_uri(tmp_path / "node.xml", domain_element())) as hypervisor:
-        inactive, live = (f"<domain><devices>{one}</devices></domain>" for one in (next_start, now))
-        found = hypervisor._disks(live, inactive, lambda: None)
+    inactive, live = (f"<domain><devices>{one}</devices></domain>" for one in (next_start, now))
+    found = all_disks(live, inactive, PLACES)
     assert [disk.source for disk in found] == expected
 
 

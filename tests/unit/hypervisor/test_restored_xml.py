@@ -194,3 +194,38 @@ def test_a_mapped_device_cannot_refer_to_another_image() -> None:
     redefined(xml, change(images={"vda": image("vms/a")}))
     with pytest.raises(BackupError, match="kernel's device /dev/rbd/vms/a, which cannot refer to vms/b"):
         redefined(xml, change(images={"vda": image("vms/b")}))
+
+
+FIRMWARE = """<domain><name>web</name><uuid>{uuid}</uuid><os>{os}</os><devices>{devices}</devices></domain>"""
+ON_RBD = "<nvram type='network'><source protocol='rbd' name='vms/web-vars'/></nvram>"
+
+
+def test_nvram_on_rbd_refers_to_its_restored_image() -> None:
+    xml = FIRMWARE.format(uuid=UUID, os=ON_RBD, devices="")
+    restored, _ = redefined(xml, change(images={"nvram": image("scratch/web-vars")}))
+    source = ElementTree.fromstring(restored).find("./os/nvram/source")
+    assert source is not None
+    assert (source.get("name"), source.find("host") is not None) == ("scratch/web-vars", True)
+    restored, left_out = redefined(xml, change(copy=True, images={}))
+    assert ElementTree.fromstring(restored).find("./os/nvram") is None
+    assert left_out == ["nvram, which was not restored"]
+    restored, left_out = redefined(xml, change(images={}))
+    assert ("vms/web-vars" in restored, left_out) == (True, [])
+
+
+def test_a_copy_has_a_varstore_and_a_tpm_of_its_own() -> None:
+    tpm = (
+        "<tpm><backend type='emulator' persistent_state='yes'><source type='dir' path='{}'/></backend></tpm>"
+    )
+    store = "<varstore template='/usr/vars.json' path='/srv/varstore/web.json'/>"
+    places = {f"/srv/{UUID}/tpm2": f"/srv/{OTHER_UUID}/tpm2", "/srv/tpms/web": "/srv/tpms/two_TPM"}
+    for place, copied in places.items():
+        xml = FIRMWARE.format(uuid=UUID, os=store, devices=tpm.format(place))
+        two = change(copy=True, name="two", uuid=OTHER_UUID, images={}, isolated=True)
+        domain = ElementTree.fromstring(redefined(xml, two)[0])
+        assert (found := domain.find("./os/varstore")) is not None
+        assert (found.get("path"), found.get("template")) == ("/srv/varstore/two.json", "/usr/vars.json")
+        assert (found := domain.find("./devices/tpm/backend")) is not None
+        assert found.get("persistent_state") is None, "libvirt removes a drill's state"
+        assert (found := found.find("source")) is not None
+        assert found.get("path") == copied

@@ -14,12 +14,11 @@ from backup.hypervisor.errors import HypervisorError
 from backup.job import booting
 from backup.job.booting import AgentWait
 from backup.job.freeze_notes import FreezeNotes
-from backup.job.job_order import JobOrder
 from backup.model import Domain, Override, State
 
 from ..paper_hypervisor import PaperHypervisor
 from ..raising import raises
-from ..samples import RUN, UUID, domain, settings
+from ..samples import domain, settings
 
 NOW = 1_000_000.0
 SILENT = HypervisorError("the guest agent does not answer", code=86)
@@ -34,7 +33,6 @@ class Booting:
         self.slept = 0.0
         self.said: list[str] = []
         self.comes: Callable[[], None] = lambda: None
-        self.order = JobOrder(RUN, "web", UUID)
         monkeypatch.setattr(time, "time", lambda: NOW + self.slept)
         monkeypatch.setattr(time, "monotonic", lambda: 5.0 + self.slept)
         monkeypatch.setattr(time, "sleep", self._sleep)
@@ -48,7 +46,7 @@ class Booting:
     ) -> int:
         started = None if age is None else NOW - age
         self.hypervisor.listed = self.become(started=started, **{"agent_connected": False, **changes})
-        waits = AgentWait(self.order, self.hypervisor, settings(), check_stop, self.said.append)
+        waits = AgentWait(self.hypervisor, settings(), check_stop, self.said.append)
         waits.wait(self.hypervisor.listed)
         return round(self.slept)
 
@@ -86,16 +84,6 @@ def test_an_agent_that_is_connected_and_silent_is_waited_for_too(guest: Booting)
 
 def test_a_guest_without_an_agent_costs_no_more_than_the_time(guest: Booting) -> None:
     assert guest.wait(100) == 200
-
-
-def test_the_start_as_it_was_estimated_for_the_list_counts_if_it_is_earlier(guest: Booting) -> None:
-    guest.order = replace(guest.order, instance=7, started=NOW - 250)
-    assert guest.wait(0, instance=7) == 50
-
-
-def test_the_start_for_the_list_does_not_count_for_a_domain_that_was_restarted_since(guest: Booting) -> None:
-    guest.order = replace(guest.order, instance=6, started=NOW - 250)
-    assert guest.wait(0, instance=7) == 300
 
 
 @pytest.mark.parametrize(
@@ -140,3 +128,13 @@ def test_a_request_to_stop_ends_it(guest: Booting) -> None:
     with raises("stopped by SIGTERM", BackupError):
         guest.wait(0, check_stop)
     assert guest.slept <= 2 * booting.POLL
+
+
+def test_a_request_to_stop_is_heard_while_a_silent_agent_is_asked(guest: Booting) -> None:
+    def check_stop() -> None:
+        if guest.hypervisor.asked:
+            raise Interrupted("stopped by SIGTERM", 15)
+
+    with raises("stopped by SIGTERM", BackupError):
+        guest.wait(0, check_stop, agent_connected=True)
+    assert (guest.hypervisor.asked, guest.slept) == (["probe"], 0)

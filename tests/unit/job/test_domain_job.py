@@ -232,7 +232,9 @@ def test_an_image_that_other_clients_have_open_is_only_crash_consistent(make: Ma
     assert node.back_up().consistency is Consistency.CRASH
     assert node.output.points[0].consistency is Consistency.CRASH
     question = "is it shared, or does the domain run elsewhere?"
-    assert node.recorder.told(Level.WARNING) == [f"vms/root is in use by other clients too: {question}"]
+    assert node.recorder.told(Level.WARNING) == [
+        f"vms/root is in use by other clients too: {question} (open at 192.0.2.0:0/1, 192.0.2.1:0/1)"
+    ]
 
 
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED])

@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import libvirt
 import pytest
 
-from backup.errors import AlreadyFrozen, BackupError, FreezeFailed
+from backup.errors import AlreadyFrozen, BackupError, DomainGone, FreezeFailed, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.job import freeze
 from backup.job.freeze import Quiesced, Quiescer
 from backup.job.freeze_notes import FreezeNotes, Method, Note
 from backup.model import Consistency, Domain, Level, State
+from backup.system.stop_request import StopRequest
 
 from ..paper_hypervisor import PaperHypervisor
 from ..raising import raises
@@ -25,6 +27,7 @@ from ..recorder import Recorder
 from ..samples import URI, UUID, domain, settings
 
 FOR_EVER = 1_000_000
+MAYBE_A_FILE = "it is not known whether /safe is in a file of the guest"
 SILENT = HypervisorError("the guest agent does not answer", code=86)
 
 
@@ -116,6 +119,16 @@ def test_an_agent_that_is_connected_but_silent_is_worth_a_warning(guest: Guest) 
     guest.assert_runs()
 
 
+def test_a_request_to_stop_is_heard_while_a_silent_agent_is_asked(guest: Guest) -> None:
+    stop = StopRequest()
+    stop.request(Interrupted("stopped by SIGTERM", 15))
+    quiescer = Quiescer(guest.hypervisor, guest.notes, settings(), guest.recorder, check_stop=stop.check)
+    with raises("stopped by SIGTERM", Interrupted), quiescer.quiesced(guest.hypervisor.listed):
+        pytest.fail("the block must not begin")
+    assert guest.hypervisor.asked == ["probe"]
+    guest.assert_runs()
+
+
 def test_a_guest_that_another_program_has_frozen_is_left_unchanged(guest: Guest) -> None:
     guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
     guest.hypervisor.frozen = True
@@ -157,6 +170,20 @@ def test_file_systems_in_files_of_the_guest_are_not_frozen_and_that_is_reported(
         assert guest.hypervisor.mountpoints == ("/", "/data")
     assert quiesced.consistency is Consistency.FILESYSTEM
     assert guest.recorder.told(Level.INFO) == ["not frozen, as they are in files of the guest: /tmp"]
+
+
+def test_a_file_system_of_which_nobody_knows_whether_it_can_be_frozen_is_never_left_in_silence(
+    guest: Guest,
+) -> None:
+    guest.hypervisor.partial = PartialFreeze(("/",), (), ("/safe",))
+    with guest.quiesced() as quiesced:
+        assert guest.hypervisor.paused
+    assert quiesced.consistency is Consistency.PAUSED
+    (warning,) = guest.recorder.told(Level.WARNING)
+    assert warning.startswith("not frozen: it is not known whether /safe is in a file of the guest")
+    with raises(MAYBE_A_FILE, FreezeFailed), guest.quiesced(freeze="required"):
+        pytest.fail("the block must not begin")
+    assert "freeze" not in guest.hypervisor.asked
 
 
 @pytest.mark.parametrize(("wanted", "asked"), [("auto", "pause"), ("required", "freeze")])
@@ -386,6 +413,68 @@ def test_a_guest_that_begins_to_migrate_is_neither_frozen_nor_paused(
     with pytest.raises(BackupError, match="migrat"), quiescer.quiesced(listed):
         pytest.fail("the block must not begin")
     assert not {"freeze", "pause"} & set(guest.hypervisor.asked)
+
+
+NO_ANSWER = HypervisorError("cannot read the domain's state: no answer", code=libvirt.VIR_ERR_RPC)
+AFTER_A_FAILED_FREEZE: Mapping[str, BackupError | State] = {
+    "libvirt does not answer": NO_ANSWER,
+    "it migrates": State.BUSY,
+    "it has migrated": State.ELSEWHERE,
+    "it is gone": DomainGone("the domain is no longer defined"),
+}
+
+
+@pytest.mark.parametrize("wanted", ["auto", "required"])
+@pytest.mark.parametrize("after", AFTER_A_FAILED_FREEZE)
+def test_why_a_freeze_failed_is_reported_whatever_the_domain_s_state_is_afterwards(
+    guest: Guest, after: str, wanted: str
+) -> None:
+    guest.hypervisor.freeze_error = SILENT
+    _then(guest.hypervisor, AFTER_A_FAILED_FREEZE[after])
+    with pytest.raises(BackupError) as caught, guest.quiesced(freeze=wanted):
+        pytest.fail("the block must not begin")
+    warnings = guest.recorder.told(Level.WARNING)
+    assert SILENT.message in " ".join([str(caught.value), *warnings])
+    assert isinstance(caught.value, FreezeFailed) == (after == "libvirt does not answer")
+    assert caught.value.transient or isinstance(caught.value, DomainGone), "a retry may succeed"
+    assert "pause" not in guest.hypervisor.asked
+    guest.assert_runs()
+
+
+@pytest.mark.parametrize("after", ["libvirt does not answer", "it migrates"])
+def test_a_retry_knows_of_a_guest_that_may_still_be_frozen_whatever_its_state_is(
+    guest: Guest, after: str
+) -> None:
+    guest.hypervisor.freeze_error, guest.hypervisor.freezes_all_the_same = SILENT, True
+    guest.hypervisor.failing_thaws = FOR_EVER
+    _then(guest.hypervisor, AFTER_A_FAILED_FREEZE[after])
+    with raises(SILENT.message, FreezeFailed) as caught, guest.quiesced(freeze_timeout=0):
+        pytest.fail("the block must not begin")
+    assert caught.value.transient
+    assert guest.notes.exists(UUID)
+
+
+def test_a_state_that_is_unknown_for_a_moment_is_retried_without_a_channel_too(tmp_path: Path) -> None:
+    guest = guest_of(domain(agent_connected=False, agent_channel=False), tmp_path)
+    _then(guest.hypervisor, NO_ANSWER)
+    with raises("no guest agent is connected", FreezeFailed) as caught, guest.quiesced():
+        pytest.fail("the block must not begin")
+    assert caught.value.transient
+
+
+def _then(hypervisor: PaperHypervisor, answer: BackupError | State) -> None:
+    """Have the hypervisor give this as the state once the freeze has failed, and was undone."""
+    state_before = hypervisor.state
+
+    def state(uuid: str) -> State:
+        undone = "thaw" in hypervisor.asked or not hypervisor.listed.agent_connected
+        if not undone:
+            return state_before(uuid)
+        if isinstance(answer, BackupError):
+            raise answer
+        return answer
+
+    hypervisor.state = state  # type: ignore[method-assign]
 
 
 def test_a_guest_that_migrates_during_its_freeze_is_kept_and_thawed_here(guest: Guest) -> None:

@@ -3,80 +3,23 @@
 from __future__ import annotations
 
 import errno
-import socket
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable
 
 import pytest
 
 from backup.ceph.errors import ClusterError, ImageGone
 from backup.errors import BackupError, Interrupted
-from backup.model import Domain, Image, Level, State
+from backup.model import Image, Level, State
 from backup.orphaned import removal
-from backup.orphaned.places import NodeDomains, known_points
-from backup.orphaned.removal import OrphanRemoval
-from backup.stored import StoredImage, StoredPoint
-from backup.system.concurrency_limit import Slots
-from backup.system.stop_request import StopRequest
+from backup.stored import StoredImage
 
-from ..jobs_on_paper import NoOutput
-from ..paper_cluster import PaperCluster, PaperClusters
 from ..raising import raises
 from ..recorder import Recorder
-from ..samples import FSID, OTHER_UUID, UUID, broken_disk, domain, held_point, rbd_disk, settings
-
-YOUNG = f"{datetime.now(timezone.utc) - timedelta(days=1):%Y%m%dT%H%M%SZ}-abcd"
-OLD = f"{datetime.now(timezone.utc) - timedelta(days=40):%Y%m%dT%H%M%SZ}-abcd"
-WEB = domain("web", UUID, disks=[rbd_disk("vda", "vms/a")])
-SHUT_OFF = replace(WEB, state=State.SHUT_OFF)
-HERE = socket.gethostname()
-
-
-def base(uuid: str = OTHER_UUID, run: str = YOUNG) -> str:
-    return f"virt-rbd-backup.kept.{uuid}.{run}"
-
-
-def left(uuid: str = OTHER_UUID, run: str = YOUNG) -> str:
-    return f"virt-rbd-backup.{uuid}.{run}"
-
-
-def point(node: str = "node2", name: str = "db", uuid: str = OTHER_UUID, lock: str = "vms/") -> StoredPoint:
-    return replace(held_point(YOUNG, uuid, "id"), node=node, domain=name, locks=(f"{FSID}/{lock}",))
-
-
-class Removal:
-    """A removal on a node with one cluster, whose pool vms is known from a domain."""
-
-    def __init__(self, directory: Path, recorder: Recorder) -> None:
-        self.directory, self.recorder = directory, recorder
-        self.cluster = PaperCluster()
-        self.cluster.snapshots = {"vms/a": set(), "vms/b": {"foreign"}}
-        self.stop = StopRequest()
-        self.closed = threading.Event()
-
-    def remove(
-        self,
-        domains: Sequence[Domain] = (WEB,),
-        points: Sequence[StoredPoint] = (),
-        with_bases: bool = False,
-        complete: bool = True,
-        **constants: Any,
-    ) -> set[str]:
-        """Remove, and give what is left of ours."""
-        chosen = settings(runtime_dir=str(self.directory), **constants)
-        slots = Slots(chosen.runtime_dir, "deletion", 2, lambda _: None, lambda: False)
-        nodes = [NodeDomains(domains, PaperClusters(self.cluster))]
-        order = OrphanRemoval(chosen, self.recorder, self.stop, slots, with_bases)
-        order.remove(nodes, complete, points, self.closed.set)
-        assert self.closed.is_set()
-        assert self.cluster.locks == {}
-        found = {f"{image}@{name}" for image, names in self.cluster.snapshots.items() for name in names}
-        return {one for one in found if not one.endswith("@foreign")}
+from ..samples import OTHER_UUID, UUID, broken_disk
+from .paper_removal import HERE, OLD, SHUT_OFF, WEB, Removal, base, left, point
 
 
 @pytest.fixture
@@ -286,13 +229,3 @@ def test_a_stop_is_heard_while_an_image_hangs(node: Removal, monkeypatch: pytest
     assert not node.closed.is_set(), "calls still use the connections"
     node.cluster.go_on.set()
     assert node.closed.wait(5)
-
-
-def test_a_repository_that_does_not_answer_is_a_warning(recorder: Recorder) -> None:
-    class Silent(NoOutput):
-        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-            raise BackupError("no route to host")
-
-    assert known_points(Silent(), recorder, lambda: None) == ()
-    (text,) = recorder.told(Level.WARNING)
-    assert text == "the pools of restore points are not searched for leftovers: no route to host"

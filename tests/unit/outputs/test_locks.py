@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 from backup.system.child_records import ChildRecord, records_in
 from backup.system.process_group import ProcessId, process_id
 from outputs.restic import Restic
+from outputs.restic_repository.child import LOCKS
 from outputs.restic_repository.locks import Lock, left_by
 from outputs.restic_repository.messages import ResticError
 
@@ -73,6 +74,33 @@ def test_a_foreign_lock_beside_it_stays(repository: Repository, tmp_path: Path) 
     assert len(repository.locks()) == 2
     Restic(repository.program()).discard((), wait_if_busy=False)
     assert repository.locks() == [foreign]
+
+
+def test_the_lock_of_a_killed_key_command_is_removed(repository: Repository, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    program = repository.program()
+    arguments = ("key", "add", f"--new-password-file={tmp_path / 'fifo'}")
+    with suppress(ResticError), program.running(*arguments, limit=30, check_stop=lambda: None) as child:
+        wait_until(repository.locks, 10, "restic has its lock")
+        child.group.send(signal.SIGKILL)
+    assert len(repository.locks()) == 1
+    Restic(program).discard((), wait_if_busy=False)
+    assert (repository.locks(), repository.records()) == ([], [])
+
+
+@pytest.mark.parametrize("command", ["list", "add", "remove"])
+def test_key_commands_lock_the_repository_as_listed(
+    repository: Repository, tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "new").write_text("another")
+    new = (f"--new-password-file={tmp_path / 'new'}",)
+    more = {"list": (), "add": new, "remove": ("0123",)}[command]
+    with repository.program().backup(("--stdin-filename=vda.img",), lambda: None) as backup:
+        backup.sink.write(b"data")
+        wait_until(repository.locks, 10, "restic has its shared lock")
+        alone = LOCKS[f"key {command}"] == "exclusive"
+        with pytest.raises(ResticError, match="already locked") if alone else nullcontext():
+            repository.program().call("key", command, *more, limit=30)
 
 
 def test_the_lock_of_a_running_restic_stays(repository: Repository) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import libvirt
 import pytest
@@ -13,9 +15,11 @@ import pytest
 from backup.errors import BackupError, NotDefined
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.model import Consistency, Definition, Image, Level
+from backup.hypervisor.restored_xml import Redefinition, redefined
+from backup.model import TPM_STATE, Consistency, Definition, Image, Level, NodeFile
 from backup.restore.domain import RestoredDomain
 from backup.restore.restorer import define_on_images
+from backup.restore.written_files import remove_left
 from backup.stored import PointId, SavedDomain, SavedImage
 
 from ..driver_node import SHUT_OFF, domain_element, node_uri
@@ -67,6 +71,7 @@ def restored(
         "uuid": UUID,
         "force": False,
         "reporter": Recorder(),
+        "state_dir": str(nvram.parents[1] / "state" if nvram else "/dev/null"),
         **changes,
     }
     return RestoredDomain(saved, hypervisor, **values)
@@ -289,16 +294,56 @@ def test_a_temporary_guest_leaves_no_nvram_and_overwrites_a_leftover_one(
 def test_a_failing_removal_of_the_nvram_hides_no_error(
     hypervisor: Hypervisor, nvram: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read_only(path: Path, missing_ok: bool = False) -> None:
+    def read_only(path: str) -> None:
+        os.stat(path)
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(Path, "unlink", read_only)
+    monkeypatch.setattr(os, "unlink", read_only)
     recorder = Recorder()
     domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
-    failure = f"cannot remove the NVRAM {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
+    failure = f"cannot remove {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
     with raises("it did not boot"), domain.running_temporarily(VDA, MONITORS):
         raise BackupError("it did not boot")
     (message,) = recorder.told(Level.ERROR)
     assert message.startswith(failure)
-    with raises(failure), domain.running_temporarily(VDA, MONITORS):
-        assert nvram.with_name("web-drill_VARS.fd").exists()
+    monkeypatch.undo()
+    remove_left(domain.state_dir, lambda _: hypervisor, recorder)
+    assert not nvram.with_name("web-drill_VARS.fd").exists(), "the record is still there"
+
+
+def with_tpm(domain: RestoredDomain, *places: str) -> RestoredDomain:
+    """Give the saved domain a TPM at the first place, and states that were read at all."""
+    tpm = (
+        f"<tpm><backend type='emulator' version='2.0'><source type='dir' path='{places[0]}'/></backend></tpm>"
+    )
+    xml = domain.saved.definition.inactive_xml.replace("</devices>", f"{tpm}</devices>")
+    files = tuple(NodeFile(TPM_STATE, f"{place}/tpm2-00.permall", b"state") for place in places[1:])
+    definition = replace(domain.saved.definition, inactive_xml=xml, files=files)
+    return replace(domain, saved=replace(domain.saved, definition=definition))
+
+
+def test_a_copy_s_state_is_where_its_definition_names_it(hypervisor: Hypervisor, nvram: Path) -> None:
+    place = nvram.parent / "tpm-of-web"
+    domain = with_tpm(restored(hypervisor, nvram, name="two", uuid=str(uuid4())), f"{place}/", str(place))
+    xml, _ = redefined(domain.saved.definition.inactive_xml, Redefinition("two", domain.uuid, True, VDA, []))
+    (state,) = domain._tpm_state
+    assert state.path == f"{nvram.parent}/two_TPM/tpm2-00.permall"
+    assert f"{nvram.parent}/two_TPM" in xml
+
+
+def test_a_state_of_another_tpm_than_the_definition_s_is_not_written(
+    hypervisor: Hypervisor, nvram: Path
+) -> None:
+    place, other = nvram.parent / "tpm-of-web", nvram.parent / "tpm"
+    for name in ("web", "two"):
+        domain = with_tpm(restored(hypervisor, nvram, name=name), str(place), str(other))
+        assert domain._tpm_state == []
+        domain._warn_of_new_tpm()
+        (text,) = cast(Recorder, domain.reporter).told(Level.WARNING)
+        assert text.startswith(f"the backup has no state of its TPM ({place})")
+
+
+def test_a_name_that_would_lead_its_files_elsewhere_is_refused(hypervisor: Hypervisor, nvram: Path) -> None:
+    domain = restored(hypervisor, nvram, name="../../etc/two")
+    with raises("invalid name '../../etc/two'"):
+        domain.require_definable()

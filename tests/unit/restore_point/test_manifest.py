@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backup.errors import BackupError
-from backup.model import ClusterAddress, Definition, Disk
+from backup.model import ClusterAddress, Definition, Disk, NodeFile
 from backup.restore_point.checksums import Checksums
 from backup.restore_point.manifest import pack, unpack
 from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId
@@ -108,7 +108,12 @@ def test_the_definition_may_hold_passwords_and_is_readable_by_its_owner_only() -
 
 
 def test_what_was_packed_is_read_back() -> None:
-    definition = Definition("<domain/>", "<domain id='1'/>", "/nvram/web", b"\0variables")
+    files = (
+        NodeFile("kernel", "/srv/kernel", b"\1kernel", 0o644, "root:root"),
+        NodeFile("rom", "/srv/rom", b""),
+    )
+    nvram = ("/nvram/web", b"\0variables")
+    definition = Definition("<domain/>", "<domain id='1'/>", *nvram, autostart=True, files=files)
     point = replace(POINT, definition=definition)
     checksums = Checksums()
     checksums.add(0, b"data")
@@ -137,6 +142,16 @@ def test_an_older_version_s_manifest_does_not_know_the_domain_s_autostart() -> N
     definition = Definition("<domain/>", autostart=True, not_saved=("x",))
     packed = pack(replace(POINT, definition=definition), [SAVED], {})
     older = packed.replace(b'"autostart"', b'"AUTOSTART"').replace(b'"not_saved"', b'"NOT_SAVED"')
+    assert unpack(older).definition == Definition("<domain/>")
+
+
+def test_a_file_of_the_node_is_packed_below_its_path_with_its_mode_and_owner() -> None:
+    file = NodeFile("TPM state", "/srv/tpm/state", b"state", 0o640, "tss:root")
+    packed = pack(replace(POINT, definition=Definition("<domain/>", files=(file,))), [SAVED], {})
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        member = tar.getmember("files/srv/tpm/state")
+    assert (member.mode, member.uname, member.gname) == (0o640, "tss", "root")
+    older = packed.replace(b'"files"', b'"FILES"')
     assert unpack(older).definition == Definition("<domain/>")
 
 

@@ -116,6 +116,14 @@ def test_what_is_not_backed_up_is_reported_and_no_problem_unless_configured(
     assert any("disk vdb (/x) cannot be backed up" in text for text in problems)
 
 
+def test_a_tpm_whose_state_a_backup_could_not_read_is_a_problem(chosen: Settings, tmp_path: Path) -> None:
+    tpm = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
+    uri = node_uri(tmp_path / "node.xml", domain_element("web", UUID, rbd("vms/a") + tpm))
+    problems = [str(one.problem) for one in examine(replace(chosen, libvirt_uri=uri), NoPoints())]
+    text = f"cannot read the state of the domain's TPM /var/lib/libvirt/swtpm/{UUID}/tpm2: no such file"
+    assert any(text in problem for problem in problems)
+
+
 def test_a_stop_is_heard_while_the_output_hangs(chosen: Settings, hangs: Hangs) -> None:
     class Output(NoPoints):
         def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
@@ -171,3 +179,15 @@ def test_what_grows_is_a_warning_and_no_problem(chosen: Settings, cluster: Clust
     for image, one in zip(("a", "detached", "of-nobody"), sorted(found, key=lambda one: one.subject)):
         assert one.subject.startswith(f"image vms/{image}: ")
         assert " grows: " in one.subject
+
+
+def test_a_repository_that_does_not_answer_makes_nothing_look_unclaimed(
+    chosen: Settings, cluster: Cluster
+) -> None:
+    class Silent(NoPoints):
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+            raise BackupError("no route to host")
+
+    cluster.snapshots["vms/of-nobody"] = {f"virt-rbd-backup.kept.{OTHER_UUID}.{RUN}"}
+    (found,) = [one for one in examine(chosen, Silent()) if one.warning]
+    assert found.subject.endswith("as the restore points cannot be listed: no route to host")

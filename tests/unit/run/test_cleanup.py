@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -115,7 +117,21 @@ def test_a_domain_that_is_gone_needs_no_thaw(node: Node) -> None:
 
 
 def clean(directory: Path, recorder: Recorder, *uris: str) -> int:
-    return clean_node(settings(libvirt_uri=uris, runtime_dir=str(directory / "run")), recorder, StopRequest())
+    directories = {"runtime_dir": str(directory / "run"), "state_dir": str(directory / "state")}
+    return clean_node(settings(libvirt_uri=uris, **directories), recorder, StopRequest())
+
+
+def test_files_that_a_killed_drill_wrote_are_removed(recorder: Recorder, tmp_path: Path) -> None:
+    uri = node_uri(tmp_path / "node.xml", domain_element())
+    nvram, own = tmp_path / "web-drill_VARS.fd", {"own": [str(tmp_path / "web-drill_VARS.fd")]}
+    nvram.touch()
+    (tmp_path / "state/written").mkdir(parents=True)
+    record = {"name": "web-drill", "host": socket.gethostname(), "uri": uri, "domain": OTHER_UUID, **own}
+    (tmp_path / "state/written/1.json").write_text(json.dumps(record))
+    assert clean(tmp_path, recorder, uri) == 0
+    text = f"removed what an interrupted restore or drill left: {nvram}"
+    assert recorder.messages == [(Level.WARNING, "web-drill", text)]
+    assert not nvram.exists()
 
 
 def test_an_unreachable_libvirt_counts_as_a_failure_of_the_cleanup(

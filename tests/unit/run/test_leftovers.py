@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
 from backup.ceph.cluster import Claim
 from backup.ceph.errors import ClusterError
-from backup.errors import Interrupted
+from backup.errors import BackupError, Interrupted
 from backup.job.freeze_notes import FreezeNotes
 from backup.model import Disk, Domain, Image, Level
 from backup.run import cleanup
 from backup.run.cleanup import Cleaner, clean_node
 from backup.settings import Settings
+from backup.stored import StoredPoint
 from backup.system.stop_request import StopRequest
 
 from ..disk_elements import rbd
 from ..driver_node import domain_element, node_uri
+from ..jobs_on_paper import NoOutput
 from ..paper_cluster import PaperCluster, PaperClusters
 from ..paper_hypervisor import PaperHypervisor
 from ..raising import raises
@@ -287,3 +290,18 @@ def test_a_domain_without_an_image_for_a_lock_is_no_failure(
 ) -> None:
     chosen = node_of(tmp_path, BACKUP.format("exclude='vda vdb'"))
     assert (clean_node(chosen, recorder, StopRequest()), recorder.messages) == (0, [])
+
+
+def test_a_repository_that_does_not_answer_makes_nothing_look_unclaimed(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path
+) -> None:
+    class Silent(NoOutput):
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+            raise BackupError("no route to host")
+
+    own, of_others = LEFT, {f"virt-rbd-backup.{OTHER_UUID}.{RUN}", f"virt-rbd-backup.kept.{OTHER_UUID}.{RUN}"}
+    cluster.snapshots["vms/a"] |= {own, *of_others}
+    assert clean_node(node_of(tmp_path), recorder, StopRequest(), output=Silent()) == 0
+    assert cluster.snapshots["vms/a"] == {"foreign", *of_others}
+    text = recorder.told(Level.WARNING)[-1]
+    assert text.endswith("as the restore points cannot be listed: no route to host")

@@ -1,0 +1,82 @@
+"""Finds who owns the lock of an image, without which no snapshot of it can be made or removed."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import rbd
+
+from ..model import Image
+from .errors import ClusterError
+
+MANAGED_TAG = "internal"  # of locks that librbd takes and gives up by itself (librbd/managed_lock/Utils.cc)
+MANAGED_COOKIE = "auto "
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The owner of an image's lock: its client and address, and how the lock was taken."""
+
+    client: str
+    cookie: str
+    address: str
+    managed: bool  # by librbd, which gives it up on request
+    alive: bool  # it has the image open
+
+    def __str__(self) -> str:
+        return f"{self.client} at {self.address}"
+
+
+def owners(opened: Any) -> Sequence[Owner]:
+    """Return the owners of an open image's lock, as far as librbd has to have that lock itself."""
+    if not opened.features() & rbd.RBD_FEATURE_EXCLUSIVE_LOCK:
+        return []  # then the lock is advice only
+    found = opened.list_lockers()
+    if not found:
+        return []
+    alive = {one["addr"] for one in opened.watchers_list()}
+    return [
+        Owner(
+            client,
+            cookie,
+            address,
+            managed=found["tag"] == MANAGED_TAG and cookie.startswith(MANAGED_COOKIE),
+            alive=address in alive,
+        )
+        for client, cookie, address in found["lockers"]
+    ]
+
+
+def remover(opened: Any) -> Owner | None:
+    """Return who has to remove an open image's snapshots in our place (librbd/Operations.cc, snap_remove)."""
+    if not opened.features() & (rbd.RBD_FEATURE_FAST_DIFF | rbd.RBD_FEATURE_JOURNALING):
+        return None
+    return next((one for one in owners(opened) if one.alive), None)
+
+
+@contextmanager
+def owner_named(image: Image, opened: Any, action: str, user: str) -> Iterator[None]:
+    """Name the owner of an open image's lock if it keeps the block from changing the image."""
+    try:
+        yield
+    except rbd.ReadOnlyImage as error:
+        found = " and ".join(map(str, owners(opened))) or "another client"
+        hint = (
+            f"is it stopped? see rbd status {image}, rbd lock ls {image}. If it is dead, client.{user} may "
+            f"not blocklist it: ceph auth caps client.{user} mon 'profile rbd' ..., or rbd lock rm"
+        )
+        message = f"{action} image {image}: {found} has its lock, and does not give it up"
+        raise ClusterError(message, hint, errno.EROFS) from error
+
+
+def require_unlocked(image: Image, opened: Any) -> None:
+    """Raise ClusterError if an open image has a lock that librbd waits for without an end."""
+    for one in owners(opened):
+        if not one.managed:
+            message = f"image {image} is locked by {one} ({one.cookie})"
+            hint = f"if that client no longer needs it: rbd lock rm {image} '{one.cookie}' {one.client}"
+            raise ClusterError(message, hint, errno.EBUSY)
