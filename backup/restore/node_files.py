@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ class NodeFiles:
     name: str
     uri: str
     state_dir: str
-    in_use: Callable[[], Container[str]]
+    in_use: Callable[[], Collection[str]]
 
     def require_writable(self, local: bool) -> None:
         """Raise BackupError unless the domain's own files can be written."""
@@ -73,7 +73,8 @@ class NodeFiles:
             for draft, file in drafts.items():
                 _create(file, draft)
             shared = [(file.path, *_identity(draft, file)) for draft, file in drafts.items()]
-            files.update(replace(files.written, shared=shared))
+            lacking = sorted(set(self.in_use() if shared else ()) & {file.path for file in drafts.values()})
+            files.update(replace(files.written, shared=shared, lacking=lacking))
             for draft, file in drafts.items():
                 _name(draft, file)
             yield

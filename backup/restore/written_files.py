@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ class Written:
 
     `own` are files that nothing else uses, `tpms` directories with the state of a drill's TPM. `shared` are
     files that other domains may use too: path, inode and time (st_mtime_ns) of each prove that it is the one
-    that was written. `directories` were made for them. `domain` is the UUID of a drill's domain, "" for a
-    restore's, and `uri` its libvirt.
+    that was written; `lacking` are those that a domain needed already when they were missing. `directories`
+    were made for them. `domain` is the UUID of a drill's domain, "" for a restore's, and `uri` its libvirt.
     """
 
     name: str
@@ -46,16 +46,17 @@ class Written:
     tpms: Sequence[str] = ()
     directories: Sequence[str] = ()
     shared: Sequence[tuple[str, int, int]] = ()
+    lacking: Sequence[str] = ()
 
-    def remove(self, in_use: Callable[[], Container[str]]) -> Sequence[str]:
-        """Remove what is there of it, and return that; a shared file stays if it is `in_use` by now.
+    def remove(self, in_use: Callable[[], Collection[str]]) -> Sequence[str]:
+        """Remove what is there of it, and return that; a shared file stays if it has come into use meanwhile.
 
         Raises BackupError if something could not be removed, after all the rest is.
         """
         removed, errors = [], []
         shared = [path for path, *identity in self.shared if _identity(path) == identity]
         try:
-            needed = in_use() if shared else ()
+            needed = set(in_use() if shared else ()) - set(self.lacking)
         except BackupError as error:
             shared, errors = [], [f"cannot know whether {', '.join(shared)} is in use: {error.message}"]
         swtpm = [path for directory in self.tpms for path in files_of_swtpm(directory)]
@@ -99,7 +100,7 @@ class WrittenFiles:
                 self._record.write(json.dumps(asdict(written)).encode() + b"\n")
                 os.fsync(self._record.fileno())
 
-    def remove(self, in_use: Callable[[], Container[str]]) -> None:
+    def remove(self, in_use: Callable[[], Collection[str]]) -> None:
         """Remove it and its record, which stays if something could not be removed. Raises BackupError."""
         self.written.remove(in_use)
         if self._record:
@@ -120,7 +121,7 @@ class WrittenFiles:
 
 @contextmanager
 def written_for_a_while(
-    state_dir: str, written: Written, in_use: Callable[[], Container[str]], reporter: Reporter
+    state_dir: str, written: Written, in_use: Callable[[], Collection[str]], reporter: Reporter
 ) -> Iterator[WrittenFiles]:
     """Record what the block writes to this node, and remove it after the block."""
     files = WrittenFiles(written, reporter, state_dir)

@@ -106,17 +106,30 @@ def test_a_freeze_hook_that_hangs_leaves_no_guest_frozen(node: Node, lab: Lab) -
 # The agent freezes in the reverse order of mounts: the disk's first, as it is mounted again after the file.
 LOOP_FILE = """
 cd /run && mkdir -p in-file again && dd if=/dev/zero of=/mnt/vda/file bs=1M count=4 &&
-mkfs.ext4 -q /mnt/vda/file && losetup /dev/loop0 /mnt/vda/file && mount -t ext4 /dev/loop0 in-file &&
-mount -o bind /mnt/vda again && (while sleep 0.1; do date >>in-file/dates; done) & sleep 3
+losetup /dev/loop0 /mnt/vda/file && {more}
+mkfs.ext4 -q /dev/{device} && mount -t ext4 /dev/{device} in-file &&
+mount -o bind /mnt/vda again && (while sleep 0.1; do date >>in-file/dates; done) & sleep 5
+"""
+# An array of the file alone. libvirt names no disk below it, as if it were on one that it does not know.
+RAID = """
+echo md127 >/sys/module/md_mod/parameters/new_array && cd /sys/block/md127/md &&
+echo none >metadata_version && echo raid0 >level && echo 65536 >chunk_size && echo 1 >raid_disks &&
+echo 7:0 >new_dev && echo 4096 >dev-loop0/size && echo 0 >dev-loop0/slot && echo active >array_state &&
+cd /run &&
 """
 NO_LOOP_FILE = """
 kill $(pgrep -f 'sleep 0.1' | head -n 1); pkill -f in-file/dates; cd /; sleep 0.3
-umount /run/again; umount /run/in-file; losetup -d /dev/loop0; rm /mnt/vda/file
+umount /run/again; umount /run/in-file
+[ ! -e /sys/block/md127/md ] || echo clear >/sys/block/md127/md/array_state
+losetup -d /dev/loop0; rm /mnt/vda/file
 """
 
 
-def test_a_file_system_in_a_file_of_a_frozen_one_blocks_no_agent(node: Node, lab: Lab) -> None:
-    done_in_guest(lab, WEB, LOOP_FILE)
+@pytest.mark.parametrize(("device", "more"), [("loop0", ""), ("md127", RAID)], ids=["in it", "on RAID in it"])
+def test_a_file_system_in_a_file_of_a_frozen_one_blocks_no_agent(
+    node: Node, lab: Lab, device: str, more: str
+) -> None:
+    done_in_guest(lab, WEB, LOOP_FILE.format(device=device, more=more.strip()))
     try:
         done = node.run("backup", WEB, FREEZE="required")
     finally:

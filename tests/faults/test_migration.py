@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
-from tests.faults.migration import GUEST, Migration, NodeWithin, domain_of, end_guest, roaming_guest
-from tests.faults.provoke import HeldBackRestic, agent_hook, held, lines_until
+from tests.faults.migration import FASTEST, GUEST, Migration, NodeWithin, domain_of, end_guest, roaming_guest
+from tests.faults.provoke import (
+    HeldBackRestic,
+    agent_hook,
+    done_in_guest,
+    freeze_status,
+    frozen,
+    held,
+    lines_until,
+    stopped,
+)
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.second_node import SecondNode, second_node
@@ -20,6 +33,7 @@ HOUR = 3600  # seconds, as MIN_AGE
 MOVED = ("--persistent", "--undefinesource")  # defined where it runs alone; else on the first node too
 # The cluster counts the QEMU that libvirt killed on the destination for a while among the images' users.
 RIGHT_AFTER_A_CANCELLED_ONE = (["filesystem"], ["crash"])
+THAWED_WITHIN = 3  # seconds after a migration has begun, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +94,42 @@ def test_a_domain_whose_migration_is_cancelled_is_saved_where_it_stayed(
 def test_a_domain_that_migrates_between_its_lock_and_its_freeze_is_saved_where_it_arrives(
     migration: Migration, node: Node, options: tuple[str, ...]
 ) -> None:
-    files = HookFiles(node.directory)
-    waits, may_go = node.directory / "hook-waits", node.directory / "hook-may-go"
-    files.add("before-freeze.d/10-wait", f"touch {waits}; until [ -e {may_go} ]; do sleep 0.1; done")
-    with node.started("backup", GUEST, RETRY_FOR=RETRIES, HOOKS=str(files.directory)) as source:
-        wait_until(waits.exists, 60, "its hook runs")
+    with held_before_freeze(node) as (source, go_on):
         with migration.under_way(*options) as moving:
             migration.complete(moving)
-        may_go.touch()
+        go_on()
         assert _code(source) == 0
     assert domain_of(node)["status"] == "skipped"
     assert migration.second_node.run("backup", GUEST).returncode == 0
     assert migration.consistencies() == ["filesystem"]
+
+
+def test_a_guest_that_is_frozen_is_thawed_at_once_when_its_migration_begins_which_goes_on(
+    migration: Migration, node: Node, lab: Lab
+) -> None:
+    with (
+        frozen(node, lab, GUEST, RETRY_FOR=RETRIES) as (_, worker),
+        migration.under_way(*MOVED) as moving,
+    ):
+        os.kill(worker, signal.SIGCONT)
+        wait_until(lambda: not held(node), THAWED_WITHIN, "it is thawed")
+        assert freeze_status(lab, GUEST) == "thawed"
+        migration.complete(moving)
+    # saved if the snapshots, which others make, were there before the worker went on
+    assert domain_of(node)["status"] in ("skipped", "saved")
+
+
+def test_a_guest_that_is_being_frozen_is_thawed_at_once_while_its_migration_is_prepared(
+    migration: Migration, node: Node, lab: Lab
+) -> None:
+    done_in_guest(lab, GUEST, "echo sleep 0.5 >/run/on-freeze")
+    with node.started("backup", GUEST, RETRY_FOR=RETRIES) as source:
+        wait_until(lambda: held(node), 60, "it is being frozen")
+        with migration.begun(*MOVED, rate=FASTEST) as moving:
+            wait_until(lambda: not held(node), THAWED_WITHIN, "it is thawed")
+            migration.wait_for(moving)
+        assert _code(source) == 0
+    assert domain_of(node)["status"] in ("skipped", "saved")
 
 
 def test_a_migration_that_overtakes_a_freeze_is_cancelled(migration: Migration, node: Node, lab: Lab) -> None:
@@ -106,6 +144,22 @@ def test_a_migration_that_overtakes_a_freeze_is_cancelled(migration: Migration, 
         assert _code(source) == 0
     assert migration.whereabouts() == [lab]
     assert migration.consistencies() in RIGHT_AFTER_A_CANCELLED_ONE
+
+
+def test_a_migration_that_begins_while_the_guest_is_paused_is_cancelled_at_once(
+    migration: Migration, node: Node, lab: Lab
+) -> None:
+    """libvirt would refuse to resume it until it arrives, and leave it paused there."""
+    with held_before_freeze(node, FREEZE="never") as (source, go_on), ExitStack() as stack:
+        with stopped(lab.mon_pid):
+            go_on()
+            wait_until(lambda: lab.virsh("domstate", GUEST).strip() == "paused", 60, "it is paused")
+            moving = stack.enter_context(migration.begun())  # is not prepared before the monitor goes on
+            wait_until(lambda: "None" not in lab.virsh("domjobinfo", GUEST), 20, "its migration begins")
+        assert "cancel" in moving.communicate(timeout=60)[0]
+        assert _code(source) == 0
+    assert migration.whereabouts() == [lab]
+    assert migration.consistencies() in (["paused"], ["crash"])
 
 
 def test_a_domain_that_migrates_while_it_is_streamed_is_saved_by_the_source_alone(
@@ -138,6 +192,20 @@ def test_a_domain_that_is_left_shut_off_where_it_migrated_from_is_saved_where_it
         assert one.run("backup", MIN_AGE=HOUR, INCLUDE_DOMAINS=[GUEST]).returncode == 0
     assert domain_of(node)["status"] == "skipped"
     assert migration.consistencies() == ["filesystem"]
+
+
+@contextmanager
+def held_before_freeze(
+    node: Node, **constants: object
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
+    """Have a run that waits in a hook, with the guest locked, until the second of these is called."""
+    files = HookFiles(node.directory)
+    waits, may_go = node.directory / "hook-waits", node.directory / "hook-may-go"
+    files.add("before-freeze.d/10-wait", f"touch {waits}; until [ -e {may_go} ]; do sleep 0.1; done")
+    settings = {"RETRY_FOR": RETRIES, "HOOKS": str(files.directory), **constants}
+    with node.started("backup", GUEST, **settings) as run:
+        wait_until(waits.exists, 60, "its hook runs")
+        yield run, may_go.touch
 
 
 def _code(run: subprocess.Popen[str]) -> int:

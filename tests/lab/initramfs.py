@@ -13,7 +13,7 @@ from tests.lab.guest_packages import GuestPackages
 from tests.lab.programs import run_program
 
 INIT_SCRIPT = Path(__file__).with_name("guest_init.sh")
-WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "loop")
+WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4", "loop", "raid0")
 MAKE_FILESYSTEM = Path("/sbin/mkfs.ext4")
 
 

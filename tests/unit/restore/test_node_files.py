@@ -119,6 +119,13 @@ def test_what_somebody_else_put_beside_temporary_files_stays(files: Files) -> No
     assert files.records() == []
 
 
+def test_a_file_that_a_domain_lacked_already_is_missing_again(files: Files) -> None:
+    files.used.add(str(files.kernel))
+    with files.files.written(UUID):
+        assert files.kernel.exists()
+    assert not files.kernel.exists()
+
+
 def test_a_shared_file_that_was_replaced_meanwhile_stays(files: Files) -> None:
     with files.files.written(UUID):
         files.kernel.unlink()
