@@ -24,7 +24,7 @@ from .last_files import MANIFEST, NAMES, LastFiles
 from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 from .reader import Answer, SegmentReader, ZerosReader
 
-DEVICE = "/dev/fuse"
+DEVICE = os.makedev(10, 229)  # /dev/fuse, wherever a container has it (Linux, admin-guide/devices.txt)
 CACHED = 3600.0  # seconds that the kernel may cache a file's attributes: they do not change
 DISK = 32  # the upper bits of an inode number are the disk's number, the lower ones the file of the disk
 SUBDIRECTORY = 1 << (DISK - 1)  # subdirectories from this number on, segments below it, from 1
@@ -271,7 +271,7 @@ def _connections() -> Collection[int]:
     """Return this process's open FUSE connections; other files may come and go meanwhile."""
     found = []
     for number in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            if os.readlink(f"/proc/self/fd/{number}") == DEVICE:
+        with suppress(OSError):  # it has just been closed
+            if os.fstat(int(number)).st_rdev == DEVICE:
                 found.append(int(number))
     return found
