@@ -67,6 +67,10 @@ class FreezeFailed(BackupError):
     """
 
 
+class CannotFreeze(FreezeFailed):
+    """The guest, as it is, cannot be frozen: a retry would fail in the same way."""
+
+
 class AlreadyFrozen(FreezeFailed):
     """Another program has frozen the guest, and has to thaw it."""
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import rados
@@ -60,8 +59,6 @@ class Claim(Enum):
 class Cluster(ImageListing):
     """A cluster's images, snapshots and lock objects, over one connection."""
 
-    _owners: Mapping[Image, str] = MappingProxyType({})
-
     def image_size(self, image: Image) -> int:
         """Return the image's current size in bytes."""
         with self.errors("cannot open", image), self.opened(image) as opened:
@@ -94,10 +91,8 @@ class Cluster(ImageListing):
     def image_open(self, image: Image) -> Iterator[None]:
         """Keep the image open during the block, so that `create_snapshot` is faster. Raises ClusterError."""
         with self.errors("cannot open or close", image), self.opened(image, read_only=False) as opened:
-            # Else a guest would be frozen for a snapshot that cannot be made.
-            self.require_room(image.pool)
             self._open_images[image] = opened
-            self._owners = {**self._owners, image: ", ".join(map(str, owners(opened)))}
+            self._lock_owners[image] = ", ".join(map(str, owners(opened)))
             try:
                 yield
             finally:
@@ -105,7 +100,7 @@ class Cluster(ImageListing):
 
     def lock_owner(self, image: Image) -> str:
         """Return who owned the image's lock when it was opened by `image_open`, "" if nobody or not known."""
-        return self._owners.get(image, "")
+        return self._lock_owners.get(image, "")
 
     def create_snapshot(self, image: Image, name: str) -> None:
         action = f"cannot create snapshot {name} of"
@@ -144,7 +139,7 @@ class Cluster(ImageListing):
         owner = remover(opened)
         if owner:
             try:
-                self.require_room(image.pool)
+                self.require_not_full(image.pool)
             except PoolFull as error:
                 message = (
                     f"{error.message}: {owner}, which has the lock of {image}, waits and removes nothing"
@@ -211,7 +206,7 @@ class Cluster(ImageListing):
         with self.errors("cannot create snapshots in the pool of", image):
             pool = self.pool_of(image)
             pool.remove_self_managed_snap(pool.create_self_managed_snap())
-        self.require_room(image.pool)
+        self.require_not_full(image.pool)
 
     def remarks(self, image: Image) -> Sequence[str]:
         """Return what does not prevent a backup of the image, but may delay it: limits, a dead lock owner."""
@@ -257,6 +252,12 @@ class Cluster(ImageListing):
                 raise
             return False
         return True
+
+    def last_owner(self, image: Image, name: str) -> str:
+        """Return who has, or had, the lock object `name` beside the image; "" if there is none."""
+        with self.errors(f"cannot read the lock {name} beside", image), suppress(rados.ObjectNotFound):
+            return str(self.pool_of(image).read(name).decode())
+        return ""
 
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
         """Remove a lock with its object if this owner holds it; otherwise do nothing.

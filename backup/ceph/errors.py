@@ -38,6 +38,10 @@ class LockHeld(TransientError):
     """Another owner holds the lock."""
 
 
+class HeldByCleanup(LockHeld):
+    """A cleanup holds the lock, only as long as it removes leftovers: nobody is saving the domain."""
+
+
 class LockLost(TransientError):
     """The lock expired, and another owner may have held it since."""
 

@@ -29,15 +29,14 @@ def limits_in_effect(opened: Any, direction: str) -> str:
     Those are limits with a burst of their own. `direction` is "read" or "write".
     """
     options = {one["name"]: one for one in opened.config_list()}
-    excluded = options.get(EXCLUDE_OPTION, {}).get("value", "")
-    if excluded and excluded not in ("", "0"):
+    if options.get(EXCLUDE_OPTION, {}).get("value", "") not in ("", "0"):
         return ""
     names = [name for name in LIMITS if name.split("_")[2] in ("iops", "bps", direction)]
     found = []
     for name in names:
         limit, burst = options[f"{name}_limit"], options[f"{name}_burst"]
         own_burst = burst["source"] != rbd.RBD_CONFIG_SOURCE_CONFIG
-        if int(limit["value"]) and own_burst:
+        if limit["value"] not in ("", "0") and own_burst:  # librbd stores it as it was set, such as 50M
             place = "pool" if limit["source"] == rbd.RBD_CONFIG_SOURCE_POOL else "image"
             found.append(f"{name}_limit = {limit['value']} of the {place}")
     return ", ".join(found)

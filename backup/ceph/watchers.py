@@ -16,8 +16,8 @@ MIRRORING_OBJECT = "rbd_mirroring"
 # librados' Python module cannot list an object's watchers, but a notification returns who answered it. An
 # rbd-mirror answers an unknown message, and does nothing (librbd/mirroring_watcher/Types.cc).
 UNKNOWN_MESSAGE = struct.pack("<BBII", 1, 1, 4, 0x7F).decode()
-ANSWER_LIMIT = 5  # seconds for the daemons to answer
-MARGIN = 5  # seconds for the OSD's own answer
+ANSWER_LIMIT = 3  # seconds for the daemons to answer
+MARGIN = 2  # seconds for the OSD's own answer
 
 
 def users(pool: Any, opened: Any) -> Sequence[str]:

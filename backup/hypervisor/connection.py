@@ -39,8 +39,8 @@ CLOSE_LIMIT = 2  # seconds to close a connection; one that hangs ends with the p
 class Hypervisor:
     """A connection to libvirt. Close it; or use it as a context manager.
 
-    Connecting, `domains`, `domain` and `probe_agent` are abandoned when their `check_stop` raises the reason
-    to stop. All other calls are awaited, such as a freeze, a thaw, a pause or a resume.
+    Connecting, and calls that have a `check_stop`, are abandoned when that raises the reason to stop. All
+    other calls are awaited, such as a freeze, a thaw, a pause or a resume.
     """
 
     def __init__(self, uri: str, timeout: int = 60, check_stop: CheckStop = never_stop) -> None:
@@ -122,7 +122,7 @@ class Hypervisor:
                 )
             return base64.b64encode(secret.value()).decode()
 
-    def definition(self, domain: Domain) -> Definition:
+    def definition(self, domain: Domain, check_stop: CheckStop = never_stop) -> Definition:
         """Return what is needed to define the domain again. Raises BackupError if NVRAM cannot be read."""
         handle = self._handle(domain.uuid)
         with libvirt_errors(f"cannot get the definition of {domain.name}"):
@@ -133,18 +133,19 @@ class Hypervisor:
         # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
         read = partial(read_nvram, path, domain.state, self._read)
-        nvram = self._of_node(read) if self.local else read()
+        nvram = self._of_node(read, check_stop=check_stop) if self.local else read()
         return Definition(inactive, live, path, nvram, autostart, besides)
 
     def with_files(
-        self, domain: Domain, definition: Definition, limit: int
+        self, domain: Domain, definition: Definition, limit: int, check_stop: CheckStop = never_stop
     ) -> tuple[Definition, tuple[Disk, ...]]:
         """Return the definition with the files that it needs, of `limit` bytes at most, and its TPM's state.
 
         Also those that are not saved, described like disks. Raises BackupError if the TPM's state cannot be
         read, or a file system hangs.
         """
-        return self._of_node(partial(node_files.with_files, domain, definition, limit, self.local))
+        read = partial(node_files.with_files, domain, definition, limit, self.local)
+        return self._of_node(read, check_stop=check_stop)
 
     def unsaved_files(self, domain: Domain, limit: int) -> Sequence[Disk]:
         """Return the files that the domain needs and that are not saved, described like disks.
@@ -152,8 +153,9 @@ class Hypervisor:
         Raises BackupError if its TPM's state cannot be read, or a file system hangs.
         """
         with libvirt_errors("cannot read the domain's definition"):
-            xml = self._handle(domain.uuid).XMLDesc(0)
-        read = partial(node_files.read_files, domain, xml, limit, self.local, read=False)
+            handle = self._handle(domain.uuid)
+            xmls = (handle.XMLDesc(0), handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        read = partial(node_files.read_files, domain, xmls, limit, self.local, read=False)
         return self._of_node(read)[1]
 
     def with_current_state(

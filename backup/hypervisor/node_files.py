@@ -40,15 +40,21 @@ OPTIONS = ("kernel", "initrd", "dtb", "bios", "option-rom", "fw_cfg", "acpitable
 NAMED_FILE = re.compile(r"(?:^|,)(?:file|data)=([^,]+)")
 
 
-def needed_files(xml: str) -> Sequence[tuple[str, str]]:
-    """Return (use, path) of each file that the domain boots from or needs; it only reads them."""
-    domain = ElementTree.fromstring(xml)
+def needed_files(*xmls: str) -> Sequence[tuple[str, str]]:
+    """Return (use, path) of each file that the domain boots from or needs; it only reads them.
+
+    A running domain may need others at its next start than it has now, so both its XMLs are asked.
+    """
+    found = [pair for xml in xmls if xml for pair in _needed_files(ElementTree.fromstring(xml))]
+    by_path = {path: use for use, path in reversed(found) if os.path.isabs(path)}
+    return [(use, path) for path, use in reversed(by_path.items())]
+
+
+def _needed_files(domain: Element) -> Sequence[tuple[str, str]]:
     found = [(use, (one.text or "").strip()) for place, use in TEXTS.items() for one in domain.findall(place)]
     for (place, name), use in ATTRIBUTES.items():
         found += [(use, one.get(name, "")) for one in domain.findall(place)]
-    found += _of_command_line(domain)
-    by_path = {path: use for use, path in reversed(found) if os.path.isabs(path)}
-    return [(use, path) for path, use in reversed(by_path.items())]
+    return [*found, *_of_command_line(domain)]
 
 
 def _of_command_line(domain: Element) -> Iterator[tuple[str, str]]:
@@ -67,20 +73,20 @@ def with_files(
 
     `local`: the domain's node is this one. Raises BackupError if the TPM's state cannot be read.
     """
-    files, unsaved = read_files(domain, definition.live_xml or definition.inactive_xml, limit, local)
+    files, unsaved = read_files(domain, (definition.live_xml, definition.inactive_xml), limit, local)
     return replace(definition, files=files), unsaved
 
 
 def read_files(
-    domain: Domain, xml: str, limit: int, local: bool, read: bool = True
+    domain: Domain, xmls: Sequence[str], limit: int, local: bool, read: bool = True
 ) -> tuple[tuple[NodeFile, ...], tuple[Disk, ...]]:
     """Return the domain's files and its TPM's state, and what of them is not saved, each with its reason.
 
-    `read`: False checks only which of the files are not saved. Raises BackupError if the TPM's state cannot
-    be read.
+    `xmls`: as the domain runs, "" if it does not, and as it will start. `read`: False checks only which of
+    the files are not saved. Raises BackupError if the TPM's state cannot be read.
     """
     files, unsaved = [], []
-    for use, path in needed_files(xml):
+    for use, path in needed_files(*xmls):
         problem = "" if local else "on another node"  # libvirt reads files of storage pools only
         if domain.override.excludes(target_of(use, path)):
             problem = "excluded"
@@ -89,7 +95,7 @@ def read_files(
             files += [file] if file else []
         if problem and not _of_package(path, local):
             unsaved.append(Disk(target_of(use, path), path, skipped=problem, gap=Gap.FOREIGN))
-    if place := tpm_place(xml, domain.uuid):
+    if place := tpm_place(next(filter(None, xmls)), domain.uuid):
         if local and not domain.override.excludes(TPM_TARGET):
             files += read_tpm(place, domain.state.active)
         else:

@@ -16,13 +16,14 @@ from functools import partial
 from .. import PROGRAM
 from ..ceph.cluster import Claim, Cluster
 from ..ceph.clusters import Clusters
-from ..ceph.errors import ClusterError, LockHeld
+from ..ceph.errors import ClusterError, HeldByCleanup, LockHeld
 from ..errors import BackupError, TransientError
 from ..model import Domain, Image, Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 
+CLEANUP = "cleanup."  # how owners begin that only remove leftovers
 RETRY_PAUSE = 1.0  # seconds before a renewal that failed is retried, at the most
 
 
@@ -86,6 +87,9 @@ class DomainLock:
             one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.TAKE)
         except LockHeld as error:
             place = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
+            if one.cluster.last_owner(one.image, self.name).startswith(CLEANUP):
+                message = "a cleanup, maybe on another node, is removing leftovers of this domain"
+                raise HeldByCleanup(message, "it takes seconds; a retry will find the lock free") from error
             command = f"rados {place} lock info {self.name} virt-rbd-backup"
             hint = f"to see its owner: {command}; the lock expires if its node is dead"
             raise LockHeld("another run is backing up this domain, maybe on another node", hint) from error
@@ -165,10 +169,10 @@ class _Renewer:
             self._reporter.message(Level.INFO, self._domain, "the domain's lock is renewed again")
 
 
-def lock_of(domain: Domain, clusters: Clusters, duration: int) -> DomainLock:
+def lock_of(domain: Domain, clusters: Clusters, duration: int, purpose: str = "") -> DomainLock:
     """Return the domain's lock, not yet taken, in all places of images that its metadata does not exclude.
 
-    Raises BackupError if it has no such image.
+    `purpose` is CLEANUP if it is not locked for a backup. Raises BackupError if it has no such image.
     """
     found: dict[tuple[str, str, str], LockObject] = {}
     for disk in domain.disks:
@@ -179,14 +183,16 @@ def lock_of(domain: Domain, clusters: Clusters, duration: int) -> DomainLock:
     if not found:
         raise BackupError("the domain has no RBD image", f"see {PROGRAM} list")
     # all nodes take them in the same order: of two that begin at once, one gets all
-    return _lock(tuple(found[key] for key in sorted(found)), domain.uuid, duration)
+    return _lock(tuple(found[key] for key in sorted(found)), domain.uuid, duration, purpose)
 
 
-def lock_at(cluster: Cluster, pool: str, namespace: str, uuid: str, duration: int) -> DomainLock:
+def lock_at(
+    cluster: Cluster, pool: str, namespace: str, uuid: str, duration: int, purpose: str = ""
+) -> DomainLock:
     """Return the lock of a domain in one place, whatever its present definition; not yet taken."""
-    return _lock((LockObject(cluster, Image(pool, "", namespace)),), uuid, duration)
+    return _lock((LockObject(cluster, Image(pool, "", namespace)),), uuid, duration, purpose)
 
 
-def _lock(objects: tuple[LockObject, ...], uuid: str, duration: int) -> DomainLock:
-    owner = f"{socket.gethostname()}.{os.getpid()}.{uuids.uuid4().hex[:8]}"
+def _lock(objects: tuple[LockObject, ...], uuid: str, duration: int, purpose: str) -> DomainLock:
+    owner = f"{purpose}{socket.gethostname()}.{os.getpid()}.{uuids.uuid4().hex[:8]}"
     return DomainLock(objects, f"virt-rbd-backup.lock.{uuid}", owner, duration)

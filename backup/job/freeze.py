@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from ..errors import AlreadyFrozen, BackupError, FreezeFailed
+from ..errors import AlreadyFrozen, BackupError, CannotFreeze, FreezeFailed
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
 from ..hypervisor.guest_agent import is_silent
@@ -84,7 +84,9 @@ class Quiescer:
             with self._quiesced(domain) as quiesced:
                 yield quiesced
         except FreezeFailed as error:  # an agent may be restarting, or another program's freeze may end
-            error.transient = error.transient or domain.agent_channel
+            error.transient = error.transient or (
+                domain.agent_channel and not isinstance(error, CannotFreeze)
+            )
             raise
 
     @contextmanager
@@ -155,6 +157,7 @@ class Quiescer:
         while self.notes.exists(domain.uuid):
             if time.monotonic() > deadline:
                 return False
+            self.check_stop()
             time.sleep(FIRST_RETRY)
         return True
 
@@ -187,7 +190,7 @@ class Quiescer:
                 raise FreezeFailed(error.message, self._freeze_hint(error)) from error
             if count == 0:
                 hint = "is a file system that supports freezing mounted in the guest?"
-                raise FreezeFailed("the guest agent found no file system to freeze", hint)
+                raise CannotFreeze("the guest agent found no file system to freeze", hint)
             yield quiesced
         if quiesced.thawed == 0:
             # another program thawed it, or Windows did after its ten seconds: at an unknown moment

@@ -50,7 +50,7 @@ class QuiescedSnapshots:
         domain = _unchanged(domain, hypervisor)
         settings = effective(domain, self.settings)
         domain = select_disks(domain, settings)
-        domain, definition = _with_definition(domain, hypervisor, settings)
+        domain, definition = self._with_definition(domain, hypervisor, settings)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
             *(hypervisor, notes, settings, self.reporter),
@@ -68,10 +68,10 @@ class QuiescedSnapshots:
         with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
             self.quiesced = quiesced
             snapshots.create(quiesced.seconds_left, check_stop)
-            left = quiesced.seconds_left
+            left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
             definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
-        if domain.state.active:
+        if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             require_written(definition.nvram_path, definition.nvram)
         if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH
@@ -87,6 +87,20 @@ class QuiescedSnapshots:
             attempt=self.order.attempt,
             locks=lock_places,
         )
+
+    def _with_definition(
+        self, domain: Domain, hypervisor: Hypervisor, settings: Settings
+    ) -> tuple[Domain, Definition]:
+        """Return the domain with what is not saved of its definition's files, and the definition.
+
+        Raises BackupError if the domain could not be restored completely.
+        """
+        check_stop = self.stop.check
+        definition = hypervisor.definition(domain, check_stop)
+        definition, unsaved = hypervisor.with_files(domain, definition, settings.max_file_size, check_stop)
+        domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
+        require_complete(domain)
+        return domain, definition
 
     def _binding(self, domain: Domain, notes: FreezeNotes) -> Optional[Method]:
         """Return how the domain is quiesced if it is being frozen, or is paused: see MigrationWatch."""
@@ -127,18 +141,6 @@ def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
         message = "the domain's definition was changed during the backup"
         raise TransientError(message, "the next run retries it")
     return domain
-
-
-def _with_definition(domain: Domain, hypervisor: Hypervisor, settings: Settings) -> tuple[Domain, Definition]:
-    """Return the domain with what is not saved of its definition's files, and the definition.
-
-    Raises BackupError if the domain could not be restored completely.
-    """
-    definition = hypervisor.definition(domain)
-    definition, unsaved = hypervisor.with_files(domain, definition, settings.max_file_size)
-    domain = select_disks(replace(domain, disks=(*domain.disks, *unsaved)), settings)
-    require_complete(domain)
-    return domain, definition
 
 
 def _listed(images: Sequence[Image]) -> str:

@@ -91,8 +91,11 @@ class DomainSnapshots:
         """Keep all images open during the block: then one round of the monitors makes all snapshots.
 
         Opening takes a different time for each, and one that misses a round waits a second for the next.
-        Creations that are under way at the end are waited for.
+        Creations that are under way at the end are waited for. Raises ClusterError if a pool is full: the
+        guest would be quiesced for nothing.
         """
+        for cluster, pool in dict.fromkeys((one.cluster, one.image.pool) for one in self.snapshots):
+            cluster.require_not_full(pool)
         managers = [one.cluster.image_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]
         with ExitStack() as stack:
@@ -146,7 +149,8 @@ class DomainSnapshots:
 
         With the addresses of all that have it open.
         """
-        watchers = {one: one.cluster.watchers(one.image) for one in self.snapshots}
+        found = self._threads.map(lambda one: one.cluster.watchers(one.image), self.snapshots)
+        watchers = dict(zip(self.snapshots, found))
         return {
             one.image: addresses
             for one, addresses in watchers.items()

@@ -12,7 +12,7 @@ from typing import Callable
 
 from ..ceph.errors import ClusterError, ImageGone, LockHeld
 from ..errors import BackupError
-from ..job.domain_lock import lock_at
+from ..job.domain_lock import CLEANUP, lock_at
 from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
@@ -34,7 +34,7 @@ class OrphanRemoval:
     """Searches all known pools, and removes the snapshots that nobody can claim.
 
     Failures are warnings: they are no domain's of this node. `with_bases`: also base snapshots that this node
-    made of domains that it no longer has.
+    made of domains that it no longer has. `limit`: seconds for the search.
     """
 
     settings: Settings
@@ -42,6 +42,7 @@ class OrphanRemoval:
     stop: StopRequest
     deletions: Slots
     with_bases: bool = False
+    limit: float = math.inf
 
     def remove(
         self,
@@ -66,6 +67,7 @@ class OrphanRemoval:
                 partial(self._warn, ""),
                 self._report_progress,
                 self.settings.progress_interval,
+                self.limit,
             )
             claims = Claims(nodes, complete, points, self.settings.cleanup_days)
             by_domain: dict[tuple[str, str], list[OwnSnapshot]] = {}
@@ -108,7 +110,7 @@ class OrphanRemoval:
         """Remove a snapshot under its domain's lock, which proves that no run is active that made it."""
         cluster, image, lost = snapshot.cluster, snapshot.image, StopRequest()
         duration = self.settings.lock_duration
-        lock = lock_at(cluster, image.pool, image.namespace, snapshot.own.uuid, duration)
+        lock = lock_at(cluster, image.pool, image.namespace, snapshot.own.uuid, duration, CLEANUP)
         with lock.locked(lost, self.reporter, claims.name_of(snapshot)):
             if not _exists(snapshot):
                 return  # its run has ended meanwhile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -57,20 +58,26 @@ class PoolSearch:
     """Searches the images of pools; one that cannot be opened costs a line, and nothing else.
 
     `failed` reports what could not be searched, `progress` gets the numbers of images searched and of all
-    images every `interval` seconds (0: never).
+    images every `interval` seconds (0: never). What is not searched after `limit` seconds is left to the next
+    search, which has another order.
     """
 
     check_stop: CheckStop
     failed: Callable[[str], None]
     progress: Callable[[int, int], None]
     interval: float = 0
+    limit: float = math.inf
     _timeouts: dict[str, int] = field(default_factory=dict)  # by cluster
+    _began: float = field(default_factory=time.monotonic)
     _reported: float = field(default_factory=time.monotonic)
+    _left: int = 0  # images for which no time was left
 
     def snapshots(self, places: Sequence[PoolPlace], calls: Calls) -> Iterator[OwnSnapshot]:
         """Yield our snapshots. Raises the reason to stop, immediately even if a call hangs."""
         listed = zip(places, calls.map(self._listed, places))
         found = [(place, one) for place, images in listed for one in images]
+        if self.limit < math.inf:
+            random.shuffle(found)
         searches = [calls.submit(partial(self._searched, place.cluster, one)) for place, one in found]
         errors: dict[tuple[str, str], list[str]] = {}
         for done, ((place, _), search) in enumerate(zip(found, searches)):
@@ -80,6 +87,8 @@ class PoolSearch:
                 errors.setdefault((place.cluster.fsid, place.pool), []).append(result.message)
             else:
                 yield from result
+        if self._left:
+            self.progress(len(found) - self._left, len(found))
         for (_, pool), texts in errors.items():
             images = "1 image" if len(texts) == 1 else f"{len(texts)} images"
             self.failed(f"{images} of pool {pool} not searched for leftovers; the first error: {texts[0]}")
@@ -106,6 +115,9 @@ class PoolSearch:
         self.check_stop()
         if self._timeouts.get(cluster.fsid, 0) >= TIMEOUTS:
             return BackupError("the cluster does not answer")
+        if time.monotonic() > self._began + self.limit:
+            self._left += 1
+            return ()
         try:
             names = cluster.snapshot_names(listed.image)
             parsed = [(name, own) for name in names if (own := own_name(name))]

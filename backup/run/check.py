@@ -53,7 +53,7 @@ def examine(
             f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file)
         )
     yield from _programs(settings)
-    yield from _output(settings, output, check_stop)
+    answers = yield from _output(settings, output, check_stop)
     try:
         hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, check_stop)
     except BackupError as error:
@@ -68,7 +68,8 @@ def examine(
             chosen = [one.domain for one in choices if one.domain.uri == hypervisor.uri and not one.skipped]
             yield Finding(f"libvirt at {hypervisor.uri}: {len(chosen)} domains to back up")
             yield from _domains(chosen, hypervisor, settings, check_stop)
-        yield from _growing(hypervisors, domains, settings, output, check_stop)
+        if answers:
+            yield from _growing(hypervisors, domains, settings, output, check_stop)
 
 
 def _growing(
@@ -103,14 +104,16 @@ def _programs(settings: Settings) -> Iterator[Finding]:
         yield from check_hooks(settings)
 
 
-def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Iterator[Finding]:
+def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Generator[Finding, None, bool]:
+    """Check the output; return whether it can be used."""
     problems = output.configuration_errors() or within(math.inf, output.problems, check_stop)
     subject = f"output {settings.output}"
     if problems:
         yield from [Finding(subject, problem) for problem in problems]
-        return
+        return False
     yield Finding(subject)
     yield from [Finding(f"{subject}: {text}") for text in within(math.inf, output.advice, check_stop)]
+    return True
 
 
 def _domains(

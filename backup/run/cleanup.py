@@ -21,7 +21,7 @@ from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
-from ..job.domain_lock import lock_of
+from ..job.domain_lock import CLEANUP, lock_of
 from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import thaw_guests
 from ..job_result import Phase
@@ -42,6 +42,7 @@ from .drafts import remove_all_drafts
 
 AT_A_TIME = 16  # domains that are cleaned at the same time
 BY_HAND = 60.0  # seconds to try to thaw and resume the guests of interrupted runs
+SEARCH_IN_A_SERVICE = 60.0  # seconds to search all images: a timer's next run goes on
 IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, so this is the last try
 GRACE = 4  # seconds to release locks after a request to stop; a lock that is not released expires
 
@@ -132,7 +133,8 @@ class Cleaner:
             clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout))
             own = [domain for domain in domains if domain.uri == hypervisor.uri]
             nodes.append(NodeDomains(own, clusters))
-        removal = OrphanRemoval(settings, self.reporter, self.stop, self._deletions(), self.with_bases)
+        limit = SEARCH_IN_A_SERVICE if "INVOCATION_ID" in os.environ else math.inf
+        removal = OrphanRemoval(settings, self.reporter, self.stop, self._deletions(), self.with_bases, limit)
         removal.remove(nodes, not hypervisors.unreachable, points, stack.close)
 
     def _deletions(self) -> Slots:
@@ -178,7 +180,8 @@ class Cleaner:
         self.reporter.phase(domain.name, Phase.TIDY)
         lost = StopRequest()  # for this lock only
         with_leftovers = {image for (_, image), found in images.items() if found}
-        lock = lock_of(self._lockable(domain, with_leftovers), clusters, self.settings.lock_duration)
+        lockable = self._lockable(domain, with_leftovers)
+        lock = lock_of(lockable, clusters, self.settings.lock_duration, CLEANUP)
 
         def check_stop() -> None:
             self.stop.check()

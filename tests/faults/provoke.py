@@ -62,7 +62,7 @@ def _asked(lab: Lab, name: str, command: str, arguments: object) -> Any:
 def done_in_guest(lab: Lab, name: str, lines: str) -> None:
     """Have the guest run lines of shell to their end."""
     pid = in_guest(lab, name, lines)
-    wait_until(lambda: _asked(lab, name, "guest-exec-status", {"pid": pid})["exited"], 30, lines)
+    wait_until(lambda: _asked(lab, name, "guest-exec-status", {"pid": pid})["exited"], 90, lines)
 
 
 def stop_agent(lab: Lab, name: str, seconds: int) -> None:

@@ -151,9 +151,10 @@ def test_a_migration_that_begins_while_the_guest_is_paused_is_cancelled_at_once(
 ) -> None:
     """libvirt would refuse to resume it until it arrives, and leave it paused there."""
     with held_before_freeze(node, FREEZE="never") as (source, go_on), ExitStack() as stack:
-        with stopped(lab.mon_pid):
-            go_on()
-            wait_until(lambda: lab.virsh("domstate", GUEST).strip() == "paused", 60, "it is paused")
+        go_on()
+        wait_until(lambda: held(node), 60, "it is about to be paused")
+        with stopped(lab.mon_pid):  # makes no snapshot, which takes a second
+            wait_until(lambda: lab.virsh("domstate", GUEST).strip() == "paused", 20, "it is paused")
             moving = stack.enter_context(migration.begun())  # is not prepared before the monitor goes on
             wait_until(lambda: "None" not in lab.virsh("domjobinfo", GUEST), 20, "its migration begins")
         assert "cancel" in moving.communicate(timeout=60)[0]

@@ -62,8 +62,10 @@ def test_a_lock_is_one_s_alone_until_it_is_removed(clusters: tuple[Cluster, Clus
         other.lock(IMAGE, NAME, "other", 60, Claim.RENEW)
     other.remove_lock(IMAGE, NAME, "other")
     assert one.object_exists(IMAGE, NAME)
+    assert other.last_owner(IMAGE, NAME) == "one"
     one.remove_lock(IMAGE, NAME, "one")
     assert not one.object_exists(IMAGE, NAME)
+    assert other.last_owner(IMAGE, NAME) == ""
     one.remove_lock(IMAGE, NAME, "one")
     other.lock(IMAGE, NAME, "other", 60, Claim.TAKE)
 

@@ -86,8 +86,11 @@ def _prepare(lab: Lab, stack: ExitStack) -> None:
 
 
 def _make_formatted_clone(lab: Lab, stack: ExitStack) -> None:
-    """Make a clone with the magic that Ceph 17.2.6 and newer put there (librbd, crypto/luks/Magic.cc)."""
-    make_image(lab, "vms/template", MIB, {0: 4096})
+    """Make a clone with an encryption of its own, or with its magic where Ceph is older than 17.2.6.
+
+    (librbd, crypto/luks/Magic.cc)
+    """
+    make_image(lab, "vms/template", 32 * MIB, {0: 4096})  # with room for the header
     stack.callback(lab.delete_image, "vms/template")
     lab.rbd("snap", "create", "--no-progress", "vms/template@base")
     stack.callback(lab.rbd, "snap", "purge", "--no-progress", "vms/template")
@@ -100,7 +103,10 @@ def _make_formatted_clone(lab: Lab, stack: ExitStack) -> None:
         cluster.open_ioctx("vms") as pool,
         rbd.Image(pool, "formatted clone") as clone,
     ):
-        clone.write(b"RBDL\xba\xbe\x00\x02", 0)
+        if lab.ceph("version").split()[2] > "18":
+            clone.encryption_format(rbd.RBD_ENCRYPTION_FORMAT_LUKS2, "passphrase")
+        else:
+            clone.write(b"RBDL\xba\xbe\x00\x02", 0)
 
 
 def test_each_is_refused_with_its_reason_and_no_other_domain_suffers(

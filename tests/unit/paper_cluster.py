@@ -11,7 +11,7 @@ from typing import Any
 
 from backup.ceph.cluster import Claim, Cluster
 from backup.ceph.clusters import Clusters
-from backup.ceph.errors import ClusterError, ImageGone, LockHeld, LockLost
+from backup.ceph.errors import ClusterError, ImageGone, LockHeld, LockLost, PoolFull
 from backup.ceph.image_listing import ListedImage
 from backup.ceph.image_reader import ImageReader
 from backup.ceph.retry import CephRetry
@@ -37,7 +37,10 @@ class PaperCluster(Cluster):
         self.claims: list[Claim] = []
         self.failing: set[tuple[str, str]] = set()  # ("open", "create", "rename" or "remove", image)
         self.distrusted: set[str] = set()  # image@snapshot or image@head whose object map is not valid
+        self.full: set[str] = set()  # pools
+        self.asked_for_room: list[str] = []
         self.open: set[str] = set()  # images that are kept open
+        self._lock_owners = {}
         self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
         self.go_on = threading.Event()
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
@@ -81,6 +84,11 @@ class PaperCluster(Cluster):
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
         raise AssertionError("an output on paper reads nothing")
+
+    def require_not_full(self, pool: str) -> None:
+        self.asked_for_room.append(pool)
+        if pool in self.full:
+            raise PoolFull(f"pool {pool} is full")
 
     @contextmanager
     def image_open(self, image: Image) -> Iterator[None]:
@@ -145,6 +153,9 @@ class PaperCluster(Cluster):
                 f"the lock {name} beside image {image} has expired, and another owner has held it since"
             )
         self.locks[name] = self.tokens[name] = owner
+
+    def last_owner(self, image: Image, name: str) -> str:
+        return self.tokens.get(name, "")
 
     def object_exists(self, image: Image, name: str) -> bool:
         return name in self.locks

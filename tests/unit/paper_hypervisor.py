@@ -58,11 +58,11 @@ class PaperHypervisor(Hypervisor):
         found, self.listed = self.listed, self.then or self.listed
         return replace(found, state=State.PAUSED) if self.paused else found
 
-    def definition(self, domain: Domain) -> Definition:
+    def definition(self, domain: Domain, check_stop: CheckStop = never_stop) -> Definition:
         return Definition(f"<domain>{domain.name}</domain>")
 
     def with_files(
-        self, domain: Domain, definition: Definition, limit: int
+        self, domain: Domain, definition: Definition, limit: int, check_stop: CheckStop = never_stop
     ) -> tuple[Definition, tuple[Disk, ...]]:
         return definition, ()
 

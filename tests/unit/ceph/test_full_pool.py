@@ -48,15 +48,15 @@ class PaperLocked:
 
 
 def test_a_pool_with_room_is_not_full() -> None:
-    PaperMonitors("hashpspool,nearfull").require_room("vms")
+    PaperMonitors("hashpspool,nearfull").require_not_full("vms")
 
 
 def test_a_full_pool_is_told_from_one_whose_quota_is_reached() -> None:
     with raises("pool vms is full", PoolFull) as caught:
-        PaperMonitors("hashpspool,full").require_room("vms")
+        PaperMonitors("hashpspool,full").require_not_full("vms")
     assert "set-full-ratio" in caught.value.hint
     with raises("pool vms is full: its quota is reached", PoolFull) as caught:
-        PaperMonitors("hashpspool,full,full_quota").require_room("vms")
+        PaperMonitors("hashpspool,full,full_quota").require_not_full("vms")
     assert "get-quota vms" in caught.value.hint
 
 

@@ -41,6 +41,11 @@ def test_a_limit_with_a_burst_of_its_own_is_named_with_its_place() -> None:
     assert limits_in_effect(limited, "read") == "rbd_qos_iops_limit = 100 of the pool"
 
 
+def test_a_limit_that_was_set_with_a_suffix_is_named_as_it_was_set() -> None:
+    limited = PaperConfigured(rbd_qos_bps_limit=("50M", IMAGE), rbd_qos_bps_burst=("50M", IMAGE))
+    assert limits_in_effect(limited, "read") == "rbd_qos_bps_limit = 50M of the image"
+
+
 def test_a_limit_of_writes_does_not_slow_down_reads() -> None:
     limited = PaperConfigured(rbd_qos_write_bps_limit=("9", IMAGE), rbd_qos_write_bps_burst=("9", IMAGE))
     assert limits_in_effect(limited, "read") == ""

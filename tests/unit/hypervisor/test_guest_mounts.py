@@ -21,6 +21,7 @@ CASES: Mapping[str, tuple[Sequence[Mount], Sequence[str], Sequence[str]]] = {
     "its file system mounted again": ([ROOT, LOOP, ("/b", "vda1", "ext4", ["vda"])], ["/", "/b"], ["/tmp"]),
     "a partition of a loop file": ([ROOT, ("/p", "loop0p1", "xfs", [])], ["/"], ["/p"]),
     "libvirt's name for one": ([ROOT, ("/safe", "dm-3", "ext4", ["loop0"])], ["/"], ["/safe"]),
+    "over another one": ([ROOT, ("/tmp", "vda2", "ext4", ["vda"]), LOOP], ["/"], ["/tmp"]),
     "with read-only ones": ([ROOT, SNAP, LOOP], ["/"], ["/tmp"]),
 }
 

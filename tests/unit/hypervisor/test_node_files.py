@@ -71,6 +71,12 @@ def test_all_files_that_a_domain_boots_from_or_needs_are_found() -> None:
     }
 
 
+def test_the_files_that_a_running_domain_has_now_and_at_its_next_start_are_found() -> None:
+    xmls = [f"<domain><os><kernel>/boot/{name}</kernel></os></domain>" for name in ("now", "next")]
+    assert node_files.needed_files(*xmls) == [("kernel", "/boot/now"), ("kernel", "/boot/next")]
+    assert node_files.needed_files("", xmls[1]) == [("kernel", "/boot/next")]
+
+
 def test_a_needed_file_is_read_with_its_mode(kernel: Path) -> None:
     definition, unsaved = files_of(f"<domain><os><kernel>{kernel}</kernel></os></domain>")
     (file,) = definition.files

@@ -26,7 +26,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperNode:
 
 
 def lacking(node: PaperNode, monkeypatch: pytest.MonkeyPatch, *unsaved: Disk) -> None:
-    def with_files(_: Domain, definition: Definition, _limit: int) -> tuple[Definition, Sequence[Disk]]:
+    def with_files(
+        _: Domain, definition: Definition, _limit: int, _check_stop: CheckStop
+    ) -> tuple[Definition, Sequence[Disk]]:
         return definition, unsaved
 
     monkeypatch.setattr(node.hypervisor, "with_files", with_files)
@@ -69,6 +71,22 @@ def test_a_read_that_hangs_hears_a_stop(node: PaperNode, monkeypatch: pytest.Mon
     assert (node.back_up().reason, node.output.points) == ("interrupted", [])
 
 
+@pytest.mark.parametrize("call", ["definition", "with_files"])
+def test_a_read_before_the_guest_is_touched_that_hangs_hears_a_stop(
+    node: PaperNode, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def hang(*arguments: object) -> None:
+        node.stop.request(Interrupted("interrupted", 15))
+        *_, check_stop = arguments
+        assert callable(check_stop)
+        check_stop()
+        raise AssertionError("went on")
+
+    monkeypatch.setattr(node.hypervisor, call, hang)
+    assert node.back_up().reason == "interrupted"
+    assert node.hypervisor.asked == [], "the guest was not touched"
+
+
 def test_nvram_that_qemu_has_not_written_yet_is_found_once_the_guest_is_thawed(
     node: PaperNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +97,7 @@ def test_nvram_that_qemu_has_not_written_yet_is_found_once_the_guest_is_thawed(
     monkeypatch.setattr(quiesced_snapshots, "require_written", check)
     assert node.back_up().reason.startswith("the NVRAM")
     assert node.output.points == []
+    assert node.back_up(freeze="never", without_freeze="pause").status is Status.SAVED, "a pause writes all"
 
 
 def test_a_file_that_is_not_saved_is_reported_like_a_disk(

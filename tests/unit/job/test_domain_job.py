@@ -162,7 +162,7 @@ def test_what_only_libvirt_has_of_the_domain_is_in_the_log(
     node = make(with_disks(ROOT))
     besides = ("the memory that virsh managedsave saved",)
     definition = Definition("<domain>web</domain>", not_saved=besides)
-    monkeypatch.setattr(node.hypervisor, "definition", lambda _: definition)
+    monkeypatch.setattr(node.hypervisor, "definition", lambda *_: definition)
     assert node.back_up().status is Status.SAVED
     assert "the memory that virsh managedsave saved: not backed up" in node.recorder.told(Level.INFO)
 

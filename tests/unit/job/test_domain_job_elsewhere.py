@@ -8,6 +8,7 @@ from typing import Callable
 
 import pytest
 
+from backup.job.domain_lock import CLEANUP
 from backup.job_result import Status
 from backup.model import Level, State
 
@@ -107,6 +108,14 @@ def test_without_min_age_the_output_is_not_even_asked(node: PaperNode) -> None:
     node.output.age = 1
     assert node.back_up().status is Status.SAVED
     assert node.output.asked_for == []
+
+
+def test_with_min_age_a_domain_of_which_a_cleanup_has_the_lock_is_retried(node: PaperNode) -> None:
+    """Nobody else saves it: skipped, it would not be saved at all."""
+    node.cluster.locks[LOCK] = node.cluster.tokens[LOCK] = f"{CLEANUP}node2.1.abc"
+    result = node.back_up(min_age=3600)
+    assert (result.status, result.transient) == (Status.FAILED, True)
+    assert result.reason == "a cleanup, maybe on another node, is removing leftovers of this domain"
 
 
 def test_with_min_age_a_domain_that_another_run_is_backing_up_is_skipped(node: PaperNode) -> None:

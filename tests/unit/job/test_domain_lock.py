@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from backup.ceph.cluster import Claim
-from backup.ceph.errors import LockHeld
+from backup.ceph.errors import HeldByCleanup, LockHeld
 from backup.ceph.retry import CephRetry
 from backup.errors import BackupError, TransientError
-from backup.job.domain_lock import DomainLock, lock_at, lock_of
+from backup.job.domain_lock import CLEANUP, DomainLock, lock_at, lock_of
 from backup.model import ClusterAddress, Level, Override
 from backup.system.stop_request import StopRequest
 
@@ -90,6 +90,19 @@ def test_a_second_run_is_refused_and_leaves_the_first_one_its_lock(
             raise AssertionError("the block must not begin")
         assert NAME in caught.value.hint
         assert cluster.locks == before
+
+
+def test_a_cleanup_that_has_the_lock_is_no_run(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    cleaning = lock_of(domain(), PaperClusters(cluster), 60, CLEANUP)
+    message = "a cleanup, maybe on another node, is removing leftovers of this domain"
+    with (
+        cleaning.locked(stop, recorder, "web"),
+        raises(message, HeldByCleanup),
+        locked(cluster, stop, recorder),
+    ):
+        raise AssertionError("the block must not begin")
 
 
 def test_the_lock_is_renewed_as_long_as_the_block_lasts(

@@ -103,6 +103,15 @@ def test_all_images_are_open_while_their_snapshots_are_made(
     assert_only_foreign_ones_left(cluster)
 
 
+def test_a_full_pool_is_found_before_any_image_is_opened(cluster: PaperCluster, recorder: Recorder) -> None:
+    with made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
+        assert cluster.asked_for_room == ["vms", "ssd"], "once for all of a pool's images"
+    cluster.full = {"vms"}
+    with raises("pool vms is full"), made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
+        raise AssertionError("the guest would be quiesced for nothing")
+    assert cluster.open == set()
+
+
 @pytest.mark.parametrize("failing", IMAGES)
 def test_an_image_that_can_t_be_opened_leaves_none_open_and_no_snapshot(
     cluster: PaperCluster, recorder: Recorder, failing: str

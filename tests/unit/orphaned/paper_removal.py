@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from collections.abc import Sequence
@@ -56,13 +57,14 @@ class Removal:
         points: Sequence[StoredPoint] = (),
         with_bases: bool = False,
         complete: bool = True,
+        limit: float = math.inf,
         **constants: Any,
     ) -> set[str]:
         """Remove, and give what is left of ours."""
         chosen = settings(runtime_dir=str(self.directory), **constants)
         slots = Slots(chosen.runtime_dir, "deletion", 2, lambda _: None, lambda: False)
         nodes = [NodeDomains(domains, PaperClusters(self.cluster))]
-        order = OrphanRemoval(chosen, self.recorder, self.stop, slots, with_bases)
+        order = OrphanRemoval(chosen, self.recorder, self.stop, slots, with_bases, limit)
         order.remove(nodes, complete, points, self.closed.set)
         assert self.closed.is_set()
         assert self.cluster.locks == {}

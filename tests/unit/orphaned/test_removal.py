@@ -179,6 +179,13 @@ def test_a_cluster_that_does_not_answer_is_not_asked_for_each_of_its_images(
     assert len(asked) <= 2 * removal.AT_A_TIME
 
 
+def test_a_search_that_takes_too_long_leaves_the_rest_to_the_next_one(node: Removal) -> None:
+    node.cluster.snapshots |= {f"vms/{number}": {left()} for number in range(3)}
+    assert len(node.remove(limit=0)) == 3, "nothing is removed that was not searched"
+    assert node.recorder.told(Level.INFO) == ["0 of 5 images searched for leftovers"]
+    assert node.remove(limit=60) == set()
+
+
 def test_a_removal_that_fails_is_a_warning(node: Removal) -> None:
     node.cluster.snapshots["vms/b"].add(left())
     node.cluster.failing = {("remove", "vms/b")}
