@@ -48,7 +48,8 @@ class JobResult:
 
     `frozen_at` is when the guest was frozen or paused, `taken` the time of its snapshots, `leftovers` the
     number of snapshots that interrupted runs had left. `timeline` is None if the job never started.
-    `full_read`: a retry must not build on the previous backup. `freeze_failed`: the freeze failed.
+    `full_read`: a retry must not build on the previous backup. `withdraw`: it failed while the output saved,
+    which may have a restore point of it that must not count. `freeze_failed`: the freeze failed.
     """
 
     name: str
@@ -67,4 +68,5 @@ class JobResult:
     timeline: Optional[Timeline] = None
     transient: bool = False
     full_read: bool = False
+    withdraw: bool = False
     freeze_failed: bool = False

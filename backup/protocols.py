@@ -142,9 +142,15 @@ class OpenedPoint(Protocol):
 
 
 class Job(Protocol):
-    """What a job offers to the output that saves its images."""
+    """What a job offers to the output that saves its images.
+
+    `verifies`: `image_saved` compares each image, before the restore point may count.
+    """
 
     reporter: Reporter
+
+    @property
+    def verifies(self) -> bool: ...
 
     def check_stop(self) -> None:
         """Raise if the job has to stop; called wherever it can stop safely."""
@@ -158,7 +164,8 @@ class Job(Protocol):
     def image_saved(self, source: SnapshotSource, image: SavedImage) -> None:
         """Report that an image is stored completely; its snapshot may be removed from now on.
 
-        With --verify it is compared first: raises Mismatch.
+        Called before the manifest is written; if the job does not verify, perhaps after an output stored all
+        in one step. With --verify it is compared first: raises Mismatch.
         """
 
 
@@ -182,9 +189,9 @@ class Output(Protocol):
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save every image, then the manifest, which makes them a restore point.
+        """Save every image, then the manifest, which makes them a restore point; or all in one step.
 
-        Raises BackupError; there is then no manifest, hence no restore point.
+        Raises BackupError; then there is no restore point, or the run withdraws it.
         """
 
     def base(

@@ -1,5 +1,7 @@
 """The output restic_incremental: one `restic backup` of a domain's images, cut into segments as files.
 
+The manifest is the last file of the same snapshot, see segments/last_files.py.
+
 restic considers a file unchanged, and does not open it, if its size and times equal the parent snapshot's
 (restic.readthedocs.io, "File change detection"). So a segment gets a new time exactly when one of its bytes
 may differ from the parent's.
@@ -23,17 +25,20 @@ from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
-from backup.stored import RestorePoint, SavedDomain, SavedImage, StoredPoint
-from backup.system.pipe_writer import Stalled
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.process import unshare_mounts
 from backup.text import size_text
 
+from .restic_repository.dying_worker import ServedFiles
+from .restic_repository.manifest_cache import ManifestCache
 from .restic_repository.messages import ResticError, Summary
-from .restic_repository.repository import Repository, named
+from .restic_repository.repository import Repository, manifest_tags, named
 from .restic_repository.snapshots import TAG, segments_tag, stored_points
 from .segments.changed import SegmentedDisk, planned
 from .segments.files import SegmentFiles, mounted
+from .segments.last_files import LastFiles
 from .segments.layout import pack_times
+from .segments.monitor import Monitor
 
 MOUNTPOINT = "segments"  # in RUNTIME_DIR
 
@@ -59,6 +64,10 @@ class ResticIncremental(Repository):
             "full_read_days": settings.full_read_days,
             "fast_diff": settings.fast_diff,
         }
+
+    @property
+    def _manifests(self) -> ManifestCache:
+        return ManifestCache(self.program.state_dir)
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Return what prevents backups: problems of the repository, or FUSE missing on this node."""
@@ -110,15 +119,19 @@ class ResticIncremental(Repository):
         self, point: StoredPoint, check_stop: Callable[[], None], warn: Callable[[str], None]
     ) -> Optional[SavedDomain]:
         """Read a manifest; None after a warning if it is damaged, has another format, or lacks images."""
+        cached = self._manifests.find(point)
         try:
-            packed = self.manifest(point, check_stop)
+            packed = cached or self.manifest(point, check_stop)
         except ResticError as error:
             if not error.damaged:
                 raise
             problem: BackupError = error
         else:
             try:
-                return with_current_ids(manifest.unpack(packed), point)
+                saved = with_current_ids(manifest.unpack(packed), point)
+                if not cached:
+                    self._manifests.keep(point.id, point.manifest_id, packed)
+                return saved
             except BackupError as error:
                 problem = error
         taken = f"{point.taken:%Y-%m-%d %H:%M:%S} UTC"
@@ -128,23 +141,34 @@ class ResticIncremental(Repository):
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save the changed segments, then the manifest: only then the restore point counts."""
-        with ExitStack() as stack:
-            disks = [self._planned(point, source, stack, job) for source in sources]
-            began = time.monotonic()
-            summary = self.when_unlocked(partial(self._save_segments, point, disks, job), point, job)
-            seconds = time.monotonic() - began
-        checksums = {disk.target: disk.checksums() for disk in disks}
-        images = [
-            disk.saved(checksums[disk.target], point.taken, seconds, summary.snapshot_id) for disk in disks
-        ]
+        """Save the changed segments and the manifest in one snapshot, which counts as it exists.
+
+        Images that are compared first count only then: a snapshot of its own has their manifest.
+        """
+        with ExitStack() as readers:
+            disks = [self._planned(point, source, readers, job) for source in sources]
+            saving = _Saving(point, disks, readers, job)
+            summary = self._saved_snapshot(saving)
+        images = [replace(image, restore_id=summary.snapshot_id) for image in saving.images]
         images[0] = replace(images[0], stored_bytes=summary.added)
         for disk, image in zip(disks, images):
             job.reporter.message(Level.INFO, point.domain.name, _summary_text(disk, image, summary))
             job.image_saved(disk.source, image)
-        times = {disk.target: pack_times(disk.files.times) for disk in disks}
-        self.save_manifest(point, manifest.pack(point, images, checksums, times), job)
+        manifest_id = summary.snapshot_id
+        if job.verifies:
+            manifest_id = self.save_manifest(point, saving.packed, job)
+        saved = PointId(point.run, point.domain.uuid, point.attempt)
+        self._manifests.keep(saved, manifest_id, saving.packed)
         return tuple(images)
+
+    def _saved_snapshot(self, saving: _Saving) -> Summary:
+        point = saving.point
+        try:
+            return self.when_unlocked(partial(self._save_snapshot, saving), point, saving.job)
+        except ResticError as error:
+            if error.damaged:  # perhaps the parent has another id by now: a retry looks for it there
+                self._manifests.drop(point.domain.uuid)
+            raise
 
     def _planned(
         self, point: RestorePoint, source: SnapshotSource, stack: ExitStack, job: Job
@@ -154,65 +178,72 @@ class ResticIncremental(Repository):
         full_read_interval = timedelta(days=self.full_read_days)
         return planned(source, reader, point.taken, full_read_interval, self.fast_diff, log)
 
-    def _save_segments(self, point: RestorePoint, disks: Sequence[SegmentedDisk], job: Job) -> Summary:
+    def _save_snapshot(self, saving: _Saving) -> Summary:
+        point, disks, saving.began = saving.point, saving.disks, time.monotonic()
         for disk in disks:
             disk.files.read.clear()  # reads of an earlier attempt do not count
-        files = SegmentFiles([disk.files for disk in disks])
-        parents = {disk.base.saved.restore_id for disk in disks if disk.base}
+        last = LastFiles(saving.pack, int(point.taken.timestamp() * 1e9))
+        files = SegmentFiles([disk.files for disk in disks], last)
         tags = [segments_tag(one.target, str(one.source.image), one.files.reader.size) for one in disks]
+        parents = saving.parents
         arguments = (
             "--ignore-inode",  # another disk that is added or removed changes the inode numbers
             *([f"--parent={parent}" for parent in parents] or ["--force"]),
-            *named(point, *tags),
+            *named(point, *tags, *(() if saving.job.verifies else manifest_tags(point))),
         )
         Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
         changed = sum(disk.changed_bytes for disk in disks)
-        monitor = _Monitor(files, changed, self.program.stall_timeout, point.domain.name, job)
+        monitor = Monitor(files, changed, self.program.stall_timeout, point.domain.name, saving.job)
         # In a thread with a private mount namespace, which the job's hooks must not share. The kernel
         # interrupts restic when the thread ends, which is after restic.
         with ThreadPoolExecutor(1, thread_name_prefix="mounts") as thread, _lost_data_reported(parents):
             summary = thread.submit(self._backed_up, files, arguments, monitor).result()
-        size = sum(disk.files.size for disk in disks)
-        missing = sum(disk.missing for disk in disks)
-        if summary.processed != size or missing:
-            message = (
-                f"the segments have {size} bytes, restic saved {summary.processed} and did not read "
-                f"{missing} of the changed segments"
-            )
+        size = sum(disk.files.size for disk in disks) + last.size
+        if summary.processed != size or not last.given:
+            read = "" if last.given else ", and did not read the manifest"
+            message = f"segments and manifest have {size} bytes, restic saved {summary.processed}{read}"
             raise ResticError(message, "the restore point does not count")
         return summary
 
-    def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], monitor: _Monitor) -> Summary:
-        with mounted(files, self.mountpoint):
-            return self.program.backup_files(arguments, self.mountpoint, monitor.check, files.give_up)
+    def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], monitor: Monitor) -> Summary:
+        with mounted(files, self.mountpoint) as connections:
+            served = ServedFiles(files.give_up, connections)
+            return self.program.backup_files(arguments, self.mountpoint, monitor.check, served)
 
 
-class _Monitor:
-    """Monitors a restic that reads segments: errors of their readers, stalls, progress."""
+@dataclass
+class _Saving:
+    """What is being saved: the disks with their readers, then the images, with which the manifest is packed.
 
-    def __init__(self, files: SegmentFiles, size: int, stall_timeout: float, domain: str, job: Job) -> None:
-        """`size` is the number of bytes that restic will probably read."""
-        self._files = files
-        self._size = size
-        self._stall_timeout = stall_timeout
-        self._domain = domain
-        self._job = job
-        self._served, self._since = 0, time.monotonic()
+    `images` lack the id of their snapshot, which does not exist yet. `began` is in time.monotonic().
+    """
 
-    def check(self) -> None:
-        """Report progress. Raises what has to end restic."""
-        self._job.check_stop()
-        if self._files.error:
-            raise self._files.error
-        now = time.monotonic()
-        if self._files.loading:  # waiting for the cluster, which has its own time limits
-            self._since = now
-        if self._files.served != self._served:
-            self._served, self._since = self._files.served, now
-            self._job.reporter.progress(self._domain, "", self._served, max(self._size, self._served))
-        elif now > self._since + self._stall_timeout:
-            message = f"the output took no byte for {self._stall_timeout:.0f} s"
-            raise Stalled(message, "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT")
+    point: RestorePoint
+    disks: Sequence[SegmentedDisk]
+    readers: ExitStack
+    job: Job
+    began: float = 0
+    images: Sequence[SavedImage] = ()
+    packed: bytes = b""
+
+    @property
+    def parents(self) -> Collection[str]:
+        return {disk.base.saved.restore_id for disk in self.disks if disk.base}
+
+    def pack(self) -> bytes:
+        """Return the manifest once all segments were read. Raises BackupError if one is missing."""
+        missing = sum(disk.missing for disk in self.disks)
+        if missing:
+            message = f"restic did not read {missing} of the changed segments"
+            raise ResticError(message, "do RESTIC_OPTIONS exclude files?")
+        self.readers.close()  # raises if a snapshot was removed while it was read
+        self.job.require_lock()  # without it another run might remove the images as leftovers
+        seconds = time.monotonic() - self.began
+        checksums = {disk.target: disk.checksums() for disk in self.disks}
+        times = {disk.target: pack_times(disk.files.times) for disk in self.disks}
+        self.images = [disk.saved(checksums[disk.target], self.point.taken, seconds) for disk in self.disks]
+        self.packed = manifest.pack(self.point, self.images, checksums, times)
+        return self.packed
 
 
 @contextmanager

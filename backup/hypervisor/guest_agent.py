@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import Any
 
 import libvirt
 import libvirt_qemu
 
-from ..errors import AlreadyFrozen, DomainGone
+from ..errors import AlreadyFrozen, CannotFreeze, DomainGone
 from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from .errors import HypervisorError, libvirt_errors
-from .guest_mounts import BlockDevices, PartialFreeze, block_devices, partial_freeze
+from .guest_mounts import BlockDevices, PartialFreeze, agent_mounts, block_devices, partial_freeze
 
 # Codes of an agent that does not answer, as opposed to answering with an error. 112 is new in libvirt 11.2.
 SILENT_AGENT = {
@@ -52,21 +53,19 @@ class GuestAgent:
         self._timeout = timeout
 
     def probe(self) -> PartialFreeze | None:
-        """Raise HypervisorError unless the agent answers, AlreadyFrozen if the guest is frozen.
+        """Return what to freeze, None for all.
 
-        Returns what to freeze, None for all.
+        Raises HypervisorError unless the agent answers, AlreadyFrozen if the guest is frozen, CannotFreeze if
+        a freeze could block the agent for ever.
         """
         with self._bounded():
             try:
                 with libvirt_errors("the guest agent does not answer"):
                     return partial_freeze(self._handle.fsInfo(), self._block_devices)
             except HypervisorError as error:
-                if error.code in SILENT_AGENT:
+                if error.code in SILENT_AGENT or isinstance(error.__cause__, TimeoutError):
                     raise
-                # the agent has answered: it does not support this command, or the guest is frozen
-                if not self._has_too_many_mounts(error) and self._frozen():
-                    raise AlreadyFrozen("another program has already frozen the guest") from error
-        return None
+                return self._probe_by_devices(error)
 
     def freeze(self, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems, all or those at the mountpoints; return their number.
@@ -81,6 +80,27 @@ class GuestAgent:
         with self._bounded(), libvirt_errors("cannot thaw the guest's file systems"):
             return int(self._handle.fsThaw())
 
+    def _probe_by_devices(self, error: HypervisorError) -> PartialFreeze | None:
+        """Probe an agent from which libvirt got no list of mounts, but this error.
+
+        The guest is frozen, the agent does not know the command or fails at it, or there are more mounts than
+        libvirt passes on (REMOTE_DOMAIN_FSINFO_MAX, 256), which is an error of RPC.
+        """
+        devices = self._block_devices()
+        if devices.made_of and not devices.loops():
+            return None  # nothing is in a file, and the agent of a frozen guest would not have listed them
+        if self._frozen():
+            raise AlreadyFrozen("another program has already frozen the guest") from error
+        with suppress(HypervisorError):
+            return partial_freeze(agent_mounts(self._command("guest-get-fsinfo")), lambda: devices)
+        if loops := devices.loops():
+            message = f"its file systems cannot be listed, and {', '.join(loops)} may hold one in a file"
+            hint = "that must not be frozen; see why guest-get-fsinfo fails in the guest agent's log"
+            raise CannotFreeze(message, hint) from error
+        if error.code == libvirt.VIR_ERR_RPC:
+            raise error  # libvirt's, not the agent's
+        return None
+
     def _block_devices(self) -> BlockDevices:
         """Return what the guest's block devices are made of, as far as the agent knows."""
         info = {}
@@ -89,32 +109,22 @@ class GuestAgent:
                 info.update(self._handle.guestInfo(kind, 0))  # an agent before 5.2 does not know the first
         return block_devices(info)
 
-    def _has_too_many_mounts(self, error: HypervisorError) -> bool:
-        """Return whether the agent answers, although libvirt could not pass on its list of mounts.
-
-        More than 256 (REMOTE_DOMAIN_FSINFO_MAX) are an error of RPC. The agent of a frozen guest refuses the
-        command with which this is checked.
-        """
-        if error.code != libvirt.VIR_ERR_RPC or isinstance(error.__cause__, TimeoutError):
-            return False
-        with suppress(HypervisorError), libvirt_errors("the guest agent does not answer"):
-            self._handle.getTime()
-            return True
-        return False
-
     def _frozen(self) -> bool:
-        """Return whether file systems are frozen, False if that is unknown.
-
-        Only for cases of doubt, as libvirt marks a domain as tainted by this command.
-        """
-        command = '{"execute": "guest-fsfreeze-status"}'
-        ask = partial(libvirt_qemu.qemuAgentCommand, self._handle.bare, command, self._timeout, 0)
+        """Return whether file systems are frozen, False if that is unknown."""
         try:
-            with libvirt_errors("cannot read the state of the guest's file systems"):
-                answer = within(self._limit, ask, self._check_stop)
+            return bool(self._command("guest-fsfreeze-status") == "frozen")
         except HypervisorError:
             return False  # the freeze itself will then fail
-        return bool(json.loads(answer)["return"] == "frozen")
+
+    def _command(self, name: str) -> Any:
+        """Return the agent's answer to a command.
+
+        Only for cases of doubt, as libvirt marks a domain as tainted by this.
+        """
+        command = json.dumps({"execute": name})
+        ask = partial(libvirt_qemu.qemuAgentCommand, self._handle.bare, command, self._timeout, 0)
+        with libvirt_errors(f"the guest agent does not answer to {name}"):
+            return json.loads(within(self._limit, ask, self._check_stop))["return"]
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:

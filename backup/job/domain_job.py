@@ -55,12 +55,18 @@ class DomainJob:
     _leftovers: int = field(default=0, init=False)
     _lock_places: tuple[str, ...] = field(default=(), init=False)
     _hooks: JobHooks = field(init=False)
+    _output_saves: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._hooks = JobHooks(Hooks(self.settings, self.order.run, self.reporter, self.order.name))
         self._taker = QuiescedSnapshots(
             self.order, self.settings, self.reporter, self.stop, self.require_lock
         )
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the saved images are compared with their snapshots."""
+        return self.order.verify
 
     def check_stop(self) -> None:
         self.stop.check()
@@ -117,6 +123,7 @@ class DomainJob:
                 hint=error.hint,
                 transient=transient,
                 full_read=isinstance(error, PreviousBackupDamaged),
+                withdraw=self._output_saves and not result.images,
                 freeze_failed=isinstance(error, FreezeFailed),
             )
         quiesced = self._taker.quiesced
@@ -153,6 +160,7 @@ class DomainJob:
             variables["CONSISTENCY"] = point.consistency.value
         self._report_not_saved(point)
         self._begin(Phase.STREAM, self._output_limit)
+        self._output_saves = True
         images = self.output.save(point, snapshots.snapshots, self)
         if self._previous:
             stack.callback(self._keep_base_snapshots, snapshots, self._previous, domain)

@@ -88,7 +88,12 @@ def missing(points: Sequence[StoredPoint], run: str, result: JobResult) -> Seque
 
 
 def same_image(image: SavedImage, stored: StoredImage) -> bool:
-    """Return whether the stored image is the saved one: a manifest may have only the beginning of its id."""
+    """Return whether the stored image is the saved one.
+
+    A manifest may have only the beginning of its id, or none: then it is stored together with its images.
+    """
+    if not image.restore_id:
+        return stored.target == image.target
     return any(one.startswith(image.restore_id) for one in (stored.restore_id, stored.original_id))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Callable
@@ -16,7 +16,7 @@ from ..model import Domain, Level
 from ..protocols import Output, Reporter
 from ..selection import select_disks
 from ..settings import Settings
-from ..stored import StoredPoint
+from ..stored import PointId, StoredPoint
 from ..system.stop_request import StopRequest
 
 
@@ -37,20 +37,44 @@ def report_dead_locks(removal: Future[None], reporter: Reporter) -> None:
 
 def discard_own(
     run: str,
+    failed: Collection[PointId],
     output: Output,
     reporter: Reporter,
     wait_if_busy: bool,
     check_stop: Callable[[], None] = lambda: None,
 ) -> None:
-    """Remove the run's incomplete restore points, once all its workers have ended.
+    """Remove the run's incomplete restore points, and those `failed`, once all its workers have ended.
 
-    A failure is a warning: incomplete restore points do not count.
+    A failure is a warning.
     """
     try:
-        left = [point.id for point in incomplete(output.restore_points(check_stop))]
-        output.discard([point for point in left if point.run == run], wait_if_busy, check_stop)
+        listed = [point for point in output.restore_points(check_stop) if point.id.run == run]
+    except BackupError as error:
+        also = ", and restore points that failed, which look complete" if failed else ""
+        reporter.message(Level.WARNING, "", f"{_still_there(run)}{also}: {error}")
+        return
+    try:
+        output.discard([point.id for point in incomplete(listed)], wait_if_busy, check_stop)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_still_there(run)}: {error}")
+    complete = [point.id for point in listed if point.manifest_id and point.id in failed]
+    if complete:
+        _withdraw(run, complete, output, reporter, check_stop)
+
+
+def _withdraw(
+    run: str,
+    points: Collection[PointId],
+    output: Output,
+    reporter: Reporter,
+    check_stop: Callable[[], None],
+) -> None:
+    """Remove restore points that failed after the output had stored them."""
+    try:
+        output.withdraw(points, check_stop)
+    except BackupError as error:
+        text = f"restore points that failed (run={run}) are still in the repository, and look complete"
+        reporter.message(Level.WARNING, "", f"{text}: {error}")
 
 
 def discard_of_dead(

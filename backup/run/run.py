@@ -27,7 +27,7 @@ from ..model import Domain, Level
 from ..protocols import Output, RunReporter
 from ..report.run_report import RunResult
 from ..settings import Settings
-from ..stored import StoredPoint
+from ..stored import PointId, StoredPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..watch.guard import Guard, guarded
@@ -61,6 +61,7 @@ class Run:
     stop: StopRequest
     run: str = field(default_factory=new_run_id)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    _failed_points: set[PointId] = field(default_factory=set, init=False)  # must not count
 
     @property
     def _hooks(self) -> Hooks:
@@ -182,6 +183,10 @@ class Run:
     def _done(self, orders: Sequence[JobOrder], pool: Pool) -> Sequence[JobResult]:
         """Run the jobs, then thaw guests that killed workers left frozen."""
         results = pool.run(orders)
+        attempts = {order.uuid: order.attempt for order in orders}
+        self._failed_points.update(
+            PointId(self.run, one.uuid, attempts[one.uuid]) for one in results if one.withdraw
+        )
         self._clean_up_after_workers()
         return results
 
@@ -227,7 +232,8 @@ class Run:
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
     def _discard_own(self, wait_if_busy: bool) -> None:
-        discard_own(self.run, self.output, self.reporter, wait_if_busy, self._at_the_end())
+        failed, check_stop = self._failed_points, self._at_the_end()
+        discard_own(self.run, failed, self.output, self.reporter, wait_if_busy, check_stop)
 
     def _at_the_end(self) -> Callable[[], None]:
         """Return a call that raises the reason to stop, but only TIDY_LIMIT seconds from now."""

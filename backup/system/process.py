@@ -58,6 +58,17 @@ def unmount(path: str) -> None:
         raise OSError(number, os.strerror(number))
 
 
+def join_mounts(pid: int) -> None:
+    """Give this process the mount namespace of another one's first thread. Raises OSError."""
+    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(namespace, CLONE_NEWNS) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(namespace)
+
+
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Start a process with SIGINT and SIGTERM blocked.

@@ -60,10 +60,12 @@ def start_program(
     stdout: Union[int, IO[bytes]],
     stderr: Union[int, IO[bytes]],
     prepare: Callable[[int], None],
+    open_files: Collection[int] = (),
 ) -> StartedProgram:
     """Log the command and start it. Raises OSError.
 
-    `prepare` is called in the child before the program takes its place; it gets our process's pid.
+    `prepare` is called in the child before the program takes its place; it gets our process's pid. Of our
+    open files the program has `open_files` only.
     """
     for log in _logs[-1:]:
         log(f"starting {command.shell_line}")
@@ -76,6 +78,7 @@ def start_program(
         cwd=DIRECTORY,
         env=command.environment,
         preexec_fn=partial(prepare, os.getpid()),
+        pass_fds=tuple(open_files),
     )
 
 

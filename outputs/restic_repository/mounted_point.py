@@ -27,7 +27,7 @@ from .child import Child
 from .messages import MountEnded, ResticError
 from .mounted_files import MountedFiles, SegmentedImage, WholeImage
 from .program import SNAPSHOTS, Program
-from .snapshots import MANIFEST_FILE, TAG, encoded, file_name
+from .snapshots import TAG, encoded, file_name, manifest_file
 
 MOUNTPOINT = "repository"  # in RUNTIME_DIR
 START_POLL = 0.02  # seconds between two checks whether restic serves its mount
@@ -118,7 +118,9 @@ class MountedPoint:
     limited: _Limited
 
     def manifest(self) -> bytes:
-        return self.limited.call(partial(self.files.whole, f"{self.point.manifest_id}/{MANIFEST_FILE}"))
+        return self.limited.call(
+            partial(self.files.whole, f"{self.point.manifest_id}/{manifest_file(self.point)}")
+        )
 
     def image(self, image: SavedImage) -> RandomAccess:
         if image.segment_size:

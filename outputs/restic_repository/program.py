@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Callable, Optional
@@ -17,6 +17,7 @@ from backup.system.process_group import sees_own_pids
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
 
 from .child import WAIT_POLL, Child, outlet, printed, started
+from .dying_worker import ServedFiles
 from .key_hint import KeyHint
 from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in
 
@@ -159,18 +160,18 @@ class Program:
         arguments: Sequence[str],
         directory: str,
         check: Callable[[], None],
-        give_up: Callable[[], None],
+        files: ServedFiles,
     ) -> Summary:
         """Run `restic backup` of a directory's content; `check` raises what has to end it.
 
-        Raises ResticError unless restic read every file. `give_up` must make pending reads fail; it is called
-        after the interrupt, as restic skips files that it cannot read.
+        Raises ResticError unless restic read every file. If this process dies, restic is ended while it waits
+        for its next read; without the process that does it, at its next message, see segments/last_files.py.
         """
         # env changes the directory, after exec: before, the child has our open files, the connection of the
         # FUSE file system among them, and would wait for itself
         before = ("env", f"--chdir={directory}")
         command = ("backup", "--json", "--quiet", *arguments, ".")
-        with self._child(command, NOTHING, before=before, give_up=give_up) as child:
+        with self._child(command, NOTHING, before=before, files=files) as child:
             check()
             while child.runs:
                 child.wait(WAIT_POLL)
@@ -234,7 +235,7 @@ class Program:
         stdin: int,
         pipe: IO[bytes] | None = None,
         before: Sequence[str] = (),
-        give_up: Callable[[], None] | None = None,
+        files: ServedFiles | None = None,
     ) -> Iterator[Child]:
         """Run restic during the block: after it, restic has ended, whatever happened.
 
@@ -247,22 +248,42 @@ class Program:
             secret_arguments=[one for one in self.options if any(map(one.__contains__, self._secrets()))],
         )
         with outlet("stdout") as stdout, outlet("stderr") as stderr:
-            child = started(command, arguments, stdin, (pipe or stdout, stderr))
-            recording = None
             try:
-                recording = self._recorded(child)
-                yield child
+                with self._started(command, arguments, stdin, (pipe or stdout, stderr), files) as child:
+                    yield child
+                child.stdout = printed(stdout)
             except Stalled as stalled:
-                child.end(give_up)
                 # restic 0.18 retries for minutes what a repository refuses, and prints the reason
                 lines = self._without_secrets(last_lines(printed(stderr)))
                 message = f"{stalled.message}: {lines}" if lines else stalled.message
                 raise Stalled(message, stalled.hint) from None
-            finally:
-                child.end(give_up)
-                child.stdout, child.stderr = printed(stdout), printed(stderr)
-                if recording:
-                    recording.end(clean=child.left_nothing)
+
+    @contextmanager
+    def _started(
+        self,
+        command: Command,
+        arguments: Sequence[str],
+        stdin: int,
+        outlets: tuple[IO[bytes], IO[bytes]],
+        files: ServedFiles | None,
+    ) -> Iterator[Child]:
+        """Start restic, and end it after the block; then its messages are in the child."""
+        stdout, stderr = outlets
+        child = recording = None
+        try:
+            with files.outlet(stderr) if files else _own(stderr) as (messages, give_up):
+                child = started(command, arguments, stdin, (stdout, messages))
+                try:
+                    with files.reads_waiting(child.process.pid) if files else nullcontext():
+                        recording = self._recorded(child)
+                        yield child
+                finally:
+                    child.end(give_up)
+        finally:
+            if child:
+                child.stderr = printed(stderr)
+            if child and recording:
+                recording.end(clean=child.left_nothing)
 
     def _recorded(self, child: Child) -> Optional[Recording]:
         """Record the child, if possible: without a record its lock cannot be proven ours."""
@@ -305,6 +326,11 @@ class Program:
             for name, value in self.environment.items()
             if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name))
         ]
+
+
+def _own(stderr: IO[bytes]) -> nullcontext[tuple[IO[bytes], None]]:
+    """Return the outlet of a restic that gets none of our files."""
+    return nullcontext((stderr, None))
 
 
 def _summary_of(sent: int, child: Child) -> Summary:

@@ -35,6 +35,7 @@ from .snapshots import (
     encoded,
     file_name,
     incomplete,
+    manifest_file,
     point_id,
     stored_points,
     time_of,
@@ -150,7 +151,7 @@ class Repository:
 
     def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
         """Return the manifest as it was packed."""
-        with self.program.dump(point.manifest_id, MANIFEST_FILE, check_stop) as source:
+        with self.program.dump(point.manifest_id, manifest_file(point), check_stop) as source:
             return source.read()
 
     @contextmanager
@@ -246,15 +247,15 @@ class Repository:
                     job.reporter.message(Level.WARNING, point.domain.name, text)
             wait(LOCK_PAUSE, job.check_stop)
 
-    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> None:
-        """Save the manifest, with which the restore point counts."""
-        arguments = (*named(point, MANIFEST_TAG, f"node={point.host}"), f"--stdin-filename={MANIFEST_FILE}")
+    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> str:
+        """Save the manifest, with which the restore point counts, and return the id of its snapshot."""
+        arguments = (*named(point, *manifest_tags(point)), f"--stdin-filename={MANIFEST_FILE}")
 
-        def save() -> None:
+        def save() -> str:
             job.require_lock()  # without it another run might remove the images as leftovers
-            self.program.backup_whole(arguments, packed, job.check_stop)
+            return self.program.backup_whole(arguments, packed, job.check_stop).snapshot_id
 
-        self.when_unlocked(save, point, job)
+        return self.when_unlocked(save, point, job)
 
     def _require_version(self, check_stop: Callable[[], None]) -> None:
         printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)
@@ -281,6 +282,11 @@ def named(point: RestorePoint, *tags: str) -> list[str]:
         f"--time={point.taken:%Y-%m-%d %H:%M:%S}",
         *(f"--tag={encoded(tag)}" for tag in (*common, *attempt, *locks, *tags)),
     ]
+
+
+def manifest_tags(point: RestorePoint) -> Sequence[str]:
+    """Return the tags of the snapshot with the manifest."""
+    return MANIFEST_TAG, f"node={point.host}"
 
 
 def _locks_left(locks: Sequence[Lock]) -> ResticError:

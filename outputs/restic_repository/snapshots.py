@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 from backup.stored import PointId, StoredImage, StoredPoint
 
+from ..segments.layout import MANIFEST_FILE as LAST_FILE
+
 TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"
 LOCK_TAG = "lock="
@@ -26,6 +28,12 @@ def encoded(tag: str) -> str:
 def file_name(target: str) -> str:
     """Return a flat name, unique within the domain: restic 0.18.0 accepts no directories in it."""
     return f"{target.replace('/', '_')}.img"
+
+
+def manifest_file(point: StoredPoint) -> str:
+    """Return the path of the manifest in its snapshot: one of its own, or that of the segments."""
+    with_segments = any(image.restore_id == point.manifest_id for image in point.images)
+    return f"/{LAST_FILE}" if with_segments else MANIFEST_FILE
 
 
 def segments_tag(target: str, image: str, size: int) -> str:
@@ -73,7 +81,7 @@ def _point(identity: PointId, snapshots: Listed) -> StoredPoint:
         taken=time_of(manifest or snapshots[0]),
         consistency=tags.get("consistency", ""),
         node=tags.get("node", ""),
-        images=tuple(image for one in snapshots if one is not manifest for image in _images(one)),
+        images=tuple(image for one in snapshots for image in _images(one)),
         manifest_id=manifest["id"] if manifest else "",
         locks=_locks(snapshots),
     )
@@ -86,6 +94,7 @@ def _locks(snapshots: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _images(snapshot: Mapping[str, Any]) -> Iterator[StoredImage]:
+    """Yield the images in a snapshot; one with a manifest has none, or the segments of all."""
     tags = _values(snapshot)
     original = snapshot.get("original") or ""  # the id before `restic tag` or `restic copy`
     segmented = False
@@ -95,7 +104,7 @@ def _images(snapshot: Mapping[str, Any]) -> Iterator[StoredImage]:
         if name.startswith("segments.") and length is not None:  # otherwise an admin's own tag
             segmented = True
             yield StoredImage(name.partition(".")[2], image, length, snapshot["id"], original)
-    if not segmented:
+    if not segmented and MANIFEST_TAG not in snapshot["tags"]:
         known = _number(tags.get("size", ""))
         yield StoredImage(tags.get("disk", ""), tags.get("image", ""), known, snapshot["id"], original)
 

@@ -58,7 +58,8 @@ class SegmentedDisk:
         new = (one for number in sorted(read) for one in read[number])
         return packed(merge(old, new))
 
-    def saved(self, checksums: Checksums, taken: datetime, seconds: float, restore_id: str) -> SavedImage:
+    def saved(self, checksums: Checksums, taken: datetime, seconds: float) -> SavedImage:
+        """Return the saved image, as its manifest has it: without the id of the snapshot they are both in."""
         reader = self.files.reader
         return SavedImage(
             target=self.target,
@@ -67,7 +68,7 @@ class SegmentedDisk:
             data_bytes=sum(length for _, length, _ in checksums),
             stored_bytes=0,
             seconds=seconds,
-            restore_id=restore_id,
+            restore_id="",
             layout=reader.layout,
             read_bytes=sum(length for one in self.files.read.values() for _, length, _ in one),
             source=reader.source,

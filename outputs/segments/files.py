@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -19,14 +20,17 @@ from backup.protocols import SnapshotReader
 from backup.restore_point.checksums import Checksums
 from backup.system.process import unshare_mounts
 
+from .last_files import MANIFEST, NAMES, LastFiles
 from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 from .reader import Answer, SegmentReader, ZerosReader
 
+DEVICE = os.makedev(10, 229)  # /dev/fuse, wherever a container has it (Linux, admin-guide/devices.txt)
 CACHED = 3600.0  # seconds that the kernel may cache a file's attributes: they do not change
 DISK = 32  # the upper bits of an inode number are the disk's number, the lower ones the file of the disk
 SUBDIRECTORY = 1 << (DISK - 1)  # subdirectories from this number on, segments below it, from 1
 ZEROS_FILE = SUBDIRECTORY - 1
 FAILED_POLL = 0.05  # seconds
+CLOSED_POLL = 0.005  # seconds between two checks whether the segments before the last files are closed
 
 
 @dataclass
@@ -50,14 +54,14 @@ class DiskFiles:
 
 
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
-    """The file system: a directory for each disk, subdirectories, segments.
+    """The file system: a directory for each disk, subdirectories, segments, and the last files.
 
     `served` counts the bytes that were read, `loading` the reads that wait for the cluster. If a read or the
     whole file system fails, `error` is set, and readers block until `give_up` is called. restic must be
     interrupted before that, as it skips files that it cannot read.
     """
 
-    def __init__(self, disks: Sequence[DiskFiles]) -> None:
+    def __init__(self, disks: Sequence[DiskFiles], last: LastFiles) -> None:
         super().__init__()
         self.served = 0
         self.loading = 0
@@ -65,7 +69,9 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         self._token: trio.lowlevel.TrioToken | None = None
         self._given_up = threading.Event()
         self._disks = disks
+        self._last = last
         self._open: dict[int, tuple[DiskFiles, int, SegmentReader | ZerosReader]] = {}
+        self._open_last: dict[int, int] = {}  # the inodes of the last files by handle
         self._handles = 0
 
     def give_up(self) -> None:
@@ -120,8 +126,11 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
                 break
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
-        disk, number = self._disks[(inode >> DISK) - 1], inode % SUBDIRECTORY - 1
         self._handles += 1
+        if inode in NAMES:
+            self._open_last[self._handles] = inode
+            return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
+        disk, number = self._disks[(inode >> DISK) - 1], inode % SUBDIRECTORY - 1
         if inode % (1 << DISK) == ZEROS_FILE:
             zeros = ZerosReader(disk.segments.segment_size)
             self._open[self._handles] = (disk, number, zeros)
@@ -135,6 +144,8 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         return ZEROS_LINK.encode()
 
     async def read(self, handle: int, offset: int, length: int) -> Answer:
+        if handle in self._open_last:
+            return await self._read_last(self._open_last[handle], offset, length)
         disk, number, segment = self._open[handle]
         while (answer := segment.at_once(offset, length)) is None:
             self.loading += 1
@@ -149,9 +160,36 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
             disk.read[number] = segment.checksums
         return answer
 
+    async def _read_last(self, inode: int, offset: int, length: int) -> Answer:
+        """Answer when restic has read all files before: it opens them in the order of their names."""
+        while not self._is_due(inode) and not self._given_up.is_set():
+            await trio.sleep(CLOSED_POLL)
+        if not self._last.packed and not self._given_up.is_set():
+            await self._pack()
+        if self._given_up.is_set():
+            raise pyfuse3.FUSEError(errno.EIO)
+        answer = self._last.part(inode, offset, length)
+        self.served += len(answer)
+        return answer
+
+    def _is_due(self, inode: int) -> bool:
+        return not self._open if inode == MANIFEST else self._last.given
+
+    async def _pack(self) -> None:
+        self.loading += 1
+        try:
+            await trio.to_thread.run_sync(self._last.pack)
+        except Exception as error:  # also a bug: without an answer restic would hang
+            await self._fail(error)
+        finally:
+            self.loading -= 1
+
     async def release(self, handle: int) -> None:
-        _, _, segment = self._open.pop(handle)
+        if self._open_last.pop(handle, None):
+            return
+        _, _, segment = self._open[handle]
         await trio.to_thread.run_sync(segment.close)
+        del self._open[handle]  # only now: with the last one the images are closed
 
     async def _fail(self, error: Exception) -> None:
         self.error = self.error or error
@@ -164,6 +202,8 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         if inode == pyfuse3.ROOT_INODE:
             for number, disk in enumerate(self._disks, 1):
                 yield disk.segments.directory.encode(), number << DISK
+            for last, name in NAMES.items():
+                yield name, last
             return
         number, part = inode >> DISK, inode % (1 << DISK)
         count = len(self._disks[number - 1].segments)
@@ -182,7 +222,11 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         entry.st_ino = inode
         entry.entry_timeout = entry.attr_timeout = CACHED
         part = inode % (1 << DISK)
-        if inode == pyfuse3.ROOT_INODE or not 0 < part < SUBDIRECTORY:
+        if inode in NAMES:  # without a size, which is unknown yet: they are read to their end, in each run
+            entry.st_mode = stat.S_IFREG | 0o400
+            entry.st_nlink = 1
+            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = self._last.time
+        elif inode == pyfuse3.ROOT_INODE or not 0 < part < SUBDIRECTORY:
             entry.st_mode = stat.S_IFDIR | 0o500
             entry.st_nlink = 2
         else:
@@ -200,10 +244,11 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
 
 
 @contextmanager
-def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
+def mounted(files: SegmentFiles, directory: str) -> Iterator[Collection[int]]:
     """Mount the files during the block, visible only to the programs that this thread starts.
 
-    The mount is in a private namespace, which ends with the last of them. Raises BackupError.
+    The block gets the open files through which they are served. The mount is in a private namespace, which
+    ends with the last of these programs. Raises BackupError.
     """
     try:
         unshare_mounts()
@@ -216,7 +261,17 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[None]:
     serving.start()
     serves.wait()
     try:
-        yield
+        yield _connections()
     finally:
         files.stop()
         serving.join()
+
+
+def _connections() -> Collection[int]:
+    """Return this process's open FUSE connections; other files may come and go meanwhile."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it has just been closed
+            if os.fstat(int(number)).st_rdev == DEVICE:
+                found.append(int(number))
+    return found

@@ -18,6 +18,9 @@ SMALLEST = 4 << 20
 MOST = 16384  # per image: restic checks each in every run, which takes 0.1 ms
 ZEROS = "zeros"  # the file's name, in the disk's directory
 ZEROS_LINK = f"../{ZEROS}"
+# The last files: restic reads files in the order of their names, and these sort after those of all disks.
+MANIFEST_FILE = "~definition.tar"
+CHECKSUM_FILE = "~definition.tar.sha256"  # as sha256sum writes it
 PER_DIRECTORY = 128  # restic rewrites the whole list of a directory if one of its files has changed
 
 

@@ -41,6 +41,10 @@ def violations(world: World, repository: Repository) -> Iterator[Violation]:
 
 def _of_point(world: World, repository: Repository, point: Point) -> Iterator[str]:
     guest = BY_NAME[point.domain]
+    try:
+        repository.require_manifest(point)
+    except LabError as error:
+        yield f"its manifest can't be read: {error}"
     images = {target: guest.images[target] for target in guest.images if target in point.images}
     missing = {*guest.images} - {*images}
     if missing and not world.happened("disk detached", point.domain):

@@ -75,6 +75,13 @@ class Repository:
         finally:
             shutil.rmtree(scratch)
 
+    def require_manifest(self, point: Point) -> None:
+        """Read the manifest, which is in a snapshot of its own or in that of the segments."""
+        with_segments = point.manifest in {snapshot for snapshot, *_ in point.images.values()}
+        name = "/~definition.tar" if with_segments else "definition.tar"
+        if not self.restic("dump", "--no-lock", point.manifest, name):
+            raise LabError(f"{name} is empty")
+
     def _dump(self, snapshot: str, name: str, path: Path) -> None:
         with path.open("wb") as file:
             self._run(["restic", "dump", "--no-lock", snapshot, name], stdout=file)
@@ -126,7 +133,6 @@ def _add(point: Point, snapshot: Mapping[str, Any], values: Mapping[str, str]) -
     if "definition" in snapshot["tags"]:
         point.manifest, point.consistency = snapshot["id"], values.get("consistency", "")
         point.node = values.get("node", "")
-        return
     if "disk" in values:
         point.images[values["disk"]] = (snapshot["id"], values.get("image", ""), int(values["size"]), False)
     for name, value in values.items():

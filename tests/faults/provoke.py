@@ -145,18 +145,18 @@ def restic_script(node: Node, lines: str) -> str:
 
 
 class HeldBackRestic:
-    """A restic that waits, before it begins with this file, until it is let go.
+    """A restic that waits, before it begins a command with this word, until it is let go.
 
     `afterwards`: once it has saved it; then it does not end.
     """
 
-    def __init__(self, node: Node, file_name: str, afterwards: bool = False) -> None:
+    def __init__(self, node: Node, word: str, afterwards: bool = False) -> None:
         self._waits, self._may_go = node.directory / "waits", node.directory / "may-go"
         self._waits.unlink(missing_ok=True)
         wait = f"touch {self._waits}; until [ -e {self._may_go} ]; do sleep 0.05; done"
         if afterwards:
             wait = f'restic "$@"; {wait}'
-        self.path = restic_script(node, f'case "$*" in *stdin-filename={file_name}*) {wait};; esac')
+        self.path = restic_script(node, f'case "$*" in *{word}*) {wait};; esac')
 
     def reached(self) -> None:
         """Wait until it waits."""

@@ -103,6 +103,13 @@ def test_a_freeze_hook_that_hangs_leaves_no_guest_frozen(node: Node, lab: Lab) -
         _moves(node, lab)
 
 
+MANY_MOUNTS = """
+while read -r device at rest; do case $device in /dev/vd*) break ;; esac; done </proc/mounts
+n=0
+while [ $n -lt 257 ]; do n=$((n + 1)); mkdir -p /run/many/$n; mount -o bind $at /run/many/$n; done
+"""
+NO_MORE_MOUNTS = "for at in /run/many/*; do [ ! -d $at ] || { umount $at && rmdir $at; }; done"
+
 # The agent freezes in the reverse order of mounts: the disk's first, as it is mounted again after the file.
 LOOP_FILE = """
 cd /run && mkdir -p in-file again && dd if=/dev/zero of=/mnt/vda/file bs=1M count=4 &&
@@ -118,22 +125,25 @@ echo 7:0 >new_dev && echo 4096 >dev-loop0/size && echo 0 >dev-loop0/slot && echo
 cd /run &&
 """
 NO_LOOP_FILE = """
-kill $(pgrep -f 'sleep 0.1' | head -n 1); pkill -f in-file/dates; cd /; sleep 0.3
-umount /run/again; umount /run/in-file
+pkill -f in-file/dates; cd /
+for at in /run/again /run/in-file; do while grep -q " $at " /proc/mounts; do umount $at; done; done
 [ ! -e /sys/block/md127/md ] || echo clear >/sys/block/md127/md/array_state
 losetup -d /dev/loop0; rm /mnt/vda/file
 """
 
 
 @pytest.mark.parametrize(("device", "more"), [("loop0", ""), ("md127", RAID)], ids=["in it", "on RAID in it"])
+@pytest.mark.parametrize("many", [False, True], ids=["few mounts", "many mounts"])
 def test_a_file_system_in_a_file_of_a_frozen_one_blocks_no_agent(
-    node: Node, lab: Lab, device: str, more: str
+    node: Node, lab: Lab, device: str, more: str, many: bool
 ) -> None:
     done_in_guest(lab, WEB, LOOP_FILE.format(device=device, more=more.strip()))
     try:
-        done = node.run("backup", WEB, FREEZE="required")
+        if many:
+            done_in_guest(lab, WEB, MANY_MOUNTS)
+        done = node.run("backup", WEB, FREEZE="required", FREEZE_TIMEOUT=60)
     finally:
-        done_in_guest(lab, WEB, NO_LOOP_FILE)
+        done_in_guest(lab, WEB, NO_MORE_MOUNTS + NO_LOOP_FILE)
     assert done.returncode == 0, done.stderr
     assert "web01: not frozen, as they are in files of the guest: /run/in-file" in done.stderr
     assert node.report()["domains"][WEB]["consistency"] == "filesystem"
@@ -169,14 +179,6 @@ def test_a_guest_that_somebody_else_froze_is_left_as_found(node: Node, lab: Lab)
     assert done.returncode == 0, done.stderr
     assert "warning: web01: not frozen: another program has already frozen the guest" in done.stderr
     assert node.report()["domains"][WEB]["consistency"] == "crash"
-
-
-MANY_MOUNTS = """
-while read -r device at rest; do case $device in /dev/vd*) break ;; esac; done </proc/mounts
-n=0
-while [ $n -lt 257 ]; do n=$((n + 1)); mkdir -p /run/many/$n; mount -o bind $at /run/many/$n; done
-"""
-NO_MORE_MOUNTS = "for at in /run/many/*; do umount $at && rmdir $at; done"
 
 
 def test_a_guest_with_more_mounts_than_libvirt_lists_is_frozen(node: Node, lab: Lab) -> None:

@@ -92,7 +92,7 @@ def test_an_osd_that_is_killed_and_restarted_costs_nothing(node: Node, lab: Lab,
 def test_a_snapshot_that_cannot_be_deleted_is_reported_and_removed_by_the_next_run(
     node: Node, lab: Lab
 ) -> None:
-    restic = HeldBackRestic(node, "definition.tar")
+    restic = HeldBackRestic(node, "=definition.tar")
     constants = {
         "RESTIC_BINARY": restic.path,
         "CEPH_TIMEOUT": 3,

@@ -199,7 +199,7 @@ def test_nobody_else_sees_the_segments_and_sigterm_leaves_the_base_snapshots(
         assert list(segments.iterdir()) == []
         enter = ("nsenter", f"--mount=/proc/{run.restic}/ns/mnt", "sh", "-c")
         look = subprocess.run([*enter, f"ls {segments}"], capture_output=True, text=True, check=True)
-        assert look.stdout.split() == list(IMAGES)
+        assert look.stdout.split() == [*IMAGES, "~definition.tar", "~definition.tar.sha256"]
         # as from within, past the directories before it, which are closed to others too
         line = f"cd {segments} && exec {' '.join(NOBODY)} ls ."
         looks = [[*enter, line], [*NOBODY, "ls", f"/proc/{run.restic}/root{segments}"]]
@@ -226,19 +226,28 @@ def test_a_read_that_fails_interrupts_restic_before_it_saves_the_rest(
     assert held(node) == before
 
 
-def test_what_restic_saved_with_exit_code_3_counts_for_nothing(node: Node, before: Held) -> None:
-    script = restic_script(node, f'{REMOVES_NOTHING}\ncase "$*" in *{RESTIC}*) restic "$@"; exit 3;; esac')
+def test_what_restic_saved_with_exit_code_3_is_removed(node: Node, before: Held) -> None:
+    script = restic_script(node, f'case "$*" in *{RESTIC}*) restic "$@"; exit 3;; esac')
     done = node.run("backup", NAME, RESTIC_BINARY=script)
     assert done.returncode == 3
     assert "restic backup failed with exit code 3" in node.report()["domains"][NAME]["reason"]
-    assert "images of incomplete restore points" in done.stderr
+    assert held(node) == before
+    goes_on(node)
+
+
+def test_what_cannot_be_removed_after_exit_code_3_is_whole_and_named(node: Node, before: Held) -> None:
+    script = restic_script(node, f'{REMOVES_NOTHING}\ncase "$*" in *{RESTIC}*) restic "$@"; exit 3;; esac')
+    done = node.run("backup", NAME, RESTIC_BINARY=script)
+    assert done.returncode == 3
+    assert "are still in the repository, and look complete: restic forget failed" in done.stderr
     after = held(node)
     assert after.kept == before.kept
-    in_vain = len(after.saved) - len(before.saved)  # by each attempt
-    assert in_vain > 0, "it stays where the repository lets nothing be removed"
+    in_vain = {*after.saved} - {*before.saved}
+    assert in_vain, "by each attempt"
+    for snapshot in in_vain:
+        assert node.dump(snapshot, "/~definition.tar")
     goes_on(node)
-    assert set(before.saved) < set(held(node).saved)
-    assert not set(after.saved) - set(before.saved) & set(held(node).saved), "the next run removes it"
+    node.restic("forget", *in_vain)
 
 
 def test_a_changed_segment_that_restic_did_not_read_fails_the_domain(node: Node, before: Held) -> None:
@@ -271,7 +280,7 @@ def _names(node: Node) -> int:
 
 def _killed_with_its_manifest_saved(node: Node) -> None:
     """Have the worker killed before it tells by their names that its snapshots are to be kept."""
-    restic = HeldBackRestic(node, "definition.tar", afterwards=True)
+    restic = HeldBackRestic(node, RESTIC, afterwards=True)
     with node.started("backup", NAME, RESTIC_BINARY=restic.path):
         restic.reached()
         kill(*node.workers())
@@ -283,7 +292,7 @@ def test_a_run_that_was_killed_when_its_manifest_was_saved_is_built_on(node: Nod
     expire_lock(node)
     after = held(node)
     assert len(after.kept) == 2 * len(before.kept), "the old ones, and those of the run that was killed"
-    assert len(after.saved) == len(before.saved) + 2, "it is complete"
+    assert len(after.saved) == len(before.saved) + 1, "it is complete"
     with deletions_held_back(node), node.started("backup", NAME, SNAPSHOT_DELETES=1) as process:
         wait_until(lambda: _names(node) == 2 * len(IMAGES), 30, "the new ones have their names")
         kill(*node.workers())

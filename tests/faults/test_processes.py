@@ -217,7 +217,7 @@ def _reached(phase: str, node: Node, lab: Lab) -> Iterator[tuple[int, int]]:
         with frozen(node, lab, WEB) as pids:
             yield pids
         return
-    restic = HeldBackRestic(node, "definition.tar" if phase == "manifest" else "vdb.img")
+    restic = HeldBackRestic(node, "=definition.tar" if phase == "manifest" else "=vdb.img")
     with node.started("backup", WEB, RESTIC_BINARY=restic.path) as process:
         if phase == "prepare":
             wait_until(lambda: node.watchdogs() and node.workers(), 60, "the worker has begun")

@@ -88,7 +88,7 @@ def test_a_lock_that_another_node_has_had_meanwhile_is_lost_and_the_domain_tried
 
 
 def test_snapshots_are_removed_when_the_cluster_answers_again(node: Node, lab: Lab) -> None:
-    restic = HeldBackRestic(node, "definition.tar")
+    restic = HeldBackRestic(node, "=definition.tar")
     constants = {"RESTIC_BINARY": restic.path, "CEPH_TIMEOUT": 3, "SNAPSHOT_DELETES": 1}
     with deletions_held_back(node) as delete, node.started("backup", ARCHIVE, **constants) as process:
         restic.reached()

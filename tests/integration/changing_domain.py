@@ -59,7 +59,7 @@ class ChangingDomain:
     def require_saved(self, node: Node, directory: Path) -> None:
         """Restore the newest restore point by hand, and hold each disk against the snapshot that was kept."""
         run = f"run={node.report()['run']}"
-        (snapshot,) = [one for one in node.snapshots(run) if "definition" not in one["tags"]]
+        (snapshot,) = node.snapshots(run)
         node.restic("restore", snapshot["id"], "--target", str(directory))
         for target in KINDS:
             spec = f"vms/{self.image(target)}"

@@ -87,6 +87,20 @@ def test_unchanged_data_is_not_read_and_one_base_snapshot_stays(incremental: Nod
     assert incremental.run("verify", ARCHIVE).returncode == 0
 
 
+@pytest.mark.parametrize(("output", "backups"), [("restic_incremental", 1), (STREAMING, 2)])
+def test_how_often_restic_is_called_for_a_domain_with_one_disk(
+    incremental: Node, output: str, backups: int
+) -> None:
+    saved(incremental, ARCHIVE, OUTPUT=output)
+    calls, script = incremental.directory / "calls", incremental.directory / "counting"
+    script.write_text(f'#!/bin/sh\necho "$*" >>{calls}\nexec restic "$@"\n')
+    script.chmod(0o755)
+    saved(incremental, ARCHIVE, OUTPUT=output, RESTIC_BINARY=str(script))
+    words = calls.read_text().split()
+    assert [words.count(one) for one in ("backup", "dump", "unlock")] == [backups, 0, 0]
+    assert words.count("snapshots") == 2, "at the beginning and at the end of the run"
+
+
 def test_another_node_goes_on_where_the_first_left_off(incremental: Node) -> None:
     saved(incremental, ARCHIVE)
     done = incremental.run_elsewhere("backup", ARCHIVE)
@@ -126,6 +140,7 @@ def test_a_repository_that_lost_data_and_was_repaired_costs_one_full_read(
     incremental.constants["MAX_FILE_SIZE"] = 0  # without the guest's kernel, the manifest's pack is small
     write(lab, MIB, os.urandom(MIB))
     saved(incremental, ARCHIVE)
+    (first,) = incremental.snapshots("definition")
     packs = [*(incremental.repository / "data").rglob("?" * 64)]
     lost = [pack for pack in packs if pack.stat().st_size > MIB // 2]
     assert lost
@@ -137,6 +152,7 @@ def test_a_repository_that_lost_data_and_was_repaired_costs_one_full_read(
     assert segments_read(said) == WHOLE
     assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
     assert incremental.run("verify", ARCHIVE).returncode == 0
+    incremental.restic("forget", first["id"])  # its manifest is lost with its data
 
 
 def test_all_is_read_again_after_some_days(incremental: Node) -> None:

@@ -36,6 +36,7 @@ class JobOnPaper:
     stop: StopRequest = field(default_factory=StopRequest)
 
     released: list[SnapshotSource] = field(default_factory=list)
+    verifies: bool = False
 
     def check_stop(self) -> None:
         self.stop.check()

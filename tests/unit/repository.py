@@ -19,6 +19,7 @@ class Repository:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "repository"
         self.runtime_dir = directory / "run"
+        self.state_dir = directory / "state"
         self.password_file = directory / "password"
         if not self.path.exists():
             make_repository(self.path)
@@ -40,6 +41,7 @@ class Repository:
             options=("--no-cache",),
             stall_timeout=stall_timeout,
             runtime_dir=str(self.runtime_dir),
+            state_dir=str(self.state_dir),
         )
 
     def restic(self, *arguments: str) -> bytes:

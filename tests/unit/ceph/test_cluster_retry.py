@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
@@ -10,7 +9,6 @@ from typing import Any, Callable
 import pytest
 import rbd
 
-from backup.ceph import connection
 from backup.ceph.cluster import Cluster
 from backup.ceph.errors import ClusterError
 from backup.ceph.retry import CephRetry
@@ -118,12 +116,3 @@ def test_a_job_that_has_to_stop_removes_snapshots_from_a_cluster_that_answers_ag
     cluster.remove_snapshot(IMAGE, "old")
     cluster.remove_snapshot(IMAGE, "foreign")
     assert (cluster.names, cluster.questions) == (set(), 1)
-
-
-def test_a_question_without_an_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "PROBE_TIMEOUT", 0.1)
-    cluster, silence = _after_a_timeout_and_a_stop(times_out=1), threading.Event()
-    monkeypatch.setattr(cluster, "object_exists", lambda image, name: silence.wait(30))
-    with pytest.raises(ClusterError, match="not tried, as the cluster does not answer"):
-        cluster.remove_snapshot(IMAGE, "foreign")
-    silence.set()

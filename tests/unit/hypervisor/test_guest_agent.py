@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Any
 
 import libvirt
 import pytest
 
-from backup.errors import AlreadyFrozen, Interrupted
+from backup.errors import AlreadyFrozen, CannotFreeze, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_agent import GuestAgent
 from backup.hypervisor.guest_mounts import PartialFreeze
@@ -19,6 +20,7 @@ from backup.system.time_limit import Bounded
 
 from ..raising import raises
 
+STATUS = "guest-fsfreeze-status"
 TOO_MANY = "Too many mountpoints in fsinfo: 300 for limit 256"
 
 
@@ -29,10 +31,13 @@ def failure(code: int, message: str) -> libvirt.libvirtError:
 
 
 class Handle:
-    """A virDomain whose calls return, or raise, what a test gives; its agent answers `status` if asked."""
+    """A virDomain whose calls return, or raise, what a test gives; its agent has `status` and `mounts`."""
 
-    def __init__(self, status: str = "", **answers: Any) -> None:
+    def __init__(
+        self, status: str = "", mounts: Sequence[Mapping[str, Any]] | None = None, **answers: Any
+    ) -> None:
         self.status = status
+        self.mounts = mounts
         self.answers: Mapping[str, Any] = answers
         self.asked: list[str] = []
         self.limit = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK  # of all clients' calls
@@ -42,20 +47,17 @@ class Handle:
 
     def guestInfo(self, kind: int, _flags: int) -> Any:  # noqa: N802
         """Answer for disks (32) and file systems (16) in turn."""
-        answer = self.answers["guestInfo"][{32: 0, 16: 1}[kind]]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def getTime(self) -> Any:  # noqa: N802
-        return self._answer("getTime")
+        answer = self.answers["guestInfo"]
+        return self._given(answer[{32: 0, 16: 1}[kind]] if isinstance(answer, list) else answer)
 
     def agentSetResponseTimeout(self, timeout: int) -> None:  # noqa: N802
         self.limit = timeout
 
     def _answer(self, name: str) -> Any:
         self.asked.append(name)
-        answer = self.answers[name]
+        return self._given(self.answers[name])
+
+    def _given(self, answer: Any) -> Any:
         if isinstance(answer, Exception):
             raise answer
         return answer() if callable(answer) else answer
@@ -63,9 +65,14 @@ class Handle:
 
 @pytest.fixture(autouse=True)
 def raw_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(handle: Handle, *_: object) -> str:
-        handle.asked.append("status")
-        return f'{{"return": "{handle.status}"}}'
+    def command(handle: Handle, text: str, *_: object) -> str:
+        name = json.loads(text)["execute"]
+        handle.asked.append(name)
+        if name == STATUS:
+            return json.dumps({"return": handle.status})
+        if handle.mounts is None:
+            raise failure(libvirt.VIR_ERR_INTERNAL_ERROR, "unable to execute QEMU agent command")
+        return json.dumps({"return": handle.mounts})
 
     monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
 
@@ -94,31 +101,63 @@ def test_an_agent_is_asked_for_what_a_device_without_disks_of_the_domain_is_made
     assert probe(handle) == PartialFreeze(("/",), (), ("/safe",))
 
 
-def test_more_mounts_than_libvirt_passes_on_are_an_answer_and_taint_no_domain() -> None:
-    handle = Handle(fsInfo=failure(libvirt.VIR_ERR_RPC, TOO_MANY), getTime={"seconds": 1})
-    probe(handle)
-    assert handle.asked == ["fsInfo", "getTime"]
+TOO_OLD = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-disks")
+BROKEN = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-fsinfo: stale file handle")
+REFUSED = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-fsinfo has been disabled")
+MANY = failure(libvirt.VIR_ERR_RPC, TOO_MANY)
+ON_DISKS = {"disk.count": 1, "disk.0.name": "/dev/vda"}
+WITH_LOOP = {"disk.count": 2, "disk.0.name": "/dev/vda", "disk.1.name": "/dev/loop0"}
 
 
-def test_a_broken_connection_to_a_frozen_guest_is_still_found_out() -> None:
-    refused = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-time has been disabled")
-    handle = Handle("frozen", fsInfo=failure(libvirt.VIR_ERR_RPC, "broken pipe"), getTime=refused)
-    with raises("another program has already frozen the guest", AlreadyFrozen):
+@pytest.mark.parametrize("error", [MANY, BROKEN], ids=["too many", "cannot be listed"])
+def test_mounts_that_are_not_listed_need_no_list_where_nothing_is_in_a_file_and_taint_no_domain(
+    error: Exception,
+) -> None:
+    handle = Handle(fsInfo=error, guestInfo=[ON_DISKS, TOO_OLD])
+    assert probe(handle) is None
+    assert handle.asked == ["fsInfo"]
+
+
+@pytest.mark.parametrize("disks", [WITH_LOOP, TOO_OLD], ids=["a loop device", "an old agent"])
+def test_more_mounts_than_libvirt_passes_on_are_listed_by_the_agent(disks: object) -> None:
+    mounts = [{"mountpoint": f"/many/{n}", "name": "vda1", "type": "ext4", "disk": [{}]} for n in range(299)]
+    mounts.insert(9, {"mountpoint": "/tmp", "name": "loop0", "type": "ext4", "disk": []})
+    handle = Handle("thawed", mounts, fsInfo=MANY, guestInfo=[disks, TOO_OLD])
+    found = probe(handle)
+    assert found
+    assert (len(found.freeze), found.leave) == (1, ("/tmp",))
+    assert handle.asked == ["fsInfo", STATUS, "guest-get-fsinfo"]
+
+
+def test_a_list_that_the_agent_cannot_make_costs_the_freeze_where_something_may_be_in_a_file() -> None:
+    handle = Handle("thawed", fsInfo=BROKEN, guestInfo=[WITH_LOOP, TOO_OLD])
+    with raises("its file systems cannot be listed, and loop0 may hold one in a file", CannotFreeze):
         probe(handle)
 
 
-def test_a_frozen_guest_is_asked_for_its_state_at_once() -> None:
-    refused = failure(libvirt.VIR_ERR_INTERNAL_ERROR, "guest-get-fsinfo has been disabled")
-    handle = Handle("frozen", fsInfo=refused)
+def test_an_agent_that_knows_neither_mounts_nor_devices_freezes_all() -> None:
+    assert probe(Handle("thawed", fsInfo=BROKEN, guestInfo=TOO_OLD)) is None
+
+
+def test_a_broken_connection_is_no_list_of_mounts() -> None:
+    handle = Handle(fsInfo=failure(libvirt.VIR_ERR_RPC, "broken pipe"), guestInfo=TOO_OLD)
+    with pytest.raises(HypervisorError, match=r"^the guest agent does not answer: broken pipe$"):
+        probe(handle)
+
+
+@pytest.mark.parametrize("error", [REFUSED, MANY], ids=["refused", "frozen meanwhile"])
+def test_a_frozen_guest_is_found_out(error: Exception) -> None:
+    handle = Handle("frozen", fsInfo=error, guestInfo=REFUSED)
     with raises("another program has already frozen the guest", AlreadyFrozen):
         probe(handle)
-    assert handle.asked == ["fsInfo", "status"]
+    assert handle.asked == ["fsInfo", STATUS]
 
 
-def test_a_libvirt_that_hangs_is_not_asked_for_the_time_too() -> None:
+def test_a_libvirt_that_hangs_is_asked_for_nothing_else() -> None:
     handle = Handle("thawed", fsInfo=lambda: time.sleep(2))
-    probe(handle, limit=1)
-    assert handle.asked == ["fsInfo", "status"]
+    with pytest.raises(HypervisorError, match=r"^the guest agent does not answer"):
+        probe(handle, limit=1)
+    assert handle.asked == ["fsInfo"]
 
 
 def test_an_agent_that_does_not_answer_is_an_error() -> None:
@@ -128,7 +167,7 @@ def test_an_agent_that_does_not_answer_is_an_error() -> None:
     assert handle.asked == ["fsInfo"]
 
 
-@pytest.mark.parametrize("hangs", ["fsInfo", "getTime", "status"])
+@pytest.mark.parametrize("hangs", ["fsInfo", "guestInfo", "status"])
 def test_a_request_to_stop_ends_a_probe_at_once_and_resets_the_agent_s_limit(
     hangs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,8 +178,9 @@ def test_a_request_to_stop_ends_a_probe_at_once_and_resets_the_agent_s_limit(
         over.wait(30)
         return '{"return": "thawed"}'
 
-    refused = failure(libvirt.VIR_ERR_RPC if hangs == "getTime" else libvirt.VIR_ERR_INTERNAL_ERROR, TOO_MANY)
-    handle = Handle(fsInfo=hang if hangs == "fsInfo" else refused, getTime=hang)
+    handle = Handle(
+        fsInfo=hang if hangs == "fsInfo" else REFUSED, guestInfo=hang if hangs == "guestInfo" else REFUSED
+    )
     if hangs == "status":
         monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", hang)
     began = time.monotonic()

@@ -363,6 +363,7 @@ def test_a_lock_that_is_lost_before_a_snapshot_is_removed_is_a_transient_error(m
     result = node.back_up()
     assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "the domain's lock could not be renewed in time"
+    assert result.withdraw, "the output may have stored it already"
 
 
 def test_no_snapshot_is_made_without_a_valid_lock(make: MakeNode) -> None:
@@ -377,6 +378,7 @@ def test_no_snapshot_is_made_without_a_valid_lock(make: MakeNode) -> None:
     assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "the domain's lock has expired and is not renewed yet"
     assert node.cluster.snapshots == {"vms/web-root": {"foreign"}}
+    assert not result.withdraw, "the output was not asked to save it"
 
 
 def _also(call: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:

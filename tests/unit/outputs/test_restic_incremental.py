@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import trio
 
 from backup.errors import BackupError, Interrupted
 from backup.model import Extent, Level
@@ -29,7 +30,9 @@ from outputs.restic_repository.messages import ResticError
 from outputs.restic_repository.snapshots import segments_tag, stored_points
 from outputs.segments import layout as cut
 from outputs.segments.files import SegmentFiles
+from outputs.segments.last_files import LastFiles
 from outputs.segments.layout import pack_times, unpack_times
+from outputs.segments.monitor import Monitor
 
 from ..jobs_on_paper import JobOnPaper
 from ..memory_snapshot import MemorySnapshot, MemorySource
@@ -39,7 +42,7 @@ from ..repository import Repository
 from ..samples import LAYOUT, MIB, RUN, TAKEN, UUID, domain, rbd_disk, restore_point, settings
 from ..waiting import wait_until
 from .test_segment_archive import archive
-from .test_segment_files import Kernel, now
+from .test_segment_files import LAST, Kernel, now
 from .test_snapshots import listed
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -53,13 +56,12 @@ trap 'echo interrupted >>calls; exit 130' INT
 echo "$*" >>calls
 [ -e locked ] && rm locked && exit 11
 case "$*" in
-*--stdin*) cat >manifest.tar; processed=$(wc -c <manifest.tar) ;;
 *snapshots*) cat snapshots.json; exit ;;
 *dump*) [ -e dump-fails ] && {{ cat dump-fails >&2; exit 1; }}
   [ -e dump-hangs ] && exec sleep 100
   [ -e "$5.tar" ] || {{ echo "no matching ID found for prefix \\"$5\\"" >&2; exit 1; }}
   cat "$5.tar"; exit ;;
-*backup*) while [ -e hangs ]; do sleep 0.01; done; processed=$(cat processed) ;;
+*backup*) while [ -e hangs ]; do sleep 0.01; done; processed=$(($(cat processed) + $(cat last || echo 0))) ;;
 esac
 printf '{{"message_type": "summary", "snapshot_id": "%s", "data_added": 77, ' {saved}
 echo "\\"total_bytes_processed\\": $processed}}"
@@ -101,7 +103,7 @@ class FakeRestic:
         (self.directory / "locked").touch()
 
     def saves(self, count: int) -> None:
-        """Make it report this many saved bytes."""
+        """Make it report this many saved bytes, and those of the last files that were read."""
         (self.directory / "processed").write_text(str(count))
 
     def holds(self, snapshots: Sequence[Mapping[str, Any]], manifests: Mapping[str, bytes]) -> None:
@@ -174,6 +176,33 @@ def test_restore_points_that_the_run_listed_are_not_listed_again(
     assert " dump " in only
 
 
+def test_the_manifest_of_the_last_backup_is_not_read_again(
+    restic: FakeRestic, repository: Repository, mount: Mount
+) -> None:
+    restic.saves(SIZE)
+    (image,) = save(restic, repository, source())
+    listed_now = [listed(SAVED, UUID, RUN, f"segments.vda={SIZE} vms/vda", "definition")]
+    before = len(restic.calls())
+    base = restic.output(repository).base(UUID, {RUN}, stored_points(listed_now), lambda: None)
+    assert base
+    assert base.images == (replace(image, stored_bytes=0),)
+    assert len(restic.calls()) == before, "not even restic was started"
+
+
+def test_a_manifest_that_was_read_once_is_not_read_again(restic: FakeRestic, repository: Repository) -> None:
+    points = [point(NEWER, 2, [image("new")])]
+    points = [
+        ([{**one, "id": "01234567" * 8} if "definition" in one["tags"] else one for one in part], packed)
+        for part, packed in points
+    ]
+    restic.holds([], {"01234567" * 8: points[0][1]["manifest2"]})
+    listed_now = stored_points(points[0][0])
+    for _ in range(2):
+        base = restic.output(repository).base(UUID, {NEWER}, listed_now, lambda: None)
+        assert base
+    assert len(restic.calls()) == 1
+
+
 def test_a_restore_point_that_another_node_saved_since_is_found(
     restic: FakeRestic, repository: Repository
 ) -> None:
@@ -215,7 +244,7 @@ def test_a_parent_is_named_by_its_current_id(restic: FakeRestic, repository: Rep
     snapshots[0]["original"] = "old1234567"
     assert found(restic, repository, [(snapshots, packed)], OLD) == "retagged"
     assert (
-        found(restic, repository, [point(OLD, 1, [image("01234567")], current_id="0123456789ab")], OLD)
+        found(restic, repository, [point(OLD, 2, [image("01234567")], current_id="0123456789ab")], OLD)
         == "0123456789ab"
     )
 
@@ -290,7 +319,8 @@ def test_a_stall_and_a_stop_while_the_manifest_is_read_are_raised(
 class Mount:
     """Stands in for the kernel: programs can't see the files, but are said to read these segments.
 
-    By disk, all of each unless it is said. Notes in the program's log when they are given up.
+    By disk, all of each unless it is said, and then the last files; `manifest` is what they held. Notes in
+    the program's log when they are given up.
     """
 
     log: Path
@@ -298,9 +328,10 @@ class Mount:
     directory: str = ""
     files: list[SegmentFiles] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
+    manifest: bytes = b""
 
     @contextmanager
-    def __call__(self, files: SegmentFiles, directory: str) -> Iterator[None]:
+    def __call__(self, files: SegmentFiles, directory: str) -> Iterator[Sequence[int]]:
         assert Path(directory).is_dir()
         self.directory = directory
         self.threads.append(threading.get_ident())
@@ -314,7 +345,7 @@ class Mount:
             give_up()
 
         files.give_up = given_up  # type: ignore[method-assign]
-        yield
+        yield ()
 
     async def _read(self, files: SegmentFiles) -> None:
         kernel = Kernel(files, pytest.MonkeyPatch())
@@ -324,6 +355,17 @@ class Mount:
                 handle = await kernel.open(disk.segments.path(number))
                 await kernel.read(handle)
                 await files.release(handle)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_last, kernel, nursery.cancel_scope)
+            while not files.error:
+                await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()  # as a restic that is interrupted
+
+    async def _read_last(self, kernel: Kernel, scope: trio.CancelScope) -> None:
+        self.manifest, checksum = [await kernel.read(await kernel.open(name)) for name in LAST]
+        size = len(self.manifest) + len(checksum)
+        self.log.with_name("last").write_text(str(size))
+        scope.cancel()
 
 
 @pytest.fixture
@@ -369,27 +411,27 @@ def backups(restic: FakeRestic) -> list[str]:
     return [call for call in restic.calls() if call.startswith("--no-cache backup")]
 
 
-def test_all_disks_are_saved_in_one_go_and_then_the_manifest(
+def test_all_disks_and_then_the_manifest_are_saved_in_one_go(
     restic: FakeRestic, repository: Repository, mount: Mount, recorder: Recorder
 ) -> None:
     restic.saves(2 * SIZE)
     job, sources = JobOnPaper(recorder), [source(), source("vdb")]
     images = save(restic, repository, *sources, job=job)
-    segments, definition = backups(restic)
+    (segments,) = backups(restic)
     assert "--force" in segments
     assert "--parent" not in segments
     assert "--ignore-inode" in segments
-    assert f"--tag=segments.vda={SIZE} vms/vda --tag=segments.vdb={SIZE} vms/vdb ." in segments
+    assert f"--tag=segments.vda={SIZE} vms/vda --tag=segments.vdb={SIZE} vms/vdb " in segments
     assert "--host=web --time=2024-02-03 04:05:06" in segments
-    assert "--tag=definition" in definition
+    assert segments.endswith(" --tag=definition --tag=node=node1 .")
     results = [
         (one.target, one.size, one.data_bytes, one.read_bytes, one.stored_bytes, one.restore_id)
         for one in images
     ]
     assert results == [("vda", SIZE, 5001, 5001, 77, SAVED), ("vdb", SIZE, 5001, 5001, 0, SAVED)]
     assert job.released == sources
-    packed = manifest.unpack((restic.directory / "manifest.tar").read_bytes())
-    assert packed.images == images
+    packed = manifest.unpack(mount.manifest)
+    assert packed.images == tuple(replace(one, restore_id="", stored_bytes=0) for one in images)
     assert packed.point == PointId(RUN, UUID)
     assert unpack_times(packed.times["vdb"]) == (int(TAKEN.timestamp() * 1e9),) * 2
     assert packed.checksums["vda"] == base().checksums
@@ -405,12 +447,12 @@ def test_changes_are_read_with_the_last_restore_point_as_parent(
     restic.saves(2 * SIZE)
     changed = source(base=base(), changed=[Extent(SEGMENT, 1)])
     images = save(restic, repository, changed, source("vdb", base=base("vdb")))
-    (segments, _) = backups(restic)
+    (segments,) = backups(restic)
     assert f"--parent={PARENT}" in segments
     assert "--force" not in segments
     assert segments.count("--parent") == 1
     assert [one.read_bytes for one in images] == [1, 0]
-    packed = manifest.unpack((restic.directory / "manifest.tar").read_bytes())
+    packed = manifest.unpack(mount.manifest)
     assert unpack_times(packed.times["vda"]) == (1000, int(TAKEN.timestamp() * 1e9))
     assert unpack_times(packed.times["vdb"]) == (1000, 2000)
     assert packed.checksums["vda"] == packed.checksums["vdb"] == base().checksums
@@ -425,21 +467,31 @@ def test_only_a_disk_without_a_base_gets_a_full_read(
     assert f"--parent={PARENT}" in backups(restic)[0]
 
 
-@pytest.mark.parametrize(
-    ("reads", "processed", "missing"),
-    [([0], SIZE, 1), ([], SIZE, 2), ([0, 1], SIZE - 1, 0), ([0, 1], SIZE + 1, 0)],
-)
-def test_without_every_byte_there_is_no_manifest(
-    restic: FakeRestic, repository: Repository, mount: Mount, reads: list[int], processed: int, missing: int
+@pytest.mark.parametrize(("reads", "missing"), [([0], 1), ([], 2)])
+def test_without_every_changed_segment_restic_is_interrupted_and_gets_no_manifest(
+    restic: FakeRestic, repository: Repository, mount: Mount, reads: list[int], missing: int
 ) -> None:
     mount.reads = {"vda": reads}
+    restic.hang()
+    job = JobOnPaper()
+    with raises(f"restic did not read {missing} of the changed segments", ResticError):
+        save(restic, repository, source(), job=job)
+    assert restic.calls()[-1:] == ["gave up"]
+    assert mount.manifest == b""
+    assert job.released == []
+
+
+@pytest.mark.parametrize("processed", [SIZE - 1, SIZE + 1])
+def test_a_restic_that_saved_another_number_of_bytes_fails_the_domain(
+    restic: FakeRestic, repository: Repository, mount: Mount, processed: int
+) -> None:
     restic.saves(processed)
     job = JobOnPaper()
-    expected = f"the segments have {SIZE} bytes, restic saved {processed}"
-    with raises(f"{expected} and did not read {missing} of the changed segments", ResticError):
+    expected = "segments and manifest have .* bytes, restic saved"
+    with pytest.raises(ResticError, match=expected):
         save(restic, repository, source(), job=job)
-    assert len(backups(restic)) == 1
     assert job.released == []
+    assert not (repository.state_dir / "manifests").exists()
 
 
 def test_a_snapshot_that_was_removed_while_it_was_read_leaves_no_manifest(
@@ -451,10 +503,23 @@ def test_a_snapshot_that_was_removed_while_it_was_read_leaves_no_manifest(
             yield self.snapshot
             raise BackupError("the snapshot was removed while it was read")
 
-    restic.saves(SIZE)
+    restic.hang()
     with raises("the snapshot was removed while it was read"):
         save(restic, repository, Removed(MemorySnapshot(SIZE, DATA)))
-    assert len(backups(restic)) == 1
+    assert mount.manifest == b""
+
+
+def test_a_job_that_lost_its_lock_gets_no_manifest(
+    restic: FakeRestic, repository: Repository, mount: Mount
+) -> None:
+    class Lost(JobOnPaper):
+        def require_lock(self) -> None:
+            raise BackupError("the lock was lost")
+
+    restic.hang()
+    with raises("the lock was lost"):
+        save(restic, repository, source(), job=Lost())
+    assert mount.manifest == b""
 
 
 @dataclass
@@ -506,9 +571,9 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
 
 
 def test_a_slow_cluster_is_no_stalled_output() -> None:
-    files = SegmentFiles([])
+    files = SegmentFiles([], LastFiles(lambda: b"", 0))
     files.loading = 1  # a read of the image
-    monitor = restic_incremental._Monitor(files, MIB, 0.05, "web", JobOnPaper())
+    monitor = Monitor(files, MIB, 0.05, "web", JobOnPaper())
     until = time.monotonic() + 0.2
     while time.monotonic() < until:
         monitor.check()
@@ -539,7 +604,7 @@ def test_reads_of_a_failed_attempt_do_not_count(
 
     restic.saves(SIZE)
     restic.is_locked_once()
-    with pytest.raises(ResticError, match="did not read 2 of the changed segments"):
+    with pytest.raises(BackupError, match="did not read 2 of the changed segments"):
         save(restic, repository, source(), job=JobOnPaper(Locked()), lock_wait=60)
 
 
@@ -558,7 +623,8 @@ def test_progress_counts_the_bytes_that_are_expected_to_be_read(
 ) -> None:
     restic.saves(SIZE)
     save(restic, repository, source(), job=JobOnPaper(recorder))
-    assert recorder.progressed == [("web", "", SIZE, SIZE)]
+    size = SIZE + int((restic.directory / "last").read_text())
+    assert recorder.progressed == [("web", "", size, size)]
 
 
 def test_an_image_is_read_from_its_segments_and_a_file_from_a_file(

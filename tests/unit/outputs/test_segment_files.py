@@ -6,6 +6,7 @@ import errno
 import stat
 import threading
 from collections.abc import Awaitable, Generator, Sequence
+from hashlib import sha256
 from typing import Any, Callable
 
 import pyfuse3
@@ -17,7 +18,9 @@ from backup.model import Extent
 from outputs.segments import files as segment_files
 from outputs.segments import layout as cut
 from outputs.segments.files import DiskFiles, SegmentFiles
+from outputs.segments.last_files import LastFiles
 from outputs.segments.layout import Segments
+from outputs.segments.reader import SegmentReader
 
 from ..memory_snapshot import MemorySnapshot
 from ..samples import MIB
@@ -29,6 +32,9 @@ ASKED = 1 << 20
 SEGMENT = 8 * MIB
 ROOT = pyfuse3.ROOT_INODE
 SECOND = 1_700_000_000 * 10**9
+MANIFEST = b"manifest"
+CHECKSUM = f"{sha256(MANIFEST).hexdigest()}  ~definition.tar\n".encode()
+LAST = ["~definition.tar", "~definition.tar.sha256"]
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +111,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel]:
-    return lambda *disks: Kernel(SegmentFiles(disks), monkeypatch)
+    return lambda *disks: Kernel(SegmentFiles(disks, LastFiles(lambda: MANIFEST, SECOND)), monkeypatch)
 
 
 KernelOf = Callable[..., Kernel]
@@ -143,9 +149,11 @@ def test_the_files_are_the_segments_of_all_disks_and_nothing_else(kernel_of: Ker
     kernel = kernel_of(*disks)
     inodes = now(lambda: tree(kernel))
     paths = [one.segments.path(number) for one in disks for number in range(len(one.segments))]
-    assert [*inodes] == paths
-    assert len({*inodes.values()}) == len(paths)
-    assert [name for name, _ in now(lambda: kernel.list(ROOT))] == [b"vda", b"vdb", b"cciss_c0d0", b"vdc"]
+    assert [*inodes] == paths + LAST
+    assert len({*inodes.values()}) == len(inodes)
+    names = [name.decode() for name, _ in now(lambda: kernel.list(ROOT))]
+    assert names == ["vda", "vdb", "cciss_c0d0", "vdc", *LAST]
+    assert sorted(names)[-2:] == LAST, "restic reads them last"
     assert [inodes[path] for path in paths[::50]] == now(lambda: all_inodes(kernel, paths[::50]))
 
 
@@ -217,7 +225,8 @@ def test_each_file_has_its_segment_s_bytes_and_checksums_and_served_bytes_are_co
     first: Any = disks[0].reader
     assert b"".join(content[disks[0].segments.path(number)] for number in range(3)) == first.content
     assert content["vdb/0000/000000"] == b"1234567"
-    assert kernel.files.served == 2 * SEGMENT + 107
+    assert [content[name] for name in LAST] == [MANIFEST, CHECKSUM]
+    assert kernel.files.served == 2 * SEGMENT + 107 + len(MANIFEST) + len(CHECKSUM)
     assert {*disks[0].read} == {0, 1, 2}
     for number, checksums in disks[0].read.items():
         assert [*checksums] == checksums_of(first, disks[0].segments.extent(number))
@@ -415,3 +424,106 @@ def test_a_file_system_that_ends_by_itself_leaves_no_reader_waiting(
     kernel.files.stop()
     serving.join(5)
     assert not serving.is_alive()
+
+
+def last_of(kernel: Kernel, happens: Callable[[int], Awaitable[None]]) -> list[bytes]:
+    """Read both last files at the same time, as restic's two readers may, while something happens."""
+    content = [b"", b""]
+
+    async def read_one(number: int) -> None:
+        handle = await kernel.open(LAST[number])
+        content[number] = await kernel.read(handle)
+        await kernel.files.release(handle)
+
+    async def read_all() -> None:
+        handle = await kernel.open("vda/0000/000000")
+        async with trio.open_nursery() as nursery:
+            for number in (1, 0):
+                nursery.start_soon(read_one, number)
+            await trio.sleep(0.05)
+            assert content == [b"", b""], "a segment is still open"
+            await happens(handle)
+
+    now(read_all)
+    return content
+
+
+def test_the_manifest_is_packed_when_all_segments_are_closed_and_its_checksum_comes_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = disk(size=100, data={0: b"x"})
+    read: list[set[int]] = []
+
+    def pack() -> bytes:
+        read.append({*one.read})
+        return MANIFEST
+
+    kernel = Kernel(SegmentFiles([one], LastFiles(pack, SECOND)), monkeypatch)
+
+    async def finish(handle: int) -> None:
+        await kernel.read(handle)
+        await kernel.files.release(handle)
+
+    assert last_of(kernel, finish) == [MANIFEST, CHECKSUM]
+    assert read == [{0}], "once"
+
+
+def test_the_manifest_waits_for_the_reads_in_flight_of_a_segment_that_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, closing, closed = disk(size=100), threading.Event(), threading.Event()
+
+    def close(reader: SegmentReader) -> None:
+        closing.wait(5)
+        closed.set()
+
+    def pack() -> bytes:
+        assert closed.is_set()
+        return MANIFEST
+
+    monkeypatch.setattr(SegmentReader, "close", close)
+    kernel = Kernel(SegmentFiles([one], LastFiles(pack, SECOND)), monkeypatch)
+
+    async def finish(handle: int) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.files.release, handle)
+            await trio.sleep(0.05)
+            closing.set()
+
+    assert last_of(kernel, finish) == [MANIFEST, CHECKSUM]
+
+
+def test_after_give_up_no_part_of_the_manifest_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = disk(size=100)
+    kernel = Kernel(SegmentFiles([one], LastFiles(lambda: MANIFEST, SECOND)), monkeypatch)
+
+    async def open_one() -> None:
+        handle = await kernel.open(LAST[0])
+        kernel.files.give_up()
+        with pytest.raises(pyfuse3.FUSEError):
+            await kernel.read(handle)
+
+    now(open_one)
+
+
+def test_a_manifest_that_cannot_be_packed_is_an_error_and_not_given_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def pack() -> bytes:
+        raise BackupError("a segment is missing")
+
+    kernel = Kernel(SegmentFiles([disk(size=100)], LastFiles(pack, SECOND)), monkeypatch)
+
+    async def read_one() -> None:
+        with pytest.raises(pyfuse3.FUSEError):
+            await kernel.read(await kernel.open(LAST[0]))
+
+    async def read_it() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_one)
+            while not kernel.files.error:
+                await trio.sleep(0.001)
+            kernel.files.give_up()
+
+    now(read_it)
+    assert str(kernel.files.error) == "a segment is missing"

@@ -86,7 +86,7 @@ def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
 def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
     """Return the base that this run, a full read, leaves for the next one."""
     checksums = disk.checksums()
-    saved = disk.saved(checksums, taken, 1.0, "0123abcd")
+    saved = disk.saved(checksums, taken, 1.0)
     return Base(BASE, saved, bytes(checksums.packed), pack_times(disk.files.times))
 
 
@@ -249,7 +249,7 @@ def test_a_smaller_image_has_no_checksums_beyond_its_end() -> None:
     ).disk
     read(disk)
     assert [offset for offset, _, _ in disk.checksums()] == [UNIT, 9 * UNIT]
-    assert disk.saved(disk.checksums(), TAKEN, 1.0, "id").data_bytes == 10_000
+    assert disk.saved(disk.checksums(), TAKEN, 1.0).data_bytes == 10_000
 
 
 def test_a_segment_is_a_hole_while_it_has_no_data() -> None:
@@ -436,10 +436,10 @@ def test_the_result_has_the_bytes_that_were_read_and_the_snapshot() -> None:
     snapshot = replace(unchanged(Extent(9 * UNIT, 1)), source=SnapshotId("fsid", "image-id", 8))
     disk = run(snapshot, base, TAKEN + DAY).disk
     read(disk)
-    image = disk.saved(disk.checksums(), TAKEN + DAY, 2.0, "4567cdef")
+    image = disk.saved(disk.checksums(), TAKEN + DAY, 2.0)
     assert (image.target, image.image, image.size) == ("vda", "vms/web-root", SIZE)
     assert (image.data_bytes, image.read_bytes, image.seconds) == (10_101, 5000, 2.0)
-    assert (image.restore_id, image.source.snapshot, image.segment_size) == ("4567cdef", 8, SEGMENT)
+    assert (image.restore_id, image.source.snapshot, image.segment_size) == ("", 8, SEGMENT)
 
 
 class ListedInParts(MemorySnapshot):

@@ -37,6 +37,12 @@ def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_fir
     assert (older.id.run, older.images, older.manifest_id) == (OLDER_RUN, (), "2")
 
 
+def test_a_manifest_may_be_in_the_snapshot_of_the_segments() -> None:
+    (point,) = stored_points([listed("1", UUID, RUN, "segments.vda=4096 vms/a", "definition", "node=node1")])
+    assert (point.manifest_id, point.node) == ("1", "node1")
+    assert point.images == (StoredImage("vda", "vms/a", 4096, "1"),)
+
+
 def test_each_attempt_of_a_run_is_a_restore_point_of_its_own() -> None:
     first, second = sorted(
         stored_points(

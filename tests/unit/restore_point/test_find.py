@@ -129,6 +129,15 @@ def test_only_the_missing_image_of_a_restore_point_is_an_error() -> None:
     assert current_images((saved("vdb", "4567"),), point) == (saved("vdb", "4567"),)
 
 
+def test_images_that_are_stored_with_their_manifest_are_found_by_their_targets() -> None:
+    images = (StoredImage("vda", "vms/a", 1, "0123"), StoredImage("vdb", "vms/b", 1, "0123"))
+    point = replace(WEB, images=images)
+    found = current_images((saved("vdb", ""), saved("vda", "")), point)
+    assert [(one.target, one.restore_id) for one in found] == [("vdb", "0123"), ("vda", "0123")]
+    with raises(f"the restore point of web from run {RUN} lacks vdc"):
+        current_images((saved("vdc", ""),), point)
+
+
 def test_a_name_that_two_domains_had_is_an_error() -> None:
     other = replace(LATER, id=PointId(LATER.id.run, OTHER_UUID))
     with pytest.raises(ConfigError) as caught:

@@ -81,8 +81,59 @@ def test_a_point_without_a_manifest_is_incomplete() -> None:
 
 def test_a_run_discards_only_its_own() -> None:
     output = Left(DEAD, OWN)
-    discard_own(RUN, output, Recorder(), wait_if_busy=False)
+    discard_own(RUN, (), output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD]
+
+
+class Complete(Left):
+    """Has complete points, too."""
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        return [replace(one, manifest_id="manifest") for one in super().restore_points()]
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        self.points = [point for point in self.points if point not in points]
+
+
+def test_a_run_withdraws_what_it_failed_to_save_although_it_looks_complete() -> None:
+    other = PointId(RUN, OTHER_UUID)
+    output = Complete(DEAD, OWN, other)
+    discard_own(RUN, {DEAD, OWN}, output, Recorder(), wait_if_busy=False)
+    assert output.points == [DEAD, other]
+
+
+class Mixed(Complete):
+    """Has a complete point, beside an incomplete one that it cannot discard."""
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        first, *others = super().restore_points()
+        return [first, *(replace(one, manifest_id="") for one in others)]
+
+
+def test_what_cannot_be_discarded_does_not_keep_what_failed_from_being_withdrawn() -> None:
+    output, recorder = Mixed(OWN, PointId(RUN, OTHER_UUID)), Recorder()
+    output.refuses = True
+    discard_own(RUN, {OWN}, output, recorder, wait_if_busy=False)
+    assert output.points == [PointId(RUN, OTHER_UUID)]
+    (text,) = recorder.told(Level.WARNING)
+    assert "images of incomplete restore points" in text
+
+
+class Unlisted(Left):
+    """Cannot be listed."""
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        raise BackupError("the repository does not answer")
+
+
+@pytest.mark.parametrize("failed", [(), (OWN,)])
+def test_without_a_list_what_may_look_complete_is_reported_too(failed: Collection[PointId]) -> None:
+    recorder = Recorder()
+    discard_own(RUN, failed, Unlisted(), recorder, wait_if_busy=False)
+    (text,) = recorder.told(Level.WARNING)
+    assert f"images of incomplete restore points (run={RUN}) may still be in the repository" in text
+    assert ("restore points that failed, which look complete" in text) == bool(failed)
+    assert text.endswith(": the repository does not answer")
 
 
 def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
@@ -101,7 +152,7 @@ def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
 def test_points_that_cannot_be_discarded_are_reported() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
-    discard_own(RUN, output, recorder, wait_if_busy=False)
+    discard_own(RUN, (), output, recorder, wait_if_busy=False)
     (text,) = recorder.told(Level.WARNING)
     assert RUN in text
     assert "the repository takes additions alone" in text

@@ -1,0 +1,142 @@
+"""What keeps a restic that reads our files from saving a part of them when this process is killed.
+
+restic leaves out files that it cannot read, and saves the rest. A killed process cannot end it, and the
+kernel's signal does not get past a wrapper.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import IO, Callable
+
+from backup.errors import reason
+from backup.system.process import join_mounts
+from backup.system.started_program import (
+    NOTHING,
+    Command,
+    StartedProgram,
+    ended_within,
+    inherited,
+    start_program,
+)
+
+from .messages import ResticError
+
+COPY_POLL = 50  # milliseconds
+PIPE_CHUNK = 1 << 16  # bytes
+# Waits for a line, or for the end of the process that would write it. It ignores what interrupts the group of
+# which it is a member; SIGKILL ends all members before any of them notices that the files are gone.
+KEEPER = """trap '' HUP INT TERM
+read -r line && exit
+kill -s INT -- "-$1"
+sleep 1
+kill -s KILL -- "-$1"
+"""
+KEEPER_LIMIT = 5  # seconds in which it ends after the line
+
+
+@dataclass(frozen=True)
+class ServedFiles:
+    """Files that this process serves to restic, with FUSE.
+
+    `give_up` must make pending reads fail. `connections`: this process's open files through which they are
+    served.
+    """
+
+    give_up: Callable[[], None]
+    connections: Collection[int] = ()
+
+    @contextmanager
+    def outlet(self, into: IO[bytes]) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+        """Yield a pipe whose bytes are copied into the file, and a call that gives up.
+
+        The call comes after restic was interrupted. It breaks the pipe first: otherwise a restic that the
+        interrupt did not reach would save the rest.
+        """
+        with _breaking(into) as (pipe, break_pipe):
+
+            def give_up() -> None:
+                break_pipe()
+                self.give_up()
+
+            yield pipe, give_up
+
+    @contextmanager
+    def reads_waiting(self, group: int) -> Iterator[None]:
+        """Have restic's process group end if this process dies, before a read fails.
+
+        A process of its own has the connections open too: reads wait as long as it runs, and it ends the
+        group first. Raises ResticError.
+        """
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb", buffering=0) as line:
+            with os.fdopen(reading, "rb", buffering=0) as waiting:
+                keeper = _keeper(group, self.connections, waiting)
+            try:
+                yield
+            finally:
+                with suppress(BrokenPipeError):  # somebody killed it
+                    line.write(b"\n")
+                if not ended_within(keeper, KEEPER_LIMIT):
+                    keeper.kill()
+                    keeper.wait()
+
+
+def _keeper(group: int, connections: Collection[int], waiting: IO[bytes]) -> StartedProgram:
+    command = Command(["sh", "-c", KEEPER, "sh", str(group)], inherited(["PATH"]))
+    try:
+        return start_program(command, waiting, NOTHING, NOTHING, partial(_join, group), connections)
+    except OSError as error:
+        raise ResticError(f"cannot start sh: {reason(error)}") from error
+
+
+def _join(group: int, parent: int) -> None:
+    """Join the group, as who ends all of it later ends the keeper too, and leave the files' namespace."""
+    with suppress(OSError):  # restic has already ended
+        os.setpgid(0, group)
+    with suppress(OSError):  # it would only see the files
+        join_mounts(parent)
+
+
+@contextmanager
+def _breaking(into: IO[bytes]) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """Yield a pipe whose bytes are copied into the file, and a call that breaks the pipe.
+
+    It also breaks when this process dies: a program that writes then ends. A dying process closes its files
+    in the reverse order of their numbers: the pipe breaks before anything else fails that this process does
+    for the program.
+    """
+    reading, writing = os.pipe()
+    last = fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, 1 + max(map(int, os.listdir("/proc/self/fd"))))
+    os.close(reading)
+    ended = threading.Event()
+    copying = threading.Thread(target=_copy, args=(last, into, ended), name="messages", daemon=True)
+    with ExitStack() as stack, os.fdopen(writing, "wb", buffering=0) as pipe:
+        stack.callback(os.close, last)
+        copying.start()
+        stack.callback(copying.join)
+        stack.callback(ended.set)
+        yield pipe, stack.close
+
+
+def _copy(pipe: int, into: IO[bytes], ended: threading.Event) -> None:
+    """Copy until the pipe's end, or until it is empty after `ended`: a wrapper may leave it open."""
+    ready = select.poll()
+    ready.register(pipe, select.POLLIN)
+    position = 0
+    while True:
+        last = ended.is_set()
+        if ready.poll(0 if last else COPY_POLL):
+            chunk = os.read(pipe, PIPE_CHUNK)
+            if not chunk:
+                return
+            position += os.pwrite(into.fileno(), chunk, position)
+        elif last:
+            return
