@@ -7,18 +7,23 @@ import os
 import re
 import shlex
 import stat
+from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, TypeVar
 
 from ..errors import BackupError, ConfigError, reason
 from ..system.process import unmount
+from ..system.time_limit import within
 
+ANSWER_LIMIT = 5.0  # seconds for what is mounted there: its process may be stopped
 SOURCE = "virt-rbd-backup"  # what the mount table has as the source of our file systems
+
+Answer = TypeVar("Answer")
 
 
 def prepared(directory: str, in_repository: Callable[[str], bool]) -> str:
     """Return the absolute path of an empty directory of ours. Raises ConfigError if it is anything else."""
-    path = os.path.abspath(directory)
+    path: str = _answer(directory, partial(os.path.realpath, directory))  # as the mount table has it
     while _is_dead(path):
         _unmount_ours(path)
     shown = shlex.quote(path)
@@ -44,10 +49,18 @@ def prepared(directory: str, in_repository: Callable[[str], bool]) -> str:
 def _is_dead(path: str) -> bool:
     """Return whether a FUSE file system is mounted there whose process has ended."""
     try:
-        os.stat(path)
+        _answer(path, partial(os.listdir, path))  # for `stat` the kernel may still know the answer
     except OSError as error:
-        return error.errno == errno.ENOTCONN
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
+
+
+def _answer(path: str, ask: Callable[[], Answer]) -> Answer:
+    """Ask a file system something. Raises OSError, and ConfigError if it does not answer."""
+    try:
+        return within(ANSWER_LIMIT, ask)
+    except TimeoutError as error:
+        raise _wrong(f"the file system on {path} does not answer", "name another directory") from error
 
 
 def _unmount_ours(path: str) -> None:

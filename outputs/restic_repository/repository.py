@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -40,10 +40,11 @@ from .snapshots import (
     stored_points,
     time_of,
 )
-from .waits import wait, when_free
+from .waits import limited, wait, when_free
 from .written_files import file_problems
 
 OLDEST_VERSION = (0, 14, 0)
+UNLOCK_LIMIT = 15.0  # seconds to remove a lock that a mount has left
 VERSION_LIMIT = 60  # seconds for `restic version`: the node may be under load
 DISCARD_PAUSES = (
     1,
@@ -162,11 +163,17 @@ class Repository:
         with self.program.dump(image.restore_id, path, check_stop) as source:
             yield SegmentSource(source, segments) if image.segment_size else source
 
-    def opened(
-        self, point: StoredPoint, check_stop: Callable[[], None]
-    ) -> AbstractContextManager[MountedPoint]:
+    @contextmanager
+    def opened(self, point: StoredPoint, check_stop: Callable[[], None]) -> Iterator[MountedPoint]:
         """Mount a restore point's snapshots with `restic mount`, in private."""
-        return opened_point(self.program, point, check_stop)
+        try:
+            with opened_point(self.program, point, check_stop) as opened:
+                yield opened
+        finally:
+            # restic 0.14 leaves its lock if it is interrupted while it creates it; the next run would remove
+            # it, but this node may have none. Without such a record this asks nothing
+            with suppress(BackupError):
+                remove_dead_locks(self.program, limited(UNLOCK_LIMIT, "the removal of a lock"))
 
     def holds(self, path: str) -> bool:
         """Return whether a path is in the repository's directory, if that is certainly on this node."""

@@ -124,9 +124,7 @@ def test_a_signal_ends_it_while_a_reader_waits_for_a_repository_that_hangs(
             assert reader.wait(START)
         assert running.errors == "error: interrupted\n"
         assert not Path(f"/proc/{restic}").exists()
-    for path in (node.repository.path / "locks").iterdir():
-        path.unlink()
-    shutil.rmtree(node.runtime_dir / "restic")
+    assert node.repository.locks() == node.repository.records() == []
 
 
 def test_unmounting_it_is_a_success(node: Node, directory: Path) -> None:
@@ -139,13 +137,28 @@ def test_unmounting_it_is_a_success(node: Node, directory: Path) -> None:
 
 def test_after_a_kill_the_next_mount_on_the_directory_cleans_up(node: Node, directory: Path) -> None:
     with mounted(node, directory) as running:
+        assert directory.stat().st_uid == 0
         restic = running.restic
         running.end(signal.SIGKILL)
         wait_until(lambda: not Path(f"/proc/{restic}").exists(), START, "restic ends with its parent")
         unlocked(node)
+        assert directory.stat().st_uid == 0, "the kernel still knows that"
         with pytest.raises(OSError, match="Transport endpoint is not connected"):
             os.listdir(directory)
         with mounted(node, directory):
+            assert (directory / "vdb.raw").read_bytes() == VDB.content
+    shutil.rmtree(node.runtime_dir / "restic")
+
+
+def test_a_link_to_the_directory_is_as_good_also_after_a_kill(
+    node: Node, directory: Path, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(directory)
+    with mounted(node, link) as running:
+        running.end(signal.SIGKILL)
+        unlocked(node)
+        with mounted(node, link):
             assert (directory / "vdb.raw").read_bytes() == VDB.content
     shutil.rmtree(node.runtime_dir / "restic")
 
@@ -156,9 +169,7 @@ def test_a_restic_that_is_killed_ends_it_with_the_reason(node: Node, directory: 
         assert running.process.wait(START) == 1
         assert running.errors == "error: restic mount was killed by SIGKILL\n"
         assert not is_mounted(directory)
-    for path in (node.repository.path / "locks").iterdir():
-        path.unlink()
-    shutil.rmtree(node.runtime_dir / "restic")
+    assert node.repository.locks() == node.repository.records() == []
 
 
 def test_what_cannot_be_read_is_an_error_of_that_read_and_a_line_with_the_reason(
@@ -217,6 +228,16 @@ def test_a_directory_that_shows_a_restore_point_is_not_used_twice(node: Node, di
         assert done.returncode == 2
         assert "shows a restore point already" in done.stderr
         assert is_mounted(directory)
+
+
+def test_a_mount_that_is_stopped_is_not_used_twice_either(node: Node, directory: Path) -> None:
+    with mounted(node, directory) as running:
+        os.kill(running.process.pid, signal.SIGSTOP)
+        try:
+            done = node.start(["mount", "web", str(directory)])
+        finally:
+            os.kill(running.process.pid, signal.SIGCONT)
+    assert (done.returncode, "does not answer" in done.stderr) == (2, True)
 
 
 def test_a_dead_mount_of_another_program_is_not_touched(node: Node, directory: Path) -> None:
