@@ -10,7 +10,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -57,7 +57,8 @@ class CopyOut:
 
         What cannot be read is reported and counted. Raises BackupError if nothing more can be written.
         """
-        parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _write_errors(ends=True):
+            parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if entry.name == b"/":
                 self._fill(entry, parent, b"", 0)
@@ -93,7 +94,8 @@ class CopyOut:
         try:
             self.copied.directories += 1
             self._fill(entry, made, path + b"/", depth + 1)
-            os.fchmod(made, entry.mode & PERMISSIONS | OWN)
+            with _write_errors():
+                os.fchmod(made, entry.mode & PERMISSIONS | OWN)
         finally:
             os.close(made)
 
@@ -106,7 +108,8 @@ class CopyOut:
 
     def _file(self, entry: Entry, parent: int) -> None:
         changed = self.files.changed(entry)
-        free = os.fstatvfs(parent)
+        with _write_errors():
+            free = os.fstatvfs(parent)
         if entry.size > (room := free.f_bavail * free.f_frsize):
             raise BackupError(f"it has {size_text(entry.size)}, there is room for {size_text(room)}")
         with _write_errors():
@@ -116,8 +119,10 @@ class CopyOut:
             written = _write(made, self.files.content(entry))
             if written != entry.size:
                 raise BackupError(f"it has {entry.size} bytes, only {written} can be read")
-            os.fchmod(made, entry.mode & PERMISSIONS)
-            os.utime(made, (changed, changed))
+            with _write_errors():
+                os.fchmod(made, entry.mode & PERMISSIONS)
+            with suppress(OSError, OverflowError):  # a time that this node's file system cannot have
+                os.utime(made, (changed, changed))
         except BaseException:  # whatever it was, a stop included: a part of a file is none
             os.unlink(entry.name, dir_fd=parent)
             raise

@@ -19,12 +19,12 @@ VERSION = re.compile(r"debugfs \d.*")  # it prints that among its errors
 class Debugfs(Session):
     """A running debugfs."""
 
-    def is_error(self, line: str) -> bool:
-        return not VERSION.fullmatch(line)
+    def error_in(self, line: str) -> str:
+        return "" if VERSION.fullmatch(line) else line
 
     def ask(self, command: str) -> bytes:
         """Return a command's output. Raises BackupError if it has printed an error."""
-        return b"".join(self.stream(command))
+        return self.joined(self.stream(command))
 
     def stream(self, command: str) -> Iterator[bytes]:
         """Yield a command's output. Raises BackupError if it has printed an error.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional
 
 from ..errors import BackupError
+from ..text import size_text
 from .debugfs import Debugfs, debugfs
 from .entries import Entry, NotFound, shown
 from .session import UNSOUND
@@ -22,8 +23,10 @@ ROOT = 2  # its inode number
 ENCRYPTED = 0x800  # flag of an inode
 INLINE = 60  # bytes; shorter targets of links are in the inode
 MOST_LINKS = 40  # that a path may lead over, as in Linux
+LONGEST_TARGET = 4096  # bytes of a link's target, as in Linux
+LARGEST_ID = 0xFFFFFFFF  # of owners and groups, which debugfs prints as signed numbers
 # Of `ls -p`: inode, mode, owner, group, name, size. A name may hold anything but a slash, newlines too.
-ENTRY = re.compile(rb"/(\d+)/([0-7]{6})/(\d+)/(\d+)/([^/]*)/(\d*)/\n")
+ENTRY = re.compile(rb"/(\d+)/([0-7]{6})/(-?\d+)/(-?\d+)/([^/]*)/(\d*)/\n")
 DUMP = re.compile(rb"^([0-7]{4})((?:  ?[0-9a-f]{4})+)|^(\*)$", re.MULTILINE)
 
 
@@ -40,7 +43,8 @@ class ExtFiles:
             inode, mode, owner, group, name, size = one.groups()
             end = one.end()
             if name not in (b"", b".", b"..") and int(inode):
-                found.append(Entry(int(inode), int(mode, 8), int(owner), int(group), name, int(size or 0)))
+                ids = (int(owner) & LARGEST_ID, int(group) & LARGEST_ID)
+                found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))
         if listed[end:].strip():
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
         return sorted(found, key=lambda entry: entry.name)
@@ -49,6 +53,8 @@ class ExtFiles:
         return self._debugfs.stream(f"cat <{file.inode}>")
 
     def link_target(self, link: Entry) -> bytes:
+        if link.size > LONGEST_TARGET:
+            raise BackupError(f"a link with a target of {size_text(link.size)}", UNSOUND)
         if link.size >= INLINE:
             return self._debugfs.ask(f"cat <{link.inode}>")[: link.size]
         return _bytes(self._debugfs.ask(f"inode_dump -b <{link.inode}>"))[: link.size]

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Optional
 
@@ -26,9 +26,10 @@ from ..settings import Settings
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
 from .copy_out import Copied, CopyOut
+from .encrypted import key_in
 from .entries import Entry, NotFound, Systems
 from .ext import ExtSystems
-from .guestfish import other_systems
+from .guestfish import OtherSystems, other_systems
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
@@ -36,16 +37,22 @@ MOUNTPOINT = "files"  # in RUNTIME_DIR
 
 @dataclass(frozen=True)
 class FilesOrder:
-    """What to list or copy, "" for what was not given. `disk`: vda, vda1, or GROUP/VOLUME of LVM."""
+    """What to list or copy, "" for what was not given.
+
+    `disk`: vda, vda1, or GROUP/VOLUME of LVM; `key`: a file with the passphrase of encrypted disks.
+    """
 
     domain: str
     at: str = "latest"
     path: str = ""
     disk: str = ""
     to: str = ""
+    key: str = ""
 
     def require_consistent(self) -> None:
         """Raise ConfigError unless there is something to copy where it is to be copied to."""
+        if self.key and not self.path:
+            raise _wrong("--key requires a PATH", "name a file or directory of the guest, such as /")
         if not self.to:
             return
         if not self.path:
@@ -66,19 +73,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Files:
-    """Carries out an order."""
+    """Carries out an order. `key`: the passphrase in the order's file."""
 
     order: FilesOrder
     settings: Settings
     output: Output
     reporter: Reporter
     stop: StopRequest
+    key: str = field(default="", repr=False)
 
     def carry_out(self) -> Result:
         """List the file systems, or a directory, or copy. Raises BackupError."""
         self.order.require_consistent()
+        with_key = replace(self, key=key_in(self.order.key)) if self.order.key else self
         with ThreadPoolExecutor(1, thread_name_prefix="files") as thread:  # it has a namespace of its own
-            return thread.submit(self._carry_out).result()
+            return thread.submit(with_key._carry_out).result()
 
     def _carry_out(self) -> Result:
         limit = self.settings.output_stall_timeout
@@ -121,49 +130,81 @@ class Files:
 
     def _read(self, found: Sequence[Volume], domain: str) -> Result:
         """List or copy what the path leads to, in the only file system that has it."""
+        errors: dict[str, BackupError] = {}
+        locked = [volume.name for volume in found if volume.is_encrypted]
+        result = None if self.key else self._read_ext(found, domain, errors)
+        if not result and (self.key or any(volume.needs_libguestfs for volume in found)):
+            with self._other_systems(found, domain) as systems:
+                locked = sorted({*locked, *systems.locked})
+                result = self._read_one(systems, domain, errors)
+        if not result:
+            raise self._not_found(found, locked, errors)
+        return result
+
+    def _not_found(
+        self, found: Sequence[Volume], locked: Sequence[str], errors: Mapping[str, BackupError]
+    ) -> BackupError:
+        """Return why the path was not found."""
+        if errors:
+            return next(iter(errors.values()))
+        names = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
+        message = f"{self.order.path} does not exist on {names}"
+        if locked and not self.key:
+            return BackupError(message, f"{', '.join(locked)}: encrypted, read with --key FILE")
+        return BackupError(message, "list the directory above it")
+
+    def _read_ext(
+        self, found: Sequence[Volume], domain: str, errors: dict[str, BackupError]
+    ) -> Optional[Result]:
+        """Do the same in the ext file systems; None if none of them has the path."""
         readable = [volume for volume in found if volume.is_ext and "/" not in self.order.disk]
-        result = self._read_one(ExtSystems(readable, self.stop.check), domain)
+        result = self._read_one(ExtSystems(readable, self.stop.check), domain, errors)
         if result and next(one for one in readable if one.name == result.name).needs_recovery:
             text = f"{result.name} was saved in use, its journal is not replayed: new files may be damaged"
             self.reporter.message(Level.WARNING, domain, text)
-        if not result and any(volume.needs_libguestfs for volume in found):
-            result = self._read_with_libguestfs(found, domain)
-        if not result:
-            names = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
-            raise BackupError(f"{self.order.path} does not exist on {names}", "list the directory above it")
         return result
 
-    def _read_with_libguestfs(self, found: Sequence[Volume], domain: str) -> Optional[Result]:
-        """Do the same in all other file systems, those in LVM among them."""
+    @contextmanager
+    def _other_systems(self, found: Sequence[Volume], domain: str) -> Iterator[OtherSystems]:
+        """Have libguestfs read those that were not read yet, and with a key all."""
         if not shutil.which("guestfish"):
-            names = ", ".join(f"{one.name} ({one.kind})" for one in found if one.needs_libguestfs)
+            unread = [one for one in found if one.needs_libguestfs or one.is_encrypted] or found
+            names = ", ".join(f"{one.name} ({one.kind})" for one in unread)
             message = f"only libguestfs can read {names}"
             raise BackupError(message, "apt-get install guestfish; or `mount` shows the disks as files")
         text = "searching with libguestfs, which starts a virtual machine for that"
         self.reporter.message(Level.INFO, domain, text)
         disks = {volume.disk: volume.path for volume in found}
-        searched = {volume.name for volume in found if volume.is_ext}
-        with other_systems(disks, self.stop.check) as systems:
-            devices = {
-                name: device
-                for name, device in systems.devices.items()
-                if self.order.disk in ("", name, *disks) or ("/" in name and "/" not in self.order.disk)
-                if name not in searched
-            }
-            return self._read_one(replace(systems, devices=devices), domain)
+        searched = [] if self.key else [volume.name for volume in found if volume.is_ext]
+        with other_systems(disks, self.stop.check, self.key) as systems:
+            selected = self._selected_systems(systems.devices, [*disks])
+            devices = {name: device for name, device in selected.items() if name not in searched}
+            yield replace(systems, devices=devices)
 
-    def _read_one(self, systems: Systems, domain: str) -> Optional[Result]:
-        """List or copy what the path leads to; None if none of these file systems has it."""
-        having, errors = self._having_path(systems)
+    def _selected_systems(self, devices: Mapping[str, str], disks: Sequence[str]) -> Mapping[str, str]:
+        """Return those of --disk: of a disk all, of a partition what is on it, volumes of LVM too."""
+        disk = self.order.disk
+        if disk in devices:
+            return {disk: devices[disk]}
+        return {
+            name: device
+            for name, device in devices.items()
+            if disk in ("", *disks) or ("/" in name and "/" not in disk)
+        }
+
+    def _read_one(self, systems: Systems, domain: str, errors: dict[str, BackupError]) -> Optional[Result]:
+        """List or copy what the path leads to; None if none of these file systems has it.
+
+        `errors` gets those of file systems that cannot be read, by their names.
+        """
+        having = self._having_path(systems, errors)
+        if not having:
+            return None
         for name, error in errors.items():
-            if not having:
-                raise error
             self.reporter.message(Level.WARNING, domain, f"{name} was not searched: {error}")
         if len(having) > 1:
             message = f"{self.order.path} is in several file systems: {', '.join(having)}"
             raise _wrong(message, "name one with --disk")
-        if not having:
-            return None
         with systems.opened(having[0]) as files:
             entry = files.find(os.fsencode(self.order.path))
             if not self.order.to:
@@ -174,9 +215,9 @@ class Files:
             copy = CopyOut(files, domain, self.reporter, self.stop.check)
             return Result(name=having[0], copied=copy.copy(entry, self.order.to))
 
-    def _having_path(self, systems: Systems) -> tuple[Sequence[str], Mapping[str, BackupError]]:
-        """Return the file systems that have the path, and the errors of those that cannot be read."""
-        having, errors = [], {}
+    def _having_path(self, systems: Systems, errors: dict[str, BackupError]) -> Sequence[str]:
+        """Return the file systems that have the path."""
+        having = []
         for name in systems.names:
             try:
                 with systems.opened(name) as files:
@@ -187,7 +228,7 @@ class Files:
             except BackupError as error:
                 self.stop.check()  # before an error that the stop has caused
                 errors[name] = error
-        return having, errors
+        return having
 
 
 def _wrong(message: str, hint: str) -> ConfigError:

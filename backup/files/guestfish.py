@@ -8,12 +8,14 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
 from ..errors import BackupError
 from ..system.process_group import Group, kill
 from ..system.started_program import inherited
+from .encrypted import Encrypted
 from .entries import Entry, NotFound, shown
 from .session import UNSOUND, Session, session
 
@@ -32,6 +34,7 @@ NO_FILES = ("swap", "unknown", "crypto_LUKS")  # of `list-filesystems`
 BATCH = 50  # questions at a time: they, and their answers, fit into a pipe
 BATCH_BYTES = 1 << 15
 FIELD = re.compile(rb"^st_(\w+): (-?\d+)$", re.MULTILINE)
+ORIGIN = re.compile(r"^\*stdin\*:\d+: libguestfs: error: ")  # of an error
 MISSING = re.compile("no such file or directory|not a directory|too many levels", re.IGNORECASE)
 
 
@@ -45,9 +48,12 @@ class Guestfish(Session):
                 if Path(f"/proc/{process.pid}/comm").read_text().startswith("qemu"):
                     kill(process)
 
+    def error_in(self, line: str) -> str:
+        return ORIGIN.sub("", line)
+
     def ask(self, *commands: str) -> bytes:
         """Return the output of commands. Raises BackupError if one has printed an error."""
-        return b"".join(self.stream(*commands))
+        return self.joined(self.stream(*commands))
 
     def stream(self, *commands: str) -> Iterator[bytes]:
         """Yield the output of commands. Raises BackupError if one has printed an error."""
@@ -147,10 +153,14 @@ def _path(entry: Entry) -> bytes:
 
 @dataclass(frozen=True)
 class OtherSystems:
-    """The file systems that guestfish finds, by their names, with its devices. Satisfies entries.Systems."""
+    """The file systems that guestfish finds, by their names, with its devices. Satisfies entries.Systems.
+
+    `locked` are the names of encrypted devices that were not opened.
+    """
 
     guestfish: Guestfish
     devices: Mapping[str, str]
+    locked: Sequence[str] = ()
 
     @property
     def names(self) -> Sequence[str]:
@@ -163,20 +173,47 @@ class OtherSystems:
 
 
 @contextmanager
-def other_systems(disks: Mapping[str, Path], check_stop: Callable[[], None]) -> Iterator[OtherSystems]:
-    """Start a virtual machine with these disks during the block. Raises BackupError."""
+def other_systems(
+    disks: Mapping[str, Path], check_stop: Callable[[], None], key: str = ""
+) -> Iterator[OtherSystems]:
+    """Start a virtual machine with these disks during the block; a key opens what is encrypted.
+
+    Raises BackupError.
+    """
     environment = {"LIBGUESTFS_BACKEND": "direct", **inherited(INHERITED)}
-    command = ("guestfish", "--ro", "--format=raw", *(f"--add={path}" for path in disks.values()))
+    options = ("--ro", "--format=raw", "--keys-from-stdin")
+    command = ("guestfish", *options, *(f"--add={path}" for path in disks.values()))
     with session(Guestfish, command, check_stop, environment) as running:
-        listed = running.ask("run", "list-filesystems").decode(errors="replace")
+        running.ask("run")
+        encrypted = Encrypted(running.ask)
+        encrypted.open_all(key)
+        named = partial(_name, [*disks], encrypted.opened)
+        locked = [*map(named, encrypted.locked)]
+        if key and not encrypted.opened:
+            raise _no_use(locked, encrypted)
+        listed = running.ask("list-filesystems").decode(errors="replace")
         found = (line.rpartition(": ") for line in listed.splitlines())
-        devices = {_name(device, [*disks]): device for device, _, kind in found if kind not in NO_FILES}
-        yield OtherSystems(running, devices)
+        devices = [device for device, _, kind in found if kind not in NO_FILES]
+        yield OtherSystems(running, {named(one): one for one in devices}, locked)
 
 
-def _name(device: str, targets: Sequence[str]) -> str:
-    """Return a name with the guest's disk instead of the virtual machine's: /dev/sdb1, or VG/LV."""
+def _no_use(locked: Sequence[str], encrypted: Encrypted) -> BackupError:
+    """Return the error that a key has opened none of the devices of these names."""
+    if not locked:
+        return BackupError("nothing is encrypted with LUKS", "leave out --key, or check --disk")
+    why = next(iter(encrypted.locked.values()))
+    return BackupError(f"the key does not open {', '.join(locked)}: {why}", "check --key and --disk")
+
+
+def _name(targets: Sequence[str], opened: Mapping[str, str], device: str) -> str:
+    """Return a name with the guest's disk instead of the virtual machine's: /dev/sdb1, or VG/LV.
+
+    What was `opened` has the name of the device that is encrypted.
+    """
     path = device.partition(":")[2] or device  # of btrfs: the subvolume's
+    for new, encrypted in opened.items():
+        if path == new or path.startswith(f"{new}/"):
+            path = encrypted + path[len(new) :]
     drive = re.match(r"/dev/sd([a-z])(?![a-z])", path)
     if drive and (number := ord(drive[1]) - ord("a")) < len(targets):
         return targets[number] + path[drive.end() :]

@@ -12,11 +12,13 @@ from typing import IO, Callable, TypeVar
 
 from ..errors import BackupError
 from ..system.started_program import PIPE, StartedProgram, ended_within
+from ..text import size_text
 from .programs import outlet, printed, started
 
 READ = 1 << 16  # bytes at a time
 STOP_POLL = 0.2  # seconds between two checks for a stop
 END_LIMIT = 5.0  # seconds that a program may take to end when its input ends
+ANSWER_LIMIT = 1 << 27  # bytes of an answer that is kept in memory: a directory of some three million entries
 UNSOUND = "the guest's file system may be damaged; another restore point may be sound"
 
 
@@ -48,7 +50,7 @@ class Session:
         The last text must be one that no guest can guess.
         """
         with suppress(BrokenPipeError):  # it has ended: its output does so too
-            self._commands.write(commands.encode())
+            self._commands.write(commands.encode(errors="surrogateescape"))
         rest, last = b"", end.encode()
         while len(rest) < len(begin):
             rest += self._read()
@@ -61,12 +63,22 @@ class Session:
         if error := self._new_errors():
             raise BackupError(f"{self._name} failed{error}", UNSOUND)
 
+    def joined(self, parts: Iterator[bytes]) -> bytes:
+        """Return all that it prints. Raises SessionEnded if a guest makes it too much for the memory."""
+        found, size = [], 0
+        for part in parts:
+            size += len(part)
+            if size > ANSWER_LIMIT:
+                raise SessionEnded(f"{self._name} prints more than {size_text(ANSWER_LIMIT)}", UNSOUND)
+            found.append(part)
+        return b"".join(found)
+
     def interrupt(self) -> None:
         """Make it end, which it does not do when its input ends."""
 
-    def is_error(self, _line: str) -> bool:
-        """Return whether a line among its errors is one."""
-        return True
+    def error_in(self, line: str) -> str:
+        """Return what a line among its errors means, "" if it is none."""
+        return line
 
     def _read(self) -> bytes:
         while not self._readable.poll(STOP_POLL * 1000):
@@ -81,7 +93,7 @@ class Session:
         new = printed(self._errors, self._read_errors)
         self._read_errors += len(new)
         lines = [line.strip() for line in new.decode(errors="replace").splitlines() if line.strip()]
-        found = list(filter(self.is_error, lines))
+        found = list(filter(None, map(self.error_in, lines)))
         return f": {'; '.join(found[:3])}" if found else ""
 
 

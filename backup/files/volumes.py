@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -12,7 +13,8 @@ from .programs import output_of
 SECTOR = 512  # bytes; the unit of a partition table
 EXTENDED = ("0x5", "0xf", "0x85")  # types of a partition that holds other ones
 EXT = ("ext2", "ext3", "ext4")
-NO_FILES = ("", "swap", "crypto_LUKS")
+ENCRYPTED = "crypto_LUKS"
+NO_FILES = ("", "swap", ENCRYPTED)
 RECOVER = 4  # the feature that a journal has to be replayed (linux/fs/ext4/ext4.h, s_feature_incompat)
 
 
@@ -43,11 +45,16 @@ class Volume:
         return not self.is_ext and self.kind not in NO_FILES
 
     @property
+    def is_encrypted(self) -> bool:
+        return self.kind == ENCRYPTED
+
+    @property
     def needs_recovery(self) -> bool:
         """Whether the journal of an ext file system has what is not in the file system yet."""
-        with self.path.open("rb", buffering=0) as file:
+        with suppress(OSError), self.path.open("rb", buffering=0) as file:  # it is reported as it fails
             file.seek(self.offset + 1024 + 0x60)
             return self.kind != "ext2" and bool(int.from_bytes(file.read(4), "little") & RECOVER)
+        return False
 
 
 def volumes(disk: str, path: Path, check_stop: Callable[[], None]) -> Iterator[Volume]:

@@ -154,6 +154,8 @@ def _files(add: AddCommand) -> None:
         help="search this disk, partition or volume of LVM only: vda, vda1, GROUP/VOLUME; default: all",
     )
     command.add_argument("--to", metavar="DIR", default="", help="copy PATH into this directory")
+    help_text = "a file with the passphrase of encrypted disks (LUKS), which libguestfs then reads"
+    command.add_argument("--key", metavar="FILE", default="", help=help_text)
     add_json(command)
 
 

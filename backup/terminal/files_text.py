@@ -46,6 +46,8 @@ def _volumes(volumes: Sequence[Volume]) -> str:
 def _note(one: Volume) -> str:
     if one.needs_libguestfs:
         return "read with libguestfs"
+    if one.is_encrypted:
+        return "encrypted: read with libguestfs and --key"
     return "" if one.is_ext else "no files, or encrypted"
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Stands in for guestfish, whose virtual machine takes half a minute: reads directories beside itself.
 
-Each directory is a file system: sda1 is /dev/sda1, vg+lv is /dev/vg/lv. One named broken cannot be mounted.
+Each directory is a file system: sda1 is /dev/sda1, vg+lv is /dev/vg/lv. One named broken cannot be mounted,
+luks+sda1 is what /dev/sda1 has encrypted with KEY.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import stat
 import sys
 from pathlib import Path
 
-SYSTEMS = {
+ALL = {
     f"/dev/{path.name.replace('+', '/')}": path for path in Path(__file__).parent.iterdir() if path.is_dir()
 }
+SYSTEMS = {device: path for device, path in ALL.items() if not device.startswith("/dev/luks/")}
+ENCRYPTED = {device.replace("/luks/", "/"): path for device, path in ALL.items() if device not in SYSTEMS}
+KEY = "öpen sesame; !exit"
 FIELDS = ("dev", "ino", "mode", "nlink", "uid", "gid", "rdev", "size")
 
 
@@ -31,15 +35,29 @@ class Fake:
         return self.root + unquoted(argument)
 
     def execute(self, command: str, *arguments: str) -> bytes:
+        if command == "echo":
+            return f"{arguments[0]}\n".encode()
+        return self.of_devices(command, *arguments) or self.of_files(command, *arguments)
+
+    def of_devices(self, command: str, *arguments: str) -> bytes:
         if command == "list-filesystems":
             return "".join(f"{one}: xfs\n" for one in sorted(SYSTEMS)).encode() + b"/dev/sda9: swap\n"
+        if command == "list-partitions":
+            return "".join(f"{one}\n" for one in sorted({*SYSTEMS, *ENCRYPTED})).encode()
+        if command == "vfs-type":
+            return b"crypto_LUKS\n" if arguments[0] in ENCRYPTED else b"xfs\n"
+        if command == "luks-open-ro":
+            if next(sys.stdin) != f"{KEY}\n":
+                raise OSError(22, "cryptsetup exited with status 2: No key available with this passphrase.")
+            SYSTEMS[f"/dev/mapper/{arguments[1]}"] = ENCRYPTED[arguments[0]]
         if command == "mount-ro":
             system = SYSTEMS[unquoted(arguments[0]).decode()]
             if system.name == "broken":
                 raise OSError(22, "mount: wrong fs type")
             self.root = os.fsencode(system)
-        if command == "echo":
-            return f"{arguments[0]}\n".encode()
+        return b""
+
+    def of_files(self, command: str, *arguments: str) -> bytes:
         if command == "realpath":
             os.stat(self.place(arguments[0]))
             real = os.path.relpath(os.path.realpath(self.place(arguments[0])), self.root)
@@ -68,7 +86,7 @@ def main() -> None:
         try:
             output = fake.execute(command, *arguments)
         except OSError as error:
-            print(f"libguestfs: error: {command}: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"*stdin*:7: libguestfs: error: {command}: {error.strerror}", file=sys.stderr, flush=True)
         else:
             sys.stdout.buffer.write(output)
             sys.stdout.buffer.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError, Interrupted
+from backup.files import session
 from backup.files.copy_out import LEADS_OUT, SPECIAL, Copied, CopyOut, _stays_inside
 from backup.files.debugfs import debugfs
 from backup.files.entries import Entry, NotFound
@@ -42,6 +44,7 @@ NAMES = (
     "#x",
     "x" * 255,
     "\u202e",
+    os.fsdecode(b"\xff\xfe"),
 )
 NOISE = random.Random(1).randbytes(3 * MIB + 17)
 
@@ -74,7 +77,7 @@ def copied(
 def test_names_of_all_kinds_are_listed_and_copied(content: Path, tmp_path: Path) -> None:
     (content / "sub").mkdir()
     for name in NAMES:
-        (content / "sub" / name).write_text(name)
+        (content / "sub" / name).write_bytes(os.fsencode(name))
     image = ext4(tmp_path / "image", content)
     with opened(image) as files:
         listed = files.entries(files.find(b"/sub"))
@@ -83,7 +86,8 @@ def test_names_of_all_kinds_are_listed_and_copied(content: Path, tmp_path: Path)
             found = files.find(b"sub/" + os.fsencode(name))
             assert b"".join(files.content(found)) == os.fsencode(name)
     copied(image, tmp_path / "to", b"/sub")
-    assert {one.name: one.read_text() for one in (tmp_path / "to/sub").iterdir()} == dict(zip(NAMES, NAMES))
+    read_back = {one.name: os.fsdecode(one.read_bytes()) for one in (tmp_path / "to/sub").iterdir()}
+    assert read_back == dict(zip(NAMES, NAMES))
 
 
 def test_files_have_their_bytes_times_and_permissions_but_neither_owner_nor_set_id_bits(
@@ -318,3 +322,68 @@ def test_many_levels_of_directories_end_somewhere(content: Path, tmp_path: Path)
     result = copied(ext4(tmp_path / "image", content), tmp_path / "to", recorder=recorder)
     assert (result.directories, result.failed) == (201, 1)
     assert "more than 200 directories within each other" in recorder.told(Level.ERROR)[0]
+
+
+def test_owners_of_all_numbers_are_listed(content: Path, tmp_path: Path) -> None:
+    (content / "file").write_text("of nobody")
+    image = ext4(tmp_path / "image", content)
+    change(image, "set_inode_field /file uid 4294967294", "set_inode_field /file gid 2147483648")
+    with opened(image) as files:
+        (found,) = [entry for entry in files.entries(files.find(b"/")) if entry.name == b"file"]
+    assert (found.owner, found.group) == (4294967294, 2147483648)
+
+
+def test_a_link_whose_target_is_endless_fails_and_others_are_copied(content: Path, tmp_path: Path) -> None:
+    (content / "link").symlink_to("x" * 100)
+    (content / "other").symlink_to("y" * 100)
+    image = ext4(tmp_path / "image", content)
+    change(image, f"set_inode_field /link size {1 << 40}")
+    recorder = Recorder()
+    result = copied(image, tmp_path / "to", recorder=recorder)
+    assert (result.links, result.failed) == (1, 1)
+    assert recorder.told(Level.ERROR)[0].startswith("link: a link with a target of 1.0 TiB")
+    with opened(image) as files, raises("a link with a target of 1.0 TiB"):
+        files.find(b"/link/x")
+
+
+def test_a_directory_that_does_not_fit_into_memory_ends_it(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(100):
+        (content / f"{number:0200}").touch()
+    image = ext4(tmp_path / "image", content)
+    monkeypatch.setattr(session, "ANSWER_LIMIT", 20_000)
+    with pytest.raises(SessionEnded, match=r"debugfs prints more than 19\.5 KiB"):
+        copied(image, tmp_path / "to")
+
+
+class Strange(ExtFiles):
+    """A file system with a time that no other can have."""
+
+    def changed(self, entry: Entry) -> int:
+        return 1 << 70
+
+
+def test_a_time_that_cannot_be_set_is_no_failure(content: Path, tmp_path: Path) -> None:
+    (content / "file").write_text("content")
+    (tmp_path / "to").mkdir()
+    with debugfs(str(ext4(tmp_path / "image", content)), 0, lambda: None) as program:
+        files = Strange(program)
+        result = CopyOut(files, "web", Recorder(), lambda: None).copy(files.find(b"/"), str(tmp_path / "to"))
+    assert (result.files, result.failed) == (1, 0)
+
+
+def test_permissions_that_cannot_be_set_are_an_error_in_one_line(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (content / "file").write_text("content")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    image = ext4(tmp_path / "image", content)
+    monkeypatch.setattr(os, "fchmod", refused)
+    recorder = Recorder()
+    assert copied(image, tmp_path / "to", recorder=recorder).failed == 2
+    assert recorder.told(Level.ERROR)[0].startswith("file: cannot write: operation not permitted")
+    assert os.listdir(tmp_path / "to") == ["lost+found"]

@@ -22,7 +22,8 @@ from ..program_node import MAIN, PYTHON, Done, Node
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB
-from .guest_images import ext4, snapshot
+from .fake_guestfish import KEY
+from .guest_images import change, ext4, snapshot
 from .test_ext import NAMES, NOISE
 
 KERNEL = os.environ.get("SUPERMIN_KERNEL") or [*Path("/boot").glob("vmlinuz*")]
@@ -59,7 +60,7 @@ DISKS: Mapping[str, Path] = {"vda": Path("/a"), "vdb": Path("/b")}
 def test_entries_content_links_and_times_are_those_of_the_guest(systems: Path) -> None:
     (systems / "sdb2/sub").mkdir(parents=True)
     for name in NAMES:
-        (systems / "sdb2/sub" / name).write_text(name)
+        (systems / "sdb2/sub" / name).write_bytes(os.fsencode(name))
     (systems / "sdb2/noise").write_bytes(NOISE)
     os.utime(systems / "sdb2/noise", (0, 1_500_000_000))
     (systems / "sdb2/link").symlink_to("sub/größe")
@@ -98,7 +99,7 @@ def test_many_entries_are_described_in_batches_and_copied(systems: Path, tmp_pat
 def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
     (systems / "broken").mkdir()
     with (
-        raises("guestfish failed: libguestfs: error: mount-ro: mount: wrong fs type"),
+        raises("guestfish failed: mount-ro: mount: wrong fs type"),
         other_systems(DISKS, lambda: None) as others,
         others.opened("broken"),
     ):
@@ -167,7 +168,113 @@ def test_a_file_system_that_cannot_be_read_does_not_hide_others(
     assert "warning: web: broken was not searched: guestfish failed" in done.stderr
     done = start(node, programs, "/none")
     assert done.returncode == 1
-    assert "error: guestfish failed: libguestfs: error: mount-ro" in done.stderr
+    assert "error: guestfish failed: mount-ro: " in done.stderr
+
+
+def test_a_damaged_ext4_does_not_hide_other_file_systems(
+    tmp_path: Path, programs: Path, systems: Path
+) -> None:
+    (tmp_path / "content").mkdir()
+    damaged = ext4(tmp_path / "damaged", tmp_path / "content")
+    change(damaged, "set_super_value inode_size 7")
+    (systems / "sdb").mkdir()
+    (systems / "sdb/file").write_text("of iso9660")
+    node = Node(tmp_path)
+    other = MemorySnapshot(MIB, {32768: b"\1CD001\1" + bytes(2041)})
+    save(node, "restic", {"vda": snapshot(damaged), "vdb": other})
+    node.configure()
+    done = start(node, programs, "/file")
+    assert done.returncode == 0, done.stderr
+    assert "warning: web: vda was not searched: debugfs" in done.stderr
+    assert done.stdout.splitlines()[1].endswith("file")
+    done = start(node, programs, "/none")
+    assert (done.returncode, "error: debugfs" in done.stderr) == (1, True)
+
+
+def test_of_btrfs_the_name_of_a_disk_is_its_own_file_system_not_its_subvolumes(
+    node: Node, programs: Path, systems: Path
+) -> None:
+    (systems / "sda/sub").mkdir(parents=True)
+    (systems / "sda+sub").mkdir()
+    done = start(node, programs, "/")
+    assert "error: / is in several file systems: " not in done.stderr, "ext4 has it, at once"
+    done = start(node, programs, "/", "--disk", "vda")
+    assert (done.returncode, done.stdout.splitlines()[1].split()[-1]) == (0, "sub")
+    assert start(node, programs, "/", "--disk", "vda/sub").returncode == 0
+
+
+@pytest.fixture
+def locked(tmp_path: Path, systems: Path) -> Node:
+    """A node whose guest has an encrypted disk, and one of ext4."""
+    (systems / "luks+sda").mkdir()
+    (systems / "luks+sda/secret").write_text("of LUKS")
+    (systems / "sdb").mkdir()
+    (systems / "sdb/in-ext4").write_text("ext4")
+    node = Node(tmp_path)
+    header = b"LUKS\xba\xbe\0\1" + bytes(32) + bytes(552)
+    save(node, "restic", {"vda": MemorySnapshot(4 * MIB, {0: header}), "vdb": ext4_snapshot(tmp_path)})
+    node.configure()
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    return node
+
+
+def ext4_snapshot(directory: Path) -> MemorySnapshot:
+    (directory / "content").mkdir()
+    (directory / "content/in-ext4").write_text("ext4")
+    return snapshot(ext4(directory / "image", directory / "content"))
+
+
+def test_an_encrypted_disk_is_read_with_its_key_and_named_without_it(
+    locked: Node, programs: Path, tmp_path: Path
+) -> None:
+    listed = start(locked, programs).stdout.splitlines()
+    assert listed[1].split(maxsplit=4)[::4] == ["vda", "encrypted: read with libguestfs and --key"]
+    done = start(locked, programs, "/secret")
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (
+        1,
+        [
+            "error: /secret does not exist on vda (crypto_LUKS), vdb (ext4)",
+            "hint: vda: encrypted, read with --key FILE",
+        ],
+    )
+    (tmp_path / "to").mkdir()
+    with_key = ("--key", str(tmp_path / "key"))
+    done = start(locked, programs, "/secret", *with_key, "--to", str(tmp_path / "to"))
+    assert done.stdout == f"copied from vda to {tmp_path}/to: files: 1, 7 B\n"
+    done = start(locked, programs, "/in-ext4", *with_key)
+    assert done.returncode == 0, "others are searched too"
+    done = start(locked, programs, "/", *with_key)
+    assert "error: / is in several file systems: vda, vdb" in done.stderr
+    assert start(locked, programs, "/", *with_key, "--disk", "vda").returncode == 0
+
+
+def test_a_key_comes_through_a_pipe_and_is_printed_nowhere(locked: Node, programs: Path) -> None:
+    script = f"printf %s '{KEY}' | {PYTHON} {MAIN} --log-level debug files web /secret --key /dev/stdin"
+    done = locked.start([], ["env", f"PATH={programs}:/bin", "sh", "-c", script])
+    assert done.returncode == 0, done.stderr
+    assert "sesame" not in done.stderr + done.stdout
+
+
+def test_a_wrong_key_is_one_line_and_a_hint(locked: Node, programs: Path, tmp_path: Path) -> None:
+    wrong = {
+        b"wrong": (1, "error: the key does not open vda: guestfish failed: luks-open-ro: "),
+        b"": (2, f"error: the key {tmp_path}/key is not a passphrase in one line"),
+        b"two\nlines\n": (2, f"error: the key {tmp_path}/key is not a passphrase in one line"),
+        None: (2, f"error: cannot read the key {tmp_path}/key: no such file"),
+    }
+    for content, (code, message) in wrong.items():
+        (tmp_path / "key").unlink()
+        if content is not None:
+            (tmp_path / "key").write_bytes(content)
+        done = start(locked, programs, "/secret", "--key", str(tmp_path / "key"))
+        if content is None:
+            (tmp_path / "key").touch()
+        assert done.returncode == code, done.stderr
+        *_, error, hint = done.stderr.splitlines()
+        assert error.startswith(message)
+        assert hint.startswith("hint: ")
+    done = start(locked, programs, "--key", str(tmp_path / "key"))
+    assert (done.returncode, "error: --key requires a PATH" in done.stderr) == (2, True)
 
 
 @pytest.mark.skipif(not (shutil.which("guestfish") and KERNEL), reason="needs libguestfs and a kernel")
