@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import stat
@@ -168,7 +169,7 @@ class OtherSystems:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[GuestfishFiles]:
-        self.guestfish.ask("umount-all", f"mount-ro {quoted(self.devices[name].encode())} /")
+        self.guestfish.ask("umount-all", f"mount-ro {quoted(os.fsencode(self.devices[name]))} /")
         yield GuestfishFiles(self.guestfish)
 
 
@@ -191,9 +192,9 @@ def other_systems(
         locked = [*map(named, encrypted.locked)]
         if key and not encrypted.opened:
             raise _no_use(locked, encrypted)
-        listed = running.ask("list-filesystems").decode(errors="replace")
-        found = (line.rpartition(": ") for line in listed.splitlines())
-        devices = [device for device, _, kind in found if kind not in NO_FILES]
+        listed = os.fsdecode(running.ask("list-filesystems"))  # with names of subvolumes, of any bytes
+        found = (line.rpartition(": ") for line in listed.split("\n"))
+        devices = [device for device, _, kind in found if device and kind not in NO_FILES]
         yield OtherSystems(running, {named(one): one for one in devices}, locked)
 
 

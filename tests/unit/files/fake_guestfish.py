@@ -41,9 +41,9 @@ class Fake:
 
     def of_devices(self, command: str, *arguments: str) -> bytes:
         if command == "list-filesystems":
-            return "".join(f"{one}: xfs\n" for one in sorted(SYSTEMS)).encode() + b"/dev/sda9: swap\n"
+            return os.fsencode("".join(f"{one}: xfs\n" for one in sorted(SYSTEMS))) + b"/dev/sda9: swap\n"
         if command == "list-partitions":
-            return "".join(f"{one}\n" for one in sorted({*SYSTEMS, *ENCRYPTED})).encode()
+            return os.fsencode("".join(f"{one}\n" for one in sorted({*SYSTEMS, *ENCRYPTED})))
         if command == "vfs-type":
             return b"crypto_LUKS\n" if arguments[0] in ENCRYPTED else b"xfs\n"
         if command == "luks-open-ro":
@@ -51,7 +51,7 @@ class Fake:
                 raise OSError(22, "cryptsetup exited with status 2: No key available with this passphrase.")
             SYSTEMS[f"/dev/mapper/{arguments[1]}"] = ENCRYPTED[arguments[0]]
         if command == "mount-ro":
-            system = SYSTEMS[unquoted(arguments[0]).decode()]
+            system = SYSTEMS[os.fsdecode(unquoted(arguments[0]))]
             if system.name == "broken":
                 raise OSError(22, "mount: wrong fs type")
             self.root = os.fsencode(system)
