@@ -27,6 +27,7 @@ from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.process import unshare_mounts
+from backup.system.process_group import own_mount_namespace
 from backup.text import size_text
 
 from .restic_repository.dying_worker import ServedFiles
@@ -207,7 +208,7 @@ class ResticIncremental(Repository):
 
     def _backed_up(self, files: SegmentFiles, arguments: Sequence[str], monitor: Monitor) -> Summary:
         with mounted(files, self.mountpoint) as connections:
-            served = ServedFiles(files.give_up, connections)
+            served = ServedFiles(files.give_up, connections, own_mount_namespace())
             return self.program.backup_files(arguments, self.mountpoint, monitor.check, served)
 
 

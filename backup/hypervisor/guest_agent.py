@@ -26,6 +26,7 @@ SILENT_AGENT = {
 }
 
 
+FREEZE_AT_MOST = 256  # mountpoints that libvirt passes on (REMOTE_DOMAIN_FSFREEZE_MOUNTPOINTS_MAX)
 RESET_LIMIT = 2  # seconds to reset the agent's limit after a request to stop
 
 
@@ -73,6 +74,8 @@ class GuestAgent:
         A freeze that failed can still happen later: always thaw after it.
         """
         with self._bounded(), libvirt_errors("cannot freeze the guest's file systems"):
+            if len(mountpoints) > FREEZE_AT_MOST:
+                return int(self._command("guest-fsfreeze-freeze-list", mountpoints=[*mountpoints]))
             return int(self._handle.fsFreeze(list(mountpoints)) if mountpoints else self._handle.fsFreeze())
 
     def thaw(self) -> int:
@@ -97,8 +100,7 @@ class GuestAgent:
             message = f"its file systems cannot be listed, and {', '.join(loops)} may hold one in a file"
             hint = "that must not be frozen; see why guest-get-fsinfo fails in the guest agent's log"
             raise CannotFreeze(message, hint) from error
-        if error.code == libvirt.VIR_ERR_RPC:
-            raise error  # libvirt's, not the agent's
+        self._command("guest-ping")  # a lost connection, or an agent that is silent by now, says nothing
         return None
 
     def _block_devices(self) -> BlockDevices:
@@ -116,12 +118,12 @@ class GuestAgent:
         except HypervisorError:
             return False  # the freeze itself will then fail
 
-    def _command(self, name: str) -> Any:
+    def _command(self, name: str, **arguments: object) -> Any:
         """Return the agent's answer to a command.
 
         Only for cases of doubt, as libvirt marks a domain as tainted by this.
         """
-        command = json.dumps({"execute": name})
+        command = json.dumps({"execute": name, **({"arguments": arguments} if arguments else {})})
         ask = partial(libvirt_qemu.qemuAgentCommand, self._handle.bare, command, self._timeout, 0)
         with libvirt_errors(f"the guest agent does not answer to {name}"):
             return json.loads(within(self._limit, ask, self._check_stop))["return"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Callable
@@ -13,7 +12,6 @@ Mount = tuple[str, str, str, Sequence[str]]  # where, block device, type, the do
 
 LOOP = "loop"
 STACKED = ("dm-", "md")  # devices made of others
-FREEZE_AT_MOST = 256  # mountpoints that libvirt passes on (REMOTE_DOMAIN_FSFREEZE_MOUNTPOINTS_MAX)
 READ_ONLY = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}  # have nothing to flush
 
 
@@ -105,33 +103,20 @@ def partial_freeze(
     doubtful = any(device.startswith(STACKED) and not disks for _, device, _, disks in mounts)
     devices = list_devices() if doubtful else BlockDevices()
     disks_known = any(disks for _, _, _, disks in mounts) or bool(devices.made_of or devices.on_disks)
-    freeze: list[Mount] = []
+    freeze: list[str] = []
     leave: list[str] = []
     unknown: list[str] = []
     for mount in mounts:
         place, _, kind, _ = mount
         in_file = _is_in_file(mount, devices)
         if in_file is False or (in_file is None and not disks_known):
-            freeze.append(mount)
+            freeze.append(place)
         elif kind not in READ_ONLY:
             (leave if in_file else unknown).append(place)
     if not unknown and not (leave and freeze):
         return None
     # a place where two are mounted has only the upper one
-    places = [mount[0] for mount in freeze if mount[0] not in leave]
-    if len(places) > FREEZE_AT_MOST:
-        places = _one_of_each([mount for mount in freeze if mount[0] not in leave])
-    return PartialFreeze(tuple(places), tuple(leave), tuple(unknown))
-
-
-def _one_of_each(mounts: Sequence[Mount]) -> list[str]:
-    """Return one mountpoint of each device: frozen at one, a file system is frozen at all.
-
-    A device none of whose places is its alone, as another one may cover it there, has all of them.
-    """
-    times = Counter(place for place, _, _, _ in mounts)
-    alone = {device: place for place, device, _, _ in mounts if times[place] == 1}
-    return [place for place, device, _, _ in mounts if alone.get(device, place) == place]
+    return PartialFreeze(tuple(one for one in freeze if one not in leave), tuple(leave), tuple(unknown))
 
 
 def _is_in_file(mount: Mount, devices: BlockDevices) -> bool | None:

@@ -265,7 +265,7 @@ class DomainJob:
             if self.order.min_age and not isinstance(error, HeldByCleanup):
                 raise Skipped(error.message) from error
             raise
-        if not self.order.min_age:
+        if not self.order.min_age or self.order.attempt > 1:  # what an earlier attempt left may look saved
             return
         self._begin(Phase.PREPARE, self._output_limit)
         saved = self.output.last_saved(domain.uuid, self.check_stop)

@@ -37,7 +37,7 @@ def report_dead_locks(removal: Future[None], reporter: Reporter) -> None:
 
 def discard_own(
     run: str,
-    failed: Collection[PointId],
+    failed: set[PointId],
     output: Output,
     reporter: Reporter,
     wait_if_busy: bool,
@@ -45,7 +45,7 @@ def discard_own(
 ) -> None:
     """Remove the run's incomplete restore points, and those `failed`, once all its workers have ended.
 
-    A failure is a warning.
+    `failed` loses those that were removed. A failure is a warning, or an error if what failed looks complete.
     """
     try:
         listed = [point for point in output.restore_points(check_stop) if point.id.run == run]
@@ -57,24 +57,26 @@ def discard_own(
         output.discard([point.id for point in incomplete(listed)], wait_if_busy, check_stop)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_still_there(run)}: {error}")
-    complete = [point.id for point in listed if point.manifest_id and point.id in failed]
-    if complete:
-        _withdraw(run, complete, output, reporter, check_stop)
+    complete = {point.id for point in listed if point.manifest_id and point.id in failed}
+    if complete and _withdrawn(run, complete, output, reporter, check_stop):
+        failed -= complete
 
 
-def _withdraw(
+def _withdrawn(
     run: str,
     points: Collection[PointId],
     output: Output,
     reporter: Reporter,
     check_stop: Callable[[], None],
-) -> None:
-    """Remove restore points that failed after the output had stored them."""
+) -> bool:
+    """Remove restore points that failed after the output had stored them; return whether they are gone."""
     try:
         output.withdraw(points, check_stop)
     except BackupError as error:
         text = f"restore points that failed (run={run}) are still in the repository, and look complete"
-        reporter.message(Level.WARNING, "", f"{text}: {error}")
+        reporter.message(Level.ERROR, "", f"{text}: {error}")
+        return False
+    return True
 
 
 def discard_of_dead(

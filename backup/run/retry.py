@@ -67,6 +67,7 @@ class Retry:
                 replace(
                     one,
                     attempt=number,
+                    known=(),  # listed again: it may have changed
                     full_read=one.uuid in full_reads,
                     freeze_failed=one.uuid in freezes,
                 )

@@ -252,8 +252,8 @@ class Run:
         results: Sequence[JobResult],
         hypervisors: Hypervisors,
     ) -> None:
-        """Remove incomplete restore points: of failed jobs, and of interrupted runs of domains now saved."""
-        if any(result.status is Status.FAILED for result in results):
+        """Remove what failed jobs saved, and incomplete points of interrupted runs of domains now saved."""
+        if self._failed_points or any(result.status is Status.FAILED for result in results):
             self._discard_own(wait_if_busy=not self.stop.requested)
         saved = {result.uuid for result in results if result.images}
         if not self.stop.requested:

@@ -108,22 +108,30 @@ def _hidden(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """A process group: its id is the PID of `leader`; all members are in one session."""
+    """A process group: its id is the PID of `leader`; all members are in one session.
+
+    What is in `namespace` belongs to it too: a mount namespace that a thread of this process has made for it,
+    "" for none. A program may move what it starts to another group, but hardly out of there.
+    """
 
     leader: ProcessId
     session: int
+    namespace: str = ""
 
     @classmethod
-    def led_by(cls, pid: int) -> Group:
+    def led_by(cls, pid: int, namespace: str = "") -> Group:
         """Return the group of a child of this process that becomes a group leader."""
         try:
             leader = process_id(pid) if sees_own_pids() else ProcessId(pid, UNKNOWN)
         except OSError:  # out of files
             leader = ProcessId(pid, UNKNOWN)
-        return cls(leader, os.getsid(0))
+        return cls(leader, os.getsid(0), namespace)
 
     def members(self) -> Sequence[ProcessId]:
         """Return all that still run, including the leader."""
+        return [*self._in_group(), *self._in_namespace()]
+
+    def _in_group(self) -> Sequence[ProcessId]:
         try:
             os.killpg(self.leader.pid, 0)
         except ProcessLookupError:  # the usual case, without reading all of /proc
@@ -138,11 +146,25 @@ class Group:
             return ()  # another group has the id now
         return [one.id for one in every if one.id.began >= self.leader.began and one.state not in ENDED]
 
+    def _in_namespace(self) -> Sequence[ProcessId]:
+        """Return those in the namespace that are in other groups."""
+        found = []
+        for one in _everyone() if self.namespace else ():
+            if one.group == self.leader.pid or one.state in ENDED or one.id.pid == os.getpid():
+                continue
+            with suppress(OSError):  # it has just ended, or is another user's
+                if os.readlink(f"/proc/{one.id.pid}/ns/mnt") == self.namespace:
+                    found.append(one.id)
+        return found
+
     def send(self, number: signal.Signals) -> None:
         """Send a signal to all members that still run."""
-        if self.members():
+        if self._in_group():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.leader.pid, number)
+        for one in self._in_namespace():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(one.pid, number)
 
     def ended(self, limit: float) -> bool:
         """Wait for the end of all members, at most `limit` seconds; return whether they ended."""
@@ -152,6 +174,15 @@ class Group:
                 return False
             time.sleep(POLL)
         return True
+
+
+def own_mount_namespace() -> str:
+    """Return the id of this thread's mount namespace, "" if the process itself is in it, or nobody knows."""
+    try:
+        namespace = os.readlink("/proc/thread-self/ns/mnt")
+        return "" if namespace == os.readlink("/proc/self/ns/mnt") or not sees_own_pids() else namespace
+    except OSError:
+        return ""
 
 
 def _everyone() -> Iterator[_Status]:

@@ -112,8 +112,12 @@ def started(
     arguments: Sequence[str],
     stdin: int,
     outlets: tuple[IO[bytes], IO[bytes]],
+    namespace: str = "",
 ) -> Child:
-    """Start the restic command with these arguments of restic's own. Raises ResticError."""
+    """Start the restic command with these arguments of restic's own. Raises ResticError.
+
+    `namespace`: this thread's mount namespace if it was made for this restic.
+    """
     stdout, stderr = outlets
     began = time.time()
     try:
@@ -122,7 +126,7 @@ def started(
         message = f"cannot start {command.arguments[0]}: {reason(error)}"
         raise ResticError(message, "see RESTIC_BINARY") from error
     lock = LOCKS.get(" ".join(arguments[:2])) or LOCKS.get(arguments[0], "")
-    return Child(process, Group.led_by(process.pid), lock, began, stderr)
+    return Child(process, Group.led_by(process.pid, namespace), lock, began, stderr)
 
 
 def _in_child(name: str, parent: int) -> None:

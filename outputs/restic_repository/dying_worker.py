@@ -1,7 +1,8 @@
 """What keeps a restic that reads our files from saving a part of them when this process is killed.
 
 restic leaves out files that it cannot read, and saves the rest. A killed process cannot end it, and the
-kernel's signal does not get past a wrapper.
+kernel's signal does not get past a wrapper. One such as `timeout` also moves restic to a process group of its
+own; but in the mount namespace of the files it stays.
 """
 
 from __future__ import annotations
@@ -35,9 +36,17 @@ PIPE_CHUNK = 1 << 16  # bytes
 # which it is a member; SIGKILL ends all members before any of them notices that the files are gone.
 KEEPER = """trap '' HUP INT TERM
 read -r line && exit
-kill -s INT -- "-$1"
+group=$1 namespace=$2
+end() {
+  for one in ${namespace:+/proc/[0-9]*}; do
+    pid=${one#/proc/}
+    [ "$(readlink "$one/ns/mnt")" != "$namespace" ] || [ "$pid" = $$ ] || kill -s "$1" "$pid"
+  done
+  kill -s "$1" -- "-$group"
+}
+end INT
 sleep 1
-kill -s KILL -- "-$1"
+end KILL
 """
 KEEPER_LIMIT = 5  # seconds in which it ends after the line
 
@@ -47,11 +56,12 @@ class ServedFiles:
     """Files that this process serves to restic, with FUSE.
 
     `give_up` must make pending reads fail. `connections`: this process's open files through which they are
-    served.
+    served. `namespace`: the mount namespace in which only restic, and what it is wrapped in, see them.
     """
 
     give_up: Callable[[], None]
     connections: Collection[int] = ()
+    namespace: str = ""
 
     @contextmanager
     def outlet(self, into: IO[bytes]) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
@@ -70,15 +80,15 @@ class ServedFiles:
 
     @contextmanager
     def reads_waiting(self, group: int) -> Iterator[None]:
-        """Have restic's process group end if this process dies, before a read fails.
+        """Have restic's process group, and its namespace, end if this process dies, before a read fails.
 
-        A process of its own has the connections open too: reads wait as long as it runs, and it ends the
-        group first. Raises ResticError.
+        A process of its own has the connections open too: reads wait as long as it runs, and it ends them
+        first. Raises ResticError.
         """
         reading, writing = os.pipe()
         with os.fdopen(writing, "wb", buffering=0) as line:
             with os.fdopen(reading, "rb", buffering=0) as waiting:
-                keeper = _keeper(group, self.connections, waiting)
+                keeper = self._keeper(group, waiting)
             try:
                 yield
             finally:
@@ -88,13 +98,12 @@ class ServedFiles:
                     keeper.kill()
                     keeper.wait()
 
-
-def _keeper(group: int, connections: Collection[int], waiting: IO[bytes]) -> StartedProgram:
-    command = Command(["sh", "-c", KEEPER, "sh", str(group)], inherited(["PATH"]))
-    try:
-        return start_program(command, waiting, NOTHING, NOTHING, partial(_join, group), connections)
-    except OSError as error:
-        raise ResticError(f"cannot start sh: {reason(error)}") from error
+    def _keeper(self, group: int, waiting: IO[bytes]) -> StartedProgram:
+        command = Command(["sh", "-c", KEEPER, "sh", str(group), self.namespace], inherited(["PATH"]))
+        try:
+            return start_program(command, waiting, NOTHING, NOTHING, partial(_join, group), self.connections)
+        except OSError as error:
+            raise ResticError(f"cannot start sh: {reason(error)}") from error
 
 
 def _join(group: int, parent: int) -> None:

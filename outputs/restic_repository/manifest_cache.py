@@ -6,7 +6,7 @@ restic's ids are hashes of the content: what an id names never changes. Nothing 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,11 @@ class ManifestCache:
         for path in self._files(uuid):
             _remove(path)
 
-    def _files(self, uuid: str) -> Iterator[Path]:
-        return self._directory.glob(f"{uuid}.*") if self.state_dir else iter(())
+    def _files(self, uuid: str) -> Sequence[Path]:
+        if self.state_dir:
+            with suppress(OSError):  # STATE_DIR cannot be read: the repository has all of them
+                return [*self._directory.glob(f"{uuid}.*")]
+        return ()
 
     def _make_room(self, size: int) -> None:
         """Remove the oldest manifests, of domains that no longer exist among them.
@@ -88,13 +91,15 @@ def _remove(path: Path) -> None:
 
 def _checked(path: Path, point: PointId) -> Optional[bytes]:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            digest, packed = file.read(DIGEST().digest_size), file.read()
     except OSError:
         return None
-    size = DIGEST().digest_size
-    return content[size:] if content[:size] == _digest(point, content[size:]) else None
+    return packed if digest == _digest(point, packed) else None
 
 
 def _digest(point: PointId, packed: bytes) -> bytes:
     """Return the digest of a manifest and its restore point: a short id might name two of them."""
-    return DIGEST(f"{point.run} {point.uuid} {point.attempt}\n".encode() + packed).digest()
+    digest = DIGEST(f"{point.run} {point.uuid} {point.attempt}\n".encode())
+    digest.update(packed)
+    return digest.digest()

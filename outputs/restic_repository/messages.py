@@ -35,7 +35,7 @@ PERMANENT = re.compile(
 # Messages about data that is missing or damaged in the repository.
 DAMAGED = re.compile(
     "ciphertext verification failed|not found in (the )?(repository|index)|no matching id found"
-    "|invalid data returned|hash mismatch"
+    "|invalid data returned|hash mismatch|path .* not found in snapshot"
     "|(load|readfull).<(data|snapshot|index)/.*(no such file|not exist|404)"
 )
 

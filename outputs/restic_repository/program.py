@@ -272,7 +272,8 @@ class Program:
         child = recording = None
         try:
             with files.outlet(stderr) if files else _own(stderr) as (messages, give_up):
-                child = started(command, arguments, stdin, (stdout, messages))
+                namespace = files.namespace if files else ""
+                child = started(command, arguments, stdin, (stdout, messages), namespace)
                 try:
                     with files.reads_waiting(child.process.pid) if files else nullcontext():
                         recording = self._recorded(child)

@@ -32,6 +32,7 @@ class LastFiles:
         self.given = False
         self._pack = pack
         self._manifest: Optional[bytes] = None
+        self._checksum = b""
 
     @property
     def size(self) -> int:
@@ -44,7 +45,9 @@ class LastFiles:
 
     def pack(self) -> None:
         """Pack the manifest. Raises BackupError."""
-        self._manifest = self._pack()
+        manifest = self._pack()
+        self._checksum = f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST_FILE}\n".encode()
+        self._manifest = manifest
 
     def part(self, inode: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes of a file at an offset, b"" at its end."""
@@ -55,6 +58,4 @@ class LastFiles:
 
     def _content(self, inode: int) -> bytes:
         assert self._manifest is not None
-        if inode == MANIFEST:
-            return self._manifest
-        return f"{hashlib.sha256(self._manifest).hexdigest()}  {MANIFEST_FILE}\n".encode()
+        return self._manifest if inode == MANIFEST else self._checksum

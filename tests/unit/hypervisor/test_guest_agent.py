@@ -70,6 +70,10 @@ def raw_command(monkeypatch: pytest.MonkeyPatch) -> None:
         handle.asked.append(name)
         if name == STATUS:
             return json.dumps({"return": handle.status})
+        if name == "guest-fsfreeze-freeze-list":
+            return json.dumps({"return": len(json.loads(text)["arguments"]["mountpoints"])})
+        if name == "guest-ping" and handle.status:
+            return json.dumps({"return": {}})
         if handle.mounts is None:
             raise failure(libvirt.VIR_ERR_INTERNAL_ERROR, "unable to execute QEMU agent command")
         return json.dumps({"return": handle.mounts})
@@ -125,8 +129,9 @@ def test_more_mounts_than_libvirt_passes_on_are_listed_by_the_agent(disks: objec
     handle = Handle("thawed", mounts, fsInfo=MANY, guestInfo=[disks, TOO_OLD])
     found = probe(handle)
     assert found
-    assert (len(found.freeze), found.leave) == (1, ("/tmp",))
+    assert (len(found.freeze), found.leave) == (299, ("/tmp",))
     assert handle.asked == ["fsInfo", STATUS, "guest-get-fsinfo"]
+    assert GuestAgent(Bounded(handle, 5), 5, 0).freeze(found.freeze) == 299
 
 
 def test_a_list_that_the_agent_cannot_make_costs_the_freeze_where_something_may_be_in_a_file() -> None:
@@ -139,9 +144,11 @@ def test_an_agent_that_knows_neither_mounts_nor_devices_freezes_all() -> None:
     assert probe(Handle("thawed", fsInfo=BROKEN, guestInfo=TOO_OLD)) is None
 
 
-def test_a_broken_connection_is_no_list_of_mounts() -> None:
-    handle = Handle(fsInfo=failure(libvirt.VIR_ERR_RPC, "broken pipe"), guestInfo=TOO_OLD)
-    with pytest.raises(HypervisorError, match=r"^the guest agent does not answer: broken pipe$"):
+@pytest.mark.parametrize("code", [libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INTERNAL_ERROR])
+def test_a_connection_that_was_lost_is_no_agent_that_knows_nothing(code: int) -> None:
+    closed = failure(code, "client socket is closed")
+    handle = Handle(fsInfo=closed, guestInfo=closed)
+    with pytest.raises(HypervisorError, match=r"^the guest agent does not answer to guest-ping: "):
         probe(handle)
 
 

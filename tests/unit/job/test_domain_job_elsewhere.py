@@ -98,6 +98,11 @@ def test_a_domain_that_was_saved_less_than_min_age_ago_is_skipped_under_its_lock
     assert node.recorder.told(Level.ERROR) == []
 
 
+def test_what_an_earlier_attempt_of_the_run_left_skips_no_domain(node: PaperNode) -> None:
+    node.output.age = 5
+    assert node.back_up(min_age=3600, attempt=2).status is Status.SAVED
+
+
 @pytest.mark.parametrize("age", [3700, None], ids=["older", "never saved"])
 def test_a_domain_that_was_saved_longer_ago_or_never_is_saved(node: PaperNode, age: float | None) -> None:
     node.output.age = age

@@ -38,6 +38,7 @@ WRAPPERS = {
     "restic": ('exec restic "$@"', False),
     "a wrapper": ('restic "$@"; exit $?', False),
     "a wrapper with a log": ('restic "$@" 2>>LOG; exit $?', True),
+    "a wrapper with a log and a group": ('timeout 60 restic "$@" 2>>LOG; exit $?', True),
 }
 
 
@@ -127,13 +128,10 @@ def require_whole(directory: Path, points: Sequence[StoredPoint]) -> None:
             assert content == MemorySnapshot(SIZE, DATA).content
 
 
-# In a group of its own: no signal of ours reaches it.
-OUT_OF_REACH = 'timeout 60 restic "$@"; exit $?'
-
-
+@pytest.mark.parametrize("log", ["", " 2>>LOG"], ids=["", "with a log"])
 @pytest.mark.parametrize("number", range(1, 4))
-def test_a_read_that_fails_leaves_nothing_of_a_restic_that_no_signal_reaches(
-    repository: Repository, monkeypatch: pytest.MonkeyPatch, number: int
+def test_a_read_that_fails_leaves_nothing_of_a_restic_in_a_group_of_its_own(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, number: int, log: str
 ) -> None:
     directory = repository.path.parent
     read, done = SegmentFiles.read, 0
@@ -147,8 +145,8 @@ def test_a_read_that_fails_leaves_nothing_of_a_restic_that_no_signal_reaches(
 
     monkeypatch.setattr(SegmentFiles, "read", failing)
     with pytest.raises(BackupError, match="the cluster does not answer"):
-        save(directory, wrapper_of(directory, OUT_OF_REACH))
-    wait_until(lambda: not [*restics(directory)], 30, "its restic has ended")
+        save(directory, wrapper_of(directory, f'timeout 60 restic "$@"{log}; exit $?'))
+    assert not [*restics(directory)]
     assert repository.snapshot_count() == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -106,6 +107,18 @@ def test_without_a_directory_that_can_be_written_nothing_is_cached(tmp_path: Pat
     keep(none)
     assert none.find(point()) is None
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_directory_that_cannot_be_listed_has_no_manifests(
+    cache: ManifestCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*_: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    keep(cache)
+    monkeypatch.setattr(Path, "glob", stale)
+    assert cache.find(point()) is None
+    cache.drop(point().id.uuid)
 
 
 def test_many_workers_at_once_each_leave_their_manifest(cache: ManifestCache) -> None:

@@ -65,6 +65,7 @@ def test_permanent_errors(code: int, printed: str) -> None:
         "decrypting blob 80f6 failed: ciphertext verification failed",
         'loading tree for snapshot "85aa" failed: id 80f6 not found in repository',
         'invalid id "abcdef": no matching ID found for prefix "abcdef"',
+        'cannot dump file: path "/~definition.tar" not found in snapshot',
     ],
 )
 def test_missing_and_corrupt_data_counts_as_damaged(printed: str) -> None:

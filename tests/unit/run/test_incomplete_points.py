@@ -81,7 +81,7 @@ def test_a_point_without_a_manifest_is_incomplete() -> None:
 
 def test_a_run_discards_only_its_own() -> None:
     output = Left(DEAD, OWN)
-    discard_own(RUN, (), output, Recorder(), wait_if_busy=False)
+    discard_own(RUN, set(), output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD]
 
 
@@ -97,9 +97,25 @@ class Complete(Left):
 
 def test_a_run_withdraws_what_it_failed_to_save_although_it_looks_complete() -> None:
     other = PointId(RUN, OTHER_UUID)
-    output = Complete(DEAD, OWN, other)
-    discard_own(RUN, {DEAD, OWN}, output, Recorder(), wait_if_busy=False)
+    output, failed = Complete(DEAD, OWN, other), {DEAD, OWN}
+    discard_own(RUN, failed, output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD, other]
+    assert failed == {DEAD}
+
+
+class Busy(Complete):
+    """Has complete points, which it cannot remove as it is locked."""
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        raise BackupError("locked by a prune")
+
+
+def test_what_failed_and_cannot_be_withdrawn_is_an_error_and_tried_again_later() -> None:
+    output, recorder, failed = Busy(OWN), Recorder(), {OWN}
+    discard_own(RUN, failed, output, recorder, wait_if_busy=False)
+    (text,) = recorder.told(Level.ERROR)
+    assert "are still in the repository, and look complete: locked by a prune" in text
+    assert failed == {OWN}
 
 
 class Mixed(Complete):
@@ -126,8 +142,8 @@ class Unlisted(Left):
         raise BackupError("the repository does not answer")
 
 
-@pytest.mark.parametrize("failed", [(), (OWN,)])
-def test_without_a_list_what_may_look_complete_is_reported_too(failed: Collection[PointId]) -> None:
+@pytest.mark.parametrize("failed", [set(), {OWN}])
+def test_without_a_list_what_may_look_complete_is_reported_too(failed: set[PointId]) -> None:
     recorder = Recorder()
     discard_own(RUN, failed, Unlisted(), recorder, wait_if_busy=False)
     (text,) = recorder.told(Level.WARNING)
@@ -152,7 +168,7 @@ def test_locks_of_dead_processes_that_cannot_be_removed_are_reported() -> None:
 def test_points_that_cannot_be_discarded_are_reported() -> None:
     output, recorder = Left(OWN), Recorder()
     output.refuses = True
-    discard_own(RUN, (), output, recorder, wait_if_busy=False)
+    discard_own(RUN, set(), output, recorder, wait_if_busy=False)
     (text,) = recorder.told(Level.WARNING)
     assert RUN in text
     assert "the repository takes additions alone" in text

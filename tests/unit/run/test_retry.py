@@ -31,7 +31,8 @@ from ..no_watchdog import NoWatchdog
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 
-STATUS = {"saved": Status.SAVED, "fails": Status.FAILED, "transient": Status.FAILED, "lost": Status.FAILED}
+FAILS = ("fails", "transient", "lost", "stored")
+STATUS = {"saved": Status.SAVED, **dict.fromkeys(FAILS, Status.FAILED)}
 
 
 class ScriptedPool:
@@ -42,6 +43,7 @@ class ScriptedPool:
         self.rounds: list[list[str]] = []
         self.attempts: list[set[int]] = []
         self.full_reads: list[list[str]] = []
+        self.known: list[set[int]] = []
         self.stop = StopRequest()
 
     def __call__(self, *_: object) -> ScriptedPool:
@@ -60,6 +62,7 @@ class ScriptedPool:
         self.rounds.append([order.name for order in orders])
         self.attempts.append({order.attempt for order in orders})
         self.full_reads.append([order.name for order in orders if order.full_read])
+        self.known.append({len(order.known) for order in orders})
         return [self._result(order) for order in orders]
 
     def _result(self, order: JobOrder) -> JobResult:
@@ -68,8 +71,9 @@ class ScriptedPool:
             order.name,
             order.uuid,
             STATUS[end],
-            transient=end in ("transient", "lost"),
+            transient=end in ("transient", "lost", "stored"),
             full_read=end == "lost",
+            withdraw=end == "stored",
         )
 
 
@@ -155,6 +159,42 @@ def test_a_domain_whose_previous_backup_is_damaged_gets_a_full_read_in_all_retri
     assert back_up(pool, Discards(), tmp_path, monkeypatch).exit_code == 0
     assert pool.rounds == [["db", "web"], ["db", "web"], ["web"]]
     assert pool.full_reads == [[], ["web"], ["web"]]
+
+
+def test_a_retry_does_not_rely_on_what_the_run_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, output = ScriptedPool(db="saved", web="transient saved"), Discards()
+    output.keeps_base_snapshots = True
+    back_up(pool, output, tmp_path, monkeypatch)
+    assert pool.known == [{1}, {0}]
+
+
+class Busy(Discards):
+    """Has a restore point of the run that looks complete, and at first cannot withdraw it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = [held_point(RUN, UUID, manifest_id="manifest")]
+        self.asked = 0
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        return self.left
+
+    def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise BackupError("the repository is locked")
+        self.left = []
+
+
+def test_what_failed_and_looks_complete_is_withdrawn_in_the_end_although_the_retry_saved_the_domain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Busy()
+    result = back_up(ScriptedPool(db="saved", web="stored saved"), output, tmp_path, monkeypatch)
+    assert result.exit_code == 0
+    assert (output.asked, output.left) == (2, [])
 
 
 @pytest.mark.parametrize(
