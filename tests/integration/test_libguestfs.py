@@ -1,7 +1,7 @@
 """File systems that only libguestfs can read, with the real one; needs no lab, but its kernel.
 
 Its virtual machine takes half a minute to two without KVM. Not in tests/packages.txt for that reason:
-apt-get install --no-install-recommends guestfish libguestfs-xfs btrfs-progs ntfs-3g
+apt-get install --no-install-recommends guestfish libguestfs-xfs
 """
 
 from __future__ import annotations
