@@ -11,9 +11,16 @@ from ..transfer.restore_stream import PIECE
 
 @dataclass(frozen=True)
 class DataMap:
-    """Knows which parts of an image have data. `checksums` is None if an older version saved none."""
+    """Knows which parts of an image have data. `checksums` is None if any part may have."""
 
     checksums: Optional[Checksums]
+
+    @classmethod
+    def from_manifest(cls, packed: bytes, data_bytes: int) -> DataMap:
+        """Return the map of an image with so much data; one without all its checksums knows no holes."""
+        records = Checksums(bytearray(packed))
+        complete = sum(length for _, length, _ in records) == data_bytes
+        return cls(records if complete else None)
 
     def has_data(self, offset: int, length: int) -> bool:
         """Return whether a range within one PIECE of the image may have data; if not, it reads as zeros."""

@@ -11,7 +11,6 @@ from typing import Callable
 from ..errors import ConfigError
 from ..protocols import OpenedPoint, Output
 from ..restore_point import manifest
-from ..restore_point.checksums import Checksums
 from ..restore_point.find import find_point, with_current_ids
 from ..stored import SavedDomain, SavedImage
 from .block_image import BlockImage
@@ -66,7 +65,6 @@ def _disk(
     name = f"{image.target.replace('/', '_')}.raw"
     if not image.size:  # it is in the manifest only
         return File(name, Text(b""), 0)
-    checksums = saved.checksums.get(image.target)
-    data = DataMap(None if checksums is None else Checksums(bytearray(checksums)))
+    data = DataMap.from_manifest(saved.checksums.get(image.target, b""), image.data_bytes)
     content = BlockImage(image, opened.image(image), data, blocks, limit, check_stop)
     return File(name, content, min(image.data_bytes, image.size))

@@ -44,6 +44,10 @@ from .waits import limited, wait, when_free
 from .written_files import file_problems
 
 OLDEST_VERSION = (0, 14, 0)
+MOUNT_WAITS = (
+    "a prune, or another program that locks the repository, runs: wait for its end; meanwhile "
+    "`restore --to-file` reads a disk without a lock"
+)
 UNLOCK_LIMIT = 15.0  # seconds to remove a lock that a mount has left
 VERSION_LIMIT = 60  # seconds for `restic version`: the node may be under load
 DISCARD_PAUSES = (
@@ -169,6 +173,10 @@ class Repository:
         try:
             with opened_point(self.program, point, check_stop) as opened:
                 yield opened
+        except ResticError as error:
+            if error.locked:
+                error.hint = MOUNT_WAITS
+            raise
         finally:
             # restic 0.14 leaves its lock if it is interrupted while it creates it; the next run would remove
             # it, but this node may have none. Without such a record this asks nothing

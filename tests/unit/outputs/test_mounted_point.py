@@ -151,6 +151,7 @@ def test_a_repository_that_is_locked_exclusively_cannot_be_opened(repository: Re
     ):
         pass
     assert caught.value.locked
+    assert "meanwhile `restore --to-file` reads a disk without a lock" in caught.value.hint
     assert "prune" in caught.value.hint
 
 
