@@ -104,12 +104,19 @@ def _moment(point: Point, backups: Sequence[Running]) -> Optional[tuple[float, f
 
 
 def forget_old(world: World, repository: Repository) -> None:
-    """Make room as an admin would, once most of it is used; what is forgotten here is not missed later."""
+    """Make room as an admin would, once most of it is used; what is forgotten here is not missed later.
+
+    The newest restore point of each domain stays: the next round may begin with a drill.
+    """
     usage = shutil.disk_usage(world.store)
     if usage.used < usage.total / 2:
         return
     repository.restic("unlock", "--remove-all")
-    ids = [one["id"] for one in repository.snapshots()]
+    newest = {point.uuid: point for point in repository.points() if point.manifest}.values()
+    manifests = {point.manifest for point in newest}
+    kept = manifests.union(*({one for one, *_ in point.images.values()} for point in newest))
+    ids = [one["id"] for one in repository.snapshots() if one["id"] not in kept]
     if ids:
         repository.restic("forget", "--prune", "--quiet", *ids)
-    world.of_repository.pop(repository.place, None)
+    held = world.of_repository.get(repository.place, {})
+    world.of_repository[repository.place] = {one: name for one, name in held.items() if one in manifests}

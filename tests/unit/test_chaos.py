@@ -10,15 +10,33 @@ from unittest.mock import Mock
 import pytest
 
 from tests.chaos.agreement import violations
+from tests.chaos.contents import forget_old
 from tests.chaos.faults import HAPPENINGS
 from tests.chaos.nodes import Running
 from tests.chaos.plan import KINDS, Order, drawn
 from tests.chaos.records import gap
+from tests.chaos.repository import Point
 from tests.chaos.stillness import unexcused
 
 
 def _lines(*records: str) -> list[str]:
     return [*records, ""]
+
+
+def test_room_is_made_without_the_newest_restore_point_of_a_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = ("vms/solo", 1, False)
+    points = [
+        Point("solo", "1", "uuid", "manifest1", images={"vda": ("image1", *image)}),
+        Point("solo", "2", "uuid", "manifest2", images={"vda": ("image2", *image)}),
+        Point("solo", "3", "uuid", images={"vda": ("image3", *image)}),
+    ]
+    names = ("image1", "manifest1", "image2", "manifest2", "image3")
+    repository = Mock(points=lambda: points, snapshots=lambda: [{"id": name} for name in names])
+    world = Mock(of_repository={repository.place: {"manifest1": "1", "manifest2": "2"}})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(used=6, total=10))
+    forget_old(world, repository)
+    repository.restic.assert_called_with("forget", "--prune", "--quiet", "image1", "manifest1", "image3")
+    assert world.of_repository == {repository.place: {"manifest2": "2"}}
 
 
 def test_records_without_a_gap_are_unbroken() -> None:
