@@ -18,6 +18,7 @@ from ..system.process_group import Group, kill
 from ..system.started_program import inherited
 from .encrypted import Encrypted
 from .entries import Entry, NotFound, shown
+from .guestfish_command import Command, is_device
 from .session import UNSOUND, Session, session
 
 # What its appliance is made with and run by; guestfs(3), "ENVIRONMENT VARIABLES".
@@ -30,8 +31,8 @@ INHERITED = (
     "SUPERMIN_MODULES",
     "TMPDIR",
 )
-PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
 NO_FILES = ("swap", "unknown", "crypto_LUKS")  # of `list-filesystems`
+SUBVOLUME = "btrfsvol:"  # what begins the name of one
 BATCH = 50  # questions at a time: they, and their answers, fit into a pipe
 BATCH_BYTES = 1 << 15
 FIELD = re.compile(rb"^st_(\w+): (-?\d+)$", re.MULTILINE)
@@ -52,16 +53,15 @@ class Guestfish(Session):
     def error_in(self, line: str) -> str:
         return ORIGIN.sub("", line)
 
-    def ask(self, *commands: str) -> bytes:
+    def ask(self, *commands: Command) -> bytes:
         """Return the output of commands. Raises BackupError if one has printed an error."""
         return self.joined(self.stream(*commands))
 
-    def stream(self, *commands: str) -> Iterator[bytes]:
+    def stream(self, *commands: Command) -> Iterator[bytes]:
         """Yield the output of commands. Raises BackupError if one has printed an error."""
         token = secrets.token_hex(16)
-        # with a minus it goes on after an error
-        lines = "".join(f"-{command}\n" for command in commands)
-        return self.between(f"{lines}echo {token}\n", "", f"{token}\n")
+        end = Command("echo", token.encode())
+        return self.between("".join(one.lines for one in (*commands, end)), "", f"{token}\n")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class GuestfishFiles:
 
     def find(self, path: bytes) -> Entry:
         try:
-            real = self._guestfish.ask(f"realpath {quoted(b'/' + path)}")[:-1]
+            real = self._guestfish.ask(Command("realpath", b"/" + path))[:-1]
             (entry,) = self._entries(real.rpartition(b"/")[0] + b"/", [real.rpartition(b"/")[2]])
         except BackupError as error:
             if MISSING.search(error.message):
@@ -95,14 +95,14 @@ class GuestfishFiles:
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         place = _path(directory).rstrip(b"/") + b"/"
-        names = self._guestfish.ask(f"ls0 {quoted(place)} -").split(b"\0")
+        names = self._guestfish.ask(Command("ls0", place, b"-")).split(b"\0")
         return self._entries(place, sorted(name for name in names if name not in (b"", b".", b"..")))
 
     def content(self, file: Entry) -> Iterator[bytes]:
-        return self._guestfish.stream(f"download {quoted(_path(file))} -")
+        return self._guestfish.stream(Command("download", _path(file), b"-"))
 
     def link_target(self, link: Entry) -> bytes:
-        return self._guestfish.ask(f"readlink {quoted(_path(link))}")[:-1]
+        return self._guestfish.ask(Command("readlink", _path(link)))[:-1]
 
     def changed(self, entry: Entry) -> int:
         assert isinstance(entry, GuestEntry)
@@ -114,10 +114,10 @@ class GuestfishFiles:
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
         found: list[Entry] = []
         while len(found) < len(names):
-            batch: list[str] = []
+            batch: list[Command] = []
             for name in names[len(found) : len(found) + BATCH]:
-                batch.append(f"lstatns {quoted(place + name)}")
-                if sum(map(len, batch)) > BATCH_BYTES:
+                batch.append(Command("lstatns", place + name))
+                if sum(len(one.lines) for one in batch) > BATCH_BYTES:
                     break
             answers = re.split(rb"(?m)^(?=st_dev: )", self._guestfish.ask(*batch))[1:]
             if len(answers) != len(batch):
@@ -125,11 +125,6 @@ class GuestfishFiles:
             for answer in answers:
                 found.append(_entry(place, names[len(found)], dict(FIELD.findall(answer))))
         return found
-
-
-def quoted(path: bytes) -> str:
-    """Return a path as an argument: guestfish(1), "QUOTING"."""
-    return '"' + "".join(chr(byte) if byte in PLAIN else f"\\x{byte:02x}" for byte in path) + '"'
 
 
 def _entry(place: bytes, name: bytes, fields: dict[bytes, bytes]) -> GuestEntry:
@@ -169,7 +164,10 @@ class OtherSystems:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[GuestfishFiles]:
-        self.guestfish.ask("umount-all", f"mount-ro {quoted(os.fsencode(self.devices[name]))} /")
+        device = self.devices[name]
+        if not is_device(device) and not device.startswith(SUBVOLUME):  # those have names of any bytes
+            raise BackupError("no device of Linux has such a name: it was not touched", UNSOUND)
+        self.guestfish.ask(Command("umount-all"), Command("mount-ro", os.fsencode(device), b"/"))
         yield GuestfishFiles(self.guestfish)
 
 
@@ -185,14 +183,16 @@ def other_systems(
     options = ("--ro", "--format=raw", "--keys-from-stdin")
     command = ("guestfish", *options, *(f"--add={path}" for path in disks.values()))
     with session(Guestfish, command, check_stop, environment) as running:
-        running.ask("run")
+        running.ask(Command("run"))
         encrypted = Encrypted(running.ask)
         encrypted.open_all(key)
         named = partial(_name, [*disks], encrypted.opened)
         locked = [*map(named, encrypted.locked)]
         if key and not encrypted.opened:
             raise _no_use(locked, encrypted)
-        listed = os.fsdecode(running.ask("list-filesystems"))  # with names of subvolumes, of any bytes
+        listed = os.fsdecode(
+            running.ask(Command("list-filesystems"))
+        )  # with names of subvolumes, of any bytes
         found = (line.rpartition(": ") for line in listed.split("\n"))
         devices = [device for device, _, kind in found if device and kind not in NO_FILES]
         yield OtherSystems(running, {named(one): one for one in devices}, locked)

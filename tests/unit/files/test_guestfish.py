@@ -12,7 +12,7 @@ import pytest
 
 from backup.files.copy_out import LEADS_OUT, CopyOut
 from backup.files.entries import NotFound
-from backup.files.guestfish import BATCH, other_systems, quoted
+from backup.files.guestfish import BATCH, other_systems
 
 from ..memory_snapshot import MemorySnapshot
 from ..mount.mounted_node import save
@@ -104,18 +104,41 @@ def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
 
 
 def test_a_subvolume_has_a_name_of_any_bytes(systems: Path) -> None:
-    name = os.fsdecode(b"vg+\xff \xe2\x80\xa8")
+    name = os.fsdecode(b"btrfsvol:sdb2+\xff |id \xe2\x80\xa8")
     (systems / name).mkdir()
     (systems / name / "file").write_text("content")
     with other_systems(DISKS, lambda: None) as others:
-        assert others.names == [os.fsdecode(b"vg/\xff \xe2\x80\xa8")]
+        assert others.names == [os.fsdecode(b"vdb2/\xff |id \xe2\x80\xa8")]
         with others.opened(others.names[0]) as files:
             assert b"".join(files.content(files.find(b"/file"))) == b"content"
 
 
-def test_paths_are_quoted_byte_by_byte() -> None:
-    assert quoted(b"/a/b-c_d.e") == '"/a/b-c_d.e"'
-    assert quoted('/ä "\\\n'.encode()) == '"/\\xc3\\xa4\\x20\\x22\\x5c\\x0a"'
+@pytest.mark.parametrize("key", ["", KEY])
+def test_no_name_of_a_device_gets_to_the_shell_of_this_node(systems: Path, tmp_path: Path, key: str) -> None:
+    mark = tmp_path / "executed"
+    hostile = (
+        "vgevil/x |id >{}",
+        "luks/vgevil/y |id >{}",
+        "vgevil/z\u2028!id >{}",
+        "luks/vgevil/z key",
+        "vg/ä",
+    )
+    for name in ("vg/sound", "luks/sda1", *hostile):
+        (systems / name.format(mark).replace("/", "+")).mkdir()
+    with other_systems(DISKS, lambda: None, key) as others:
+        assert not mark.exists()
+        assert "vg/sound" in others.names
+        assert ("vda1" in others.names) == bool(key)
+        assert [*others.locked] == ([] if key else ["vda1"])
+        for name in others.names:
+            if " " in name or name == "vg/ä":
+                message = "no device of Linux has such a name: it was not touched"
+                with raises(message), others.opened(name):
+                    pass
+            else:
+                with others.opened(name):
+                    pass
+    assert not mark.exists()
 
 
 @pytest.fixture
