@@ -25,7 +25,7 @@ from ..protocols import Output, Reporter
 from ..settings import Settings
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
-from .copy_out import Copied, CopyOut
+from .copy_out import Copied, CopyOut, named_after, require_room_for
 from .encrypted import key_in
 from .entries import Entry, NotFound, Systems
 from .ext import ExtSystems
@@ -209,9 +209,8 @@ class Files:
             entry = files.find(os.fsencode(self.order.path))
             if not self.order.to:
                 return Result(name=having[0], entries=files.entries(entry) if entry.is_directory else [entry])
-            place = os.path.join(os.fsencode(self.order.to), entry.name.strip(b"/"))
-            if entry.name != b"/" and os.path.lexists(place):
-                raise BackupError(f"{os.fsdecode(place)} exists", "name an empty directory")
+            entry = named_after(self.order.path, entry)
+            require_room_for(entry, self.order.to)
             copy = CopyOut(files, domain, self.reporter, self.stop.check)
             return Result(name=having[0], copied=copy.copy(entry, self.order.to))
 

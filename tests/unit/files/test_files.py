@@ -103,6 +103,31 @@ def test_a_wrong_use_is_one_line_and_a_hint(node: Node, tmp_path: Path) -> None:
             assert hint.startswith("hint: ")
 
 
+def test_a_copy_has_the_last_name_of_the_path_wherever_its_links_lead(tmp_path: Path) -> None:
+    content, to = tmp_path / "content", tmp_path / "to"
+    (content / "x/.ssh").mkdir(parents=True)
+    (content / "x/.ssh/authorized_keys").write_text("hostile")
+    (content / ".bash_profile").write_text("hostile")
+    (content / "srv").mkdir()
+    (content / "srv/db").symlink_to("/x/.ssh")
+    (content / "srv/all").symlink_to("/")
+    (content / "srv/key").symlink_to("/x/.ssh/authorized_keys")
+    node = Node(tmp_path)
+    save(node, "restic", {"vda": snapshot(ext4(tmp_path / "image", content))})
+    node.configure()
+    to.mkdir()
+    for path in ("/srv/db", "srv//all/", "/srv/key"):
+        assert node.start(["files", "web", path, "--to", str(to)]).returncode == 0
+    assert sorted(os.listdir(to)) == ["all", "db", "key"]
+    assert os.listdir(to / "db") == ["authorized_keys"]
+    assert ".bash_profile" in os.listdir(to / "all")
+    for path in ("/", "/srv/all/../.."):
+        done = node.start(["files", "web", path, "--to", str(to)])
+        assert done.returncode == 1
+        assert f"error: {to} is not empty, and the guest chooses the names in its root" in done.stderr
+    assert sorted(os.listdir(to)) == ["all", "db", "key"]
+
+
 def test_a_failure_is_exit_code_3(tmp_path: Path) -> None:
     (tmp_path / "content").mkdir()
     (tmp_path / "content/huge").write_text("small")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.files.copy_out import LEADS_OUT, CopyOut
+from backup.files.copy_out import LEADS_OUT, CopyOut, named_after
 from backup.files.entries import NotFound
 from backup.files.guestfish import BATCH, other_systems
 
@@ -91,6 +91,22 @@ def test_many_entries_are_described_in_batches_and_copied(systems: Path, tmp_pat
         result = copy.copy(files.find(b"/many"), str(tmp_path / "to"))
     assert (result.files, result.failed, dict(result.left_out)) == (3 * BATCH + 7, 0, {LEADS_OUT: 1})
     assert (tmp_path / "to/many" / ("ä" * 100 + "17")).read_text() == "17"
+
+
+@pytest.mark.parametrize(("path", "name"), [("/db", "db"), ("all/", "all"), ("/sub/../db/.", "db")])
+def test_a_copy_has_the_last_name_of_the_path_wherever_its_links_lead(
+    systems: Path, tmp_path: Path, path: str, name: str
+) -> None:
+    (systems / "sda1/sub/.ssh").mkdir(parents=True)
+    (systems / "sda1/sub/.ssh/keys").write_text("hostile")
+    (systems / "sda1/db").symlink_to("sub/.ssh")
+    (systems / "sda1/all").symlink_to(".")
+    (tmp_path / "to").mkdir()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vda1") as files:
+        entry = named_after(path, files.find(os.fsencode(path)))
+        CopyOut(files, "web", Recorder(), lambda: None).copy(entry, str(tmp_path / "to"))
+    assert os.listdir(tmp_path / "to") == [name]
+    assert [*(tmp_path / "to").rglob("keys")] != []
 
 
 def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
