@@ -136,7 +136,11 @@ class Files:
         if not result and (self.key or any(volume.needs_libguestfs for volume in found)):
             with self._other_systems(found, domain) as systems:
                 locked = sorted({*locked, *systems.locked})
+                if "/" in self.order.disk and not systems.devices:
+                    raise self._no_volume(locked)
                 result = self._read_one(systems, domain, errors)
+        elif "/" in self.order.disk:
+            raise self._no_volume(locked)
         if not result:
             raise self._not_found(found, locked, errors)
         return result
@@ -148,10 +152,18 @@ class Files:
         if errors:
             return next(iter(errors.values()))
         names = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
-        message = f"{self.order.path} does not exist on {names}"
-        if locked and not self.key:
-            return BackupError(message, f"{', '.join(locked)}: encrypted, read with --key FILE")
-        return BackupError(message, "list the directory above it")
+        message = (
+            f"{self.order.path} does not exist on {self.order.disk if '/' in self.order.disk else names}"
+        )
+        return BackupError(message, self._key_hint(locked) or "list the directory above it")
+
+    def _no_volume(self, locked: Sequence[str]) -> ConfigError:
+        """Return the error that --disk names a volume of LVM, or a subvolume, which is not there."""
+        hint = f"`{PROGRAM} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
+        return _wrong(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
+
+    def _key_hint(self, locked: Sequence[str]) -> str:
+        return f"{', '.join(locked)}: encrypted, read with --key FILE" if locked and not self.key else ""
 
     def _read_ext(
         self, found: Sequence[Volume], domain: str, errors: dict[str, BackupError]

@@ -86,6 +86,8 @@ WRONG = {
     "files web /no --disk vdb": (1, "/no does not exist on vdb (ext4)"),
     "files web /etc --disk vdx": (2, "the restore point has no disk vdx, only vda, vdb"),
     "files web /etc --disk vda7": (2, "there is no vda7"),
+    "files web /etc --disk vg/root": (2, "there is no vg/root"),
+    "files web /etc --disk vda2/home": (2, "there is no vda2/home"),
     "files web /etc --disk vda1": (1, "/etc does not exist on vda1 (unknown)"),
     "files web --to /tmp": (2, "--to requires a PATH"),
     "files web /etc --to /nowhere": (2, "/nowhere is not a directory"),

@@ -249,6 +249,14 @@ def test_of_btrfs_the_name_of_a_disk_is_its_own_file_system_not_its_subvolumes(
     assert start(node, programs, "/", "--disk", "vda/sub").returncode == 0
 
 
+def test_a_volume_that_is_not_there_is_said_so(node: Node, programs: Path, systems: Path) -> None:
+    (systems / "vg+lv").mkdir()
+    done = start(node, programs, "/file", "--disk", "vg/typo")
+    assert (done.returncode, "error: there is no vg/typo\n" in done.stderr) == (2, True)
+    done = start(node, programs, "/file", "--disk", "vg/lv")
+    assert (done.returncode, "error: /file does not exist on vg/lv\n" in done.stderr) == (1, True)
+
+
 @pytest.fixture
 def locked(tmp_path: Path, systems: Path) -> Node:
     """A node whose guest has an encrypted disk, and one of ext4."""
@@ -282,6 +290,11 @@ def test_an_encrypted_disk_is_read_with_its_key_and_named_without_it(
             "error: /secret does not exist on vda (crypto_LUKS), vdb (ext4)",
             "hint: vda: encrypted, read with --key FILE",
         ],
+    )
+    done = start(locked, programs, "/secret", "--disk", "vg/lv")
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (
+        2,
+        ["error: there is no vg/lv", "hint: vda: encrypted, read with --key FILE"],
     )
     (tmp_path / "to").mkdir()
     with_key = ("--key", str(tmp_path / "key"))
