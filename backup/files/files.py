@@ -7,6 +7,7 @@ file system of a guest is ever mounted.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from .copy_out import Copied, CopyOut, named_after, require_room_for
 from .encrypted import key_in
 from .entries import Entry, NotFound, Systems
 from .ext import ExtSystems
-from .guestfish import OtherSystems, other_systems
+from .guestfish import SUBVOLUME, OtherSystems, other_systems
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
@@ -105,8 +106,10 @@ class Files:
                 return self._read(found, point.saved.name) if self.order.path else Result(found)
 
     def _selected_disks(self, point: ShownPoint) -> dict[str, File]:
+        if "/" in self.order.disk:  # a volume of LVM, or a subvolume, may be on several
+            return dict(point.disks)
         disks = {target: one for target, one in point.disks.items() if self.order.disk.startswith(target)}
-        if self.order.disk and not disks and "/" not in self.order.disk:
+        if self.order.disk and not disks:
             message = f"the restore point has no disk {self.order.disk}, only {', '.join(point.disks)}"
             raise _wrong(message, "name one of them, or a partition, such as vda1")
         return disks or dict(point.disks)
@@ -198,11 +201,9 @@ class Files:
         disk = self.order.disk
         if disk in devices:
             return {disk: devices[disk]}
-        return {
-            name: device
-            for name, device in devices.items()
-            if disk in ("", *disks) or ("/" in name and "/" not in disk)
-        }
+        if disk in ("", *disks):
+            return devices
+        return {name: device for name, device in devices.items() if _may_be_on(disk, name, device, disks)}
 
     def _read_one(self, systems: Systems, domain: str, errors: dict[str, BackupError]) -> Optional[Result]:
         """List or copy what the path leads to; None if none of these file systems has it.
@@ -240,6 +241,14 @@ class Files:
                 self.stop.check()  # before an error that the stop has caused
                 errors[name] = error
         return having
+
+
+def _may_be_on(partition: str, name: str, device: str, disks: Sequence[str]) -> bool:
+    """Return whether a file system may be on a partition, as a volume of LVM may be, or a subvolume of it."""
+    of_a_disk = re.match(rf"({'|'.join(map(re.escape, disks))})[0-9]*/", name)
+    if device.startswith(SUBVOLUME) and of_a_disk:
+        return name.startswith(f"{partition}/")
+    return "/" in name and "/" not in partition
 
 
 def _wrong(message: str, hint: str) -> ConfigError:

@@ -7,11 +7,13 @@ import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backup.files.copy_out import LEADS_OUT, CopyOut, named_after
 from backup.files.entries import NotFound
+from backup.files.files import Files, FilesOrder
 from backup.files.guestfish import BATCH, other_systems
 
 from ..memory_snapshot import MemorySnapshot
@@ -247,6 +249,54 @@ def test_of_btrfs_the_name_of_a_disk_is_its_own_file_system_not_its_subvolumes(
     done = start(node, programs, "/", "--disk", "vda")
     assert (done.returncode, done.stdout.splitlines()[1].split()[-1]) == (0, "sub")
     assert start(node, programs, "/", "--disk", "vda/sub").returncode == 0
+
+
+SYSTEMS = {
+    "vda": "/dev/sda",
+    "vda/sub": "btrfsvol:/dev/sda/sub",
+    "vda1/home": "btrfsvol:/dev/sda1/home",
+    "vda12/home": "btrfsvol:/dev/sda12/home",
+    "vda2": "/dev/sda2",
+    "vda2/home": "btrfsvol:/dev/sda2/home",
+    "vg/lv": "/dev/vg/lv",
+    "vg/b": "/dev/vg/b",
+    "vg/b/home": "btrfsvol:/dev/vg/b/home",
+    "vda2x/lv": "/dev/vda2x/lv",
+}
+OF_LVM = ["vg/lv", "vg/b", "vg/b/home", "vda2x/lv"]
+
+
+@pytest.mark.parametrize(
+    ("disk", "selected"),
+    [
+        ("", [*SYSTEMS]),
+        ("vda", ["vda"]),
+        ("vda2", ["vda2"]),
+        ("vda1", ["vda1/home", *OF_LVM]),
+        ("vda3", OF_LVM),
+        ("vda2/home", ["vda2/home"]),
+        ("vg/b", ["vg/b"]),
+        ("vg/c", []),
+    ],
+)
+def test_of_a_partition_its_own_subvolumes_and_volumes_of_lvm_are_searched_no_others(
+    disk: str, selected: list[str]
+) -> None:
+    parts: Any = (None,) * 4
+    files = Files(FilesOrder("web", disk=disk), *parts)
+    assert [*files._selected_systems(SYSTEMS, ["vda"])] == selected
+
+
+def test_a_volume_of_lvm_may_be_on_any_disk(tmp_path: Path, programs: Path, systems: Path) -> None:
+    other = MemorySnapshot(MIB, {32768: b"\1CD001\1" + bytes(2041)})
+    node = Node(tmp_path)
+    save(node, "restic", {"vda": other, "vdb": other})
+    node.configure()
+    (systems / "vdata+lv").mkdir()
+    fake = programs / "guestfish"
+    fake.write_text(fake.read_text().replace("exec", f'echo "$@" >{tmp_path}/arguments\nexec'))
+    assert start(node, programs, "/", "--disk", "vdata/lv").returncode == 0
+    assert (tmp_path / "arguments").read_text().count("--add=") == 2
 
 
 def test_a_volume_that_is_not_there_is_said_so(node: Node, programs: Path, systems: Path) -> None:
