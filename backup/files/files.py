@@ -137,6 +137,7 @@ class Files:
         locked = [volume.name for volume in found if volume.is_encrypted]
         result = None if self.key else self._read_ext(found, domain, errors)
         if not result and (self.key or any(volume.needs_libguestfs for volume in found)):
+            self._require_guestfish(found, errors)
             with self._other_systems(found, domain) as systems:
                 locked = sorted({*locked, *systems.locked})
                 if "/" in self.order.disk and not systems.devices:
@@ -154,10 +155,8 @@ class Files:
         """Return why the path was not found."""
         if errors:
             return next(iter(errors.values()))
-        names = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
-        message = (
-            f"{self.order.path} does not exist on {self.order.disk if '/' in self.order.disk else names}"
-        )
+        place = self.order.disk if "/" in self.order.disk else _listed(found)
+        message = f"{self.order.path} does not exist on {place}"
         return BackupError(message, self._key_hint(locked) or "list the directory above it")
 
     def _no_volume(self, locked: Sequence[str]) -> ConfigError:
@@ -179,14 +178,23 @@ class Files:
             self.reporter.message(Level.WARNING, domain, text)
         return result
 
+    def _require_guestfish(self, found: Sequence[Volume], errors: Mapping[str, BackupError]) -> None:
+        """Raise BackupError if it is missing: what is known without it, and what only it can read."""
+        if shutil.which("guestfish"):
+            return
+        if errors:
+            raise next(iter(errors.values()))
+        unread = [one for one in found if one.needs_libguestfs or one.is_encrypted] or found
+        hint = "apt-get install guestfish; or `mount` shows the disks as files"
+        searched = [] if self.key or "/" in self.order.disk else [one for one in found if one.is_ext]
+        if not searched:
+            raise BackupError(f"only libguestfs can read {_listed(unread)}", hint)
+        message = f"{self.order.path} does not exist on {_listed(searched)}; not searched: {_listed(unread)}"
+        raise BackupError(message, f"check the path; the others need libguestfs: {hint}")
+
     @contextmanager
     def _other_systems(self, found: Sequence[Volume], domain: str) -> Iterator[OtherSystems]:
         """Have libguestfs read those that were not read yet, and with a key all."""
-        if not shutil.which("guestfish"):
-            unread = [one for one in found if one.needs_libguestfs or one.is_encrypted] or found
-            names = ", ".join(f"{one.name} ({one.kind})" for one in unread)
-            message = f"only libguestfs can read {names}"
-            raise BackupError(message, "apt-get install guestfish; or `mount` shows the disks as files")
         text = "searching with libguestfs, which starts a virtual machine for that"
         self.reporter.message(Level.INFO, domain, text)
         disks = {volume.disk: volume.path for volume in found}
@@ -241,6 +249,10 @@ class Files:
                 self.stop.check()  # before an error that the stop has caused
                 errors[name] = error
         return having
+
+
+def _listed(found: Sequence[Volume]) -> str:
+    return ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
 
 
 def _may_be_on(partition: str, name: str, device: str, disks: Sequence[str]) -> bool:

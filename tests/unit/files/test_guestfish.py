@@ -186,6 +186,12 @@ def test_it_is_started_only_if_it_is_needed_and_the_package_is_named_where_it_is
     done = node.start(["files", "web", "/x"], ["env", f"PATH={programs}", PYTHON, str(MAIN)])
     assert done.returncode == 1
     assert done.stderr == (
+        "error: /x does not exist on vdb (ext4); not searched: vda (iso9660)\n"
+        "hint: check the path; the others need libguestfs: "
+        "apt-get install guestfish; or `mount` shows the disks as files\n"
+    )
+    done = node.start(["files", "web", "/x", "--disk", "vda"], ["env", f"PATH={programs}", PYTHON, str(MAIN)])
+    assert done.stderr == (
         "error: only libguestfs can read vda (iso9660)\n"
         "hint: apt-get install guestfish; or `mount` shows the disks as files\n"
     )
@@ -237,6 +243,9 @@ def test_a_damaged_ext4_does_not_hide_other_file_systems(
     assert done.stdout.splitlines()[1].endswith("file")
     done = start(node, programs, "/none")
     assert (done.returncode, "error: debugfs" in done.stderr) == (1, True)
+    (programs / "guestfish").unlink()
+    done = start(node, programs, "/file")
+    assert (done.returncode, "error: debugfs" in done.stderr) == (1, True), "not what else is missing"
 
 
 def test_of_btrfs_the_name_of_a_disk_is_its_own_file_system_not_its_subvolumes(
