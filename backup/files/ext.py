@@ -40,6 +40,7 @@ class ExtFiles:
         self._debugfs = debugfs
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
+        self._inode(directory)  # if it is encrypted, its names are of any bytes
         listed = self._debugfs.ask(f"ls -p <{directory.inode}>")
         found, end = [], 0
         while one := ENTRY.match(listed, end):
@@ -61,7 +62,10 @@ class ExtFiles:
         inode = self._inode(link)
         in_inode = link.size < INLINE
         target = inode[BLOCK:BLOCK_END] if in_inode else self._debugfs.ask(f"cat <{link.inode}>")
-        return target[: link.size]
+        target = target[: link.size]
+        if len(target) < link.size or b"\0" in target:
+            raise BackupError("a link with a target that no link can have", UNSOUND)
+        return target
 
     def changed(self, entry: Entry) -> int:
         """Return the time from the inode. Raises BackupError, also if the guest has encrypted the file."""
