@@ -5,10 +5,12 @@ Files are named by their inode numbers alone, so that no name of a guest gets in
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable
 
 from .session import Session, session
@@ -18,6 +20,11 @@ VERSION = re.compile(r"debugfs \d.*")  # it prints that among its errors
 
 class Debugfs(Session):
     """A running debugfs."""
+
+    def interrupt(self) -> None:
+        """Kill it: it only reads, and would read a file to its end first."""
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(self.pid, signal.SIGKILL)
 
     def error_in(self, line: str) -> str:
         return "" if VERSION.fullmatch(line) else line

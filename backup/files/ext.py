@@ -26,8 +26,11 @@ MOST_LINKS = 40  # that a path may lead over, as in Linux
 LONGEST_TARGET = 4096  # bytes of a link's target, as in Linux
 LARGEST_ID = 0xFFFFFFFF  # of owners and groups, which debugfs prints as signed numbers
 # Of `ls -p`: inode, mode, owner, group, name, size. A name may hold anything but a slash, newlines too.
-ENTRY = re.compile(rb"/(\d+)/([0-7]{6})/(-?\d+)/(-?\d+)/([^/]*)/(\d*)/\n")
-DUMP = re.compile(rb"^([0-7]{4})((?:  ?[0-9a-f]{4})+)|^(\*)$", re.MULTILINE)
+ENTRY = re.compile(rb"/(\d{1,10})/([0-7]{6})/(-?\d{1,10})/(-?\d{1,10})/([^/]*)/(\d{0,20})/\n")
+# Of `inode_dump`: an offset, up to eight values, and the same as text, which may be of hex digits too.
+DUMP = re.compile(rb"^([0-7]{4})  ((?:[0-9a-f]{4} ){1,8})|^(\*)$", re.MULTILINE)
+FLAGS, BLOCK, EXTRA_SIZE, CHANGED_EXTRA = 32, 40, 128, 136  # offsets in an inode
+BLOCK_END = BLOCK + INLINE
 
 
 class ExtFiles:
@@ -37,6 +40,7 @@ class ExtFiles:
         self._debugfs = debugfs
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
+        self._inode(directory)  # if it is encrypted, its names are of any bytes
         listed = self._debugfs.ask(f"ls -p <{directory.inode}>")
         found, end = [], 0
         while one := ENTRY.match(listed, end):
@@ -55,18 +59,29 @@ class ExtFiles:
     def link_target(self, link: Entry) -> bytes:
         if link.size > LONGEST_TARGET:
             raise BackupError(f"a link with a target of {size_text(link.size)}", UNSOUND)
-        if link.size >= INLINE:
-            return self._debugfs.ask(f"cat <{link.inode}>")[: link.size]
-        return _bytes(self._debugfs.ask(f"inode_dump -b <{link.inode}>"))[: link.size]
+        inode = self._inode(link)
+        in_inode = link.size < INLINE
+        target = inode[BLOCK:BLOCK_END] if in_inode else self._debugfs.ask(f"cat <{link.inode}>")
+        target = target[: link.size]
+        if len(target) < link.size or b"\0" in target:
+            raise BackupError("a link with a target that no link can have", UNSOUND)
+        return target
 
     def changed(self, entry: Entry) -> int:
         """Return the time from the inode. Raises BackupError, also if the guest has encrypted the file."""
-        dumped = _bytes(self._debugfs.ask(f"inode_dump <{entry.inode}>"))
-        if int.from_bytes(dumped[32:36], "little") & ENCRYPTED:
-            raise BackupError("the guest has encrypted it", "only the guest can read it: restore the disk")
-        seconds = int.from_bytes(dumped[16:20], "little", signed=True)
-        epoch = int.from_bytes(dumped[136:140], "little") & 3  # of ext4, whose times last until 2446
+        inode = self._inode(entry)
+        seconds = int.from_bytes(inode[16:20], "little", signed=True)
+        if int.from_bytes(inode[EXTRA_SIZE : EXTRA_SIZE + 2], "little") < CHANGED_EXTRA + 4 - EXTRA_SIZE:
+            return seconds  # as ext3 made it: other things are there
+        epoch = int.from_bytes(inode[CHANGED_EXTRA : CHANGED_EXTRA + 4], "little") & 3  # until 2446
         return seconds + (epoch << 32)
+
+    def _inode(self, entry: Entry) -> bytes:
+        """Return an inode, with its blocks at least. Raises BackupError, also if it is encrypted."""
+        inode = _bytes(self._debugfs.ask(f"inode_dump <{entry.inode}>"))
+        if int.from_bytes(inode[FLAGS : FLAGS + 4], "little") & ENCRYPTED:
+            raise BackupError("the guest has encrypted it", "only the guest can read it: restore the disk")
+        return inode
 
     def find(self, path: bytes) -> Entry:
         above: list[Entry] = []
@@ -111,6 +126,8 @@ def _bytes(dump: bytes) -> bytes:
         while last and len(data) < start:
             data += last
         last = bytes.fromhex(values.replace(b" ", b"").decode())
+        data += last
+    while last and len(data) < BLOCK_END:  # the last lines are left out if they are the same
         data += last
     return bytes(data)
 
