@@ -18,7 +18,7 @@ from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..text import size_text
-from .entries import Entry, GuestFiles
+from .entries import Entry, GuestFiles, Unread
 from .session import SessionEnded
 
 DEPTH = 200  # directories within each other: each costs an open file
@@ -74,7 +74,9 @@ class CopyOut:
     def _one(self, entry: Entry, parent: int, path: bytes, depth: int) -> None:
         """Copy an entry. `parent` is an open directory, `depth` levels below what no link may leave."""
         self.check_stop()
-        with self._failures_reported(path):
+        with self._failures_reported(path or b"/"):
+            if isinstance(entry, Unread):
+                raise entry.error
             if entry.is_directory:
                 self._directory(entry, parent, path, depth)
             elif entry.is_file:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Callable
 
+from ..errors import BackupError
 from .session import Session, session
 
 VERSION = re.compile(r"debugfs \d.*")  # it prints that among its errors
@@ -32,6 +33,10 @@ class Debugfs(Session):
     def ask(self, command: str) -> bytes:
         """Return a command's output. Raises BackupError if it has printed an error."""
         return self.joined(self.stream(command))
+
+    def ask_for_all(self, command: str, errors: list[BackupError]) -> bytes:
+        """Return a command's output; `errors` gets the one that it has printed. Raises SessionEnded."""
+        return self.printed_before(self.stream(command), errors)
 
     def stream(self, command: str) -> Iterator[bytes]:
         """Yield a command's output. Raises BackupError if it has printed an error.

@@ -15,7 +15,7 @@ from typing import Callable, Optional
 from ..errors import BackupError
 from ..text import size_text
 from .debugfs import Debugfs, debugfs
-from .entries import Entry, NotFound, shown
+from .entries import Entry, NotFound, Unread, shown
 from .session import UNSOUND
 from .volumes import Volume
 
@@ -41,8 +41,10 @@ class ExtFiles:
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         self._inode(directory)  # if it is encrypted, its names are of any bytes
-        listed = self._debugfs.ask(f"ls -p <{directory.inode}>")
-        found, end = [], 0
+        errors: list[BackupError] = []
+        listed = self._debugfs.ask_for_all(f"ls -p <{directory.inode}>", errors)
+        found: list[Entry] = []
+        end = 0
         while one := ENTRY.match(listed, end):
             inode, mode, owner, group, name, size = one.groups()
             end = one.end()
@@ -51,7 +53,10 @@ class ExtFiles:
                 found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))
         if listed[end:].strip():
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
-        return sorted(found, key=lambda entry: entry.name)
+        if errors and not end:
+            raise errors[0]
+        found.sort(key=lambda entry: entry.name)
+        return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
 
     def content(self, file: Entry) -> Iterator[bytes]:
         return self._debugfs.stream(f"cat <{file.inode}>")
@@ -113,7 +118,12 @@ class ExtFiles:
     def _child(self, directory: Entry, name: bytes) -> Optional[Entry]:
         if not directory.is_directory:
             return None
-        return next((entry for entry in self.entries(directory) if entry.name == name), None)
+        for entry in self.entries(directory):
+            if entry.name == name:
+                return entry
+            if isinstance(entry, Unread):
+                raise entry.error  # it may be what was not read
+        return None
 
 
 def _bytes(dump: bytes) -> bytes:

@@ -28,6 +28,10 @@ class SessionEnded(BackupError):
     """The program has ended by itself: a file system that it cannot open, or one that crashes it."""
 
 
+class CommandFailed(BackupError):
+    """The program has printed an error, and goes on."""
+
+
 class Session:
     """The running program. `name` is for messages."""
 
@@ -66,7 +70,18 @@ class Session:
         self.busy = False
         yield rest[: -len(last)]
         if error := self._new_errors():
-            raise BackupError(f"{self._name} failed{error}", UNSOUND)
+            raise CommandFailed(f"{self._name} failed{error}", UNSOUND)
+
+    def printed_before(self, parts: Iterator[bytes], errors: list[BackupError]) -> bytes:
+        """Return what it has printed, also if it then fails: `errors` gets why. Raises SessionEnded."""
+
+        def parts_before() -> Iterator[bytes]:
+            try:
+                yield from parts
+            except CommandFailed as error:
+                errors.append(error)
+
+        return self.joined(parts_before())
 
     def joined(self, parts: Iterator[bytes]) -> bytes:
         """Return all that it prints. Raises SessionEnded if a guest makes it too much for the memory."""

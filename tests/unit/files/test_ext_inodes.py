@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from backup.errors import BackupError
+from backup.files.entries import Unread
 from backup.model import Level
+from backup.terminal.files_text import _entries, _entry
 
 from ..recorder import Recorder
 from .guest_images import change, ext4, replace_bytes
@@ -81,3 +84,31 @@ def test_what_the_guest_has_encrypted_is_named_so(content: Path, tmp_path: Path)
     assert (result.files, result.links, result.failed) == (1, 0, 3)
     reasons = [text.split(" (hint: ")[0] for text in recorder.told(Level.ERROR)]
     assert reasons == [f"{name}: the guest has encrypted it" for name in ("file", "link", "secret")]
+
+
+def test_a_bad_inode_is_an_error_and_the_rest_of_its_directory_is_copied(
+    content: Path, tmp_path: Path
+) -> None:
+    for directory in (content, content / "etc"):
+        directory.mkdir(exist_ok=True)
+        (directory / "bad").symlink_to("target_to_spoil")
+        (directory / "passwd").write_text("root")
+    image = ext4(tmp_path / "image", content)
+    replace_bytes(image, b"target_to_spoil", b"target_that_was")
+    recorder = Recorder()
+    with opened(image) as files:
+        for path in (b"/passwd", b"/etc/passwd"):
+            assert b"".join(files.content(files.find(path))) == b"root"
+        with pytest.raises(BackupError, match=r"debugfs failed: ls: .* while reading inode"):
+            files.find(b"/etc/bad")
+        *names, unread = files.entries(files.find(b"/etc"))
+        assert [entry.name for entry in names] == [b"passwd"]
+        assert isinstance(unread, Unread)
+    result = copied(image, tmp_path / "to", recorder=recorder)
+    assert (result.files, result.failed) == (2, 2)
+    texts = recorder.told(Level.ERROR)
+    assert [text.split(": debugfs failed: ls: ")[0] for text in texts] == ["etc/", "/"]
+    with opened(image) as files:
+        (*_, row) = _entries(files.entries(files.find(b"/"))).splitlines()
+        assert "while reading inode" in row
+        assert "while reading inode" in str(_entry(files.entries(files.find(b"/"))[-1])["error"])

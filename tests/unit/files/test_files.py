@@ -18,7 +18,7 @@ from ..mount.mounted_node import OUTPUTS, save
 from ..program_node import MAIN, PYTHON, Node
 from ..samples import MIB
 from ..waiting import wait_until
-from .guest_images import change, ext4, partitioned, snapshot
+from .guest_images import change, ext4, partitioned, replace_bytes, snapshot
 
 NOISE = random.Random(2).randbytes(10 * MIB)
 TABLE = "label: gpt\nstart=2048, size=81920\nstart=88064, size=81920\n"
@@ -133,16 +133,21 @@ def test_a_copy_has_the_last_name_of_the_path_wherever_its_links_lead(tmp_path: 
 def test_a_failure_is_exit_code_3(tmp_path: Path) -> None:
     (tmp_path / "content").mkdir()
     (tmp_path / "content/huge").write_text("small")
+    (tmp_path / "content/bad").symlink_to("target_to_spoil")
     image = ext4(tmp_path / "image", tmp_path / "content")
     change(image, f"set_inode_field /huge size {1 << 42}")
+    replace_bytes(image, b"target_to_spoil", b"target_that_was")
     node = Node(tmp_path)
     save(node, "restic", {"vda": snapshot(image)})
     (tmp_path / "to").mkdir()
     done = node.run("files", "web", "/", "--to", str(tmp_path / "to"))
     assert done.returncode == 3
     assert done.stderr.startswith("error: web: huge: it has 4.0 TiB, there is room for ")
-    assert done.stdout.endswith("; failed: 1\n")
+    assert done.stdout.endswith("; failed: 2\n")
     assert os.listdir(tmp_path / "to") == ["lost+found"]
+    done = node.run("files", "web", "/")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "(debugfs failed: ls: " in done.stdout
 
 
 def test_a_signal_ends_it_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:
