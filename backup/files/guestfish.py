@@ -17,9 +17,9 @@ from ..errors import BackupError
 from ..system.process_group import Group, kill
 from ..system.started_program import inherited
 from .encrypted import Encrypted
-from .entries import Entry, NotFound, shown
-from .guestfish_command import Command, is_device
-from .session import UNSOUND, Session, session
+from .entries import Entry, NotFound, Unread, shown
+from .guestfish_command import Command, is_device, quoted
+from .session import UNSOUND, Session, SessionEnded, session
 
 # What its appliance is made with and run by; guestfs(3), "ENVIRONMENT VARIABLES".
 INHERITED = (
@@ -86,12 +86,12 @@ class GuestfishFiles:
     def find(self, path: bytes) -> Entry:
         try:
             real = self._guestfish.ask(Command("realpath", b"/" + path))[:-1]
-            (entry,) = self._entries(real.rpartition(b"/")[0] + b"/", [real.rpartition(b"/")[2]])
+            place, _, name = real.rpartition(b"/")
+            return self._described(place + b"/", [name])[0]
         except BackupError as error:
             if MISSING.search(error.message):
                 raise NotFound(f"{shown(path)} does not exist", "list the directory above it") from error
             raise
-        return entry
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         place = _path(directory).rstrip(b"/") + b"/"
@@ -109,22 +109,57 @@ class GuestfishFiles:
         return entry.seconds
 
     def _entries(self, place: bytes, names: Sequence[bytes]) -> Sequence[Entry]:
-        """Describe these entries of a directory. Raises BackupError."""
+        """Describe these entries of a directory; those that cannot be read are at the end.
+
+        Raises BackupError if none can be read.
+        """
         if any(b"/" in name for name in names):
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
         found: list[Entry] = []
-        while len(found) < len(names):
-            batch: list[Command] = []
-            for name in names[len(found) : len(found) + BATCH]:
-                batch.append(Command("lstatns", place + name))
-                if sum(len(one.lines) for one in batch) > BATCH_BYTES:
-                    break
-            answers = re.split(rb"(?m)^(?=st_dev: )", self._guestfish.ask(*batch))[1:]
-            if len(answers) != len(batch):
-                raise BackupError(f"guestfish described {len(answers)} of {len(batch)} entries", UNSOUND)
-            for answer in answers:
-                found.append(_entry(place, names[len(found)], dict(FIELD.findall(answer))))
-        return found
+        errors: list[BackupError] = []
+        for batch in _batches(place, names):
+            try:
+                found += self._described(place, batch)
+            except SessionEnded:
+                raise
+            except BackupError:
+                found += self._one_by_one(place, batch, errors)
+        if errors and not found:
+            raise errors[0]
+        return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
+
+    def _one_by_one(
+        self, place: bytes, names: Sequence[bytes], errors: list[BackupError]
+    ) -> Iterator[GuestEntry]:
+        """Describe those entries that can be read; `errors` gets why others cannot."""
+        for name in names:
+            try:
+                yield from self._described(place, [name])
+            except SessionEnded:
+                raise
+            except BackupError as error:
+                errors.append(BackupError(f"{shown(name)}: {error.message}", error.hint))
+
+    def _described(self, place: bytes, names: Sequence[bytes]) -> Sequence[GuestEntry]:
+        """Describe entries of a directory. Raises BackupError if one cannot be read."""
+        questions = [Command("lstatns", place + name) for name in names]
+        answers = re.split(rb"(?m)^(?=st_dev: )", self._guestfish.ask(*questions))[1:]
+        if len(answers) != len(names):
+            raise BackupError(f"guestfish described {len(answers)} of {len(names)} entries", UNSOUND)
+        return [_entry(place, name, dict(FIELD.findall(answer))) for name, answer in zip(names, answers)]
+
+
+def _batches(place: bytes, names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yield as many names as can be asked for at a time."""
+    batch: list[bytes] = []
+    size = 0
+    for name in names:
+        batch.append(name)
+        size += len(quoted(place + name))
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def _entry(place: bytes, name: bytes, fields: dict[bytes, bytes]) -> GuestEntry:

@@ -3,6 +3,7 @@
 
 Each directory is a file system: sda1 is /dev/sda1, vg+lv is /dev/vg/lv, btrfsvol:sda1+sub is a subvolume of
 /dev/sda1. One named broken cannot be mounted, luks+sda1 is what /dev/sda1 has encrypted with KEY.
+What is named unreadable cannot be described.
 
 It reads its commands as guestfish 1.48 does, in lines that end where its buffer ends, and has the shell
 execute what that does.
@@ -109,6 +110,8 @@ class Fake:
         if command == "download":
             return Path(os.fsdecode(self.place(arguments[0]))).read_bytes()
         if command == "lstatns":
+            if b"unreadable" in arguments[0]:
+                raise OSError(5, "Input/output error")
             return self.described(os.lstat(self.place(arguments[0])))
         return b""
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backup.files.copy_out import LEADS_OUT, CopyOut, named_after
-from backup.files.entries import NotFound
+from backup.files.entries import NotFound, Unread
 from backup.files.files import Files, FilesOrder
 from backup.files.guestfish import BATCH, other_systems
 
@@ -109,6 +109,37 @@ def test_a_copy_has_the_last_name_of_the_path_wherever_its_links_lead(
         CopyOut(files, "web", Recorder(), lambda: None).copy(entry, str(tmp_path / "to"))
     assert os.listdir(tmp_path / "to") == [name]
     assert [*(tmp_path / "to").rglob("keys")] != []
+
+
+def test_an_entry_that_cannot_be_read_does_not_hide_its_directory(systems: Path, tmp_path: Path) -> None:
+    (systems / "sda1/many/only").mkdir(parents=True)
+    for number in range(BATCH + 7):
+        (systems / "sda1/many" / str(number)).write_text(str(number))
+    for name in ("many/3unreadable", "many/9unreadable", "many/only/unreadable"):
+        (systems / "sda1" / name).touch()
+    (tmp_path / "to").mkdir()
+    recorder = Recorder()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vda1") as files:
+        *found, _, last = files.entries(files.find(b"/many"))
+        assert len(found) == BATCH + 8
+        assert isinstance(last, Unread)
+        assert last.error.message == "9unreadable: guestfish failed: lstatns: Input/output error"
+        copy = CopyOut(files, "web", recorder, lambda: None).copy(files.find(b"/many"), str(tmp_path / "to"))
+    assert (copy.files, copy.failed) == (BATCH + 7, 3)
+
+
+def test_a_directory_of_very_long_paths_is_listed_as_far_as_guestfish_can(systems: Path) -> None:
+    place = systems / "sda1"
+    for _ in range(8):
+        place = place / ("ä" * 120)
+    place.mkdir(parents=True)
+    (place / "short").touch()
+    (place / ("ä" * 120)).touch()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vda1") as files:
+        found, unread = files.entries(files.find(os.fsencode(place.relative_to(systems / "sda1"))))
+        assert found.name == b"short"
+        assert isinstance(unread, Unread)
+        assert "a path is too long for guestfish" in unread.error.message
 
 
 def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
