@@ -192,13 +192,15 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
 def files(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """List files of a guest in a restore point, or copy them."""
+    from backup.files.entries import Unread
     from backup.files.files import Files, FilesOrder
 
     order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
     with _stoppable() as stop:
         result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
     print_text(result_text(result, order.to, arguments.json))
-    return FAILED if result.copied and result.copied.failed else SUCCESS
+    unread = any(isinstance(entry, Unread) for entry in result.entries or ())
+    return FAILED if unread or (result.copied and result.copied.failed) else SUCCESS
 
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

@@ -11,14 +11,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable
 
 from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..text import size_text
-from .entries import Entry, GuestFiles
+from .entries import Entry, GuestFiles, Unread
 from .session import SessionEnded
 
 DEPTH = 200  # directories within each other: each costs an open file
@@ -74,7 +74,9 @@ class CopyOut:
     def _one(self, entry: Entry, parent: int, path: bytes, depth: int) -> None:
         """Copy an entry. `parent` is an open directory, `depth` levels below what no link may leave."""
         self.check_stop()
-        with self._failures_reported(path):
+        with self._failures_reported(path or b"/"):
+            if isinstance(entry, Unread):
+                raise entry.error
             if entry.is_directory:
                 self._directory(entry, parent, path, depth)
             elif entry.is_file:
@@ -158,6 +160,26 @@ class CopyOut:
 
 class NoRoom(BackupError):
     """Nothing more can be written."""
+
+
+def named_after(path: str, entry: Entry) -> Entry:
+    """Return what a path leads to with the path's own last name: a guest's links may lead to any other.
+
+    So a guest chooses names in the directory only if the path is that of the root.
+    """
+    parts = os.path.normpath(b"/" + os.fsencode(path)).split(b"/")
+    return replace(entry, name=parts[-1] or b"/")
+
+
+def require_room_for(entry: Entry, directory: str) -> None:
+    """Raise BackupError if a copy would get between what there is: the root's entries have any names."""
+    place = os.path.join(os.fsencode(directory), entry.name.strip(b"/"))
+    with _write_errors():
+        if entry.name == b"/" and os.listdir(directory):
+            message = f"{directory} is not empty, and the guest chooses the names in its root"
+            raise BackupError(message, "name an empty directory")
+    if entry.name != b"/" and os.path.lexists(place):
+        raise BackupError(f"{os.fsdecode(place)} exists", "name an empty directory")
 
 
 def _stays_inside(target: bytes, depth: int) -> bool:

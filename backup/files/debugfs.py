@@ -5,12 +5,15 @@ Files are named by their inode numbers alone, so that no name of a guest gets in
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Callable
 
+from ..errors import BackupError
 from .session import Session, session
 
 VERSION = re.compile(r"debugfs \d.*")  # it prints that among its errors
@@ -19,12 +22,21 @@ VERSION = re.compile(r"debugfs \d.*")  # it prints that among its errors
 class Debugfs(Session):
     """A running debugfs."""
 
+    def interrupt(self) -> None:
+        """Kill it: it only reads, and would read a file to its end first."""
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(self.pid, signal.SIGKILL)
+
     def error_in(self, line: str) -> str:
         return "" if VERSION.fullmatch(line) else line
 
     def ask(self, command: str) -> bytes:
         """Return a command's output. Raises BackupError if it has printed an error."""
         return self.joined(self.stream(command))
+
+    def ask_for_all(self, command: str, errors: list[BackupError]) -> bytes:
+        """Return a command's output; `errors` gets the one that it has printed. Raises SessionEnded."""
+        return self.printed_before(self.stream(command), errors)
 
     def stream(self, command: str) -> Iterator[bytes]:
         """Yield a command's output. Raises BackupError if it has printed an error.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
 
 from ..errors import BackupError, ConfigError, reason
+from .guestfish_command import Command, is_device
 from .volumes import ENCRYPTED
 
 LISTS = ("list-devices", "list-partitions", "list-md-devices", "lvs")  # of what may be encrypted
@@ -41,7 +43,7 @@ class Encrypted:
             for device in found:
                 self._open(device, key)
             if key:
-                self.ask("lvm-scan true")
+                self.ask(Command("lvm-scan", b"true"))
 
     @property
     def _known(self) -> Sequence[str]:
@@ -53,9 +55,8 @@ class Encrypted:
         if not key:
             return
         try:
-            # it reads the key from the next line; every version of guestfish has this command, so none takes
-            # the key for one
-            self.ask(f"luks-open-ro {device} {name}\n{key}")
+            # every version of guestfish has this command, so none takes the key for one
+            self.ask(Command("luks-open-ro", os.fsencode(device), name.encode(), key=key))
         except BackupError as error:
             self.locked[device] = error.message
         else:
@@ -63,12 +64,12 @@ class Encrypted:
             self.opened[f"{MAPPED}{name}"] = device
 
     def _devices(self) -> Sequence[str]:
-        listed = self.ask(*LISTS).decode(errors="replace").splitlines()
-        return [device for device in listed if self._kind(device) == ENCRYPTED]
+        listed = os.fsdecode(self.ask(*map(Command, LISTS))).split("\n")
+        return [device for device in listed if is_device(device) and self._kind(device) == ENCRYPTED]
 
     def _kind(self, device: str) -> str:
         try:
-            return self.ask(f"vfs-type {device}").decode(errors="replace").strip()
+            return self.ask(Command("vfs-type", os.fsencode(device))).decode(errors="replace").strip()
         except BackupError:  # nothing that it knows
             return ""
 

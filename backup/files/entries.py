@@ -44,6 +44,13 @@ class Entry:
         return stat.S_ISREG(self.mode)
 
 
+@dataclass(frozen=True)
+class Unread(Entry):
+    """Stands for those entries of a directory that cannot be read, and has no name. `error` is why."""
+
+    error: BackupError
+
+
 class GuestFiles(Protocol):
     """The files of a file system. All that it returns was chosen by a guest, which may be hostile."""
 
@@ -54,7 +61,10 @@ class GuestFiles(Protocol):
         """
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
-        """Return what a directory has, sorted by name; no name has a slash. Raises BackupError."""
+        """Return what a directory has, sorted by name; no name has a slash.
+
+        What cannot be read is an Unread at the end. Raises BackupError if nothing can be read.
+        """
 
     def content(self, file: Entry) -> Iterator[bytes]:
         """Yield a file's bytes. Raises BackupError."""

@@ -15,7 +15,7 @@ from typing import Callable, Optional
 from ..errors import BackupError
 from ..text import size_text
 from .debugfs import Debugfs, debugfs
-from .entries import Entry, NotFound, shown
+from .entries import Entry, NotFound, Unread, shown
 from .session import UNSOUND
 from .volumes import Volume
 
@@ -26,8 +26,11 @@ MOST_LINKS = 40  # that a path may lead over, as in Linux
 LONGEST_TARGET = 4096  # bytes of a link's target, as in Linux
 LARGEST_ID = 0xFFFFFFFF  # of owners and groups, which debugfs prints as signed numbers
 # Of `ls -p`: inode, mode, owner, group, name, size. A name may hold anything but a slash, newlines too.
-ENTRY = re.compile(rb"/(\d+)/([0-7]{6})/(-?\d+)/(-?\d+)/([^/]*)/(\d*)/\n")
-DUMP = re.compile(rb"^([0-7]{4})((?:  ?[0-9a-f]{4})+)|^(\*)$", re.MULTILINE)
+ENTRY = re.compile(rb"/(\d{1,10})/([0-7]{6})/(-?\d{1,10})/(-?\d{1,10})/([^/]*)/(\d{0,20})/\n")
+# Of `inode_dump`: an offset, up to eight values, and the same as text, which may be of hex digits too.
+DUMP = re.compile(rb"^([0-7]{4})  ((?:[0-9a-f]{4} ){1,8})|^(\*)$", re.MULTILINE)
+FLAGS, BLOCK, EXTRA_SIZE, CHANGED_EXTRA = 32, 40, 128, 136  # offsets in an inode
+BLOCK_END = BLOCK + INLINE
 
 
 class ExtFiles:
@@ -37,8 +40,11 @@ class ExtFiles:
         self._debugfs = debugfs
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
-        listed = self._debugfs.ask(f"ls -p <{directory.inode}>")
-        found, end = [], 0
+        self._inode(directory)  # if it is encrypted, its names are of any bytes
+        errors: list[BackupError] = []
+        listed = self._debugfs.ask_for_all(f"ls -p <{directory.inode}>", errors)
+        found: list[Entry] = []
+        end = 0
         while one := ENTRY.match(listed, end):
             inode, mode, owner, group, name, size = one.groups()
             end = one.end()
@@ -47,7 +53,10 @@ class ExtFiles:
                 found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))
         if listed[end:].strip():
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
-        return sorted(found, key=lambda entry: entry.name)
+        if errors and not end:
+            raise errors[0]
+        found.sort(key=lambda entry: entry.name)
+        return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
 
     def content(self, file: Entry) -> Iterator[bytes]:
         return self._debugfs.stream(f"cat <{file.inode}>")
@@ -55,18 +64,29 @@ class ExtFiles:
     def link_target(self, link: Entry) -> bytes:
         if link.size > LONGEST_TARGET:
             raise BackupError(f"a link with a target of {size_text(link.size)}", UNSOUND)
-        if link.size >= INLINE:
-            return self._debugfs.ask(f"cat <{link.inode}>")[: link.size]
-        return _bytes(self._debugfs.ask(f"inode_dump -b <{link.inode}>"))[: link.size]
+        inode = self._inode(link)
+        in_inode = link.size < INLINE
+        target = inode[BLOCK:BLOCK_END] if in_inode else self._debugfs.ask(f"cat <{link.inode}>")
+        target = target[: link.size]
+        if len(target) < link.size or b"\0" in target:
+            raise BackupError("a link with a target that no link can have", UNSOUND)
+        return target
 
     def changed(self, entry: Entry) -> int:
         """Return the time from the inode. Raises BackupError, also if the guest has encrypted the file."""
-        dumped = _bytes(self._debugfs.ask(f"inode_dump <{entry.inode}>"))
-        if int.from_bytes(dumped[32:36], "little") & ENCRYPTED:
-            raise BackupError("the guest has encrypted it", "only the guest can read it: restore the disk")
-        seconds = int.from_bytes(dumped[16:20], "little", signed=True)
-        epoch = int.from_bytes(dumped[136:140], "little") & 3  # of ext4, whose times last until 2446
+        inode = self._inode(entry)
+        seconds = int.from_bytes(inode[16:20], "little", signed=True)
+        if int.from_bytes(inode[EXTRA_SIZE : EXTRA_SIZE + 2], "little") < CHANGED_EXTRA + 4 - EXTRA_SIZE:
+            return seconds  # as ext3 made it: other things are there
+        epoch = int.from_bytes(inode[CHANGED_EXTRA : CHANGED_EXTRA + 4], "little") & 3  # until 2446
         return seconds + (epoch << 32)
+
+    def _inode(self, entry: Entry) -> bytes:
+        """Return an inode, with its blocks at least. Raises BackupError, also if it is encrypted."""
+        inode = _bytes(self._debugfs.ask(f"inode_dump <{entry.inode}>"))
+        if int.from_bytes(inode[FLAGS : FLAGS + 4], "little") & ENCRYPTED:
+            raise BackupError("the guest has encrypted it", "only the guest can read it: restore the disk")
+        return inode
 
     def find(self, path: bytes) -> Entry:
         above: list[Entry] = []
@@ -98,7 +118,12 @@ class ExtFiles:
     def _child(self, directory: Entry, name: bytes) -> Optional[Entry]:
         if not directory.is_directory:
             return None
-        return next((entry for entry in self.entries(directory) if entry.name == name), None)
+        for entry in self.entries(directory):
+            if entry.name == name:
+                return entry
+            if isinstance(entry, Unread):
+                raise entry.error  # it may be what was not read
+        return None
 
 
 def _bytes(dump: bytes) -> bytes:
@@ -111,6 +136,8 @@ def _bytes(dump: bytes) -> bytes:
         while last and len(data) < start:
             data += last
         last = bytes.fromhex(values.replace(b" ", b"").decode())
+        data += last
+    while last and len(data) < BLOCK_END:  # the last lines are left out if they are the same
         data += last
     return bytes(data)
 

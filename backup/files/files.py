@@ -7,6 +7,7 @@ file system of a guest is ever mounted.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,11 +26,11 @@ from ..protocols import Output, Reporter
 from ..settings import Settings
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
-from .copy_out import Copied, CopyOut
+from .copy_out import Copied, CopyOut, named_after, require_room_for
 from .encrypted import key_in
 from .entries import Entry, NotFound, Systems
 from .ext import ExtSystems
-from .guestfish import OtherSystems, other_systems
+from .guestfish import SUBVOLUME, OtherSystems, other_systems
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
@@ -105,8 +106,10 @@ class Files:
                 return self._read(found, point.saved.name) if self.order.path else Result(found)
 
     def _selected_disks(self, point: ShownPoint) -> dict[str, File]:
+        if "/" in self.order.disk:  # a volume of LVM, or a subvolume, may be on several
+            return dict(point.disks)
         disks = {target: one for target, one in point.disks.items() if self.order.disk.startswith(target)}
-        if self.order.disk and not disks and "/" not in self.order.disk:
+        if self.order.disk and not disks:
             message = f"the restore point has no disk {self.order.disk}, only {', '.join(point.disks)}"
             raise _wrong(message, "name one of them, or a partition, such as vda1")
         return disks or dict(point.disks)
@@ -134,9 +137,14 @@ class Files:
         locked = [volume.name for volume in found if volume.is_encrypted]
         result = None if self.key else self._read_ext(found, domain, errors)
         if not result and (self.key or any(volume.needs_libguestfs for volume in found)):
+            self._require_guestfish(found, errors)
             with self._other_systems(found, domain) as systems:
                 locked = sorted({*locked, *systems.locked})
+                if "/" in self.order.disk and not systems.devices:
+                    raise self._no_volume(locked)
                 result = self._read_one(systems, domain, errors)
+        elif "/" in self.order.disk:
+            raise self._no_volume(locked)
         if not result:
             raise self._not_found(found, locked, errors)
         return result
@@ -147,11 +155,17 @@ class Files:
         """Return why the path was not found."""
         if errors:
             return next(iter(errors.values()))
-        names = ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
-        message = f"{self.order.path} does not exist on {names}"
-        if locked and not self.key:
-            return BackupError(message, f"{', '.join(locked)}: encrypted, read with --key FILE")
-        return BackupError(message, "list the directory above it")
+        place = self.order.disk if "/" in self.order.disk else _listed(found)
+        message = f"{self.order.path} does not exist on {place}"
+        return BackupError(message, self._key_hint(locked) or "list the directory above it")
+
+    def _no_volume(self, locked: Sequence[str]) -> ConfigError:
+        """Return the error that --disk names a volume of LVM, or a subvolume, which is not there."""
+        hint = f"`{PROGRAM} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
+        return _wrong(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
+
+    def _key_hint(self, locked: Sequence[str]) -> str:
+        return f"{', '.join(locked)}: encrypted, read with --key FILE" if locked and not self.key else ""
 
     def _read_ext(
         self, found: Sequence[Volume], domain: str, errors: dict[str, BackupError]
@@ -164,14 +178,23 @@ class Files:
             self.reporter.message(Level.WARNING, domain, text)
         return result
 
+    def _require_guestfish(self, found: Sequence[Volume], errors: Mapping[str, BackupError]) -> None:
+        """Raise BackupError if it is missing: what is known without it, and what only it can read."""
+        if shutil.which("guestfish"):
+            return
+        if errors:
+            raise next(iter(errors.values()))
+        unread = [one for one in found if one.needs_libguestfs or one.is_encrypted] or found
+        hint = "apt-get install guestfish; or `mount` shows the disks as files"
+        searched = [] if self.key or "/" in self.order.disk else [one for one in found if one.is_ext]
+        if not searched:
+            raise BackupError(f"only libguestfs can read {_listed(unread)}", hint)
+        message = f"{self.order.path} does not exist on {_listed(searched)}; not searched: {_listed(unread)}"
+        raise BackupError(message, f"check the path; the others need libguestfs: {hint}")
+
     @contextmanager
     def _other_systems(self, found: Sequence[Volume], domain: str) -> Iterator[OtherSystems]:
         """Have libguestfs read those that were not read yet, and with a key all."""
-        if not shutil.which("guestfish"):
-            unread = [one for one in found if one.needs_libguestfs or one.is_encrypted] or found
-            names = ", ".join(f"{one.name} ({one.kind})" for one in unread)
-            message = f"only libguestfs can read {names}"
-            raise BackupError(message, "apt-get install guestfish; or `mount` shows the disks as files")
         text = "searching with libguestfs, which starts a virtual machine for that"
         self.reporter.message(Level.INFO, domain, text)
         disks = {volume.disk: volume.path for volume in found}
@@ -186,11 +209,9 @@ class Files:
         disk = self.order.disk
         if disk in devices:
             return {disk: devices[disk]}
-        return {
-            name: device
-            for name, device in devices.items()
-            if disk in ("", *disks) or ("/" in name and "/" not in disk)
-        }
+        if disk in ("", *disks):
+            return devices
+        return {name: device for name, device in devices.items() if _may_be_on(disk, name, device, disks)}
 
     def _read_one(self, systems: Systems, domain: str, errors: dict[str, BackupError]) -> Optional[Result]:
         """List or copy what the path leads to; None if none of these file systems has it.
@@ -209,9 +230,8 @@ class Files:
             entry = files.find(os.fsencode(self.order.path))
             if not self.order.to:
                 return Result(name=having[0], entries=files.entries(entry) if entry.is_directory else [entry])
-            place = os.path.join(os.fsencode(self.order.to), entry.name.strip(b"/"))
-            if entry.name != b"/" and os.path.lexists(place):
-                raise BackupError(f"{os.fsdecode(place)} exists", "name an empty directory")
+            entry = named_after(self.order.path, entry)
+            require_room_for(entry, self.order.to)
             copy = CopyOut(files, domain, self.reporter, self.stop.check)
             return Result(name=having[0], copied=copy.copy(entry, self.order.to))
 
@@ -229,6 +249,18 @@ class Files:
                 self.stop.check()  # before an error that the stop has caused
                 errors[name] = error
         return having
+
+
+def _listed(found: Sequence[Volume]) -> str:
+    return ", ".join(f"{one.name} ({one.kind or 'unknown'})" for one in found)
+
+
+def _may_be_on(partition: str, name: str, device: str, disks: Sequence[str]) -> bool:
+    """Return whether a file system may be on a partition, as a volume of LVM may be, or a subvolume of it."""
+    of_a_disk = re.match(rf"({'|'.join(map(re.escape, disks))})[0-9]*/", name)
+    if device.startswith(SUBVOLUME) and of_a_disk:
+        return name.startswith(f"{partition}/")
+    return "/" in name and "/" not in partition
 
 
 def _wrong(message: str, hint: str) -> ConfigError:

@@ -17,8 +17,9 @@ from ..errors import BackupError
 from ..system.process_group import Group, kill
 from ..system.started_program import inherited
 from .encrypted import Encrypted
-from .entries import Entry, NotFound, shown
-from .session import UNSOUND, Session, session
+from .entries import Entry, NotFound, Unread, shown
+from .guestfish_command import Command, is_device, quoted
+from .session import UNSOUND, Session, SessionEnded, session
 
 # What its appliance is made with and run by; guestfs(3), "ENVIRONMENT VARIABLES".
 INHERITED = (
@@ -30,8 +31,8 @@ INHERITED = (
     "SUPERMIN_MODULES",
     "TMPDIR",
 )
-PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-"
 NO_FILES = ("swap", "unknown", "crypto_LUKS")  # of `list-filesystems`
+SUBVOLUME = "btrfsvol:"  # what begins the name of one
 BATCH = 50  # questions at a time: they, and their answers, fit into a pipe
 BATCH_BYTES = 1 << 15
 FIELD = re.compile(rb"^st_(\w+): (-?\d+)$", re.MULTILINE)
@@ -52,16 +53,15 @@ class Guestfish(Session):
     def error_in(self, line: str) -> str:
         return ORIGIN.sub("", line)
 
-    def ask(self, *commands: str) -> bytes:
+    def ask(self, *commands: Command) -> bytes:
         """Return the output of commands. Raises BackupError if one has printed an error."""
         return self.joined(self.stream(*commands))
 
-    def stream(self, *commands: str) -> Iterator[bytes]:
+    def stream(self, *commands: Command) -> Iterator[bytes]:
         """Yield the output of commands. Raises BackupError if one has printed an error."""
         token = secrets.token_hex(16)
-        # with a minus it goes on after an error
-        lines = "".join(f"-{command}\n" for command in commands)
-        return self.between(f"{lines}echo {token}\n", "", f"{token}\n")
+        end = Command("echo", token.encode())
+        return self.between("".join(one.lines for one in (*commands, end)), "", f"{token}\n")
 
 
 @dataclass(frozen=True)
@@ -85,51 +85,81 @@ class GuestfishFiles:
 
     def find(self, path: bytes) -> Entry:
         try:
-            real = self._guestfish.ask(f"realpath {quoted(b'/' + path)}")[:-1]
-            (entry,) = self._entries(real.rpartition(b"/")[0] + b"/", [real.rpartition(b"/")[2]])
+            real = self._guestfish.ask(Command("realpath", b"/" + path))[:-1]
+            place, _, name = real.rpartition(b"/")
+            return self._described(place + b"/", [name])[0]
         except BackupError as error:
             if MISSING.search(error.message):
                 raise NotFound(f"{shown(path)} does not exist", "list the directory above it") from error
             raise
-        return entry
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         place = _path(directory).rstrip(b"/") + b"/"
-        names = self._guestfish.ask(f"ls0 {quoted(place)} -").split(b"\0")
+        names = self._guestfish.ask(Command("ls0", place, b"-")).split(b"\0")
         return self._entries(place, sorted(name for name in names if name not in (b"", b".", b"..")))
 
     def content(self, file: Entry) -> Iterator[bytes]:
-        return self._guestfish.stream(f"download {quoted(_path(file))} -")
+        return self._guestfish.stream(Command("download", _path(file), b"-"))
 
     def link_target(self, link: Entry) -> bytes:
-        return self._guestfish.ask(f"readlink {quoted(_path(link))}")[:-1]
+        return self._guestfish.ask(Command("readlink", _path(link)))[:-1]
 
     def changed(self, entry: Entry) -> int:
         assert isinstance(entry, GuestEntry)
         return entry.seconds
 
     def _entries(self, place: bytes, names: Sequence[bytes]) -> Sequence[Entry]:
-        """Describe these entries of a directory. Raises BackupError."""
+        """Describe these entries of a directory; those that cannot be read are at the end.
+
+        Raises BackupError if none can be read.
+        """
         if any(b"/" in name for name in names):
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
         found: list[Entry] = []
-        while len(found) < len(names):
-            batch: list[str] = []
-            for name in names[len(found) : len(found) + BATCH]:
-                batch.append(f"lstatns {quoted(place + name)}")
-                if sum(map(len, batch)) > BATCH_BYTES:
-                    break
-            answers = re.split(rb"(?m)^(?=st_dev: )", self._guestfish.ask(*batch))[1:]
-            if len(answers) != len(batch):
-                raise BackupError(f"guestfish described {len(answers)} of {len(batch)} entries", UNSOUND)
-            for answer in answers:
-                found.append(_entry(place, names[len(found)], dict(FIELD.findall(answer))))
-        return found
+        errors: list[BackupError] = []
+        for batch in _batches(place, names):
+            try:
+                found += self._described(place, batch)
+            except SessionEnded:
+                raise
+            except BackupError:
+                found += self._one_by_one(place, batch, errors)
+        if errors and not found:
+            raise errors[0]
+        return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
+
+    def _one_by_one(
+        self, place: bytes, names: Sequence[bytes], errors: list[BackupError]
+    ) -> Iterator[GuestEntry]:
+        """Describe those entries that can be read; `errors` gets why others cannot."""
+        for name in names:
+            try:
+                yield from self._described(place, [name])
+            except SessionEnded:
+                raise
+            except BackupError as error:
+                errors.append(BackupError(f"{shown(name)}: {error.message}", error.hint))
+
+    def _described(self, place: bytes, names: Sequence[bytes]) -> Sequence[GuestEntry]:
+        """Describe entries of a directory. Raises BackupError if one cannot be read."""
+        questions = [Command("lstatns", place + name) for name in names]
+        answers = re.split(rb"(?m)^(?=st_dev: )", self._guestfish.ask(*questions))[1:]
+        if len(answers) != len(names):
+            raise BackupError(f"guestfish described {len(answers)} of {len(names)} entries", UNSOUND)
+        return [_entry(place, name, dict(FIELD.findall(answer))) for name, answer in zip(names, answers)]
 
 
-def quoted(path: bytes) -> str:
-    """Return a path as an argument: guestfish(1), "QUOTING"."""
-    return '"' + "".join(chr(byte) if byte in PLAIN else f"\\x{byte:02x}" for byte in path) + '"'
+def _batches(place: bytes, names: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yield as many names as can be asked for at a time."""
+    batch: list[bytes] = []
+    size = 0
+    for name in names:
+        batch.append(name)
+        size += len(quoted(place + name))
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def _entry(place: bytes, name: bytes, fields: dict[bytes, bytes]) -> GuestEntry:
@@ -169,7 +199,10 @@ class OtherSystems:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[GuestfishFiles]:
-        self.guestfish.ask("umount-all", f"mount-ro {quoted(os.fsencode(self.devices[name]))} /")
+        device = self.devices[name]
+        if not is_device(device) and not device.startswith(SUBVOLUME):  # those have names of any bytes
+            raise BackupError("no device of Linux has such a name: it was not touched", UNSOUND)
+        self.guestfish.ask(Command("umount-all"), Command("mount-ro", os.fsencode(device), b"/"))
         yield GuestfishFiles(self.guestfish)
 
 
@@ -185,14 +218,16 @@ def other_systems(
     options = ("--ro", "--format=raw", "--keys-from-stdin")
     command = ("guestfish", *options, *(f"--add={path}" for path in disks.values()))
     with session(Guestfish, command, check_stop, environment) as running:
-        running.ask("run")
+        running.ask(Command("run"))
         encrypted = Encrypted(running.ask)
         encrypted.open_all(key)
         named = partial(_name, [*disks], encrypted.opened)
         locked = [*map(named, encrypted.locked)]
         if key and not encrypted.opened:
             raise _no_use(locked, encrypted)
-        listed = os.fsdecode(running.ask("list-filesystems"))  # with names of subvolumes, of any bytes
+        listed = os.fsdecode(
+            running.ask(Command("list-filesystems"))
+        )  # with names of subvolumes, of any bytes
         found = (line.rpartition(": ") for line in listed.split("\n"))
         devices = [device for device, _, kind in found if device and kind not in NO_FILES]
         yield OtherSystems(running, {named(one): one for one in devices}, locked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from .programs import outlet, printed, started
 
 READ = 1 << 16  # bytes at a time
 STOP_POLL = 0.2  # seconds between two checks for a stop
+END_POLL = 0.02  # seconds between two checks for its end
 END_LIMIT = 5.0  # seconds that a program may take to end when its input ends
 ANSWER_LIMIT = 1 << 27  # bytes of an answer that is kept in memory: a directory of some three million entries
 UNSOUND = "the guest's file system may be damaged; another restore point may be sound"
@@ -24,6 +26,10 @@ UNSOUND = "the guest's file system may be damaged; another restore point may be 
 
 class SessionEnded(BackupError):
     """The program has ended by itself: a file system that it cannot open, or one that crashes it."""
+
+
+class CommandFailed(BackupError):
+    """The program has printed an error, and goes on."""
 
 
 class Session:
@@ -41,6 +47,7 @@ class Session:
         self._errors = errors
         self._read_errors = 0
         self._check_stop = check_stop
+        self.busy = False  # with commands of which not all was read
         self._readable = select.poll()
         self._readable.register(self._output, select.POLLIN)
 
@@ -49,6 +56,7 @@ class Session:
 
         The last text must be one that no guest can guess.
         """
+        self.busy = True
         with suppress(BrokenPipeError):  # it has ended: its output does so too
             self._commands.write(commands.encode(errors="surrogateescape"))
         rest, last = b"", end.encode()
@@ -59,9 +67,21 @@ class Session:
             done = max(len(rest) - len(last), 0)
             yield rest[:done]
             rest = rest[done:] + self._read()
+        self.busy = False
         yield rest[: -len(last)]
         if error := self._new_errors():
-            raise BackupError(f"{self._name} failed{error}", UNSOUND)
+            raise CommandFailed(f"{self._name} failed{error}", UNSOUND)
+
+    def printed_before(self, parts: Iterator[bytes], errors: list[BackupError]) -> bytes:
+        """Return what it has printed, also if it then fails: `errors` gets why. Raises SessionEnded."""
+
+        def parts_before() -> Iterator[bytes]:
+            try:
+                yield from parts
+            except CommandFailed as error:
+                errors.append(error)
+
+        return self.joined(parts_before())
 
     def joined(self, parts: Iterator[bytes]) -> bytes:
         """Return all that it prints. Raises SessionEnded if a guest makes it too much for the memory."""
@@ -74,7 +94,7 @@ class Session:
         return b"".join(found)
 
     def interrupt(self) -> None:
-        """Make it end, which it does not do when its input ends."""
+        """Make it end, which it does not do when its input ends, or only after its commands."""
 
     def error_in(self, line: str) -> str:
         """Return what a line among its errors means, "" if it is none."""
@@ -117,9 +137,23 @@ def session(
             yield running
         finally:
             program.stdin.close()
-            if not ended_within(program, END_LIMIT):
+            if running.busy or not _ended(program, END_LIMIT):
                 running.interrupt()
-            if not ended_within(program, END_LIMIT):
+            if not _ended(program, END_LIMIT):
                 os.killpg(program.pid, signal.SIGKILL)
                 ended_within(program, END_LIMIT)  # while it waits for a read, it cannot end
             program.stdout.close()
+
+
+def _ended(program: StartedProgram, limit: float) -> bool:
+    """Wait for its end, for so many seconds; what it still prints is read, or it would wait for that."""
+    assert program.stdout
+    deadline = time.monotonic() + limit
+    readable = select.poll()
+    readable.register(program.stdout, select.POLLIN)
+    while not ended_within(program, END_POLL):
+        if time.monotonic() > deadline:
+            return False
+        if readable.poll(0):
+            os.read(program.stdout.fileno(), READ)
+    return True

@@ -83,6 +83,7 @@ def _volume(
 ) -> Volume:
     command = ("blkid", "--probe", "--output=udev", f"--offset={offset}", f"--size={length}", str(path))
     _, listed = output_of(command, check_stop)  # it escapes what a guest has chosen
-    values = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
+    # at line breaks only: it leaves others, such as U+2028, in a label
+    values = dict(line.split("=", 1) for line in listed.split("\n") if "=" in line)
     kind, label = values.get("ID_FS_TYPE", ""), values.get("ID_FS_LABEL", "")
     return Volume(disk, partition, path, offset, length, kind, label)

@@ -67,20 +67,32 @@ def _volume(one: Volume) -> dict[str, object]:
 def _entries(entries: Sequence[Entry]) -> str:
     head = ("mode", "owner", "group", "size", "name")
     rows = [
-        (stat.filemode(one.mode), str(one.owner), str(one.group), str(one.size), os.fsdecode(one.name))
+        (
+            stat.filemode(one.mode),
+            str(one.owner),
+            str(one.group),
+            str(one.size),
+            os.fsdecode(one.name) or f"({_why_unread(one)})",
+        )
         for one in entries
     ]
     return table(head, rows)
 
 
+def _why_unread(one: Entry) -> str:
+    """Return why entries, which it stands for, cannot be read."""
+    return str(getattr(one, "error", ""))
+
+
 def _entry(one: Entry) -> dict[str, object]:
     return {
         "name": os.fsdecode(one.name),
-        "kind": KINDS.get(stat.filemode(one.mode)[0], "special"),
+        "kind": "unread" if _why_unread(one) else KINDS.get(stat.filemode(one.mode)[0], "special"),
         "mode": f"{stat.S_IMODE(one.mode):04o}",
         "owner": one.owner,
         "group": one.group,
         "size": one.size,
+        **({"error": _why_unread(one)} if _why_unread(one) else {}),
     }
 
 

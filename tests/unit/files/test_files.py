@@ -18,7 +18,7 @@ from ..mount.mounted_node import OUTPUTS, save
 from ..program_node import MAIN, PYTHON, Node
 from ..samples import MIB
 from ..waiting import wait_until
-from .guest_images import change, ext4, partitioned, snapshot
+from .guest_images import change, ext4, partitioned, replace_bytes, snapshot
 
 NOISE = random.Random(2).randbytes(10 * MIB)
 TABLE = "label: gpt\nstart=2048, size=81920\nstart=88064, size=81920\n"
@@ -86,6 +86,8 @@ WRONG = {
     "files web /no --disk vdb": (1, "/no does not exist on vdb (ext4)"),
     "files web /etc --disk vdx": (2, "the restore point has no disk vdx, only vda, vdb"),
     "files web /etc --disk vda7": (2, "there is no vda7"),
+    "files web /etc --disk vg/root": (2, "there is no vg/root"),
+    "files web /etc --disk vda2/home": (2, "there is no vda2/home"),
     "files web /etc --disk vda1": (1, "/etc does not exist on vda1 (unknown)"),
     "files web --to /tmp": (2, "--to requires a PATH"),
     "files web /etc --to /nowhere": (2, "/nowhere is not a directory"),
@@ -103,19 +105,49 @@ def test_a_wrong_use_is_one_line_and_a_hint(node: Node, tmp_path: Path) -> None:
             assert hint.startswith("hint: ")
 
 
+def test_a_copy_has_the_last_name_of_the_path_wherever_its_links_lead(tmp_path: Path) -> None:
+    content, to = tmp_path / "content", tmp_path / "to"
+    (content / "x/.ssh").mkdir(parents=True)
+    (content / "x/.ssh/authorized_keys").write_text("hostile")
+    (content / ".bash_profile").write_text("hostile")
+    (content / "srv").mkdir()
+    (content / "srv/db").symlink_to("/x/.ssh")
+    (content / "srv/all").symlink_to("/")
+    (content / "srv/key").symlink_to("/x/.ssh/authorized_keys")
+    node = Node(tmp_path)
+    save(node, "restic", {"vda": snapshot(ext4(tmp_path / "image", content))})
+    node.configure()
+    to.mkdir()
+    for path in ("/srv/db", "srv//all/", "/srv/key"):
+        assert node.start(["files", "web", path, "--to", str(to)]).returncode == 0
+    assert sorted(os.listdir(to)) == ["all", "db", "key"]
+    assert os.listdir(to / "db") == ["authorized_keys"]
+    assert ".bash_profile" in os.listdir(to / "all")
+    for path in ("/", "/srv/all/../.."):
+        done = node.start(["files", "web", path, "--to", str(to)])
+        assert done.returncode == 1
+        assert f"error: {to} is not empty, and the guest chooses the names in its root" in done.stderr
+    assert sorted(os.listdir(to)) == ["all", "db", "key"]
+
+
 def test_a_failure_is_exit_code_3(tmp_path: Path) -> None:
     (tmp_path / "content").mkdir()
     (tmp_path / "content/huge").write_text("small")
+    (tmp_path / "content/bad").symlink_to("target_to_spoil")
     image = ext4(tmp_path / "image", tmp_path / "content")
     change(image, f"set_inode_field /huge size {1 << 42}")
+    replace_bytes(image, b"target_to_spoil", b"target_that_was")
     node = Node(tmp_path)
     save(node, "restic", {"vda": snapshot(image)})
     (tmp_path / "to").mkdir()
     done = node.run("files", "web", "/", "--to", str(tmp_path / "to"))
     assert done.returncode == 3
     assert done.stderr.startswith("error: web: huge: it has 4.0 TiB, there is room for ")
-    assert done.stdout.endswith("; failed: 1\n")
+    assert done.stdout.endswith("; failed: 2\n")
     assert os.listdir(tmp_path / "to") == ["lost+found"]
+    done = node.run("files", "web", "/")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert "(debugfs failed: ls: " in done.stdout
 
 
 def test_a_signal_ends_it_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:

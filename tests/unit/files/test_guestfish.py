@@ -7,12 +7,14 @@ import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from backup.files.copy_out import LEADS_OUT, CopyOut
-from backup.files.entries import NotFound
-from backup.files.guestfish import BATCH, other_systems, quoted
+from backup.files.copy_out import LEADS_OUT, CopyOut, named_after
+from backup.files.entries import NotFound, Unread
+from backup.files.files import Files, FilesOrder
+from backup.files.guestfish import BATCH, other_systems
 
 from ..memory_snapshot import MemorySnapshot
 from ..mount.mounted_node import save
@@ -93,6 +95,53 @@ def test_many_entries_are_described_in_batches_and_copied(systems: Path, tmp_pat
     assert (tmp_path / "to/many" / ("ä" * 100 + "17")).read_text() == "17"
 
 
+@pytest.mark.parametrize(("path", "name"), [("/db", "db"), ("all/", "all"), ("/sub/../db/.", "db")])
+def test_a_copy_has_the_last_name_of_the_path_wherever_its_links_lead(
+    systems: Path, tmp_path: Path, path: str, name: str
+) -> None:
+    (systems / "sda1/sub/.ssh").mkdir(parents=True)
+    (systems / "sda1/sub/.ssh/keys").write_text("hostile")
+    (systems / "sda1/db").symlink_to("sub/.ssh")
+    (systems / "sda1/all").symlink_to(".")
+    (tmp_path / "to").mkdir()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vda1") as files:
+        entry = named_after(path, files.find(os.fsencode(path)))
+        CopyOut(files, "web", Recorder(), lambda: None).copy(entry, str(tmp_path / "to"))
+    assert os.listdir(tmp_path / "to") == [name]
+    assert [*(tmp_path / "to").rglob("keys")] != []
+
+
+def test_an_entry_that_cannot_be_read_does_not_hide_its_directory(systems: Path, tmp_path: Path) -> None:
+    (systems / "sda1/many/only").mkdir(parents=True)
+    for number in range(BATCH + 7):
+        (systems / "sda1/many" / str(number)).write_text(str(number))
+    for name in ("many/3unreadable", "many/9unreadable", "many/only/unreadable"):
+        (systems / "sda1" / name).touch()
+    (tmp_path / "to").mkdir()
+    recorder = Recorder()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vda1") as files:
+        *found, _, last = files.entries(files.find(b"/many"))
+        assert len(found) == BATCH + 8
+        assert isinstance(last, Unread)
+        assert last.error.message == "9unreadable: guestfish failed: lstatns: Input/output error"
+        copy = CopyOut(files, "web", recorder, lambda: None).copy(files.find(b"/many"), str(tmp_path / "to"))
+    assert (copy.files, copy.failed) == (BATCH + 7, 3)
+
+
+def test_a_directory_of_very_long_paths_is_listed_as_far_as_guestfish_can(systems: Path) -> None:
+    place = systems / "sda1"
+    for _ in range(8):
+        place = place / ("ä" * 120)
+    place.mkdir(parents=True)
+    (place / "short").touch()
+    (place / ("ä" * 120)).touch()
+    with other_systems(DISKS, lambda: None) as others, others.opened("vda1") as files:
+        found, unread = files.entries(files.find(os.fsencode(place.relative_to(systems / "sda1"))))
+        assert found.name == b"short"
+        assert isinstance(unread, Unread)
+        assert "a path is too long for guestfish" in unread.error.message
+
+
 def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
     (systems / "broken").mkdir()
     with (
@@ -104,18 +153,41 @@ def test_a_guestfish_that_fails_is_one_error(systems: Path) -> None:
 
 
 def test_a_subvolume_has_a_name_of_any_bytes(systems: Path) -> None:
-    name = os.fsdecode(b"vg+\xff \xe2\x80\xa8")
+    name = os.fsdecode(b"btrfsvol:sdb2+\xff |id \xe2\x80\xa8")
     (systems / name).mkdir()
     (systems / name / "file").write_text("content")
     with other_systems(DISKS, lambda: None) as others:
-        assert others.names == [os.fsdecode(b"vg/\xff \xe2\x80\xa8")]
+        assert others.names == [os.fsdecode(b"vdb2/\xff |id \xe2\x80\xa8")]
         with others.opened(others.names[0]) as files:
             assert b"".join(files.content(files.find(b"/file"))) == b"content"
 
 
-def test_paths_are_quoted_byte_by_byte() -> None:
-    assert quoted(b"/a/b-c_d.e") == '"/a/b-c_d.e"'
-    assert quoted('/ä "\\\n'.encode()) == '"/\\xc3\\xa4\\x20\\x22\\x5c\\x0a"'
+@pytest.mark.parametrize("key", ["", KEY])
+def test_no_name_of_a_device_gets_to_the_shell_of_this_node(systems: Path, tmp_path: Path, key: str) -> None:
+    mark = tmp_path / "executed"
+    hostile = (
+        "vgevil/x |id >{}",
+        "luks/vgevil/y |id >{}",
+        "vgevil/z\u2028!id >{}",
+        "luks/vgevil/z key",
+        "vg/ä",
+    )
+    for name in ("vg/sound", "luks/sda1", *hostile):
+        (systems / name.format(mark).replace("/", "+")).mkdir()
+    with other_systems(DISKS, lambda: None, key) as others:
+        assert not mark.exists()
+        assert "vg/sound" in others.names
+        assert ("vda1" in others.names) == bool(key)
+        assert [*others.locked] == ([] if key else ["vda1"])
+        for name in others.names:
+            if " " in name or name == "vg/ä":
+                message = "no device of Linux has such a name: it was not touched"
+                with raises(message), others.opened(name):
+                    pass
+            else:
+                with others.opened(name):
+                    pass
+    assert not mark.exists()
 
 
 @pytest.fixture
@@ -144,6 +216,12 @@ def test_it_is_started_only_if_it_is_needed_and_the_package_is_named_where_it_is
     assert listed[1].split() == ["vda", "iso9660", "1.0", "MiB", "read", "with", "libguestfs"]
     done = node.start(["files", "web", "/x"], ["env", f"PATH={programs}", PYTHON, str(MAIN)])
     assert done.returncode == 1
+    assert done.stderr == (
+        "error: /x does not exist on vdb (ext4); not searched: vda (iso9660)\n"
+        "hint: check the path; the others need libguestfs: "
+        "apt-get install guestfish; or `mount` shows the disks as files\n"
+    )
+    done = node.start(["files", "web", "/x", "--disk", "vda"], ["env", f"PATH={programs}", PYTHON, str(MAIN)])
     assert done.stderr == (
         "error: only libguestfs can read vda (iso9660)\n"
         "hint: apt-get install guestfish; or `mount` shows the disks as files\n"
@@ -196,6 +274,9 @@ def test_a_damaged_ext4_does_not_hide_other_file_systems(
     assert done.stdout.splitlines()[1].endswith("file")
     done = start(node, programs, "/none")
     assert (done.returncode, "error: debugfs" in done.stderr) == (1, True)
+    (programs / "guestfish").unlink()
+    done = start(node, programs, "/file")
+    assert (done.returncode, "error: debugfs" in done.stderr) == (1, True), "not what else is missing"
 
 
 def test_of_btrfs_the_name_of_a_disk_is_its_own_file_system_not_its_subvolumes(
@@ -208,6 +289,62 @@ def test_of_btrfs_the_name_of_a_disk_is_its_own_file_system_not_its_subvolumes(
     done = start(node, programs, "/", "--disk", "vda")
     assert (done.returncode, done.stdout.splitlines()[1].split()[-1]) == (0, "sub")
     assert start(node, programs, "/", "--disk", "vda/sub").returncode == 0
+
+
+SYSTEMS = {
+    "vda": "/dev/sda",
+    "vda/sub": "btrfsvol:/dev/sda/sub",
+    "vda1/home": "btrfsvol:/dev/sda1/home",
+    "vda12/home": "btrfsvol:/dev/sda12/home",
+    "vda2": "/dev/sda2",
+    "vda2/home": "btrfsvol:/dev/sda2/home",
+    "vg/lv": "/dev/vg/lv",
+    "vg/b": "/dev/vg/b",
+    "vg/b/home": "btrfsvol:/dev/vg/b/home",
+    "vda2x/lv": "/dev/vda2x/lv",
+}
+OF_LVM = ["vg/lv", "vg/b", "vg/b/home", "vda2x/lv"]
+
+
+@pytest.mark.parametrize(
+    ("disk", "selected"),
+    [
+        ("", [*SYSTEMS]),
+        ("vda", ["vda"]),
+        ("vda2", ["vda2"]),
+        ("vda1", ["vda1/home", *OF_LVM]),
+        ("vda3", OF_LVM),
+        ("vda2/home", ["vda2/home"]),
+        ("vg/b", ["vg/b"]),
+        ("vg/c", []),
+    ],
+)
+def test_of_a_partition_its_own_subvolumes_and_volumes_of_lvm_are_searched_no_others(
+    disk: str, selected: list[str]
+) -> None:
+    parts: Any = (None,) * 4
+    files = Files(FilesOrder("web", disk=disk), *parts)
+    assert [*files._selected_systems(SYSTEMS, ["vda"])] == selected
+
+
+def test_a_volume_of_lvm_may_be_on_any_disk(tmp_path: Path, programs: Path, systems: Path) -> None:
+    other = MemorySnapshot(MIB, {32768: b"\1CD001\1" + bytes(2041)})
+    node = Node(tmp_path)
+    save(node, "restic", {"vda": other, "vdb": other})
+    node.configure()
+    (systems / "vdata+lv").mkdir()
+    fake = programs / "guestfish"
+    fake.write_text(fake.read_text().replace("exec", f'echo "$@" >{tmp_path}/arguments\nexec'))
+    assert start(node, programs, "/", "--disk", "vdata/lv").returncode == 0
+    assert (tmp_path / "arguments").read_text().count("--add=") == 2
+
+
+def test_a_volume_that_is_not_there_is_said_so(node: Node, programs: Path, systems: Path) -> None:
+    (systems / "vg+lv").mkdir()
+    done = start(node, programs, "/file", "--disk", "vg/typo")
+    assert (done.returncode, "error: there is no vg/typo\n" in done.stderr) == (2, True)
+    done = start(node, programs, "/file", "--disk", "vg/lv")
+    assert (done.returncode, "error: /file does not exist on vg/lv\n" in done.stderr) == (1, True)
 
 
 @pytest.fixture
@@ -243,6 +380,11 @@ def test_an_encrypted_disk_is_read_with_its_key_and_named_without_it(
             "error: /secret does not exist on vda (crypto_LUKS), vdb (ext4)",
             "hint: vda: encrypted, read with --key FILE",
         ],
+    )
+    done = start(locked, programs, "/secret", "--disk", "vg/lv")
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (
+        2,
+        ["error: there is no vg/lv", "hint: vda: encrypted, read with --key FILE"],
     )
     (tmp_path / "to").mkdir()
     with_key = ("--key", str(tmp_path / "key"))

@@ -66,9 +66,11 @@ def test_an_empty_disk_and_one_with_noise(tmp_path: Path) -> None:
     assert places(tmp_path / "empty") == places(tmp_path / "noise") == [("vda", 0, "")]
 
 
-def test_a_label_cannot_pretend_to_be_another_field(content: Path, tmp_path: Path) -> None:
-    (one,) = found(ext4(tmp_path / "image", content, "-L", "a\nID_FS_TYPE=x"))
-    assert (one.kind, one.label) == ("ext4", "a_ID_FS_TYPE=x")
+@pytest.mark.parametrize("separator", ["\n", "\r", "\x0b", "\x1c", "\x85", "\u2028"])
+def test_a_label_cannot_pretend_to_be_another_field(content: Path, tmp_path: Path, separator: str) -> None:
+    (one,) = found(ext4(tmp_path / "image", content, "-L", f"{separator}ID_FS_TYPE=x"))
+    assert one.kind == "ext4"
+    assert one.label.endswith("ID_FS_TYPE=x")
 
 
 def test_a_journal_that_was_not_replayed_is_known(content: Path, tmp_path: Path) -> None:
