@@ -18,8 +18,8 @@ from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..text import size_text
-from .entries import Entry, GuestFiles, Unread
-from .session import SessionEnded
+from .entries import MOST_ENTRIES, Entry, GuestFiles, Unread
+from .session import UNSOUND, SessionEnded
 
 DEPTH = 200  # directories within each other: each costs an open file
 PERMISSIONS = 0o777  # the bits of a mode that are copied
@@ -50,6 +50,7 @@ class CopyOut:
     reporter: Reporter
     check_stop: Callable[[], None]
     copied: Copied = field(default_factory=Copied)
+    _in_memory: int = 0  # entries of the directories that are being copied
     _directories: set[tuple[int, int]] = field(default_factory=set)
 
     def copy(self, entry: Entry, directory: str) -> Copied:
@@ -105,8 +106,13 @@ class CopyOut:
         if entry.identity in self._directories:
             raise BackupError("this directory is in several others, or in itself")
         self._directories.add(entry.identity)
-        for child in self.files.entries(entry):
+        children = self.files.entries(entry)
+        if self._in_memory + len(children) > MOST_ENTRIES:
+            raise BackupError(f"more than {MOST_ENTRIES} entries in it and the directories above it", UNSOUND)
+        self._in_memory += len(children)
+        for child in children:
             self._one(child, made, path + child.name, depth)
+        self._in_memory -= len(children)
 
     def _file(self, entry: Entry, parent: int) -> None:
         changed = self.files.changed(entry)

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from ..errors import BackupError
 
+MOST_ENTRIES = 500_000  # in memory at a time: some 150 MiB
+
 
 class NotFound(BackupError):
     """The path does not exist in this file system."""
@@ -19,6 +21,7 @@ class NotFound(BackupError):
 class Entry:
     """A file, directory or link. `mode` is as in stat(2), `size` in bytes."""
 
+    __slots__ = ("group", "inode", "mode", "name", "owner", "size")  # there may be MOST_ENTRIES of them
     inode: int
     mode: int
     owner: int

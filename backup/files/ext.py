@@ -15,7 +15,7 @@ from typing import Callable, Optional
 from ..errors import BackupError
 from ..text import size_text
 from .debugfs import Debugfs, debugfs
-from .entries import Entry, NotFound, Unread, shown
+from .entries import MOST_ENTRIES, Entry, NotFound, Unread, shown
 from .session import UNSOUND
 from .volumes import Volume
 
@@ -48,6 +48,8 @@ class ExtFiles:
         while one := ENTRY.match(listed, end):
             inode, mode, owner, group, name, size = one.groups()
             end = one.end()
+            if len(found) >= MOST_ENTRIES:
+                raise BackupError(f"a directory with more than {MOST_ENTRIES} entries", UNSOUND)
             if name not in (b"", b".", b"..") and int(inode):
                 ids = (int(owner) & LARGEST_ID, int(group) & LARGEST_ID)
                 found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))

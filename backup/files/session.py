@@ -20,7 +20,8 @@ READ = 1 << 16  # bytes at a time
 STOP_POLL = 0.2  # seconds between two checks for a stop
 END_POLL = 0.02  # seconds between two checks for its end
 END_LIMIT = 5.0  # seconds that a program may take to end when its input ends
-ANSWER_LIMIT = 1 << 27  # bytes of an answer that is kept in memory: a directory of some three million entries
+ANSWER_LIMIT = 1 << 25  # bytes of an answer that is kept in memory: a directory of some 500,000 entries
+ERRORS_LIMIT = 1 << 22  # bytes of the errors of one command
 UNSOUND = "the guest's file system may be damaged; another restore point may be sound"
 
 
@@ -102,16 +103,23 @@ class Session:
 
     def _read(self) -> bytes:
         while not self._readable.poll(STOP_POLL * 1000):
+            self._require_few_errors()
             self._check_stop()
+        self._require_few_errors()
         self._check_stop()
         data = os.read(self._output.fileno(), READ)
         if not data:
             raise SessionEnded(f"{self._name} has ended{self._new_errors()}", UNSOUND)
         return data
 
+    def _require_few_errors(self) -> None:
+        if os.fstat(self._errors.fileno()).st_size - self._read_errors > ERRORS_LIMIT:
+            raise SessionEnded(f"{self._name} prints more than {size_text(ERRORS_LIMIT)} of errors", UNSOUND)
+
     def _new_errors(self) -> str:
         new = printed(self._errors, self._read_errors)
         self._read_errors += len(new)
+        self._errors.truncate(0)  # which frees the memory: what it prints next has the same place
         lines = [line.strip() for line in new.decode(errors="replace").splitlines() if line.strip()]
         found = list(filter(None, map(self.error_in, lines)))
         return f": {'; '.join(found[:3])}" if found else ""
