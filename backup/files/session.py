@@ -20,7 +20,7 @@ READ = 1 << 16  # bytes at a time
 STOP_POLL = 0.2  # seconds between two checks for a stop
 END_POLL = 0.02  # seconds between two checks for its end
 END_LIMIT = 5.0  # seconds that a program may take to end when its input ends
-ANSWER_LIMIT = 1 << 25  # bytes of an answer that is kept in memory: a directory of some 500,000 entries
+ANSWER_LIMIT = 96 << 20  # bytes of an answer that is kept in memory: a directory of more than MOST_ENTRIES
 ERRORS_LIMIT = 1 << 22  # bytes of the errors of one command
 UNSOUND = "the guest's file system may be damaged; another restore point may be sound"
 

@@ -166,9 +166,11 @@ class Node:
         return [one for one in listed if set(tags) <= set(one.get("tags") or ())]
 
     def definition(self, domain: str) -> dict[str, bytes]:
-        """Give the files of the domain's only definition.tar."""
+        """Give the files of the domain's only definition.tar, which may be in the segments' snapshot."""
         (snapshot,) = [one for one in self.snapshots("definition") if one["hostname"] == domain]
-        with tarfile.open(fileobj=BytesIO(self.dump(snapshot["id"], "definition.tar"))) as tar:
+        with_segments = any(tag.startswith("segments.") for tag in snapshot["tags"])
+        name = "/~definition.tar" if with_segments else "definition.tar"
+        with tarfile.open(fileobj=BytesIO(self.dump(snapshot["id"], name))) as tar:
             return {member.name: _content(tar, member) for member in tar}
 
     def dump(self, restore_id: str, file_name: str) -> bytes:
