@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..errors import BackupError
 
-MOST_ENTRIES = 1_200_000  # in memory at a time: some 360 MiB
+MOST_ENTRIES = 1_200_000  # in memory at a time: some 220 MiB
 
 
 class NotFound(BackupError):

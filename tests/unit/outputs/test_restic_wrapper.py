@@ -168,5 +168,5 @@ def test_a_terminal_s_ctrl_c_reaches_no_restic(repository: Repository, tmp_path:
 def test_an_empty_group_has_no_members() -> None:
     with subprocess.Popen(["true"], preexec_fn=os.setpgrp) as program:
         group = Group.led_by(program.pid)
-    assert group.members() == ()
+    assert not group.members()
     assert group.ended(0)
