@@ -10,7 +10,16 @@ from typing import IO, Callable, Union
 
 from ..errors import BackupError, reason
 from ..system.process import signal_when_parent_dies
-from ..system.started_program import NOTHING, Command, StartedProgram, ended_within, inherited, start_program
+from ..system.started_program import (
+    NOTHING,
+    Command,
+    StartedProgram,
+    ended_within,
+    inherited,
+    outlet,
+    printed,
+    start_program,
+)
 
 INHERITED = ("PATH",)
 STOP_POLL = 0.1  # seconds between two checks for a stop
@@ -53,16 +62,6 @@ def started(
         raise BackupError(f"{name} is not installed", f"apt-get install {PACKAGES[name]}") from error
     except OSError as error:
         raise BackupError(f"cannot start {arguments[0]}: {reason(error)}", "check its permissions") from error
-
-
-def outlet(name: str) -> IO[bytes]:
-    """Create a file in memory for a program's output."""
-    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
-
-
-def printed(into: IO[bytes], offset: int = 0) -> bytes:
-    """Return a program's output in the file so far, from an offset on."""
-    return os.pread(into.fileno(), max(os.fstat(into.fileno()).st_size - offset, 0), offset)
 
 
 def _in_child(parent: int) -> None:

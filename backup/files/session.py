@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import IO, Callable, TypeVar
 
 from ..errors import BackupError
-from ..system.started_program import PIPE, StartedProgram, ended_within
+from ..system.started_program import PIPE, StartedProgram, ended_within, outlet, printed
 from ..text import size_text
-from .programs import outlet, printed, started
+from .programs import started
 
 READ = 1 << 16  # bytes at a time
 STOP_POLL = 0.2  # seconds between two checks for a stop

@@ -16,7 +16,16 @@ from ..errors import BackupError, reason
 from ..protocols import WrittenBytes
 from ..stored import SavedImage
 from ..system.process import signal_when_parent_dies
-from ..system.started_program import NOTHING, Command, StartedProgram, ended_within, inherited, start_program
+from ..system.started_program import (
+    NOTHING,
+    Command,
+    StartedProgram,
+    ended_within,
+    inherited,
+    outlet,
+    printed,
+    start_program,
+)
 from ..text import size_text
 
 RESTORING = ".restoring"  # suffix of the temporary name
@@ -145,7 +154,7 @@ class NewFile:
     def _convert(self, check_stop: Callable[[], None]) -> None:
         # short options: it has no long ones for the formats before version 10
         arguments = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
-        with os.fdopen(os.memfd_create("stderr"), "w+b", buffering=0) as stderr:
+        with outlet("stderr") as stderr:
             process = _started(Command(arguments, {**inherited(INHERITED), "LANG": "C.UTF-8"}), stderr)
             try:
                 while not ended_within(process, CONVERT_POLL):
@@ -154,8 +163,7 @@ class NewFile:
                 process.kill()
                 process.wait()
                 raise
-            stderr.seek(0)
-            output = stderr.read().decode(errors="replace").strip()
+            output = printed(stderr).decode(errors="replace").strip()
         if process.returncode:
             raise BackupError(f"qemu-img failed with exit code {process.returncode}: {output}")
 

@@ -113,3 +113,13 @@ def without_secrets(text: str, secrets: Collection[str] = ()) -> str:
     for pattern, replacement in URL_SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def outlet(name: str) -> IO[bytes]:
+    """Create a file in memory for a program's output: unlike a pipe it never fills up."""
+    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
+
+
+def printed(into: IO[bytes], offset: int = 0) -> bytes:
+    """Return the output in the file so far, from an offset on; a running program still writes at its end."""
+    return os.pread(into.fileno(), max(os.fstat(into.fileno()).st_size - offset, 0), offset)

@@ -139,13 +139,3 @@ def _in_child(name: str, parent: int) -> None:
     os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us, and a wrapper is ended with its children
     if name == "backup":  # a restore is urgent
         lower_priority()
-
-
-def outlet(name: str) -> IO[bytes]:
-    """Create a file in memory for restic's output: unlike a pipe it never fills up."""
-    return os.fdopen(os.memfd_create(name), "w+b", buffering=0)
-
-
-def printed(into: IO[bytes]) -> str:
-    """Return the output in the file so far; restic, which may run, goes on writing at the end."""
-    return os.pread(into.fileno(), os.fstat(into.fileno()).st_size, 0).decode(errors="replace")

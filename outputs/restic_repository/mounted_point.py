@@ -31,7 +31,7 @@ from .snapshots import TAG, encoded, file_name, manifest_file
 
 MOUNTPOINT = "repository"  # in RUNTIME_DIR
 START_POLL = 0.02  # seconds between two checks whether restic serves its mount
-CLOSE_LIMIT = 2.0  # seconds for a restic that may be stopped to let go of its files
+CLOSE_LIMIT = 2.0  # seconds for a restic that may be stopped to close its files
 
 Result = TypeVar("Result")
 

@@ -14,9 +14,9 @@ from backup.system.child_records import ChildRecord, Recording, Records, records
 from backup.system.pipe_reader import PipeReader, WriterEnded
 from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
 from backup.system.process_group import sees_own_pids
-from backup.system.started_program import NOTHING, PIPE, Command, inherited, without_secrets
+from backup.system.started_program import NOTHING, PIPE, Command, inherited, outlet, printed, without_secrets
 
-from .child import WAIT_POLL, Child, outlet, printed, started
+from .child import WAIT_POLL, Child, started
 from .dying_worker import ServedFiles
 from .key_hint import KeyHint
 from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in
@@ -226,7 +226,7 @@ class Program:
 
     def last_errors(self, child: Child) -> str:
         """Return the last lines that restic, which may run, has printed as errors; no secrets."""
-        return self._without_secrets(last_lines(printed(child.errors)))
+        return self._without_secrets(last_lines(printed(child.errors).decode(errors="replace")))
 
     @contextmanager
     def _child(
@@ -251,10 +251,10 @@ class Program:
             try:
                 with self._started(command, arguments, stdin, (pipe or stdout, stderr), files) as child:
                     yield child
-                child.stdout = printed(stdout)
+                child.stdout = printed(stdout).decode(errors="replace")
             except Stalled as stalled:
                 # restic 0.18 retries for minutes what a repository refuses, and prints the reason
-                lines = self._without_secrets(last_lines(printed(stderr)))
+                lines = self._without_secrets(last_lines(printed(stderr).decode(errors="replace")))
                 message = f"{stalled.message}: {lines}" if lines else stalled.message
                 raise Stalled(message, stalled.hint) from None
 
@@ -282,7 +282,7 @@ class Program:
                     child.end(give_up)
         finally:
             if child:
-                child.stderr = printed(stderr)
+                child.stderr = printed(stderr).decode(errors="replace")
             if child and recording:
                 recording.end(clean=child.left_nothing)
 
