@@ -113,7 +113,17 @@ class Lab:
         self.rbd("create", spec, "--size", f"{size}B", *options)
 
     def delete_image(self, spec: str) -> None:
-        self.rbd("remove", "--no-progress", spec)
+        """Delete it, once Ceph has forgotten its clients: that takes 30 s where one was killed."""
+        wait_until(lambda: self._deletes(spec), 90, f"no client has {spec} open")
+
+    def _deletes(self, spec: str) -> bool:
+        try:
+            self.rbd("remove", "--no-progress", spec)
+        except LabError as error:
+            if "image still has watchers" in str(error):
+                return False
+            raise
+        return True
 
     def define_domain(
         self,
