@@ -49,8 +49,9 @@ EXCLUDE_IMAGES = []
 UNCOVERED_DISKS = "report"
 
 # Minimum age in seconds of a domain's last restore point, from any node, before the domain is backed up
-# again. 0: always back up. Set it slightly below the timer's interval if a cluster manager defines the same
-# domain on several nodes. Domains named on the command line are always backed up.
+# again; one that a wrong clock dated into the future does not count. 0: always back up. Set it slightly below
+# the timer's interval if a cluster manager defines the same domain on several nodes. Domains named on the
+# command line are always backed up.
 MIN_AGE = 0
 
 # Maximum size in bytes of each file that is saved with a domain's definition because the domain boots from

@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Callable, NoReturn
 
-import config
 import outputs
 from backup import PROGRAM
 from backup.errors import AlreadyRunning, BackupError, ConfigError
@@ -26,10 +25,11 @@ from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
-from backup.settings import Settings, load
+from backup.settings import Settings, invalid_python, load
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
+from backup.system.utf8_mode import require_utf8
 from backup.terminal import command_line, tables
 from backup.terminal.console import Console, console_on_standard_error
 from backup.terminal.files_text import result_text
@@ -40,6 +40,7 @@ from backup.terminal.report_text import report_text
 from backup.terminal.required_modules import optional_modules, require_modules
 from backup.terminal.standard_output import (
     is_flushed,
+    open_closed_streams,
     print_after_display,
     print_stoppable,
     print_text,
@@ -52,13 +53,14 @@ INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; return its exit code."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # names come in all alphabets, whatever the locale
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     arguments = command_line.parsed(argv)
     set_title(arguments.command)
     console = console_on_standard_error(Level[arguments.log_level.upper()])
     try:
-        settings = load(vars(config), _settings_file(arguments))
+        settings = load(_defaults(), _settings_file(arguments))
         require_modules(arguments, settings)
         with commands_logged(partial(console.message, Level.DEBUG, "")):
             return COMMANDS[arguments.command](arguments, settings, console)
@@ -67,6 +69,15 @@ def main(argv: Sequence[str]) -> int:
         return exit_code(error)
     except KeyboardInterrupt:
         return interrupted(signal.SIGINT)
+
+
+def _defaults() -> Mapping[str, object]:
+    """Return the constants of config.py. Raises ConfigError: an admin may have edited it."""
+    try:
+        import config
+    except (Exception, SystemExit) as error:  # an error in the admin's Python, whatever it is
+        raise invalid_python(Path(__file__).with_name("config.py"), error) from error
+    return vars(config)
 
 
 def _settings_file(arguments: argparse.Namespace) -> Path | None:
@@ -319,4 +330,5 @@ def _end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    require_utf8(sys.argv)
     _end(main(sys.argv[1:]))

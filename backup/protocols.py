@@ -210,13 +210,13 @@ class Output(Protocol):
         """
 
     def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
-        """Return the time of the domain's newest restore point, None if there is none.
+        """Return the time of the domain's newest restore point, None if there is none; none of the future.
 
         Raises BackupError.
         """
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
-        """List all restore points, oldest first, including incomplete ones.
+        """List all restore points, oldest first, including incomplete ones; those of the future before them.
 
         Raises BackupError.
         """

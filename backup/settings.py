@@ -209,11 +209,16 @@ def _run(path: Path) -> dict[str, Any]:
     except (Exception, SystemExit) as error:  # an error in the admin's Python, whatever it is
         if isinstance(error, ConfigError):
             raise
-        line = getattr(error, "lineno", None) or _line_in(path, error)
-        where = f"{path}, line {line}" if line else str(path)
-        # not the error's own message, which may quote a password that lacks its quotes
-        message = f"{where}: invalid setting ({type(error).__name__})"
-        raise ConfigError([BackupError(message, 'the file has to be Python: NAME = "value"')]) from error
+        raise invalid_python(path, error) from error
+
+
+def invalid_python(path: Path, error: BaseException) -> ConfigError:
+    """Return the error for a settings file that cannot be executed."""
+    line = getattr(error, "lineno", None) or _line_in(path, error)
+    where = f"{path}, line {line}" if line else str(path)
+    # not the error's own message, which may quote a password that lacks its quotes
+    message = f"{where}: invalid setting ({type(error).__name__})"
+    return ConfigError([BackupError(message, 'the file has to be Python: NAME = "value"')])
 
 
 def written_by_others(path: Path) -> BackupError | None:

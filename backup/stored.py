@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, Optional
 
 from .model import Consistency, Definition, Disk, Domain
+
+CLOCK_ERROR = timedelta(hours=12)  # of two nodes, at the most
+
+
+def is_future(moment: datetime) -> bool:
+    """Return whether a time is later than any right clock has it: the clock that gave it was wrong."""
+    return moment > datetime.now(timezone.utc) + CLOCK_ERROR
 
 
 @dataclass(frozen=True)

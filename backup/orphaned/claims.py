@@ -6,18 +6,17 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from enum import Enum
 
 from .. import PROGRAM
 from ..errors import BackupError
 from ..model import Domain, Gap, State
-from ..stored import StoredPoint
+from ..stored import CLOCK_ERROR, StoredPoint
 from .places import NodeDomains, reached
 from .search import OwnSnapshot
 
 _RUN = re.compile(r"([0-9]{8}T[0-9]{6}Z)-[0-9A-Za-z]+")  # of all versions
-CLOCK_ERROR = timedelta(hours=12)  # of two nodes, at the most
 
 
 class Claim(Enum):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+from ..stored import CLOCK_ERROR
 from ..system.atomic_file import write_atomically
 from .report_types import Report
 
@@ -25,15 +26,20 @@ class History:
     def store(self, report: Report) -> None:
         """Store a report, and remove those older than REPORT_DAYS. Raises OSError."""
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        outdated = self._outdated()
         content = gzip.compress(json.dumps(report).encode(), mtime=0)
         write_atomically(self.directory / f"{report['run']}.json.gz", content)
-        oldest = f"{datetime.now(timezone.utc) - timedelta(days=self._days):%Y%m%dT%H%M%SZ}"
-        for path in self._paths():
-            if path.name < oldest:
-                path.unlink(missing_ok=True)
+        for path in outdated:
+            path.unlink(missing_ok=True)
+
+    def _outdated(self) -> Sequence[Path]:
+        """Return the reports older than REPORT_DAYS; none if all are, as the clock may be wrong."""
+        oldest = _name_at(datetime.now(timezone.utc) - timedelta(days=self._days))
+        outdated = [path for path in self._paths() if path.name < oldest]
+        return outdated if len(outdated) < len(self._paths()) else ()
 
     def newest_first(self) -> Iterator[Report]:
-        """Yield the reports that can be read."""
+        """Yield the reports that can be read; those of the future, which a wrong clock made, come last."""
         for path in reversed(self._paths()):
             try:
                 yield json.loads(gzip.decompress(path.read_bytes()))
@@ -41,4 +47,11 @@ class History:
                 continue  # damaged, or removed meanwhile
 
     def _paths(self) -> Sequence[Path]:
-        return sorted(self.directory.glob("*.json.gz"))
+        """Return the reports, the oldest first; before them those of the future, which a wrong clock made."""
+        latest = _name_at(datetime.now(timezone.utc) + CLOCK_ERROR)
+        return sorted(self.directory.glob("*.json.gz"), key=lambda path: (path.name < latest, path.name))
+
+
+def _name_at(moment: datetime) -> str:
+    """Return what the names of later runs' reports are greater than."""
+    return f"{moment:%Y%m%dT%H%M%SZ}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ from ..text import size_text
 RESTORING = ".restoring"  # suffix of the temporary name
 INHERITED = ("PATH", "TMPDIR")  # what qemu-img gets of our own environment
 CONVERT_POLL = 0.2  # seconds between two checks for a stop
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)  # file systems without hard links, such as exFAT
+# Of file systems without hard links: exFAT, those of FUSE that have no call for them, SMB.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class NewFile:
         for left in (self._raw, self._qcow2):
             if os.path.lexists(left):
                 raise _left_over(left)
+        if self._converted and not shutil.which("qemu-img"):
+            raise _not_installed()
         directory = self._path.parent
         with _errors("cannot restore to", self._path):
             room = os.statvfs(directory)
@@ -173,6 +177,12 @@ def _left_over(path: Path) -> BackupError:
     return BackupError(message, f"if no other restore is running: rm {path}")
 
 
+def _not_installed() -> BackupError:
+    return BackupError(
+        "qemu-img is not installed", "apt-get install qemu-utils, or name a file without .qcow2"
+    )
+
+
 def _in_child(parent: int) -> None:
     os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
     signal_when_parent_dies(signal.SIGTERM, parent)
@@ -182,7 +192,7 @@ def _started(command: Command, stderr: IO[bytes]) -> StartedProgram:
     try:
         return start_program(command, NOTHING, NOTHING, stderr, _in_child)
     except FileNotFoundError as error:
-        raise BackupError("qemu-img is not installed", "apt-get install qemu-utils") from error
+        raise _not_installed() from error
     except OSError as error:
         raise BackupError(f"cannot start qemu-img: {reason(error)}", "check its permissions") from error
 

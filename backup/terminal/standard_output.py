@@ -18,6 +18,16 @@ TERMINAL_LIMIT = 60.0  # seconds for a terminal, which may be stopped, to take a
 STUCK_LIMIT = 1.0  # the same for a terminal that took nothing before
 
 
+def open_closed_streams() -> None:
+    """Have the standard streams that were closed when the program began lead nowhere.
+
+    What the program opens must not get their descriptors, and be written to as if it were a terminal.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # the lowest free descriptor each
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
 def print_text(text: str, seconds: float = math.inf) -> None:
     """Print a text. The exit code does not depend on it: a reader that is gone is not a failure.
 

@@ -10,7 +10,7 @@ from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
 from ..report.run_report import RunResult
 from ..selection import Choice
-from ..stored import RepositoryKey, StoredPoint
+from ..stored import RepositoryKey, StoredPoint, is_future
 from ..text import one_line, size_text
 
 if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing
@@ -123,14 +123,20 @@ def points_table(points: Sequence[StoredPoint]) -> str:
     head = ("domain", "taken (UTC)", "run", "consistency", "node", "disk", "image", "size", "")
     rows = []
     for point in points:
-        complete = "" if point.manifest_id else "incomplete: not restorable"
+        remark = _remark(point)
         taken = f"{point.taken:%Y-%m-%d %H:%M:%S}"
         cells: tuple[str, ...] = (point.domain, taken, point.id.run, point.consistency, point.node or "-")
         for image in point.images or [None]:
             disk = (image.target, image.image, _size(image.size)) if image else ("-", "-", "-")
-            rows.append((*cells, *disk, complete))
-            cells, complete = ("",) * len(cells), ""
+            rows.append((*cells, *disk, remark))
+            cells, remark = ("",) * len(cells), ""
     return table(head, rows) if rows else "no restore points\n"
+
+
+def _remark(point: StoredPoint) -> str:
+    if not point.manifest_id:
+        return "incomplete: not restorable"
+    return "from the future: a clock was wrong" if is_future(point.taken) else ""
 
 
 def points_json(points: Sequence[StoredPoint]) -> list[dict[str, object]]:

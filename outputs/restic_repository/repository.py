@@ -17,7 +17,7 @@ from backup.errors import BackupError
 from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
-from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint, is_future
 
 from ..segments.archive import SegmentSource
 from ..segments.layout import Segments
@@ -144,10 +144,10 @@ class Repository:
         return None
 
     def last_saved(self, uuid: str, check_stop: Callable[[], None] = lambda: None) -> Optional[datetime]:
-        """Return the time of this domain's newest manifest, from any node."""
+        """Return the time of this domain's newest manifest, from any node; none of the future."""
         tags = f"--tag={TAG},uuid={uuid},{MANIFEST_TAG}"
-        found = self._snapshots("--latest=1", tags, check_stop=check_stop)
-        return max(map(time_of, found), default=None)
+        times = map(time_of, self._snapshots(tags, check_stop=check_stop))
+        return max((one for one in times if not is_future(one)), default=None)
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """List all restore points, of all nodes and domains."""

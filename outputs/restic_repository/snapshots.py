@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Optional
 from urllib.parse import unquote
 
-from backup.stored import PointId, StoredImage, StoredPoint
+from backup.stored import PointId, StoredImage, StoredPoint, is_future
 
 from ..segments.layout import MANIFEST_FILE as LAST_FILE
 
@@ -63,13 +63,15 @@ def incomplete(snapshots: Listed) -> set[PointId]:
 
 
 def stored_points(snapshots: Listed) -> Sequence[StoredPoint]:
-    """Group the snapshots into restore points, oldest first, complete or not."""
+    """Group the snapshots into restore points, oldest first, complete or not.
+
+    Those with a time in the future come first: they were made by a wrong clock, before it was set.
+    """
     parts: dict[PointId, list[Mapping[str, Any]]] = {}
     for snapshot in snapshots:
         parts.setdefault(point_id(snapshot), []).append(snapshot)
-    return sorted(
-        (_point(identity, group) for identity, group in parts.items()), key=lambda point: point.taken
-    )
+    points = (_point(identity, group) for identity, group in parts.items())
+    return sorted(points, key=lambda point: (not is_future(point.taken), point.taken))
 
 
 def _point(identity: PointId, snapshots: Listed) -> StoredPoint:

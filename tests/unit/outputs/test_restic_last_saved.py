@@ -73,6 +73,12 @@ def test_restic_s_times_are_read_with_any_zone_and_fraction(
     assert last_saved(tmp_path, *times) == datetime(2024, 2, 3, *newest, tzinfo=timezone.utc)
 
 
+def test_a_restore_point_that_a_wrong_clock_made_does_not_count(tmp_path: Path) -> None:
+    future = f"{datetime.now(timezone.utc) + timedelta(days=365):%Y-%m-%dT%H:%M:%SZ}"
+    assert last_saved(tmp_path, "2024-02-03T04:05:06Z", future) == TAKEN.replace(microsecond=0)
+    assert last_saved(tmp_path, future) is None
+
+
 def test_a_repository_without_snapshots_may_print_null(tmp_path: Path) -> None:
     assert last_saved(tmp_path) is None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
+from backup.restore_point.find import find_point
 from backup.stored import PointId, StoredImage, StoredPoint
 from outputs.restic_repository.snapshots import encoded, incomplete, point_id, stored_points
 
@@ -35,6 +37,14 @@ def test_a_restore_point_is_its_manifest_and_its_images_and_the_oldest_comes_fir
     images = (StoredImage("vda", name, 4096, "1"), StoredImage("vdb", "vms/b", None, "3", "0"))
     assert newer == StoredPoint(PointId(RUN, UUID), "web", SECOND, "paused", "node1", images, "4")
     assert (older.id.run, older.images, older.manifest_id) == (OLDER_RUN, (), "2")
+
+
+def test_a_restore_point_that_a_wrong_clock_made_is_never_the_newest() -> None:
+    future = f"{datetime.now(timezone.utc) + timedelta(days=365):%Y-%m-%dT%H:%M:%SZ}"
+    wrong = {**listed("1", UUID, "20990101T000000Z-aaaa", "definition"), "time": future}
+    points = stored_points([listed("2", UUID, RUN, "definition"), wrong])
+    assert [point.manifest_id for point in points] == ["1", "2"]
+    assert find_point(points, "web", "latest").manifest_id == "2"
 
 
 def test_a_manifest_may_be_in_the_snapshot_of_the_segments() -> None:

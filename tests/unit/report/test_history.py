@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from backup.job_result import JobResult, Status
 from backup.model import Level
+from backup.report import history
 from backup.report.domain_record import read_records
 from backup.report.history import History
 from backup.report.publish import publish
@@ -60,6 +61,24 @@ def test_reports_are_stored_for_report_days_and_read_newest_first(tmp_path: Path
     for days_ago in (9, 7.1, 6.9, 0):
         published(tmp_path, SAVED, days_ago=days_ago)
     assert kept(tmp_path) == [run_id(0), run_id(6.9)]
+
+
+def test_a_clock_that_is_wrong_once_costs_no_report_and_hides_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(tmp_path, SAVED, days_ago=2)
+    published(tmp_path, SAVED, days_ago=1)
+
+    class NextYear(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> NextYear:
+            return cls.fromtimestamp(NOW.timestamp() + 365 * 86400, tz)
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr(history, "datetime", NextYear)
+        published(tmp_path, SAVED, days_ago=-365)
+    published(tmp_path, SAVED)
+    assert kept(tmp_path) == [run_id(0), run_id(1), run_id(2), run_id(-365)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\x1f\x8b\x08\0\0\0\0\0\0\0rubbish"])

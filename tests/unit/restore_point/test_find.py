@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -55,6 +55,8 @@ def test_the_table_has_a_row_per_disk_and_marks_incomplete_restore_points() -> N
         ["db01", *taken, RUN, "offline", "node1", "-", "-", "-"],
     ]
     assert points_table([]) == "no restore points\n"
+    late = replace(WEB, taken=datetime.now(timezone.utc) + timedelta(days=2))
+    assert "  from the future: a clock was wrong\n" in points_table([late])
 
 
 def test_the_json_has_the_same_with_sizes_in_bytes() -> None:

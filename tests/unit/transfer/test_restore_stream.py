@@ -152,6 +152,29 @@ def test_a_file_gets_its_final_name_only_when_it_is_complete(target: NewFile, tm
     assert (tmp_path / "vda.raw").read_bytes() == bytes(MIB) + b"x" + bytes(2 * MIB - 1)
 
 
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
+def test_a_file_system_without_hard_links_gets_the_file_too(
+    target: NewFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, "no links")
+
+    monkeypatch.setattr(os, "link", link)
+    with target.opened(go_on):
+        pass
+    target.commit()
+    assert (tmp_path / "vda.raw").stat().st_size == 3 * MIB
+
+
+def test_without_qemu_img_a_restore_to_qcow2_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackupError, match="qemu-img is not installed"):
+        new_file(tmp_path / "vda.qcow2").require_free()
+    new_file(tmp_path / "vda.raw").require_free()
+
+
 def test_a_file_that_was_created_meanwhile_is_not_overwritten(target: NewFile, tmp_path: Path) -> None:
     with target.opened(go_on):
         (tmp_path / "vda.raw").write_text("precious")
