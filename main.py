@@ -165,6 +165,28 @@ def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, con
     return FAILED if hypervisors.unreachable else SUCCESS
 
 
+def show_status(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Show each domain with its newest restore point; with --max-age judge them, as a check for Nagios."""
+    from backup.status.max_age import judge
+    from backup.status.status import StatusSearch
+    from backup.terminal import status_text
+
+    with _stoppable() as stop:
+        search = StatusSearch(settings, outputs.readable(settings), console, stop.check)
+        if arguments.max_age:
+            verdict = judge(search, arguments.domains, arguments.max_age)
+            text, value, code = (
+                status_text.verdict_text(verdict),
+                status_text.verdict_json(verdict),
+                verdict.exit_code,
+            )
+        else:
+            status = search.status(arguments.domains)
+            text, value, code = status_text.status_table(status), status_text.status_json(status), SUCCESS
+    print_text(tables.json_text(value) if arguments.json else text)
+    return code
+
+
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """List the restore points."""
     from backup.restore_point.find import points_of_domains
@@ -309,6 +331,7 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {
     "backup": back_up,
     "list": show_list,
+    "status": show_status,
     "restore-points": list_restore_points,
     "restore": restore,
     "mount": mount,

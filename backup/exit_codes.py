@@ -14,6 +14,9 @@ FAILED = 3
 ALREADY_RUNNING = 11
 SIGNALLED = 128  # plus the signal's number, as a shell reports it
 
+# Those of `status --max-age`, which Nagios and Icinga expect of a check.
+OK, CRITICAL, UNKNOWN = 0, 2, 3
+
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # those that stop a command in good order
 
 MEANINGS: Mapping[int, str] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 
 def size_text(size: float) -> str:
     """Return a number of bytes with a binary unit: 4.2 GiB."""
@@ -22,6 +24,15 @@ def duration_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def age_text(age: timedelta) -> str:
+    """Return an age in its largest unit, of which there are two at least: 90 s, 59 min, 26 h, 3 d."""
+    seconds = int(age.total_seconds())
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
 
 
 def clock_text(seconds: float) -> str:

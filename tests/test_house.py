@@ -36,6 +36,7 @@ FLOORS = {
     "watch": 5,
     "orphaned": 5,
     "run": 6,
+    "status": 6,
     "verify": 6,
     "terminal": 7,
 }

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 import rados
 import rbd
@@ -20,7 +20,7 @@ from .image_limits import limits_in_effect
 from .image_listing import ImageListing
 from .image_lock import owner_named, owners, remover
 from .image_reader import ImageReader
-from .lock_request import lock_request
+from .lock_request import holders, lock_info_request, lock_request
 from .unfit_image import is_mirror, require_fit
 from .watchers import users
 
@@ -158,6 +158,24 @@ class Cluster(ImageListing):
     def snapshot_names(self, image: Image) -> list[str]:
         return list(self.snapshot_ids(image))
 
+    def bytes_changed_since(self, image: Image, snapshot: str) -> Optional[int]:
+        """Return the size of all objects that were written or discarded since the snapshot was made.
+
+        So many bytes of the cluster does the snapshot hold at the most. From the object maps; None if they
+        are not valid. Raises ClusterError.
+        """
+        total = 0
+
+        def add(_offset: int, length: int, _exists: bool) -> None:
+            nonlocal total
+            total += length
+
+        with self.errors(f"cannot list the changes since {snapshot} of", image), self.opened(image) as opened:
+            if not self.has_valid_object_map(opened):
+                return None
+            opened.diff_iterate(0, opened.size(), snapshot, add, True, True)
+        return total
+
     def rename_snapshot(self, image: Image, name: str, new: str) -> None:
         def rename() -> None:
             with self.opened(image, read_only=False) as opened:
@@ -252,6 +270,14 @@ class Cluster(ImageListing):
                 raise
             return False
         return True
+
+    def is_locked(self, image: Image, name: str) -> bool:
+        """Return whether anybody holds the lock object `name` beside the image now."""
+        with self.errors(f"cannot read the lock {name} beside", image), suppress(rados.ObjectNotFound):
+            request = lock_info_request(LOCK_NAME)
+            _, answer = self.pool_of(image).execute(name, "lock", "get_info", request)
+            return holders(answer) > 0
+        return False
 
     def last_owner(self, image: Image, name: str) -> str:
         """Return who has, or had, the lock object `name` beside the image; "" if there is none."""

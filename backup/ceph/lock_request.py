@@ -1,6 +1,7 @@
-"""Encodes requests to the OSDs' object class "lock".
+"""Encodes requests to the OSDs' object class "lock", and decodes its answers.
 
-librados' own calls cannot take a lock and do something else in one operation.
+librados' own calls cannot take a lock and do something else in one operation; those that Python has cannot
+list holders.
 """
 
 from __future__ import annotations
@@ -22,6 +23,24 @@ def lock_request(name: str, owner: str, duration: int) -> bytes:
             struct.pack("<IIB", duration, 0, MAY_RENEW),
         )
     )
+    return _encoded(body)
+
+
+def lock_info_request(name: str) -> bytes:
+    """Return the request for a lock's holders (cls_lock_get_info_op)."""
+    return _encoded(_packed(name))
+
+
+def holders(answer: bytes) -> int:
+    """Return how many hold a lock, from the answer to `lock_info_request`; those that expired are left out.
+
+    It begins with a map of the holders (cls_lock_get_info_reply), of which the OSD has removed the expired.
+    """
+    _, _, _, number = struct.unpack_from("<BBII", answer)
+    return int(number)
+
+
+def _encoded(body: bytes) -> bytes:
     return struct.pack("<BBI", VERSION, OLDEST, len(body)) + body
 
 

@@ -61,6 +61,13 @@ class DomainLock:
         """Return whether there is a lock object, in use or left over."""
         return any(one.cluster.object_exists(one.image, self.name) for one in self.objects)
 
+    def holder(self) -> str:
+        """Return what holds the lock now, such as "backup on node1"; "" if nothing does."""
+        for one in self.objects:
+            if one.cluster.is_locked(one.image, self.name):
+                return owner_text(one.cluster.last_owner(one.image, self.name))
+        return ""
+
     @contextmanager
     def locked(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:
         """Hold the lock during the block. Raises LockHeld if another run has it.
@@ -167,6 +174,12 @@ class _Renewer:
         if self._failed_since:
             self._failed_since = 0.0
             self._reporter.message(Level.INFO, self._domain, "the domain's lock is renewed again")
+
+
+def owner_text(owner: str) -> str:
+    """Return what an owner does, and on which node: "backup on node1"."""
+    what, name = ("cleanup", owner[len(CLEANUP) :]) if owner.startswith(CLEANUP) else ("backup", owner)
+    return f"{what} on {name.rsplit('.', 2)[0]}"
 
 
 def lock_of(domain: Domain, clusters: Clusters, duration: int, purpose: str = "") -> DomainLock:

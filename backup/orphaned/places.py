@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
 from ..errors import BackupError
+from ..hypervisor.connections import Hypervisors
 from ..model import ClusterAddress, Domain
 from ..protocols import Output
 from ..settings import Settings
@@ -37,6 +39,17 @@ class NodeDomains:
 
     domains: Sequence[Domain]
     clusters: Clusters
+
+
+def domains_of_nodes(
+    hypervisors: Hypervisors, domains: Sequence[Domain], settings: Settings, timeout: int, stack: ExitStack
+) -> Sequence[NodeDomains]:
+    """Return the domains of each libvirt; `stack` closes the connections to their clusters."""
+    nodes = []
+    for hypervisor in hypervisors:
+        clusters = stack.enter_context(Clusters(hypervisor.secret, settings, timeout))
+        nodes.append(NodeDomains([one for one in domains if one.uri == hypervisor.uri], clusters))
+    return nodes
 
 
 def known_points(output: Output, check_stop: CheckStop) -> Sequence[StoredPoint]:

@@ -22,7 +22,7 @@ from ..job.booting import boot_seconds_left, is_booting
 from ..job.leftovers import base_snapshots
 from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..orphaned.growing import growing
-from ..orphaned.places import NodeDomains, known_points
+from ..orphaned.places import domains_of_nodes, known_points
 from ..protocols import Output
 from ..selection import choose, effective, require_complete, select_disks
 from ..settings import Settings
@@ -80,17 +80,14 @@ def _growing(
     check_stop: CheckStop,
 ) -> Iterator[Finding]:
     """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest."""
-    stack, nodes = ExitStack(), []
     try:
         points = known_points(output, check_stop)
     except BackupError as error:
         check_stop()
         yield Finding(error.message, warning=True)
         return
-    for hypervisor in hypervisors:
-        timeout = min(CEPH_LIMIT, settings.ceph_timeout)
-        clusters = stack.enter_context(Clusters(hypervisor.secret, settings, timeout))
-        nodes.append(NodeDomains([one for one in domains if one.uri == hypervisor.uri], clusters))
+    stack = ExitStack()
+    nodes = domains_of_nodes(hypervisors, domains, settings, min(CEPH_LIMIT, settings.ceph_timeout), stack)
     yield from growing(nodes, not hypervisors.unreachable, points, settings, check_stop, stack.close)
 
 

@@ -26,7 +26,7 @@ from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import thaw_guests
 from ..job_result import Phase
 from ..model import Domain, Image, Level
-from ..orphaned.places import NodeDomains, known_points
+from ..orphaned.places import domains_of_nodes, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
 from ..restore.written_files import remove_left
@@ -122,17 +122,14 @@ class Cleaner:
 
         None without the restore points: they show which are base snapshots, and of which node.
         """
-        settings, stack, nodes = self.settings, ExitStack(), []
+        settings, stack = self.settings, ExitStack()
         try:
             points = known_points(output, self.stop.check)
         except BackupError as error:
             self.stop.check()
             self.reporter.message(Level.WARNING, "", str(error))
             return
-        for hypervisor in hypervisors:
-            clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout))
-            own = [domain for domain in domains if domain.uri == hypervisor.uri]
-            nodes.append(NodeDomains(own, clusters))
+        nodes = domains_of_nodes(hypervisors, domains, settings, settings.ceph_timeout, stack)
         limit = SEARCH_IN_A_SERVICE if "INVOCATION_ID" in os.environ else math.inf
         removal = OrphanRemoval(settings, self.reporter, self.stop, self._deletions(), self.with_bases, limit)
         removal.remove(nodes, not hypervisors.unreachable, points, stack.close)

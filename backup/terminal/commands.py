@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Callable, Protocol
 
-from .options import add_at, add_domains, add_json, percentage
+from .options import add_at, add_domains, add_json, age, percentage
 from .parser import Parser
 
 
@@ -43,6 +43,26 @@ def _list(add: AddCommand) -> None:
             {"": "show a table", "--json": "print JSON, for programs"},
         )
     )
+
+
+def _status(add: AddCommand) -> None:
+    command = add(
+        "status",
+        "show each domain with its newest restore point, from all nodes",
+        {
+            "": "show all domains: age, proofs, what holds space in the cluster, and what runs now",
+            "--max-age 26h": "a check for Nagios or Icinga: are all domains of this node saved?",
+        },
+    )
+    add_domains(command)
+    command.add_argument(
+        "--max-age",
+        metavar="AGE",
+        type=age,
+        help="judge the domains that this node backs up, or those that are named: each needs a restore point"
+        " that is not older, such as 90m, 26h or 2d; exit code 0 (OK), 2 (CRITICAL) or 3 (UNKNOWN)",
+    )
+    add_json(command)
 
 
 def _restore_points(add: AddCommand) -> None:
@@ -267,6 +287,7 @@ def _cleanup(add: AddCommand) -> None:
 COMMANDS: Sequence[Callable[[AddCommand], None]] = (
     _backup,
     _list,
+    _status,
     _restore_points,
     _restore,
     _mount,

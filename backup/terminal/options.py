@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+from datetime import timedelta
 
 from ..model import Level
 from .parser import Parser
+
+UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 def common_options() -> Parser:
@@ -59,3 +63,14 @@ def percentage(text: str) -> float:
     if not 0 < part <= 1:
         raise argparse.ArgumentTypeError(f"invalid percentage {text!r}: expected more than 0 and at most 100")
     return part
+
+
+def age(text: str) -> timedelta:
+    """Parse an age such as 26h, 90m or 2d. Raises argparse.ArgumentTypeError."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([mhd])", text)
+    limit = timedelta(**{UNITS[found[2]]: float(found[1])}) if found else timedelta()
+    if not limit:
+        raise argparse.ArgumentTypeError(
+            f"invalid age {text!r}: expected a number and m, h or d, such as 26h"
+        )
+    return limit

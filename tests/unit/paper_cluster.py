@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Optional
 
 from backup.ceph.cluster import Claim, Cluster
 from backup.ceph.clusters import Clusters
@@ -17,7 +17,7 @@ from backup.ceph.image_reader import ImageReader
 from backup.ceph.retry import CephRetry
 from backup.model import ClusterAddress, Image, image_named
 
-from .samples import FSID
+from .samples import FSID, MIB
 
 
 class PaperCluster(Cluster):
@@ -153,6 +153,16 @@ class PaperCluster(Cluster):
                 f"the lock {name} beside image {image} has expired, and another owner has held it since"
             )
         self.locks[name] = self.tokens[name] = owner
+
+    def is_locked(self, image: Image, name: str) -> bool:
+        if self.unreachable:
+            raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
+        return name in self.locks
+
+    def bytes_changed_since(self, image: Image, snapshot: str) -> Optional[int]:
+        if f"{image}@head" in self.distrusted:
+            return None
+        return MIB * len(self.snapshot_names(image))
 
     def last_owner(self, image: Image, name: str) -> str:
         return self.tokens.get(name, "")

@@ -14,6 +14,7 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.hypervisor.connection import Hypervisor
 from backup.model import Domain, Image
+from backup.orphaned import places
 from backup.run import check
 from backup.run.check import examine
 from backup.settings import Settings
@@ -66,7 +67,8 @@ class NoPoints(NoOutput):
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster = Cluster()
     cluster.snapshots = {"vms/a": set()}
-    monkeypatch.setattr(check, "Clusters", lambda *_: PaperClusters(cluster))
+    for module in (check, places):
+        monkeypatch.setattr(module, "Clusters", lambda *_: PaperClusters(cluster))
     return cluster
 
 
