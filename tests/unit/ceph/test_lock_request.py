@@ -6,7 +6,7 @@ import pytest
 
 from backup.ceph.lock_request import holders, lock_info_request, lock_request
 
-# As cls_lock_get_info_reply encodes it: a map of holders (none), the type of the lock (exclusive), its tag ("").
+# As cls_lock_get_info_reply encodes it: a map of holders (none), the type of lock (exclusive), a tag ("").
 NOBODY = bytes.fromhex("0101090000000000000001" + "00000000")
 
 
