@@ -91,10 +91,11 @@ class SnapshotListing:
         if not self._maps_are_valid(since):
             return None
         with self._cluster.errors("cannot list the objects of", self._image):
-            found = _listed(self._opened, Extent(0, self._size), None, whole_objects=True)
+            found = _listed(self._opened, Extent(0, self._size), None, whole_objects=True, gap=GAP)
             if since:
                 with self._cluster.opened(self._image, snapshot=since) as before:
-                    found += _listed(before, Extent(0, int(before.size())), None, whole_objects=True)
+                    size = int(before.size())
+                    found += _listed(before, Extent(0, size), None, whole_objects=True, gap=GAP)
         return found
 
     def _listed_ahead(
@@ -148,15 +149,23 @@ class SnapshotListing:
 
 
 def _listed(
-    opened: Any, within: Extent, since: str | None, deleted: bool = True, whole_objects: bool = False
+    opened: Any,
+    within: Extent,
+    since: str | None,
+    deleted: bool = True,
+    whole_objects: bool = False,
+    gap: int = 0,
 ) -> list[Extent]:
-    """List an open snapshot's extents within one, in ascending order and as few as possible."""
+    """List an open snapshot's extents within one, in ascending order and as few as possible.
+
+    Those at most `gap` bytes apart are joined: a large image may have millions.
+    """
     found: list[tuple[int, int]] = []  # beginning and end
 
     def add(offset: int, length: int, exists: bool) -> None:
         if not (exists or deleted):
             return
-        if found and found[-1][1] == offset:
+        if found and 0 <= offset - found[-1][1] <= gap:
             found[-1] = (found[-1][0], offset + length)
         else:
             found.append((offset, offset + length))

@@ -23,13 +23,14 @@ from ..model import Domain, Gap, Level
 from ..protocols import Output, Reporter, SnapshotSource
 from ..selection import require_complete, select_disks
 from ..settings import Settings
-from ..stored import RestorePoint, SavedImage
+from ..stored import PointId, RestorePoint, SavedImage
 from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 from ..transfer.compare import compare_with_snapshot, pieces_from_output
 from .booting import AgentWait
 from .domain_lock import lock_of
+from .failed_points import FailedPoints
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
 from .migration_watch import require_ready
@@ -116,6 +117,10 @@ class DomainJob:
         except BackupError as error:
             reason = f"saved, but {error.message}" if result.images else error.message
             transient = error.transient and not result.images
+            withdraw = self._output_saves and not result.images
+            if withdraw:  # at once: this process, or the main one, may be killed
+                failed = PointId(self.order.run, self.order.uuid, self.order.attempt)
+                FailedPoints(self.settings.state_dir).add(failed)
             result = replace(
                 result,
                 status=Status.FAILED,
@@ -123,7 +128,7 @@ class DomainJob:
                 hint=error.hint,
                 transient=transient,
                 full_read=isinstance(error, PreviousBackupDamaged),
-                withdraw=self._output_saves and not result.images,
+                withdraw=withdraw,
                 freeze_failed=isinstance(error, FreezeFailed),
             )
         quiesced = self._taker.quiesced
@@ -268,6 +273,9 @@ class DomainJob:
         if not self.order.min_age or self.order.attempt > 1:  # what an earlier attempt left may look saved
             return
         self._begin(Phase.PREPARE, self._output_limit)
-        saved = self.output.last_saved(domain.uuid, self.check_stop)
-        if saved and saved > datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age):
+        youngest = datetime.now(timezone.utc) - timedelta(seconds=self.order.min_age)
+        saved = self.order.last_saved
+        if not saved or saved <= youngest:  # another node may have saved it since the list was made
+            saved = self.output.last_saved(domain.uuid, self.check_stop)
+        if saved and saved > youngest:
             raise Skipped(f"saved already at {saved:%Y-%m-%d %H:%M:%S} UTC (MIN_AGE)")

@@ -45,25 +45,27 @@ def discard_own(
 ) -> None:
     """Remove the run's incomplete restore points, and those `failed`, once all its workers have ended.
 
-    `failed` loses those that were removed. A failure is a warning, or an error if what failed looks complete.
+    Some may be of earlier runs. `failed` loses those that were removed, and those of earlier runs that are
+    not there. A failure is a warning, or an error if what failed looks complete.
     """
     try:
-        listed = [point for point in output.restore_points(check_stop) if point.id.run == run]
+        listed = output.restore_points(check_stop)
     except BackupError as error:
         also = ", and restore points that failed, which look complete" if failed else ""
         reporter.message(Level.WARNING, "", f"{_still_there(run)}{also}: {error}")
         return
     try:
-        output.discard([point.id for point in incomplete(listed)], wait_if_busy, check_stop)
+        own = [point.id for point in incomplete(listed) if point.id.run == run]
+        output.discard(own, wait_if_busy, check_stop)
     except BackupError as error:
         reporter.message(Level.WARNING, "", f"{_still_there(run)}: {error}")
     complete = {point.id for point in listed if point.manifest_id and point.id in failed}
-    if complete and _withdrawn(run, complete, output, reporter, check_stop):
+    failed &= complete | {point for point in failed if point.run == run}
+    if complete and _withdrawn(complete, output, reporter, check_stop):
         failed -= complete
 
 
 def _withdrawn(
-    run: str,
     points: Collection[PointId],
     output: Output,
     reporter: Reporter,
@@ -73,7 +75,8 @@ def _withdrawn(
     try:
         output.withdraw(points, check_stop)
     except BackupError as error:
-        text = f"restore points that failed (run={run}) are still in the repository, and look complete"
+        runs = ", ".join(sorted({f"run={point.run}" for point in points}))
+        text = f"restore points that failed ({runs}) are still in the repository, and look complete"
         reporter.message(Level.ERROR, "", f"{text}: {error}")
         return False
     return True

@@ -20,6 +20,7 @@ from ..errors import BackupError, ConfigError
 from ..hooks.hooks import Hooks, When, about_run
 from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connections import Hypervisors
+from ..job.failed_points import FailedPoints
 from ..job.job_order import JobOrder
 from ..job.thaw import thaw_guests
 from ..job_result import JobResult, Status
@@ -61,7 +62,8 @@ class Run:
     stop: StopRequest
     run: str = field(default_factory=new_run_id)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    _failed_points: set[PointId] = field(default_factory=set, init=False)  # must not count
+    # Of this run and earlier ones: they must not count.
+    _failed_points: set[PointId] = field(default_factory=set, init=False)
 
     @property
     def _hooks(self) -> Hooks:
@@ -99,6 +101,7 @@ class Run:
 
     def _backed_up(self, names: Sequence[str], verify: bool) -> RunResult:
         settings = self.settings
+        self._failed_points.update(FailedPoints(settings.state_dir).all())
         with (
             ThreadPoolExecutor(2) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
@@ -127,6 +130,7 @@ class Run:
                 if sized:
                     watchdog.wait_until_ready(self.stop.check)
                     points = self._answer(found)  # an output that is not ready fails the run
+                    points = [point for point in points if point.id not in self._failed_points]
                     results = self._all_done(self._orders(sized, points, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
@@ -153,7 +157,8 @@ class Run:
     def _orders(
         self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
-        min_age = 0 if named else self.settings.min_age
+        failed = {point.uuid for point in self._failed_points}  # the output may take it for a backup
+        newest = {point.id.uuid: point.taken for point in points if point.manifest_id}
         passes = (
             0 if self.output.keeps_base_snapshots else 1 + verify
         )  # 0: the size of the changes is unknown
@@ -163,8 +168,12 @@ class Run:
                 known[point.id.uuid].append(point)
         return [
             JobOrder(
-                *(self.run, one.name, one.uuid, one.uri, min_age, verify, tuple(known[one.uuid])),
+                *(self.run, one.name, one.uuid, one.uri),
+                min_age=0 if named or one.uuid in failed else self.settings.min_age,
+                verify=verify,
+                known=tuple(known[one.uuid]),
                 size=passes * size,
+                last_saved=newest.get(one.uuid),
             )
             for one, size in sized
         ]
@@ -233,7 +242,9 @@ class Run:
 
     def _discard_own(self, wait_if_busy: bool) -> None:
         failed, check_stop = self._failed_points, self._at_the_end()
+        before = set(failed)
         discard_own(self.run, failed, self.output, self.reporter, wait_if_busy, check_stop)
+        FailedPoints(self.settings.state_dir).remove(before - failed)
 
     def _at_the_end(self) -> Callable[[], None]:
         """Return a call that raises the reason to stop, but only TIDY_LIMIT seconds from now."""

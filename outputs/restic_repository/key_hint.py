@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,6 +14,8 @@ from typing import Optional
 from backup.system.atomic_file import write_atomically
 
 VARIABLE = "RESTIC_KEY_HINT"
+LONGEST_ID = 64  # characters
+KEY = re.compile(f"[0-9a-f]{{8,{LONGEST_ID}}}")
 LEARNT_FOR = 24 * 3600  # seconds; another node may add a faster key
 
 
@@ -31,19 +34,27 @@ class KeyHint:
     @property
     def variables(self) -> Mapping[str, str]:
         """Restic's environment variable with the hint, or nothing."""
-        try:
-            found = self.path.read_text("ascii")
-        except (OSError, ValueError):
-            return {}
+        found = self._key
         return {VARIABLE: found} if found else {}
 
     @property
-    def age(self) -> Optional[float]:
-        """Seconds since it was learnt, None if it never was."""
+    def _key(self) -> str:
+        """The key's id, "" if there is none: after a crash the file may hold anything."""
         try:
-            return time.time() - self.path.stat().st_mtime
+            with self.path.open("rb") as file:
+                found = file.read(LONGEST_ID + 1).decode("ascii", errors="replace")
+        except OSError:
+            return ""
+        return found if KEY.fullmatch(found) else ""
+
+    @property
+    def age(self) -> Optional[float]:
+        """Seconds since it was learnt, None if it never was, or the file is damaged."""
+        try:
+            learnt = self.path.stat().st_mtime
         except OSError:
             return None
+        return time.time() - learnt if self._key else None
 
     def remember(self, key: str) -> None:
         with suppress(OSError):  # STATE_DIR cannot be written: restic still finds the key by itself

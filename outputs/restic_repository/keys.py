@@ -7,7 +7,6 @@ design.rst, "Keys, Encryption and MAC").
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any, Callable, Optional
 from backup.stored import RepositoryKey
 
 from .key_hint import LEARNT_FOR, VARIABLE
-from .messages import ResticError
+from .messages import ResticError, from_json
 from .program import Program
 
 FAST_USER = "virt-rbd-backup-fast"  # the user name in the keys that this program adds
@@ -103,7 +102,7 @@ def _read(
 ) -> Optional[RepositoryKey]:
     """Read a key. None if it was removed since it was listed."""
     try:
-        found = json.loads(_call(program, check_stop, "cat", "key", key))
+        found = from_json(_call(program, check_stop, "cat", "key", key))
     except ResticError:
         if key in key_ids(program, check_stop):
             raise
@@ -122,7 +121,7 @@ def _read(
 
 
 def _rows(program: Program, check_stop: Callable[[], None]) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = json.loads(_call(program, check_stop, "key", "list", "--json"))
+    rows: Sequence[Mapping[str, Any]] = from_json(_call(program, check_stop, "key", "list", "--json"))
     return rows
 
 

@@ -6,6 +6,7 @@ restic's ids are hashes of the content: what an id names never changes. Nothing 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ def _remove(path: Path) -> None:
 def _checked(path: Path, point: PointId) -> Optional[bytes]:
     try:
         with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size > SIZE_LIMIT + DIGEST().digest_size:
+                return None  # none of ours, and more than may fit into memory
             digest, packed = file.read(DIGEST().digest_size), file.read()
     except OSError:
         return None

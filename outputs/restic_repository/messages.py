@@ -67,6 +67,16 @@ class MountEnded(ResticError):
     """A `restic mount` has ended by itself."""
 
 
+def from_json(printed: str) -> Any:
+    """Read what restic printed with --json. Raises ResticError: a wrapper may print lines of its own."""
+    try:
+        return json.loads(printed)
+    except ValueError as error:
+        first = printed.strip().partition("\n")[0][:80]
+        message = f"restic printed no JSON, but {first!r}"
+        raise ResticError(message, "RESTIC_BINARY may print nothing of its own on standard output") from error
+
+
 def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     """Return the error of a restic that failed; `lines` are the last ones of its output.
 

@@ -6,7 +6,9 @@ import os
 import re
 import stat
 import string
+from base64 import b32decode, b64decode, urlsafe_b64decode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import combinations, product
 from math import ceil, log2, sqrt
@@ -68,12 +70,23 @@ def random_bits(password: str) -> float:
     drawn = UUID.sub(r"\1\2\3\4\5", password)
     alphabet = next((chars for form, chars in FORMS.items() if re.fullmatch(form, drawn)), "")
     drawn = drawn.rstrip("=")
-    if not alphabet or len(drawn) < 2:
+    if not alphabet or len(drawn) < 2 or _is_encoded_text(password):
         return 0
     bits = log2(len(alphabet))
     if _repeats(drawn, ceil(REPEATED_BITS / bits)) or _made_by_a_person(drawn, alphabet):
         return 0
     return bits * len(drawn)
+
+
+def _is_encoded_text(password: str) -> bool:
+    """Return whether it is readable text in base64 or base32: of random bytes hardly ever is."""
+    letters, padding = password.rstrip("="), "=" * (-len(password.rstrip("=")) % 8)
+    for decode in (urlsafe_b64decode, b64decode, b32decode):
+        text = letters.upper() if decode is b32decode else letters
+        with suppress(ValueError):
+            if decode(text + padding).decode().strip().isprintable():
+                return True
+    return False
 
 
 def _repeats(text: str, length: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ..segments.archive import SegmentSource
 from ..segments.layout import Segments
 from .keys import advice, learn
 from .locks import Lock, remove_dead_locks
-from .messages import ResticError
+from .messages import ResticError, from_json
 from .mounted_point import MountedPoint, opened_point
 from .password import password_file_errors
 from .program import Program
@@ -238,7 +237,8 @@ class Repository:
         self, *which: str, check_stop: Callable[[], None] = lambda: None
     ) -> Sequence[Mapping[str, Any]]:
         """List snapshots; without a lock, as listing needs none."""
-        return json.loads(self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)) or ()
+        listed = self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)
+        return from_json(listed) or ()
 
     def when_unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
         """Save, waiting up to LOCK_WAIT while another program, such as a prune, has locked the repository.

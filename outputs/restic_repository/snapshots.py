@@ -16,6 +16,7 @@ TAG = "virt-rbd-backup"
 MANIFEST_TAG = "definition"
 LOCK_TAG = "lock="
 MANIFEST_FILE = "definition.tar"
+ALTERED = {"rewrite", "repaired"}  # restic adds one of these tags where it keeps the original
 
 Listed = Sequence[Mapping[str, Any]]  # the output of `restic snapshots --json`
 
@@ -70,8 +71,16 @@ def stored_points(snapshots: Listed) -> Sequence[StoredPoint]:
     parts: dict[PointId, list[Mapping[str, Any]]] = {}
     for snapshot in snapshots:
         parts.setdefault(point_id(snapshot), []).append(snapshot)
-    points = (_point(identity, group) for identity, group in parts.items())
+    points = (_point(identity, _unaltered(group)) for identity, group in parts.items())
     return sorted(points, key=lambda point: (not is_future(point.taken), point.taken))
+
+
+def _unaltered(snapshots: Listed) -> Listed:
+    """Leave out what `restic rewrite` or `repair snapshots` made of others that are still there."""
+    altered = [one for one in snapshots if ALTERED & set(one["tags"])]
+    originals = [one for one in snapshots if one not in altered]
+    known = {identity for one in originals for identity in (one["id"], one.get("original")) if identity}
+    return [one for one in snapshots if one in originals or one.get("original") not in known]
 
 
 def _point(identity: PointId, snapshots: Listed) -> StoredPoint:

@@ -87,10 +87,21 @@ class PaperNode:
         known: Sequence[StoredPoint] = (),
         full_read: bool = False,
         attempt: int = 1,
+        last_saved: Optional[datetime] = None,
         **constants: Any,
     ) -> JobResult:
         """Do the job of web, as `uri` listed it; assert that it leaves nothing behind."""
-        order = JobOrder(RUN, "web", UUID, uri, min_age, known=known, attempt=attempt, full_read=full_read)
+        order = JobOrder(
+            RUN,
+            "web",
+            UUID,
+            uri,
+            min_age,
+            known=known,
+            attempt=attempt,
+            full_read=full_read,
+            last_saved=last_saved,
+        )
         uris = {"libvirt_uri": [URI, OTHER_URI], "runtime_dir": str(self.directory)}
         locks_before = set(self.cluster.locks)
         result = DomainJob(

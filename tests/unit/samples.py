@@ -24,8 +24,8 @@ TAKEN = datetime(2024, 2, 3, 4, 5, 6, 789000, tzinfo=timezone.utc)
 
 
 def settings(**changes: Any) -> Settings:
-    """Give the defaults of config.py with some of them changed."""
-    return replace(load(vars(config), None), **changes)
+    """Give the defaults of config.py with some of them changed; without more, no state can be written."""
+    return replace(load(vars(config), None), **{"state_dir": "/proc/no-state", **changes})
 
 
 def image(text: str) -> Image:

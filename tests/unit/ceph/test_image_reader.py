@@ -187,6 +187,13 @@ def test_only_where_the_object_map_has_objects_extents_are_listed() -> None:
     assert sorted(image.asked) == [(0, 1000), (400, 30), (980, 20)]  # a gap of 10 costs less than a call
 
 
+def test_a_map_with_millions_of_objects_here_and_there_takes_no_memory() -> None:
+    image = PaperImage(1_000_000, [])
+    image.objects = [(begin, 10) for begin in range(0, 1_000_000, 20)]
+    found = snapshot_listing._listed(image, Extent(0, image.size()), None, whole_objects=True, gap=20)
+    assert found == [Extent(0, 999_990)]
+
+
 def test_changes_are_listed_where_either_object_map_has_objects() -> None:
     image = PaperImage(1000, [(105, 3, True), (405, 3, False)])
     older = PaperImage(1200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Callable
 
@@ -96,6 +97,15 @@ def test_a_domain_that_was_saved_less_than_min_age_ago_is_skipped_under_its_lock
     assert node.output.asked_for == [UUID]
     assert (node.hypervisor.asked, node.output.points) == ([], [])
     assert node.recorder.told(Level.ERROR) == []
+
+
+@pytest.mark.parametrize(("listed", "status"), [(3500, Status.SKIPPED), (3700, Status.SAVED)])
+def test_the_output_is_asked_only_if_the_run_has_listed_no_backup_that_is_young_enough(
+    node: PaperNode, listed: float, status: Status
+) -> None:
+    last_saved = datetime.now(timezone.utc) - timedelta(seconds=listed)
+    assert node.back_up(min_age=3600, last_saved=last_saved).status is status
+    assert node.output.asked_for == ([] if status is Status.SKIPPED else [UUID])
 
 
 def test_what_an_earlier_attempt_of_the_run_left_skips_no_domain(node: PaperNode) -> None:

@@ -197,6 +197,14 @@ def test_what_was_learnt_holds_for_a_day(program: Program) -> None:
     assert program.key_hint.variables == {VARIABLE: fast[:8]}
 
 
+@pytest.mark.parametrize("damaged", [bytes(64), b"0123abcd\0", b"no id", b"a" * 200_000, b"\xff" * 8])
+def test_a_damaged_hint_is_none_and_is_learnt_anew(program: Program, damaged: bytes) -> None:
+    program.key_hint.path.write_bytes(damaged)
+    assert program.key_hint.variables == {}
+    assert program.key_hint.age is None
+    assert Restic(program).restore_points() == []
+
+
 def test_an_admin_s_own_hint_is_kept(program: Program) -> None:
     program = replace(program, environment={VARIABLE: "12345678"})
     learn(program, never_stop)

@@ -126,3 +126,14 @@ def test_many_workers_at_once_each_leave_their_manifest(cache: ManifestCache) ->
         for number in range(200):
             workers.submit(keep, cache, f"{number % 4:064x}", f"uuid{number // 4}")
     assert len({path.name.partition(".")[0] for path in files(cache)}) == 50
+
+
+def test_a_file_that_is_too_large_to_be_one_of_ours_is_not_read(
+    cache: ManifestCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(cache)
+    monkeypatch.setattr(manifest_cache, "SIZE_LIMIT", len(PACKED))
+    assert cache.find(point()) == PACKED
+    (path,) = files(cache)
+    os.truncate(path, 8 << 40)  # more than any memory
+    assert cache.find(point()) is None

@@ -85,6 +85,16 @@ def test_random_passwords_count_as_random(make: Callable[[], str], refused: int)
         "31415926535897932384626433832795028841971",
         "20240101a20250202b20260303c20270404d",
         "é" * 30,
+        *(
+            encode(text).decode()
+            for text in (
+                b"correct horse battery staple",
+                b"Sommer2024!Sommer2024!\n",
+                "Über den Wolken, 7".encode(),
+            )
+            for encode in (base64.b64encode, base64.urlsafe_b64encode, base64.b32encode)
+        ),
+        base64.b32encode(b"correct horse battery staple").decode().lower().rstrip("="),
         str(uuid.UUID("6f1c2d3e-8b7a-4c5d-9e0f-a1b2c3d4e5f6")),
         secrets.token_hex(15),
         secrets.token_urlsafe(15),

@@ -53,6 +53,20 @@ def test_a_manifest_may_be_in_the_snapshot_of_the_segments() -> None:
     assert point.images == (StoredImage("vda", "vms/a", 4096, "1"),)
 
 
+def test_what_rewrite_or_repair_made_of_a_snapshot_that_is_still_there_does_not_count() -> None:
+    manifest, image = listed("1", UUID, RUN, "definition"), listed("2", UUID, RUN, "disk=vda", "image=vms/a")
+    rewritten = {**manifest, "id": "3", "original": "1", "tags": [*manifest["tags"], "rewrite"]}
+    repaired = {**image, "id": "4", "original": "2", "tags": [*image["tags"], "repaired"]}
+    for order in ([manifest, image, rewritten, repaired], [repaired, rewritten, image, manifest]):
+        (point,) = stored_points(order)
+        assert (point.manifest_id, [one.restore_id for one in point.images]) == ("1", ["2"])
+    (point,) = stored_points([rewritten, repaired])  # with --forget, or the originals were forgotten since
+    assert (point.manifest_id, [one.restore_id for one in point.images]) == ("3", ["4"])
+    tagged, both = {**image, "original": "0"}, {**repaired, "original": "0"}
+    (point,) = stored_points([manifest, both, tagged])
+    assert [one.restore_id for one in point.images] == ["2"]
+
+
 def test_each_attempt_of_a_run_is_a_restore_point_of_its_own() -> None:
     first, second = sorted(
         stored_points(

@@ -97,10 +97,11 @@ class Complete(Left):
 
 def test_a_run_withdraws_what_it_failed_to_save_although_it_looks_complete() -> None:
     other = PointId(RUN, OTHER_UUID)
-    output, failed = Complete(DEAD, OWN, other), {DEAD, OWN}
+    earlier, gone = PointId(DEAD.run, OTHER_UUID), PointId(DEAD.run, UUID, 2)
+    output, failed = Complete(DEAD, OWN, earlier, other), {earlier, gone, OWN}
     discard_own(RUN, failed, output, Recorder(), wait_if_busy=False)
     assert output.points == [DEAD, other]
-    assert failed == {DEAD}
+    assert failed == set()
 
 
 class Busy(Complete):

@@ -14,6 +14,7 @@ import pytest
 from backup.ceph.errors import ClusterError, LockHeld
 from backup.errors import BackupError, Interrupted, TransientError
 from backup.hypervisor.connections import Hypervisors
+from backup.job.failed_points import FailedPoints
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
@@ -44,6 +45,7 @@ class ScriptedPool:
         self.attempts: list[set[int]] = []
         self.full_reads: list[list[str]] = []
         self.known: list[set[int]] = []
+        self.orders: list[Sequence[JobOrder]] = []
         self.stop = StopRequest()
 
     def __call__(self, *_: object) -> ScriptedPool:
@@ -59,6 +61,7 @@ class ScriptedPool:
         """Has no processes."""
 
     def run(self, orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        self.orders.append(orders)
         self.rounds.append([order.name for order in orders])
         self.attempts.append({order.attempt for order in orders})
         self.full_reads.append([order.name for order in orders if order.full_read])
@@ -104,6 +107,7 @@ def back_up(
     directory: Path,
     monkeypatch: pytest.MonkeyPatch,
     retry_for: int = 0,
+    **constants: object,
 ) -> RunResult:
     monkeypatch.setattr(run, "Pool", pool)
     monkeypatch.setattr(confirm, "missing", lambda *_: ())
@@ -111,7 +115,8 @@ def back_up(
     monkeypatch.setattr(list_domains, "largest_first", lambda domains, *_: [(one, 0) for one in domains])
     domains = (domain_element("db", OTHER_UUID, rbd()), domain_element("web", UUID, rbd()))
     uri = node_uri(directory / "node.xml", *domains)
-    chosen = settings(libvirt_uri=uri, runtime_dir=str(directory / "run"), retry_for=retry_for)
+    runtime_dir = str(directory / "run")
+    chosen = settings(libvirt_uri=uri, runtime_dir=runtime_dir, retry_for=retry_for, **constants)
     return Run(chosen, output, Recorder(), pool.stop, RUN).back_up(())
 
 
@@ -195,6 +200,22 @@ def test_what_failed_and_looks_complete_is_withdrawn_in_the_end_although_the_ret
     result = back_up(ScriptedPool(db="saved", web="stored saved"), output, tmp_path, monkeypatch)
     assert result.exit_code == 0
     assert (output.asked, output.left) == (2, [])
+
+
+def test_what_failed_in_an_earlier_run_does_not_count_and_is_withdrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = held_point("20240101T000000Z-dead", UUID, manifest_id="manifest")
+    failed = FailedPoints(str(tmp_path / "state"))
+    failed.add(earlier.id)
+    output, pool = Busy(), ScriptedPool(db="saved", web="saved")
+    output.left, output.asked, output.keeps_base_snapshots = [earlier], 1, True
+    back_up(pool, output, tmp_path, monkeypatch, state_dir=str(tmp_path / "state"), min_age=3600)
+    (orders,) = pool.orders
+    web = next(one for one in orders if one.name == "web")
+    assert (web.known, web.last_saved, web.min_age) == ((), None, 0)
+    assert next(one for one in orders if one.name == "db").min_age == 3600
+    assert (output.left, failed.all()) == ([], set())
 
 
 @pytest.mark.parametrize(
