@@ -23,7 +23,7 @@ def status_table(status: Status) -> str:
         "node",
         "verified",
         "drilled",
-        "bases",
+        "base snapshots",
         "now",
     )
     rows = [_row(one, status.now) for one in status.domains]
@@ -65,8 +65,9 @@ def _bases(bases: BaseSnapshots | None) -> str:
         return "?"
     if not bases.number:
         return "-"
-    used = "unknown size" if bases.used_bytes is None else f"up to {size_text(bases.used_bytes)}"
-    return f"{bases.number}, {used}"
+    if bases.used_bytes is None:
+        return f"{bases.number}, unknown size"
+    return f"{bases.number}, {'up to ' if bases.used_bytes else ''}{size_text(bases.used_bytes)}"
 
 
 def verdict_text(verdict: Verdict) -> str:
