@@ -14,7 +14,7 @@ from functools import partial
 from typing import Callable, Optional
 
 from .. import PROGRAM
-from ..errors import BackupError, DomainGone
+from ..errors import AlreadyFrozen, BackupError, CannotFreeze, DomainGone
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import located
 from ..hypervisor.errors import HypervisorError
@@ -129,12 +129,26 @@ class Thaw:
             return restarted or state is State.PAUSED or self._is_final
         try:
             self.thawed += hypervisor.thaw(self._domain, agent_timeout(self.settings))
-        except HypervisorError:
+        except HypervisorError as error:
             if restarted:  # a guest saved while frozen, and restored, can be thawed
                 return True
             self._keep_here(hypervisor, state)
-            raise
+            if not (error.refused and self._is_thawed(hypervisor)):
+                raise
         return restarted or self.thawed > 0 or self._is_final
+
+    def _is_thawed(self, hypervisor: Hypervisor) -> bool:
+        """Return whether the guest's agent, which refuses to thaw, does what none does while it is frozen.
+
+        It refuses to freeze too, so that nothing was frozen; and it would never thaw anything.
+        """
+        try:
+            hypervisor.probe_agent(self._domain, agent_timeout(self.settings))
+        except CannotFreeze:
+            return True
+        except (AlreadyFrozen, HypervisorError):
+            return False
+        return True
 
     def _keep_here(self, hypervisor: Hypervisor, state: State) -> None:
         """Cancel a migration with which the guest would arrive frozen or paused at another node.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from tests.faults.provoke import (
     AGENT,
     ONCE_FROZEN,
     agent_hook,
+    agent_without,
     done_in_guest,
     freeze_status,
     frozen,
@@ -75,6 +78,42 @@ def test_a_required_freeze_that_fails_is_retried_at_the_end_of_the_run(node: Nod
 def test_a_freeze_that_fails_gets_the_domain_paused(node: Node, lab: Lab) -> None:
     with agent_hook(lab, WEB, "freeze", "exit 1"):
         _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems")
+
+
+FREEZING = tuple(f"guest-fsfreeze-{command}" for command in ("status", "freeze", "freeze-list", "thaw"))
+
+
+def test_an_agent_that_may_not_freeze_gets_its_domain_paused_and_nothing_stays(node: Node, lab: Lab) -> None:
+    with agent_without(lab, WEB, *FREEZING):
+        began = time.monotonic()
+        done = node.run("backup", WEB, RETRY_FOR=0)
+        assert time.monotonic() - began < 25, "no thaw was retried for FREEZE_TIMEOUT"
+        assert done.returncode == 0, done.stderr
+        assert "may still be frozen" not in done.stderr
+        assert "(hint: permit guest-fsfreeze-freeze, " in done.stderr
+        assert node.report()["domains"][WEB]["consistency"] == "paused"
+        assert not held(node)
+        done = node.run("backup", WEB, FREEZE="required")
+        assert done.returncode == 3
+        assert not held(node)
+    _moves(node, lab)
+
+
+def test_an_agent_that_may_not_freeze_does_not_keep_the_record_of_a_killed_run(node: Node, lab: Lab) -> None:
+    with agent_without(lab, WEB, *FREEZING):
+        note = {
+            "uuid": lab.virsh("domuuid", WEB).strip(),
+            "name": WEB,
+            "hold": "freeze",
+            "uri": lab.libvirt_uri,
+        }
+        node.runtime_dir.mkdir(mode=0o700, exist_ok=True)
+        node.runtime_dir.chmod(0o700)
+        (node.runtime_dir / "held").mkdir()
+        (node.runtime_dir / f"held/{note['uuid']}.json").write_text(json.dumps(note))
+        done = node.run("cleanup")
+        assert done.returncode == 0, done.stderr
+        assert not held(node)
 
 
 def test_a_freeze_hook_that_takes_too_long_is_named_and_the_domain_is_paused(node: Node, lab: Lab) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from backup.errors import AlreadyFrozen, BackupError
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import thaw
@@ -152,6 +153,35 @@ def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
     node.web.frozen = True
     assert node.round() == 0
     assert not node.has_note
+
+
+REFUSED = HypervisorError("'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled", code=1)
+
+
+def test_a_thaw_that_an_agent_of_a_running_guest_refuses_is_none_to_retry(
+    node: Node, dead: ProcessId
+) -> None:
+    """An agent that refuses to thaw refuses to freeze too: the killed owner has frozen nothing."""
+    node.note(Method.FREEZE, dead, seconds=0.3)
+    node.web.thaw_error = REFUSED
+    assert node.round() == 1, "the freeze may still come, and not be refused"
+    wait_until(lambda: not node.round(), 10, "it cannot come any more")
+    assert not node.has_note
+    assert node.recorder.told(Level.ERROR) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AlreadyFrozen("another program has already frozen the guest"), HypervisorError("silent", code=86)],
+)
+def test_a_thaw_that_is_refused_although_the_guest_may_be_frozen_is_retried(
+    node: Node, dead: ProcessId, error: BackupError
+) -> None:
+    node.note(Method.FREEZE, dead, seconds=0)
+    node.web.thaw_error, node.web.probe_error = REFUSED, error
+    node.web.frozen = True
+    assert node.round() == 1
+    assert node.has_note
 
 
 def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, dead: ProcessId) -> None:
