@@ -16,7 +16,7 @@ from typing import Callable, Optional
 from .. import PROGRAM
 from ..errors import AlreadyFrozen, BackupError, CannotFreeze, DomainGone
 from ..hypervisor.connection import Hypervisor
-from ..hypervisor.connections import located
+from ..hypervisor.connections import running_at
 from ..hypervisor.errors import HypervisorError
 from ..hypervisor.guest_agent import is_silent
 from ..model import Domain, Level, State
@@ -92,6 +92,20 @@ class Thaw:
         self.gone = True
         return True
 
+    def undo_elsewhere(self, domain: Domain, unreachable: BackupError) -> None:
+        """Thaw or resume the domain that was found here while its own libvirt cannot be reached.
+
+        Raises `unreachable` unless it runs here, another BackupError if another attempt may succeed.
+        """
+        if not domain.state.active or domain.state is State.BUSY:
+            raise unreachable
+        # the agent of a frozen guest stays connected when it migrates: this one was started anew
+        if self.note.method is Method.PAUSE or domain.agent_connected:
+            try:
+                self._undo(self.hypervisor, domain.state, restarted=False)
+            except BackupError as error:
+                raise self.failure(error) from error
+
     def failure(self, error: BackupError) -> BackupError:
         """Return an attempt's error with its consequence for the guest."""
         if not isinstance(error, HypervisorError):
@@ -106,9 +120,7 @@ class Thaw:
     def _undo_elsewhere(self) -> bool:
         """Thaw or resume it at another libvirt of LIBVIRT_URI, if it runs there now. Raises DomainGone."""
         others = [uri for uri in self.settings.libvirt_uris if uri != self.hypervisor.uri]
-        if not others:
-            raise DomainGone("no other libvirt is known")
-        with located(self.note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
+        with running_at(self.note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
             return self._undo(hypervisor, domain.state, restarted=False)
 
     def _was_restarted(self) -> bool:
@@ -279,7 +291,11 @@ class Thaws:
 
     def _thaw(self, note: Note) -> bool:
         """Try once; return whether the guest runs, and the note is gone. Raises BackupError."""
-        with Hypervisor(note.uri, self.settings.libvirt_timeout) as hypervisor:
+        try:
+            own = Hypervisor(note.uri, self.settings.libvirt_timeout)
+        except HypervisorError as error:
+            return self._thaw_elsewhere(note, error)
+        with own as hypervisor:
             thaw = Thaw(note, hypervisor, self.settings)
             level = Level.WARNING
             done, state = ("thawed", "frozen") if note.method is Method.FREEZE else ("resumed", "paused")
@@ -296,6 +312,24 @@ class Thaws:
             self.notes.remove_unless_newer(note)
             self.reporter.message(level, note.name, text)
         return over
+
+    def _thaw_elsewhere(self, note: Note, unreachable: HypervisorError) -> bool:
+        """Try once where the domain runs now, as its own libvirt cannot be reached; return True.
+
+        Such as when its node has died, and the guest was started on another one. Raises BackupError, that it
+        cannot be reached if the domain runs nowhere else: it may still run there.
+        """
+        others = [uri for uri in self.settings.libvirt_uris if uri != note.uri]
+        try:
+            with running_at(note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
+                Thaw(note, hypervisor, self.settings).undo_elsewhere(domain, unreachable)
+                place = hypervisor.uri
+        except DomainGone:
+            raise unreachable from None
+        self.notes.remove_unless_newer(note)
+        text = f"the guest runs at {place} now, not frozen or paused; {note.uri} cannot be reached"
+        self.reporter.message(Level.WARNING, note.name, text)
+        return True
 
     def _report(self, note: Note, attempts: _Attempts) -> None:
         if attempts.error:

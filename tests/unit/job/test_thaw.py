@@ -194,6 +194,69 @@ def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, de
     assert (there.moves, node.has_note) == (True, False)
 
 
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_that_was_started_on_another_node_after_its_own_died_has_no_note_any_more(
+    node: Node, dead: ProcessId, method: Method, connected: bool
+) -> None:
+    """Whether its agent has started there, or not."""
+    node.note(method, dead)
+    del node.reachable[URI]
+    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1, agent_connected=connected), node.notes)
+    there.failing_thaws = 0 if connected else FOR_EVER
+    node.reachable[OTHER_URI] = there
+    assert node.round() == 0
+    assert not node.has_note
+    (warning,) = node.recorder.told(Level.WARNING)
+    assert warning.startswith(f"the guest runs at {OTHER_URI} now, ")
+
+
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_that_had_migrated_before_its_node_died_is_thawed_where_it_is(
+    node: Node, dead: ProcessId, method: Method
+) -> None:
+    node.note(method, dead)
+    del node.reachable[URI]
+    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.notes)
+    there.frozen, there.paused = method is Method.FREEZE, method is Method.PAUSE
+    there.failing_thaws = there.failing_resumes = 1
+    node.reachable[OTHER_URI] = there
+    assert node.round() == 1, "it may be frozen there"
+    wait_until(lambda: not node.round(), 10, "it was thawed")
+    assert there.moves
+    assert not node.has_note
+
+
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED, State.ELSEWHERE, State.BUSY, None])
+def test_a_guest_whose_node_cannot_be_reached_may_still_be_frozen_there_unless_it_runs_elsewhere(
+    node: Node, dead: ProcessId, state: State | None
+) -> None:
+    """Another node may define it too, or not know it, or be its migration's destination."""
+    node.note(Method.FREEZE, dead, seconds=0)
+    del node.reachable[URI]
+    other = domain("web" if state else "db", UUID if state else OTHER_UUID, uri=OTHER_URI)
+    there = PaperHypervisor(replace(other, state=state or State.RUNNING), node.notes)
+    node.reachable[OTHER_URI] = there
+    assert node.round() == 1
+    assert node.has_note
+
+
+def test_another_node_that_cannot_be_reached_does_not_hide_where_the_guest_is_now(
+    tmp_path: Path, node: Node, dead: ProcessId
+) -> None:
+    """One defines it, one cannot be reached, and one runs it, frozen."""
+    uris = [URI, "qemu+ssh://node3/system", OTHER_URI, "qemu+ssh://node4/system"]
+    chosen = settings(runtime_dir=str(tmp_path), freeze_timeout=30, libvirt_uri=uris)
+    node.thaws = Thaws(chosen, node.recorder)
+    node.note(Method.FREEZE, dead)
+    node.web.listed = domain(state=State.ELSEWHERE)
+    node.reachable[OTHER_URI] = PaperHypervisor(domain(state=State.SHUT_OFF, uri=OTHER_URI), node.notes)
+    there = node.reachable[uris[3]] = PaperHypervisor(domain(uri=uris[3], instance=1), node.notes)
+    there.frozen = True
+    assert node.round() == 0
+    assert (there.moves, node.has_note) == (True, False)
+
+
 def test_a_guest_that_migrated_out_of_reach_is_reported_once_and_its_note_removed(
     node: Node, dead: ProcessId
 ) -> None:
