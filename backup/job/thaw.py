@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Callable, Optional
 
 from .. import PROGRAM
-from ..errors import AlreadyFrozen, BackupError, CannotFreeze, DomainGone
+from ..errors import AlreadyFrozen, BackupError, CannotFreeze, DomainGone, reason
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import running_at
 from ..hypervisor.errors import HypervisorError
@@ -215,10 +216,28 @@ class Thaws:
     def round(self, chosen: Callable[[Note], bool]) -> int:
         """Try each chosen note that is due; return how many of them are left."""
         left = 0
-        for note in [note for note in self.notes.all() if chosen(note)]:
+        for note in self._chosen(chosen):
             with self._lock:
                 left += not self._attempted(note)
         return left
+
+    def _chosen(self, chosen: Callable[[Note], bool]) -> Sequence[Note]:
+        """Return the chosen notes, and those of which a bug keeps that from being known."""
+        found = []
+        for note in self.notes.all():
+            try:
+                if chosen(note):
+                    found.append(note)
+            except Exception:  # it must not keep the others from being thawed, nor this one
+                self._report_bug(note, self._attempts_of(note))
+                found.append(note)
+        return found
+
+    def _report_bug(self, note: Note, attempts: _Attempts) -> None:
+        if time.monotonic() <= attempts.reported + REPORT_AGAIN:
+            return
+        attempts.reported = time.monotonic()
+        self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
 
     def enforce(self, margin: float = 0) -> None:
         """Thaw and resume guests that are overdue by so many seconds, or whose owner is dead.
@@ -230,14 +249,22 @@ class Thaws:
         def is_due(note: Note) -> bool:
             overdue = note.overdue(margin)
             if overdue and note.owner and note.owned and not note.releasing:
-                self.killed.add(note.uuid)
-                kill(note.owner)
-                seconds = self.settings.freeze_timeout
-                text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): killed"
-                self.reporter.message(Level.ERROR, note.name, text)
+                self._kill(note, note.owner)
             return overdue or not note.owned
 
         self.round(is_due)
+
+    def _kill(self, note: Note, owner: ProcessId) -> None:
+        seconds = self.settings.freeze_timeout
+        text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): "
+        self.killed.add(note.uuid)
+        try:
+            kill(owner)
+        except OSError as error:  # its guest is thawed all the same
+            text += f"cannot kill process {owner.pid}: {reason(error)}"
+        else:
+            text += "killed"
+        self.reporter.message(Level.ERROR, note.name, text)
 
     def thaw_within(
         self, chosen: Callable[[Note], bool], seconds: float, check_stop: Callable[[], None] = lambda: None
@@ -251,7 +278,7 @@ class Thaws:
             time.sleep(FIRST_PAUSE)
         if left:
             with self._lock:
-                for note in filter(chosen, self.notes.all()):
+                for note in self._chosen(chosen):
                     self._report(note, self._attempts_of(note))
         return left
 
@@ -275,7 +302,7 @@ class Thaws:
         except TimeoutError:
             return False  # it goes on
         except Exception:  # a bug, or no memory, must not end the guard or the watchdog
-            self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
+            self._report_bug(note, attempts)
             attempts.due, over = time.monotonic() + LAST_PAUSE, False
         else:
             attempts.due = time.monotonic() + CHECK_AGAIN

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
@@ -309,6 +313,80 @@ def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Process
     wait_for_its_turn()
     node.thaws.enforce()
     assert (is_running(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
+
+
+REFUSED_CALLS = [OSError(errno.ENOSYS, "Function not implemented"), OSError(errno.EPERM, "Not permitted")]
+
+
+@pytest.mark.parametrize("error", [*REFUSED_CALLS, OSError(errno.EMFILE, "Too many"), AttributeError("none")])
+@pytest.mark.parametrize("call", [(os, "pidfd_open"), (signal, "pidfd_send_signal")], ids=["open", "send"])
+def test_an_owner_is_killed_where_a_container_refuses_to_open_processes(
+    node: Node,
+    alive: ProcessId,
+    monkeypatch: pytest.MonkeyPatch,
+    call: tuple[object, str],
+    error: Exception,
+) -> None:
+    monkeypatch.setattr(*call, refusing(error))
+    os.kill(alive.pid, signal.SIGSTOP)
+    node.note(Method.FREEZE, alive, seconds=0)
+    node.web.frozen = True
+    node.thaws.enforce()
+    assert (is_running(alive), node.web.moves, node.has_note) == (False, True, False)
+    other = ProcessId(os.getpid(), process_id(os.getpid()).began - 1)
+    kill(other)  # this process has its PID now
+
+
+def refusing(error: Exception) -> Callable[..., object]:
+    def refuse(*_: object, **__: object) -> object:
+        raise error
+
+    return refuse
+
+
+def test_an_owner_that_cannot_be_killed_is_reported_and_its_guest_thawed(
+    node: Node, alive: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Method.FREEZE, alive, seconds=0)
+    node.web.frozen = True
+    with monkeypatch.context() as patch:
+        for name in ("pidfd_open", "kill"):
+            patch.setattr(os, name, refusing(OSError(errno.EPERM, "Operation not permitted")))
+        node.thaws.enforce()
+    assert (node.web.moves, node.has_note) == (True, False)
+    assert f"cannot kill process {alive.pid}: operation not permitted" in node.recorder.told(Level.ERROR)[0]
+
+
+def test_a_bug_with_one_note_keeps_no_other_guest_from_being_thawed(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Method.PAUSE, dead)
+    db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.notes)
+    node.reachable[OTHER_URI] = db
+    node.notes._put(replace(node.notes.write(db.listed, Method.PAUSE), owner=dead))
+    node.web.paused = db.paused = True
+    overdue = Note.overdue
+
+    def fails_for_web(note: Note, seconds: float = 0) -> bool:
+        return bool(1 / 0) if note.name == "web" else overdue(note, seconds)
+
+    monkeypatch.setattr(Note, "overdue", fails_for_web)
+    for _ in range(3):
+        node.thaws.enforce()
+    assert (node.web.moves, db.moves) == (True, True)
+    (error,) = [text for text in node.recorder.told(Level.ERROR) if "ZeroDivisionError" in text]
+    assert "cannot thaw or resume" in error
+
+
+@pytest.mark.parametrize(
+    "wrong", ['"until": "soon"', '"owner": [1]', '"owner": "x"', '"owner": 1', '"instance": null']
+)
+def test_a_note_of_a_wrong_type_is_one_that_cannot_be_read(node: Node, wrong: str) -> None:
+    (node.directory / "held").mkdir()
+    text = f'{{"uuid": "{UUID}", "name": "web", "hold": "freeze", "uri": "{URI}", {wrong}}}'
+    (node.directory / f"held/{UUID}.json").write_text(text)
+    node.thaws.enforce()
+    assert len(node.notes.unreadable()) == 1
 
 
 def test_a_guest_whose_owner_is_dead_is_resumed_at_once(node: Node, dead: ProcessId) -> None:
