@@ -108,12 +108,19 @@ class Quiescer:
 
     @contextmanager
     def _unchanged(self, domain: Domain, state: State) -> Iterator[Quiesced]:
-        """Leave a domain alone that does not run; if its state changes, it is only crash-consistent."""
+        """Leave a domain alone that does not run; if its state changes, it is only crash-consistent.
+
+        Raises FreezeFailed then if a freeze is required: a retry can freeze it.
+        """
         quiesced = self._not_quiesced(NOT_RUNNING[state])
         yield quiesced
         if self.hypervisor.state(domain.uuid) is not state:
             quiesced.consistency = Consistency.CRASH
             message = f"the domain did not stay {state.value} while its snapshots were made"
+            if self.settings.freeze == "required":
+                failed = FreezeFailed(message)
+                failed.transient = True  # whether it has an agent is known once it runs
+                raise failed
             self.reporter.message(Level.WARNING, domain.name, message)
 
     def _quiesce(self, domain: Domain, stack: ExitStack) -> Quiesced:

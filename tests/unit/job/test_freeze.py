@@ -415,6 +415,33 @@ def test_a_domain_that_does_not_run_is_left_unchanged(
     assert guest.hypervisor.asked == []
 
 
+@pytest.mark.parametrize("now", [State.RUNNING, State.BUSY, State.SHUT_OFF, State.PAUSED])
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED, State.PAUSED, State.SUSPENDED, State.CRASHED])
+def test_a_required_freeze_fails_where_the_domain_started_while_its_snapshots_were_made(
+    tmp_path: Path, state: State, now: State
+) -> None:
+    if now is state:
+        return
+    guest = guest_of(domain(state=state, agent_connected=False, agent_channel=False), tmp_path)
+    message = f"the domain did not stay {state.value} while its snapshots were made"
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze="required"):
+        guest.hypervisor.listed = domain(state=now)
+    assert caught.value.transient, "a retry freezes it"
+    guest.assert_runs()
+    guest.hypervisor.listed = domain(state=state)
+    with guest.quiesced(freeze="auto") as quiesced:
+        guest.hypervisor.listed = domain(state=now)
+    assert quiesced.consistency is Consistency.CRASH
+    assert guest.recorder.told(Level.WARNING) == [message]
+
+
+def test_the_error_of_the_snapshots_survives_a_domain_that_started_meanwhile(tmp_path: Path) -> None:
+    guest = guest_of(domain(state=State.SHUT_OFF), tmp_path)
+    with raises("no snapshots", Failure), guest.quiesced(freeze="required"):
+        guest.hypervisor.listed = domain()
+        raise Failure("no snapshots")
+
+
 def test_a_guest_that_another_program_has_thawed_is_only_crash_consistent(guest: Guest) -> None:
     with guest.quiesced() as quiesced:
         guest.hypervisor.frozen = False
