@@ -321,9 +321,11 @@ def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -
 
 def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Thaw guests and remove leftovers of interrupted runs."""
-    from backup.run.cleanup import clean_node
+    from backup.run.cleanup import clean_node, thaw_node
 
     with _displayed(arguments, settings, console) as (display, stop):
+        if arguments.thaw:
+            return FAILED if thaw_node(settings, display, stop) else SUCCESS
         output = outputs.readable(settings)
         return FAILED if clean_node(settings, display, stop, arguments.all, output) else SUCCESS
 

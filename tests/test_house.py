@@ -130,7 +130,7 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
     for unit in (ROOT / "res").glob("*.timer"):
         (tmp_path / unit.name).write_text(unit.read_text())
     units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 4
+    assert len(units) == 5
     assert _verified(units) == ""
     drop_in = tmp_path / "virt-rbd-backup.service.d"
     drop_in.mkdir()
@@ -147,8 +147,9 @@ def test_the_service_is_locked_in(tmp_path: Path, drop_in: str) -> None:
     assert _exposure(service) <= 3.0
 
 
-def test_the_drill_is_locked_in() -> None:
-    assert _exposure(str(ROOT / "res/virt-rbd-backup-drill.service")) <= 3.0
+@pytest.mark.parametrize("kind", ["drill", "thaw"])
+def test_the_other_services_are_locked_in(kind: str) -> None:
+    assert _exposure(str(ROOT / f"res/virt-rbd-backup-{kind}.service")) <= 3.0
 
 
 def _exposure(service: str) -> float:

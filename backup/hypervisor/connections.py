@@ -93,6 +93,26 @@ def located(
     raise (unknown or errors)[0]
 
 
+@contextmanager
+def running_at(uuid: str, uris: Sequence[str], timeout: int) -> Iterator[tuple[Hypervisor, Domain]]:
+    """Find the libvirt among `uris` where a domain runs; where it runs nowhere, one that defines it.
+
+    One that cannot be reached does not keep the others from being asked. Raises DomainGone if no libvirt has
+    it, another BackupError if one of them could not be asked and it runs at no other.
+    """
+    with ExitStack() as stack:
+        found = [_found(stack, uri, uuid, timeout, never_stop) for uri in uris]
+        there = [one for one in found if not isinstance(one, BackupError)]
+        running = [one for one in there if one[1].state.active]
+        errors = [one for one in found if isinstance(one, BackupError)]
+        unknown = [one for one in errors if not isinstance(one, DomainGone)]
+        if not running and unknown:
+            raise unknown[0]
+        if not there:
+            raise DomainGone("no other libvirt has the domain")
+        yield (running or there)[0]
+
+
 def _found(
     stack: ExitStack, uri: str, uuid: str, timeout: int, check_stop: CheckStop
 ) -> Union[tuple[Hypervisor, Domain], BackupError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,26 @@ DISCONNECTED = {
     libvirt.VIR_ERR_INTERNAL_ERROR,
 }
 
+# Codes of a command that libvirt's driver does not have, or does not permit this client.
+NOT_CARRIED_OUT = {
+    libvirt.VIR_ERR_NO_SUPPORT,
+    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+    libvirt.VIR_ERR_OPERATION_UNSUPPORTED,
+    libvirt.VIR_ERR_OPERATION_DENIED,
+    libvirt.VIR_ERR_ACCESS_DENIED,
+}
+
+# Texts with which a guest agent (qemu-ga, which is not translated) refuses a command instead of carrying it
+# out; libvirt gives all errors of an agent the same code. The command is blocked (--block-rpcs), or was not
+# built in, or Windows lacks VSS.
+AGENT_REFUSES = re.compile(
+    r"command (\S+ )?has (not been found|been disabled)"
+    r"|this feature or command is not currently supported"
+    r"|VSS failed to initialize",
+    re.IGNORECASE,
+)
+
 
 class HypervisorError(BackupError):
     """libvirt refused or did not answer. `code` is libvirt's error code (virErrorNumber)."""
@@ -26,6 +47,11 @@ class HypervisorError(BackupError):
         super().__init__(message, hint)
         self.code = code
         self.transient = code in DISCONNECTED
+
+    @property
+    def refused(self) -> bool:
+        """Whether libvirt or the guest agent refused the command as such, so that nothing was carried out."""
+        return self.code in NOT_CARRIED_OUT or bool(AGENT_REFUSES.search(self.message))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
@@ -36,6 +36,11 @@ NOT_RUNNING = {
     State.CRASHED: Consistency.CRASH,
 }
 
+REFUSED_HINT = (
+    "permit guest-fsfreeze-freeze, -status and -thaw in the configuration of the guest's qemu-ga (Windows: is"
+    ' VSS active?), or set freeze="never" in the domain\'s metadata'
+)
+
 FIRST_RETRY = 0.2  # seconds until a failed thaw or resume is retried; doubled up to the last
 LAST_RETRY = 2.0
 
@@ -51,6 +56,7 @@ class Quiesced:
     seconds: float = 0.0
     thawed: int = 0  # file systems that were frozen until the thaw
     unanswered: bool = False  # whether the freeze or pause got no answer, and may still happen
+    refused: bool = False  # whether the freeze or pause was refused as such: it has changed nothing
 
     @property
     def seconds_left(self) -> float:
@@ -102,12 +108,19 @@ class Quiescer:
 
     @contextmanager
     def _unchanged(self, domain: Domain, state: State) -> Iterator[Quiesced]:
-        """Leave a domain alone that does not run; if its state changes, it is only crash-consistent."""
+        """Leave a domain alone that does not run; if its state changes, it is only crash-consistent.
+
+        Raises FreezeFailed then if a freeze is required: a retry can freeze it.
+        """
         quiesced = self._not_quiesced(NOT_RUNNING[state])
         yield quiesced
         if self.hypervisor.state(domain.uuid) is not state:
             quiesced.consistency = Consistency.CRASH
             message = f"the domain did not stay {state.value} while its snapshots were made"
+            if self.settings.freeze == "required":
+                failed = FreezeFailed(message)
+                failed.transient = True  # whether it has an agent is known once it runs
+                raise failed
             self.reporter.message(Level.WARNING, domain.name, message)
 
     def _quiesce(self, domain: Domain, stack: ExitStack) -> Quiesced:
@@ -185,8 +198,12 @@ class Quiescer:
         self._current_state(domain)
         with self._undone_afterwards(domain, Method.FREEZE, Consistency.FILESYSTEM) as quiesced:
             try:
-                count = self.hypervisor.freeze(domain, agent_timeout(self.settings), *mountpoints)
+                with _refusal_recorded(quiesced):
+                    count = self.hypervisor.freeze(domain, agent_timeout(self.settings), *mountpoints)
             except HypervisorError as error:
+                if error.refused:
+                    self._require_not_frozen(domain)
+                    raise CannotFreeze(error.message, REFUSED_HINT) from error
                 raise FreezeFailed(error.message, self._freeze_hint(error)) from error
             if count == 0:
                 hint = "is a file system that supports freezing mounted in the guest?"
@@ -207,7 +224,8 @@ class Quiescer:
                 yield quiesced
             return
         with self._undone_afterwards(domain, Method.PAUSE, Consistency.PAUSED) as quiesced:
-            self.hypervisor.pause(domain)
+            with _refusal_recorded(quiesced):
+                self.hypervisor.pause(domain)
             yield quiesced
 
     def _current_state(self, domain: Domain) -> State:
@@ -228,23 +246,26 @@ class Quiescer:
 
         def undo() -> None:
             self.notes.mark_releasing(note, agent_timeout(self.settings) + GRACE)
-            quiesced.thawed = self._undo(note, quiesced.unanswered)
+            quiesced.thawed = self._undo(note, quiesced)
             quiesced.seconds = time.monotonic() - quiesced.started
 
         with undone_by(undo, self.reporter, domain.name):
             try:
                 yield quiesced
             except BackupError as error:
-                quiesced.unanswered = _unanswered(error)
+                quiesced.unanswered = any(isinstance(one, TimeoutError) for one in _causes(error))
                 raise
 
-    def _undo(self, note: Note, unanswered: bool) -> int:
+    def _undo(self, note: Note, quiesced: Quiesced) -> int:
         """Thaw or resume a domain, with retries for FREEZE_TIMEOUT seconds, then remove its note.
 
         Returns how many file systems were frozen until now. A domain that is gone or shut off needs no
         thaw. Raises BackupError if it may still be frozen or paused: its note stays, and main retries.
         """
-        thaw = Thaw(note, self.hypervisor, self.settings, unanswered)
+        if quiesced.refused:  # who refuses to freeze or pause may refuse to thaw or resume, for ever
+            self.notes.remove(note.uuid)
+            return 0
+        thaw = Thaw(note, self.hypervisor, self.settings, quiesced.unanswered)
         deadline = time.monotonic() + self.settings.freeze_timeout
         pause = FIRST_RETRY
         while True:
@@ -263,6 +284,14 @@ class Quiescer:
         if thaw.gone:
             self.reporter.message(Level.ERROR, note.name, gone_while_quiesced(note))
         return thaw.thawed
+
+    def _require_not_frozen(self, domain: Domain) -> None:
+        """Raise AlreadyFrozen if another program has frozen the guest since the probe.
+
+        The agent of a frozen guest refuses to freeze in the same words as one that blocks the command.
+        """
+        with suppress(HypervisorError, CannotFreeze):
+            self.hypervisor.probe_agent(domain, agent_timeout(self.settings), self.check_stop)
 
     def _freeze_hint(self, error: HypervisorError) -> str:
         """Return the likely cause of a freeze that failed although the agent had just answered."""
@@ -292,8 +321,18 @@ class Quiescer:
         return partial
 
 
-def _unanswered(error: BaseException | None) -> bool:
-    """Return whether the error comes from a call that timed out, and may still be carried out."""
-    while error and not isinstance(error, TimeoutError):
+@contextmanager
+def _refusal_recorded(quiesced: Quiesced) -> Iterator[None]:
+    """Record that the freeze or pause in the block was refused as such."""
+    try:
+        yield
+    except HypervisorError as error:
+        quiesced.refused = error.refused
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Give the error and all that caused it. With a TimeoutError, a call may still be carried out."""
+    while error:
+        yield error
         error = error.__cause__
-    return error is not None

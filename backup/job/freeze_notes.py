@@ -147,13 +147,13 @@ def _to_json(note: Note) -> dict[str, Any]:
 def _from_json(fields: dict[str, Any]) -> Note:
     owner = fields.get("owner")  # older versions write fewer fields
     return Note(
-        uuid=fields["uuid"],
-        name=fields["name"],
+        uuid=str(fields["uuid"]),
+        name=str(fields["name"]),
         method=Method(fields["hold"]),
-        uri=fields["uri"],
-        instance=fields.get("instance", -1),
-        owner=ProcessId(*owner) if owner else None,
-        until=fields.get("until", 0.0),
-        releasing=fields.get("releasing", False),
-        possible=fields.get("possible", 0.0),
+        uri=str(fields["uri"]),
+        instance=int(fields.get("instance", -1)),
+        owner=ProcessId(*map(int, owner)) if owner else None,
+        until=float(fields.get("until", 0.0)),
+        releasing=bool(fields.get("releasing", False)),
+        possible=float(fields.get("possible", 0.0)),
     )

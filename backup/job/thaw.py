@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ from functools import partial
 from typing import Callable, Optional
 
 from .. import PROGRAM
-from ..errors import BackupError, DomainGone
+from ..errors import AlreadyFrozen, BackupError, CannotFreeze, DomainGone, reason
 from ..hypervisor.connection import Hypervisor
-from ..hypervisor.connections import located
+from ..hypervisor.connections import running_at
 from ..hypervisor.errors import HypervisorError
 from ..hypervisor.guest_agent import is_silent
 from ..model import Domain, Level, State
@@ -92,6 +93,20 @@ class Thaw:
         self.gone = True
         return True
 
+    def undo_elsewhere(self, domain: Domain, unreachable: BackupError) -> None:
+        """Thaw or resume the domain that was found here while its own libvirt cannot be reached.
+
+        Raises `unreachable` unless it runs here, another BackupError if another attempt may succeed.
+        """
+        if not domain.state.active or domain.state is State.BUSY:
+            raise unreachable
+        # the agent of a frozen guest stays connected when it migrates: this one was started anew
+        if self.note.method is Method.PAUSE or domain.agent_connected:
+            try:
+                self._undo(self.hypervisor, domain.state, restarted=False)
+            except BackupError as error:
+                raise self.failure(error) from error
+
     def failure(self, error: BackupError) -> BackupError:
         """Return an attempt's error with its consequence for the guest."""
         if not isinstance(error, HypervisorError):
@@ -106,9 +121,7 @@ class Thaw:
     def _undo_elsewhere(self) -> bool:
         """Thaw or resume it at another libvirt of LIBVIRT_URI, if it runs there now. Raises DomainGone."""
         others = [uri for uri in self.settings.libvirt_uris if uri != self.hypervisor.uri]
-        if not others:
-            raise DomainGone("no other libvirt is known")
-        with located(self.note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
+        with running_at(self.note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
             return self._undo(hypervisor, domain.state, restarted=False)
 
     def _was_restarted(self) -> bool:
@@ -129,12 +142,26 @@ class Thaw:
             return restarted or state is State.PAUSED or self._is_final
         try:
             self.thawed += hypervisor.thaw(self._domain, agent_timeout(self.settings))
-        except HypervisorError:
+        except HypervisorError as error:
             if restarted:  # a guest saved while frozen, and restored, can be thawed
                 return True
             self._keep_here(hypervisor, state)
-            raise
+            if not (error.refused and self._is_thawed(hypervisor)):
+                raise
         return restarted or self.thawed > 0 or self._is_final
+
+    def _is_thawed(self, hypervisor: Hypervisor) -> bool:
+        """Return whether the guest's agent, which refuses to thaw, does what none does while it is frozen.
+
+        It refuses to freeze too, so that nothing was frozen; and it would never thaw anything.
+        """
+        try:
+            hypervisor.probe_agent(self._domain, agent_timeout(self.settings))
+        except CannotFreeze:
+            return True
+        except (AlreadyFrozen, HypervisorError):
+            return False
+        return True
 
     def _keep_here(self, hypervisor: Hypervisor, state: State) -> None:
         """Cancel a migration with which the guest would arrive frozen or paused at another node.
@@ -189,10 +216,28 @@ class Thaws:
     def round(self, chosen: Callable[[Note], bool]) -> int:
         """Try each chosen note that is due; return how many of them are left."""
         left = 0
-        for note in [note for note in self.notes.all() if chosen(note)]:
+        for note in self._chosen(chosen):
             with self._lock:
                 left += not self._attempted(note)
         return left
+
+    def _chosen(self, chosen: Callable[[Note], bool]) -> Sequence[Note]:
+        """Return the chosen notes, and those of which a bug keeps that from being known."""
+        found = []
+        for note in self.notes.all():
+            try:
+                if chosen(note):
+                    found.append(note)
+            except Exception:  # it must not keep the others from being thawed, nor this one
+                self._report_bug(note, self._attempts_of(note))
+                found.append(note)
+        return found
+
+    def _report_bug(self, note: Note, attempts: _Attempts) -> None:
+        if time.monotonic() <= attempts.reported + REPORT_AGAIN:
+            return
+        attempts.reported = time.monotonic()
+        self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
 
     def enforce(self, margin: float = 0) -> None:
         """Thaw and resume guests that are overdue by so many seconds, or whose owner is dead.
@@ -204,14 +249,22 @@ class Thaws:
         def is_due(note: Note) -> bool:
             overdue = note.overdue(margin)
             if overdue and note.owner and note.owned and not note.releasing:
-                self.killed.add(note.uuid)
-                kill(note.owner)
-                seconds = self.settings.freeze_timeout
-                text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): killed"
-                self.reporter.message(Level.ERROR, note.name, text)
+                self._kill(note, note.owner)
             return overdue or not note.owned
 
         self.round(is_due)
+
+    def _kill(self, note: Note, owner: ProcessId) -> None:
+        seconds = self.settings.freeze_timeout
+        text = f"its worker did not thaw or resume it within {seconds} s (FREEZE_TIMEOUT): "
+        self.killed.add(note.uuid)
+        try:
+            kill(owner)
+        except OSError as error:  # its guest is thawed all the same
+            text += f"cannot kill process {owner.pid}: {reason(error)}"
+        else:
+            text += "killed"
+        self.reporter.message(Level.ERROR, note.name, text)
 
     def thaw_within(
         self, chosen: Callable[[Note], bool], seconds: float, check_stop: Callable[[], None] = lambda: None
@@ -225,7 +278,7 @@ class Thaws:
             time.sleep(FIRST_PAUSE)
         if left:
             with self._lock:
-                for note in filter(chosen, self.notes.all()):
+                for note in self._chosen(chosen):
                     self._report(note, self._attempts_of(note))
         return left
 
@@ -249,7 +302,7 @@ class Thaws:
         except TimeoutError:
             return False  # it goes on
         except Exception:  # a bug, or no memory, must not end the guard or the watchdog
-            self.reporter.message(Level.ERROR, note.name, f"cannot thaw or resume: {traceback.format_exc()}")
+            self._report_bug(note, attempts)
             attempts.due, over = time.monotonic() + LAST_PAUSE, False
         else:
             attempts.due = time.monotonic() + CHECK_AGAIN
@@ -265,7 +318,11 @@ class Thaws:
 
     def _thaw(self, note: Note) -> bool:
         """Try once; return whether the guest runs, and the note is gone. Raises BackupError."""
-        with Hypervisor(note.uri, self.settings.libvirt_timeout) as hypervisor:
+        try:
+            own = Hypervisor(note.uri, self.settings.libvirt_timeout)
+        except HypervisorError as error:
+            return self._thaw_elsewhere(note, error)
+        with own as hypervisor:
             thaw = Thaw(note, hypervisor, self.settings)
             level = Level.WARNING
             done, state = ("thawed", "frozen") if note.method is Method.FREEZE else ("resumed", "paused")
@@ -282,6 +339,24 @@ class Thaws:
             self.notes.remove_unless_newer(note)
             self.reporter.message(level, note.name, text)
         return over
+
+    def _thaw_elsewhere(self, note: Note, unreachable: HypervisorError) -> bool:
+        """Try once where the domain runs now, as its own libvirt cannot be reached; return True.
+
+        Such as when its node has died, and the guest was started on another one. Raises BackupError, that it
+        cannot be reached if the domain runs nowhere else: it may still run there.
+        """
+        others = [uri for uri in self.settings.libvirt_uris if uri != note.uri]
+        try:
+            with running_at(note.uuid, others, self.settings.libvirt_timeout) as (hypervisor, domain):
+                Thaw(note, hypervisor, self.settings).undo_elsewhere(domain, unreachable)
+                place = hypervisor.uri
+        except DomainGone:
+            raise unreachable from None
+        self.notes.remove_unless_newer(note)
+        text = f"the guest runs at {place} now, not frozen or paused; {note.uri} cannot be reached"
+        self.reporter.message(Level.WARNING, note.name, text)
+        return True
 
     def _report(self, note: Note, attempts: _Attempts) -> None:
         if attempts.error:

@@ -22,6 +22,7 @@ from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import CLEANUP, lock_of
+from ..job.freeze_notes import FreezeNotes
 from ..job.leftovers import leftovers, remove_leftovers
 from ..job.thaw import thaw_guests
 from ..job_result import Phase
@@ -38,12 +39,13 @@ from ..system.parallel_calls import Calls
 from ..system.stop_request import StopRequest
 from ..system.time_limit import awaited
 from ..watch.node_lock import only_run
+from ..watch.watchdog import thaw_all
 from .drafts import remove_all_drafts
 
 AT_A_TIME = 16  # domains that are cleaned at the same time
 BY_HAND = 60.0  # seconds to try to thaw and resume the guests of interrupted runs
 SEARCH_IN_A_SERVICE = 60.0  # seconds to search all images: a timer's next run goes on
-IN_A_SERVICE = 200.0  # the same after a service's run: its watchdog ends with it, so this is the last try
+IN_A_SERVICE = 200.0  # the same after a service's run, which its watchdog ends with
 GRACE = 4  # seconds to release locks after a request to stop; a lock that is not released expires
 
 
@@ -81,6 +83,19 @@ def clean_node(
             if output:
                 cleaner.remove_orphans(domains, hypervisors, output)
     return failed
+
+
+def thaw_node(settings: Settings, reporter: RunReporter, stop: StopRequest) -> int:
+    """Thaw or resume the guests that interrupted runs left quiesced, until none is left.
+
+    Without the node's lock, so that no run is refused or delayed. Returns how many records cannot be read.
+    Raises the reason to stop.
+    """
+    thaw_all(settings, reporter, stop.check)
+    unreadable = FreezeNotes(settings.runtime_dir).unreadable()
+    for error in unreadable:
+        reporter.message(Level.ERROR, "", str(error))
+    return len(unreadable)
 
 
 @dataclass

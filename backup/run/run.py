@@ -39,6 +39,7 @@ from .drafts import remove_all_drafts
 from .incomplete_points import discard_of_dead, discard_own, incomplete, report_dead_locks
 from .list_domains import list_domains, ordered, skipped_domains
 from .retry import Retry
+from .still_quiesced import still_quiesced
 from .worker_pool import Pool
 
 STOP_POLL = 0.2  # seconds between two checks whether the run has to stop
@@ -64,6 +65,7 @@ class Run:
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     # Of this run and earlier ones: they must not count.
     _failed_points: set[PointId] = field(default_factory=set, init=False)
+    _still_quiesced: list[str] = field(default_factory=list, init=False)  # errors at the end
 
     @property
     def _hooks(self) -> Hooks:
@@ -85,10 +87,16 @@ class Run:
             try:
                 self._hooks.run(When.BEFORE_RUN, {}, self.stop.check)
                 result = self._backed_up(names, verify)
-            except BaseException:  # whatever it was, after-run undoes the work of before-run
+            except BaseException as error:  # whatever it was, after-run undoes the work of before-run
+                if isinstance(error, BackupError):
+                    self._thaw_at_the_end()
                 self._after_run(replace(self._result(()), nothing_done=True))
                 raise
-            return self._after_run(result)
+            self._thaw_at_the_end()  # no hook runs meanwhile
+            return self._after_run(replace(result, errors=[*result.errors, *self._still_quiesced]))
+
+    def _thaw_at_the_end(self) -> None:
+        self._still_quiesced.extend(still_quiesced(self.settings, self.reporter, self.stop))
 
     def _after_run(self, result: RunResult) -> RunResult:
         """Run the after-run hooks; return the result with their failure, if any."""
@@ -209,7 +217,8 @@ class Run:
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Return the result of a run that this error ended before any job."""
-        return replace(self._result(()), nothing_done=True, named=tuple(names), errors=(error.message,))
+        errors = (error.message, *self._still_quiesced)
+        return replace(self._result(()), nothing_done=True, named=tuple(names), errors=errors)
 
     def _result(self, results: Sequence[JobResult]) -> RunResult:
         """Return the run's result so far."""

@@ -62,11 +62,16 @@ def is_running(process: ProcessId) -> bool:
 def kill(process: ProcessId) -> None:
     """Kill this very process if it runs, even if it is stopped, and wait for its end.
 
-    In an uninterruptible sleep it may survive for a while, but executes nothing more.
+    In an uninterruptible sleep it may survive for a while, but executes nothing more. Raises OSError if this
+    is not permitted.
     """
     try:
         descriptor = os.pidfd_open(process.pid)  # refers to this process even if the PID is reused
     except ProcessLookupError:
+        return
+    except (OSError, AttributeError):
+        # refused, such as by a container's filter of system calls; out of files; or a Python built without it
+        _kill_by_pid(process)
         return
     try:
         if is_running(process):
@@ -76,8 +81,20 @@ def kill(process: ProcessId) -> None:
             ended.poll(DYING * 1000)
     except ProcessLookupError:
         return
+    except (OSError, AttributeError):
+        _kill_by_pid(process)
     finally:
         os.close(descriptor)
+
+
+def _kill_by_pid(process: ProcessId) -> None:
+    """Kill it without a descriptor: another process could only have its PID since the check just before."""
+    deadline = time.monotonic() + DYING
+    if is_running(process):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    while is_running(process) and time.monotonic() < deadline:
+        time.sleep(POLL)
 
 
 def pid_in_use(pid: int) -> bool:

@@ -277,7 +277,13 @@ def _cleanup(add: AddCommand) -> None:
             "--all": "clean up after OUTPUT was changed from restic_incremental",
         },
     )
-    command.add_argument(
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
+        "--thaw",
+        action="store_true",
+        help="only thaw guests, until none may be frozen any more, as virt-rbd-backup-thaw.service does",
+    )
+    what.add_argument(
         "--all",
         action="store_true",
         help="also remove the base snapshots of restic_incremental: each domain's next backup is a full read",

@@ -25,6 +25,7 @@ from ..system.child_records import end_orphans
 from ..system.process import SPAWN, signals_blocked
 from ..system.process_group import ProcessId, is_running, process_id
 from ..system.process_title import set_title
+from ..system.time_limit import CheckStop
 from .background_reporter import BackgroundReporter, bugs_reported
 from .node_lock import as_watchdog
 
@@ -173,7 +174,7 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
                 thaws.enforce(MARGIN)
         orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
         orphans.start()  # in parallel: the thaw must not wait
-        _thaw_all(thaws, settings, newest, aside)
+        _thaw_all(thaws, settings, newest.is_this, aside)
         newest.unregister()
         orphans.join()
 
@@ -188,25 +189,38 @@ def _others_ended(lifeline: Connection) -> bool:
     return False
 
 
-def _thaw_all(thaws: Thaws, settings: Settings, newest: _Newest, reporter: Reporter) -> None:
-    """Thaw the guests of all notes while no run is active, until a newer run's watchdog takes over.
+def thaw_all(settings: Settings, reporter: Reporter, check_stop: CheckStop) -> None:
+    """Thaw and resume the guests of all notes, until none is left; only while no run is active.
+
+    A watchdog may do the same at the same time. Raises the reason to stop.
+    """
+
+    def goes_on() -> bool:
+        check_stop()
+        return True
+
+    _thaw_all(Thaws(settings, reporter), settings, goes_on, reporter)
+
+
+def _thaw_all(thaws: Thaws, settings: Settings, goes_on: Callable[[], bool], reporter: Reporter) -> None:
+    """Thaw the guests of all notes while no run is active, as long as it goes on.
 
     The lock may still be held by a process that is being killed: its files are closed one after the other.
     """
     pause = FIRST_PAUSE
-    while FreezeNotes(settings.runtime_dir).all() and newest.is_this():
+    while FreezeNotes(settings.runtime_dir).all() and goes_on():
         with bugs_reported(reporter), as_watchdog(settings.runtime_dir) as locked:
             if locked:
                 thaws.round(_any)
-        _pause(pause, settings, newest)
+        _pause(pause, settings, goes_on)
         pause = min(2 * pause, LAST_PAUSE)
 
 
-def _pause(seconds: float, settings: Settings, newest: _Newest) -> None:
+def _pause(seconds: float, settings: Settings, goes_on: Callable[[], bool]) -> None:
     """Wait, but not longer than there are notes to deal with."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if not (FreezeNotes(settings.runtime_dir).all() and newest.is_this()):
+        if not (FreezeNotes(settings.runtime_dir).all() and goes_on()):
             return
         time.sleep(min(left, POLL))
 

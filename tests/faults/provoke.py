@@ -77,6 +77,25 @@ def kill_agent(lab: Lab, name: str, seconds: int, when: str = "") -> None:
 
 
 @contextmanager
+def agent_without(lab: Lab, name: str, *commands: str) -> Iterator[None]:
+    """Have the guest's agent refuse these commands during the block."""
+    again = f"kill -9 {AGENT}; sleep 1; $(cat /run/agent)"
+    in_guest(
+        lab,
+        name,
+        f"tr '\\0' ' ' </proc/{AGENT}/cmdline >/run/agent; {again} --block-rpcs={','.join(commands)}",
+    )
+    time.sleep(3)
+    wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+    try:
+        yield
+    finally:
+        in_guest(lab, name, again)
+        time.sleep(3)
+        wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+
+
+@contextmanager
 def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
     """Have the guest agent run lines of shell at the moment "freeze" or "thaw", during the block."""
     done_in_guest(lab, name, f"cat >/run/on-{moment} <<'EOF'\n{lines}\nEOF")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,7 @@ from tests.faults.provoke import (
     AGENT,
     ONCE_FROZEN,
     agent_hook,
+    agent_without,
     done_in_guest,
     freeze_status,
     frozen,
@@ -77,6 +80,42 @@ def test_a_freeze_that_fails_gets_the_domain_paused(node: Node, lab: Lab) -> Non
         _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems")
 
 
+FREEZING = tuple(f"guest-fsfreeze-{command}" for command in ("status", "freeze", "freeze-list", "thaw"))
+
+
+def test_an_agent_that_may_not_freeze_gets_its_domain_paused_and_nothing_stays(node: Node, lab: Lab) -> None:
+    with agent_without(lab, WEB, *FREEZING):
+        began = time.monotonic()
+        done = node.run("backup", WEB, RETRY_FOR=0)
+        assert time.monotonic() - began < 25, "no thaw was retried for FREEZE_TIMEOUT"
+        assert done.returncode == 0, done.stderr
+        assert "may still be frozen" not in done.stderr
+        assert "(hint: permit guest-fsfreeze-freeze, " in done.stderr
+        assert node.report()["domains"][WEB]["consistency"] == "paused"
+        assert not held(node)
+        done = node.run("backup", WEB, FREEZE="required")
+        assert done.returncode == 3
+        assert not held(node)
+    _moves(node, lab)
+
+
+def test_an_agent_that_may_not_freeze_does_not_keep_the_record_of_a_killed_run(node: Node, lab: Lab) -> None:
+    with agent_without(lab, WEB, *FREEZING):
+        note = {
+            "uuid": lab.virsh("domuuid", WEB).strip(),
+            "name": WEB,
+            "hold": "freeze",
+            "uri": lab.libvirt_uri,
+        }
+        node.runtime_dir.mkdir(mode=0o700, exist_ok=True)
+        node.runtime_dir.chmod(0o700)
+        (node.runtime_dir / "held").mkdir()
+        (node.runtime_dir / f"held/{note['uuid']}.json").write_text(json.dumps(note))
+        done = node.run("cleanup")
+        assert done.returncode == 0, done.stderr
+        assert not held(node)
+
+
 def test_a_freeze_hook_that_takes_too_long_is_named_and_the_domain_is_paused(node: Node, lab: Lab) -> None:
     with agent_hook(lab, WEB, "freeze", "sleep 6"):
         _saved(node, lab, "paused", "not frozen: cannot freeze the guest's file systems", FREEZE_TIMEOUT=9)
@@ -96,7 +135,9 @@ def test_a_freeze_hook_that_outlasts_the_thaw_costs_the_domain_a_retry_without_a
 def test_a_freeze_hook_that_hangs_leaves_no_guest_frozen(node: Node, lab: Lab) -> None:
     with agent_hook(lab, WEB, "freeze", "sleep 45"):  # longer than the run: for ever
         done = node.run("backup", WEB, FREEZE_TIMEOUT=3)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 3, done.stderr
+        assert node.report()["errors"] == ["web01: the guest may still be frozen after the run"]
+        assert node.report()["domains"][WEB]["status"] == "saved"
         assert "a freeze hook in the guest probably takes longer than 1 s, or hangs" in done.stderr
         assert node.report()["domains"][WEB]["consistency"] == "crash"
         wait_until(lambda: not held(node), 90, "the watchdog has thawed it")

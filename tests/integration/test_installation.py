@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.node import Node
+from tests.faults.provoke import agent_hook, freeze_status
+from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.machine import Machine, machine
 from tests.lab.sample import ARCHIVE, WEB
@@ -73,6 +74,34 @@ def saved(node: Node) -> dict[str, str]:
     """Give the consistency of each domain that the last run has saved."""
     domains = node.report()["domains"].values()
     return {one["name"]: one["consistency"] for one in domains if one["status"] == "saved"}
+
+
+def test_a_guest_that_the_service_could_not_thaw_is_thawed_after_its_end(
+    booted: Machine, node: Node, lab: Lab
+) -> None:
+    booted.run(str(ROOT / "res/install"))
+    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE], FREEZE_TIMEOUT=3, RETRY_FOR=0)
+    (node.directory / "stop.conf").write_text("[Service]\nTimeoutStopSec=15\n")  # instead of minutes
+    booted.run("install", "-D", "-t", DROP_INS.format(""), f"{node.directory}/stop.conf")
+    booted.run("systemctl", "daemon-reload")
+    with agent_hook(lab, WEB, "freeze", "sleep 120"):
+        done = booted.run("systemctl", "start", "virt-rbd-backup.service", timeout=180)
+        assert done.returncode != 0
+        assert booted.run("ls", "/run/virt-rbd-backup/held").stdout.endswith(".json\n")
+        assert is_active(booted, "virt-rbd-backup.service") == "failed"
+        assert is_active(booted, "virt-rbd-backup-thaw.service") == "active"
+        done = booted.run("virt-rbd-backup", "backup", ARCHIVE)  # a run is neither refused nor delayed
+        assert "another run" not in done.stdout
+        ended = ("inactive",)
+        wait_until(
+            lambda: is_active(booted, "virt-rbd-backup-thaw.service") in ended, 180, "it ends by itself"
+        )
+    assert booted.run("ls", "/run/virt-rbd-backup/held").stdout == ""
+    assert freeze_status(lab, WEB) == "thawed"
+
+
+def is_active(booted: Machine, service: str) -> str:
+    return booted.run("systemctl", "is-active", service).stdout.strip()
 
 
 def test_the_package_brings_a_service_that_works(

@@ -35,6 +35,7 @@ class PaperHypervisor(Hypervisor):
         self.freezes_all_the_same = False  # as an agent does that answers too late
         self.pause_error: HypervisorError | None = None
         self.failing_thaws = 0
+        self.thaw_error: HypervisorError | None = None  # of all thaws
         self.failing_resumes = 0
         self.gone = False
         self.cancelled = 0  # migrations
@@ -109,6 +110,8 @@ class PaperHypervisor(Hypervisor):
     def thaw(self, domain: Domain, timeout: int) -> int:
         self._ask("thaw", timeout)
         self._require_note()
+        if self.thaw_error:
+            raise self.thaw_error
         if self.failing_thaws:
             self.failing_thaws -= 1
             raise HypervisorError("the guest agent does not answer")

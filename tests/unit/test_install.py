@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 UNITS = (
     "virt-rbd-backup.service",
     "virt-rbd-backup.timer",
+    "virt-rbd-backup-thaw.service",
     "virt-rbd-backup-drill.service",
     "virt-rbd-backup-drill.timer",
 )

@@ -28,6 +28,22 @@ from ..samples import URI, UUID, domain, settings
 
 FOR_EVER = 1_000_000
 MAYBE_A_FILE = "it is not known whether /safe is in a file of the guest"
+# How libvirt hands on that a qemu-ga of any version refuses to freeze, or refuses itself: text and code.
+BLOCKED = "unable to execute QEMU agent command 'guest-fsfreeze-freeze': "
+REFUSALS: Mapping[str, tuple[str, int]] = {
+    "blocked": (f"{BLOCKED}Command guest-fsfreeze-freeze has been disabled: the command is not allowed", 1),
+    "blocked, QEMU 7": (f"{BLOCKED}Command guest-fsfreeze-freeze has been disabled", 1),
+    "blocked, QEMU 5": (
+        f"{BLOCKED}The command guest-fsfreeze-freeze has been disabled for this instance",
+        1,
+    ),
+    "no text": (f"{BLOCKED}The command has been disabled for this instance", 1),
+    "not built": (f"{BLOCKED}The command guest-fsfreeze-freeze has not been found", 113),
+    "not built, QEMU 8": (f"{BLOCKED}this feature or command is not currently supported", 1),
+    "no VSS": (f"{BLOCKED}fsfreeze not possible as VSS failed to initialize", 1),
+    "no such driver": ("this function is not supported by the connection driver", libvirt.VIR_ERR_NO_SUPPORT),
+    "not permitted": ("access denied", libvirt.VIR_ERR_ACCESS_DENIED),
+}
 SILENT = HypervisorError("the guest agent does not answer", code=86)
 
 
@@ -162,6 +178,60 @@ def test_a_freeze_that_fails_after_the_agent_answered_names_the_hook_as_the_like
     (warning,) = guest.recorder.told(Level.WARNING)
     assert "freeze hook" in warning
     assert ("takes longer than 10 s" in warning) == (code in (86, 68))
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refused_freeze_has_frozen_nothing_and_the_guest_is_paused_at_once(guest: Guest, case: str) -> None:
+    guest.hypervisor.freeze_error = guest.hypervisor.thaw_error = HypervisorError(*refusal(case))
+    with guest.quiesced(freeze_timeout=0) as quiesced:
+        assert guest.hypervisor.paused
+    assert quiesced.consistency is Consistency.PAUSED
+    assert guest.recorder.told(Level.ERROR) == []
+    (warning,) = guest.recorder.told(Level.WARNING)
+    assert warning.startswith("not frozen: cannot freeze the guest's file systems: ")
+    assert "(hint: permit guest-fsfreeze-freeze, " in warning
+    guest.assert_runs()
+    with pytest.raises(FreezeFailed, match="cannot freeze the guest's file systems") as caught:
+        guest.quiesce_and_raise(Failure("the block must not begin"), freeze="required", freeze_timeout=0)
+    assert not caught.value.transient, "it will be refused again"
+    guest.assert_runs()
+
+
+def refusal(case: str) -> tuple[str, str, int]:
+    text, code = REFUSALS[case]
+    return f"cannot freeze the guest's file systems: {text}", "", code
+
+
+def test_a_freeze_that_is_refused_as_another_program_was_quicker_leaves_the_guest_as_found(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def freeze_by_another(*_: object) -> int:
+        guest.hypervisor.frozen = True
+        guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
+        raise HypervisorError(*refusal("blocked"))
+
+    monkeypatch.setattr(guest.hypervisor, "freeze", freeze_by_another)
+    with guest.quiesced() as quiesced:
+        assert guest.hypervisor.frozen
+    assert quiesced.consistency is Consistency.CRASH
+    assert not {"thaw", "pause"} & set(guest.hypervisor.asked)
+    assert guest.notes.all() == []
+
+
+def test_a_refusal_while_the_guest_is_frozen_is_none_of_the_freeze(guest: Guest) -> None:
+    with pytest.raises(HypervisorError):
+        guest.quiesce_and_raise(HypervisorError(*refusal("not permitted")))
+    guest.assert_runs()
+
+
+def test_a_refused_pause_has_paused_nothing(guest: Guest) -> None:
+    guest.hypervisor.pause_error = HypervisorError(
+        "cannot pause the domain", "", libvirt.VIR_ERR_ACCESS_DENIED
+    )
+    guest.hypervisor.failing_resumes = FOR_EVER
+    with raises("cannot pause the domain"):
+        guest.quiesce_and_raise(Failure("the block must not begin"), freeze="never", freeze_timeout=0)
+    guest.assert_runs()
 
 
 def test_file_systems_in_files_of_the_guest_are_not_frozen_and_that_is_reported(guest: Guest) -> None:
@@ -343,6 +413,33 @@ def test_a_domain_that_does_not_run_is_left_unchanged(
         assert quiesced.seconds_left > 0
     assert (quiesced.consistency, quiesced.seconds) == (consistency, 0)
     assert guest.hypervisor.asked == []
+
+
+@pytest.mark.parametrize("now", [State.RUNNING, State.BUSY, State.SHUT_OFF, State.PAUSED])
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED, State.PAUSED, State.SUSPENDED, State.CRASHED])
+def test_a_required_freeze_fails_where_the_domain_started_while_its_snapshots_were_made(
+    tmp_path: Path, state: State, now: State
+) -> None:
+    if now is state:
+        return
+    guest = guest_of(domain(state=state, agent_connected=False, agent_channel=False), tmp_path)
+    message = f"the domain did not stay {state.value} while its snapshots were made"
+    with raises(message, FreezeFailed) as caught, guest.quiesced(freeze="required"):
+        guest.hypervisor.listed = domain(state=now)
+    assert caught.value.transient, "a retry freezes it"
+    guest.assert_runs()
+    guest.hypervisor.listed = domain(state=state)
+    with guest.quiesced(freeze="auto") as quiesced:
+        guest.hypervisor.listed = domain(state=now)
+    assert quiesced.consistency is Consistency.CRASH
+    assert guest.recorder.told(Level.WARNING) == [message]
+
+
+def test_the_error_of_the_snapshots_survives_a_domain_that_started_meanwhile(tmp_path: Path) -> None:
+    guest = guest_of(domain(state=State.SHUT_OFF), tmp_path)
+    with raises("no snapshots", Failure), guest.quiesced(freeze="required"):
+        guest.hypervisor.listed = domain()
+        raise Failure("no snapshots")
 
 
 def test_a_guest_that_another_program_has_thawed_is_only_crash_consistent(guest: Guest) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -9,9 +12,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
+from backup.errors import AlreadyFrozen, BackupError
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import thaw
@@ -154,12 +159,104 @@ def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
     assert not node.has_note
 
 
+REFUSED = HypervisorError("'guest-fsfreeze-thaw': Command guest-fsfreeze-thaw has been disabled", code=1)
+
+
+def test_a_thaw_that_an_agent_of_a_running_guest_refuses_is_none_to_retry(
+    node: Node, dead: ProcessId
+) -> None:
+    """An agent that refuses to thaw refuses to freeze too: the killed owner has frozen nothing."""
+    node.note(Method.FREEZE, dead, seconds=0.3)
+    node.web.thaw_error = REFUSED
+    assert node.round() == 1, "the freeze may still come, and not be refused"
+    wait_until(lambda: not node.round(), 10, "it cannot come any more")
+    assert not node.has_note
+    assert node.recorder.told(Level.ERROR) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [AlreadyFrozen("another program has already frozen the guest"), HypervisorError("silent", code=86)],
+)
+def test_a_thaw_that_is_refused_although_the_guest_may_be_frozen_is_retried(
+    node: Node, dead: ProcessId, error: BackupError
+) -> None:
+    node.note(Method.FREEZE, dead, seconds=0)
+    node.web.thaw_error, node.web.probe_error = REFUSED, error
+    node.web.frozen = True
+    assert node.round() == 1
+    assert node.has_note
+
+
 def test_a_guest_that_migrated_to_a_known_libvirt_is_thawed_there(node: Node, dead: ProcessId) -> None:
     node.note(Method.FREEZE, dead)
     there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.notes)
     there.frozen = True
     node.reachable[OTHER_URI] = there
     node.web.listed = domain(state=State.ELSEWHERE)
+    assert node.round() == 0
+    assert (there.moves, node.has_note) == (True, False)
+
+
+@pytest.mark.parametrize("connected", [False, True])
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_that_was_started_on_another_node_after_its_own_died_has_no_note_any_more(
+    node: Node, dead: ProcessId, method: Method, connected: bool
+) -> None:
+    """Whether its agent has started there, or not."""
+    node.note(method, dead)
+    del node.reachable[URI]
+    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1, agent_connected=connected), node.notes)
+    there.failing_thaws = 0 if connected else FOR_EVER
+    node.reachable[OTHER_URI] = there
+    assert node.round() == 0
+    assert not node.has_note
+    (warning,) = node.recorder.told(Level.WARNING)
+    assert warning.startswith(f"the guest runs at {OTHER_URI} now, ")
+
+
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_that_had_migrated_before_its_node_died_is_thawed_where_it_is(
+    node: Node, dead: ProcessId, method: Method
+) -> None:
+    node.note(method, dead)
+    del node.reachable[URI]
+    there = PaperHypervisor(domain(uri=OTHER_URI, instance=1), node.notes)
+    there.frozen, there.paused = method is Method.FREEZE, method is Method.PAUSE
+    there.failing_thaws = there.failing_resumes = 1
+    node.reachable[OTHER_URI] = there
+    assert node.round() == 1, "it may be frozen there"
+    wait_until(lambda: not node.round(), 10, "it was thawed")
+    assert there.moves
+    assert not node.has_note
+
+
+@pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED, State.ELSEWHERE, State.BUSY, None])
+def test_a_guest_whose_node_cannot_be_reached_may_still_be_frozen_there_unless_it_runs_elsewhere(
+    node: Node, dead: ProcessId, state: State | None
+) -> None:
+    """Another node may define it too, or not know it, or be its migration's destination."""
+    node.note(Method.FREEZE, dead, seconds=0)
+    del node.reachable[URI]
+    other = domain("web" if state else "db", UUID if state else OTHER_UUID, uri=OTHER_URI)
+    there = PaperHypervisor(replace(other, state=state or State.RUNNING), node.notes)
+    node.reachable[OTHER_URI] = there
+    assert node.round() == 1
+    assert node.has_note
+
+
+def test_another_node_that_cannot_be_reached_does_not_hide_where_the_guest_is_now(
+    tmp_path: Path, node: Node, dead: ProcessId
+) -> None:
+    """One defines it, one cannot be reached, and one runs it, frozen."""
+    uris = [URI, "qemu+ssh://node3/system", OTHER_URI, "qemu+ssh://node4/system"]
+    chosen = settings(runtime_dir=str(tmp_path), freeze_timeout=30, libvirt_uri=uris)
+    node.thaws = Thaws(chosen, node.recorder)
+    node.note(Method.FREEZE, dead)
+    node.web.listed = domain(state=State.ELSEWHERE)
+    node.reachable[OTHER_URI] = PaperHypervisor(domain(state=State.SHUT_OFF, uri=OTHER_URI), node.notes)
+    there = node.reachable[uris[3]] = PaperHypervisor(domain(uri=uris[3], instance=1), node.notes)
+    there.frozen = True
     assert node.round() == 0
     assert (there.moves, node.has_note) == (True, False)
 
@@ -216,6 +313,80 @@ def test_an_owner_that_thaws_is_helped_and_not_killed(node: Node, alive: Process
     wait_for_its_turn()
     node.thaws.enforce()
     assert (is_running(alive), node.thaws.killed, node.web.moves) == (True, set(), True)
+
+
+REFUSED_CALLS = [OSError(errno.ENOSYS, "Function not implemented"), OSError(errno.EPERM, "Not permitted")]
+
+
+@pytest.mark.parametrize("error", [*REFUSED_CALLS, OSError(errno.EMFILE, "Too many"), AttributeError("none")])
+@pytest.mark.parametrize("call", [(os, "pidfd_open"), (signal, "pidfd_send_signal")], ids=["open", "send"])
+def test_an_owner_is_killed_where_a_container_refuses_to_open_processes(
+    node: Node,
+    alive: ProcessId,
+    monkeypatch: pytest.MonkeyPatch,
+    call: tuple[object, str],
+    error: Exception,
+) -> None:
+    monkeypatch.setattr(*call, refusing(error))
+    os.kill(alive.pid, signal.SIGSTOP)
+    node.note(Method.FREEZE, alive, seconds=0)
+    node.web.frozen = True
+    node.thaws.enforce()
+    assert (is_running(alive), node.web.moves, node.has_note) == (False, True, False)
+    other = ProcessId(os.getpid(), process_id(os.getpid()).began - 1)
+    kill(other)  # this process has its PID now
+
+
+def refusing(error: Exception) -> Callable[..., object]:
+    def refuse(*_: object, **__: object) -> object:
+        raise error
+
+    return refuse
+
+
+def test_an_owner_that_cannot_be_killed_is_reported_and_its_guest_thawed(
+    node: Node, alive: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Method.FREEZE, alive, seconds=0)
+    node.web.frozen = True
+    with monkeypatch.context() as patch:
+        for name in ("pidfd_open", "kill"):
+            patch.setattr(os, name, refusing(OSError(errno.EPERM, "Operation not permitted")))
+        node.thaws.enforce()
+    assert (node.web.moves, node.has_note) == (True, False)
+    assert f"cannot kill process {alive.pid}: operation not permitted" in node.recorder.told(Level.ERROR)[0]
+
+
+def test_a_bug_with_one_note_keeps_no_other_guest_from_being_thawed(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Method.PAUSE, dead)
+    db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.notes)
+    node.reachable[OTHER_URI] = db
+    node.notes._put(replace(node.notes.write(db.listed, Method.PAUSE), owner=dead))
+    node.web.paused = db.paused = True
+    overdue = Note.overdue
+
+    def fails_for_web(note: Note, seconds: float = 0) -> bool:
+        return bool(1 / 0) if note.name == "web" else overdue(note, seconds)
+
+    monkeypatch.setattr(Note, "overdue", fails_for_web)
+    for _ in range(3):
+        node.thaws.enforce()
+    assert (node.web.moves, db.moves) == (True, True)
+    (error,) = [text for text in node.recorder.told(Level.ERROR) if "ZeroDivisionError" in text]
+    assert "cannot thaw or resume" in error
+
+
+@pytest.mark.parametrize(
+    "wrong", ['"until": "soon"', '"owner": [1]', '"owner": "x"', '"owner": 1', '"instance": null']
+)
+def test_a_note_of_a_wrong_type_is_one_that_cannot_be_read(node: Node, wrong: str) -> None:
+    (node.directory / "held").mkdir()
+    text = f'{{"uuid": "{UUID}", "name": "web", "hold": "freeze", "uri": "{URI}", {wrong}}}'
+    (node.directory / f"held/{UUID}.json").write_text(text)
+    node.thaws.enforce()
+    assert len(node.notes.unreadable()) == 1
 
 
 def test_a_guest_whose_owner_is_dead_is_resumed_at_once(node: Node, dead: ProcessId) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from backup.errors import Interrupted
 from backup.hypervisor import connections
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
@@ -15,13 +18,15 @@ from backup.job import thaw
 from backup.job.freeze_notes import FreezeNotes, Method
 from backup.job.thaw import thaw_guests
 from backup.model import Domain, Level
-from backup.run.cleanup import clean_node
+from backup.run.cleanup import clean_node, thaw_node
 from backup.system.stop_request import StopRequest
+from backup.watch.node_lock import only_run
 
 from ..driver_node import domain_element, node_uri
 from ..paper_hypervisor import PaperHypervisor
 from ..recorder import Recorder
 from ..samples import OTHER_URI, OTHER_UUID, URI, UUID, domain, settings
+from ..waiting import wait_until
 
 FOR_EVER = 1_000_000
 
@@ -182,3 +187,41 @@ def test_an_unreadable_note_does_not_keep_other_guests_from_being_thawed(
     assert thaw_guests(settings(runtime_dir=str(tmp_path)), recorder) == 1
     assert notes.all() == []
     assert recorder.told(Level.WARNING) == ["resumed: an interrupted backup had left the guest paused"]
+
+
+def test_the_thaw_alone_goes_on_until_no_guest_is_left_and_keeps_no_run_from_beginning(
+    node: Node, tmp_path: Path
+) -> None:
+    """What virt-rbd-backup-thaw.service does, while other runs begin and end."""
+    tmp_path.chmod(0o700)
+    node.db.failing_thaws = node.db.failing_resumes = FOR_EVER
+    stop = StopRequest()
+    with ThreadPoolExecutor(1) as beside:
+        with only_run(str(tmp_path)):
+            ended = beside.submit(thaw_node, node.settings, node.recorder, stop)
+            time.sleep(0.3)
+            assert node.names_in_notes() == ["web", "db"], "a run may be quiescing them on purpose"
+        wait_until(lambda: node.names_in_notes() == ["db"], 10, "the run has ended")
+        with only_run(str(tmp_path)):
+            assert not ended.done()
+        node.db.failing_thaws = node.db.failing_resumes = 0
+        assert ended.result(30) == 0
+    assert node.names_in_notes() == []
+
+
+def test_the_thaw_alone_hears_a_request_to_stop(node: Node, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    node.db.failing_thaws = node.db.failing_resumes = FOR_EVER
+    stop = StopRequest()
+    stop.request(Interrupted("stopped by SIGTERM", 15))
+    with pytest.raises(Interrupted):
+        thaw_node(node.settings, node.recorder, stop)
+
+
+def test_the_thaw_alone_ends_with_an_error_where_a_record_cannot_be_read(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held/web.json").write_text("{")
+    assert thaw_node(settings(runtime_dir=str(tmp_path)), recorder, StopRequest()) == 1
+    assert "web.json, the note of a guest" in recorder.told(Level.ERROR)[0]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -18,11 +19,12 @@ from backup.hypervisor.errors import HypervisorError
 from backup.job.freeze_notes import FreezeNotes, Method
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
-from backup.model import Level
+from backup.model import Domain, Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, list_domains, run
 from backup.run.run import Run
 from backup.stored import PointId, StoredPoint
+from backup.system.process_group import ProcessId
 from backup.system.stop_request import StopRequest
 from backup.watch.node_lock import only_run
 
@@ -303,6 +305,87 @@ def test_guests_of_a_killed_run_are_thawed_before_any_hook_runs(
     files.add("before-run.d/x", f"ls {tmp_path}/run/held")
     assert hooked(tmp_path, recorder, uris, files).exit_code == 0
     assert [text for text in recorder.told(Level.INFO) if ".json" in text] == []
+
+
+@pytest.mark.parametrize(("method", "state"), [(Method.FREEZE, "frozen"), (Method.PAUSE, "paused")])
+def test_a_guest_that_may_still_be_frozen_at_the_end_fails_the_run_and_not_its_saved_domain(
+    uris: tuple[str, str],
+    recorder: Recorder,
+    tmp_path: Path,
+    pool: PoolOnPaper,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Method,
+    state: str,
+) -> None:
+    unreachable = domain(uri=f"test://{tmp_path}/nowhere.xml")
+
+    def frozen(orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        FreezeNotes(str(tmp_path / "run")).write(unreachable, method)
+        return [JobResult(one.name, one.uuid, Status.SAVED) for one in orders]
+
+    monkeypatch.setattr(pool, "run", frozen)
+    result = back_up(tmp_path, recorder, uris)
+    assert result.exit_code == 3
+    assert result.errors == [f"web: the guest may still be {state} after the run"]
+    assert {one.status for one in result.results} == {Status.SAVED}
+    assert f"the guest may still be {state} after the run (hint: virsh" in recorder.told(Level.ERROR)[-1]
+
+
+def test_a_record_that_cannot_be_read_fails_the_run(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    (tmp_path / "run/held").mkdir()
+    (tmp_path / f"run/held/{UUID}.json").write_text("{")
+    result = back_up(tmp_path, recorder, uris)
+    assert result.exit_code == 3
+    (error,) = result.errors
+    assert f"{UUID}.json, the note of a guest that may be frozen or paused" in error
+
+
+def test_a_run_that_could_do_nothing_names_a_guest_that_may_still_be_frozen(
+    uris: tuple[str, str], recorder: Recorder, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir(mode=0o700)
+    nowhere = f"test://{tmp_path}/nowhere.xml"
+    FreezeNotes(str(tmp_path / "run")).write(domain(uri=nowhere), Method.FREEZE)
+    chosen = settings(libvirt_uri=[nowhere], runtime_dir=str(tmp_path / "run"), freeze_timeout=1)
+    failing = Run(chosen, NothingLeft(), recorder, StopRequest(), RUN)
+    with pytest.raises(BackupError) as caught:
+        failing.back_up(())
+    result = failing.nothing_done((), caught.value)
+    assert (result.exit_code, len(result.errors)) == (1, 2)
+    assert result.errors[1] == "web: the guest may still be frozen after the run"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_freeze_of_a_killed_worker_is_waited_for_at_the_end_unless_the_run_has_to_stop(
+    uris: tuple[str, str],
+    recorder: Recorder,
+    tmp_path: Path,
+    pool: PoolOnPaper,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: bool,
+) -> None:
+    stop = StopRequest()
+
+    def killed(orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        write_note(tmp_path / "run", domain(uri=uris[1]), possible=1.5)
+        if stopped:
+            stop.request(Interrupted("stopped by SIGTERM", 15))
+        return [JobResult(one.name, one.uuid, Status.SAVED) for one in orders]
+
+    monkeypatch.setattr(pool, "run", killed)
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    result = Run(chosen, NothingLeft(), recorder, stop, RUN).back_up(())
+    assert result.errors == (["web: the guest may still be paused after the run"] if stopped else [])
+
+
+def write_note(runtime_dir: Path, of: Domain, possible: float) -> None:
+    """Write the note of another process, which was killed."""
+    notes = FreezeNotes(str(runtime_dir))
+    note = notes.write(of, Method.PAUSE, possible=possible)
+    notes._put(replace(note, owner=ProcessId(1, 1)))
 
 
 def test_a_domain_with_images_missing_in_the_repository_at_the_end_fails(
