@@ -22,7 +22,7 @@ from .freeze import Quiesced, Quiescer
 from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
 from .migration_watch import MigrationWatch, require_ready
-from .snapshots import DomainSnapshots
+from .snapshots import DomainSnapshots, ImageUse
 
 
 @dataclass
@@ -57,7 +57,9 @@ class QuiescedSnapshots:
             freeze_failed=self.order.freeze_failed,
             check_stop=self.stop.check,
         )
-        shared = self._in_use_by_others(domain, hypervisor, snapshots, settings)
+        uses = snapshots.uses(domain)
+        _require_own([one.image for one in uses if one.missing], domain, hypervisor)
+        shared = self._in_use_by_others(uses, domain, hypervisor, settings)
         self.require_lock()
         watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
 
@@ -73,7 +75,7 @@ class QuiescedSnapshots:
             taken = datetime.now(timezone.utc)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             require_written(definition.nvram_path, definition.nvram)
-        if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
+        if shared or self._in_use_by_others(snapshots.uses(domain), domain, hypervisor, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
         return RestorePoint(
@@ -109,21 +111,21 @@ class QuiescedSnapshots:
         return next((note.method for note in notes.all() if note.uuid == domain.uuid), None)
 
     def _in_use_by_others(
-        self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots, settings: Settings
+        self, uses: Sequence[ImageUse], domain: Domain, hypervisor: Hypervisor, settings: Settings
     ) -> bool:
         """Return, after a warning, whether other clients may write to the images meanwhile.
 
         Raises Skipped if another node should back up the domain, TransientError if it migrates, BackupError
         if a freeze is required.
         """
-        others = snapshots.in_use_by_others(domain.state.active)
+        others = [one for one in uses if one.by_others]
         if not others:
             return False
         if domain.state.active:  # where a domain migrates to, its images are opened first
             require_ready(replace(domain, state=hypervisor.state(domain.uuid)))
         question = "is it shared, or does the domain run elsewhere?"
-        addresses = ", ".join(dict.fromkeys(address for found in others.values() for address in found))
-        listed = _listed(list(others))
+        addresses = ", ".join(dict.fromkeys(address for one in others for address in one.addresses))
+        listed = _listed([one.image for one in others])
         message = f"{listed} in use by other clients too: {question} (open at {addresses})"
         if self.order.min_age and not domain.state.active:
             raise Skipped(message)
@@ -141,6 +143,26 @@ def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
         message = "the domain's definition was changed during the backup"
         raise TransientError(message, "the next run retries it")
     return domain
+
+
+def _require_own(missing: Sequence[Image], domain: Domain, hypervisor: Hypervisor) -> None:
+    """Raise TransientError if the running domain writes to other images than these, which would be saved.
+
+    A retry may succeed: the domain may be ending, or an OSD restarts, which clients learn within seconds.
+    """
+    if not missing:
+        return
+    current = replace(domain, state=hypervisor.state(domain.uuid))
+    require_ready(current)
+    text = f"the domain is {current.state.value}"
+    if current.state is not domain.state:
+        raise TransientError(f"{text} by now, it was {domain.state.value}", "a retry saves it as it is")
+    hint = (
+        f"what its QEMU writes to is another image, or it was cut off: rbd status {missing[0]}; was an image "
+        "renamed while the guest ran? does CEPH_CONF name another cluster than its definition? is its client "
+        "in ceph osd blocklist ls?"
+    )
+    raise TransientError(f"{_listed(missing)} open in no client, although {text}", hint)
 
 
 def _listed(images: Sequence[Image]) -> str:
