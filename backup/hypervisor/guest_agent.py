@@ -90,14 +90,14 @@ class GuestAgent:
         libvirt passes on (REMOTE_DOMAIN_FSINFO_MAX, 256), which is an error of RPC.
         """
         devices = self._block_devices()
-        if devices.made_of and not devices.loops():
+        if devices.made_of and not devices.guest_made():
             return None  # nothing is in a file, and the agent of a frozen guest would not have listed them
         if self._frozen():
             raise AlreadyFrozen("another program has already frozen the guest") from error
         with suppress(HypervisorError):
             return partial_freeze(agent_mounts(self._command("guest-get-fsinfo")), lambda: devices)
-        if loops := devices.loops():
-            message = f"its file systems cannot be listed, and {', '.join(loops)} may hold one in a file"
+        if found := devices.guest_made():
+            message = f"its file systems cannot be listed, and {', '.join(found)} may hold one in a file"
             hint = "that must not be frozen; see why guest-get-fsinfo fails in the guest agent's log"
             raise CannotFreeze(message, hint) from error
         self._command("guest-ping")  # a lost connection, or an agent that is silent by now, says nothing

@@ -122,6 +122,9 @@ def test_mounts_that_are_not_listed_need_no_list_where_nothing_is_in_a_file_and_
     assert handle.asked == ["fsInfo"]
 
 
+WITH_NBD = {"disk.count": 2, "disk.0.name": "/dev/vda", "disk.1.name": "/dev/nbd0"}
+
+
 @pytest.mark.parametrize("disks", [WITH_LOOP, TOO_OLD], ids=["a loop device", "an old agent"])
 def test_more_mounts_than_libvirt_passes_on_are_listed_by_the_agent(disks: object) -> None:
     mounts = [{"mountpoint": f"/many/{n}", "name": "vda1", "type": "ext4", "disk": [{}]} for n in range(299)]
@@ -137,6 +140,12 @@ def test_more_mounts_than_libvirt_passes_on_are_listed_by_the_agent(disks: objec
 def test_a_list_that_the_agent_cannot_make_costs_the_freeze_where_something_may_be_in_a_file() -> None:
     handle = Handle("thawed", fsInfo=BROKEN, guestInfo=[WITH_LOOP, TOO_OLD])
     with raises("its file systems cannot be listed, and loop0 may hold one in a file", CannotFreeze):
+        probe(handle)
+
+
+def test_a_device_of_any_kind_that_may_be_in_a_file_costs_it_too() -> None:
+    handle = Handle("thawed", fsInfo=BROKEN, guestInfo=[WITH_NBD, TOO_OLD])
+    with raises("its file systems cannot be listed, and nbd0 may hold one in a file", CannotFreeze):
         probe(handle)
 
 
