@@ -9,15 +9,16 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Callable, Optional
 
-from ..errors import BackupError, Skipped, TransientError
+from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.nvram import require_written
-from ..model import Consistency, Definition, Domain, Image, Level
+from ..model import Consistency, Definition, Domain, Gap, Image, Level
 from ..protocols import Reporter
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
+from ..system.time_limit import CheckStop
 from .freeze import Quiesced, Quiescer
 from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
@@ -47,9 +48,9 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        domain = _unchanged(domain, hypervisor)
-        settings = effective(domain, self.settings)
-        domain = select_disks(domain, settings)
+        listed = _unchanged(domain, hypervisor)
+        settings = effective(listed, self.settings)
+        domain = select_disks(listed, settings)
         domain, definition = self._with_definition(domain, hypervisor, settings)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
@@ -73,6 +74,7 @@ class QuiescedSnapshots:
             left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
             definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
+        _require_no_new_disk(listed, hypervisor, self.stop.check)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             require_written(definition.nvram_path, definition.nvram)
         if shared or self._in_use_by_others(snapshots.uses(domain), domain, hypervisor, settings):
@@ -143,6 +145,23 @@ def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
         message = "the domain's definition was changed during the backup"
         raise TransientError(message, "the next run retries it")
     return domain
+
+
+def _require_no_new_disk(listed: Domain, hypervisor: Hypervisor, check_stop: CheckStop) -> None:
+    """Raise TransientError if the domain has got a disk since it was `listed`, so that it has no snapshot.
+
+    A freeze may take long. One that was detached does no harm, nor does a domain that has ended.
+    """
+    try:
+        now = hypervisor.domain(listed.uuid, check_stop)
+    except DomainGone:
+        return
+    new = [
+        disk for disk in now.disks if disk not in listed.disks and (disk.image or disk.gap is not Gap.NONE)
+    ]
+    if new:
+        message = f"{', '.join(map(str, new))}: attached or changed while the snapshots were made"
+        raise TransientError(message, "a retry, or the next run, saves the domain with it")
 
 
 def _require_own(missing: Sequence[Image], domain: Domain, hypervisor: Hypervisor) -> None:

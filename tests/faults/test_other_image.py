@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.faults.provoke import agent_hook, held
 from tests.integration.disk_xml import rbd_disk
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
@@ -59,6 +60,26 @@ def test_another_client_s_writes_to_a_disk_that_the_guest_only_reads_or_gets_lat
         for target, flags in (("vdr", ("--config", "--live")), ("vds", ("--config",))):
             lab.virsh("detach-disk", plain, target, *flags)
             lab.delete_image(f"vms/{target}")
+
+
+def test_a_disk_that_is_attached_during_a_slow_freeze_is_saved_with_the_others(
+    node: Node, lab: Lab, plain: str
+) -> None:
+    lab.create_image("vms/late", MIB)
+    try:
+        backup = node.started("backup", plain, FREEZE_TIMEOUT=30)
+        with agent_hook(lab, plain, "freeze", "sleep 3"), backup as process:
+            wait_until(lambda: held(node), 60, "the guest is being frozen")
+            disk = rbd_disk("vdl", "vms/late").encode()
+            lab.virsh("attach-device", plain, "/dev/stdin", "--config", "--live", stdin=disk)
+            output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output
+        assert "disk vdl (vms/late): attached or changed while the snapshots were made" in output
+        images = node.report()["domains"][plain]["images"]
+        assert [image["target"] for image in images] == ["vda", "vdl"]
+    finally:
+        lab.virsh("detach-disk", plain, "vdl", "--config", "--live")
+        lab.delete_image("vms/late")
 
 
 def _consistency(node: Node, domain: str) -> str:

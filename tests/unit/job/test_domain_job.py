@@ -237,49 +237,6 @@ def test_an_image_that_other_clients_have_open_is_only_crash_consistent(make: Ma
     ]
 
 
-@pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
-def test_an_image_that_the_running_domain_does_not_have_open_is_not_saved_in_place_of_its_own(
-    make: MakeNode, state: State
-) -> None:
-    """Another image took its name, or CEPH_CONF names another cluster; or an OSD restarts."""
-    node = make(domain(state=state, disks=(ROOT, DATA)))
-    node.cluster.watching = {"vms/root": 1}
-    result = node.back_up()
-    reason = f"vms/data is open in no client, although the domain is {state.value}"
-    assert (result.status, result.reason, result.transient) == (Status.FAILED, reason, True)
-    assert "does CEPH_CONF name another cluster" in result.hint
-    assert (node.hypervisor.asked, node.output.points) == ([], [])
-    node.cluster.watching["vms/data"] = 1
-    assert node.back_up().status is Status.SAVED
-
-
-@pytest.mark.parametrize(
-    ("then", "status", "reason"),
-    [
-        (State.SHUT_OFF, Status.FAILED, "the domain is shut off by now, it was running"),
-        (State.BUSY, Status.FAILED, "the domain is starting, stopping or migrating"),
-        (State.ELSEWHERE, Status.SKIPPED, "the domain migrated to another node"),
-    ],
-)
-def test_a_domain_that_ends_before_its_images_are_looked_at_is_not_suspected(
-    make: MakeNode, monkeypatch: pytest.MonkeyPatch, then: State, status: Status, reason: str
-) -> None:
-    node = make(with_disks(ROOT))
-    node.cluster.watching = {}
-    monkeypatch.setattr(node.hypervisor, "state", lambda _: then)
-    result = node.back_up()
-    assert (result.status, result.transient) == (status, status is Status.FAILED)
-    assert result.reason.startswith(reason)
-    assert (node.hypervisor.asked, node.output.points) == ([], [])
-
-
-def test_disks_that_are_only_read_or_come_with_the_next_start_need_no_client(make: MakeNode) -> None:
-    read, later = replace(ROOT, written=False), replace(DATA, client="", written=False)
-    node = make(with_disks(read, later))
-    node.cluster.watching = {}
-    assert node.back_up().consistency is Consistency.FILESYSTEM
-
-
 @pytest.mark.parametrize("state", [State.SHUT_OFF, State.SAVED])
 def test_a_shut_off_domain_whose_images_are_open_is_only_crash_consistent(
     make: MakeNode, state: State
