@@ -38,12 +38,16 @@ class Consistency(str, Enum):
 
 @dataclass(frozen=True)
 class Image:
-    """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name."""
+    """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name.
+
+    `data_pool` is where its data is, "" if that is its pool, or if its id is not known.
+    """
 
     pool: str
     name: str
     namespace: str = ""
     id: str = field(default="", compare=False)
+    data_pool: str = field(default="", compare=False)
 
     @property
     def place(self) -> str:

@@ -120,7 +120,13 @@ class DomainSnapshots:
         Creations that are under way at the end are waited for. Raises ClusterError if a pool is full: the
         guest would be quiesced for nothing.
         """
-        for cluster, pool in dict.fromkeys((one.cluster, one.image.pool) for one in self.snapshots):
+        pools = [
+            (one.cluster, pool)
+            for one in self.snapshots
+            for pool in (one.image.pool, one.image.data_pool)
+            if pool
+        ]
+        for cluster, pool in dict.fromkeys(pools):
             cluster.require_not_full(pool)
         managers = [one.cluster.image_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]

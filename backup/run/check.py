@@ -225,7 +225,8 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
     try:
-        cluster.identified(image)
+        if data_pool := cluster.identified(image).data_pool:
+            cluster.require_not_full(data_pool)  # the image's own was asked, with all other images in it
         notes = list(cluster.remarks(image))
         bases = base_snapshots(cluster, image, domain)
     except BackupError as error:

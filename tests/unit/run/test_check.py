@@ -98,6 +98,12 @@ def test_all_requirements_of_a_backup_are_checked(chosen: Settings) -> None:
     ]
 
 
+def test_a_full_pool_that_has_the_data_of_an_image_is_a_problem(chosen: Settings, cluster: Cluster) -> None:
+    cluster.data_pools, cluster.full = {"vms/a": "erasure-coded"}, {"erasure-coded"}
+    problems = {found.subject: found.problem for found in examine(chosen, NoPoints()) if found.problem}
+    assert str(problems["domain web, disk vda: image vms/a"]) == "pool erasure-coded is full"
+
+
 def test_what_is_not_backed_up_is_reported_and_no_problem_unless_configured(
     chosen: Settings, tmp_path: Path
 ) -> None:
