@@ -15,6 +15,7 @@ Mount = tuple[str, str, str, Sequence[str]]  # where, block device, type, the do
 GUEST_MADE = ("loop", "nbd", "ublkb", "rbd", "rnbd", "etherd", "zd")
 DISKS = ("vd", "sd", "hd", "xvd", "nvme", "mmcblk", "pmem", "sr", "fd")  # and their partitions
 WINDOWS = "\\"  # how its names of volumes begin
+UNNAMED = "unnamed"  # the place of a disk of which the agent gives no name
 STACKED = ("dm-", "md", "drbd", "bcache")  # devices made of others
 READ_ONLY = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}  # have nothing to flush
 
@@ -63,28 +64,50 @@ class BlockDevices:
 def block_devices(info: Mapping[str, Any]) -> BlockDevices:
     """Return the block devices of a guest from the answers of virDomain.guestInfo."""
     made_of = {
-        _device(info[f"disk.{disk}.name"]): [
-            _device(info[f"disk.{disk}.dependency.{part}.name"])
+        _device(info.get(f"disk.{disk}.name", UNNAMED)): [
+            _device(info.get(f"disk.{disk}.dependency.{part}.name", UNNAMED))
             for part in range(info.get(f"disk.{disk}.dependency.count", 0))
         ]
         for disk in range(info.get("disk.count", 0))
     }
     mounts = range(info.get("fs.count", 0))
-    on_disks = {info[f"fs.{mount}.mountpoint"] for mount in mounts if info.get(f"fs.{mount}.disk.count")}
+    on_disks = {
+        info.get(f"fs.{mount}.mountpoint", "") for mount in mounts if info.get(f"fs.{mount}.disk.count")
+    }
     return BlockDevices(made_of, on_disks)
 
 
-def agent_mounts(info: Sequence[Mapping[str, Any]]) -> Sequence[Mount]:
-    """Return the mounts that an agent's answer to guest-get-fsinfo lists, each with the disks below it."""
+def required_text(value: Any) -> str:
+    """Return a string that a guest gave. Raises TypeError, ValueError if it is none that can be shown."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    value.encode()  # half a surrogate pair can be in JSON, but not in a log
+    return value
+
+
+def listed_mounts(info: Any) -> Sequence[Mount]:
+    """Return the mounts that virDomain.fsInfo lists. Raises TypeError, ValueError if it is no such list."""
     return [
+        (required_text(place), required_text(device), required_text(kind), [*map(required_text, disks)])
+        for place, device, kind, disks in info
+    ]
+
+
+def agent_mounts(info: Any) -> Sequence[Mount]:
+    """Return the mounts that an agent's answer to guest-get-fsinfo lists, each with the disks below it.
+
+    Raises AttributeError, LookupError, TypeError, ValueError if it is no such list: a guest can answer
+    anything.
+    """
+    return listed_mounts(
         (
             mount["mountpoint"],
             mount["name"],
             mount["type"],
-            [_device(disk.get("dev", "unnamed")) for disk in mount["disk"]],
+            [_device(required_text(disk.get("dev", UNNAMED))) for disk in mount["disk"]],
         )
         for mount in info
-    ]
+    )
 
 
 def _device(path: str) -> str:
@@ -121,8 +144,8 @@ def partial_freeze(
             (leave if in_file else unknown).append(place)
     if not unknown and not (leave and freeze):
         return None
-    # a place where two are mounted has only the upper one
-    return PartialFreeze(tuple(one for one in freeze if one not in leave), tuple(leave), tuple(unknown))
+    left = set(leave)  # a place where two are mounted has only the upper one
+    return PartialFreeze(tuple(one for one in freeze if one not in left), tuple(leave), tuple(unknown))
 
 
 def _is_in_file(mount: Mount, devices: BlockDevices) -> bool | None:
