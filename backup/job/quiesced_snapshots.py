@@ -23,7 +23,7 @@ from .freeze import Quiesced, Quiescer
 from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
 from .migration_watch import MigrationWatch, require_ready
-from .snapshots import DomainSnapshots, ImageUse
+from .snapshots import DomainSnapshots, ImageUse, enumerated, not_open
 
 
 @dataclass
@@ -127,7 +127,7 @@ class QuiescedSnapshots:
             require_ready(replace(domain, state=hypervisor.state(domain.uuid)))
         question = "is it shared, or does the domain run elsewhere?"
         addresses = ", ".join(dict.fromkeys(address for one in others for address in one.addresses))
-        listed = _listed([one.image for one in others])
+        listed = enumerated([one.image for one in others])
         message = f"{listed} in use by other clients too: {question} (open at {addresses})"
         if self.order.min_age and not domain.state.active:
             raise Skipped(message)
@@ -173,19 +173,10 @@ def _require_own(missing: Sequence[Image], domain: Domain, hypervisor: Hyperviso
         return
     current = replace(domain, state=hypervisor.state(domain.uuid))
     require_ready(current)
-    text = f"the domain is {current.state.value}"
     if current.state is not domain.state:
-        raise TransientError(f"{text} by now, it was {domain.state.value}", "a retry saves it as it is")
-    hint = (
-        f"what its QEMU writes to is another image, or it was cut off: rbd status {missing[0]}; was an image "
-        "renamed while the guest ran? does CEPH_CONF name another cluster than its definition? is its client "
-        "in ceph osd blocklist ls?"
-    )
-    raise TransientError(f"{_listed(missing)} open in no client, although {text}", hint)
-
-
-def _listed(images: Sequence[Image]) -> str:
-    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
+        message = f"the domain is {current.state.value} by now, it was {domain.state.value}"
+        raise TransientError(message, "a retry saves it as it is")
+    raise not_open(missing, domain)
 
 
 def _summary(quiesced: Quiesced, count: int) -> str:

@@ -84,6 +84,22 @@ def _use(snapshot: DiskSnapshot, addresses: Sequence[str], domain: Domain) -> Im
     return ImageUse(snapshot.image, addresses, len(clients), any(one.written for one in disks))
 
 
+def not_open(images: Sequence[Image], domain: Domain) -> TransientError:
+    """Return the error that no client has the images open to which a running domain writes."""
+    hint = (
+        f"what its QEMU writes to is another image, or it was cut off: rbd status {images[0]}; was an image "
+        "renamed while the guest ran? does CEPH_CONF name another cluster than its definition? is its client "
+        "in ceph osd blocklist ls?"
+    )
+    message = f"{enumerated(images)} open in no client, although the domain is {domain.state.value}"
+    return TransientError(message, hint)
+
+
+def enumerated(images: Sequence[Image]) -> str:
+    """Name images as the subject of a sentence, with its verb."""
+    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
+
+
 def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnapshot]:
     """Return the snapshots of all images of the domain that are to be saved; none is made yet.
 
