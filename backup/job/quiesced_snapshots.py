@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from typing import Callable, Optional
 from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.nvram import require_written
-from ..model import Consistency, Definition, Domain, Gap, Image, Level
+from ..model import Consistency, Definition, Domain, Gap, Level
 from ..protocols import Reporter
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
@@ -24,6 +25,10 @@ from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
 from .migration_watch import MigrationWatch, require_ready
 from .snapshots import DomainSnapshots, ImageUse, enumerated, not_open
+
+# Seconds for a client to have an image open again after an OSD has restarted or taken it for dead.
+CLIENT_LIMIT = 15.0
+CLIENT_POLL = 1.0
 
 
 @dataclass
@@ -58,8 +63,7 @@ class QuiescedSnapshots:
             freeze_failed=self.order.freeze_failed,
             check_stop=self.stop.check,
         )
-        uses = snapshots.uses(domain)
-        _require_own([one.image for one in uses if one.missing], domain, hypervisor)
+        uses = self._uses_with_own(domain, hypervisor, snapshots)
         shared = self._in_use_by_others(uses, domain, hypervisor, settings)
         self.require_lock()
         watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
@@ -111,6 +115,25 @@ class QuiescedSnapshots:
         if self.quiesced and self.quiesced.consistency is not Consistency.PAUSED:
             return None
         return next((note.method for note in notes.all() if note.uuid == domain.uuid), None)
+
+    def _uses_with_own(
+        self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots
+    ) -> Sequence[ImageUse]:
+        """Return who has the images open once the running domain has all open to which it writes.
+
+        Raises TransientError if it does not: it writes to other images, or was cut off, or is ending.
+        """
+        deadline = time.monotonic() + CLIENT_LIMIT
+        while True:
+            uses = snapshots.uses(domain)
+            missing = [one.image for one in uses if one.missing]
+            if not missing:
+                return uses
+            _require_same_state(domain, hypervisor)
+            if time.monotonic() > deadline:
+                raise not_open(missing, domain)
+            self.stop.check()
+            time.sleep(CLIENT_POLL)
 
     def _in_use_by_others(
         self, uses: Sequence[ImageUse], domain: Domain, hypervisor: Hypervisor, settings: Settings
@@ -164,19 +187,13 @@ def _require_no_new_disk(listed: Domain, hypervisor: Hypervisor, check_stop: Che
         raise TransientError(message, "a retry, or the next run, saves the domain with it")
 
 
-def _require_own(missing: Sequence[Image], domain: Domain, hypervisor: Hypervisor) -> None:
-    """Raise TransientError if the running domain writes to other images than these, which would be saved.
-
-    A retry may succeed: the domain may be ending, or an OSD restarts, which clients learn within seconds.
-    """
-    if not missing:
-        return
+def _require_same_state(domain: Domain, hypervisor: Hypervisor) -> None:
+    """Raise TransientError if the domain is ending, or has ended, Skipped if it migrated away."""
     current = replace(domain, state=hypervisor.state(domain.uuid))
     require_ready(current)
     if current.state is not domain.state:
         message = f"the domain is {current.state.value} by now, it was {domain.state.value}"
         raise TransientError(message, "a retry saves it as it is")
-    raise not_open(missing, domain)
 
 
 def _summary(quiesced: Quiesced, count: int) -> str:

@@ -28,6 +28,31 @@ def with_disks(*disks: Disk) -> Domain:
     return domain(disks=disks)
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backup.job.quiesced_snapshots.CLIENT_LIMIT", 0.05)
+    monkeypatch.setattr("backup.job.quiesced_snapshots.CLIENT_POLL", 0.01)
+
+
+def test_a_client_that_an_osd_took_for_dead_is_waited_for_before_the_guest_is_touched(
+    make: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backup.job.quiesced_snapshots.CLIENT_LIMIT", 5)
+    node = make(with_disks(ROOT))
+    node.cluster.watching = {}
+    state = node.hypervisor.state
+    asked: list[list[str]] = []
+
+    def returning(uuid: str) -> State:
+        asked.append([*node.hypervisor.asked])
+        node.cluster.watching = {"vms/root": 1}
+        return state(uuid)
+
+    monkeypatch.setattr(node.hypervisor, "state", returning)
+    assert node.back_up(freeze="never").status is Status.SAVED
+    assert asked[0] == []
+
+
 @pytest.mark.parametrize("state", [State.RUNNING, State.PAUSED])
 def test_an_image_that_the_running_domain_does_not_have_open_is_not_saved_in_place_of_its_own(
     make: MakeNode, state: State
