@@ -38,12 +38,16 @@ class Consistency(str, Enum):
 
 @dataclass(frozen=True)
 class Image:
-    """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name."""
+    """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name.
+
+    `data_pool` is where its data is, "" if that is its pool, or if its id is not known.
+    """
 
     pool: str
     name: str
     namespace: str = ""
     id: str = field(default="", compare=False)
+    data_pool: str = field(default="", compare=False)
 
     @property
     def place(self) -> str:
@@ -94,6 +98,8 @@ class Disk:
     `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
     `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
+    `client` names what has the image open as a writer while the domain runs: its disk, for which QEMU opens
+    it so even if it only reads, or a mapped device; "" if nothing has. `written`: it has it open for sure.
     """
 
     target: str
@@ -104,6 +110,8 @@ class Disk:
     skipped: str = ""
     gap: Gap = Gap.NONE
     shared: bool = field(default=False, compare=False)
+    client: str = field(default="", compare=False)
+    written: bool = field(default=False, compare=False)
 
     @property
     def empty(self) -> bool:

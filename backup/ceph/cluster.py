@@ -65,14 +65,16 @@ class Cluster(ImageListing):
             return int(opened.size())
 
     def identified(self, image: Image) -> Image:
-        """Return the image with its id.
+        """Return the image with its id and its data pool.
 
         Raises ClusterError if its snapshots would not be usable backups, or if another program's lock keeps
         them from being made.
         """
         with self.errors("cannot open", image), self.opened(image) as opened:
             require_fit(image, opened)
-            return image if opened.old_format() else replace(image, id=opened.id())
+            if opened.old_format():
+                return image
+            return replace(image, id=opened.id(), data_pool=self._data_pool(opened))
 
     def is_mirror(self, image: Image) -> bool:
         """Return whether the image is a mirror that is not primary: no client can change its snapshots."""
@@ -135,7 +137,10 @@ class Cluster(ImageListing):
         self.retried(action, image, remove)
 
     def _require_removable(self, image: Image, opened: Any) -> None:
-        """Raise ClusterError if a full pool blocks the client that would have to remove snapshots."""
+        """Raise ClusterError if a full pool blocks the client that would have to remove snapshots.
+
+        Not the data pool: for it the monitors are asked alone (SnapshotRemoveRequest of librbd).
+        """
         owner = remover(opened)
         if owner:
             try:
@@ -301,13 +306,16 @@ class Cluster(ImageListing):
 
     def _layout(self, opened: Any) -> Layout:
         features = opened.features()
-        data_pool = ""
-        if features & rbd.RBD_FEATURE_DATA_POOL:
-            data_pool = self._rados.pool_reverse_lookup(opened.data_pool_id())
         return Layout(
             object_size=int(opened.stat()["obj_size"]),
             features=tuple(name for name, bit in FEATURES.items() if features & bit),
             stripe_unit=opened.stripe_unit(),
             stripe_count=opened.stripe_count(),
-            data_pool=data_pool,
+            data_pool=self._data_pool(opened),
         )
+
+    def _data_pool(self, opened: Any) -> str:
+        """Return the pool of an open image's data, "" if that is the image's own."""
+        if not opened.features() & rbd.RBD_FEATURE_DATA_POOL:
+            return ""
+        return str(self._rados.pool_reverse_lookup(opened.data_pool_id()))

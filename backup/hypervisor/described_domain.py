@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import libvirt
@@ -54,4 +55,5 @@ def all_disks(xml: str, inactive: str, places: Places) -> tuple[Disk, ...]:
     filled = {disk.target for disk in later if disk.image}
     now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
     targets = {disk.target for disk in now}
+    later = tuple(replace(disk, client="", written=False) for disk in later)  # nothing has them open yet
     return now + tuple(disk for disk in later if disk.target not in targets)

@@ -33,11 +33,12 @@ class Places:
 
 @dataclass(frozen=True)
 class _Place:
-    """An RBD image, or a snapshot of it, and the address of its cluster."""
+    """An RBD image, or a snapshot of it, the address of its cluster, and the device that shows it, if any."""
 
     image: Image
     address: ClusterAddress
     snapshot: str = ""
+    device: Optional[MappedImage] = None
 
 
 def layers(element: Element, places: Places) -> tuple[Disk, ...]:
@@ -48,8 +49,13 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
         medium = "" if top.source else " without a medium"
         return (Disk(target, top.source, skipped=f"a {element.get('device')}{medium}"),)
     below = [_disk(layer, f"{target}.backing{n}", places) for n, layer in enumerate(_backing(element), 1)]
-    shared = any(element.find(mode) is not None for mode in ("readonly", "shareable"))
-    top, below = replace(top, shared=shared), [replace(layer, shared=True) for layer in below]
+    read_only = element.find("readonly") is not None
+    top = replace(
+        top,
+        shared=read_only or element.find("shareable") is not None,
+        written=top.written and not read_only,
+    )
+    below = [replace(layer, shared=True, written=False) for layer in below]
     if top.image:  # of no use without the layers below it
         below = [layer if layer.image else replace(layer, gap=Gap.BROKEN) for layer in below]
     image = next((layer.image for layer in below if layer.image), None)
@@ -112,7 +118,14 @@ def _one_place(element: Element, target: str, places: Places) -> Disk:
     encryption = attribute(element, "source/encryption", "format") or attribute(
         element, "encryption", "format"
     )
-    return replace(disk, image=place.image, address=place.address, encryption=encryption)
+    disk = replace(disk, image=place.image, address=place.address, encryption=encryption)
+    if place.device is None:
+        return replace(disk, client=target, written=True)
+    return replace(
+        disk,
+        client="" if place.device.read_only else place.device.device,
+        written=place.device.read_only is False,
+    )
 
 
 def _place(element: Element, places: Places) -> _Place | None:
@@ -131,7 +144,7 @@ def _place(element: Element, places: Places) -> _Place | None:
     if kind == "block":
         mapped = places.mapped_image(source.get("dev", ""))
         if mapped:
-            return _Place(mapped.image, ClusterAddress(fsid=mapped.fsid), mapped.snapshot)
+            return _Place(mapped.image, ClusterAddress(fsid=mapped.fsid), mapped.snapshot, mapped)
     return None
 
 

@@ -14,7 +14,14 @@ import libvirt_qemu
 from ..errors import AlreadyFrozen, CannotFreeze, DomainGone
 from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from .errors import HypervisorError, libvirt_errors
-from .guest_mounts import BlockDevices, PartialFreeze, agent_mounts, block_devices, partial_freeze
+from .guest_mounts import (
+    BlockDevices,
+    PartialFreeze,
+    agent_mounts,
+    block_devices,
+    listed_mounts,
+    partial_freeze,
+)
 
 # Codes of an agent that does not answer, as opposed to answering with an error. 112 is new in libvirt 11.2.
 SILENT_AGENT = {
@@ -34,6 +41,19 @@ def is_silent(error: HypervisorError) -> bool:
     """Return whether the error is that the agent, or libvirt in its place, did not answer in time."""
     refused = {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED}
     return error.code in SILENT_AGENT - refused or isinstance(error.__cause__, TimeoutError)
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """Raise HypervisorError if what a guest's agent says is nothing that an agent says, or no text at all.
+
+    libvirt's module cannot convert what is no UTF-8; JSON may be nested without an end.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        hint = "is that qemu-guest-agent, and not broken? restart or reinstall it in the guest"
+        raise HypervisorError(f"the guest agent answers, but {what} cannot be understood", hint) from error
 
 
 class GuestAgent:
@@ -61,8 +81,9 @@ class GuestAgent:
         """
         with self._bounded():
             try:
-                with libvirt_errors("the guest agent does not answer"):
-                    return partial_freeze(self._handle.fsInfo(), self._block_devices)
+                with libvirt_errors("the guest agent does not answer"), _understood("its mounts"):
+                    mounts = listed_mounts(self._handle.fsInfo())
+                return partial_freeze(mounts, self._block_devices)
             except HypervisorError as error:
                 if error.code in SILENT_AGENT or isinstance(error.__cause__, TimeoutError):
                     raise
@@ -75,7 +96,9 @@ class GuestAgent:
         """
         with self._bounded(), libvirt_errors("cannot freeze the guest's file systems"):
             if len(mountpoints) > FREEZE_AT_MOST:
-                return int(self._command("guest-fsfreeze-freeze-list", mountpoints=[*mountpoints]))
+                count = self._command("guest-fsfreeze-freeze-list", mountpoints=[*mountpoints])
+                with _understood("the number of frozen file systems"):
+                    return int(count)
             return int(self._handle.fsFreeze(list(mountpoints)) if mountpoints else self._handle.fsFreeze())
 
     def thaw(self) -> int:
@@ -90,14 +113,17 @@ class GuestAgent:
         libvirt passes on (REMOTE_DOMAIN_FSINFO_MAX, 256), which is an error of RPC.
         """
         devices = self._block_devices()
-        if devices.made_of and not devices.loops():
+        if devices.made_of and not devices.guest_made():
             return None  # nothing is in a file, and the agent of a frozen guest would not have listed them
         if self._frozen():
             raise AlreadyFrozen("another program has already frozen the guest") from error
         with suppress(HypervisorError):
-            return partial_freeze(agent_mounts(self._command("guest-get-fsinfo")), lambda: devices)
-        if loops := devices.loops():
-            message = f"its file systems cannot be listed, and {', '.join(loops)} may hold one in a file"
+            answer = self._command("guest-get-fsinfo")
+            with _understood("its mounts"):
+                mounts = agent_mounts(answer)
+            return partial_freeze(mounts, lambda: devices)
+        if found := devices.guest_made():
+            message = f"its file systems cannot be listed, and {', '.join(found)} may hold one in a file"
             hint = "that must not be frozen; see why guest-get-fsinfo fails in the guest agent's log"
             raise CannotFreeze(message, hint) from error
         self._command("guest-ping")  # a lost connection, or an agent that is silent by now, says nothing
@@ -107,7 +133,8 @@ class GuestAgent:
         """Return what the guest's block devices are made of, as far as the agent knows."""
         info = {}
         for kind in (libvirt.VIR_DOMAIN_GUEST_INFO_DISKS, libvirt.VIR_DOMAIN_GUEST_INFO_FILESYSTEM):
-            with suppress(HypervisorError), libvirt_errors("cannot list the guest's block devices"):
+            listed = libvirt_errors("cannot list the guest's block devices")
+            with suppress(HypervisorError), listed, _understood("its block devices"):
                 info.update(self._handle.guestInfo(kind, 0))  # an agent before 5.2 does not know the first
         return block_devices(info)
 
@@ -125,7 +152,10 @@ class GuestAgent:
         """
         command = json.dumps({"execute": name, **({"arguments": arguments} if arguments else {})})
         ask = partial(libvirt_qemu.qemuAgentCommand, self._handle.bare, command, self._timeout, 0)
-        with libvirt_errors(f"the guest agent does not answer to {name}"):
+        with (
+            libvirt_errors(f"the guest agent does not answer to {name}"),
+            _understood(f"its answer to {name}"),
+        ):
             return json.loads(within(self._limit, ask, self._check_stop))["return"]
 
     @contextmanager

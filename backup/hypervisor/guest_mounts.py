@@ -10,8 +10,13 @@ from ..errors import CannotFreeze
 
 Mount = tuple[str, str, str, Sequence[str]]  # where, block device, type, the domain's disks below it
 
-LOOP = "loop"
-STACKED = ("dm-", "md")  # devices made of others
+# Kinds of devices that may have their data in a file of the guest, or get it from a program that runs there:
+# Linux's names of loop, nbd, ublk, RBD, RNBD, AoE and zvol devices.
+GUEST_MADE = ("loop", "nbd", "ublkb", "rbd", "rnbd", "etherd", "zd")
+DISKS = ("vd", "sd", "hd", "xvd", "nvme", "mmcblk", "pmem", "sr", "fd")  # and their partitions
+WINDOWS = "\\"  # how its names of volumes begin
+UNNAMED = "unnamed"  # the place of a disk of which the agent gives no name
+STACKED = ("dm-", "md", "drbd", "bcache")  # devices made of others
 READ_ONLY = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}  # have nothing to flush
 
 
@@ -41,16 +46,16 @@ class BlockDevices:
     made_of: Mapping[str, Sequence[str]] = field(default_factory=dict)
     on_disks: Set[str] = frozenset()
 
-    def loops(self) -> Sequence[str]:
-        """Return the loop devices among them."""
-        return [one for one in self.made_of if one.startswith(LOOP)]
+    def guest_made(self) -> Sequence[str]:
+        """Return those among them that may be in files of the guest."""
+        return [one for one in self.made_of if one.startswith(GUEST_MADE)]
 
-    def contain_loop(self, device: str) -> bool | None:
-        """Return whether a device is, or is made of, a loop device; None if that is unknown."""
+    def contain_guest_made(self, device: str) -> bool | None:
+        """Return whether a device is, or is made of, one that may be in a file; None if that is unknown."""
         below = [device]
         for one in below:  # grows meanwhile
             below += [part for part in self.made_of.get(one, ()) if part not in below]
-        if any(one.startswith(LOOP) for one in below):
+        if any(one.startswith(GUEST_MADE) for one in below):
             return True
         lowest = [one for one in below if not self.made_of.get(one)]
         return None if not lowest or any(one.startswith(STACKED) for one in lowest) else False
@@ -59,32 +64,55 @@ class BlockDevices:
 def block_devices(info: Mapping[str, Any]) -> BlockDevices:
     """Return the block devices of a guest from the answers of virDomain.guestInfo."""
     made_of = {
-        _device(info[f"disk.{disk}.name"]): [
-            _device(info[f"disk.{disk}.dependency.{part}.name"])
+        _device(info.get(f"disk.{disk}.name", UNNAMED)): [
+            _device(info.get(f"disk.{disk}.dependency.{part}.name", UNNAMED))
             for part in range(info.get(f"disk.{disk}.dependency.count", 0))
         ]
         for disk in range(info.get("disk.count", 0))
     }
     mounts = range(info.get("fs.count", 0))
-    on_disks = {info[f"fs.{mount}.mountpoint"] for mount in mounts if info.get(f"fs.{mount}.disk.count")}
+    on_disks = {
+        info.get(f"fs.{mount}.mountpoint", "") for mount in mounts if info.get(f"fs.{mount}.disk.count")
+    }
     return BlockDevices(made_of, on_disks)
 
 
-def agent_mounts(info: Sequence[Mapping[str, Any]]) -> Sequence[Mount]:
-    """Return the mounts that an agent's answer to guest-get-fsinfo lists, each with the disks below it."""
+def required_text(value: Any) -> str:
+    """Return a string that a guest gave. Raises TypeError, ValueError if it is none that can be shown."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} in place of a text")
+    value.encode()  # half a surrogate pair can be in JSON, but not in a log
+    return value
+
+
+def listed_mounts(info: Any) -> Sequence[Mount]:
+    """Return the mounts that virDomain.fsInfo lists. Raises TypeError, ValueError if it is no such list."""
     return [
+        (required_text(place), required_text(device), required_text(kind), [*map(required_text, disks)])
+        for place, device, kind, disks in info
+    ]
+
+
+def agent_mounts(info: Any) -> Sequence[Mount]:
+    """Return the mounts that an agent's answer to guest-get-fsinfo lists, each with the disks below it.
+
+    Raises AttributeError, LookupError, TypeError, ValueError if it is no such list: a guest can answer
+    anything.
+    """
+    return listed_mounts(
         (
             mount["mountpoint"],
             mount["name"],
             mount["type"],
-            [_device(disk.get("dev", "unnamed")) for disk in mount["disk"]],
+            [_device(required_text(disk.get("dev", UNNAMED))) for disk in mount["disk"]],
         )
         for mount in info
-    ]
+    )
 
 
 def _device(path: str) -> str:
-    return path.rpartition("/")[2]
+    """Return the kernel's name of a device, as mounts have it, by its path."""
+    return path.removeprefix("/dev/").replace("/", "!")
 
 
 def partial_freeze(
@@ -95,12 +123,13 @@ def partial_freeze(
     A file system in a file is left: to freeze it, the kernel writes to the file, which blocks for ever where
     the file's own file system is frozen already, and with it the agent, the only one who could thaw. The
     agent freezes in the reverse order of mounts, so this happens where that was mounted again later (bind).
+    The same goes for one that gets its data from a program of the guest, which may have to write to a file.
 
-    libvirt names the domain's disks below a mount, but not all kinds of them: `list_devices` is asked where a
-    stacked device has none. What it is made of stays unknown with an old agent; where no disk at all is
-    known, that says nothing.
+    libvirt names the domain's disks below a mount, but not all kinds of them: `list_devices` is asked for any
+    device but a disk or its partition. What it is made of stays unknown with an old agent; where no disk at
+    all is known, that says nothing.
     """
-    doubtful = any(device.startswith(STACKED) and not disks for _, device, _, disks in mounts)
+    doubtful = any(not device.startswith((*DISKS, *GUEST_MADE, WINDOWS)) for _, device, _, _ in mounts)
     devices = list_devices() if doubtful else BlockDevices()
     disks_known = any(disks for _, _, _, disks in mounts) or bool(devices.made_of or devices.on_disks)
     freeze: list[str] = []
@@ -115,16 +144,14 @@ def partial_freeze(
             (leave if in_file else unknown).append(place)
     if not unknown and not (leave and freeze):
         return None
-    # a place where two are mounted has only the upper one
-    return PartialFreeze(tuple(one for one in freeze if one not in leave), tuple(leave), tuple(unknown))
+    left = set(leave)  # a place where two are mounted has only the upper one
+    return PartialFreeze(tuple(one for one in freeze if one not in left), tuple(leave), tuple(unknown))
 
 
 def _is_in_file(mount: Mount, devices: BlockDevices) -> bool | None:
-    """Return whether a mount is on a loop device, or on a device made of some; None if that is unknown."""
+    """Return whether a mount is on a device that may be in a file of the guest; None if that is unknown."""
     place, device, _, disks = mount
-    if any(one.startswith(LOOP) for one in (device, *disks)):
+    if any(one.startswith(GUEST_MADE) for one in disks):
         return True
-    if not device.startswith(STACKED):
-        return False
-    contains = devices.contain_loop(device)
+    contains = devices.contain_guest_made(device)
     return False if contains is None and (disks or place in devices.on_disks) else contains

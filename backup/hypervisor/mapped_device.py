@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from ..errors import BackupError, reason
 from ..model import Image, image_named
 
 # One directory per mapped device (Linux, Documentation/ABI/testing/sysfs-bus-rbd).
 DEVICES = Path("/sys/bus/rbd/devices")
+BLOCK_DEVICES = Path("/sys/block")
 # Links that udev creates with ceph-rbdnamer: POOL/IMAGE or POOL/NAMESPACE/IMAGE, perhaps with @SNAPSHOT.
 LINKS = "/dev/rbd/"
 
 
 @dataclass(frozen=True)
 class MappedImage:
-    """The image that a device shows. `fsid`, the cluster's id, is "" if the device is not mapped."""
+    """The image that a device shows. `fsid`, the cluster's id, is "" if the device is not mapped.
+
+    `device` is its path, `read_only` whether the kernel only reads from it, None if that is not known.
+    """
 
     image: Image
     snapshot: str = ""
     fsid: str = ""
+    device: str = field(default="", compare=False)
+    read_only: Optional[bool] = field(default=None, compare=False)
 
 
 def mapped_image(path: str, local: bool, devices: Path = DEVICES) -> MappedImage | None:
@@ -49,7 +56,13 @@ def _mapped(device: Path, local: bool) -> MappedImage:
     image = Image(
         _read(device / "pool"), _read(device / "name"), _read(device / "pool_ns"), _read(device / "image_id")
     )
-    return MappedImage(image, "" if snapshot == "-" else snapshot, _read(device / "cluster_fsid"))
+    return MappedImage(
+        image,
+        "" if snapshot == "-" else snapshot,
+        _read(device / "cluster_fsid"),
+        f"/dev/rbd{device.name}",
+        {"0": False, "1": True}.get(_read(BLOCK_DEVICES / f"rbd{device.name}" / "ro")),
+    )
 
 
 def _linked(path: str) -> MappedImage:
@@ -57,7 +70,7 @@ def _linked(path: str) -> MappedImage:
     image = image_named(name)
     if image is None:
         raise BackupError(f"{path} contains no image name")
-    return MappedImage(image, snapshot)
+    return MappedImage(image, snapshot, device=path)
 
 
 def _read(attribute: Path) -> str:

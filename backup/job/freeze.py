@@ -316,7 +316,7 @@ class Quiescer:
             raise FreezeFailed(error.message, "restart qemu-guest-agent in the guest") from error
         if partial:
             partial.require_known()
-            text = f"not frozen, as they are in files of the guest: {', '.join(partial.leave)}"
+            text = f"not frozen, as they are, or may be, in files of the guest: {', '.join(partial.leave)}"
             self.reporter.message(Level.INFO, domain.name, text)
         return partial
 

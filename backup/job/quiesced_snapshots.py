@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import Callable, Optional
 
-from ..errors import BackupError, Skipped, TransientError
+from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.nvram import require_written
-from ..model import Consistency, Definition, Domain, Image, Level
+from ..model import Consistency, Definition, Domain, Gap, Level
 from ..protocols import Reporter
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
+from ..system.time_limit import CheckStop
 from .freeze import Quiesced, Quiescer
 from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
 from .migration_watch import MigrationWatch, require_ready
-from .snapshots import DomainSnapshots
+from .snapshots import DomainSnapshots, ImageUse, enumerated, not_open
+
+# Seconds for a client to have an image open again after an OSD has restarted or taken it for dead.
+CLIENT_LIMIT = 15.0
+CLIENT_POLL = 1.0
 
 
 @dataclass
@@ -47,9 +53,9 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        domain = _unchanged(domain, hypervisor)
-        settings = effective(domain, self.settings)
-        domain = select_disks(domain, settings)
+        listed = _unchanged(domain, hypervisor)
+        settings = effective(listed, self.settings)
+        domain = select_disks(listed, settings)
         domain, definition = self._with_definition(domain, hypervisor, settings)
         notes = FreezeNotes(settings.runtime_dir)
         quiescer = Quiescer(
@@ -57,7 +63,8 @@ class QuiescedSnapshots:
             freeze_failed=self.order.freeze_failed,
             check_stop=self.stop.check,
         )
-        shared = self._in_use_by_others(domain, hypervisor, snapshots, settings)
+        uses = self._uses_with_own(domain, hypervisor, snapshots)
+        shared = self._in_use_by_others(uses, domain, hypervisor, settings)
         self.require_lock()
         watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
 
@@ -71,9 +78,10 @@ class QuiescedSnapshots:
             left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
             definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
+        _require_no_new_disk(listed, hypervisor, self.stop.check)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             require_written(definition.nvram_path, definition.nvram)
-        if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
+        if shared or self._in_use_by_others(snapshots.uses(domain), domain, hypervisor, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))
         return RestorePoint(
@@ -108,22 +116,41 @@ class QuiescedSnapshots:
             return None
         return next((note.method for note in notes.all() if note.uuid == domain.uuid), None)
 
+    def _uses_with_own(
+        self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots
+    ) -> Sequence[ImageUse]:
+        """Return who has the images open once the running domain has all open to which it writes.
+
+        Raises TransientError if it does not: it writes to other images, or was cut off, or is ending.
+        """
+        deadline = time.monotonic() + CLIENT_LIMIT
+        while True:
+            uses = snapshots.uses(domain)
+            missing = [one.image for one in uses if one.missing]
+            if not missing:
+                return uses
+            _require_same_state(domain, hypervisor)
+            if time.monotonic() > deadline:
+                raise not_open(missing, domain)
+            self.stop.check()
+            time.sleep(CLIENT_POLL)
+
     def _in_use_by_others(
-        self, domain: Domain, hypervisor: Hypervisor, snapshots: DomainSnapshots, settings: Settings
+        self, uses: Sequence[ImageUse], domain: Domain, hypervisor: Hypervisor, settings: Settings
     ) -> bool:
         """Return, after a warning, whether other clients may write to the images meanwhile.
 
         Raises Skipped if another node should back up the domain, TransientError if it migrates, BackupError
         if a freeze is required.
         """
-        others = snapshots.in_use_by_others(domain.state.active)
+        others = [one for one in uses if one.by_others]
         if not others:
             return False
         if domain.state.active:  # where a domain migrates to, its images are opened first
             require_ready(replace(domain, state=hypervisor.state(domain.uuid)))
         question = "is it shared, or does the domain run elsewhere?"
-        addresses = ", ".join(dict.fromkeys(address for found in others.values() for address in found))
-        listed = _listed(list(others))
+        addresses = ", ".join(dict.fromkeys(address for one in others for address in one.addresses))
+        listed = enumerated([one.image for one in others])
         message = f"{listed} in use by other clients too: {question} (open at {addresses})"
         if self.order.min_age and not domain.state.active:
             raise Skipped(message)
@@ -143,8 +170,30 @@ def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
     return domain
 
 
-def _listed(images: Sequence[Image]) -> str:
-    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
+def _require_no_new_disk(listed: Domain, hypervisor: Hypervisor, check_stop: CheckStop) -> None:
+    """Raise TransientError if the domain has got a disk since it was `listed`, so that it has no snapshot.
+
+    A freeze may take long. One that was detached does no harm, nor does a domain that has ended.
+    """
+    try:
+        now = hypervisor.domain(listed.uuid, check_stop)
+    except DomainGone:
+        return
+    new = [
+        disk for disk in now.disks if disk not in listed.disks and (disk.image or disk.gap is not Gap.NONE)
+    ]
+    if new:
+        message = f"{', '.join(map(str, new))}: attached or changed while the snapshots were made"
+        raise TransientError(message, "a retry, or the next run, saves the domain with it")
+
+
+def _require_same_state(domain: Domain, hypervisor: Hypervisor) -> None:
+    """Raise TransientError if the domain is ending, or has ended, Skipped if it migrated away."""
+    current = replace(domain, state=hypervisor.state(domain.uuid))
+    require_ready(current)
+    if current.state is not domain.state:
+        message = f"the domain is {current.state.value} by now, it was {domain.state.value}"
+        raise TransientError(message, "a retry saves it as it is")
 
 
 def _summary(quiesced: Quiesced, count: int) -> str:

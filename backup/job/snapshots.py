@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,14 +26,14 @@ STOP_POLL = 0.1  # seconds between two checks whether the job has to stop
 class DiskSnapshot:
     """The snapshot of one disk's image, made or to be made. Satisfies protocols.SnapshotSource.
 
-    `users` is how many disks of the domain have the image. `base_of` finds its base in the previous backup.
+    `targets` are those of all disks that have the image. `base_of` finds its base in the previous backup.
     """
 
     disk: Disk
     image: Image
     cluster: Cluster
     name: str
-    users: int = 1
+    targets: tuple[str, ...] = ()
     base_of: Optional[Callable[[DiskSnapshot], Optional[Base]]] = field(default=None, compare=False)
 
     @property
@@ -56,6 +56,50 @@ class DiskSnapshot:
         return self.cluster.reader(self.image, self.name)
 
 
+@dataclass(frozen=True)
+class ImageUse:
+    """Who has an image open for writing: the addresses of all, and how many are, or have to be, the domain's.
+
+    `own` is at most how many of them are its QEMU, or the kernel for it; `required`: one of them has to be.
+    """
+
+    image: Image
+    addresses: Sequence[str]
+    own: int
+    required: bool
+
+    @property
+    def by_others(self) -> bool:
+        return len(self.addresses) > self.own
+
+    @property
+    def missing(self) -> bool:
+        """Whether the running domain, which has to have it open, does not."""
+        return self.required and not self.addresses
+
+
+def _use(snapshot: DiskSnapshot, addresses: Sequence[str], domain: Domain) -> ImageUse:
+    disks = [one for one in domain.disks if domain.state.active and one.target in snapshot.targets]
+    clients = {one.client for one in disks if one.client}  # a mapped device is one, for whatever disks
+    return ImageUse(snapshot.image, addresses, len(clients), any(one.written for one in disks))
+
+
+def not_open(images: Sequence[Image], domain: Domain) -> TransientError:
+    """Return the error that no client has the images open to which a running domain writes."""
+    hint = (
+        f"what its QEMU writes to is another image, or it was cut off: rbd status {images[0]}; was an image "
+        "renamed while the guest ran? does CEPH_CONF name another cluster than its definition? is its client "
+        "in ceph osd blocklist ls?"
+    )
+    message = f"{enumerated(images)} open in no client, although the domain is {domain.state.value}"
+    return TransientError(message, hint)
+
+
+def enumerated(images: Sequence[Image]) -> str:
+    """Name images as the subject of a sentence, with its verb."""
+    return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
+
+
 def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnapshot]:
     """Return the snapshots of all images of the domain that are to be saved; none is made yet.
 
@@ -69,10 +113,8 @@ def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnaps
             cluster = clusters.at(disk.address)
             image = cluster.identified(disk.image)
             key = (cluster.fsid, image.place, image.id or image.name)
-            first = found.get(key)
-            found[key] = (
-                replace(first, users=first.users + 1) if first else DiskSnapshot(disk, image, cluster, name)
-            )
+            first = found.get(key) or DiskSnapshot(disk, image, cluster, name)
+            found[key] = replace(first, targets=(*first.targets, disk.target))
     return tuple(found.values())
 
 
@@ -94,7 +136,13 @@ class DomainSnapshots:
         Creations that are under way at the end are waited for. Raises ClusterError if a pool is full: the
         guest would be quiesced for nothing.
         """
-        for cluster, pool in dict.fromkeys((one.cluster, one.image.pool) for one in self.snapshots):
+        pools = [
+            (one.cluster, pool)
+            for one in self.snapshots
+            for pool in (one.image.pool, one.image.data_pool)
+            if pool
+        ]
+        for cluster, pool in dict.fromkeys(pools):
             cluster.require_not_full(pool)
         managers = [one.cluster.image_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]
@@ -144,18 +192,10 @@ class DomainSnapshots:
                 self._started.pop()
             raise
 
-    def in_use_by_others(self, domain_active: bool) -> Mapping[Image, Sequence[str]]:
-        """Return the images that clients other than the domain's own QEMU have open for writing.
-
-        With the addresses of all that have it open.
-        """
+    def uses(self, domain: Domain) -> Sequence[ImageUse]:
+        """Return who has each image open for writing; `domain` is as it is now."""
         found = self._threads.map(lambda one: one.cluster.watchers(one.image), self.snapshots)
-        watchers = dict(zip(self.snapshots, found))
-        return {
-            one.image: addresses
-            for one, addresses in watchers.items()
-            if len(addresses) > (one.users if domain_active else 0)
-        }
+        return [_use(one, addresses, domain) for one, addresses in zip(self.snapshots, found)]
 
     def keep_as_bases(self, domain: Domain, require_lock: Callable[[], None] = lambda: None) -> None:
         """Rename them to base snapshots for the next run, and remove this run's base snapshots.

@@ -71,6 +71,7 @@ class Claims:
         self._domains: dict[str, list[Domain]] = {}
         self._users: dict[_Key, list[Domain]] = {}
         self._owners: dict[_Key, list[Domain]] = {}  # of images that they share with no other domain
+        self._clients: dict[_Key, set[tuple[str, str]]] = {}  # of those owners that run
         self._uncertain: set[str] = set()  # UUIDs of domains of which not all images are known
         for node in nodes:
             for domain in node.domains:
@@ -91,6 +92,8 @@ class Claims:
             self._users.setdefault(key, []).append(domain)
             if not disk.shared:
                 self._owners.setdefault(key, []).append(domain)
+                if domain.state.active and disk.client:
+                    self._clients.setdefault(key, set()).add((domain.uuid, disk.client))
 
     def name_of(self, snapshot: OwnSnapshot) -> str:
         """Return the name of the domain that a snapshot is of, "" if it is not known."""
@@ -211,9 +214,10 @@ class Claims:
 
     def _used_elsewhere(self, snapshot: OwnSnapshot) -> bool:
         """Return whether a client that is no domain of this node may have the image open for writing."""
-        own = sum(domain.state.active for domain in self._of(snapshot, self._owners))
+        key = _Key(snapshot.cluster.fsid, str(snapshot.image))
+        own = set() if snapshot.in_trash else self._clients.get(key, set())
         try:
-            return len(snapshot.cluster.watchers(snapshot.image)) > own
+            return len(snapshot.cluster.watchers(snapshot.image)) > len(own)
         except BackupError:
             return True  # it cannot be found out
 

@@ -20,6 +20,7 @@ from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.booting import boot_seconds_left, is_booting
 from ..job.leftovers import base_snapshots
+from ..job.snapshots import not_open
 from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..orphaned.growing import growing
 from ..orphaned.places import domains_of_nodes, known_points
@@ -222,7 +223,11 @@ def _pool(cluster: Cluster, image: Image) -> Finding:
 def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Finding:
     subject = f"domain {domain.name}, disk {disk.target}: image {image}"
     try:
-        cluster.identified(image)
+        found = cluster.identified(image)
+        if found.data_pool:
+            cluster.require_not_full(found.data_pool)  # its own was asked, with all other images in it
+        if domain.state.active and disk.written and not cluster.watchers(found):
+            raise not_open([image], domain)
         notes = list(cluster.remarks(image))
         bases = base_snapshots(cluster, image, domain)
     except BackupError as error:

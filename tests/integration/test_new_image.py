@@ -171,3 +171,12 @@ def test_a_long_removal_that_is_given_up_leaves_what_the_next_restore_removes(
     ]
     NewImage(cluster, IMAGE, saved, False, recorder).require_free()
     assert target.filling.name not in _names(cluster)
+
+
+def test_the_pool_of_an_image_s_data_is_known_with_its_id(cluster: Cluster, lab: Lab) -> None:
+    """Where the data pool is full, the guest's writes wait."""
+    lab.rbd("create", str(IMAGE), "--size", "1M", "--data-pool", "vms")
+    assert cluster.identified(IMAGE).data_pool == "vms"
+    lab.create_image(f"{POOL}/plain-vda", MIB)
+    plain = cluster.identified(Image(POOL, "plain-vda"))
+    assert (bool(plain.id), plain.data_pool) == (True, "")

@@ -38,6 +38,7 @@ class PaperCluster(Cluster):
         self.failing: set[tuple[str, str]] = set()  # ("open", "create", "rename" or "remove", image)
         self.distrusted: set[str] = set()  # image@snapshot or image@head whose object map is not valid
         self.full: set[str] = set()  # pools
+        self.data_pools: dict[str, str] = {}  # of images that have their data in another pool
         self.asked_for_room: list[str] = []
         self.open: set[str] = set()  # images that are kept open
         self._lock_owners = {}
@@ -69,7 +70,8 @@ class PaperCluster(Cluster):
 
     def identified(self, image: Image) -> Image:
         self.snapshot_names(image)
-        return replace(image, id=self.ids.get(str(image), f"id of {image}"))
+        number, data_pool = self.ids.get(str(image), f"id of {image}"), self.data_pools.get(str(image), "")
+        return replace(image, id=number, data_pool=data_pool)
 
     def is_mirror(self, image: Image) -> bool:
         return str(image) in self.mirrors

@@ -70,6 +70,10 @@ class PaperNode:
         self.cluster.snapshots = {
             str(disk.image): {"foreign"} for one in domains for disk in one.disks if disk.image
         }
+        running = [one for one in domains if one.state.active]
+        self.cluster.watching = {
+            str(disk.image): 1 for one in running for disk in one.disks if disk.image and disk.client
+        }
         self.output = PaperOutput(self)
         self.recorder = Recorder()
         self.stop = StopRequest()

@@ -35,7 +35,7 @@ def image(text: str) -> Image:
 
 
 def rbd_disk(target: str = "vda", shown: str = "vms/web-root", **changes: Any) -> Disk:
-    return replace(Disk(target, shown, image(shown)), **changes)
+    return replace(Disk(target, shown, image(shown), client=target, written=True), **changes)
 
 
 def broken_disk(target: str = "vdb", shown: str = "vms/gone") -> Disk:

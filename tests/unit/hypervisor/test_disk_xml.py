@@ -6,10 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from backup.hypervisor.disk_xml import layers
+from backup.hypervisor.disk_xml import Places, layers, nvram_disk
+from backup.hypervisor.mapped_device import MappedImage
 from backup.model import ClusterAddress, Disk, Gap, Image
 
-from ..disk_elements import AUTH, HOSTS, PLACES, SECRET_UUID, only, other, rbd
+from ..disk_elements import AUTH, HOSTS, PLACES, SECRET_UUID, backing, only, other, rbd
 from ..samples import FSID
 
 
@@ -182,3 +183,31 @@ def test_a_device_without_a_known_image_cannot_be_backed_up() -> None:
     assert disk_of(other("block", "<source dev='/dev/rbd7p1'/>")) == Disk(
         "vda", "/dev/rbd7p1", skipped="a partition of an RBD image", gap=Gap.BROKEN
     )
+
+
+def device(path: str, read_only: bool | None) -> Disk:
+    mapped = MappedImage(Image("vms", "root"), fsid=FSID, device="/dev/rbd7", read_only=read_only)
+    places = Places(PLACES.pool_xml, lambda _: mapped)
+    return only(layers(ElementTree.fromstring(other("block", f"<source dev='{path}'/>")), places))
+
+
+def test_qemu_has_an_image_open_for_each_disk_but_has_to_only_where_the_guest_writes() -> None:
+    """It opens every image as a writer (block/rbd.c), which may change for those that are only read."""
+    volume = other("volume", "<source pool='ceph volumes' volume='root'/>")
+    for element in (rbd(), rbd(beside="<shareable/>"), volume):
+        assert (disk_of(element).client, disk_of(element).written) == ("vda", True)
+    read = disk_of(rbd(beside="<readonly/>"))
+    assert (read.client, read.written) == ("vda", False)
+    below = backing("network", "<source protocol='rbd' name='vms/base'/>")
+    top, layer = layers(ElementTree.fromstring(rbd(beside=below)), PLACES)
+    assert [(one.client, one.written) for one in (top, layer)] == [("vda", True), ("vda.backing1", False)]
+    nvram = ElementTree.fromstring("<nvram type='network'><source protocol='rbd' name='vms/vars'/></nvram>")
+    found = nvram_disk(nvram, PLACES)
+    assert found
+    assert (found.client, found.written) == ("nvram", True)
+
+
+def test_the_kernel_has_the_image_of_a_mapped_device_open_once_and_not_if_it_only_reads() -> None:
+    assert (device("/dev/rbd7", False).client, device("/dev/rbd7", False).written) == ("/dev/rbd7", True)
+    assert (device("/dev/link", None).client, device("/dev/link", None).written) == ("/dev/rbd7", False)
+    assert (device("/dev/rbd7", True).client, device("/dev/rbd7", True).written) == ("", False)

@@ -122,6 +122,9 @@ def test_mounts_that_are_not_listed_need_no_list_where_nothing_is_in_a_file_and_
     assert handle.asked == ["fsInfo"]
 
 
+WITH_NBD = {"disk.count": 2, "disk.0.name": "/dev/vda", "disk.1.name": "/dev/nbd0"}
+
+
 @pytest.mark.parametrize("disks", [WITH_LOOP, TOO_OLD], ids=["a loop device", "an old agent"])
 def test_more_mounts_than_libvirt_passes_on_are_listed_by_the_agent(disks: object) -> None:
     mounts = [{"mountpoint": f"/many/{n}", "name": "vda1", "type": "ext4", "disk": [{}]} for n in range(299)]
@@ -138,6 +141,86 @@ def test_a_list_that_the_agent_cannot_make_costs_the_freeze_where_something_may_
     handle = Handle("thawed", fsInfo=BROKEN, guestInfo=[WITH_LOOP, TOO_OLD])
     with raises("its file systems cannot be listed, and loop0 may hold one in a file", CannotFreeze):
         probe(handle)
+
+
+def test_a_device_of_any_kind_that_may_be_in_a_file_costs_it_too() -> None:
+    handle = Handle("thawed", fsInfo=BROKEN, guestInfo=[WITH_NBD, TOO_OLD])
+    with raises("its file systems cannot be listed, and nbd0 may hold one in a file", CannotFreeze):
+        probe(handle)
+
+
+MOUNT = {"mountpoint": "/", "name": "vda1", "type": "ext4", "disk": [{"dev": "/dev/vda1"}]}
+ODD_ANSWERS: Mapping[str, Any] = {
+    **{f"no {key}": [{name: value for name, value in MOUNT.items() if name != key}] for key in MOUNT},
+    "no object": [["/", "vda1"]],
+    "no list": {"mountpoint": "/"},
+    "nothing": None,
+    "a number": 7,
+    "a mountpoint that is a number": [{**MOUNT, "mountpoint": 7}],
+    "a device that is nothing": [{**MOUNT, "name": None}],
+    "disks that are nothing": [{**MOUNT, "disk": None}],
+    "disks that are texts": [{**MOUNT, "disk": ["vda"]}],
+    "a disk that is a list": [{**MOUNT, "disk": [{"dev": ["vda"]}]}],
+    "half a character": [{**MOUNT, "mountpoint": "/\ud800"}],
+}
+
+
+@pytest.mark.parametrize("case", ODD_ANSWERS)
+def test_an_answer_that_no_agent_gives_is_as_good_as_none(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its list of devices nothing is known to be in a file; with one, the guest is not frozen."""
+    answers = {STATUS: "thawed", "guest-get-fsinfo": ODD_ANSWERS[case], "guest-ping": {}}
+
+    def command(_: Handle, text: str, *rest: object) -> str:
+        return json.dumps({"return": answers[json.loads(text)["execute"]]})
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", command)
+    assert probe(Handle(fsInfo=MANY, guestInfo=TOO_OLD)) is None
+    with raises("its file systems cannot be listed, and loop0 may hold one in a file", CannotFreeze):
+        probe(Handle(fsInfo=MANY, guestInfo=[WITH_LOOP, TOO_OLD]))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "nonsense", "[]", "{}", "7", "null", '{"error": 1}', "[" * 100000],
+    ids=lambda text: text[:9],
+)
+def test_no_answer_of_an_agent_ends_in_a_traceback(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", lambda *_: answer)
+    message = r"^the guest agent answers, but its answer to guest-ping cannot be understood "
+    with pytest.raises(HypervisorError, match=message):
+        probe(Handle(fsInfo=BROKEN, guestInfo=TOO_OLD))
+    agent = GuestAgent(Bounded(Handle(), 5), 5, 0)
+    with pytest.raises(HypervisorError, match="cannot be understood"):
+        agent.freeze(["/many"] * 300)
+
+
+def test_a_number_of_frozen_file_systems_that_is_none_is_a_failed_freeze(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", lambda *_: '{"return": {"frozen": "all"}}')
+    with pytest.raises(HypervisorError, match="the number of frozen file systems cannot be understood"):
+        GuestAgent(Bounded(Handle(), 5), 5, 0).freeze(["/many"] * 300)
+
+
+NOT_TEXT = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [NOT_TEXT, [("/", None, "ext4", [])], [("/", "vda1")], None],
+    ids=["bytes", "none", "few", "null"],
+)
+def test_mounts_that_libvirt_cannot_convert_are_as_good_as_none(listed: Any) -> None:
+    assert probe(Handle("thawed", fsInfo=listed, guestInfo=NOT_TEXT)) is None
+    with raises("its file systems cannot be listed, and loop0 may hold one in a file", CannotFreeze):
+        probe(Handle("thawed", fsInfo=listed, guestInfo=[WITH_LOOP, NOT_TEXT]))
+
+
+def test_devices_without_a_name_make_no_mount_certain() -> None:
+    mounts = [("/", "vda1", "ext4", ["vda"]), ("/safe", "dm-0", "ext4", [])]
+    nameless = {"disk.count": 2, "disk.1.name": "/dev/dm-1", "disk.1.dependency.count": 1, "fs.count": 1}
+    handle = Handle(fsInfo=mounts, guestInfo=[nameless, {"fs.count": 1, "fs.0.disk.count": 1}])
+    assert probe(handle) == PartialFreeze(("/",), (), ("/safe",))
 
 
 def test_an_agent_that_knows_neither_mounts_nor_devices_freezes_all() -> None:

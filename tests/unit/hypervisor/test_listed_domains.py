@@ -118,6 +118,16 @@ def test_the_image_that_the_next_start_puts_into_an_empty_drive_counts(
     assert [disk.source for disk in found] == expected
 
 
+def test_nothing_has_a_disk_open_that_only_the_next_start_adds() -> None:
+    live, inactive = (
+        f"<domain><devices>{one}</devices></domain>"
+        for one in (rbd("vms/now"), rbd("vms/now") + rbd("vms/later", target="vdb"))
+    )
+    found = all_disks(live, inactive, PLACES)
+    assert [(one.client, one.written) for one in found] == [("vda", True), ("", False)]
+    assert [one.client for one in all_disks(inactive, inactive, PLACES)] == ["vda", "vdb"]
+
+
 def test_persistent_metadata_takes_precedence_over_that_of_the_live_definition(
     tmp_path: Path,
 ) -> None:

@@ -107,3 +107,21 @@ def test_a_link_without_an_image_name_is_an_error(tmp_path: Path, name: str) -> 
 def test_a_device_of_another_driver_is_no_rbd_device(devices: Path, path: str) -> None:
     assert mapped_image(path, local=True, devices=devices) is None
     assert mapped_image(path, local=False, devices=devices) is None
+
+
+@pytest.mark.parametrize(("content", "read_only"), [("1\n", True), ("0\n", False), (None, None)])
+def test_a_device_that_is_mapped_for_reading_only_is_told_from_others(
+    devices: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+    read_only: bool | None,
+) -> None:
+    """The kernel watches no image that it only reads."""
+    monkeypatch.setattr("backup.hypervisor.mapped_device.BLOCK_DEVICES", tmp_path / "block")
+    (tmp_path / "block" / "rbd7").mkdir(parents=True)
+    if content:
+        (tmp_path / "block" / "rbd7" / "ro").write_text(content)
+    found = mapped_image("/dev/rbd7", local=True, devices=devices)
+    assert found
+    assert (found.device, found.read_only) == ("/dev/rbd7", read_only)

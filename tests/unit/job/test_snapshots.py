@@ -13,15 +13,15 @@ import pytest
 
 from backup.errors import BackupError, Interrupted
 from backup.job.leftovers import remove_leftovers
-from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards
+from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 from backup.model import Level
 from backup.system.concurrency_limit import Slots
 from backup.system.stop_request import StopRequest
 
-from ..paper_cluster import PaperCluster
+from ..paper_cluster import PaperCluster, PaperClusters
 from ..raising import raises
 from ..recorder import Recorder
-from ..samples import OTHER_UUID, RUN, UUID, domain, image
+from ..samples import OTHER_UUID, RUN, UUID, domain, image, rbd_disk
 from ..waiting import wait_until
 
 IMAGES = ("vms/a", "vms/b", "ssd/ns/c")
@@ -108,6 +108,20 @@ def test_a_full_pool_is_found_before_any_image_is_opened(cluster: PaperCluster, 
         assert cluster.asked_for_room == ["vms", "ssd"], "once for all of a pool's images"
     cluster.full = {"vms"}
     with raises("pool vms is full"), made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
+        raise AssertionError("the guest would be quiesced for nothing")
+    assert cluster.open == set()
+
+
+def test_a_full_pool_of_the_data_alone_is_found_too(cluster: PaperCluster, recorder: Recorder) -> None:
+    """The guest's writes wait in it, and the snapshot, or the pause, would wait for them."""
+    cluster.data_pools = {"vms/b": "erasure-coded", "ssd/ns/c": "erasure-coded"}
+    disks = [rbd_disk(f"vd{n}", name) for n, name in enumerate(IMAGES)]
+    snapshots = prepared(domain(disks=disks), PaperClusters(cluster), RUN)
+    with gone_afterwards(snapshots, NO_LIMIT, recorder, "web") as made, made.images_open():
+        assert cluster.asked_for_room == ["vms", "erasure-coded", "ssd"], "once for all of a pool's images"
+    cluster.full = {"erasure-coded"}
+    full = raises("pool erasure-coded is full")
+    with full, gone_afterwards(snapshots, NO_LIMIT, recorder, "web") as made, made.images_open():
         raise AssertionError("the guest would be quiesced for nothing")
     assert cluster.open == set()
 

@@ -169,3 +169,13 @@ def test_points_that_cannot_be_listed_are_no_empty_list() -> None:
         known_points(Silent(), lambda: None)
     with raises(f"{text}: RESTIC_REPOSITORY is empty"):
         known_points(Misconfigured(), lambda: None)
+
+
+def test_a_running_domain_is_not_taken_for_the_client_of_a_disk_that_its_next_start_adds(
+    node: Removal,
+) -> None:
+    node.cluster.snapshots["vms/a"].add(base(run=OLD))
+    node.cluster.watching["vms/a"] = 1
+    later = replace(WEB, disks=tuple(replace(disk, client="", written=False) for disk in WEB.disks))
+    assert node.remove([later]) == {f"vms/a@{base(run=OLD)}"}
+    assert node.remove([WEB]) == set()

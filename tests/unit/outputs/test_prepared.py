@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from backup.ceph.errors import ImageGone
-from backup.job.snapshots import DiskSnapshot, DomainSnapshots, prepared
-from backup.model import ClusterAddress, Disk, Image
+from backup.job.snapshots import DiskSnapshot, DomainSnapshots, ImageUse, prepared
+from backup.model import ClusterAddress, Disk, Image, State
 from backup.system.concurrency_limit import Slots
 
 from ..paper_cluster import PaperCluster, PaperClusters
@@ -32,7 +33,7 @@ def prepared_of(cluster: PaperCluster, *disks: Disk, other: PaperCluster | None 
 
 def served(snapshots: list[DiskSnapshot]) -> dict[str, tuple[str, int]]:
     """Return the image, and how many disks have it, by the first of their targets."""
-    return {one.disk.target: (str(one.image), one.users) for one in snapshots}
+    return {one.disk.target: (str(one.image), len(one.targets)) for one in snapshots}
 
 
 def test_each_image_gets_a_snapshot_that_names_its_domain_and_run_and_none_is_made(
@@ -103,12 +104,21 @@ def test_a_domain_without_an_image_needs_none(cluster: PaperCluster) -> None:
     assert prepared_of(cluster, foreign_disk()) == []
 
 
-def others(cluster: PaperCluster, active: bool, **watching: int) -> list[str]:
-    """Name the images that others use; vda and vdc of the domain both have a."""
-    disks = [rbd_disk("vda", "vms/a"), rbd_disk("vdb", "vms/b"), rbd_disk("vdc", "vms/a")]
+THREE = (rbd_disk("vda", "vms/a"), rbd_disk("vdb", "vms/b"), rbd_disk("vdc", "vms/a"))
+
+
+def uses(
+    cluster: PaperCluster, state: State, disks: Sequence[Disk] = THREE, **watching: int
+) -> Sequence[ImageUse]:
+    """Return who uses the images of a domain; of the usual disks vda and vdc both have a."""
     cluster.watching = {f"vms/{name}": count for name, count in watching.items()}
     snapshots = DomainSnapshots(prepared_of(cluster, *disks), Slots("/nowhere", "deletion", 1))
-    return [str(one) for one in snapshots.in_use_by_others(active)]
+    return snapshots.uses(domain(state=state, disks=disks))
+
+
+def others(cluster: PaperCluster, active: bool, disks: Sequence[Disk] = THREE, **watching: int) -> list[str]:
+    state = State.RUNNING if active else State.SHUT_OFF
+    return [str(one.image) for one in uses(cluster, state, disks, **watching) if one.by_others]
 
 
 def test_a_running_domain_s_own_qemu_is_no_other_user_and_counts_once_for_each_disk(
@@ -117,7 +127,44 @@ def test_a_running_domain_s_own_qemu_is_no_other_user_and_counts_once_for_each_d
     assert others(cluster, True, a=2, b=1) == []
     assert others(cluster, True, a=3, b=1) == ["vms/a"]
     assert others(cluster, True, a=2, b=2) == ["vms/b"]
-    assert others(cluster, True, a=0, b=0) == [], "a disk that is only read has no watcher"
+
+
+READ = replace(rbd_disk("vda", "vms/a"), shared=True, written=False)
+LATER = replace(rbd_disk("vda", "vms/a"), client="", written=False)
+DEVICE = replace(rbd_disk("vda", "vms/a"), client="/dev/rbd0")
+
+
+def test_a_disk_that_only_the_next_start_adds_has_no_client_yet(cluster: PaperCluster) -> None:
+    assert others(cluster, True, [LATER], a=0) == []
+    assert others(cluster, True, [LATER], a=1) == ["vms/a"], "another domain's"
+    assert others(cluster, True, [LATER, rbd_disk("vdb", "vms/a")], a=2) == ["vms/a"]
+
+
+def test_a_mapped_device_is_one_client_however_many_disks_have_it(cluster: PaperCluster) -> None:
+    twice = [DEVICE, replace(DEVICE, target="vdb")]
+    assert others(cluster, True, twice, a=1) == []
+    assert others(cluster, True, twice, a=2) == ["vms/a"]
+
+
+@pytest.mark.parametrize(
+    ("state", "disks", "missing"),
+    [
+        (State.RUNNING, [DEVICE], True),
+        (State.PAUSED, [rbd_disk("vda", "vms/a")], True),
+        (State.CRASHED, [READ, rbd_disk("vdb", "vms/a")], True),
+        (State.RUNNING, [READ], False),
+        (State.RUNNING, [LATER], False),
+        (State.SHUT_OFF, [rbd_disk("vda", "vms/a")], False),
+        (State.SAVED, [rbd_disk("vda", "vms/a")], False),
+    ],
+)
+def test_the_client_of_a_running_domain_s_disk_that_is_written_to_has_to_be_there(
+    cluster: PaperCluster, state: State, disks: Sequence[Disk], missing: bool
+) -> None:
+    (use,) = uses(cluster, state, disks, a=0)
+    assert use.missing == missing
+    (use,) = uses(cluster, state, disks, a=1)
+    assert not use.missing
 
 
 def test_any_watcher_of_an_image_of_a_shut_off_domain_is_another_user(cluster: PaperCluster) -> None:

@@ -23,7 +23,7 @@ from backup.system.stop_request import StopRequest
 from backup.system.time_limit import CheckStop
 
 from ..disk_elements import other, rbd
-from ..driver_node import domain_element, node_uri
+from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..jobs_on_paper import NoOutput
 from ..paper_cluster import PaperCluster, PaperClusters
 from ..raising import raises
@@ -69,6 +69,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     cluster.snapshots = {"vms/a": set()}
     for module in (check, places):
         monkeypatch.setattr(module, "Clusters", lambda *_: PaperClusters(cluster))
+    cluster.watching = {"vms/a": 1}
     return cluster
 
 
@@ -98,6 +99,25 @@ def test_all_requirements_of_a_backup_are_checked(chosen: Settings) -> None:
         "pool vms: client.libvirt may make snapshots",
         "domain web, disk vda: image vms/a",
     ]
+
+
+def test_a_full_pool_that_has_the_data_of_an_image_is_a_problem(chosen: Settings, cluster: Cluster) -> None:
+    cluster.data_pools, cluster.full = {"vms/a": "erasure-coded"}, {"erasure-coded"}
+    problems = {found.subject: found.problem for found in examine(chosen, NoPoints()) if found.problem}
+    assert str(problems["domain web, disk vda: image vms/a"]) == "pool erasure-coded is full"
+
+
+def test_an_image_that_the_running_domain_does_not_have_open_is_a_problem(
+    chosen: Settings, cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.watching = {}
+    problems = {found.subject: found.problem for found in examine(chosen, NoPoints()) if found.problem}
+    problem = problems["domain web, disk vda: image vms/a"]
+    assert problem
+    assert problem.message == "vms/a is open in no client, although the domain is running"
+    assert "CEPH_CONF" in problem.hint
+    off = node_uri(tmp_path / "off.xml", domain_element("web", UUID, rbd("vms/a"), state=SHUT_OFF))
+    assert not any(found.problem for found in examine(replace(chosen, libvirt_uri=off), NoPoints()))
 
 
 def test_what_is_not_backed_up_is_reported_and_no_problem_unless_configured(
