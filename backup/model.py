@@ -91,7 +91,8 @@ class Gap(str, Enum):
 class Disk:
     """One disk of a domain, a layer of its backing chain, or another device that holds data.
 
-    `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
+    `target` is the disk's, such as vda; vda.backing1 of a layer; vda.next of what the next start puts in its
+    place; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
     `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
     """
@@ -110,8 +111,13 @@ class Disk:
         """Whether it is a drive without a medium."""
         return not self.image and not self.source and self.gap is Gap.NONE
 
+    @property
+    def counts(self) -> bool:
+        """Whether it has data that a restore point should have."""
+        return self.image is not None or self.gap is not Gap.NONE
+
     def __str__(self) -> str:
-        titled = ":" in self.target or self.target in ("nvram", "tpm")
+        titled = ":" in self.target or self.target.partition(".")[0] in ("nvram", "tpm")
         title = self.target if titled else f"disk {self.target}"
         return f"{title} ({self.source})" if self.source else title
 

@@ -14,6 +14,7 @@ from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, required_media
+from ..hypervisor.next_start import saved_targets
 from ..hypervisor.node_files import needed_files
 from ..hypervisor.restored_xml import Redefinition, redefined
 from ..hypervisor.tpm_state import tpm_place
@@ -86,11 +87,13 @@ class RestoredDomain:
 
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
         """Return its XML with these images; warn of all that differs. Raises BackupError."""
-        change = Redefinition(self.name, self.uuid, self.copy, images, monitors)
-        xml, left_out = redefined(self.saved.definition.inactive_xml, change)
+        change = Redefinition(self.name, self.uuid, self.copy, self._attached(images), monitors)
         inactive = self.saved.definition.inactive_xml
-        targets = {disk.target for disk in _disks_of(inactive)} - drives_without_image(inactive)
-        not_restored = [one.target for one in self.saved.images if one.target in targets - set(images)]
+        xml, left_out = redefined(inactive, change)
+        drives = drives_without_image(inactive)
+        saved = {target: one for target, one in self._saved_targets.items() if target not in drives}
+        not_restored = [target for target, one in saved.items() if one not in images]
+        names = {one.target: one.image for one in self.saved.images}
         for text in (
             *(f"removed from the copy's definition: {what}" for what in left_out),
             *(
@@ -101,7 +104,13 @@ class RestoredDomain:
             *(
                 f"{target}: restored, but not in the definition: it was attached only to the running domain"
                 for target in images
-                if target not in targets
+                if target not in saved.values()
+            ),
+            *(
+                f"{disk.target}: gets {names[one]}; its next start would have given it {disk.image}, "
+                "which is not in the backup"
+                for disk in _disks_of(inactive)
+                if disk.image and (one := saved.get(disk.target)) and names[one] != str(disk.image)
             ),
         ):
             self.reporter.message(Level.WARNING, self.name, text)
@@ -114,7 +123,7 @@ class RestoredDomain:
         self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]
     ) -> Iterator[str]:
         """Run an isolated copy during the block, which gets its XML; nothing of it is left afterwards."""
-        change = Redefinition(self.name, self.uuid, True, images, monitors, isolated=True)
+        change = Redefinition(self.name, self.uuid, True, self._attached(images), monitors, isolated=True)
         xml, left_out = redefined(self.saved.definition.inactive_xml, change)
         for what in left_out:
             self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
@@ -141,6 +150,16 @@ class RestoredDomain:
         """Start it. Raises HypervisorError."""
         self.hypervisor.start(self.uuid)
         self.reporter.message(Level.INFO, self.name, "started")
+
+    def _attached(self, images: Mapping[str, Image]) -> Mapping[str, Image]:
+        """Return the restored images by their targets in the definition, which is that of the next start."""
+        return {target: images[one] for target, one in self._saved_targets.items() if one in images}
+
+    @property
+    def _saved_targets(self) -> Mapping[str, str]:
+        saved, skipped = self.saved, {disk.target for disk in self.saved.skipped_disks}
+        names = {one.target: one.image for one in saved.images}
+        return saved_targets(_disks_of(saved.definition.inactive_xml), names, skipped)
 
     @property
     def _files(self) -> NodeFiles:

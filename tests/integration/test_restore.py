@@ -77,6 +77,39 @@ def test_a_copy_boots_beside_the_domain_and_shares_nothing_with_it(node: Node, l
     wait_until(lambda: lab.hypervisor.agent_answers(COPY), 90, "the copy's agent answers")
 
 
+NEXT_VDB = """
+<disk type='network' device='disk'>
+  <driver name='qemu' type='raw'/>
+  <source protocol='rbd' name='vms/next'>
+    <host name='127.0.0.1' port='6789'/>
+    <auth username='libvirt'><secret type='ceph' usage='client.libvirt secret'/></auth>
+  </source>
+  <target dev='vdb' bus='virtio'/>
+</disk>"""
+
+
+def test_a_disk_gets_the_image_of_the_next_start_and_the_running_one_comes_back_too(
+    node: Node, lab: Lab
+) -> None:
+    make_image(lab, "vms/next", 20 * MIB, {MIB: 3 * MIB})
+    before = lab.virsh("dumpxml", "--inactive", "--security-info", WEB)
+    lab.virsh("update-device", WEB, "/dev/stdin", "--config", stdin=NEXT_VDB.encode())
+    try:
+        done = node.run("backup", WEB)
+    finally:
+        lab.virsh("define", "/dev/stdin", stdin=before.encode())
+    assert done.returncode == 0, done.stderr
+    saved = {one["target"]: one["image"] for one in node.report()["domains"][WEB]["images"]}
+    assert saved == {"vda": f"vms/{WEB}-root", "vdb": f"ssd/{WEB}-data", "vdb.next": "vms/next"}
+    done = node.run("restore", WEB, "--suffix", SUFFIX, "--define", "--name", COPY, "--new-uuid")
+    assert done.returncode == 0, done.stderr
+    assert "vdb: restored, but not in the definition" in done.stderr
+    assert lab.virsh("domblklist", COPY).split()[-1] == f"vms/next{SUFFIX}"
+    assert _digest(lab, f"vms/next{SUFFIX}") == _digest(lab, "vms/next")
+    assert _info(lab, f"ssd/{WEB}-data{SUFFIX}")["size"] == _info(lab, f"ssd/{WEB}-data")["size"]
+    lab.delete_image("vms/next")
+
+
 def test_a_domain_that_is_defined_again_starts_with_its_node_as_before(
     node: Node, lab: Lab, pair: str
 ) -> None:

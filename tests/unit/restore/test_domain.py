@@ -16,7 +16,7 @@ from backup.errors import BackupError, NotDefined
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.restored_xml import Redefinition, redefined
-from backup.model import TPM_STATE, Consistency, Definition, Image, Level, NodeFile
+from backup.model import TPM_STATE, Consistency, Definition, Disk, Image, Level, NodeFile
 from backup.restore.domain import RestoredDomain
 from backup.restore.restorer import define_on_images
 from backup.restore.written_files import remove_left
@@ -31,7 +31,7 @@ MONITORS = [("10.0.0.1", "6789")]
 VDA = {"vda": image("scratch/web-root")}
 DISK = "<disk type='network'><source protocol='rbd' name='{}'/><target dev='{}'/></disk>"
 DISKS = DISK.format("vms/web-root", "vda") + DISK.format("vms/web-data", "vdb")
-TARGETS = ("vda", "vdb", "vdc")
+NAMES = {"vda": "vms/web-root", "vdb": "vms/web-data", "vdc": "vms/web-more"}
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def restored(
         b"saved" if nvram else b"",
         autostart,
     )
-    images = tuple(SavedImage(one, f"vms/{one}", MIB, 0, 0, 0.0, "", LAYOUT) for one in TARGETS)
+    images = tuple(SavedImage(one, name, MIB, 0, 0, 0.0, "", LAYOUT) for one, name in NAMES.items())
     saved = SavedDomain(PointId(RUN, UUID), "web", TAKEN, Consistency.OFFLINE, images, (), definition, {})
     values: Mapping[str, Any] = {
         "name": "web",
@@ -93,6 +93,51 @@ def test_a_domain_is_defined_with_its_nvram_which_only_root_can_read(
     assert hypervisor.domain(UUID).disks[0].image == VDA["vda"]
     assert (nvram.read_bytes(), nvram.stat().st_mode & 0o077) == (b"saved", 0)
     assert list(nvram.parent.iterdir()) == [nvram]
+
+
+AS_SAVED = {
+    "the same": ({"vda": "vms/web-root", "vdb": "vms/web-data"}, (), ["new/vda", "new/vdb"], []),
+    "another image at the next start": (
+        {"vda": "vms/web-root", "vdb": "vms/ran", "vdb.next": "vms/web-data"},
+        (),
+        ["new/vda", "new/vdb.next"],
+        ["vdb: restored, but not in the definition: it was attached only to the running domain"],
+    ),
+    "one that was not saved": (
+        {"vda": "vms/web-root", "vdb": "vms/ran"},
+        ("vdb.next",),
+        ["new/vda", "vms/web-data"],
+        ["vdb: restored, but not in the definition: it was attached only to the running domain"],
+    ),
+    "another order": ({"vda": "vms/web-data", "vdb": "vms/web-root"}, (), ["new/vdb", "new/vda"], []),
+    "from a version that saved only what ran": (
+        {"vda": "vms/web-root", "vdb": "vms/ran"},
+        (),
+        ["new/vda", "new/vdb"],
+        [
+            "vdb: gets vms/ran; its next start would have given it vms/web-data, which is not in the backup",
+        ],
+    ),
+    "two clusters with the same names": (
+        {"vda": "vms/web-root", "vdb": "vms/web-data", "vdc": "vms/web-data"},
+        (),
+        ["new/vda", "new/vdb"],
+        ["vdc: restored, but not in the definition: it was attached only to the running domain"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AS_SAVED)
+def test_a_disk_gets_the_image_that_its_definition_names(hypervisor: Hypervisor, case: str) -> None:
+    names, skipped, expected, warnings = AS_SAVED[case]
+    domain = restored(hypervisor, None)
+    images = tuple(SavedImage(target, name, MIB, 0, 0, 0.0, "", LAYOUT) for target, name in names.items())
+    disks = tuple(Disk(target, "", skipped="excluded in its metadata") for target in skipped)
+    domain = replace(domain, saved=replace(domain.saved, images=images, skipped_disks=disks))
+    define(domain, {target: image(f"new/{target}") for target in names})
+    assert [str(disk.image) for disk in hypervisor.domain(UUID).disks] == expected
+    reporter = cast(Recorder, domain.reporter)
+    assert [text for level, _, text in reporter.messages if level is Level.WARNING] == warnings
 
 
 def test_a_domain_or_nvram_that_was_created_meanwhile_is_not_overwritten(
