@@ -87,6 +87,10 @@ class Gap(str, Enum):
     BROKEN = "broken"  # an RBD image that cannot be backed up
 
 
+# Targets of what is no disk, where it has no name.
+KINDS = ("nvram", "tpm", "pstore", "shmem", "memory", "filesystem", "hostdev")
+
+
 @dataclass(frozen=True)
 class Disk:
     """One disk of a domain, a layer of its backing chain, or another device that holds data.
@@ -117,7 +121,7 @@ class Disk:
         return self.image is not None or self.gap is not Gap.NONE
 
     def __str__(self) -> str:
-        titled = ":" in self.target or self.target.partition(".")[0] in ("nvram", "tpm")
+        titled = ":" in self.target or self.target.partition(".")[0] in KINDS
         title = self.target if titled else f"disk {self.target}"
         return f"{title} ({self.source})" if self.source else title
 

@@ -110,6 +110,33 @@ def test_a_disk_gets_the_image_of_the_next_start_and_the_running_one_comes_back_
     lab.delete_image("vms/next")
 
 
+SHARED = """
+<filesystem type='mount' accessmode='mapped'><source dir='/srv'/><target dir='data'/></filesystem>
+<shmem name='shared01'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>
+<vsock model='virtio'><cid auto='no' address='77'/></vsock>
+<graphics type='vnc' port='5977' autoport='no'/>
+<interface type='vhostuser'><source type='unix' path='/run/vhost' mode='client'/></interface>
+<hostdev mode='subsystem' type='usb'><source><vendor id='0x04b4'/><product id='0x0001'/></source></hostdev>
+<lease><lockspace>locks</lockspace><key>shared01</key><target path='/srv/leases'/></lease>"""
+
+
+def test_a_copy_is_defined_without_what_it_would_share_with_the_original(
+    node: Node, lab: Lab, pair: str
+) -> None:
+    lab.undefine_domain(pair)
+    lab.define_domain(pair, [RbdDisk("vda", "vms/pair01-a")], extra_xml=SHARED)
+    assert node.run("backup", pair).returncode == 0
+    done = node.run("restore", pair, "--suffix", SUFFIX, "--define", "--name", COPY, "--new-uuid")
+    assert done.returncode == 0, done.stderr
+    for shared in ("filesystem:data (/srv)", "shmem:shared01", "hostdev:04b4:0001", "lease (shared01)"):
+        assert f"removed from the copy's definition: {shared}" in done.stderr
+    copied = lab.virsh("dumpxml", COPY)
+    for gone in ("<filesystem", "<shmem", "address='77'", "5977", "vhostuser", "<hostdev", "<lease"):
+        assert gone not in copied
+    assert "<vsock" in copied
+    assert "<graphics type='vnc'" in copied
+
+
 def test_a_domain_that_is_defined_again_starts_with_its_node_as_before(
     node: Node, lab: Lab, pair: str
 ) -> None:
