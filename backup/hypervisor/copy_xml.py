@@ -12,6 +12,7 @@ from xml.etree.ElementTree import Element, SubElement
 from .device_xml import COMMAND_LINE
 from .disk_xml import shown
 from .domain_xml import AGENT_CHANNEL
+from .firmware import move_loader
 from .metadata import ELEMENT, NAMESPACE
 from .shared_devices import SELF_CONTAINED, with_own_settings
 
@@ -26,6 +27,7 @@ def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
     """Remove from a copy what belongs to the original domain; return what was left out."""
     for nvram in domain.findall("./os/nvram"):
         _renamed_nvram(nvram, name)
+    move_loader(domain, name)
     for varstore in domain.findall("./os/varstore"):
         if varstore.get("path"):
             varstore.set("path", nvram_beside(varstore.get("path", ""), name))

@@ -11,6 +11,7 @@ from typing import Callable, Optional
 
 from ..errors import BackupError, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
+from ..hypervisor.firmware import of_guest
 from ..hypervisor.nvram import require_written
 from ..model import Consistency, Definition, Domain, Image, Level
 from ..protocols import Reporter
@@ -72,7 +73,8 @@ class QuiescedSnapshots:
             definition = hypervisor.with_current_state(domain, definition, left, check_stop)
             taken = datetime.now(timezone.utc)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
-            require_written(definition.nvram_path, definition.nvram)
+            for path, content in of_guest(definition):
+                require_written(path, content)
         if shared or self._in_use_by_others(domain, hypervisor, snapshots, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))

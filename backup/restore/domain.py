@@ -14,8 +14,9 @@ from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, required_media
+from ..hypervisor.firmware import loader_beside, writable_loader
 from ..hypervisor.next_start import saved_targets
-from ..hypervisor.node_files import needed_files
+from ..hypervisor.node_files import PACKAGED, needed_files
 from ..hypervisor.restored_xml import Redefinition, redefined
 from ..hypervisor.tpm_state import tpm_place
 from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
@@ -163,19 +164,31 @@ class RestoredDomain:
 
     @property
     def _files(self) -> NodeFiles:
-        definition = self.saved.definition
-        own = list(self._tpm_state)
+        definition, loader = self.saved.definition, self._own_loader
+        own = [*self._tpm_state, *(loader.values())]
         if definition.nvram:
             path = definition.nvram_path
             path = nvram_beside(path, self.name) if self.copy else path
             own.insert(0, NodeFile("NVRAM", path, definition.nvram))
-        shared = [file for file in definition.files if file.use != TPM_STATE]
+        shared = [file for file in definition.files if file.use != TPM_STATE and file.path not in loader]
         hypervisor = self.hypervisor
         return NodeFiles(
             own,
             shared if hypervisor.local else (),
             *(self.reporter, self.name, hypervisor.uri, self.state_dir, hypervisor.needed_paths),
         )
+
+    @property
+    def _own_loader(self) -> Mapping[str, NodeFile]:
+        """The firmware that the guest writes to, at its place for the restored domain, by its saved path.
+
+        A file of a package stays shared with other domains, but for a copy.
+        """
+        definition = self.saved.definition
+        loader = writable_loader(definition.inactive_xml)
+        place = loader_beside(loader, self.name) if self.copy else loader
+        own = "" if PACKAGED.match(place) else loader
+        return {file.path: replace(file, path=place) for file in definition.files if file.path == own}
 
     @property
     def _tpm_state(self) -> Sequence[NodeFile]:

@@ -392,3 +392,45 @@ def test_a_name_that_would_lead_its_files_elsewhere_is_refused(hypervisor: Hyper
     domain = restored(hypervisor, nvram, name="../../etc/two")
     with raises("invalid name '../../etc/two'"):
         domain.require_definable()
+
+
+def with_loader(domain: RestoredDomain, loader: str) -> RestoredDomain:
+    """Give the saved domain firmware that its guest writes to."""
+    before = domain.saved.definition
+    system = f"<os><loader readonly='no' type='pflash'>{loader}</loader></os>"
+    xml = before.inactive_xml.replace("<devices>", f"{system}<devices>", 1)
+    definition = replace(before, inactive_xml=xml, files=(NodeFile("loader", loader, b"saved", 0o644),))
+    return replace(domain, saved=replace(domain.saved, definition=definition))
+
+
+def test_firmware_that_a_guest_writes_to_is_restored_as_its_own(hypervisor: Hypervisor, nvram: Path) -> None:
+    loader = nvram.with_name("fw.fd")
+    loader.write_bytes(b"in use")
+    state_dir = str(nvram.parents[1] / "state")
+    refused = with_loader(restored(hypervisor, None, state_dir=state_dir), str(loader))
+    with raises(f"the loader {loader} exists"):
+        refused.require_definable()
+    define(replace(refused, force=True))
+    assert loader.read_bytes() == b"saved"
+
+
+@pytest.mark.parametrize("drill", [False, True])
+def test_a_copy_writes_to_firmware_of_its_own(hypervisor: Hypervisor, nvram: Path, drill: bool) -> None:
+    loader, own = nvram.with_name("fw.fd"), nvram.with_name("two_LOADER.fd")
+    loader.write_bytes(b"in use")
+    state_dir, uuid = str(nvram.parents[1] / "state"), OTHER_UUID[:-1] + "9"
+    copy = with_loader(restored(hypervisor, None, name="two", uuid=uuid, state_dir=state_dir), str(loader))
+    if drill:
+        with copy.running_temporarily(VDA, MONITORS) as xml:
+            assert (str(own) in xml, own.read_bytes()) == (True, b"saved")
+        assert not own.exists()
+    else:
+        define(copy)
+        assert own.read_bytes() == b"saved"
+    assert loader.read_bytes() == b"in use"
+
+
+def test_firmware_of_a_package_stays_as_it_is(hypervisor: Hypervisor, nvram: Path) -> None:
+    domain = with_loader(restored(hypervisor, None), "/usr/bin/true")
+    domain.require_definable()
+    assert not domain._own_loader
