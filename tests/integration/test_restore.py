@@ -228,6 +228,22 @@ def test_force_replaces_what_nobody_uses(node: Node, lab: Lab, tmp_path: Path) -
     assert _digest(lab, f"vms/{ARCHIVE}") == before
 
 
+def test_images_that_belong_to_saved_memory_are_not_replaced(node: Node, lab: Lab) -> None:
+    assert node.run("backup", DATABASE).returncode == 0
+    lab.virsh("managedsave", DATABASE)
+    before = _digest(lab, f"vms/{DATABASE}")
+    try:
+        for words in ((), ("--force",)):
+            done = node.run("restore", DATABASE, *words)
+            assert (done.returncode, f"virsh managedsave-remove {DATABASE} " in done.stderr) == (1, True)
+        assert _digest(lab, f"vms/{DATABASE}") == before
+        done = node.run("restore", DATABASE, "--suffix", SUFFIX)
+        assert (done.returncode, "managedsave" in done.stderr) == (0, False), done.stderr
+    finally:
+        lab.virsh("start", DATABASE)
+        lab.wait_for_ticks(DATABASE, beyond=lab.ticks(DATABASE))
+
+
 def test_not_even_force_touches_what_is_in_use(node: Node, lab: Lab) -> None:
     assert node.run("backup", DATABASE).returncode == 0
     done = node.run("restore", DATABASE, "--force")
