@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
-from .device_xml import COMMAND_LINE
 from .disk_xml import shown
 from .domain_xml import AGENT_CHANNEL
 from .firmware import move_loader
 from .metadata import ELEMENT, NAMESPACE
+from .qemu_arguments import COMMAND_LINE
 from .shared_devices import SELF_CONTAINED, with_own_settings
 
 BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
