@@ -99,6 +99,7 @@ class Disk:
     place; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
     `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
+    `needs_header`: only the header of the image (qcow2) has the name of a layer below it, if there is one.
     """
 
     target: str
@@ -109,6 +110,7 @@ class Disk:
     skipped: str = ""
     gap: Gap = Gap.NONE
     shared: bool = field(default=False, compare=False)
+    needs_header: bool = field(default=False, compare=False)
 
     @property
     def empty(self) -> bool:
