@@ -115,7 +115,9 @@ SHARED = """
 <shmem name='shared01'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>
 <vsock model='virtio'><cid auto='no' address='77'/></vsock>
 <graphics type='vnc' port='5977' autoport='no'/>
-<interface type='vhostuser'><source type='unix' path='/run/vhost' mode='client'/></interface>
+<interface type='vhostuser'>
+  <source type='unix' path='/run/vhost' mode='client'/><model type='virtio'/>
+</interface>
 <hostdev mode='subsystem' type='pci' managed='no'>
   <source><address domain='0x0000' bus='0x06' slot='0x12' function='0x5'/></source>
 </hostdev>
