@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import BackupError
+from ..hypervisor.backing_chain import with_layers
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
@@ -89,8 +90,8 @@ class RestoredDomain:
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
         """Return its XML with these images; warn of all that differs. Raises BackupError."""
         change = Redefinition(self.name, self.uuid, self.copy, self._attached(images), monitors)
-        inactive = self.saved.definition.inactive_xml
-        xml, left_out = redefined(inactive, change)
+        xml, left_out = redefined(self._definition(images), change)
+        inactive = self._with_layers
         drives = drives_without_image(inactive)
         saved = {target: one for target, one in self._saved_targets.items() if target not in drives}
         not_restored = [target for target, one in saved.items() if one not in images]
@@ -125,7 +126,7 @@ class RestoredDomain:
     ) -> Iterator[str]:
         """Run an isolated copy during the block, which gets its XML; nothing of it is left afterwards."""
         change = Redefinition(self.name, self.uuid, True, self._attached(images), monitors, isolated=True)
-        xml, left_out = redefined(self.saved.definition.inactive_xml, change)
+        xml, left_out = redefined(self._definition(images), change)
         for what in left_out:
             self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
         with ExitStack() as stack:
@@ -160,7 +161,17 @@ class RestoredDomain:
     def _saved_targets(self) -> Mapping[str, str]:
         saved, skipped = self.saved, {disk.target for disk in self.saved.skipped_disks}
         names = {one.target: one.image for one in saved.images}
-        return saved_targets(_disks_of(saved.definition.inactive_xml), names, skipped)
+        return saved_targets(_disks_of(self._with_layers), names, skipped)
+
+    def _definition(self, images: Mapping[str, Image]) -> str:
+        """Return the definition to change: with its layers, where headers of qcow2 name the original's."""
+        names = {one.target: one.image for one in self.saved.images}
+        moved = any(str(image) != names.get(target) for target, image in images.items())
+        return self._with_layers if self.copy or moved else self.saved.definition.inactive_xml
+
+    @property
+    def _with_layers(self) -> str:
+        return with_layers(self.saved.definition.inactive_xml, self.saved.definition.live_xml)
 
     @property
     def _files(self) -> NodeFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -434,3 +435,65 @@ def test_firmware_of_a_package_stays_as_it_is(hypervisor: Hypervisor, nvram: Pat
     domain = with_loader(restored(hypervisor, None), "/usr/bin/true")
     domain.require_definable()
     assert not domain._own_loader
+
+
+def overlay(index: str = "", below: str = "", host: str = "") -> str:
+    source = f"<source protocol='rbd' name='vms/web-root'{index}>{host}</source><target dev='vda'/>"
+    return f"<disk type='network'><driver name='qemu' type='qcow2'/>{source}{below}</disk>"
+
+
+LIVE_LAYERS = (
+    "<backingStore type='network' index='2'><format type='raw'/>"
+    "<source protocol='rbd' name='vms/base' index='3'/><backingStore/></backingStore>"
+)
+
+
+def on_a_base(
+    hypervisor: Hypervisor, live: str = overlay(" index='1'", LIVE_LAYERS), **changes: Any
+) -> tuple[RestoredDomain, Recorder]:
+    """Give a domain whose definition does not have the layer below its disk, as while it does not run."""
+    recorder = Recorder()
+    domain = restored(hypervisor, None, reporter=recorder, **changes)
+    names = {"vda": "vms/web-root", "vda.backing1": "vms/base"}
+    images = tuple(SavedImage(one, name, MIB, 0, 0, 0.0, "", LAYOUT) for one, name in names.items())
+    definition = Definition(domain_element(devices=overlay()), domain_element(devices=live))
+    return replace(domain, saved=replace(domain.saved, images=images, definition=definition)), recorder
+
+
+def test_a_restored_overlay_refers_to_its_restored_base(hypervisor: Hypervisor) -> None:
+    moved = {"vda": image("new/root"), "vda.backing1": image("new/base")}
+    for changes in ({}, {"name": "two"}):
+        domain, recorder = on_a_base(hypervisor, **changes)
+        xml = domain.xml(moved, MONITORS)
+        names = [one.get("name") for one in ElementTree.fromstring(xml).iterfind("./devices/disk//source")]
+        assert (names, "index" in xml) == (["new/root", "new/base"], False)
+        assert recorder.told(Level.WARNING) == []
+    define(domain, moved)
+
+
+def test_an_overlay_in_its_old_place_keeps_its_definition(hypervisor: Hypervisor) -> None:
+    domain, recorder = on_a_base(hypervisor)
+    there = {"vda": image("vms/web-root"), "vda.backing1": image("vms/base")}
+    assert "backingStore" not in domain.xml(there, MONITORS)
+    assert recorder.told(Level.WARNING) == []
+
+
+def test_a_copy_has_no_overlay_whose_base_was_not_restored(hypervisor: Hypervisor) -> None:
+    domain, recorder = on_a_base(hypervisor, name="two")
+    assert "<disk" not in domain.xml({"vda": image("new/root")}, MONITORS)
+    assert recorder.told(Level.WARNING) == ["removed from the copy's definition: vda, which was not restored"]
+
+
+@pytest.mark.parametrize(
+    "live",
+    [
+        "",
+        overlay(),
+        overlay(" index='1'", "<backingStore/>"),
+        overlay(" index='1'", LIVE_LAYERS).replace("vms/web-root", "vms/other"),
+        overlay(" index='1'", LIVE_LAYERS, "<host name='other'/>"),
+    ],
+)
+def test_the_layers_of_another_disk_are_not_added(hypervisor: Hypervisor, live: str) -> None:
+    domain, _ = on_a_base(hypervisor, live)
+    assert "backingStore" not in domain.xml({"vda": image("new/root")}, MONITORS)
