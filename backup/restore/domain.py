@@ -24,7 +24,7 @@ from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
 from ..stored import SavedDomain
 from ..system.undo import undone_by
-from .node_files import NodeFiles
+from .node_files import NVRAM, NodeFiles
 
 MISSING_HINT = "put it there before the start, or install the package that has it"
 
@@ -180,7 +180,7 @@ class RestoredDomain:
         if definition.nvram:
             path = definition.nvram_path
             path = nvram_beside(path, self.name) if self.copy else path
-            own.insert(0, NodeFile("NVRAM", path, definition.nvram))
+            own.insert(0, NodeFile(NVRAM, path, definition.nvram))
         shared = [file for file in definition.files if file.use != TPM_STATE and file.path not in loader]
         hypervisor = self.hypervisor
         return NodeFiles(

@@ -431,6 +431,15 @@ def test_a_copy_writes_to_firmware_of_its_own(hypervisor: Hypervisor, nvram: Pat
     assert loader.read_bytes() == b"in use"
 
 
+def test_firmware_that_a_guest_writes_to_gets_its_directory(hypervisor: Hypervisor, nvram: Path) -> None:
+    loader = nvram.with_name("firmware") / "web" / "fw.fd"
+    state_dir = str(nvram.parents[1] / "state")
+    domain = with_loader(restored(hypervisor, None, state_dir=state_dir), str(loader))
+    domain.require_definable()
+    define(domain)
+    assert loader.read_bytes() == b"saved"
+
+
 def test_firmware_of_a_package_stays_as_it_is(hypervisor: Hypervisor, nvram: Path) -> None:
     domain = with_loader(restored(hypervisor, None), "/usr/bin/true")
     domain.require_definable()
