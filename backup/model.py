@@ -91,15 +91,21 @@ class Gap(str, Enum):
     BROKEN = "broken"  # an RBD image that cannot be backed up
 
 
+# Targets of what is no disk, where it has no name.
+KINDS = ("nvram", "tpm", "pstore", "shmem", "memory", "filesystem", "hostdev")
+
+
 @dataclass(frozen=True)
 class Disk:
     """One disk of a domain, a layer of its backing chain, or another device that holds data.
 
-    `target` is the disk's, such as vda; vda.backing1 of a layer; KIND:NAME of another device.
+    `target` is the disk's, such as vda; vda.backing1 of a layer; vda.next of what the next start puts in its
+    place; KIND:NAME of another device.
     `image` is None if it is not backed up: `skipped` is the reason, `gap` what the restore point lacks.
     `encryption` is the format of an encrypted image, such as luks2. `shared`: other domains may have it too.
     `client` names what has the image open as a writer while the domain runs: its disk, for which QEMU opens
     it so even if it only reads, or a mapped device; "" if nothing has. `written`: it has it open for sure.
+    `needs_header`: only the header of the image (qcow2) has the name of a layer below it, if there is one.
     """
 
     target: str
@@ -112,14 +118,20 @@ class Disk:
     shared: bool = field(default=False, compare=False)
     client: str = field(default="", compare=False)
     written: bool = field(default=False, compare=False)
+    needs_header: bool = field(default=False, compare=False)
 
     @property
     def empty(self) -> bool:
         """Whether it is a drive without a medium."""
         return not self.image and not self.source and self.gap is Gap.NONE
 
+    @property
+    def counts(self) -> bool:
+        """Whether it has data that a restore point should have."""
+        return self.image is not None or self.gap is not Gap.NONE
+
     def __str__(self) -> str:
-        titled = ":" in self.target or self.target in ("nvram", "tpm")
+        titled = ":" in self.target or self.target.partition(".")[0] in KINDS
         title = self.target if titled else f"disk {self.target}"
         return f"{title} ({self.source})" if self.source else title
 

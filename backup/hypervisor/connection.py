@@ -22,6 +22,7 @@ from .described_domain import described
 from .disk_xml import Places
 from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
+from .firmware import with_current_loader, writable_loader
 from .guest_agent import GuestAgent
 from .guest_mounts import PartialFreeze
 from .mapped_device import mapped_image
@@ -161,17 +162,18 @@ class Hypervisor:
     def with_current_state(
         self, domain: Domain, definition: Definition, limit: float, check_stop: CheckStop = never_stop
     ) -> Definition:
-        """Return the definition with NVRAM and TPM state as they are now. Raises BackupError.
+        """Return the definition with NVRAM, firmware and TPM state as they are now. Raises BackupError.
 
         `limit`: seconds that it may take, as the guest may be frozen. On another node they stay as they were.
         """
-        has_tpm = any(file.use == TPM_STATE for file in definition.files)
-        if not (self.local and domain.state.active and (definition.nvram_path or has_tpm)):
+        changing = any(file.use == TPM_STATE for file in definition.files) or definition.nvram_path
+        if not (self.local and domain.state.active and (changing or writable_loader(definition.live_xml))):
             return definition
 
         def read() -> Definition:
             nvram = read_nvram(definition.nvram_path, domain.state, self._read)
-            return replace(definition, nvram=nvram, files=with_current_tpm(definition, domain.uuid))
+            current = with_current_loader(definition)
+            return replace(current, nvram=nvram, files=with_current_tpm(current, domain.uuid))
 
         return self._of_node(read, limit, check_stop)
 

@@ -9,10 +9,12 @@ import os
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement
 
-from .device_xml import COMMAND_LINE
 from .disk_xml import shown
 from .domain_xml import AGENT_CHANNEL
+from .firmware import move_loader
 from .metadata import ELEMENT, NAMESPACE
+from .qemu_arguments import COMMAND_LINE
+from .shared_devices import SELF_CONTAINED, with_own_settings
 
 BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
 
@@ -20,30 +22,19 @@ BACKUP = f"{{{NAMESPACE}}}{ELEMENT}"
 CONSOLES = ("serial", "console", "parallel")
 OWN_TYPES = ("pty", "null", "vc", "spicevmc", "spiceport", "qemu-vdagent")
 
-# Devices that connect to nothing outside of QEMU. All others connect to the network, the node, or programs
-# that expect the original domain.
-SELF_CONTAINED = (
-    *("emulator", "disk", "controller", "hub", "input", "video", "sound", "audio", "rng", "tpm", "nvram"),
-    *("memory", "memballoon", "iommu", "watchdog", "panic", "channel", *CONSOLES),
-)
-
 
 def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
     """Remove from a copy what belongs to the original domain; return what was left out."""
-    left_out = []
-    for interface in devices.findall("interface"):
-        remove(interface, "mac")
     for nvram in domain.findall("./os/nvram"):
         _renamed_nvram(nvram, name)
+    move_loader(domain, name)
     for varstore in domain.findall("./os/varstore"):
         if varstore.get("path"):
             varstore.set("path", nvram_beside(varstore.get("path", ""), name))
     for device in list(devices):
         if device.tag in (*CONSOLES, "channel"):
             _separate_character_device(device, devices)
-        elif _is_storage(device):
-            devices.remove(device)
-            left_out.append(f"a device {device.tag}, whose data is not in the backup")
+    left_out = list(with_own_settings(devices))
     if domain.find(COMMAND_LINE) is not None:  # may name files, devices and sockets
         remove(domain, COMMAND_LINE)
         left_out.append("its additional QEMU command line")
@@ -125,15 +116,6 @@ def _separate_character_device(device: Element, devices: Element) -> None:
 def _disconnect(device: Element, kind: str) -> None:
     device.set("type", kind)
     remove(device, "source", "protocol", "log")
-
-
-def _is_storage(device: Element) -> bool:
-    """Return whether the device holds data besides the disks, which the original writes to."""
-    if device.tag == "memory":  # nvdimm, virtio-pmem
-        return device.find("source/path") is not None
-    if device.tag == "hostdev":
-        return device.get("type") in ("scsi", "scsi_host")
-    return device.tag == "pstore"
 
 
 def _connects_to_outside(device: Element) -> bool:

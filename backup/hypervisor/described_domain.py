@@ -15,6 +15,7 @@ from .domain_start import started
 from .domain_state import state_of
 from .errors import libvirt_errors
 from .metadata import override
+from .next_start import with_next_start
 
 
 def described(handle: Any, uri: str, places: Places) -> Domain:
@@ -46,14 +47,7 @@ def described(handle: Any, uri: str, places: Places) -> Domain:
 
 
 def all_disks(xml: str, inactive: str, places: Places) -> tuple[Disk, ...]:
-    """Return the disks that the domain has now, then those that its next start adds.
-
-    A drive that is empty now may get an image at the next start, which then counts.
-    """
-    now = domain_xml.disks(xml, places)
+    """Return the disks that the domain has now, then those of its next start: see with_next_start."""
     later = domain_xml.disks(inactive, places) if inactive is not xml else ()
-    filled = {disk.target for disk in later if disk.image}
-    now = tuple(disk for disk in now if not (disk.empty and disk.target in filled))
-    targets = {disk.target for disk in now}
     later = tuple(replace(disk, client="", written=False) for disk in later)  # nothing has them open yet
-    return now + tuple(disk for disk in later if disk.target not in targets)
+    return with_next_start(domain_xml.disks(xml, places), later)

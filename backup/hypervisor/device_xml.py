@@ -14,12 +14,8 @@ from xml.etree.ElementTree import Element
 
 from ..model import Disk, Gap
 from .disk_xml import attribute
+from .qemu_arguments import arguments, with_data
 
-QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-COMMAND_LINE = f"{QEMU}commandline"
-# Arguments of QEMU that name data, and such values of arguments that name anything.
-DATA_ARGUMENTS = re.compile(r"--?(drive|blockdev|hd[a-d]|cdrom|fd[ab]|pflash|mtdblock|sd|virtfs|fsdev)$")
-DATA_VALUES = re.compile(r"(memory-backend-file|vfio-|vhost-(user-(blk|fs|scsi)|scsi|vdpa)|ivshmem)")
 RBD_VALUE = re.compile(r'rbd:|driver=rbd|"driver"\s*:\s*"rbd"')
 
 
@@ -118,20 +114,12 @@ def _tpm(device: Element) -> Disk | None:
 
 def _command_line(domain: Element) -> Disk | None:
     """Its arguments are not shown: they may hold passwords."""
-    values = [one.get("value", "") for one in domain.findall(f"{COMMAND_LINE}/{QEMU}arg")]
-    named = [option for option, value in zip(values, [*values[1:], ""]) if _names_data(option, value)]
-    if not named:
+    shown = " ".join(with_data(domain))
+    if not shown:
         return None
-    shown = " ".join(dict.fromkeys(named))
-    if any(map(RBD_VALUE.search, values)):
+    if any(RBD_VALUE.search(value) for _, value in arguments(domain)):
         return _data("qemu", "commandline", shown, "an RBD image in QEMU's own arguments", Gap.BROKEN)
     return _data("qemu", "commandline", shown, "no RBD image (QEMU's own arguments)")
-
-
-def _names_data(option: str, value: str) -> bool:
-    if DATA_ARGUMENTS.match(option):
-        return True
-    return option.lstrip("-") in ("device", "object") and bool(DATA_VALUES.search(value))
 
 
 PCI_ADDRESS = ("domain", "bus", "slot", "function")

@@ -62,7 +62,14 @@ def layers(element: Element, places: Places) -> tuple[Disk, ...]:
     if image and top.gap is Gap.FOREIGN:
         reason = f"changes on top of RBD image {image} are stored elsewhere: {top.skipped}"
         top = replace(top, skipped=reason, gap=Gap.BROKEN)
-    return (top, *below)
+    *above, last = (top, *below)
+    return (*above, replace(last, needs_header=_ends_in_header([element, *_backing(element)][-1])))
+
+
+def _ends_in_header(layer: Element) -> bool:
+    """Return whether only the image names what it is an overlay of, as in a domain that is shut off."""
+    kind = attribute(layer, "driver", "type") or attribute(layer, "format", "type")
+    return kind == "qcow2" and layer.find("backingStore") is None
 
 
 def nvram_disk(nvram: Element, places: Places) -> Disk | None:

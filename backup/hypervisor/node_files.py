@@ -14,8 +14,8 @@ from xml.etree.ElementTree import Element
 
 from ..errors import BackupError, reason
 from ..model import Definition, Disk, Domain, Gap, NodeFile
-from .device_xml import COMMAND_LINE, QEMU
 from .node_file import read_file, require_saveable
+from .qemu_arguments import SAVED_FILES, arguments
 from .tpm_state import TPM_TARGET, read_tpm, tpm_place
 
 PACKAGED = re.compile(r"/usr/(?!local/)")  # packages bring these: missing is only what is not installed
@@ -35,8 +35,6 @@ ATTRIBUTES = {
     ("./devices/*/rom", "file"): "rom",
     ("./sysinfo/entry", "file"): "fw-cfg",
 }
-# Arguments of QEMU's own whose value is a file, or names one as file=PATH.
-OPTIONS = ("kernel", "initrd", "dtb", "bios", "option-rom", "fw_cfg", "acpitable", "smbios")
 NAMED_FILE = re.compile(r"(?:^|,)(?:file|data)=([^,]+)")
 
 
@@ -58,10 +56,9 @@ def _needed_files(domain: Element) -> Sequence[tuple[str, str]]:
 
 
 def _of_command_line(domain: Element) -> Iterator[tuple[str, str]]:
-    values = [one.get("value", "") for one in domain.findall(f"{COMMAND_LINE}/{QEMU}arg")]
-    for option, value in zip(values, values[1:]):
+    for option, value in arguments(domain):
         name = option.lstrip("-")
-        if option.startswith("-") and name in OPTIONS:
+        if name in SAVED_FILES:
             named = NAMED_FILE.search(value)
             yield name.replace("_", "-"), named[1] if named else value
 

@@ -1,4 +1,4 @@
-"""Checks whether a qcow2 file that QEMU has open is complete.
+"""Checks whether a qcow2 file that QEMU has open is complete, and whether one needs another file.
 
 QEMU writes data at once, but the tables that refer to new clusters only at a flush, such as that of a pause.
 (https://www.qemu.org/docs/master/interop/qcow2.html)
@@ -12,9 +12,22 @@ from itertools import chain
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQIIQQIIQ")  # up to the offset of the internal snapshots
 KNOWN_FEATURES = 0b11  # dirty refcounts, corrupt: no other changes what the tables are like
+DATA_FILE = 0b100  # feature: the data is in a file of its own
+HEADER_SIZE = 104  # bytes of the header that are read, at most
 OFFSET = 0x00FFFFFFFFFFFE00  # of a cluster, in an entry of a table
 COMPRESSED = 1 << 62
 SECTOR = 512
+
+
+def needed_file(header: bytes) -> str:
+    """Return what other file the qcow2 image with this header needs, "" if none, or if it is no qcow2."""
+    if header[:4] != MAGIC or len(header) < HEADER.size:
+        return ""
+    _, version, backing, *_ = HEADER.unpack_from(header)
+    features = header[HEADER.size : HEADER.size + 8] if version > 2 else b""
+    if int.from_bytes(features, "big") & DATA_FILE:
+        return "a data file"
+    return "a backing file" if backing else ""
 
 
 def may_lack_data(content: bytes) -> bool:

@@ -15,6 +15,7 @@ from ..errors import BackupError
 from ..model import Image
 from .copy_xml import eject, isolate, remove, separate, tpm_beside
 from .disk_xml import IMAGE_TYPES, NVRAM_TARGET, REMOVABLE
+from .shared_devices import without_shared
 
 # Where monitors speak msgr2. They are only given with this port if they do not speak the old protocol.
 MESSENGER_V2_PORT = "3300"
@@ -66,15 +67,17 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
             left_out.append(f"{_target(disk)}, which was not restored")
     left_out += _nvram_pointed(domain, change)
     if change.copy:
-        left_out += separate(domain, devices, change.name)
+        left_out += without_shared(devices)
     if change.isolated:
         isolate(domain, devices)
+    if change.copy:
+        left_out += separate(domain, devices, change.name)
     return ElementTree.tostring(domain, encoding="unicode"), left_out
 
 
 def _separate_tpm(domain: Element, change: Redefinition) -> None:
     """Give a copy's TPM a place of its own, where the definition names one."""
-    for source in domain.findall("./devices/tpm/backend/source"):
+    for source in domain.findall("./devices/tpm/backend[@type='emulator']/source"):
         if path := source.get("path"):
             uuid = domain.findtext("uuid", "")
             source.set("path", tpm_beside(path, change.name, uuid, change.uuid))

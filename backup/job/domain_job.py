@@ -35,6 +35,7 @@ from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
 from .migration_watch import require_ready
 from .previous_backup import PreviousBackup
+from .qcow2_chain import require_known_layers
 from .quiesced_snapshots import QuiescedSnapshots
 from .snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
 
@@ -165,6 +166,7 @@ class DomainJob:
             variables["CONSISTENCY"] = point.consistency.value
         self._report_not_saved(point)
         self._begin(Phase.STREAM, self._output_limit)
+        require_known_layers(snapshots.snapshots)
         self._output_saves = True
         images = self.output.save(point, snapshots.snapshots, self)
         if self._previous:

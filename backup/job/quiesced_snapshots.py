@@ -12,6 +12,7 @@ from typing import Callable, Optional
 
 from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
+from ..hypervisor.firmware import of_guest
 from ..hypervisor.nvram import require_written
 from ..model import Consistency, Definition, Domain, Gap, Level
 from ..protocols import Reporter
@@ -80,7 +81,8 @@ class QuiescedSnapshots:
             taken = datetime.now(timezone.utc)
         _require_no_new_disk(listed, hypervisor, self.stop.check)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
-            require_written(definition.nvram_path, definition.nvram)
+            for path, content in of_guest(definition):
+                require_written(path, content)
         if shared or self._in_use_by_others(snapshots.uses(domain), domain, hypervisor, settings):
             quiesced.consistency = Consistency.CRASH
         self.reporter.message(Level.INFO, domain.name, _summary(quiesced, len(snapshots.snapshots)))

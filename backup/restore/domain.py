@@ -10,18 +10,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from ..errors import BackupError
+from ..hypervisor.backing_chain import with_layers
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, required_media
-from ..hypervisor.node_files import needed_files
+from ..hypervisor.firmware import loader_beside, writable_loader
+from ..hypervisor.next_start import saved_targets
+from ..hypervisor.node_files import PACKAGED, needed_files
 from ..hypervisor.restored_xml import Redefinition, redefined
 from ..hypervisor.tpm_state import tpm_place
 from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
 from ..stored import SavedDomain
 from ..system.undo import undone_by
-from .node_files import NodeFiles
+from .node_files import NVRAM, NodeFiles
 
 MISSING_HINT = "put it there before the start, or install the package that has it"
 
@@ -86,11 +89,13 @@ class RestoredDomain:
 
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
         """Return its XML with these images; warn of all that differs. Raises BackupError."""
-        change = Redefinition(self.name, self.uuid, self.copy, images, monitors)
-        xml, left_out = redefined(self.saved.definition.inactive_xml, change)
-        inactive = self.saved.definition.inactive_xml
-        targets = {disk.target for disk in _disks_of(inactive)} - drives_without_image(inactive)
-        not_restored = [one.target for one in self.saved.images if one.target in targets - set(images)]
+        change = Redefinition(self.name, self.uuid, self.copy, self._attached(images), monitors)
+        xml, left_out = redefined(self._definition(images), change)
+        inactive = self._with_layers
+        drives = drives_without_image(inactive)
+        saved = {target: one for target, one in self._saved_targets.items() if target not in drives}
+        not_restored = [target for target, one in saved.items() if one not in images]
+        names = {one.target: one.image for one in self.saved.images}
         for text in (
             *(f"removed from the copy's definition: {what}" for what in left_out),
             *(
@@ -101,7 +106,13 @@ class RestoredDomain:
             *(
                 f"{target}: restored, but not in the definition: it was attached only to the running domain"
                 for target in images
-                if target not in targets
+                if target not in saved.values()
+            ),
+            *(
+                f"{disk.target}: gets {names[one]}; its next start would have given it {disk.image}, "
+                "which is not in the backup"
+                for disk in _disks_of(inactive)
+                if disk.image and (one := saved.get(disk.target)) and names[one] != str(disk.image)
             ),
         ):
             self.reporter.message(Level.WARNING, self.name, text)
@@ -114,8 +125,8 @@ class RestoredDomain:
         self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]
     ) -> Iterator[str]:
         """Run an isolated copy during the block, which gets its XML; nothing of it is left afterwards."""
-        change = Redefinition(self.name, self.uuid, True, images, monitors, isolated=True)
-        xml, left_out = redefined(self.saved.definition.inactive_xml, change)
+        change = Redefinition(self.name, self.uuid, True, self._attached(images), monitors, isolated=True)
+        xml, left_out = redefined(self._definition(images), change)
         for what in left_out:
             self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
         with ExitStack() as stack:
@@ -142,21 +153,53 @@ class RestoredDomain:
         self.hypervisor.start(self.uuid)
         self.reporter.message(Level.INFO, self.name, "started")
 
+    def _attached(self, images: Mapping[str, Image]) -> Mapping[str, Image]:
+        """Return the restored images by their targets in the definition, which is that of the next start."""
+        return {target: images[one] for target, one in self._saved_targets.items() if one in images}
+
+    @property
+    def _saved_targets(self) -> Mapping[str, str]:
+        saved, skipped = self.saved, {disk.target for disk in self.saved.skipped_disks}
+        names = {one.target: one.image for one in saved.images}
+        return saved_targets(_disks_of(self._with_layers), names, skipped)
+
+    def _definition(self, images: Mapping[str, Image]) -> str:
+        """Return the definition to change: with its layers, where headers of qcow2 name the original's."""
+        names = {one.target: one.image for one in self.saved.images}
+        moved = any(str(image) != names.get(target) for target, image in images.items())
+        return self._with_layers if self.copy or moved else self.saved.definition.inactive_xml
+
+    @property
+    def _with_layers(self) -> str:
+        return with_layers(self.saved.definition.inactive_xml, self.saved.definition.live_xml)
+
     @property
     def _files(self) -> NodeFiles:
-        definition = self.saved.definition
-        own = list(self._tpm_state)
+        definition, loader = self.saved.definition, self._own_loader
+        own = [*self._tpm_state, *(loader.values())]
         if definition.nvram:
             path = definition.nvram_path
             path = nvram_beside(path, self.name) if self.copy else path
-            own.insert(0, NodeFile("NVRAM", path, definition.nvram))
-        shared = [file for file in definition.files if file.use != TPM_STATE]
+            own.insert(0, NodeFile(NVRAM, path, definition.nvram))
+        shared = [file for file in definition.files if file.use != TPM_STATE and file.path not in loader]
         hypervisor = self.hypervisor
         return NodeFiles(
             own,
             shared if hypervisor.local else (),
             *(self.reporter, self.name, hypervisor.uri, self.state_dir, hypervisor.needed_paths),
         )
+
+    @property
+    def _own_loader(self) -> Mapping[str, NodeFile]:
+        """The firmware that the guest writes to, at its place for the restored domain, by its saved path.
+
+        A file of a package stays shared with other domains, but for a copy.
+        """
+        definition = self.saved.definition
+        loader = writable_loader(definition.inactive_xml)
+        place = loader_beside(loader, self.name) if self.copy else loader
+        own = "" if PACKAGED.match(place) else loader
+        return {file.path: replace(file, path=place) for file in definition.files if file.path == own}
 
     @property
     def _tpm_state(self) -> Sequence[NodeFile]:

@@ -19,6 +19,7 @@ from ..protocols import Reporter
 from .new_file import NO_LINKS
 from .written_files import Written, WrittenFiles, new_directories, written_for_a_while
 
+NVRAM = "NVRAM"  # the use of the file in libvirt's own directory
 RESTORING = ".virt-rbd-backup.restoring"  # suffix of temporary names
 MODES = {"tpm2": 0o700, "tpm1.2": 0o700}  # of new directories; libvirt gives them to swtpm's user
 
@@ -46,7 +47,7 @@ class NodeFiles:
                 hint = 'restore on that node, with LIBVIRT_URI = "qemu:///system"'
                 raise BackupError(f"{text} on another node ({self.uri})", hint)
             directory = os.path.dirname(file.path)
-            while file.use == TPM_STATE and not os.path.lexists(directory):
+            while file.use != NVRAM and not os.path.lexists(directory):  # others get their directories
                 directory = os.path.dirname(directory)
             if not os.access(directory, os.W_OK | os.X_OK):
                 hint = "libvirt's package creates it; a systemd unit needs it in ReadWritePaths="

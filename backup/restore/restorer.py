@@ -23,6 +23,7 @@ from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
 from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
+from .saved_memory import require_no_saved_memory
 
 if TYPE_CHECKING:
     from ..ceph.cluster import Cluster
@@ -132,6 +133,7 @@ class Restorer:
             )
             places = {image.target: order.destination(_image(image)) for image in images}
             _require_different_names(images, places.values())
+            require_no_saved_memory(saved, places, self.settings, self.reporter, self.stop)
             domain = self._domain(saved, stack) if order.define else None
             xml = domain.xml(places, cluster.monitors()) if domain else ""
             _require_room(cluster, images, places)

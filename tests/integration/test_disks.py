@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -168,6 +170,30 @@ def test_uncovered_disks_can_fail_their_domain_and_its_metadata_can_leave_them_o
     finally:
         lab.virsh(*metadata(MEDIA))
     assert done.returncode == 0, done.stderr
+
+
+def test_a_base_that_only_a_header_names_fails_the_domain_by_name(
+    node: Node, lab: Lab, tmp_path: Path
+) -> None:
+    for name, options in (("whole", ()), ("overlay", ("-b", "rbd:vms/base", "-F", "raw", "-u"))):
+        new = tmp_path / name
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(new), "8M"], check=True)
+        lab.rbd("import", "--no-progress", str(new), f"vms/{name}")
+    disks = (rbd_disk("vda", "vms/whole"), rbd_disk("vdb", "vms/overlay"))
+    lab.define_domain("qcow2", [], extra_xml="".join(disks).replace("type='raw'", "type='qcow2'"))
+    try:
+        done = node.run("backup", "qcow2")
+        reason = node.report()["domains"]["qcow2"]["reason"]
+        lab.virsh(*metadata("qcow2", '<backup exclude="vdb"/>'))
+        without = node.run("backup", "qcow2")
+    finally:
+        lab.undefine_domain("qcow2")
+        for name in ("whole", "overlay"):
+            lab.delete_image(f"vms/{name}")
+    assert (done.returncode, without.returncode) == (3, 0), done.stderr + without.stderr
+    assert reason.startswith(
+        "disk vdb (vms/overlay) cannot be backed up: its qcow2 header names a backing file"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,70 @@ def test_a_copy_boots_beside_the_domain_and_shares_nothing_with_it(node: Node, l
     wait_until(lambda: lab.hypervisor.agent_answers(COPY), 90, "the copy's agent answers")
 
 
+NEXT_VDB = """
+<disk type='network' device='disk'>
+  <driver name='qemu' type='raw'/>
+  <source protocol='rbd' name='vms/next'>
+    <host name='127.0.0.1' port='6789'/>
+    <auth username='libvirt'><secret type='ceph' usage='client.libvirt secret'/></auth>
+  </source>
+  <target dev='vdb' bus='virtio'/>
+</disk>"""
+
+
+def test_a_disk_gets_the_image_of_the_next_start_and_the_running_one_comes_back_too(
+    node: Node, lab: Lab
+) -> None:
+    make_image(lab, "vms/next", 20 * MIB, {MIB: 3 * MIB})
+    before = lab.virsh("dumpxml", "--inactive", "--security-info", WEB)
+    lab.virsh("update-device", WEB, "/dev/stdin", "--config", stdin=NEXT_VDB.encode())
+    try:
+        done = node.run("backup", WEB)
+    finally:
+        lab.virsh("define", "/dev/stdin", stdin=before.encode())
+    assert done.returncode == 0, done.stderr
+    saved = {one["target"]: one["image"] for one in node.report()["domains"][WEB]["images"]}
+    assert saved == {"vda": f"vms/{WEB}-root", "vdb": f"ssd/{WEB}-data", "vdb.next": "vms/next"}
+    done = node.run("restore", WEB, "--suffix", SUFFIX, "--define", "--name", COPY, "--new-uuid")
+    assert done.returncode == 0, done.stderr
+    assert "vdb: restored, but not in the definition" in done.stderr
+    assert lab.virsh("domblklist", COPY).split()[-1] == f"vms/next{SUFFIX}"
+    assert _digest(lab, f"vms/next{SUFFIX}") == _digest(lab, "vms/next")
+    assert _info(lab, f"ssd/{WEB}-data{SUFFIX}")["size"] == _info(lab, f"ssd/{WEB}-data")["size"]
+    lab.delete_image("vms/next")
+
+
+SHARED = """
+<filesystem type='mount' accessmode='mapped'><source dir='/srv'/><target dir='data'/></filesystem>
+<shmem name='shared01'><model type='ivshmem-plain'/><size unit='M'>4</size></shmem>
+<vsock model='virtio'><cid auto='no' address='77'/></vsock>
+<graphics type='vnc' port='5977' autoport='no'/>
+<interface type='vhostuser'>
+  <source type='unix' path='/run/vhost' mode='client'/><model type='virtio'/>
+</interface>
+<hostdev mode='subsystem' type='pci' managed='no'>
+  <source><address domain='0x0000' bus='0x06' slot='0x12' function='0x5'/></source>
+</hostdev>
+<lease><lockspace>locks</lockspace><key>shared01</key><target path='/srv/leases'/></lease>"""
+
+
+def test_a_copy_is_defined_without_what_it_would_share_with_the_original(
+    node: Node, lab: Lab, pair: str
+) -> None:
+    lab.undefine_domain(pair)
+    lab.define_domain(pair, [RbdDisk("vda", "vms/pair01-a")], extra_xml=SHARED)
+    assert node.run("backup", pair).returncode == 0
+    done = node.run("restore", pair, "--suffix", SUFFIX, "--define", "--name", COPY, "--new-uuid")
+    assert done.returncode == 0, done.stderr
+    for shared in ("filesystem:data (/srv)", "shmem:shared01", "hostdev:0000:06:12.5", "lease (shared01)"):
+        assert f"removed from the copy's definition: {shared}" in done.stderr
+    copied = lab.virsh("dumpxml", COPY)
+    for gone in ("<filesystem", "<shmem", "address='77'", "5977", "vhostuser", "<hostdev", "<lease"):
+        assert gone not in copied
+    assert "<vsock" in copied
+    assert "<graphics type='vnc'" in copied
+
+
 def test_a_domain_that_is_defined_again_starts_with_its_node_as_before(
     node: Node, lab: Lab, pair: str
 ) -> None:
@@ -166,6 +230,22 @@ def test_force_replaces_what_nobody_uses(node: Node, lab: Lab, tmp_path: Path) -
     done = node.run("restore", ARCHIVE, "--force", "--define")
     assert done.returncode == 0, done.stderr
     assert _digest(lab, f"vms/{ARCHIVE}") == before
+
+
+def test_images_that_belong_to_saved_memory_are_not_replaced(node: Node, lab: Lab) -> None:
+    assert node.run("backup", DATABASE).returncode == 0
+    lab.virsh("managedsave", DATABASE)
+    before = _digest(lab, f"vms/{DATABASE}")
+    try:
+        for words in ((), ("--force",)):
+            done = node.run("restore", DATABASE, *words)
+            assert (done.returncode, f"virsh managedsave-remove {DATABASE} " in done.stderr) == (1, True)
+        assert _digest(lab, f"vms/{DATABASE}") == before
+        done = node.run("restore", DATABASE, "--suffix", SUFFIX)
+        assert (done.returncode, "managedsave" in done.stderr) == (0, False), done.stderr
+    finally:
+        lab.virsh("start", DATABASE)
+        lab.wait_for_ticks(DATABASE, beyond=lab.ticks(DATABASE))
 
 
 def test_not_even_force_touches_what_is_in_use(node: Node, lab: Lab) -> None:

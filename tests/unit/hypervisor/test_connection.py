@@ -18,7 +18,7 @@ from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job.freeze import Quiescer
 from backup.job.freeze_notes import FreezeNotes
-from backup.model import ClusterAddress, Consistency, State
+from backup.model import ClusterAddress, Consistency, Definition, NodeFile, State
 
 from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..raising import raises
@@ -175,6 +175,17 @@ def test_files_that_hang_while_the_guest_is_frozen_are_abandoned_in_time(
     without = replace(definition, nvram_path="")
     assert hypervisor.with_current_state(domain(), without, -1) == without, "there is nothing to read"
     os.close(os.open(nvram, os.O_RDWR))  # ends the reads
+
+
+def test_firmware_that_a_guest_writes_to_is_read_with_its_nvram(
+    hypervisor: Hypervisor, tmp_path: Path
+) -> None:
+    loader = tmp_path / "fw.fd"
+    loader.write_bytes(b"now")
+    xml = f"<domain><os><loader readonly='no' type='pflash'>{loader}</loader></os></domain>"
+    definition = Definition(xml, xml, files=(NodeFile("loader", str(loader), b"before"),))
+    (file,) = hypervisor.with_current_state(domain(), definition, 5).files
+    assert file.content == b"now"
 
 
 def interrupted() -> None:

@@ -86,21 +86,154 @@ def test_a_file_in_a_drive_that_had_an_image_before_is_no_error(copy: bool) -> N
     assert len(left_out) == copy
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
+SHARED = [
+    (
         "<memory model='nvdimm'><source><path>/srv/nvdimm</path></source></memory>",
-        "<memory model='virtio-pmem'><source><path>/srv/pmem</path></source></memory>",
+        "memory:/srv/nvdimm (/srv/nvdimm)",
+    ),
+    ("<memory model='virtio-pmem'><source><path>/pmem</path></source></memory>", "memory:/pmem (/pmem)"),
+    (
         "<hostdev mode='subsystem' type='scsi'><source protocol='iscsi' name='iqn.x/1'/></hostdev>",
+        "hostdev:iqn.x/1 (iqn.x/1)",
+    ),
+    (
         "<hostdev mode='subsystem' type='scsi_host'><source protocol='vhost' wwpn='naa.1'/></hostdev>",
-        "<pstore backend='acpi-erst'><path>/srv/pstore</path></pstore>",
-    ],
-)
-def test_a_copy_has_no_other_device_with_data_of_the_original(device: str) -> None:
-    kept = '<memory model="dimm"><target><size>1</size></target></memory>'
-    domain, left_out = of_a_copy(device + kept)
+        "hostdev:naa.1 (naa.1)",
+    ),
+    (
+        "<hostdev mode='subsystem' type='mdev'><source><address uuid='1f2e'/></source></hostdev>",
+        "hostdev:1f2e (1f2e)",
+    ),
+    (
+        "<hostdev type='usb'><source><vendor id='0x04b4'/><product id='0x1'/></source></hostdev>",
+        "hostdev:04b4:1 (04b4:1)",
+    ),
+    (
+        "<hostdev mode='capabilities' type='net'><source><interface>eth0</interface></source></hostdev>",
+        "hostdev net",
+    ),
+    ("<pstore backend='acpi-erst'><path>/srv/pstore</path></pstore>", "pstore (/srv/pstore)"),
+    (
+        "<filesystem><driver type='virtiofs'/><source dir='/srv'/><target dir='d'/></filesystem>",
+        "filesystem:d (/srv)",
+    ),
+    (
+        "<filesystem type='mount'><source dir='/srv'/><target dir='d'/><readonly/></filesystem>",
+        "filesystem:d (/srv)",
+    ),
+    ("<shmem name='x'><model type='ivshmem-plain'/></shmem>", "shmem:x"),
+    ("<tpm><backend type='passthrough'><device path='/dev/tpm0'/></backend></tpm>", "tpm (/dev/tpm0)"),
+    ("<tpm><backend type='external'><source type='unix' path='/run/tpm'/></backend></tpm>", "tpm (/run/tpm)"),
+    ("<lease><lockspace>l</lockspace><key>disk</key><target path='/leases'/></lease>", "lease (disk)"),
+    (
+        "<interface type='vhostuser'><source type='unix' path='/run/v' mode='client'/></interface>",
+        "interface vhostuser (/run/v)",
+    ),
+    (
+        "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>",
+        "interface vdpa (/dev/vhost-vdpa-0)",
+    ),
+    (
+        "<interface type='hostdev'><source><address type='pci' slot='0x07'/></source></interface>",
+        "interface hostdev",
+    ),
+    (
+        "<interface type='direct'><source dev='eth1' mode='passthrough'/></interface>",
+        "interface direct (eth1)",
+    ),
+    ("<interface type='ethernet'><target dev='tap7' managed='no'/></interface>", "interface ethernet"),
+    ("<interface type='server'><source address='10.0.0.1' port='5558'/></interface>", "interface server"),
+    (
+        "<redirdev bus='usb' type='tcp'><source mode='connect' host='a' service='1'/></redirdev>",
+        "redirdev tcp",
+    ),
+    ("<smartcard mode='host'/>", "smartcard host"),
+    ("<input type='evdev'><source dev='/dev/input/event1'/></input>", "input evdev (/dev/input/event1)"),
+    (
+        "<input type='passthrough'><source evdev='/dev/input/event1'/></input>",
+        "input passthrough (/dev/input/event1)",
+    ),
+    (
+        "<rng><backend model='egd' type='unix'><source mode='bind' path='/r'/></backend></rng>",
+        "rng",
+    ),
+    ("<what-libvirt-learns-next/>", "what-libvirt-learns-next"),
+]
+
+
+@pytest.mark.parametrize(("device", "title"), SHARED)
+@pytest.mark.parametrize("isolated", [False, True])
+def test_what_a_copy_would_share_with_the_original_is_left_out_and_reported(
+    device: str, title: str, isolated: bool
+) -> None:
+    kept = (
+        '<memory model="dimm"><target><size>1</size></target></memory>'
+        '<tpm model="tpm-tis"><backend type="emulator" /></tpm>'
+    )
+    domain, left_out = of_a_copy(device + kept, isolated)
     assert shown(domain) == kept
-    assert left_out == [f"a device {device[1:].split()[0]}, whose data is not in the backup"]
+    assert left_out == [f"{title}, which the copy would share with the original"]
+
+
+def test_a_copy_keeps_what_several_domains_can_have() -> None:
+    devices = (
+        '<interface type="network"><source network="default" /></interface>'
+        '<interface type="direct"><source dev="eth0" mode="bridge" /></interface>'
+        '<redirdev bus="usb" type="spicevmc" /><redirfilter />'
+        '<smartcard mode="passthrough" type="spicevmc" />'
+        '<rng model="virtio"><backend model="random">/dev/urandom</backend></rng>'
+        '<filesystem type="ram"><source usage="1" /><target dir="d" /></filesystem>'
+        '<input type="tablet" bus="usb" /><crypto model="virtio"><backend model="builtin" /></crypto>'
+    )
+    domain, left_out = of_a_copy(devices)
+    assert (shown(domain), left_out) == (devices, [])
+
+
+OWN = {
+    "<vsock model='virtio'><cid auto='no' address='7'/></vsock>": (
+        '<vsock model="virtio"><cid auto="yes" /></vsock>',
+        ["the fixed address of its vsock"],
+    ),
+    "<vsock><cid auto='yes' address='7'/></vsock>": ('<vsock><cid auto="yes" /></vsock>', []),
+    "<graphics type='vnc' port='5907' autoport='no'/>": (
+        '<graphics type="vnc" autoport="yes" />',
+        ["the fixed port of its vnc display"],
+    ),
+    "<graphics type='spice' port='5907' tlsPort='5908' websocket='5700'/>": (
+        '<graphics type="spice" websocket="-1" autoport="yes" />',
+        ["the fixed port of its spice display", "the fixed websocket of its spice display"],
+    ),
+    "<graphics type='vnc' port='-1' autoport='yes'/>": ('<graphics type="vnc" autoport="yes" />', []),
+    "<graphics type='vnc' socket='/run/a'><listen type='socket' socket='/run/a'/></graphics>": (
+        '<graphics type="vnc"><listen type="socket" /></graphics>',
+        ["the socket of its vnc display"],
+    ),
+    "<interface type='bridge'><mac address='52:54:00:00:00:01'/><target dev='tap7'/></interface>": (
+        '<interface type="bridge"><target /></interface>',
+        ["the name tap7 of its network device"],
+    ),
+    "<interface type='bridge'><virtualport type='openvswitch'><parameters interfaceid='1f' profileid='p'/>"
+    "</virtualport></interface>": (
+        '<interface type="bridge"><virtualport type="openvswitch"><parameters profileid="p" /></virtualport>'
+        "</interface>",
+        [],
+    ),
+    "<interface type='user'><portForward proto='tcp'/><backend type='passt' logFile='/l'/></interface>": (
+        '<interface type="user"><backend type="passt" /></interface>',
+        ["a port of the node that leads to it (portForward)"],
+    ),
+    "<audio id='1' type='file' path='/a.wav'/>": (
+        '<audio id="1" type="none" />',
+        ["the file of its audio backend"],
+    ),
+}
+
+
+@pytest.mark.parametrize("device", OWN)
+def test_a_copy_gets_names_and_numbers_of_its_own(device: str) -> None:
+    expected, reported = OWN[device]
+    domain, left_out = of_a_copy(device)
+    assert (shown(domain), left_out) == (expected, reported)
 
 
 def test_a_copy_loses_the_additional_qemu_command_line() -> None:

@@ -22,7 +22,7 @@ from backup.model import ClusterAddress, Domain, Gap, Image, Override, State
 from backup.system.stop_request import StopRequest
 from backup.system.time_limit import Bounded
 
-from ..disk_elements import AUTH, PLACES, POOLS, SECRET_UUID, other, rbd
+from ..disk_elements import AUTH, PLACES, POOLS, SECRET_UUID, backing, domain_of, other, rbd
 from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..raising import raises
 from ..samples import OTHER_UUID, UUID
@@ -104,7 +104,7 @@ DRIVE = "<disk type='{}' device='cdrom'>{}<target dev='sda' bus='sata'/></disk>"
         (
             DRIVE.format("file", "<source file='/x.iso'/>"),
             rbd("vms/config", device="cdrom", target="sda"),
-            ["/x.iso"],
+            ["/x.iso", "vms/config"],
         ),
         (rbd("vms/config", device="cdrom", target="sda"), DRIVE.format("file", ""), ["vms/config"]),
         (DRIVE.format("file", ""), DRIVE.format("file", "<source file='/x.iso'/>"), [""]),
@@ -126,6 +126,74 @@ def test_nothing_has_a_disk_open_that_only_the_next_start_adds() -> None:
     found = all_disks(live, inactive, PLACES)
     assert [(one.client, one.written) for one in found] == [("vda", True), ("", False)]
     assert [one.client for one in all_disks(inactive, inactive, PLACES)] == ["vda", "vdb"]
+
+
+FILE = "<disk type='file'><source file='{}'/><target dev='vdb'/></disk>"
+NEXT_START = {
+    "another image": (rbd("vms/a", target="vdb"), rbd("vms/b", target="vdb"), [("vdb.next", "vms/b")]),
+    "an image for a file": (FILE.format("/a"), rbd("vms/b", target="vdb"), [("vdb.next", "vms/b")]),
+    "a file for an image": (rbd("vms/a", target="vdb"), FILE.format("/b"), [("vdb.next", "")]),
+    "another file": (FILE.format("/a"), FILE.format("/b"), [("vdb.next", "")]),
+    "an image of a pool": (
+        rbd("vms/a"),
+        other("volume", "<source pool='bare' volume='b'/>"),
+        [("vda.next", "ssd/b")],
+    ),
+    "another cluster": (
+        rbd("vms/a"),
+        rbd("vms/a", "<host name='elsewhere' port='6789'/>"),
+        [("vda.next", "vms/a")],
+    ),
+    "a changed order": (
+        rbd("vms/a") + rbd("vms/b", target="vdb"),
+        rbd("vms/b") + rbd("vms/a", target="vdb"),
+        [],
+    ),
+    "the layer below": (
+        rbd("vms/overlay", beside=backing("network", "<source protocol='rbd' name='vms/base'/>")),
+        rbd("vms/base"),
+        [],
+    ),
+    "another layer below": (
+        rbd("vms/overlay", beside=backing("network", "<source protocol='rbd' name='vms/base'/>")),
+        rbd("vms/overlay", beside=backing("network", "<source protocol='rbd' name='vms/old'/>")),
+        [("vda.backing1.next", "vms/old")],
+    ),
+    "another directory": (
+        "<filesystem><source dir='/a'/><target dir='data'/></filesystem>",
+        "<filesystem><source dir='/b'/><target dir='data'/></filesystem>",
+        [("filesystem:data.next", "")],
+    ),
+    "a medium in a file": (
+        rbd("vms/config", device="cdrom"),
+        other("file", "<source file='/x.iso'/>", device="cdrom"),
+        [],
+    ),
+    "the same": (rbd("vms/a"), rbd("vms/a"), []),
+}
+
+
+@pytest.mark.parametrize("change", NEXT_START)
+def test_what_the_next_start_puts_in_the_place_of_a_disk_is_a_disk_of_its_own(change: str) -> None:
+    now, later, expected = NEXT_START[change]
+    live, inactive = domain_of(now), domain_of(later)
+    found = all_disks(live, inactive, PLACES)
+    before = all_disks(live, live, PLACES)
+    assert found[: len(before)] == before
+    rest = found[len(before) :]
+    assert [(disk.target, str(disk.image or "")) for disk in rest] == expected
+    assert all(disk.image or disk.gap is Gap.FOREIGN for disk in rest)
+
+
+def test_nvram_of_the_next_start_is_saved_too() -> None:
+    live, inactive = (
+        f"<domain><os><nvram type='network'><source protocol='rbd' name='vms/{name}'/></nvram></os></domain>"
+        for name in "ab"
+    )
+    assert [(one.target, str(one)) for one in all_disks(live, inactive, PLACES)] == [
+        ("nvram", "nvram (vms/a)"),
+        ("nvram.next", "nvram.next (vms/b)"),
+    ]
 
 
 def test_persistent_metadata_takes_precedence_over_that_of_the_live_definition(

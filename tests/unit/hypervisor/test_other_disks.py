@@ -204,3 +204,25 @@ def test_a_layer_s_address_and_encryption_are_its_own() -> None:
         ("ceph2",),
         "luks",
     )
+
+
+QCOW2 = "<driver name='qemu' type='qcow2'/>"
+IN_QCOW2 = f"<backingStore type='network'><format type='qcow2'/>{BASE}{{}}</backingStore>"
+
+
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ("", [False]),
+        ("<driver name='qemu' type='raw'/>", [False]),
+        (QCOW2, [True]),
+        (QCOW2 + "<backingStore/>", [False]),
+        (QCOW2 + backing("network", BASE), [False, False]),
+        (QCOW2 + backing("network", BASE, ""), [False, False]),
+        (QCOW2 + IN_QCOW2.format(""), [False, True]),
+        (QCOW2 + IN_QCOW2.format("<backingStore/>"), [False, False]),
+    ],
+)
+def test_a_header_is_needed_where_the_xml_does_not_end_the_chain(beside: str, expected: list[bool]) -> None:
+    found = layers(ElementTree.fromstring(rbd("vms/root", beside=beside)), PLACES)
+    assert [disk.needs_header for disk in found] == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.hypervisor.qcow2 import may_lack_data
+from backup.hypervisor.qcow2 import HEADER_SIZE, may_lack_data, needed_file
 
 MIB = 1 << 20
 
@@ -47,3 +47,36 @@ def test_what_cannot_be_understood_counts_as_incomplete(raw: Path) -> None:
     assert may_lack_data(converted(raw, "-o", "extended_l2=on"))
     assert may_lack_data(converted(raw)[:100])
     assert not may_lack_data(raw.read_bytes()), "a raw file is what QEMU has written"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ""),
+        (("-o", "compat=0.10"), ""),
+        (("-b", "base", "-F", "raw"), "a backing file"),
+        (("-b", "base", "-F", "raw", "-o", "compat=0.10"), "a backing file"),
+        (("-o", "data_file=data"), "a data file"),
+        (("-o", "data_file=data,data_file_raw=on"), "a data file"),
+        (("-o", "extended_l2=on,lazy_refcounts=on"), ""),
+    ],
+)
+def test_a_header_shows_which_other_file_is_needed(
+    tmp_path: Path, options: tuple[str, ...], expected: str
+) -> None:
+    (tmp_path / "base").write_bytes(bytes(MIB))
+    command = ["qemu-img", "create", "-f", "qcow2", *options, "overlay", "1M"]
+    subprocess.run(command, check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    assert needed_file((tmp_path / "overlay").read_bytes()[:HEADER_SIZE]) == expected
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"QFI\xfb", b"QFI\xfb" + bytes(20), bytes(HEADER_SIZE), b"LUKS" + b"\xff" * 100]
+)
+def test_what_is_no_qcow2_header_needs_nothing(header: bytes) -> None:
+    assert needed_file(header) == ""
+
+
+def test_no_header_does_harm() -> None:
+    assert needed_file(b"QFI\xfb" + b"\xff" * 100) == "a data file"
+    assert needed_file(b"QFI\xfb" + b"\0\0\0\2" + b"\xff" * 64) == "a backing file"

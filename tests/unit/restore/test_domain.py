@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from backup.errors import BackupError, NotDefined
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.restored_xml import Redefinition, redefined
-from backup.model import TPM_STATE, Consistency, Definition, Image, Level, NodeFile
+from backup.model import TPM_STATE, Consistency, Definition, Disk, Image, Level, NodeFile
 from backup.restore.domain import RestoredDomain
 from backup.restore.restorer import define_on_images
 from backup.restore.written_files import remove_left
@@ -31,7 +32,7 @@ MONITORS = [("10.0.0.1", "6789")]
 VDA = {"vda": image("scratch/web-root")}
 DISK = "<disk type='network'><source protocol='rbd' name='{}'/><target dev='{}'/></disk>"
 DISKS = DISK.format("vms/web-root", "vda") + DISK.format("vms/web-data", "vdb")
-TARGETS = ("vda", "vdb", "vdc")
+NAMES = {"vda": "vms/web-root", "vdb": "vms/web-data", "vdc": "vms/web-more"}
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def restored(
         b"saved" if nvram else b"",
         autostart,
     )
-    images = tuple(SavedImage(one, f"vms/{one}", MIB, 0, 0, 0.0, "", LAYOUT) for one in TARGETS)
+    images = tuple(SavedImage(one, name, MIB, 0, 0, 0.0, "", LAYOUT) for one, name in NAMES.items())
     saved = SavedDomain(PointId(RUN, UUID), "web", TAKEN, Consistency.OFFLINE, images, (), definition, {})
     values: Mapping[str, Any] = {
         "name": "web",
@@ -93,6 +94,51 @@ def test_a_domain_is_defined_with_its_nvram_which_only_root_can_read(
     assert hypervisor.domain(UUID).disks[0].image == VDA["vda"]
     assert (nvram.read_bytes(), nvram.stat().st_mode & 0o077) == (b"saved", 0)
     assert list(nvram.parent.iterdir()) == [nvram]
+
+
+AS_SAVED = {
+    "the same": ({"vda": "vms/web-root", "vdb": "vms/web-data"}, (), ["new/vda", "new/vdb"], []),
+    "another image at the next start": (
+        {"vda": "vms/web-root", "vdb": "vms/ran", "vdb.next": "vms/web-data"},
+        (),
+        ["new/vda", "new/vdb.next"],
+        ["vdb: restored, but not in the definition: it was attached only to the running domain"],
+    ),
+    "one that was not saved": (
+        {"vda": "vms/web-root", "vdb": "vms/ran"},
+        ("vdb.next",),
+        ["new/vda", "vms/web-data"],
+        ["vdb: restored, but not in the definition: it was attached only to the running domain"],
+    ),
+    "another order": ({"vda": "vms/web-data", "vdb": "vms/web-root"}, (), ["new/vdb", "new/vda"], []),
+    "from a version that saved only what ran": (
+        {"vda": "vms/web-root", "vdb": "vms/ran"},
+        (),
+        ["new/vda", "new/vdb"],
+        [
+            "vdb: gets vms/ran; its next start would have given it vms/web-data, which is not in the backup",
+        ],
+    ),
+    "two clusters with the same names": (
+        {"vda": "vms/web-root", "vdb": "vms/web-data", "vdc": "vms/web-data"},
+        (),
+        ["new/vda", "new/vdb"],
+        ["vdc: restored, but not in the definition: it was attached only to the running domain"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AS_SAVED)
+def test_a_disk_gets_the_image_that_its_definition_names(hypervisor: Hypervisor, case: str) -> None:
+    names, skipped, expected, warnings = AS_SAVED[case]
+    domain = restored(hypervisor, None)
+    images = tuple(SavedImage(target, name, MIB, 0, 0, 0.0, "", LAYOUT) for target, name in names.items())
+    disks = tuple(Disk(target, "", skipped="excluded in its metadata") for target in skipped)
+    domain = replace(domain, saved=replace(domain.saved, images=images, skipped_disks=disks))
+    define(domain, {target: image(f"new/{target}") for target in names})
+    assert [str(disk.image) for disk in hypervisor.domain(UUID).disks] == expected
+    reporter = cast(Recorder, domain.reporter)
+    assert [text for level, _, text in reporter.messages if level is Level.WARNING] == warnings
 
 
 def test_a_domain_or_nvram_that_was_created_meanwhile_is_not_overwritten(
@@ -347,3 +393,116 @@ def test_a_name_that_would_lead_its_files_elsewhere_is_refused(hypervisor: Hyper
     domain = restored(hypervisor, nvram, name="../../etc/two")
     with raises("invalid name '../../etc/two'"):
         domain.require_definable()
+
+
+def with_loader(domain: RestoredDomain, loader: str) -> RestoredDomain:
+    """Give the saved domain firmware that its guest writes to."""
+    before = domain.saved.definition
+    system = f"<os><loader readonly='no' type='pflash'>{loader}</loader></os>"
+    xml = before.inactive_xml.replace("<devices>", f"{system}<devices>", 1)
+    definition = replace(before, inactive_xml=xml, files=(NodeFile("loader", loader, b"saved", 0o644),))
+    return replace(domain, saved=replace(domain.saved, definition=definition))
+
+
+def test_firmware_that_a_guest_writes_to_is_restored_as_its_own(hypervisor: Hypervisor, nvram: Path) -> None:
+    loader = nvram.with_name("fw.fd")
+    loader.write_bytes(b"in use")
+    state_dir = str(nvram.parents[1] / "state")
+    refused = with_loader(restored(hypervisor, None, state_dir=state_dir), str(loader))
+    with raises(f"the loader {loader} exists"):
+        refused.require_definable()
+    define(replace(refused, force=True))
+    assert loader.read_bytes() == b"saved"
+
+
+@pytest.mark.parametrize("drill", [False, True])
+def test_a_copy_writes_to_firmware_of_its_own(hypervisor: Hypervisor, nvram: Path, drill: bool) -> None:
+    loader, own = nvram.with_name("fw.fd"), nvram.with_name("two_LOADER.fd")
+    loader.write_bytes(b"in use")
+    state_dir, uuid = str(nvram.parents[1] / "state"), OTHER_UUID[:-1] + "9"
+    copy = with_loader(restored(hypervisor, None, name="two", uuid=uuid, state_dir=state_dir), str(loader))
+    if drill:
+        with copy.running_temporarily(VDA, MONITORS) as xml:
+            assert (str(own) in xml, own.read_bytes()) == (True, b"saved")
+        assert not own.exists()
+    else:
+        define(copy)
+        assert own.read_bytes() == b"saved"
+    assert loader.read_bytes() == b"in use"
+
+
+def test_firmware_that_a_guest_writes_to_gets_its_directory(hypervisor: Hypervisor, nvram: Path) -> None:
+    loader = nvram.with_name("firmware") / "web" / "fw.fd"
+    state_dir = str(nvram.parents[1] / "state")
+    domain = with_loader(restored(hypervisor, None, state_dir=state_dir), str(loader))
+    domain.require_definable()
+    define(domain)
+    assert loader.read_bytes() == b"saved"
+
+
+def test_firmware_of_a_package_stays_as_it_is(hypervisor: Hypervisor, nvram: Path) -> None:
+    domain = with_loader(restored(hypervisor, None), "/usr/bin/true")
+    domain.require_definable()
+    assert not domain._own_loader
+
+
+def overlay(index: str = "", below: str = "", host: str = "") -> str:
+    source = f"<source protocol='rbd' name='vms/web-root'{index}>{host}</source><target dev='vda'/>"
+    return f"<disk type='network'><driver name='qemu' type='qcow2'/>{source}{below}</disk>"
+
+
+LIVE_LAYERS = (
+    "<backingStore type='network' index='2'><format type='raw'/>"
+    "<source protocol='rbd' name='vms/base' index='3'/><backingStore/></backingStore>"
+)
+
+
+def on_a_base(
+    hypervisor: Hypervisor, live: str = overlay(" index='1'", LIVE_LAYERS), **changes: Any
+) -> tuple[RestoredDomain, Recorder]:
+    """Give a domain whose definition does not have the layer below its disk, as while it does not run."""
+    recorder = Recorder()
+    domain = restored(hypervisor, None, reporter=recorder, **changes)
+    names = {"vda": "vms/web-root", "vda.backing1": "vms/base"}
+    images = tuple(SavedImage(one, name, MIB, 0, 0, 0.0, "", LAYOUT) for one, name in names.items())
+    definition = Definition(domain_element(devices=overlay()), domain_element(devices=live))
+    return replace(domain, saved=replace(domain.saved, images=images, definition=definition)), recorder
+
+
+def test_a_restored_overlay_refers_to_its_restored_base(hypervisor: Hypervisor) -> None:
+    moved = {"vda": image("new/root"), "vda.backing1": image("new/base")}
+    for changes in ({}, {"name": "two"}):
+        domain, recorder = on_a_base(hypervisor, **changes)
+        xml = domain.xml(moved, MONITORS)
+        names = [one.get("name") for one in ElementTree.fromstring(xml).iterfind("./devices/disk//source")]
+        assert (names, "index" in xml) == (["new/root", "new/base"], False)
+        assert recorder.told(Level.WARNING) == []
+    define(domain, moved)
+
+
+def test_an_overlay_in_its_old_place_keeps_its_definition(hypervisor: Hypervisor) -> None:
+    domain, recorder = on_a_base(hypervisor)
+    there = {"vda": image("vms/web-root"), "vda.backing1": image("vms/base")}
+    assert "backingStore" not in domain.xml(there, MONITORS)
+    assert recorder.told(Level.WARNING) == []
+
+
+def test_a_copy_has_no_overlay_whose_base_was_not_restored(hypervisor: Hypervisor) -> None:
+    domain, recorder = on_a_base(hypervisor, name="two")
+    assert "<disk" not in domain.xml({"vda": image("new/root")}, MONITORS)
+    assert recorder.told(Level.WARNING) == ["removed from the copy's definition: vda, which was not restored"]
+
+
+@pytest.mark.parametrize(
+    "live",
+    [
+        "",
+        overlay(),
+        overlay(" index='1'", "<backingStore/>"),
+        overlay(" index='1'", LIVE_LAYERS).replace("vms/web-root", "vms/other"),
+        overlay(" index='1'", LIVE_LAYERS, "<host name='other'/>"),
+    ],
+)
+def test_the_layers_of_another_disk_are_not_added(hypervisor: Hypervisor, live: str) -> None:
+    domain, _ = on_a_base(hypervisor, live)
+    assert "backingStore" not in domain.xml({"vda": image("new/root")}, MONITORS)
