@@ -203,14 +203,13 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
 def files(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """List files of a guest in a restore point, or copy them."""
-    from backup.files.entries import Unread
     from backup.files.files import Files, FilesOrder
 
     order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
     with _stoppable() as stop:
         result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
     print_text(result_text(result, order.to, arguments.json))
-    unread = any(isinstance(entry, Unread) for entry in result.entries or ())
+    unread = any(entry.unread for entry in result.entries or ())
     return FAILED if unread or (result.copied and result.copied.failed) else SUCCESS
 
 

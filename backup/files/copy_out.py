@@ -18,7 +18,7 @@ from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..text import size_text
-from .entries import MOST_ENTRIES, Entry, GuestFiles, Unread
+from .entries import MOST_ENTRIES, Entry, GuestFiles
 from .session import UNSOUND, SessionEnded
 
 DEPTH = 200  # directories within each other: each costs an open file
@@ -76,8 +76,8 @@ class CopyOut:
         """Copy an entry. `parent` is an open directory, `depth` levels below what no link may leave."""
         self.check_stop()
         with self._failures_reported(path or b"/"):
-            if isinstance(entry, Unread):
-                raise entry.error
+            if entry.unread:
+                raise entry.unread
             if entry.is_directory:
                 self._directory(entry, parent, path, depth)
             elif entry.is_file:
@@ -85,7 +85,7 @@ class CopyOut:
             elif entry.is_link:
                 self._link(entry, parent, path, depth)
             else:
-                self._leave_out(SPECIAL, path)
+                self._leave_out(SPECIAL, path, depth)
 
     def _directory(self, entry: Entry, parent: int, path: bytes, depth: int) -> None:
         if depth >= DEPTH:
@@ -142,13 +142,16 @@ class CopyOut:
     def _link(self, entry: Entry, parent: int, path: bytes, depth: int) -> None:
         target = self.files.link_target(entry)
         if not _stays_inside(target, depth):
-            self._leave_out(LEADS_OUT, path)
+            self._leave_out(LEADS_OUT, path, depth)
             return
         with _write_errors():
             os.symlink(target, entry.name, dir_fd=parent)
         self.copied.links += 1
 
-    def _leave_out(self, what: str, path: bytes) -> None:
+    def _leave_out(self, what: str, path: bytes, depth: int) -> None:
+        """Count what is not copied. Raises BackupError if it is all that was to be copied."""
+        if depth < 0:
+            raise BackupError(f"it is {what}, which is not copied", "name a file or directory")
         self.copied.left_out[what] += 1
         self.reporter.message(Level.DEBUG, self.domain, f"left out {what}: {os.fsdecode(path)}")
 

@@ -24,6 +24,7 @@ ENCRYPTED = 0x800  # flag of an inode
 INLINE = 60  # bytes; shorter targets of links are in the inode
 MOST_LINKS = 40  # that a path may lead over, as in Linux
 LONGEST_TARGET = 4096  # bytes of a link's target, as in Linux
+DOTS = (b".", b"..")  # each directory has them
 LARGEST_ID = 0xFFFFFFFF  # of owners and groups, which debugfs prints as signed numbers
 # Of `ls -p`: inode, mode, owner, group, name, size. A name may hold anything but a slash, newlines too.
 ENTRY = re.compile(rb"/(\d{1,10})/([0-7]{6})/(-?\d{1,10})/(-?\d{1,10})/([^/]*)/(\d{0,20})/\n")
@@ -44,19 +45,22 @@ class ExtFiles:
         errors: list[BackupError] = []
         listed = self._debugfs.ask_for_all(f"ls -p <{directory.inode}>", errors)
         found: list[Entry] = []
-        end = 0
+        end, has_itself = 0, False
         while one := ENTRY.match(listed, end):
             inode, mode, owner, group, name, size = one.groups()
             end = one.end()
             if len(found) >= MOST_ENTRIES:
                 raise BackupError(f"a directory with more than {MOST_ENTRIES} entries", UNSOUND)
-            if name not in (b"", b".", b"..") and int(inode):
+            has_itself = has_itself or name in DOTS
+            if name not in (b"", *DOTS) and int(inode):
                 ids = (int(owner) & LARGEST_ID, int(group) & LARGEST_ID)
                 found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))
         if listed[end:].strip():
             raise BackupError("a directory has a name with a slash in it", UNSOUND)
         if errors and not end:
             raise errors[0]
+        if not (found or has_itself or errors):  # debugfs prints nothing for one without blocks
+            raise BackupError("a directory without any entry is damaged: an empty one has two", UNSOUND)
         found.sort(key=lambda entry: entry.name)
         return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
 
@@ -118,13 +122,15 @@ class ExtFiles:
         return here
 
     def _child(self, directory: Entry, name: bytes) -> Optional[Entry]:
+        if directory.unread:  # it may have been a directory
+            raise directory.unread
         if not directory.is_directory:
             return None
         for entry in self.entries(directory):
             if entry.name == name:
                 return entry
             if isinstance(entry, Unread):
-                raise entry.error  # it may be what was not read
+                raise entry.unread  # it may be what was not read
         return None
 
 

@@ -72,27 +72,22 @@ def _entries(entries: Sequence[Entry]) -> str:
             str(one.owner),
             str(one.group),
             str(one.size),
-            os.fsdecode(one.name) or f"({_why_unread(one)})",
+            f"{os.fsdecode(one.name)} ({one.unread})".lstrip() if one.unread else os.fsdecode(one.name),
         )
         for one in entries
     ]
     return table(head, rows)
 
 
-def _why_unread(one: Entry) -> str:
-    """Return why entries, which it stands for, cannot be read."""
-    return str(getattr(one, "error", ""))
-
-
 def _entry(one: Entry) -> dict[str, object]:
     return {
         "name": os.fsdecode(one.name),
-        "kind": "unread" if _why_unread(one) else KINDS.get(stat.filemode(one.mode)[0], "special"),
+        "kind": "unread" if one.unread else KINDS.get(stat.filemode(one.mode)[0], "special"),
         "mode": f"{stat.S_IMODE(one.mode):04o}",
         "owner": one.owner,
         "group": one.group,
         "size": one.size,
-        **({"error": _why_unread(one)} if _why_unread(one) else {}),
+        **({"error": str(one.unread)} if one.unread else {}),
     }
 
 
