@@ -209,8 +209,7 @@ def files(arguments: argparse.Namespace, settings: Settings, console: Console) -
     with _stoppable() as stop:
         result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
     print_text(result_text(result, order.to, arguments.json))
-    unread = any(entry.unread for entry in result.entries or ())
-    return FAILED if unread or (result.copied and result.copied.failed) else SUCCESS
+    return FAILED if result.failed else SUCCESS
 
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

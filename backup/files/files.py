@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Optional
 
@@ -21,6 +22,7 @@ from .. import PROGRAM
 from ..errors import BackupError, ConfigError, reason
 from ..model import Level
 from ..mount.file_system import File, FileSystem, served
+from ..mount.read_errors import ReadErrors
 from ..mount.shown_point import ShownPoint, shown_point
 from ..protocols import Output, Reporter
 from ..settings import Settings
@@ -34,6 +36,7 @@ from .guestfish import SUBVOLUME, OtherSystems, other_systems
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
+READ_HINT = "the reasons are above; another restore point may be undamaged"
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class Result:
     entries: Optional[Sequence[Entry]] = None
     copied: Optional[Copied] = None
 
+    @property
+    def failed(self) -> bool:
+        """Whether something of it could not be read."""
+        unread = any(one.unread for one in self.entries or ()) or any(one.damaged for one in self.volumes)
+        return unread or bool(self.copied and self.copied.failed)
+
 
 @dataclass(frozen=True)
 class Files:
@@ -83,26 +92,26 @@ class Files:
     stop: StopRequest
     key: str = field(default="", repr=False)
 
+    @cached_property
+    def _failed(self) -> ReadErrors:
+        return ReadErrors(self.reporter, self.stop)
+
     def carry_out(self) -> Result:
         """List the file systems, or a directory, or copy. Raises BackupError."""
         self.order.require_consistent()
         with_key = replace(self, key=key_in(self.order.key)) if self.order.key else self
         with ThreadPoolExecutor(1, thread_name_prefix="files") as thread:  # it has a namespace of its own
-            return thread.submit(with_key._carry_out).result()
+            try:
+                return thread.submit(with_key._carry_out).result()
+            finally:
+                self.stop.check()  # before a result, or an error, that the stop has caused
 
     def _carry_out(self) -> Result:
         limit = self.settings.output_stall_timeout
         with shown_point(self.output, self.order.domain, self.order.at, limit, self.stop.check) as point:
             disks = self._selected_disks(point)
             with self._mounted(point, disks) as directory:
-                found = [
-                    volume
-                    for target, disk in disks.items()
-                    for volume in volumes(target, Path(directory, disk.name), self.stop.check)
-                    if self.order.disk in ("", target, volume.name) or "/" in self.order.disk
-                ]
-                if not found:
-                    raise _wrong(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
+                found = self._selected_volumes(Path(directory), disks)
                 return self._read(found, point.saved.name) if self.order.path else Result(found)
 
     def _selected_disks(self, point: ShownPoint) -> dict[str, File]:
@@ -114,6 +123,25 @@ class Files:
             raise _wrong(message, "name one of them, or a partition, such as vda1")
         return disks or dict(point.disks)
 
+    def _selected_volumes(self, directory: Path, disks: Mapping[str, File]) -> Sequence[Volume]:
+        """Return those of --disk, or what cannot be read and may have it. Raises ConfigError."""
+        every = [
+            volume
+            for target, disk in disks.items()
+            for volume in volumes(
+                target,
+                directory / disk.name,
+                self.stop.check,
+                partial(self._failed.count, disk),
+            )
+        ]
+        found = [
+            one for one in every if self.order.disk in ("", one.disk, one.name) or "/" in self.order.disk
+        ]
+        if not (found := found or [one for one in every if one.unread]):
+            raise _wrong(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
+        return found
+
     @contextmanager
     def _mounted(self, point: ShownPoint, disks: dict[str, File]) -> Iterator[str]:
         """Mount the disks' files, visible to this thread and what it starts, and return the directory."""
@@ -123,17 +151,12 @@ class Files:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise BackupError(f"cannot mount on {directory}: {reason(error)}", "run it as root") from error
-        with served(FileSystem([*disks.values()], point.time_ns, self._failed), str(directory)):
+        with served(FileSystem([*disks.values()], point.time_ns, self._failed.report), str(directory)):
             yield str(directory)
-
-    def _failed(self, file: File, offset: int, error: BackupError) -> None:
-        if self.stop.requested:
-            return
-        self.reporter.message(Level.ERROR, "", f"{file.name}: cannot read at offset {offset}: {error}")
 
     def _read(self, found: Sequence[Volume], domain: str) -> Result:
         """List or copy what the path leads to, in the only file system that has it."""
-        errors: dict[str, BackupError] = {}
+        errors = {one.name: _unread(one) for one in found if one.unread}
         locked = [volume.name for volume in found if volume.is_encrypted]
         result = None if self.key else self._read_ext(found, domain, errors)
         if not result and (self.key or any(volume.needs_libguestfs for volume in found)):
@@ -141,10 +164,10 @@ class Files:
             with self._other_systems(found, domain) as systems:
                 locked = sorted({*locked, *systems.locked})
                 if "/" in self.order.disk and not systems.devices:
-                    raise self._no_volume(locked)
+                    raise self._no_volume(locked, errors)
                 result = self._read_one(systems, domain, errors)
         elif "/" in self.order.disk:
-            raise self._no_volume(locked)
+            raise self._no_volume(locked, errors)
         if not result:
             raise self._not_found(found, locked, errors)
         return result
@@ -155,12 +178,16 @@ class Files:
         """Return why the path was not found."""
         if errors:
             return next(iter(errors.values()))
+        if self._failed.counted:
+            return BackupError(f"{self.order.path}: not all of the disks can be read", READ_HINT)
         place = self.order.disk if "/" in self.order.disk else _listed(found)
         message = f"{self.order.path} does not exist on {place}"
         return BackupError(message, self._key_hint(locked) or "list the directory above it")
 
-    def _no_volume(self, locked: Sequence[str]) -> ConfigError:
+    def _no_volume(self, locked: Sequence[str], errors: Mapping[str, BackupError]) -> BackupError:
         """Return the error that --disk names a volume of LVM, or a subvolume, which is not there."""
+        if errors:
+            return next(iter(errors.values()))
         hint = f"`{PROGRAM} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
         return _wrong(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
 
@@ -261,6 +288,10 @@ def _may_be_on(partition: str, name: str, device: str, disks: Sequence[str]) -> 
     if device.startswith(SUBVOLUME) and of_a_disk:
         return name.startswith(f"{partition}/")
     return "/" in name and "/" not in partition
+
+
+def _unread(volume: Volume) -> BackupError:
+    return BackupError(f"{volume.name} cannot be read", READ_HINT)
 
 
 def _wrong(message: str, hint: str) -> ConfigError:

@@ -42,6 +42,7 @@ def output_of(arguments: Sequence[str], check_stop: Callable[[], None]) -> tuple
         finally:
             program.kill()
             program.wait()
+        check_stop()  # it may have ended because its disk cannot be read any more
         return program.returncode, printed(stdout).decode(errors="replace")
 
 

@@ -44,6 +44,15 @@ def _volumes(volumes: Sequence[Volume]) -> str:
 
 
 def _note(one: Volume) -> str:
+    """Return how it is read, and what is wrong with it."""
+    damage = "not all of the disk can be read" if one.damaged and one.kind else ""
+    beyond = f"its last {size_text(one.beyond)} would be behind the end of the disk" if one.beyond else ""
+    return "; ".join(filter(None, (_how_read(one), damage, beyond)))
+
+
+def _how_read(one: Volume) -> str:
+    if one.unread:
+        return "cannot be read"
     if one.needs_libguestfs:
         return "read with libguestfs"
     if one.is_encrypted:
@@ -61,6 +70,7 @@ def _volume(one: Volume) -> dict[str, object]:
         "type": one.kind,
         "label": one.label,
         "readable": one.is_ext,
+        **({"error": _note(one)} if one.damaged or one.beyond else {}),
     }
 
 
