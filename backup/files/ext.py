@@ -65,7 +65,10 @@ class ExtFiles:
         return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
 
     def content(self, file: Entry) -> Iterator[bytes]:
-        return self._debugfs.stream(f"cat <{file.inode}>")
+        left = file.size  # of a file in its inode (inline_data), debugfs prints the room for it there
+        for data in self._debugfs.stream(f"cat <{file.inode}>"):
+            yield data[:left]
+            left -= len(data[:left])
 
     def link_target(self, link: Entry) -> bytes:
         if link.size > LONGEST_TARGET:
