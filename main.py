@@ -203,7 +203,8 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
 def files(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """List files of a guest in a restore point, or copy them."""
-    from backup.files.files import Files, FilesOrder
+    from backup.files.files import Files
+    from backup.files.order import FilesOrder
 
     order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
     with _stoppable() as stop:

@@ -31,13 +31,17 @@ SPECIAL = "a device, pipe or socket"
 
 @dataclass
 class Copied:
-    """What was copied; `failed` could not be, and `left_out` is on purpose: numbers by reason."""
+    """What was copied; `failed` could not be, and `left_out` is on purpose: numbers by reason.
+
+    `ended`: with a failure after which nothing more could be copied.
+    """
 
     files: int = 0
     directories: int = 0
     links: int = 0
     bytes: int = 0
     failed: int = 0
+    ended: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -56,7 +60,7 @@ class CopyOut:
     def copy(self, entry: Entry, directory: str) -> Copied:
         """Copy a file or directory into an existing directory; the root's entries if it is the root.
 
-        What cannot be read is reported and counted. Raises BackupError if nothing more can be written.
+        What cannot be read or written is reported and counted. Raises BackupError if nothing can be.
         """
         with _write_errors(ends=True):
             parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -65,6 +69,9 @@ class CopyOut:
                 self._fill(entry, parent, b"", 0)
             else:
                 self._one(entry, parent, entry.name, -1)
+        except (NoRoom, SessionEnded):
+            if not self.copied.ended:  # before anything was copied
+                raise
         finally:
             os.close(parent)
         for what, number in self.copied.left_out.items():
@@ -162,12 +169,16 @@ class CopyOut:
     def _failures_reported(self, path: bytes) -> Iterator[None]:
         try:
             yield
-        except (NoRoom, SessionEnded):
-            raise
         except BackupError as error:
             self.check_stop()  # before an error that the stop has caused
-            self.copied.failed += 1
-            self.reporter.message(Level.ERROR, self.domain, f"{os.fsdecode(path)}: {error}")
+            ends = isinstance(error, (NoRoom, SessionEnded))
+            if not self.copied.ended:  # not by the directories above it again
+                self.copied.failed += 1
+                self.copied.ended = ends
+                text = f"{os.fsdecode(path)}: {'nothing more can be copied: ' if ends else ''}{error}"
+                self.reporter.message(Level.ERROR, self.domain, text)
+            if ends:
+                raise
 
 
 class NoRoom(BackupError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Optional
 
 from .. import PROGRAM
-from ..errors import BackupError, ConfigError, reason
+from ..errors import BackupError, reason
 from ..model import Level
 from ..mount.file_system import File, FileSystem, served
 from ..mount.read_errors import ReadErrors
@@ -28,57 +27,16 @@ from ..protocols import Output, Reporter
 from ..settings import Settings
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
-from .copy_out import Copied, CopyOut, named_after, require_room_for
+from .copy_out import CopyOut, named_after, require_room_for
 from .encrypted import key_in
-from .entries import Entry, NotFound, Systems
+from .entries import NotFound, Systems
 from .ext import ExtSystems
 from .guestfish import SUBVOLUME, OtherSystems, other_systems
+from .order import FilesOrder, Result, wrong_use
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
 READ_HINT = "the reasons are above; another restore point may be undamaged"
-
-
-@dataclass(frozen=True)
-class FilesOrder:
-    """What to list or copy, "" for what was not given.
-
-    `disk`: vda, vda1, or GROUP/VOLUME of LVM; `key`: a file with the passphrase of encrypted disks.
-    """
-
-    domain: str
-    at: str = "latest"
-    path: str = ""
-    disk: str = ""
-    to: str = ""
-    key: str = ""
-
-    def require_consistent(self) -> None:
-        """Raise ConfigError unless there is something to copy where it is to be copied to."""
-        if self.key and not self.path:
-            raise _wrong("--key requires a PATH", "name a file or directory of the guest, such as /")
-        if not self.to:
-            return
-        if not self.path:
-            raise _wrong("--to requires a PATH", "name a file or directory of the guest, such as /etc")
-        if not os.path.isdir(self.to):
-            raise _wrong(f"{self.to} is not a directory", f"mkdir {shlex.quote(self.to)}")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The file systems; or with a path a directory's entries or what was copied, of the one of this name."""
-
-    volumes: Sequence[Volume] = ()
-    name: str = ""
-    entries: Optional[Sequence[Entry]] = None
-    copied: Optional[Copied] = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether something of it could not be read."""
-        unread = any(one.unread for one in self.entries or ()) or any(one.damaged for one in self.volumes)
-        return unread or bool(self.copied and self.copied.failed)
 
 
 @dataclass(frozen=True)
@@ -120,7 +78,7 @@ class Files:
         disks = {target: one for target, one in point.disks.items() if self.order.disk.startswith(target)}
         if self.order.disk and not disks:
             message = f"the restore point has no disk {self.order.disk}, only {', '.join(point.disks)}"
-            raise _wrong(message, "name one of them, or a partition, such as vda1")
+            raise wrong_use(message, "name one of them, or a partition, such as vda1")
         return disks or dict(point.disks)
 
     def _selected_volumes(self, directory: Path, disks: Mapping[str, File]) -> Sequence[Volume]:
@@ -139,7 +97,7 @@ class Files:
             one for one in every if self.order.disk in ("", one.disk, one.name) or "/" in self.order.disk
         ]
         if not (found := found or [one for one in every if one.unread]):
-            raise _wrong(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
+            raise wrong_use(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
         return found
 
     @contextmanager
@@ -182,14 +140,15 @@ class Files:
             return BackupError(f"{self.order.path}: not all of the disks can be read", READ_HINT)
         place = self.order.disk if "/" in self.order.disk else _listed(found)
         message = f"{self.order.path} does not exist on {place}"
-        return BackupError(message, self._key_hint(locked) or "list the directory above it")
+        hints = (self._key_hint(locked), _journal_hint(found))
+        return BackupError(message, "; ".join(filter(None, hints)) or "list the directory above it")
 
     def _no_volume(self, locked: Sequence[str], errors: Mapping[str, BackupError]) -> BackupError:
         """Return the error that --disk names a volume of LVM, or a subvolume, which is not there."""
         if errors:
             return next(iter(errors.values()))
         hint = f"`{PROGRAM} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
-        return _wrong(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
+        return wrong_use(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
 
     def _key_hint(self, locked: Sequence[str]) -> str:
         return f"{', '.join(locked)}: encrypted, read with --key FILE" if locked and not self.key else ""
@@ -200,10 +159,18 @@ class Files:
         """Do the same in the ext file systems; None if none of them has the path."""
         readable = [volume for volume in found if volume.is_ext and "/" not in self.order.disk]
         result = self._read_one(ExtSystems(readable, self.stop.check), domain, errors)
-        if result and next(one for one in readable if one.name == result.name).needs_recovery:
-            text = f"{result.name} was saved in use, its journal is not replayed: new files may be damaged"
-            self.reporter.message(Level.WARNING, domain, text)
+        if result:
+            self._warn(next(one for one in readable if one.name == result.name), found, domain)
         return result
+
+    def _warn(self, volume: Volume, found: Sequence[Volume], domain: str) -> None:
+        """Report what may be missing in what an ext file system has of the path."""
+        if volume.needs_recovery:
+            text = f"{volume.name} was saved in use, its journal is not replayed: new files may be damaged"
+            self.reporter.message(Level.WARNING, domain, text)
+        if others := [one for one in found if one.needs_libguestfs or one.is_encrypted]:
+            text = f"{self.order.path} is of {_listed([volume])}; not searched: {_listed(others)}"
+            self.reporter.message(Level.WARNING, domain, f"{text}; --disk names one of them")
 
     def _require_guestfish(self, found: Sequence[Volume], errors: Mapping[str, BackupError]) -> None:
         """Raise BackupError if it is missing: what is known without it, and what only it can read."""
@@ -217,7 +184,8 @@ class Files:
         if not searched:
             raise BackupError(f"only libguestfs can read {_listed(unread)}", hint)
         message = f"{self.order.path} does not exist on {_listed(searched)}; not searched: {_listed(unread)}"
-        raise BackupError(message, f"check the path; the others need libguestfs: {hint}")
+        check = _journal_hint(searched) or "check the path"
+        raise BackupError(message, f"{check}; the others need libguestfs: {hint}")
 
     @contextmanager
     def _other_systems(self, found: Sequence[Volume], domain: str) -> Iterator[OtherSystems]:
@@ -252,7 +220,7 @@ class Files:
             self.reporter.message(Level.WARNING, domain, f"{name} was not searched: {error}")
         if len(having) > 1:
             message = f"{self.order.path} is in several file systems: {', '.join(having)}"
-            raise _wrong(message, "name one with --disk")
+            raise wrong_use(message, "name one with --disk")
         with systems.opened(having[0]) as files:
             entry = files.find(os.fsencode(self.order.path))
             if not self.order.to:
@@ -290,9 +258,11 @@ def _may_be_on(partition: str, name: str, device: str, disks: Sequence[str]) -> 
     return "/" in name and "/" not in partition
 
 
+def _journal_hint(found: Sequence[Volume]) -> str:
+    names = ", ".join(one.name for one in found if one.needs_recovery)
+    text = "saved in use, its journal is not replayed: new files may be missing; the restored disk has them"
+    return f"{names}: {text}" if names else ""
+
+
 def _unread(volume: Volume) -> BackupError:
     return BackupError(f"{volume.name} cannot be read", READ_HINT)
-
-
-def _wrong(message: str, hint: str) -> ConfigError:
-    return ConfigError([BackupError(message, hint)])

@@ -13,7 +13,7 @@ from .tables import json_text, table
 if TYPE_CHECKING:  # they need modules that only distributions package
     from ..files.copy_out import Copied
     from ..files.entries import Entry
-    from ..files.files import Result
+    from ..files.order import Result
     from ..files.volumes import Volume
 
 KINDS = {"-": "file", "d": "directory", "l": "link"}
@@ -24,7 +24,11 @@ def result_text(result: Result, to: str, as_json: bool) -> str:
     if result.copied:
         return _copied(result.copied, result.name, to, as_json)
     if result.entries is not None:
-        return json_text([_entry(one) for one in result.entries]) if as_json else _entries(result.entries)
+        return (
+            json_text([_entry(one) for one in result.entries])
+            if as_json
+            else _entries(result.entries, result.name)
+        )
     return json_text([_volume(one) for one in result.volumes]) if as_json else _volumes(result.volumes)
 
 
@@ -74,8 +78,8 @@ def _volume(one: Volume) -> dict[str, object]:
     }
 
 
-def _entries(entries: Sequence[Entry]) -> str:
-    head = ("mode", "owner", "group", "size", "name")
+def _entries(entries: Sequence[Entry], name: str = "") -> str:
+    head = ("mode", "owner", "group", "size", f"name on {name}" if name else "name")
     rows = [
         (
             stat.filemode(one.mode),
@@ -104,8 +108,9 @@ def _entry(one: Entry) -> dict[str, object]:
 def _copied(copied: Copied, name: str, to: str, as_json: bool) -> str:
     if as_json:
         numbers = {one: getattr(copied, one) for one in ("files", "directories", "links", "bytes", "failed")}
-        return json_text({**numbers, "left_out": dict(copied.left_out)})
+        return json_text({**numbers, "complete": not copied.ended, "left_out": dict(copied.left_out)})
     counts = ((copied.files, "files"), (copied.directories, "directories"), (copied.links, "links"))
     shown = ", ".join(f"{what}: {number}" for number, what in counts if number) or "nothing"
     failed = f"; failed: {copied.failed}" if copied.failed else ""
+    failed += ", and all that would follow" if copied.ended else ""
     return f"copied from {one_line(name)} to {one_line(to)}: {shown}, {size_text(copied.bytes)}{failed}\n"

@@ -239,10 +239,14 @@ def test_a_full_file_system_ends_it(content: Path, tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=30M,nr_inodes=8", "none", tmp_path / "to")
     try:
-        with pytest.raises(BackupError, match="cannot write: no space left on device"):
-            copied(image, tmp_path / "to")
+        recorder = Recorder()
+        result = copied(image, tmp_path / "to", recorder=recorder)
+        assert (result.failed, result.ended) == (1, True)
+        (error,) = recorder.told(Level.ERROR)
+        assert "nothing more can be copied: cannot write: no space left on device" in error
         complete = [one for one in (tmp_path / "to").iterdir() if one.is_file()]
         assert all(one.read_bytes() == NOISE[: MIB // 2] for one in complete)
+        assert result.files == len(complete) > 0
     finally:
         run("umount", tmp_path / "to")
 
@@ -281,7 +285,37 @@ def test_a_debugfs_that_crashes_ends_it_with_one_error(content: Path, tmp_path: 
         os.kill(pid, signal.SIGKILL)
         with raises("debugfs has ended", SessionEnded):
             CopyOut(files, "web", recorder, lambda: None).copy(root, str(tmp_path / "to"))
-    assert recorder.messages == []
+    assert recorder.messages == [], "nothing was copied"
+
+
+def test_a_debugfs_that_crashes_meanwhile_leaves_the_numbers_of_what_was_copied(
+    content: Path, tmp_path: Path
+) -> None:
+    for name in range(20):
+        (content / "sub" / f"{name:02}").parent.mkdir(exist_ok=True)
+        (content / "sub" / f"{name:02}").write_bytes(NOISE[:1000])
+    (content / "device").symlink_to("/etc/passwd")
+    image = ext4(tmp_path / "image", content)
+    (tmp_path / "to").mkdir()
+    recorder, before = Recorder(), set(children())
+    with debugfs(str(image), 0, lambda: None) as program:
+        files = ExtFiles(program)
+        (pid,) = set(children()) - before
+        read = files.content
+
+        def crashing(file: Entry) -> Iterator[bytes]:
+            if file.name == b"05":
+                os.kill(pid, signal.SIGKILL)
+            return read(file)
+
+        files.content = crashing  # type: ignore[method-assign]
+        root = files.find(b"/")
+        result = CopyOut(files, "web", recorder, lambda: None).copy(root, str(tmp_path / "to"))
+    assert (result.files, result.failed, result.ended) == (5, 1, True)
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith("sub/05: nothing more can be copied: debugfs has ended")
+    assert recorder.told(Level.WARNING) == ["left out a link that leads out of what is copied, 1 time"]
+    assert len(os.listdir(tmp_path / "to/sub")) == 5
 
 
 def test_a_stop_ends_it_and_leaves_no_part_of_a_file(content: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.files.files import Result
+from backup.files.order import Result
 from backup.files.volumes import Volume, volumes
 from backup.terminal.files_text import result_text
 
