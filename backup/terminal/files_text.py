@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..text import one_line, size_text
-from .tables import json_text, table
+from .tables import json_parts, json_text, table, table_parts
 
 if TYPE_CHECKING:  # they need modules that only distributions package
     from ..files.copy_out import Copied
@@ -16,19 +17,23 @@ if TYPE_CHECKING:  # they need modules that only distributions package
     from ..files.order import Result
     from ..files.volumes import Volume
 
+LINES = 1000  # that are printed at a time
 KINDS = {"-": "file", "d": "directory", "l": "link"}
 
 
-def result_text(result: Result, to: str, as_json: bool) -> str:
-    """Give a table, a line if it was copied into a directory, or JSON."""
+def result_parts(result: Result, to: str, as_json: bool) -> Iterator[str]:
+    """Yield a table, a line if it was copied into a directory, or JSON, in parts."""
+    if result.entries is None:
+        yield _short_text(result, to, as_json)
+        return
+    lines = json_parts(map(_entry, result.entries)) if as_json else _entries(result.entries, result.name)
+    while part := "".join(islice(lines, LINES)):
+        yield part
+
+
+def _short_text(result: Result, to: str, as_json: bool) -> str:
     if result.copied:
         return _copied(result.copied, result.name, to, as_json)
-    if result.entries is not None:
-        return (
-            json_text([_entry(one) for one in result.entries])
-            if as_json
-            else _entries(result.entries, result.name)
-        )
     return json_text([_volume(one) for one in result.volumes]) if as_json else _volumes(result.volumes)
 
 
@@ -78,19 +83,15 @@ def _volume(one: Volume) -> dict[str, object]:
     }
 
 
-def _entries(entries: Sequence[Entry], name: str = "") -> str:
+def _entries(entries: Sequence[Entry], name: str = "") -> Iterator[str]:
     head = ("mode", "owner", "group", "size", f"name on {name}" if name else "name")
-    rows = [
-        (
-            stat.filemode(one.mode),
-            str(one.owner),
-            str(one.group),
-            str(one.size),
-            f"{os.fsdecode(one.name)} ({one.unread})".lstrip() if one.unread else os.fsdecode(one.name),
-        )
-        for one in entries
-    ]
-    return table(head, rows)
+    return table_parts(head, lambda: map(_row, entries))
+
+
+def _row(one: Entry) -> Sequence[str]:
+    name = os.fsdecode(one.name)
+    shown = f"{name} ({one.unread})".lstrip() if one.unread else name
+    return stat.filemode(one.mode), str(one.owner), str(one.group), str(one.size), shown
 
 
 def _entry(one: Entry) -> dict[str, object]:

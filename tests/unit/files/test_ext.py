@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.files import session
+from backup.files import ext, session
 from backup.files.copy_out import LEADS_OUT, SPECIAL, Copied, CopyOut, _stays_inside
 from backup.files.debugfs import debugfs
 from backup.files.entries import Entry, NotFound
@@ -380,15 +380,34 @@ def test_a_link_whose_target_is_endless_fails_and_others_are_copied(content: Pat
         files.find(b"/link/x")
 
 
-def test_a_directory_that_does_not_fit_into_memory_ends_it(
+def test_a_directory_with_a_list_of_any_length_is_copied(
     content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(100):
+    for number in range(1000):
         (content / f"{number:0200}").touch()
     image = ext4(tmp_path / "image", content)
     monkeypatch.setattr(session, "ANSWER_LIMIT", 20_000)
-    with pytest.raises(SessionEnded, match=r"debugfs prints more than 19\.5 KiB"):
-        copied(image, tmp_path / "to")
+    assert copied(image, tmp_path / "to").files == 1000
+
+
+def test_a_directory_of_too_many_entries_fails_and_others_are_copied(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (content / "large").mkdir()
+    for number in range(1000):
+        (content / "large" / f"{number:0200}").touch()
+    (content / "other").write_text("other")
+    image = ext4(tmp_path / "image", content)
+    monkeypatch.setattr(ext, "MOST_ENTRIES", 500)
+    recorder = Recorder()
+    result = copied(image, tmp_path / "to", recorder=recorder)
+    assert (result.files, result.failed, result.ended) == (1, 1, False)
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith("large: a directory with more than 500 entries")
+    monkeypatch.setattr(session, "SKIP_LIMIT", 20_000)
+    result = copied(image, tmp_path / "endless", recorder=recorder)
+    assert (result.failed, result.ended) == (1, True)
+    assert "nothing more can be copied: debugfs prints more than 19.5 KiB" in recorder.told(Level.ERROR)[1]
 
 
 class Strange(ExtFiles):

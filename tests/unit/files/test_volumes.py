@@ -11,7 +11,7 @@ import pytest
 
 from backup.files.order import Result
 from backup.files.volumes import Volume, volumes
-from backup.terminal.files_text import result_text
+from backup.terminal.files_text import result_parts
 
 from ..samples import MIB
 from .guest_images import SECTOR, change, ext4, partitioned, run
@@ -68,7 +68,7 @@ def test_of_a_partition_that_ends_behind_the_disk_there_is_what_is_on_it(
     assert (two.name, two.kind, two.length) == ("vda2", "ext4", 40 * MIB - 32048 * SECTOR)
     assert two.length + two.beyond == 81920 * SECTOR
     assert (three.name, three.length, three.beyond) == ("vda3", 0, 20000 * SECTOR)
-    assert "would be behind the end of the disk" in result_text(Result([two, three]), "", False)
+    assert "would be behind the end of the disk" in next(result_parts(Result([two, three]), "", False))
 
 
 def test_the_size_of_a_sector_may_be_4096(content: Path, tmp_path: Path) -> None:
