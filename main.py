@@ -32,7 +32,7 @@ from backup.system.stop_request import StopRequest
 from backup.system.utf8_mode import require_utf8
 from backup.terminal import command_line, tables
 from backup.terminal.console import Console, console_on_standard_error
-from backup.terminal.files_text import result_text
+from backup.terminal.files_text import result_parts
 from backup.terminal.output_file import write_or_print
 from backup.terminal.progress.choose_display import displayed
 from backup.terminal.progress.display import Display
@@ -225,15 +225,15 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
 def files(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """List files of a guest in a restore point, or copy them."""
-    from backup.files.entries import Unread
-    from backup.files.files import Files, FilesOrder
+    from backup.files.files import Files
+    from backup.files.order import FilesOrder
 
     order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
     with _stoppable() as stop:
         result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
-    print_text(result_text(result, order.to, arguments.json))
-    unread = any(isinstance(entry, Unread) for entry in result.entries or ())
-    return FAILED if unread or (result.copied and result.copied.failed) else SUCCESS
+    for part in result_parts(result, order.to, arguments.json):
+        print_text(part)
+    return FAILED if result.failed else SUCCESS
 
 
 def verify(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

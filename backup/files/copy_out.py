@@ -18,7 +18,7 @@ from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..text import size_text
-from .entries import MOST_ENTRIES, Entry, GuestFiles, Unread
+from .entries import MOST_ENTRIES, Entry, GuestFiles
 from .session import UNSOUND, SessionEnded
 
 DEPTH = 200  # directories within each other: each costs an open file
@@ -31,13 +31,17 @@ SPECIAL = "a device, pipe or socket"
 
 @dataclass
 class Copied:
-    """What was copied; `failed` could not be, and `left_out` is on purpose: numbers by reason."""
+    """What was copied; `failed` could not be, and `left_out` is on purpose: numbers by reason.
+
+    `ended`: with a failure after which nothing more could be copied.
+    """
 
     files: int = 0
     directories: int = 0
     links: int = 0
     bytes: int = 0
     failed: int = 0
+    ended: bool = False
     left_out: Counter[str] = field(default_factory=Counter)
 
 
@@ -56,7 +60,7 @@ class CopyOut:
     def copy(self, entry: Entry, directory: str) -> Copied:
         """Copy a file or directory into an existing directory; the root's entries if it is the root.
 
-        What cannot be read is reported and counted. Raises BackupError if nothing more can be written.
+        What cannot be read or written is reported and counted. Raises BackupError if nothing can be.
         """
         with _write_errors(ends=True):
             parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -65,6 +69,9 @@ class CopyOut:
                 self._fill(entry, parent, b"", 0)
             else:
                 self._one(entry, parent, entry.name, -1)
+        except (NoRoom, SessionEnded):
+            if not self.copied.ended:  # before anything was copied
+                raise
         finally:
             os.close(parent)
         for what, number in self.copied.left_out.items():
@@ -76,8 +83,8 @@ class CopyOut:
         """Copy an entry. `parent` is an open directory, `depth` levels below what no link may leave."""
         self.check_stop()
         with self._failures_reported(path or b"/"):
-            if isinstance(entry, Unread):
-                raise entry.error
+            if entry.unread:
+                raise entry.unread
             if entry.is_directory:
                 self._directory(entry, parent, path, depth)
             elif entry.is_file:
@@ -85,7 +92,7 @@ class CopyOut:
             elif entry.is_link:
                 self._link(entry, parent, path, depth)
             else:
-                self._leave_out(SPECIAL, path)
+                self._leave_out(SPECIAL, path, depth)
 
     def _directory(self, entry: Entry, parent: int, path: bytes, depth: int) -> None:
         if depth >= DEPTH:
@@ -132,7 +139,10 @@ class CopyOut:
             with suppress(OSError, OverflowError):  # a time that this node's file system cannot have
                 os.utime(made, (changed, changed))
         except BaseException:  # whatever it was, a stop included: a part of a file is none
-            os.unlink(entry.name, dir_fd=parent)
+            with suppress(
+                OSError
+            ):  # as the directory was removed, or is read-only now: the first error counts
+                os.unlink(entry.name, dir_fd=parent)
             raise
         finally:
             os.close(made)
@@ -142,13 +152,16 @@ class CopyOut:
     def _link(self, entry: Entry, parent: int, path: bytes, depth: int) -> None:
         target = self.files.link_target(entry)
         if not _stays_inside(target, depth):
-            self._leave_out(LEADS_OUT, path)
+            self._leave_out(LEADS_OUT, path, depth)
             return
         with _write_errors():
             os.symlink(target, entry.name, dir_fd=parent)
         self.copied.links += 1
 
-    def _leave_out(self, what: str, path: bytes) -> None:
+    def _leave_out(self, what: str, path: bytes, depth: int) -> None:
+        """Count what is not copied. Raises BackupError if it is all that was to be copied."""
+        if depth < 0:
+            raise BackupError(f"it is {what}, which is not copied", "name a file or directory")
         self.copied.left_out[what] += 1
         self.reporter.message(Level.DEBUG, self.domain, f"left out {what}: {os.fsdecode(path)}")
 
@@ -156,12 +169,16 @@ class CopyOut:
     def _failures_reported(self, path: bytes) -> Iterator[None]:
         try:
             yield
-        except (NoRoom, SessionEnded):
-            raise
         except BackupError as error:
             self.check_stop()  # before an error that the stop has caused
-            self.copied.failed += 1
-            self.reporter.message(Level.ERROR, self.domain, f"{os.fsdecode(path)}: {error}")
+            ends = isinstance(error, (NoRoom, SessionEnded))
+            if not self.copied.ended:  # not by the directories above it again
+                self.copied.failed += 1
+                self.copied.ended = ends
+                text = f"{os.fsdecode(path)}: {'nothing more can be copied: ' if ends else ''}{error}"
+                self.reporter.message(Level.ERROR, self.domain, text)
+            if ends:
+                raise
 
 
 class NoRoom(BackupError):

@@ -34,9 +34,9 @@ class Debugfs(Session):
         """Return a command's output. Raises BackupError if it has printed an error."""
         return self.joined(self.stream(command))
 
-    def ask_for_all(self, command: str, errors: list[BackupError]) -> bytes:
-        """Return a command's output; `errors` gets the one that it has printed. Raises SessionEnded."""
-        return self.printed_before(self.stream(command), errors)
+    def stream_before(self, command: str, errors: list[BackupError]) -> Iterator[bytes]:
+        """Yield a command's output; `errors` gets the one that it then prints. Raises SessionEnded."""
+        return self.parts_before(self.stream(command), errors)
 
     def stream(self, command: str) -> Iterator[bytes]:
         """Yield a command's output. Raises BackupError if it has printed an error.

@@ -6,10 +6,13 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Optional, Protocol
 
 from ..errors import BackupError
+from .session import UNSOUND
 
+SPECIAL = (stat.S_IFBLK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFSOCK)
+COPIED = (stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK)
 MOST_ENTRIES = 1_200_000  # in memory at a time: some 220 MiB
 
 
@@ -35,6 +38,13 @@ class Entry:
         return 0, self.inode
 
     @property
+    def unread(self) -> Optional[BackupError]:
+        """Why it cannot be read, as its inode was zeroed, or overwritten; None if it is of a known type."""
+        if stat.S_IFMT(self.mode) in (*COPIED, *SPECIAL):
+            return None
+        return BackupError(f"its inode is damaged: it has the unknown mode {self.mode:06o}", UNSOUND)
+
+    @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
 
@@ -52,6 +62,10 @@ class Unread(Entry):
     """Stands for those entries of a directory that cannot be read, and has no name. `error` is why."""
 
     error: BackupError
+
+    @property
+    def unread(self) -> BackupError:
+        return self.error
 
 
 class GuestFiles(Protocol):

@@ -24,6 +24,8 @@ ENCRYPTED = 0x800  # flag of an inode
 INLINE = 60  # bytes; shorter targets of links are in the inode
 MOST_LINKS = 40  # that a path may lead over, as in Linux
 LONGEST_TARGET = 4096  # bytes of a link's target, as in Linux
+NO_NAMES = (b"", b".", b"..")
+LONGEST_ENTRY = 400  # bytes of it, with a name of 255
 LARGEST_ID = 0xFFFFFFFF  # of owners and groups, which debugfs prints as signed numbers
 # Of `ls -p`: inode, mode, owner, group, name, size. A name may hold anything but a slash, newlines too.
 ENTRY = re.compile(rb"/(\d{1,10})/([0-7]{6})/(-?\d{1,10})/(-?\d{1,10})/([^/]*)/(\d{0,20})/\n")
@@ -42,26 +44,31 @@ class ExtFiles:
     def entries(self, directory: Entry) -> Sequence[Entry]:
         self._inode(directory)  # if it is encrypted, its names are of any bytes
         errors: list[BackupError] = []
-        listed = self._debugfs.ask_for_all(f"ls -p <{directory.inode}>", errors)
+        parts = self._debugfs.stream_before(f"ls -p <{directory.inode}>", errors)
         found: list[Entry] = []
-        end = 0
-        while one := ENTRY.match(listed, end):
-            inode, mode, owner, group, name, size = one.groups()
-            end = one.end()
-            if len(found) >= MOST_ENTRIES:
-                raise BackupError(f"a directory with more than {MOST_ENTRIES} entries", UNSOUND)
-            if name not in (b"", b".", b"..") and int(inode):
-                ids = (int(owner) & LARGEST_ID, int(group) & LARGEST_ID)
-                found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))
-        if listed[end:].strip():
-            raise BackupError("a directory has a name with a slash in it", UNSOUND)
-        if errors and not end:
+        number = 0
+        try:
+            for number, one in enumerate(_listed(parts), 1):
+                if number > MOST_ENTRIES:
+                    raise BackupError(f"a directory with more than {MOST_ENTRIES} entries", UNSOUND)
+                inode, mode, owner, group, name, size = one.groups()
+                if name not in NO_NAMES and int(inode):
+                    ids = (int(owner) & LARGEST_ID, int(group) & LARGEST_ID)
+                    found.append(Entry(int(inode), int(mode, 8), *ids, name, int(size or 0)))
+        finally:
+            self._debugfs.skip(parts)
+        if errors and not number:
             raise errors[0]
+        if not number:  # debugfs prints nothing for one without blocks
+            raise BackupError("a directory without any entry is damaged: an empty one has two", UNSOUND)
         found.sort(key=lambda entry: entry.name)
         return [*found, *(Unread(0, 0, 0, 0, b"", 0, error) for error in errors)]
 
     def content(self, file: Entry) -> Iterator[bytes]:
-        return self._debugfs.stream(f"cat <{file.inode}>")
+        left = file.size  # of a file in its inode (inline_data), debugfs prints the room for it there
+        for data in self._debugfs.stream(f"cat <{file.inode}>"):
+            yield data[:left]
+            left -= len(data[:left])
 
     def link_target(self, link: Entry) -> bytes:
         if link.size > LONGEST_TARGET:
@@ -118,14 +125,32 @@ class ExtFiles:
         return here
 
     def _child(self, directory: Entry, name: bytes) -> Optional[Entry]:
+        if directory.unread:  # it may have been a directory
+            raise directory.unread
         if not directory.is_directory:
             return None
         for entry in self.entries(directory):
             if entry.name == name:
                 return entry
             if isinstance(entry, Unread):
-                raise entry.error  # it may be what was not read
+                raise entry.unread  # it may be what was not read
         return None
+
+
+def _listed(parts: Iterator[bytes]) -> Iterator[re.Match[bytes]]:
+    """Yield the entries that `ls -p` prints. Raises BackupError."""
+    rest = b""
+    for part in parts:
+        rest += part
+        end = 0
+        while one := ENTRY.match(rest, end):
+            yield one
+            end = one.end()
+        rest = rest[end:]
+        if len(rest) > LONGEST_ENTRY:
+            break
+    if rest.strip():
+        raise BackupError("a directory has a name with a slash in it", UNSOUND)
 
 
 def _bytes(dump: bytes) -> bytes:

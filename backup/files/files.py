@@ -8,68 +8,35 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Optional
 
 from .. import PROGRAM
-from ..errors import BackupError, ConfigError, reason
+from ..errors import BackupError, reason
 from ..model import Level
 from ..mount.file_system import File, FileSystem, served
+from ..mount.read_errors import ReadErrors
 from ..mount.shown_point import ShownPoint, shown_point
 from ..protocols import Output, Reporter
 from ..settings import Settings
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
-from .copy_out import Copied, CopyOut, named_after, require_room_for
+from .copy_out import CopyOut, named_after, require_room_for
 from .encrypted import key_in
-from .entries import Entry, NotFound, Systems
+from .entries import NotFound, Systems
 from .ext import ExtSystems
 from .guestfish import SUBVOLUME, OtherSystems, other_systems
+from .order import FilesOrder, Result, wrong_use
 from .volumes import Volume, volumes
 
 MOUNTPOINT = "files"  # in RUNTIME_DIR
-
-
-@dataclass(frozen=True)
-class FilesOrder:
-    """What to list or copy, "" for what was not given.
-
-    `disk`: vda, vda1, or GROUP/VOLUME of LVM; `key`: a file with the passphrase of encrypted disks.
-    """
-
-    domain: str
-    at: str = "latest"
-    path: str = ""
-    disk: str = ""
-    to: str = ""
-    key: str = ""
-
-    def require_consistent(self) -> None:
-        """Raise ConfigError unless there is something to copy where it is to be copied to."""
-        if self.key and not self.path:
-            raise _wrong("--key requires a PATH", "name a file or directory of the guest, such as /")
-        if not self.to:
-            return
-        if not self.path:
-            raise _wrong("--to requires a PATH", "name a file or directory of the guest, such as /etc")
-        if not os.path.isdir(self.to):
-            raise _wrong(f"{self.to} is not a directory", f"mkdir {shlex.quote(self.to)}")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The file systems; or with a path a directory's entries or what was copied, of the one of this name."""
-
-    volumes: Sequence[Volume] = ()
-    name: str = ""
-    entries: Optional[Sequence[Entry]] = None
-    copied: Optional[Copied] = None
+READ_HINT = "the reasons are above; another restore point may be undamaged"
 
 
 @dataclass(frozen=True)
@@ -83,26 +50,26 @@ class Files:
     stop: StopRequest
     key: str = field(default="", repr=False)
 
+    @cached_property
+    def _failed(self) -> ReadErrors:
+        return ReadErrors(self.reporter, self.stop)
+
     def carry_out(self) -> Result:
         """List the file systems, or a directory, or copy. Raises BackupError."""
         self.order.require_consistent()
         with_key = replace(self, key=key_in(self.order.key)) if self.order.key else self
         with ThreadPoolExecutor(1, thread_name_prefix="files") as thread:  # it has a namespace of its own
-            return thread.submit(with_key._carry_out).result()
+            try:
+                return thread.submit(with_key._carry_out).result()
+            finally:
+                self.stop.check()  # before a result, or an error, that the stop has caused
 
     def _carry_out(self) -> Result:
         limit = self.settings.output_stall_timeout
         with shown_point(self.output, self.order.domain, self.order.at, limit, self.stop.check) as point:
             disks = self._selected_disks(point)
             with self._mounted(point, disks) as directory:
-                found = [
-                    volume
-                    for target, disk in disks.items()
-                    for volume in volumes(target, Path(directory, disk.name), self.stop.check)
-                    if self.order.disk in ("", target, volume.name) or "/" in self.order.disk
-                ]
-                if not found:
-                    raise _wrong(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
+                found = self._selected_volumes(Path(directory), disks)
                 return self._read(found, point.saved.name) if self.order.path else Result(found)
 
     def _selected_disks(self, point: ShownPoint) -> dict[str, File]:
@@ -111,8 +78,27 @@ class Files:
         disks = {target: one for target, one in point.disks.items() if self.order.disk.startswith(target)}
         if self.order.disk and not disks:
             message = f"the restore point has no disk {self.order.disk}, only {', '.join(point.disks)}"
-            raise _wrong(message, "name one of them, or a partition, such as vda1")
+            raise wrong_use(message, "name one of them, or a partition, such as vda1")
         return disks or dict(point.disks)
+
+    def _selected_volumes(self, directory: Path, disks: Mapping[str, File]) -> Sequence[Volume]:
+        """Return those of --disk, or what cannot be read and may have it. Raises ConfigError."""
+        every = [
+            volume
+            for target, disk in disks.items()
+            for volume in volumes(
+                target,
+                directory / disk.name,
+                self.stop.check,
+                partial(self._failed.count, disk),
+            )
+        ]
+        found = [
+            one for one in every if self.order.disk in ("", one.disk, one.name) or "/" in self.order.disk
+        ]
+        if not (found := found or [one for one in every if one.unread]):
+            raise wrong_use(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
+        return found
 
     @contextmanager
     def _mounted(self, point: ShownPoint, disks: dict[str, File]) -> Iterator[str]:
@@ -123,17 +109,12 @@ class Files:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise BackupError(f"cannot mount on {directory}: {reason(error)}", "run it as root") from error
-        with served(FileSystem([*disks.values()], point.time_ns, self._failed), str(directory)):
+        with served(FileSystem([*disks.values()], point.time_ns, self._failed.report), str(directory)):
             yield str(directory)
-
-    def _failed(self, file: File, offset: int, error: BackupError) -> None:
-        if self.stop.requested:
-            return
-        self.reporter.message(Level.ERROR, "", f"{file.name}: cannot read at offset {offset}: {error}")
 
     def _read(self, found: Sequence[Volume], domain: str) -> Result:
         """List or copy what the path leads to, in the only file system that has it."""
-        errors: dict[str, BackupError] = {}
+        errors = {one.name: _unread(one) for one in found if one.unread}
         locked = [volume.name for volume in found if volume.is_encrypted]
         result = None if self.key else self._read_ext(found, domain, errors)
         if not result and (self.key or any(volume.needs_libguestfs for volume in found)):
@@ -141,10 +122,10 @@ class Files:
             with self._other_systems(found, domain) as systems:
                 locked = sorted({*locked, *systems.locked})
                 if "/" in self.order.disk and not systems.devices:
-                    raise self._no_volume(locked)
+                    raise self._no_volume(locked, errors)
                 result = self._read_one(systems, domain, errors)
         elif "/" in self.order.disk:
-            raise self._no_volume(locked)
+            raise self._no_volume(locked, errors)
         if not result:
             raise self._not_found(found, locked, errors)
         return result
@@ -155,14 +136,19 @@ class Files:
         """Return why the path was not found."""
         if errors:
             return next(iter(errors.values()))
+        if self._failed.counted:
+            return BackupError(f"{self.order.path}: not all of the disks can be read", READ_HINT)
         place = self.order.disk if "/" in self.order.disk else _listed(found)
         message = f"{self.order.path} does not exist on {place}"
-        return BackupError(message, self._key_hint(locked) or "list the directory above it")
+        hints = (self._key_hint(locked), _journal_hint(found))
+        return BackupError(message, "; ".join(filter(None, hints)) or "list the directory above it")
 
-    def _no_volume(self, locked: Sequence[str]) -> ConfigError:
+    def _no_volume(self, locked: Sequence[str], errors: Mapping[str, BackupError]) -> BackupError:
         """Return the error that --disk names a volume of LVM, or a subvolume, which is not there."""
+        if errors:
+            return next(iter(errors.values()))
         hint = f"`{PROGRAM} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
-        return _wrong(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
+        return wrong_use(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
 
     def _key_hint(self, locked: Sequence[str]) -> str:
         return f"{', '.join(locked)}: encrypted, read with --key FILE" if locked and not self.key else ""
@@ -173,10 +159,18 @@ class Files:
         """Do the same in the ext file systems; None if none of them has the path."""
         readable = [volume for volume in found if volume.is_ext and "/" not in self.order.disk]
         result = self._read_one(ExtSystems(readable, self.stop.check), domain, errors)
-        if result and next(one for one in readable if one.name == result.name).needs_recovery:
-            text = f"{result.name} was saved in use, its journal is not replayed: new files may be damaged"
-            self.reporter.message(Level.WARNING, domain, text)
+        if result:
+            self._warn(next(one for one in readable if one.name == result.name), found, domain)
         return result
+
+    def _warn(self, volume: Volume, found: Sequence[Volume], domain: str) -> None:
+        """Report what may be missing in what an ext file system has of the path."""
+        if volume.needs_recovery:
+            text = f"{volume.name} was saved in use, its journal is not replayed: new files may be damaged"
+            self.reporter.message(Level.WARNING, domain, text)
+        if others := [one for one in found if one.needs_libguestfs or one.is_encrypted]:
+            text = f"{self.order.path} is of {_listed([volume])}; not searched: {_listed(others)}"
+            self.reporter.message(Level.WARNING, domain, f"{text}; --disk names one of them")
 
     def _require_guestfish(self, found: Sequence[Volume], errors: Mapping[str, BackupError]) -> None:
         """Raise BackupError if it is missing: what is known without it, and what only it can read."""
@@ -190,7 +184,8 @@ class Files:
         if not searched:
             raise BackupError(f"only libguestfs can read {_listed(unread)}", hint)
         message = f"{self.order.path} does not exist on {_listed(searched)}; not searched: {_listed(unread)}"
-        raise BackupError(message, f"check the path; the others need libguestfs: {hint}")
+        check = _journal_hint(searched) or "check the path"
+        raise BackupError(message, f"{check}; the others need libguestfs: {hint}")
 
     @contextmanager
     def _other_systems(self, found: Sequence[Volume], domain: str) -> Iterator[OtherSystems]:
@@ -225,7 +220,7 @@ class Files:
             self.reporter.message(Level.WARNING, domain, f"{name} was not searched: {error}")
         if len(having) > 1:
             message = f"{self.order.path} is in several file systems: {', '.join(having)}"
-            raise _wrong(message, "name one with --disk")
+            raise wrong_use(message, "name one with --disk")
         with systems.opened(having[0]) as files:
             entry = files.find(os.fsencode(self.order.path))
             if not self.order.to:
@@ -263,5 +258,11 @@ def _may_be_on(partition: str, name: str, device: str, disks: Sequence[str]) -> 
     return "/" in name and "/" not in partition
 
 
-def _wrong(message: str, hint: str) -> ConfigError:
-    return ConfigError([BackupError(message, hint)])
+def _journal_hint(found: Sequence[Volume]) -> str:
+    names = ", ".join(one.name for one in found if one.needs_recovery)
+    text = "saved in use, its journal is not replayed: new files may be missing; the restored disk has them"
+    return f"{names}: {text}" if names else ""
+
+
+def _unread(volume: Volume) -> BackupError:
+    return BackupError(f"{volume.name} cannot be read", READ_HINT)

@@ -17,7 +17,7 @@ from ..errors import BackupError
 from ..system.process_group import Group, kill
 from ..system.started_program import inherited
 from .encrypted import Encrypted
-from .entries import Entry, NotFound, Unread, shown
+from .entries import MOST_ENTRIES, Entry, NotFound, Unread, shown
 from .guestfish_command import Command, is_device, quoted
 from .session import UNSOUND, Session, SessionEnded, session
 
@@ -33,6 +33,8 @@ INHERITED = (
 )
 NO_FILES = ("swap", "unknown", "crypto_LUKS")  # of `list-filesystems`
 SUBVOLUME = "btrfsvol:"  # what begins the name of one
+NO_NAMES = (b"", b".", b"..")
+LONGEST_NAME = 4096  # bytes, more than any file system has
 BATCH = 50  # questions at a time: they, and their answers, fit into a pipe
 BATCH_BYTES = 1 << 15
 FIELD = re.compile(rb"^st_(\w+): (-?\d+)$", re.MULTILINE)
@@ -66,11 +68,20 @@ class Guestfish(Session):
 
 @dataclass(frozen=True)
 class GuestEntry(Entry):
-    """An entry with its place; `seconds` is the time of the last change of its content, since 1970."""
+    """An entry with its place, the path up to its name in the guest: `name` may be another one.
 
-    path: bytes
+    `seconds` is the time of the last change of its content, since 1970.
+    """
+
+    __slots__ = ("device", "place", "place_name", "seconds")  # as Entry
+    place: bytes
+    place_name: bytes
     device: int
     seconds: int
+
+    @property
+    def path(self) -> bytes:
+        return self.place + self.place_name
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -95,8 +106,24 @@ class GuestfishFiles:
 
     def entries(self, directory: Entry) -> Sequence[Entry]:
         place = _path(directory).rstrip(b"/") + b"/"
-        names = self._guestfish.ask(Command("ls0", place, b"-")).split(b"\0")
-        return self._entries(place, sorted(name for name in names if name not in (b"", b".", b"..")))
+        return self._entries(place, sorted(name for name in self._names(place) if name not in NO_NAMES))
+
+    def _names(self, place: bytes) -> Sequence[bytes]:
+        """Return what `ls0` prints. Raises BackupError."""
+        parts = self._guestfish.stream(Command("ls0", place, b"-"))
+        found: list[bytes] = []
+        rest = b""
+        try:
+            for part in parts:
+                *names, rest = (rest + part).split(b"\0")
+                found += names
+                if len(found) > MOST_ENTRIES:
+                    raise BackupError(f"a directory with more than {MOST_ENTRIES} entries", UNSOUND)
+                if len(rest) > LONGEST_NAME:
+                    raise BackupError("a directory has a name that none can have", UNSOUND)
+        finally:
+            self._guestfish.skip(parts)
+        return [*found, rest]
 
     def content(self, file: Entry) -> Iterator[bytes]:
         return self._guestfish.stream(Command("download", _path(file), b"-"))
@@ -171,7 +198,8 @@ def _entry(place: bytes, name: bytes, fields: dict[bytes, bytes]) -> GuestEntry:
         group=int(fields[b"gid"]),
         name=name or b"/",
         size=0 if stat.S_ISDIR(mode) else int(fields[b"size"]),
-        path=place + name,
+        place=place,
+        place_name=name,
         device=int(fields[b"dev"]),
         seconds=int(fields[b"mtime_sec"]),
     )

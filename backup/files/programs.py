@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import IO, Callable, Union
 
@@ -29,6 +31,10 @@ PACKAGES = {
     "blkid": "util-linux",
     "guestfish": "guestfish",
 }
+# Bytes of memory that each of LIMITED may have: a guest's superblock can demand any number. A sound ext4 of
+# 4 TiB with blocks of 1 KiB, which has the most groups, takes 32 MiB.
+MEMORY = 512 << 20
+LIMITED = ("debugfs", "partx", "blkid")
 ADMIN_PATHS = ("/usr/sbin", "/sbin")  # not in every PATH
 
 
@@ -42,6 +48,7 @@ def output_of(arguments: Sequence[str], check_stop: Callable[[], None]) -> tuple
         finally:
             program.kill()
             program.wait()
+        check_stop()  # it may have ended because its disk cannot be read any more
         return program.returncode, printed(stdout).decode(errors="replace")
 
 
@@ -55,8 +62,9 @@ def started(
     """Start a program, which ends with the thread that has started it. Raises BackupError."""
     environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **variables}
     environment["PATH"] = ":".join([environment.get("PATH", os.defpath), *ADMIN_PATHS])
+    command, limited = Command(arguments, environment), arguments[0] in LIMITED
     try:
-        return start_program(Command(arguments, environment), stdin, stdout, stderr, _in_child)
+        return start_program(command, stdin, stdout, stderr, partial(_in_child, limited))
     except FileNotFoundError as error:
         name = arguments[0]
         raise BackupError(f"{name} is not installed", f"apt-get install {PACKAGES[name]}") from error
@@ -64,6 +72,8 @@ def started(
         raise BackupError(f"cannot start {arguments[0]}: {reason(error)}", "check its permissions") from error
 
 
-def _in_child(parent: int) -> None:
+def _in_child(limited: bool, parent: int) -> None:
+    if limited:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
     signal_when_parent_dies(signal.SIGKILL, parent)

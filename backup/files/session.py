@@ -20,7 +20,8 @@ READ = 1 << 16  # bytes at a time
 STOP_POLL = 0.2  # seconds between two checks for a stop
 END_POLL = 0.02  # seconds between two checks for its end
 END_LIMIT = 5.0  # seconds that a program may take to end when its input ends
-ANSWER_LIMIT = 96 << 20  # bytes of an answer that is kept in memory: a directory of more than MOST_ENTRIES
+ANSWER_LIMIT = 1 << 24  # bytes of an answer that is kept in memory
+SKIP_LIMIT = 1 << 30  # bytes of an answer that is read for nothing
 ERRORS_LIMIT = 1 << 22  # bytes of the errors of one command
 UNSOUND = "the guest's file system may be damaged; another restore point may be sound"
 
@@ -73,16 +74,12 @@ class Session:
         if error := self._new_errors():
             raise CommandFailed(f"{self._name} failed{error}", UNSOUND)
 
-    def printed_before(self, parts: Iterator[bytes], errors: list[BackupError]) -> bytes:
-        """Return what it has printed, also if it then fails: `errors` gets why. Raises SessionEnded."""
-
-        def parts_before() -> Iterator[bytes]:
-            try:
-                yield from parts
-            except CommandFailed as error:
-                errors.append(error)
-
-        return self.joined(parts_before())
+    def parts_before(self, parts: Iterator[bytes], errors: list[BackupError]) -> Iterator[bytes]:
+        """Yield what it prints, also if it then fails: `errors` gets why. Raises SessionEnded."""
+        try:
+            yield from parts
+        except CommandFailed as error:
+            errors.append(error)
 
     def joined(self, parts: Iterator[bytes]) -> bytes:
         """Return all that it prints. Raises SessionEnded if a guest makes it too much for the memory."""
@@ -93,6 +90,14 @@ class Session:
                 raise SessionEnded(f"{self._name} prints more than {size_text(ANSWER_LIMIT)}", UNSOUND)
             found.append(part)
         return b"".join(found)
+
+    def skip(self, parts: Iterator[bytes]) -> None:
+        """Read the rest of an answer, which the next one follows. Raises SessionEnded if it is endless."""
+        size = 0
+        for part in parts:
+            size += len(part)
+            if size > SKIP_LIMIT:
+                raise SessionEnded(f"{self._name} prints more than {size_text(SKIP_LIMIT)}", UNSOUND)
 
     def interrupt(self) -> None:
         """Make it end, which it does not do when its input ends, or only after its commands."""

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
 from .programs import output_of
 
-SECTOR = 512  # bytes; the unit of a partition table
+SECTOR = 512  # bytes; the unit in which partx prints, whatever the disk's is
+SECTORS = (512, 4096)  # bytes that the unit of GPT may have; that of MBR cannot be seen
 EXTENDED = ("0x5", "0xf", "0x85")  # types of a partition that holds other ones
 EXT = ("ext2", "ext3", "ext4")
 ENCRYPTED = "crypto_LUKS"
 NO_FILES = ("", "swap", ENCRYPTED)
 RECOVER = 4  # the feature that a journal has to be replayed (linux/fs/ext4/ext4.h, s_feature_incompat)
+PROBED = (0, 2, 8)  # exit codes of blkid: found, nothing, signatures of several file systems
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A part of a disk, in bytes. `partition` is 0 if it is all of it, `kind` "" if that is unknown."""
+    """A part of a disk, in bytes. `partition` is 0 if it is all of it, `kind` "" if that is unknown.
+
+    `damaged`: reads of the disk have failed meanwhile. `beyond`: bytes of a partition that ends so far behind
+    the end of its disk, and of which `length` are there.
+    """
 
     disk: str
     partition: int
@@ -29,6 +35,8 @@ class Volume:
     length: int
     kind: str
     label: str
+    damaged: bool = False
+    beyond: int = 0
 
     @property
     def name(self) -> str:
@@ -49,41 +57,75 @@ class Volume:
         return self.kind == ENCRYPTED
 
     @property
+    def unread(self) -> bool:
+        """Whether it is unknown because it cannot be read."""
+        return self.damaged and not self.kind
+
+    @property
     def needs_recovery(self) -> bool:
         """Whether the journal of an ext file system has what is not in the file system yet."""
         with suppress(OSError), self.path.open("rb", buffering=0) as file:  # it is reported as it fails
             file.seek(self.offset + 1024 + 0x60)
-            return self.kind != "ext2" and bool(int.from_bytes(file.read(4), "little") & RECOVER)
+            return self.kind in EXT[1:] and bool(int.from_bytes(file.read(4), "little") & RECOVER)
         return False
 
 
-def volumes(disk: str, path: Path, check_stop: Callable[[], None]) -> Iterator[Volume]:
-    """Yield what is on a disk. Raises BackupError."""
-    size = path.stat().st_size
-    # a file system on all of a disk may look like a partition table too: Windows boots from such
-    found = _volume(disk, 0, path, 0, size, check_stop)
-    table = [] if found.kind else _partitions(path, size, check_stop)
-    yield from [_volume(disk, *part, check_stop) for part in table] or [found]
+def volumes(
+    disk: str, path: Path, check_stop: Callable[[], None], read_errors: Callable[[], int] = lambda: 0
+) -> Iterator[Volume]:
+    """Yield what is on a disk. `read_errors` counts the failed reads of it. Raises BackupError."""
+    yield from _Disk(disk, path, path.stat().st_size, check_stop, read_errors).volumes()
 
 
-def _partitions(path: Path, size: int, check_stop: Callable[[], None]) -> list[tuple[int, Path, int, int]]:
-    command = ("partx", "--raw", "--noheadings", "--output=NR,START,SECTORS,TYPE", str(path))
-    _, listed = output_of(command, check_stop)
-    parts = []
-    for line in listed.splitlines():
-        number, start, sectors, *kind = line.split()
-        offset, length = int(start) * SECTOR, int(sectors) * SECTOR
-        if not {*kind} & {*EXTENDED} and offset + length <= size:
-            parts.append((int(number), path, offset, length))
-    return parts
+@dataclass(frozen=True)
+class _Disk:
+    name: str
+    path: Path
+    size: int
+    check_stop: Callable[[], None]
+    read_errors: Callable[[], int]
 
+    def volumes(self) -> Sequence[Volume]:
+        """Return its partitions, or all of it.
 
-def _volume(
-    disk: str, partition: int, path: Path, offset: int, length: int, check_stop: Callable[[], None]
-) -> Volume:
-    command = ("blkid", "--probe", "--output=udev", f"--offset={offset}", f"--size={length}", str(path))
-    _, listed = output_of(command, check_stop)  # it escapes what a guest has chosen
-    # at line breaks only: it leaves others, such as U+2028, in a label
-    values = dict(line.split("=", 1) for line in listed.split("\n") if "=" in line)
-    kind, label = values.get("ID_FS_TYPE", ""), values.get("ID_FS_LABEL", "")
-    return Volume(disk, partition, path, offset, length, kind, label)
+        A file system that was on all of the disk before it was partitioned may still be found there. What one
+        that is on all of it has at its begin may be taken for a table, but then no partition has a type.
+        """
+        before = self.read_errors()
+        table = next(filter(None, map(self._partitions, SECTORS)), [])
+        if any(one.kind for one in table):
+            return table
+        whole = self._probed(Volume(self.name, 0, self.path, 0, self.size, "", ""))
+        if whole.kind or not table:
+            table = [*table, replace(whole, damaged=self.read_errors() > before or whole.damaged)]
+        return table
+
+    def _partitions(self, sector: int) -> Sequence[Volume]:
+        options = ("--raw", "--noheadings", f"--sector-size={sector}", "--output=NR,START,SECTORS,TYPE")
+        _, listed = output_of(("partx", *options, str(self.path)), self.check_stop)
+        found = []
+        for line in listed.splitlines():
+            number, start, sectors, *kind = line.split()
+            if not {*kind} & {*EXTENDED}:
+                found.append(self._probed(self._partition(int(number), int(start), int(sectors))))
+        return found
+
+    def _partition(self, number: int, start: int, sectors: int) -> Volume:
+        """Return a partition, as Linux cuts it at the disk's end."""
+        offset, length = start * SECTOR, sectors * SECTOR
+        there = max(min(length, self.size - offset), 0)
+        return Volume(self.name, number, self.path, offset, there, "", "", beyond=length - there)
+
+    def _probed(self, volume: Volume) -> Volume:
+        """Return a volume with its kind and label."""
+        if not volume.length:
+            return volume  # for blkid, 0 would be all that follows
+        before = self.read_errors()
+        place = (f"--offset={volume.offset}", f"--size={volume.length}")
+        command = ("blkid", "--probe", "--output=udev", *place, str(self.path))
+        code, listed = output_of(command, self.check_stop)  # it escapes what a guest has chosen
+        # at line breaks only: it leaves others, such as U+2028, in a label
+        values = dict(line.split("=", 1) for line in listed.split("\n") if "=" in line)
+        kind, label = values.get("ID_FS_TYPE", ""), values.get("ID_FS_LABEL", "")
+        damaged = self.read_errors() > before or code not in PROBED
+        return replace(volume, kind=kind, label=label, damaged=damaged)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Callable
 
-from ..errors import BackupError
 from ..model import Level
 from ..protocols import Output, Reporter
 from ..settings import Settings
 from ..system.stop_request import StopRequest
-from .block_image import BLOCK
-from .file_system import File, FileSystem, served
+from .file_system import FileSystem, served
 from .mountpoint import prepared
+from .read_errors import ReadErrors
 from .shown_point import ShownPoint, shown_point
 
 STOP_POLL = 0.2  # seconds between two checks for a stop
@@ -27,7 +26,6 @@ class Mount:
     output: Output
     reporter: Reporter
     stop: StopRequest
-    _reported: set[tuple[str, int]] = field(default_factory=set)
 
     def mount(self, domain: str, at: str, directory: str, ready: Callable[[str], None]) -> None:
         """Show a domain's restore point in a directory until somebody unmounts it.
@@ -39,20 +37,14 @@ class Mount:
         with shown_point(self.output, domain, at, limit, self.stop.check) as point:
             for text in point.saved.lacks:
                 self.reporter.message(Level.WARNING, point.saved.name, text)
+            failed = ReadErrors(self.reporter, self.stop).report
             files = [*point.disks.values(), *point.texts]
-            with served(FileSystem(files, point.time_ns, self._failed), path) as serving:
+            with served(FileSystem(files, point.time_ns, failed), path) as serving:
                 ready(_ready_text(point, path))
                 while not serving.ended.wait(STOP_POLL):
                     self.stop.check()
                     point.check()
                 serving.check()
-
-    def _failed(self, file: File, offset: int, error: BackupError) -> None:
-        """Report a read that failed, but not for a stop; the kernel tries some of them again."""
-        block = (file.name, offset // BLOCK)
-        if not self.stop.requested and block not in self._reported:
-            self._reported.add(block)
-            self.reporter.message(Level.ERROR, "", f"{file.name}: cannot read at offset {offset}: {error}")
 
 
 def _ready_text(point: ShownPoint, path: str) -> str:

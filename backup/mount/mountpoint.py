@@ -23,6 +23,8 @@ Answer = TypeVar("Answer")
 
 def prepared(directory: str, in_repository: Callable[[str], bool]) -> str:
     """Return the absolute path of an empty directory of ours. Raises ConfigError if it is anything else."""
+    if not directory:  # for realpath it is the current directory
+        raise _wrong("the name of the directory is empty", "name an empty directory")
     path: str = _answer(directory, partial(os.path.realpath, directory))  # as the mount table has it
     while _is_dead(path):
         _unmount_ours(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from .parser import Parser, examples_text
 DESCRIPTION = "Back up libvirt domains whose disks are Ceph RBD images, into a restic repository."
 EPILOG = "Without a command: backup.\n\n{codes}\n{examples}\nManual: {manual}"
 MANUAL = Path(__file__).resolve().parents[2] / "res/docs"
+EMPTY_OPTION = re.compile("--[a-z-]+=")
 EXAMPLES = {
     f"{PROGRAM} check": "before the first backup: check that backups can run",
     PROGRAM: "back up all selected domains",
@@ -26,10 +28,19 @@ EXAMPLES = {
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; `command` is the command's name. Wrong ones end the program with exit code 2."""
     whole, commands = _parsers()
+    _require_values(whole, argv)
     arguments, unknown = whole.parse_known_args(_with_suffix(argv))
     if unknown:
         commands[arguments.command].refuse(unknown[0])
     return arguments
+
+
+def _require_values(whole: Parser, argv: Sequence[str]) -> None:
+    """End with an error if an argument is empty: without it the command would do something else."""
+    for before, argument in zip(("", *argv), argv):
+        if not argument or EMPTY_OPTION.fullmatch(argument):
+            name = argument[:-1] or (before if before.startswith("--") else "")
+            whole.refuse_empty(name)
 
 
 def parser() -> argparse.ArgumentParser:

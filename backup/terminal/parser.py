@@ -37,6 +37,11 @@ class Parser(argparse.ArgumentParser):
         kind = "unknown option" if is_option else "unexpected argument"
         self._end(f"{kind} {shlex.quote(name)} for `{self.prog}`", hint)
 
+    def refuse_empty(self, option: str) -> NoReturn:
+        """End with the error that an argument is empty, the one after this option if there is one."""
+        what = f"the argument after {option}" if option else "an argument"
+        self._end(f"{what} is empty", "is a variable of the shell unset?")
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and value not in (action.choices or ()):
             shown, near = shlex.quote(value), get_close_matches(value, _names(action.choices), 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from textwrap import indent
+from typing import TYPE_CHECKING, Callable
 
 from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
@@ -20,11 +22,20 @@ if TYPE_CHECKING:  # they need modules that only distributions package, and main
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Give left-aligned columns, two spaces apart."""
-    lines = [[one_line(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() + "\n" for line in lines
-    )
+    return "".join(table_parts(head, lambda: iter(rows)))
+
+
+def table_parts(head: Sequence[str], rows: Callable[[], Iterator[Sequence[str]]]) -> Iterator[str]:
+    """Yield a table's lines, for one with too many rows for the memory; `rows` yields the same ones twice."""
+
+    def lines() -> Iterator[Sequence[str]]:
+        return ([one_line(cell) for cell in row] for row in chain([head], rows()))
+
+    widths = [0] * len(head)
+    for line in lines():
+        widths = [max(width, len(cell)) for width, cell in zip(widths, line)]
+    for line in lines():
+        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() + "\n"
 
 
 def finding(found: Finding) -> str:
@@ -204,6 +215,15 @@ def _count(number: int, noun: str) -> str:
 def json_text(value: object) -> str:
     """Give a value for programs."""
     return json.dumps(value, indent=2) + "\n"
+
+
+def json_parts(values: Iterable[object]) -> Iterator[str]:
+    """Yield a list for programs, value by value."""
+    before = "[\n"
+    for value in values:
+        yield before + indent(json.dumps(value, indent=2), "  ")
+        before = ",\n"
+    yield "\n]\n" if before == ",\n" else "[]\n"
 
 
 def keys_table(keys: Sequence[RepositoryKey]) -> str:

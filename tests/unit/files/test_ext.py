@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError, Interrupted
-from backup.files import session
+from backup.files import ext, session
 from backup.files.copy_out import LEADS_OUT, SPECIAL, Copied, CopyOut, _stays_inside
 from backup.files.debugfs import debugfs
 from backup.files.entries import Entry, NotFound
@@ -239,10 +239,14 @@ def test_a_full_file_system_ends_it(content: Path, tmp_path: Path) -> None:
     (tmp_path / "to").mkdir()
     run("mount", "-t", "tmpfs", "-o", "size=30M,nr_inodes=8", "none", tmp_path / "to")
     try:
-        with pytest.raises(BackupError, match="cannot write: no space left on device"):
-            copied(image, tmp_path / "to")
+        recorder = Recorder()
+        result = copied(image, tmp_path / "to", recorder=recorder)
+        assert (result.failed, result.ended) == (1, True)
+        (error,) = recorder.told(Level.ERROR)
+        assert "nothing more can be copied: cannot write: no space left on device" in error
         complete = [one for one in (tmp_path / "to").iterdir() if one.is_file()]
         assert all(one.read_bytes() == NOISE[: MIB // 2] for one in complete)
+        assert result.files == len(complete) > 0
     finally:
         run("umount", tmp_path / "to")
 
@@ -281,7 +285,37 @@ def test_a_debugfs_that_crashes_ends_it_with_one_error(content: Path, tmp_path: 
         os.kill(pid, signal.SIGKILL)
         with raises("debugfs has ended", SessionEnded):
             CopyOut(files, "web", recorder, lambda: None).copy(root, str(tmp_path / "to"))
-    assert recorder.messages == []
+    assert recorder.messages == [], "nothing was copied"
+
+
+def test_a_debugfs_that_crashes_meanwhile_leaves_the_numbers_of_what_was_copied(
+    content: Path, tmp_path: Path
+) -> None:
+    for name in range(20):
+        (content / "sub" / f"{name:02}").parent.mkdir(exist_ok=True)
+        (content / "sub" / f"{name:02}").write_bytes(NOISE[:1000])
+    (content / "device").symlink_to("/etc/passwd")
+    image = ext4(tmp_path / "image", content)
+    (tmp_path / "to").mkdir()
+    recorder, before = Recorder(), set(children())
+    with debugfs(str(image), 0, lambda: None) as program:
+        files = ExtFiles(program)
+        (pid,) = set(children()) - before
+        read = files.content
+
+        def crashing(file: Entry) -> Iterator[bytes]:
+            if file.name == b"05":
+                os.kill(pid, signal.SIGKILL)
+            return read(file)
+
+        files.content = crashing  # type: ignore[method-assign]
+        root = files.find(b"/")
+        result = CopyOut(files, "web", recorder, lambda: None).copy(root, str(tmp_path / "to"))
+    assert (result.files, result.failed, result.ended) == (5, 1, True)
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith("sub/05: nothing more can be copied: debugfs has ended")
+    assert recorder.told(Level.WARNING) == ["left out a link that leads out of what is copied, 1 time"]
+    assert len(os.listdir(tmp_path / "to/sub")) == 5
 
 
 def test_a_stop_ends_it_and_leaves_no_part_of_a_file(content: Path, tmp_path: Path) -> None:
@@ -346,15 +380,34 @@ def test_a_link_whose_target_is_endless_fails_and_others_are_copied(content: Pat
         files.find(b"/link/x")
 
 
-def test_a_directory_that_does_not_fit_into_memory_ends_it(
+def test_a_directory_with_a_list_of_any_length_is_copied(
     content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(100):
+    for number in range(1000):
         (content / f"{number:0200}").touch()
     image = ext4(tmp_path / "image", content)
     monkeypatch.setattr(session, "ANSWER_LIMIT", 20_000)
-    with pytest.raises(SessionEnded, match=r"debugfs prints more than 19\.5 KiB"):
-        copied(image, tmp_path / "to")
+    assert copied(image, tmp_path / "to").files == 1000
+
+
+def test_a_directory_of_too_many_entries_fails_and_others_are_copied(
+    content: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (content / "large").mkdir()
+    for number in range(1000):
+        (content / "large" / f"{number:0200}").touch()
+    (content / "other").write_text("other")
+    image = ext4(tmp_path / "image", content)
+    monkeypatch.setattr(ext, "MOST_ENTRIES", 500)
+    recorder = Recorder()
+    result = copied(image, tmp_path / "to", recorder=recorder)
+    assert (result.files, result.failed, result.ended) == (1, 1, False)
+    (error,) = recorder.told(Level.ERROR)
+    assert error.startswith("large: a directory with more than 500 entries")
+    monkeypatch.setattr(session, "SKIP_LIMIT", 20_000)
+    result = copied(image, tmp_path / "endless", recorder=recorder)
+    assert (result.failed, result.ended) == (1, True)
+    assert "nothing more can be copied: debugfs prints more than 19.5 KiB" in recorder.told(Level.ERROR)[1]
 
 
 class Strange(ExtFiles):

@@ -18,7 +18,7 @@ from ..mount.mounted_node import OUTPUTS, save
 from ..program_node import MAIN, PYTHON, Node
 from ..samples import MIB
 from ..waiting import wait_until
-from .guest_images import change, ext4, partitioned, replace_bytes, snapshot
+from .guest_images import change, ext4, partitioned, replace_bytes, run, snapshot
 
 NOISE = random.Random(2).randbytes(10 * MIB)
 TABLE = "label: gpt\nstart=2048, size=81920\nstart=88064, size=81920\n"
@@ -148,6 +148,28 @@ def test_a_failure_is_exit_code_3(tmp_path: Path) -> None:
     done = node.run("files", "web", "/")
     assert (done.returncode, done.stderr) == (3, "")
     assert "(debugfs failed: ls: " in done.stdout
+
+
+def test_a_full_directory_is_exit_code_3_with_the_numbers(node: Node, tmp_path: Path) -> None:
+    run("mount", "-t", "tmpfs", "-o", "size=1M,nr_inodes=5", "none", tmp_path)
+    try:
+        (tmp_path / "to").mkdir()
+        done = node.start(["files", "web", "/etc", "--to", str(tmp_path / "to")])
+        assert done.returncode == 3
+        assert "files: 1, directories: 2, 5 B; failed: 1, and all that" in done.stdout
+        assert done.stdout.endswith("; failed: 1, and all that would follow\n")
+        assert "nothing more can be copied: cannot write: no space left on device" in done.stderr
+    finally:
+        run("umount", tmp_path)
+
+
+def test_what_is_only_in_the_journal_is_not_found_with_that_as_the_hint(node: Node) -> None:
+    for arguments in (["/just-created"], ["/just-created", "--disk", "vdb"]):
+        done = node.start(["files", "web", *arguments])
+        assert done.returncode == 1
+        assert "hint: vdb: saved in use, its journal is not replayed: new files may be missing" in done.stderr
+    done = node.start(["files", "web", "/no", "--disk", "vda2"])
+    assert done.stderr.endswith("hint: list the directory above it\n")
 
 
 def test_a_signal_ends_it_and_leaves_no_part_of_a_file(tmp_path: Path) -> None:

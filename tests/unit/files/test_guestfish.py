@@ -13,8 +13,9 @@ import pytest
 
 from backup.files.copy_out import LEADS_OUT, CopyOut, named_after
 from backup.files.entries import NotFound, Unread
-from backup.files.files import Files, FilesOrder
+from backup.files.files import Files
 from backup.files.guestfish import BATCH, other_systems
+from backup.files.order import FilesOrder
 
 from ..memory_snapshot import MemorySnapshot
 from ..mount.mounted_node import save
@@ -211,6 +212,10 @@ def test_it_is_started_only_if_it_is_needed_and_the_package_is_named_where_it_is
 ) -> None:
     (programs / "guestfish").write_text("#!/bin/sh\nexit 9\n")
     done = start(node, programs, "/in-ext4")
+    text = "/in-ext4 is of vdb (ext4); not searched: vda (iso9660); --disk names one of them"
+    assert (done.returncode, done.stderr) == (0, f"warning: web: {text}\n")
+    assert done.stdout.splitlines()[0].endswith("  name on vdb")
+    done = start(node, programs, "/in-ext4", "--disk", "vdb")
     assert (done.returncode, done.stderr) == (0, "")
     listed = start(node, programs).stdout.splitlines()
     assert listed[1].split() == ["vda", "iso9660", "1.0", "MiB", "read", "with", "libguestfs"]

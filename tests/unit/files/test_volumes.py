@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from backup.files.order import Result
 from backup.files.volumes import Volume, volumes
+from backup.terminal.files_text import result_parts
 
 from ..samples import MIB
 from .guest_images import SECTOR, change, ext4, partitioned, run
@@ -54,10 +57,60 @@ def test_partitions_of_mbr_also_logical_ones(content: Path, tmp_path: Path) -> N
     assert places(disk) == [("vda1", 2048, ""), ("vda5", 32048, "ext4"), ("vda6", 120000, "swap")]
 
 
-def test_a_partition_that_ends_behind_the_disk_is_ignored(content: Path, tmp_path: Path) -> None:
-    disk = partitioned(tmp_path / "disk", MBR, {})
+def test_of_a_partition_that_ends_behind_the_disk_there_is_what_is_on_it(
+    content: Path, tmp_path: Path
+) -> None:
+    table = "label: dos\nstart=2048, size=20480\nstart=32048, size=81920\nstart=120000, size=20000\n"
+    disk = partitioned(tmp_path / "disk", table, {32048: ext4(tmp_path / "image", content)})
     os.truncate(disk, 40 * MIB)
-    assert places(disk) == [("vda1", 2048, "")]
+    one, two, three = found(disk)
+    assert (one.name, one.kind, one.beyond) == ("vda1", "", 0)
+    assert (two.name, two.kind, two.length) == ("vda2", "ext4", 40 * MIB - 32048 * SECTOR)
+    assert two.length + two.beyond == 81920 * SECTOR
+    assert (three.name, three.length, three.beyond) == ("vda3", 0, 20000 * SECTOR)
+    assert "would be behind the end of the disk" in next(result_parts(Result([two, three]), "", False))
+
+
+def test_the_size_of_a_sector_may_be_4096(content: Path, tmp_path: Path) -> None:
+    image, disk = ext4(tmp_path / "image", content), tmp_path / "disk"
+    run("truncate", "--size=160M", disk)
+    commands = ["g", "n", "1", "256", "10495", "n", "2", "11008", "21247", "w"]
+    run("fdisk", "--sector-size", 4096, disk, given="".join(f"{one}\n" for one in commands))
+    run("dd", f"if={image}", f"of={disk}", "seek=11008", "bs=4096", "conv=notrunc,sparse", "status=none")
+    assert places(disk) == [("vda1", 2048, ""), ("vda2", 88064, "ext4")]
+
+
+OLD = {
+    "mkfs.ext4 -q": "label: dos\nstart=2048, size=20480, type=83\nstart=88064, size=81920, type=83\n",
+    "mkfs.xfs -q": "label: dos\nstart=2048, size=20480, type=83\nstart=88064, size=81920, type=83\n",
+    "mkfs.btrfs -q": "label: gpt\nstart=2048, size=20480\nstart=88064, size=81920\n",
+}
+
+
+@pytest.mark.parametrize("command", OLD)
+def test_what_was_on_the_disk_before_does_not_hide_its_partitions(
+    content: Path, tmp_path: Path, command: str
+) -> None:
+    if not shutil.which(command.split()[0]):
+        pytest.skip(f"needs {command}")
+    disk, image = tmp_path / "disk", ext4(tmp_path / "image", content)
+    run("truncate", "--size=400M", disk)
+    run(*command.split(), disk)
+    run("sfdisk", "--quiet", "--wipe=never", disk, given=OLD[command])
+    assert places(disk)[0][::2] == ("vda1", "")
+    assert places(disk)[-1][0] == "vda", "none of the partitions has anything"
+    run("dd", f"if={image}", f"of={disk}", f"seek={88064}", "conv=notrunc,sparse", "status=none")
+    assert places(disk) == [("vda1", 2048, ""), ("vda2", 88064, "ext4")]
+
+
+@pytest.mark.parametrize("command", ["mkfs.vfat", "mkfs.ntfs -q -f -F"])
+def test_what_begins_like_a_partition_table_is_on_all_of_the_disk(tmp_path: Path, command: str) -> None:
+    if not shutil.which(command.split()[0]):
+        pytest.skip(f"needs {command}")
+    run("truncate", "--size=160M", tmp_path / "disk")
+    run(*command.split(), tmp_path / "disk")
+    (one,) = found(tmp_path / "disk")
+    assert (one.name, one.needs_libguestfs) == ("vda", True)
 
 
 def test_an_empty_disk_and_one_with_noise(tmp_path: Path) -> None:

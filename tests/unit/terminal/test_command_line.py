@@ -71,3 +71,23 @@ def test_a_usage_error_comes_with_what_was_probably_meant(
     assert ended.value.code == 2
     assert first.startswith(f"error: {error}")
     assert second.startswith(f"hint: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("files web /etc --to ''", "the argument after --to"),
+        ("files web /etc --to=", "the argument after --to"),
+        ("files web ''", "an argument"),
+        ("files web / --key '' --json", "the argument after --key"),
+        ("mount web ''", "an argument"),
+        ("backup ''", "an argument"),
+        ("restore web --suffix ''", "the argument after --suffix"),
+        ("--config '' check", "the argument after --config"),
+    ],
+)
+def test_an_empty_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str], line: str, what: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parsed(shlex.split(line))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {what} is empty\nhint: is a variable of the shell unset?\n"
