@@ -37,6 +37,8 @@ from ..raising import raises
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 
+GONE_UUID = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e03"
+
 
 class NothingLeft(NoOutput):
     """Has restore points, and nothing to tidy up."""
@@ -317,7 +319,7 @@ def test_a_guest_that_may_still_be_frozen_at_the_end_fails_the_run_and_not_its_s
     method: Method,
     state: str,
 ) -> None:
-    unreachable = domain(uri=f"test://{tmp_path}/nowhere.xml")
+    unreachable = domain("mail", GONE_UUID, uri=f"test://{tmp_path}/nowhere.xml")
 
     def frozen(orders: Sequence[JobOrder]) -> Sequence[JobResult]:
         FreezeNotes(str(tmp_path / "run")).write(unreachable, method)
@@ -326,7 +328,7 @@ def test_a_guest_that_may_still_be_frozen_at_the_end_fails_the_run_and_not_its_s
     monkeypatch.setattr(pool, "run", frozen)
     result = back_up(tmp_path, recorder, uris)
     assert result.exit_code == 3
-    assert result.errors == [f"web: the guest may still be {state} after the run"]
+    assert result.errors == [f"mail: the guest may still be {state} after the run"]
     assert {one.status for one in result.results} == {Status.SAVED}
     assert f"the guest may still be {state} after the run (hint: virsh" in recorder.told(Level.ERROR)[-1]
 
