@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ AHEAD = 2 * GROUP  # blocks
 ZEROS: Data = memoryview(bytes(BLOCK))
 HOLE: Future[Data] = Future()
 HOLE.set_result(ZEROS)
+
+
+class _ReadTogether(BackupError):
+    """Blocks cannot be read together: each may be readable."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,13 @@ class BlockImage:
         return self.blocks.get(key, partial(self._load, range(number, number + 1)))
 
     def _awaited(self, number: int, future: Future[Data]) -> Data:
+        began = time.monotonic()
         try:
             try:
                 return awaited(future, self.limit, self.check_stop)
-            except BackupError:  # perhaps of another block, of those that were read together
-                return awaited(self._block(number), self.limit, self.check_stop)
+            except _ReadTogether:  # perhaps it is another block that cannot be read
+                left = self.limit - (time.monotonic() - began)
+                return awaited(self._block(number), max(left, 0), self.check_stop)
         except TimeoutError as error:
             hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
             raise BackupError(f"no answer from the output within {self.limit:.0f} s", hint) from error
@@ -90,10 +97,13 @@ class BlockImage:
                 self.blocks.read_ahead([self._key(one) for one in ahead], partial(self._load, ahead))
 
     def _load(self, numbers: range) -> Sequence[Data]:
-        """Read blocks, one after the other in the image. Raises BackupError."""
+        """Read blocks, one after the other in the image. Raises BackupError, _ReadTogether if several."""
         start = numbers[0] * BLOCK
         length = min(len(numbers) * BLOCK, self.size - start)
-        read = memoryview(self.source.read(start, length))
+        try:
+            read = memoryview(self.source.read(start, length))
+        except BackupError as error:
+            raise _ReadTogether(error.message, error.hint) if len(numbers) > 1 else error from error.__cause__
         return [read[at : at + BLOCK] for at in range(0, length, BLOCK)]
 
     def _has_data(self, number: int) -> bool:

@@ -21,6 +21,7 @@ from .mountpoint import SOURCE
 CACHED = 3600.0  # seconds that the kernel may cache names and attributes: they do not change
 FIRST = pyfuse3.ROOT_INODE + 1  # inode number of the first file
 SECTOR = 512  # bytes; the unit of st_blocks
+LONGEST_NAME = 255  # bytes, as in Linux
 LARGEST_READ = 1 << 20  # bytes; the kernel's limit
 OPTIONS = {f"fsname={SOURCE}", "ro", "nosuid", "nodev", "noexec", "default_permissions"}
 
@@ -108,6 +109,15 @@ class FileSystem(pyfuse3.Operations):  # type: ignore[misc]
             self._failed(file, offset, error)
             raise pyfuse3.FUSEError(errno.EIO) from error
         return data
+
+    async def statfs(self, ctx: Any) -> Any:
+        """Give the sizes, without which `df` of all file systems fails."""
+        values = pyfuse3.StatvfsData()
+        values.f_bsize = values.f_frsize = SECTOR
+        values.f_blocks = sum(-(-file.data_bytes // SECTOR) for file in self._files)
+        values.f_files = len(self._files) + 1
+        values.f_namemax = LONGEST_NAME
+        return values
 
     def _attributes(self, inode: int) -> Any:
         entry = pyfuse3.EntryAttributes()

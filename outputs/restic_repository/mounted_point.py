@@ -49,7 +49,7 @@ def _mounted(program: Program, point: StoredPoint, check_stop: CheckStop) -> Ite
     directory = _private_mountpoint(program.runtime_dir)
     tags = ",".join((TAG, *map(encoded, (f"run={point.id.run}", f"uuid={point.id.uuid}"))))
     with program.mount(directory, tags, check_stop) as child:
-        limited = _Limited(program.call_limit, check_stop)
+        limited = _Limited(program.call_limit, check_stop, partial(program.last_errors, child))
         snapshots = limited.call(partial(_snapshots, f"{directory}/{SNAPSHOTS}", child))
         child.serves = True
         files = MountedFiles(snapshots, partial(program.last_errors, child))
@@ -93,17 +93,20 @@ def _snapshots(path: str, child: Child) -> int:
 
 @dataclass(frozen=True)
 class _Limited:
-    """Calls with a time limit in seconds, as a file system may not answer."""
+    """Calls with a time limit in seconds, as a file system may not answer. `errors`: see MountedFiles."""
 
     limit: float
     check_stop: CheckStop
+    errors: Callable[[], str]
 
     def call(self, call: Callable[[], Result]) -> Result:
         """Return what it returns. Raises ResticError."""
         try:
             return within(self.limit, call, self.check_stop)
         except TimeoutError as error:
+            printed = self.errors()
             message = f"restic mount did not answer within {self.limit:.0f} s"
+            message += f": {printed}" if printed else ""
             hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
             raise ResticError(message, hint, transient=True) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -149,6 +150,39 @@ def test_a_damaged_block_does_not_spoil_those_that_were_read_with_it(stored: Sto
     assert set(good) <= set(stored.blocks)
     stored.bad = set()
     assert bytes(one.read(17 * MIB, 10)) == CONTENT[17 * MIB :][:10], "it is tried again"
+
+
+def test_a_block_that_cannot_be_read_is_read_once_for_a_reader(stored: Stored, blocks: Blocks) -> None:
+    stored.bad = {17}
+    with raises("block 17 is damaged"):
+        image(stored, blocks).read(17 * MIB, 10)
+    assert stored.reads == [range(17, 18)]
+
+
+def test_both_reads_of_a_block_together_have_one_limit(stored: Stored, blocks: Blocks) -> None:
+    """The first one, together with others, fails late; the second one never ends."""
+    began, hangs = threading.Event(), threading.Event()
+
+    class Slow(Stored):
+        def read(self, offset: int, length: int) -> bytes:
+            if offset >= 8 * BLOCK and length > BLOCK:
+                began.set()
+                time.sleep(1)
+                raise BackupError("a block of several is damaged")
+            if offset == 9 * BLOCK:
+                hangs.wait(5)
+            return super().read(offset, length)
+
+    slow = Slow(go_on=stored.go_on)
+    one = image(slow, blocks, limit=1.5)
+    for number in range(8):
+        one.read(number * MIB, MIB)
+    assert began.wait(10)
+    start = time.monotonic()
+    with raises("no answer from the output within 2 s"):
+        one.read(9 * MIB, 10)
+    assert time.monotonic() - start < 2.3
+    hangs.set()
 
 
 def test_memory_is_bounded(stored: Stored, blocks: Blocks, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,20 @@ def test_files_are_sparse_and_only_for_their_owner_to_read(node: Node, directory
         assert "allow_other" not in options
 
 
+def test_df_shows_its_size(node: Node, directory: Path) -> None:
+    with mounted(node, directory):
+        found = os.statvfs(directory)
+        assert found.f_blocks * found.f_frsize >= sum(
+            (directory / name).stat().st_blocks * 512 for name in os.listdir(directory)
+        )
+        assert (found.f_bavail, found.f_bfree, found.f_namemax) == (0, 0, 255)
+        done = subprocess.run(
+            ["df", "--output=avail,pcent", directory], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.split()[-2:] == ["0", "100%"]
+
+
 def test_reads_at_any_offset_by_several_readers_are_right(node: Node, directory: Path) -> None:
     with mounted(node, directory), (directory / "vda.raw").open("rb", buffering=0) as file:
         content = VDA.content

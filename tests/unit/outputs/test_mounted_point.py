@@ -179,6 +179,19 @@ def test_a_mount_that_does_not_appear_in_time_is_an_error(
     assert caught.value.transient
 
 
+def test_a_mount_that_does_not_appear_in_time_has_what_restic_has_printed(
+    hanging: Restic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restic_program, "CALL_LIMIT", 0.1)
+    fake = tmp_path / "hanging-restic"
+    fake.write_text("#!/bin/sh\necho Load failed: no such file, retrying >&2\nexec sleep 100\n")
+    with (
+        pytest.raises(ResticError, match="did not answer within 0 s: Load failed: no such file, retrying"),
+        hanging.opened(held_point(manifest_id="id"), lambda: None),
+    ):
+        pass
+
+
 def test_a_stop_is_noticed_at_once_while_it_is_waited_for(hanging: Restic) -> None:
     stop, began = StopRequest(), time.monotonic()
     threading.Timer(0.3, stop.request, [Interrupted("interrupted", 15)]).start()
