@@ -138,8 +138,8 @@ class Run:
                 if sized:
                     watchdog.wait_until_ready(self.stop.check)
                     points = self._answer(found)  # an output that is not ready fails the run
-                    points = [point for point in points if point.id not in self._failed_points]
-                    results = self._all_done(self._orders(sized, points, bool(names), verify), pool)
+                    counted = [point for point in points if point.id not in self._failed_points]
+                    results = self._all_done(self._orders(sized, counted, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
                 results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())

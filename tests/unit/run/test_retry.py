@@ -218,6 +218,20 @@ def test_what_failed_in_an_earlier_run_does_not_count_and_is_withdrawn(
     assert (output.left, failed.all()) == ([], set())
 
 
+def test_images_of_a_killed_run_that_noted_its_failure_are_removed_as_those_of_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = held_point("20240101T000000Z-dead", UUID)
+    FailedPoints(str(tmp_path / "state")).add(left.id)
+    discarded: list[StoredPoint] = []
+    monkeypatch.setattr(run, "discard_of_dead", lambda points, *_: discarded.extend(points))
+    output = Busy()
+    output.left = [left]
+    pool = ScriptedPool(db="saved", web="saved")
+    back_up(pool, output, tmp_path, monkeypatch, state_dir=str(tmp_path / "state"))
+    assert discarded == [left]
+
+
 @pytest.mark.parametrize(
     ("retry_for", "takes", "moments"),
     [
