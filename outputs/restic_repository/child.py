@@ -90,8 +90,8 @@ class Child:
         """
         if self.runs or self.group.members():
             self.group.send(signal.SIGINT)
+            self.group.ended(HEAD_START)  # one that was stopped might see the end of its input first
             if give_up:
-                self.group.ended(HEAD_START)
                 give_up()
         if self.process.stdin:
             self.process.stdin.close()
