@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,11 @@ LIMIT = 8  # seconds, of which a busy machine may need some itself
 def has_socket(process: subprocess.Popen[str]) -> bool:
     """Tell whether it has connected, which is possible with what is stopped, too."""
     directory = Path(f"/proc/{process.pid}/fd")
-    return any(os.readlink(file).startswith("socket:") for file in directory.iterdir() if file.is_symlink())
+    for file in directory.iterdir():
+        with suppress(FileNotFoundError):  # it has been closed meanwhile
+            if os.readlink(file).startswith("socket:"):
+                return True
+    return False
 
 
 def ended(process: subprocess.Popen[str]) -> str:
