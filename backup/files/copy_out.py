@@ -139,9 +139,7 @@ class CopyOut:
             with suppress(OSError, OverflowError):  # a time that this node's file system cannot have
                 os.utime(made, (changed, changed))
         except BaseException:  # whatever it was, a stop included: a part of a file is none
-            with suppress(
-                OSError
-            ):  # as the directory was removed, or is read-only now: the first error counts
+            with suppress(OSError):  # the directory may be gone, or read-only now: the first error counts
                 os.unlink(entry.name, dir_fd=parent)
             raise
         finally:

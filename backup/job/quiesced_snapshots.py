@@ -14,7 +14,7 @@ from ..errors import BackupError, DomainGone, Skipped, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.firmware import of_guest
 from ..hypervisor.nvram import require_written
-from ..model import Consistency, Definition, Domain, Gap, Level
+from ..model import Consistency, Definition, Domain, Level
 from ..protocols import Reporter
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
@@ -181,9 +181,7 @@ def _require_no_new_disk(listed: Domain, hypervisor: Hypervisor, check_stop: Che
         now = hypervisor.domain(listed.uuid, check_stop)
     except DomainGone:
         return
-    new = [
-        disk for disk in now.disks if disk not in listed.disks and (disk.image or disk.gap is not Gap.NONE)
-    ]
+    new = [disk for disk in now.disks if disk not in listed.disks and disk.counts]
     if new:
         message = f"{', '.join(map(str, new))}: attached or changed while the snapshots were made"
         raise TransientError(message, "a retry, or the next run, saves the domain with it")

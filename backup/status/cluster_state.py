@@ -11,6 +11,7 @@ from typing import Callable, Optional
 
 from ..errors import BackupError
 from ..job.domain_lock import DomainLock, lock_at, lock_of
+from ..model import Domain
 from ..orphaned.places import NodeDomains, PoolPlace, pool_places
 from ..orphaned.search import OwnSnapshot, PoolSearch
 from ..settings import Settings
@@ -76,25 +77,27 @@ class _Asked:
 
     def _job(self, domain: DomainStatus) -> str:
         """Return what holds the domain's lock; "" if nothing does, or it cannot be found out."""
-        for lock in self._locks(domain):
-            try:
-                if holder := lock.holder():
-                    return holder
-            except BackupError as error:
-                self.warn(f"{domain.name}: cannot find out whether a job is active: {error}")
-        return ""
+        try:
+            return next(filter(None, (lock.holder() for lock in self._locks(domain))), "")
+        except BackupError as error:
+            self.warn(f"{domain.name}: cannot find out whether a job is active: {error}")
+            return ""
 
     def _locks(self, domain: DomainStatus) -> Iterator[DomainLock]:
         """Yield the lock as this node's definitions place it, and as the newest restore point does."""
         for node in self.nodes:
             for defined in node.domains:
-                if defined.uuid == domain.uuid and any(disk.image for disk in defined.disks):
+                if defined.uuid == domain.uuid and _has_lock(defined):
                     yield lock_of(defined, node.clusters, 0)
         clusters = {place.cluster.fsid: place.cluster for place in self.places}
         for text in domain.newest.locks if domain.newest else ():
             fsid, pool, namespace = (*text.split("/"), "", "")[:3]
             if fsid in clusters and clusters[fsid].has_pool(pool):
                 yield lock_at(clusters[fsid], pool, namespace, domain.uuid, 0)
+
+
+def _has_lock(domain: Domain) -> bool:
+    return any(disk.image and not domain.override.excludes(disk.target) for disk in domain.disks)
 
 
 def _used_bytes(snapshot: OwnSnapshot) -> Optional[int]:

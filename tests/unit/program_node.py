@@ -11,7 +11,7 @@ from typing import IO, Any
 
 from .driver_node import domain_element, node_uri
 from .repository import Repository
-from .samples import OTHER_UUID, UUID
+from .samples import OTHER_UUID, RUN, UUID
 
 PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
 MAIN = Path(__file__).parents[2] / "main.py"
@@ -58,6 +58,13 @@ class Node:
         """Run main.py with these arguments, and constants changed, in a directory of its own."""
         self.configure(**constants)
         return self.start(arguments)
+
+    def save_restore_point(self) -> None:
+        """Have a restore point of web in the repository, made in RUN, with a definition alone."""
+        tags = ("virt-rbd-backup", f"run={RUN}", f"uuid={UUID}", "consistency=offline", "definition")
+        arguments = ["--host=web", *(f"--tag={tag}" for tag in tags)]
+        with self.repository.program().backup(arguments, lambda: None) as backup:
+            backup.sink.write(b"what it was")
 
     def run_each(self, *lines: str, **constants: Any) -> dict[str, Done]:
         """Run main.py with the arguments of each line, all at the same time."""

@@ -52,16 +52,7 @@ def test_version_is_the_program_s_own(answers: dict[str, Done]) -> None:
 
 
 def test_restore_points_are_listed_without_libvirt_or_ceph(node: Node) -> None:
-    tags = (
-        "virt-rbd-backup",
-        "run=20240203T040506Z-abcd",
-        f"uuid={UUID}",
-        "consistency=offline",
-        "definition",
-    )
-    arguments = ["--host=web", *(f"--tag={tag}" for tag in tags)]
-    with node.repository.program().backup(arguments, lambda: None) as backup:
-        backup.sink.write(b"what it was")
+    node.save_restore_point()
     elsewhere = {"LIBVIRT_URI": "test:///nowhere.xml", "CEPH_CONF": "/nowhere.conf"}
     shown = node.run("restore-points", **elsewhere)
     assert (shown.returncode, shown.stderr) == (0, "")

@@ -14,16 +14,7 @@ from .samples import UUID
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     node = Node(tmp_path)
-    tags = (
-        "virt-rbd-backup",
-        "run=20240203T040506Z-abcd",
-        f"uuid={UUID}",
-        "consistency=offline",
-        "definition",
-    )
-    arguments = ["--host=web", *(f"--tag={tag}" for tag in tags)]
-    with node.repository.program().backup(arguments, lambda: None) as backup:
-        backup.sink.write(b"what it was")
+    node.save_restore_point()
     return node
 
 

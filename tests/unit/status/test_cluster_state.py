@@ -9,8 +9,9 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from backup.ceph.errors import ClusterError
 from backup.errors import Interrupted
-from backup.model import Domain
+from backup.model import Domain, Override
 from backup.orphaned.places import NodeDomains
 from backup.report.domain_record import DomainRecord
 from backup.status.cluster_state import with_cluster_state
@@ -95,6 +96,28 @@ def test_a_cluster_that_does_not_answer_costs_a_warning(asked: Asked) -> None:
     (web,) = asked.statuses(status("web", UUID))
     assert web.job == ""
     assert "web: cannot find out whether a job is active: connection timed out" in asked.warnings[0]
+
+
+def test_a_domain_whose_images_are_all_excluded_has_no_lock_and_costs_no_other_one(asked: Asked) -> None:
+    excluded = replace(WEB, override=Override(exclude=("vda",)))
+    other = domain("db", OTHER_UUID, disks=[rbd_disk("vda", "vms/b")])
+    asked.cluster.locks = {f"virt-rbd-backup.lock.{OTHER_UUID}": "node1.4711.abcdef01"}
+    asked.cluster.tokens = dict(asked.cluster.locks)
+    web, db = asked.statuses(status("web", UUID), status("db", OTHER_UUID), defined=(excluded, other))
+    assert (web.job, db.job) == ("", "backup on node1")
+    assert asked.warnings == []
+
+
+def test_a_lock_that_cannot_be_asked_for_costs_a_warning(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> bool:
+        raise ClusterError("no answer")
+
+    monkeypatch.setattr(asked.cluster, "has_pool", fails)
+    (db,) = asked.statuses(status("db", OTHER_UUID, POINT))
+    assert db.job == ""
+    assert asked.warnings == ["db: cannot find out whether a job is active: no answer"]
 
 
 def test_without_any_cluster_nothing_is_claimed(asked: Asked) -> None:
