@@ -7,8 +7,8 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Callable, NoReturn
 import outputs
 from backup import PROGRAM
 from backup.errors import AlreadyRunning, BackupError, ConfigError
-from backup.exit_codes import FAILED, NOTHING_DONE, SIGNALS, SUCCESS, exit_code, interrupted
+from backup.exit_codes import FAILED, NOTHING_DONE, SUCCESS, exit_code, interrupted
 from backup.model import Level
 from backup.protocols import Reporter
 from backup.report.history import History
@@ -34,8 +34,6 @@ from backup.terminal import command_line, tables
 from backup.terminal.console import Console, console_on_standard_error
 from backup.terminal.files_text import result_parts
 from backup.terminal.output_file import write_or_print
-from backup.terminal.progress.choose_display import displayed
-from backup.terminal.progress.display import Display
 from backup.terminal.report_text import report_text
 from backup.terminal.required_modules import optional_modules, require_modules
 from backup.terminal.standard_output import (
@@ -46,6 +44,7 @@ from backup.terminal.standard_output import (
     print_text,
     write_error,
 )
+from backup.terminal.stoppable import stoppable, stoppable_display
 
 # The settings of the command that an installation brings.
 INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
@@ -85,44 +84,13 @@ def _settings_file(arguments: argparse.Namespace) -> Path | None:
     return Path(path) if path else None
 
 
-@contextmanager
-def _stoppable() -> Iterator[StopRequest]:
-    """Let signals request a stop during the block; after it they end the process at once.
-
-    A signal after the block does not change the exit code that an earlier one has decided.
-    """
-    stop = StopRequest()
-    stop.on_signals(*SIGNALS)
-    try:
-        yield stop
-    finally:
-        code = interrupted(stop.signal_number)
-        handler = (lambda *_: os._exit(code)) if stop.signal_number else signal.SIG_DFL
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored on purpose: nohup
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _displayed(
-    arguments: argparse.Namespace, settings: Settings, console: Console
-) -> Iterator[tuple[Display, StopRequest]]:
-    """Display progress during the block, in which signals request a stop."""
-    with (
-        _stoppable() as stop,
-        displayed(console, arguments.progress, settings.progress_interval, lambda: stop.requested) as display,
-        commands_logged(partial(display.message, Level.DEBUG, "")),
-    ):
-        yield display, stop
-
-
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Back up the selected domains; publish the report and send the notifications."""
     from backup.run.run import Run
 
     if arguments.dry_run:
         return _show_selection(arguments.domains, False, settings, console)
-    with _displayed(arguments, settings, console) as (display, stop):
+    with stoppable_display(arguments.progress, settings, console) as (display, stop):
         run = Run(settings, outputs.chosen(settings), display, stop)
         try:
             result = run.back_up(arguments.domains, arguments.verify)
@@ -156,7 +124,7 @@ def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, con
     from backup.run.list_domains import list_domains, with_unsaved_files
 
     with (
-        _stoppable() as stop,
+        stoppable() as stop,
         Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, stop.check) as hypervisors,
     ):
         choices = list_domains(names, hypervisors, settings, console)
@@ -171,7 +139,7 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
     from backup.status.status import StatusSearch
     from backup.terminal import status_text
 
-    with _stoppable() as stop:
+    with stoppable() as stop:
         search = StatusSearch(settings, outputs.readable(settings), console, stop.check)
         if arguments.max_age:
             verdict = judge(search, arguments.domains, arguments.max_age)
@@ -205,7 +173,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     from backup.restore.restorer import RestoreOrder, Restorer
 
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
-    with _displayed(arguments, settings, console) as (display, stop):
+    with stoppable_display(arguments.progress, settings, console) as (display, stop):
         restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
     print_after_display(tables.restored_table(restored), display)
     return SUCCESS
@@ -215,7 +183,7 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
     """Show a restore point's disks as files until it is unmounted."""
     from backup.mount.mount import Mount
 
-    with _stoppable() as stop:
+    with stoppable() as stop:
         mounts = Mount(settings, outputs.readable(settings), console, stop)
         mounts.mount(
             arguments.domain, arguments.at, arguments.directory, lambda text: print_text(f"{text}\n")
@@ -229,7 +197,7 @@ def files(arguments: argparse.Namespace, settings: Settings, console: Console) -
     from backup.files.order import FilesOrder
 
     order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
-    with _stoppable() as stop:
+    with stoppable() as stop:
         result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
     for part in result_parts(result, order.to, arguments.json):
         print_text(part)
@@ -241,7 +209,7 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
     from backup.verify.verification import Verification
 
     output = outputs.readable(settings)
-    with _displayed(arguments, settings, console) as (display, stop):
+    with stoppable_display(arguments.progress, settings, console) as (display, stop):
         verification = Verification(settings, output, display, stop, arguments.sample)
         try:
             verified = verification.verify(arguments.domains, arguments.at)
@@ -256,7 +224,7 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
     from backup.verify.drill import Drill
 
     output = outputs.readable(settings)
-    with _displayed(arguments, settings, console) as (display, stop):
+    with stoppable_display(arguments.progress, settings, console) as (display, stop):
         try:
             name = Drill(settings, output, display, stop, arguments.boot).drill(arguments.domain)
         finally:  # a failure has to reach the metrics too
@@ -270,7 +238,7 @@ def check(_arguments: argparse.Namespace, settings: Settings, _console: Console)
     from backup.run.check import examine
 
     problems = 0
-    with _stoppable() as stop, closing(examine(settings, outputs.chosen(settings), stop.check)) as findings:
+    with stoppable() as stop, closing(examine(settings, outputs.chosen(settings), stop.check)) as findings:
         for found in chain(optional_modules(), findings):
             print_stoppable(tables.finding(found), stop.check)
             problems += found.problem is not None
@@ -306,7 +274,7 @@ def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -
     output = Restic.from_settings(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
-    with _stoppable() as stop:
+    with stoppable() as stop:
         if arguments.fast:
             added = add_fast_key(output.program, stop.check)
             text = tables.fast_key_text(added, tried_first(output.program, added))
@@ -323,7 +291,7 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
     """Thaw guests and remove leftovers of interrupted runs."""
     from backup.run.cleanup import clean_node, thaw_node
 
-    with _displayed(arguments, settings, console) as (display, stop):
+    with stoppable_display(arguments.progress, settings, console) as (display, stop):
         if arguments.thaw:
             return FAILED if thaw_node(settings, display, stop) else SUCCESS
         output = outputs.readable(settings)
