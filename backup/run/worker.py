@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import os
 import select
@@ -125,6 +126,7 @@ def work(
     # A group of its own: a terminal's Ctrl-C must not reach restic and us; the main process gets it and asks
     # us to stop.
     os.setpgid(0, 0)
+    faulthandler.enable(2)  # or a crash of librbd would leave no trace of where it was
     stop = StopRequest()
     stop.on_signals(signal.SIGTERM)
     # A stopped worker gets SIGHUP and SIGCONT from the kernel when its main process dies: it has to clean up.

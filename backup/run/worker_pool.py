@@ -34,6 +34,8 @@ from .worker import Message, PhaseBegun, Progress, work
 STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
 START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
+# How a process ends by a defect of a library in it: at a rare moment, so that a retry may succeed.
+CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
 
 
 @dataclass
@@ -224,9 +226,13 @@ class Pool:
                 f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             )
             hint = "out of memory? see the kernel log" if code == -signal.SIGKILL else ""
+            crashed = -code in CRASHES
+            if crashed:
+                hint = "a library crashed, perhaps librbd: the stacks are in the error output; is retried"
             if why := self.worker_died(order):
                 how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
-            result = JobResult(order.name, order.uuid, Status.FAILED, f"its worker process {how}", hint)
+            message = f"its worker process {how}"
+            result = JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
         if worker.hung and result.status is Status.FAILED:
             hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)

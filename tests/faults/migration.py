@@ -81,6 +81,14 @@ class Migration:
         self.lab.virsh("migrate-setspeed", GUEST, str(FASTEST))
         self.wait_for(process)
 
+    def completes(self, process: subprocess.Popen[str]) -> bool:
+        """The same, or return False if it is cancelled, even before that."""
+        with suppress(LabError):  # there is no migration any more
+            self.lab.virsh("migrate-setspeed", GUEST, str(FASTEST))
+        output, _ = process.communicate(timeout=90)
+        assert process.returncode == 0 or "cancel" in output, output
+        return process.returncode == 0
+
     def wait_for(self, process: subprocess.Popen[str]) -> None:
         output, _ = process.communicate(timeout=90)
         assert process.returncode == 0, output

@@ -27,6 +27,8 @@ from backup.system.stop_request import StopRequest
 from .recorder import Recorder
 from .waiting import wait_until
 
+DEATHS = {"killed": signal.SIGKILL, "crashed": signal.SIGABRT}
+
 
 @dataclass
 class JobOnPaper:
@@ -134,8 +136,8 @@ def stop_at_once(*_: object) -> None:
 def _do(order: JobOrder, pipe: Connection) -> None:
     reporter = PipeReporter(pipe)
     saved = JobResult(order.name, order.uuid, Status.SAVED)
-    if order.name == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if order.name in DEATHS:
+        os.kill(os.getpid(), DEATHS[order.name])
     elif order.name == "killed within a message":
         os.write(pipe.fileno(), struct.pack("!i", 1000) + b"not a thousand bytes")
         os.kill(os.getpid(), signal.SIGKILL)

@@ -94,6 +94,13 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
     assert all_done.recorder.progressed == [("good", "vda", 1, 2)]
 
 
+def test_a_job_whose_worker_crashed_in_a_library_is_retried() -> None:
+    results = done("crashed", "killed").results
+    assert results["crashed"].reason == "its worker process was killed by SIGABRT"
+    assert "a library crashed" in results["crashed"].hint
+    assert [results[name].transient for name in ("crashed", "killed")] == [True, False]
+
+
 def test_each_job_has_a_timeline_and_a_lane_of_its_own() -> None:
     results = done("good", "too", "slow", "killed", workers=2).results
     lanes: dict[int, list[Timeline]] = {1: [], 2: []}
