@@ -59,6 +59,8 @@ class Hypervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._open.under_way:  # it would use the closed connection's memory: that ends with the process
+            return
         with suppress(TimeoutError):  # it hangs, and the calls that mattered have failed already
             self._open.within(min(CLOSE_LIMIT, self._timeout)).close()
 

@@ -24,10 +24,15 @@ def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = n
     Also raises what `check_stop` raises, which is called repeatedly. In both cases the call goes on in a
     thread of its own, which ends with the call or the process.
     """
+    return awaited(begun(call), seconds, check_stop)
+
+
+def begun(call: Callable[[], Result]) -> Future[Result]:
+    """Make the call in a thread of its own; return its outcome to come."""
     outcome: Future[Result] = Future()
     # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
     _thread.start_new_thread(carry_out, (call, outcome))
-    return awaited(outcome, seconds, check_stop)
+    return outcome
 
 
 def carry_out(call: Callable[[], Result], outcome: Future[Result]) -> None:
@@ -59,17 +64,33 @@ class Bounded:
     ends a wait earlier: only for calls that may be abandoned at any moment.
     """
 
-    def __init__(self, target: Any, seconds: float, check_stop: CheckStop = never_stop) -> None:
+    def __init__(
+        self,
+        target: Any,
+        seconds: float,
+        check_stop: CheckStop = never_stop,
+        calls: set[Future[Any]] | None = None,
+    ) -> None:
+        """`calls` are those under way of all objects that stem from the same one."""
         self.bare = target
         self._seconds = seconds
         self.check_stop = check_stop
+        self._calls = set() if calls is None else calls
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a call goes on, of this object or one that it returned; when none is awaited, abandoned."""
+        return any(not call.done() for call in list(self._calls))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.bare, name)
 
         def call(*arguments: Any) -> Any:
             bare = [one.bare if isinstance(one, Bounded) else one for one in arguments]
-            return self._bounded(within(self._seconds, partial(method, *bare), self.check_stop))
+            outcome = begun(partial(method, *bare))
+            self._calls.add(outcome)
+            outcome.add_done_callback(self._calls.discard)
+            return self._bounded(awaited(outcome, self._seconds, self.check_stop))
 
         return call
 
@@ -77,12 +98,15 @@ class Bounded:
         if isinstance(result, list):
             return [self._bounded(one) for one in result]
         ours = type(result).__module__ == type(self.bare).__module__
-        return Bounded(result, self._seconds, self.check_stop) if ours else result
+        return self._with(result, self._seconds, self.check_stop) if ours else result
 
     def within(self, seconds: float) -> Bounded:
         """Return the same object with another limit."""
-        return Bounded(self.bare, seconds, self.check_stop)
+        return self._with(self.bare, seconds, self.check_stop)
 
     def until_stop(self, check_stop: CheckStop) -> Bounded:
         """Return the same object, whose calls are abandoned on a request to stop."""
-        return Bounded(self.bare, self._seconds, check_stop)
+        return self._with(self.bare, self._seconds, check_stop)
+
+    def _with(self, target: Any, seconds: float, check_stop: CheckStop) -> Bounded:
+        return Bounded(target, seconds, check_stop, self._calls)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import threading
 import time
 from pathlib import Path
@@ -124,13 +123,32 @@ def test_a_stop_while_domains_are_listed_is_not_an_error_of_a_libvirt(
 ) -> None:
     stop = StopRequest()
     with Hypervisors(uris, 60, stop.check) as hypervisors:
-        threads = _thread._count()
         stop.request(Interrupted("interrupted", 15))
         with raises("interrupted", Interrupted):
             hypervisors.domains()
         assert (len(list(hypervisors)), hypervisors.unreachable) == (2, [])
-        # libvirt's test driver does not bear that a connection is closed while it lists
-        wait_until(lambda: _thread._count() <= threads, 10, "the abandoned listing has ended")
+
+
+def test_a_connection_is_not_closed_under_a_call_that_was_abandoned(
+    uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call would use freed memory."""
+    go_on, stop = threading.Event(), StopRequest()
+    listed = libvirt.virConnect.listAllDomains
+    monkeypatch.setattr(
+        libvirt.virConnect, "listAllDomains", lambda *arguments: go_on.wait(20) and listed(*arguments)
+    )
+    with Hypervisors(uris, 60, stop.check) as hypervisors:
+        used, unused = [one._open for one in hypervisors]
+        stop.request(Interrupted("interrupted", 15))
+        with raises("interrupted", Interrupted):
+            hypervisors.domains()
+    assert used.isAlive()
+    with pytest.raises(Exception, match="connection"):
+        unused.isAlive()
+    go_on.set()
+    wait_until(lambda: not used.under_way, 10, "the abandoned call has ended")
+    used.close()
 
 
 def test_a_stop_ends_the_search_for_a_domain(uris: tuple[str, str]) -> None:

@@ -13,6 +13,7 @@ from backup.system.stop_request import StopRequest
 from backup.system.time_limit import Bounded, awaited, within
 
 from ..raising import raises
+from ..waiting import wait_until
 
 
 class Library:
@@ -69,6 +70,18 @@ def test_objects_that_the_library_returns_are_limited_too_and_passed_back_bare()
         other.hang()
     assert other.same(other)
     bare.go_on.set()
+
+
+def test_whether_a_call_of_any_of_its_objects_goes_on_is_known() -> None:
+    bare = Library()
+    library = Bounded(bare, 0.05)
+    (other,) = library.others()
+    assert not library.under_way
+    with pytest.raises(TimeoutError):
+        other.within(0.01).hang()
+    assert library.under_way
+    bare.go_on.set()
+    wait_until(lambda: not library.under_way, 10, "the call ends")
 
 
 def test_a_stop_ends_the_wait_for_a_call_and_for_calls_of_returned_objects() -> None:
