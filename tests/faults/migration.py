@@ -78,20 +78,19 @@ class Migration:
 
     def complete(self, process: subprocess.Popen[str]) -> None:
         """Let it end, and wait for that."""
-        self.lab.virsh("migrate-setspeed", GUEST, str(FASTEST))
-        self.wait_for(process)
+        self.let_go()
+        assert self.arrives(process), "it was cancelled"
 
-    def completes(self, process: subprocess.Popen[str]) -> bool:
-        """The same, or return False if it is cancelled, even before that."""
-        with suppress(LabError):  # there is no migration any more
+    def let_go(self) -> None:
+        """Let it end, unless it has been cancelled."""
+        with suppress(LabError):
             self.lab.virsh("migrate-setspeed", GUEST, str(FASTEST))
+
+    def arrives(self, process: subprocess.Popen[str]) -> bool:
+        """Wait for its end; return whether the guest is on the other node, False if it was cancelled."""
         output, _ = process.communicate(timeout=90)
         assert process.returncode == 0 or "cancel" in output, output
         return process.returncode == 0
-
-    def wait_for(self, process: subprocess.Popen[str]) -> None:
-        output, _ = process.communicate(timeout=90)
-        assert process.returncode == 0, output
 
     def cancel(self, process: subprocess.Popen[str]) -> None:
         """Have an admin cancel it; the guest stays where it was."""
