@@ -29,6 +29,7 @@ FLOORS = {
     "report": 2,
     "transfer": 3,
     "hooks": 3,
+    "quiesce": 3,
     "job": 4,
     "restore": 4,
     "mount": 4,

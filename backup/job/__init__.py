@@ -1,1 +1,1 @@
-"""The backup of one domain: lock, freeze, snapshots, previous backup."""
+"""The backup of one domain: lock, snapshots of the quiesced moment, previous backup."""

@@ -21,6 +21,8 @@ from ..hypervisor.connections import located
 from ..job_result import JobResult, Phase, Status
 from ..model import Domain, Gap, Level
 from ..protocols import Output, Reporter, SnapshotSource
+from ..quiesce.booting import AgentWait
+from ..quiesce.migration_watch import require_ready
 from ..selection import require_complete, select_disks
 from ..settings import Settings
 from ..stored import PointId, RestorePoint, SavedImage
@@ -28,12 +30,10 @@ from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 from ..transfer.compare import compare_with_snapshot, pieces_from_output
-from .booting import AgentWait
 from .domain_lock import lock_of
 from .failed_points import FailedPoints
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
-from .migration_watch import require_ready
 from .previous_backup import PreviousBackup
 from .qcow2_chain import require_known_layers
 from .quiesced_snapshots import QuiescedSnapshots

@@ -16,15 +16,15 @@ from ..hypervisor.firmware import of_guest
 from ..hypervisor.nvram import require_written
 from ..model import Consistency, Definition, Domain, Level
 from ..protocols import Reporter
+from ..quiesce.freeze import Quiesced, Quiescer
+from ..quiesce.freeze_notes import FreezeNotes, Method
+from ..quiesce.migration_watch import MigrationWatch, require_ready
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
 from ..system.time_limit import CheckStop
-from .freeze import Quiesced, Quiescer
-from .freeze_notes import FreezeNotes, Method
 from .job_order import JobOrder
-from .migration_watch import MigrationWatch, require_ready
 from .snapshots import DomainSnapshots, ImageUse, enumerated, not_open
 
 # Seconds for a client to have an image open again after an OSD has restarted or taken it for dead.

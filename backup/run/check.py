@@ -18,13 +18,13 @@ from ..errors import AlreadyFrozen, BackupError
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
-from ..job.booting import boot_seconds_left, is_booting
 from ..job.leftovers import base_snapshots
 from ..job.snapshots import not_open
 from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
 from ..orphaned.growing import growing
 from ..orphaned.places import domains_of_nodes, known_points
 from ..protocols import Output
+from ..quiesce.booting import boot_seconds_left, is_booting
 from ..selection import choose, effective, require_complete, select_disks
 from ..settings import Settings
 from ..system.parallel_calls import Calls

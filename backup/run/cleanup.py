@@ -22,14 +22,14 @@ from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import CLEANUP, lock_of
-from ..job.freeze_notes import FreezeNotes
 from ..job.leftovers import leftovers, remove_leftovers
-from ..job.thaw import thaw_guests
 from ..job_result import Phase
 from ..model import Domain, Image, Level
 from ..orphaned.places import domains_of_nodes, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
+from ..quiesce.freeze_notes import FreezeNotes
+from ..quiesce.thaw import thaw_guests
 from ..restore.written_files import remove_left
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings

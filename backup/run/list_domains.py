@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from ..errors import BackupError, ConfigError, DomainGone
 from ..hypervisor.connections import Hypervisors
-from ..job.booting import is_booting
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Reporter
+from ..quiesce.booting import is_booting
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings
 from ..system.parallel_calls import Calls

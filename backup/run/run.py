@@ -22,10 +22,10 @@ from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connections import Hypervisors
 from ..job.failed_points import FailedPoints
 from ..job.job_order import JobOrder
-from ..job.thaw import thaw_guests
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Output, RunReporter
+from ..quiesce.thaw import thaw_guests
 from ..report.run_report import RunResult
 from ..settings import Settings
 from ..stored import PointId, StoredPoint

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from ..errors import BackupError
-from ..job.freeze_notes import FreezeNotes, Method
-from ..job.thaw import AGENT_JOB, CHECK_AGAIN, agent_timeout, thaw_guests
 from ..model import Level
 from ..protocols import Reporter
+from ..quiesce.freeze_notes import FreezeNotes, Method
+from ..quiesce.thaw import AGENT_JOB, CHECK_AGAIN, agent_timeout, thaw_guests
 from ..settings import Settings
 from ..system.stop_request import StopRequest
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..job.thaw import Thaws
 from ..protocols import Reporter
+from ..quiesce.thaw import Thaws
 from ..settings import Settings
 from .background_reporter import bugs_reported
 from .watchdog import Watchdog

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Callable
 
 from ..errors import BackupError, reason
-from ..job.freeze_notes import FreezeNotes, Note
-from ..job.thaw import Thaws
 from ..model import Level
 from ..protocols import Reporter
+from ..quiesce.freeze_notes import FreezeNotes, Note
+from ..quiesce.thaw import Thaws
 from ..settings import Settings
 from ..system.atomic_file import write_atomically
 from ..system.child_records import end_orphans

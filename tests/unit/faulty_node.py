@@ -17,13 +17,13 @@ from backup.ceph.cluster import Claim
 from backup.ceph.errors import ClusterError
 from backup.errors import BackupError
 from backup.hypervisor.errors import HypervisorError
-from backup.job import freeze, migration_watch, thaw
 from backup.job.domain_job import DomainJob
 from backup.job.job_order import JobOrder
-from backup.job.thaw import thaw_guests
 from backup.job_result import JobResult
 from backup.model import Domain, Image
 from backup.protocols import Job, SnapshotSource
+from backup.quiesce import freeze, migration_watch, thaw
+from backup.quiesce.thaw import thaw_guests
 from backup.stored import RestorePoint, SavedImage
 from backup.system.stop_request import StopRequest
 

@@ -10,8 +10,8 @@ from backup.errors import BackupError, DomainGone
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
-from backup.job.freeze_notes import FreezeNotes
 from backup.model import Definition, Disk, Domain, State
+from backup.quiesce.freeze_notes import FreezeNotes
 from backup.system.time_limit import CheckStop, never_stop
 
 

@@ -13,11 +13,11 @@ from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.job import domain_job
 from backup.job.domain_job import DomainJob
-from backup.job.freeze_notes import FreezeNotes
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult
 from backup.model import Domain
 from backup.protocols import Job, SnapshotSource
+from backup.quiesce.freeze_notes import FreezeNotes
 from backup.stored import RestorePoint, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 

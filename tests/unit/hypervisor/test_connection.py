@@ -16,9 +16,9 @@ import pytest
 from backup.errors import DomainGone, Interrupted, TransientError
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze import Quiescer
-from backup.job.freeze_notes import FreezeNotes
 from backup.model import ClusterAddress, Consistency, Definition, NodeFile, State
+from backup.quiesce.freeze import Quiescer
+from backup.quiesce.freeze_notes import FreezeNotes
 
 from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..raising import raises

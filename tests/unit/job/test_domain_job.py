@@ -258,7 +258,7 @@ def test_the_agent_of_a_domain_that_has_just_started_is_waited_for_without_the_l
         assert not node.cluster.locks
         node.hypervisor.listed = replace(booting, agent_connected=True)
 
-    monkeypatch.setattr("backup.job.booting.time.sleep", sleep)
+    monkeypatch.setattr("backup.quiesce.booting.time.sleep", sleep)
     assert node.back_up(freeze="required").consistency is Consistency.FILESYSTEM
 
 

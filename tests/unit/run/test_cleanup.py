@@ -14,10 +14,10 @@ from backup.errors import Interrupted
 from backup.hypervisor import connections
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job import thaw
-from backup.job.freeze_notes import FreezeNotes, Method
-from backup.job.thaw import thaw_guests
 from backup.model import Domain, Level
+from backup.quiesce import thaw
+from backup.quiesce.freeze_notes import FreezeNotes, Method
+from backup.quiesce.thaw import thaw_guests
 from backup.run.cleanup import clean_node, thaw_node
 from backup.system.stop_request import StopRequest
 from backup.watch.node_lock import only_run

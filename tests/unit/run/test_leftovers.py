@@ -13,8 +13,8 @@ import pytest
 from backup.ceph.cluster import Claim
 from backup.ceph.errors import ClusterError
 from backup.errors import BackupError, Interrupted
-from backup.job.freeze_notes import FreezeNotes
 from backup.model import Disk, Domain, Image, Level
+from backup.quiesce.freeze_notes import FreezeNotes
 from backup.run import cleanup
 from backup.run.cleanup import Cleaner, clean_node
 from backup.settings import Settings

@@ -16,10 +16,10 @@ import pytest
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
-from backup.job.freeze_notes import FreezeNotes, Method
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Domain, Level
+from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.report.run_report import RunResult
 from backup.run import confirm, list_domains, run
 from backup.run.run import Run

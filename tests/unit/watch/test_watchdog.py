@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError
-from backup.job.freeze_notes import FreezeNotes, Method
+from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.system.process import SPAWN
 from backup.system.process_group import is_running, process_id
 from backup.watch import watchdog as watchdog_module
@@ -36,7 +36,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from backup.terminal.console import Console
 from backup.watch.guard import guarded
-from backup.job.freeze_notes import Method, FreezeNotes
+from backup.quiesce.freeze_notes import Method, FreezeNotes
 from backup.watch.node_lock import only_run
 from backup.system.process import SPAWN
 from backup.watch.watchdog import watched

@@ -1,4 +1,4 @@
-"""backup/job/freeze_notes.py: notes on disk of guests that are quiesced."""
+"""backup/quiesce/freeze_notes.py: notes on disk of guests that are quiesced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.job.freeze_notes import FreezeNotes, Method, Note
+from backup.quiesce.freeze_notes import FreezeNotes, Method, Note
 
 from ..raising import raises
 from ..samples import OTHER_URI, OTHER_UUID, URI, UUID, domain

@@ -1,4 +1,4 @@
-"""backup/job/booting.py: the agent of a domain that has just started gets time to answer."""
+"""backup/quiesce/booting.py: the agent of a domain that has just started gets time to answer."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from backup.errors import AlreadyFrozen, BackupError, Interrupted
 from backup.hypervisor.errors import HypervisorError
-from backup.job import booting
-from backup.job.booting import AgentWait
-from backup.job.freeze_notes import FreezeNotes
 from backup.model import Domain, Override, State
+from backup.quiesce import booting
+from backup.quiesce.booting import AgentWait
+from backup.quiesce.freeze_notes import FreezeNotes
 
 from ..paper_hypervisor import PaperHypervisor
 from ..raising import raises

@@ -1,4 +1,4 @@
-"""backup/job/freeze.py: a domain is quiesced for its snapshots, and thawed or resumed whatever happens."""
+"""backup/quiesce/freeze.py: a domain is quiesced for its snapshots, and thawed or resumed in any case."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from backup.errors import AlreadyFrozen, BackupError, DomainGone, FreezeFailed, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
-from backup.job import freeze
-from backup.job.freeze import Quiesced, Quiescer
-from backup.job.freeze_notes import FreezeNotes, Method, Note
 from backup.model import Consistency, Domain, Level, State
+from backup.quiesce import freeze
+from backup.quiesce.freeze import Quiesced, Quiescer
+from backup.quiesce.freeze_notes import FreezeNotes, Method, Note
 from backup.system.stop_request import StopRequest
 
 from ..paper_hypervisor import PaperHypervisor

@@ -1,4 +1,4 @@
-"""backup/job/migration_watch.py: a migration that begins while a domain is quiesced."""
+"""backup/quiesce/migration_watch.py: a migration that begins while a domain is quiesced."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from backup.errors import TransientError
 from backup.hypervisor.errors import HypervisorError
-from backup.job import migration_watch
-from backup.job.freeze import Quiesced
-from backup.job.freeze_notes import FreezeNotes, Method
 from backup.job.job_order import JobOrder
-from backup.job.migration_watch import MigrationWatch
 from backup.job.quiesced_snapshots import QuiescedSnapshots
 from backup.model import Consistency, Level, State
+from backup.quiesce import migration_watch
+from backup.quiesce.freeze import Quiesced
+from backup.quiesce.freeze_notes import FreezeNotes, Method
+from backup.quiesce.migration_watch import MigrationWatch
 from backup.system.stop_request import StopRequest
 
 from ..paper_hypervisor import PaperHypervisor

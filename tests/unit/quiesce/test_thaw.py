@@ -1,4 +1,4 @@
-"""backup/job/thaw.py: guests are thawed and resumed by their notes, with retries."""
+"""backup/quiesce/thaw.py: guests are thawed and resumed by their notes, with retries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ import pytest
 from backup.errors import AlreadyFrozen, BackupError
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
-from backup.job import thaw
-from backup.job.freeze_notes import FreezeNotes, Method, Note
-from backup.job.thaw import Thaws
 from backup.model import Level, State
+from backup.quiesce import thaw
+from backup.quiesce.freeze_notes import FreezeNotes, Method, Note
+from backup.quiesce.thaw import Thaws
 from backup.system.process_group import ProcessId, is_running, kill, process_id
 
 from ..paper_hypervisor import PaperHypervisor
@@ -296,11 +296,11 @@ def test_a_guest_that_cannot_be_thawed_may_migrate_later(node: Node, dead: Proce
 def test_an_owner_that_does_not_thaw_in_time_is_killed_before_its_guest_is_thawed(
     node: Node, alive: ProcessId
 ) -> None:
-    node.note(Method.FREEZE, alive, seconds=0.05)
+    node.note(Method.FREEZE, alive)
     node.web.frozen = True
     node.thaws.enforce()
     assert (node.web.asked, is_running(alive), node.thaws.killed) == ([], True, set()), "it has its time"
-    wait_for_its_turn()
+    node.note(Method.FREEZE, alive, seconds=0)
     node.thaws.enforce()
     assert (is_running(alive), node.thaws.killed) == (False, {UUID})
     assert (node.web.moves, node.has_note) == (True, False)
