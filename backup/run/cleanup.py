@@ -29,7 +29,7 @@ from ..orphaned.places import domains_of_nodes, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
 from ..quiesce.freeze_notes import FreezeNotes
-from ..quiesce.thaw import thaw_guests
+from ..quiesce.thaw_rounds import thaw_guests
 from ..restore.written_files import remove_left
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings

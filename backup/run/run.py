@@ -25,7 +25,7 @@ from ..job.job_order import JobOrder
 from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Output, RunReporter
-from ..quiesce.thaw import thaw_guests
+from ..quiesce.thaw_rounds import thaw_guests
 from ..report.run_report import RunResult
 from ..settings import Settings
 from ..stored import PointId, StoredPoint

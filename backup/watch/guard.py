@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..protocols import Reporter
-from ..quiesce.thaw import Thaws
+from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from .background_reporter import bugs_reported
 from .watchdog import Watchdog

@@ -18,7 +18,7 @@ from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
 from ..quiesce.freeze_notes import FreezeNotes, Note
-from ..quiesce.thaw import Thaws
+from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from ..system.atomic_file import write_atomically
 from ..system.child_records import end_orphans

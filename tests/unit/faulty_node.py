@@ -22,8 +22,8 @@ from backup.job.job_order import JobOrder
 from backup.job_result import JobResult
 from backup.model import Domain, Image
 from backup.protocols import Job, SnapshotSource
-from backup.quiesce import freeze, migration_watch, thaw
-from backup.quiesce.thaw import thaw_guests
+from backup.quiesce import freeze, migration_watch, thaw_rounds
+from backup.quiesce.thaw_rounds import thaw_guests
 from backup.stored import RestorePoint, SavedImage
 from backup.system.stop_request import StopRequest
 
@@ -158,7 +158,7 @@ class FaultyNode(PaperNode):
         self.states_at_snapshots: dict[
             str, list[str]
         ] = {}  # of the guest, before and after each is made, by run
-        monkeypatch.setattr(thaw, "Hypervisor", self._connect)
+        monkeypatch.setattr(thaw_rounds, "Hypervisor", self._connect)
         monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
         monkeypatch.setattr(migration_watch, "POLL", 3600)  # its calls would be numbered in any order
         self.stepwise = StepwiseOutput(self)

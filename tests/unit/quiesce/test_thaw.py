@@ -1,4 +1,4 @@
-"""backup/quiesce/thaw.py: guests are thawed and resumed by their notes, with retries."""
+"""backup/quiesce/thaw.py, thaw_rounds.py: guests are thawed and resumed by their notes, with retries."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from backup.errors import AlreadyFrozen, BackupError
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.model import Level, State
-from backup.quiesce import thaw
+from backup.quiesce import thaw_rounds
 from backup.quiesce.freeze_notes import FreezeNotes, Method, Note
-from backup.quiesce.thaw import Thaws
+from backup.quiesce.thaw_rounds import Thaws
 from backup.system.process_group import ProcessId, is_running, kill, process_id
 
 from ..paper_hypervisor import PaperHypervisor
@@ -67,10 +67,10 @@ class Node:
 @pytest.fixture
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     node = Node(tmp_path)
-    for module in (thaw, connections):
+    for module in (thaw_rounds, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
-    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw, "CHECK_AGAIN", 0.001)
+    monkeypatch.setattr(thaw_rounds, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(thaw_rounds, "CHECK_AGAIN", 0.001)
     return node
 
 
@@ -138,7 +138,7 @@ def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
     node.note(Method.FREEZE, dead)
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(thaw_rounds, "FIRST_PAUSE", 0.2)
     node.web.failing_thaws = FOR_EVER
     tried = []
     for _ in range(2000):
@@ -148,12 +148,12 @@ def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
             tried.append(clock[0])
         clock[0] += 0.1
     pauses = [round(later - earlier, 1) for earlier, later in zip(tried, tried[1:])]
-    assert pauses[0] < pauses[3] < max(pauses) <= thaw.LAST_PAUSE + 0.2
+    assert pauses[0] < pauses[3] < max(pauses) <= thaw_rounds.LAST_PAUSE + 0.2
     assert sorted(pauses) == pauses
     (error,) = node.recorder.told(Level.ERROR)
     assert error.startswith("the guest may still be frozen: the guest agent does not answer (hint: virsh")
     node.web.failing_thaws = 0
-    clock[0] += thaw.LAST_PAUSE
+    clock[0] += thaw_rounds.LAST_PAUSE
     node.web.frozen = True
     assert node.round() == 0
     assert not node.has_note
@@ -410,7 +410,7 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
 def test_a_call_that_hangs_delays_no_other_guest(
     node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thaw, "HANG_LIMIT", 0.05)
+    monkeypatch.setattr(thaw_rounds, "HANG_LIMIT", 0.05)
     go_on = threading.Event()
     node.note(Method.PAUSE, dead)
     db = PaperHypervisor(domain("db", OTHER_UUID, uri=OTHER_URI), node.notes)

@@ -15,9 +15,9 @@ from backup.hypervisor import connections
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.model import Domain, Level
-from backup.quiesce import thaw
+from backup.quiesce import thaw_rounds
 from backup.quiesce.freeze_notes import FreezeNotes, Method
-from backup.quiesce.thaw import thaw_guests
+from backup.quiesce.thaw_rounds import thaw_guests
 from backup.run.cleanup import clean_node, thaw_node
 from backup.system.stop_request import StopRequest
 from backup.watch.node_lock import only_run
@@ -60,10 +60,10 @@ class Node:
 @pytest.fixture(params=Method)
 def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     node = Node(tmp_path, request.param)
-    for module in (thaw, connections):
+    for module in (thaw_rounds, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
-    monkeypatch.setattr(thaw, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw, "CHECK_AGAIN", 0.001)
+    monkeypatch.setattr(thaw_rounds, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(thaw_rounds, "CHECK_AGAIN", 0.001)
     return node
 
 
