@@ -155,10 +155,10 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         wait_until(lambda: stop.requested, 10, "the request to stop")
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "interrupted"))
     elif order.name == "slow":
-        reporter.phase(order.name, Phase.STREAM, 0.5)
-        for done in range(8):  # longer than the limit, but not without a sign of life
+        reporter.phase(order.name, Phase.STREAM, 1.5)
+        for done in range(20):  # longer than the limit, but not without a sign of life
             time.sleep(0.1)
-            reporter.send(Progress(order.name, "vda", done, 8))
+            reporter.send(Progress(order.name, "vda", done, 20))
         reporter.send(saved)
     elif order.name == "failed":
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "no snapshots", "look"))

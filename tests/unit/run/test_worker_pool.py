@@ -162,7 +162,7 @@ def test_a_spare_worker_that_was_killed_costs_one_job_and_nothing_else() -> None
 def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_pool, "START_LIMIT", 3.0)
+    monkeypatch.setattr(worker_pool, "START_LIMIT", 6.0)
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
     large = JobOrder(RUN, "good", UUID, known=[held_point(str(number)) for number in range(size)])
@@ -178,7 +178,7 @@ def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
         late.cancel()
     assert {name: one.reason for name, one in results.items()} == {"good": "", "too": ""}
     assert [*results] == ["too", "good"], "it was not delayed"
-    warning = "its worker process did not begin within 3 s: starting another worker"
+    warning = "its worker process did not begin within 6 s: starting another worker"
     assert recorder.told(Level.WARNING) == [warning]
 
 
@@ -221,7 +221,7 @@ def test_progress_is_a_sign_of_life() -> None:
 
 
 def test_a_main_process_that_was_stopped_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
-    stops = iter([0.7])  # once, for longer than the worker may be silent
+    stops = iter([1.7])  # once, for longer than the worker may be silent
 
     monkeypatch.setattr(StopsAt, "progress", lambda *_: time.sleep(next(stops, 0)))
     all_done = done("slow")
