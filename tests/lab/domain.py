@@ -8,6 +8,9 @@ from pathlib import Path
 from uuid import UUID
 from xml.sax.saxutils import escape, quoteattr
 
+from tests.lab.time_stamp_counter import kilohertz
+
+KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off"
 AGENT_CHANNEL = """
     <channel type='unix'>
       <target type='virtio' name='org.qemu.guest_agent.0'/>
@@ -70,7 +73,7 @@ def domain_xml(
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>{escape(str(guest.kernel))}</kernel>
     <initrd>{escape(str(guest.initramfs))}</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 mitigations=off</cmdline>
+    <cmdline>{KERNEL_ARGUMENTS} tsc=reliable tsc_early_khz={kilohertz()}</cmdline>
   </os>
   <features><acpi/></features>
   <on_poweroff>destroy</on_poweroff>
