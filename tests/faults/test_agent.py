@@ -156,7 +156,8 @@ LOOP_FILE = """
 cd /run && mkdir -p in-file again && dd if=/dev/zero of=/mnt/vda/file bs=1M count=4 &&
 losetup /dev/loop0 /mnt/vda/file && {more}
 mkfs.ext4 -q /dev/{device} && mount -t ext4 /dev/{device} in-file &&
-mount -o bind /mnt/vda again && (while sleep 0.1; do date >>in-file/dates; done) & sleep 5
+mount -o bind /mnt/vda again &&
+(while [ -e /mnt/vda/file ]; do sleep 0.1; date >>in-file/dates; done) & sleep 5
 """
 # An array of the file alone. libvirt names no disk below it, as if it were on one that it does not know.
 RAID = """
@@ -166,7 +167,7 @@ echo 7:0 >new_dev && echo 4096 >dev-loop0/size && echo 0 >dev-loop0/slot && echo
 cd /run &&
 """
 NO_LOOP_FILE = """
-pkill -f in-file/dates; cd /
+cd /
 for at in /run/again /run/in-file; do while grep -q " $at " /proc/mounts; do umount $at; done; done
 [ ! -e /sys/block/md127/md ] || echo clear >/sys/block/md127/md/array_state
 losetup -d /dev/loop0; rm /mnt/vda/file
