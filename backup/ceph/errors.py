@@ -42,6 +42,10 @@ class HeldByCleanup(LockHeld):
     """A cleanup holds the lock, only as long as it removes leftovers: nobody is saving the domain."""
 
 
+class HeldByDead(LockHeld):
+    """A process of this node that was killed holds the lock until it expires: nobody is saving the domain."""
+
+
 class LockLost(TransientError):
     """The lock expired, and another owner may have held it since."""
 

@@ -59,7 +59,7 @@ class Hypervisor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._open.under_way:  # it would use the closed connection's memory: that ends with the process
+        if self._open.under_way:  # an abandoned call would use freed memory: its end closes the connection
             return
         with suppress(TimeoutError):  # it hangs, and the calls that mattered have failed already
             self._open.within(min(CLOSE_LIMIT, self._timeout)).close()

@@ -11,7 +11,7 @@ from typing import Optional
 
 from .. import PROGRAM
 from ..ceph.clusters import Clusters
-from ..ceph.errors import HeldByCleanup, LockHeld, SnapshotInUse
+from ..ceph.errors import HeldByCleanup, HeldByDead, LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
 from ..errors import BackupError, FreezeFailed, PreviousBackupDamaged, Skipped
 from ..hooks.hooks import Hooks
@@ -269,7 +269,7 @@ class DomainJob:
         try:
             stack.enter_context(lock.locked(self.stop, self.reporter, domain.name))
         except LockHeld as error:
-            if self.order.min_age and not isinstance(error, HeldByCleanup):
+            if self.order.min_age and not isinstance(error, (HeldByCleanup, HeldByDead)):
                 raise Skipped(error.message) from error
             raise
         if not self.order.min_age or self.order.attempt > 1:  # what an earlier attempt left may look saved

@@ -16,10 +16,11 @@ from functools import partial
 from .. import PROGRAM
 from ..ceph.cluster import Claim, Cluster
 from ..ceph.clusters import Clusters
-from ..ceph.errors import ClusterError, HeldByCleanup, LockHeld
+from ..ceph.errors import ClusterError, HeldByCleanup, HeldByDead, LockHeld
 from ..errors import BackupError, TransientError
 from ..model import Domain, Image, Level
 from ..protocols import Reporter
+from ..system.process_group import pid_in_use
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 
@@ -94,7 +95,14 @@ class DomainLock:
             one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.TAKE)
         except LockHeld as error:
             place = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
-            if one.cluster.last_owner(one.image, self.name).startswith(CLEANUP):
+            owner = one.cluster.last_owner(one.image, self.name)
+            if _is_dead(owner):
+                message = f"a backup of this domain was killed, and its lock has not expired yet ({owner})"
+                hint = (
+                    f"it expires within {self.duration} s (LOCK_DURATION); a retry, or the next run, saves it"
+                )
+                raise HeldByDead(message, hint) from error
+            if owner.startswith(CLEANUP):
                 message = "a cleanup, maybe on another node, is removing leftovers of this domain"
                 raise HeldByCleanup(message, "it takes seconds; a retry will find the lock free") from error
             command = f"rados {place} lock info {self.name} virt-rbd-backup"
@@ -180,6 +188,15 @@ def owner_text(owner: str) -> str:
     """Return what an owner does, and on which node: "backup on node1"."""
     what, name = ("cleanup", owner[len(CLEANUP) :]) if owner.startswith(CLEANUP) else ("backup", owner)
     return f"{what} on {name.rsplit('.', 2)[0]}"
+
+
+def _is_dead(owner: str) -> bool:
+    """Return whether an owner was a process of this node that does not run any more."""
+    host, _, process = owner.rpartition(".")[0].rpartition(".")
+    try:
+        return host == socket.gethostname() and process.isdecimal() and not pid_in_use(int(process))
+    except OSError:  # out of files
+        return False
 
 
 def lock_of(domain: Domain, clusters: Clusters, duration: int, purpose: str = "") -> DomainLock:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import libvirt
@@ -132,7 +134,7 @@ def test_a_stop_while_domains_are_listed_is_not_an_error_of_a_libvirt(
 def test_a_connection_is_not_closed_under_a_call_that_was_abandoned(
     uris: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The call would use freed memory."""
+    """The call would use freed memory. The last one to refer to the connection closes it."""
     go_on, stop = threading.Event(), StopRequest()
     listed = libvirt.virConnect.listAllDomains
     monkeypatch.setattr(
@@ -146,9 +148,12 @@ def test_a_connection_is_not_closed_under_a_call_that_was_abandoned(
     assert used.isAlive()
     with pytest.raises(Exception, match="connection"):
         unused.isAlive()
+    connection = weakref.ref(used.bare)
+    del used, unused, hypervisors, stop  # its error refers to where it was raised
+    gc.collect()
+    assert connection(), "the call refers to it"
     go_on.set()
-    wait_until(lambda: not used.under_way, 10, "the abandoned call has ended")
-    used.close()
+    wait_until(lambda: connection() is None, 10, "the end of the call closes it")
 
 
 def test_a_stop_ends_the_search_for_a_domain(uris: tuple[str, str]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Callable
@@ -131,6 +134,21 @@ def test_with_min_age_a_domain_of_which_a_cleanup_has_the_lock_is_retried(node: 
     result = node.back_up(min_age=3600)
     assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "a cleanup, maybe on another node, is removing leftovers of this domain"
+
+
+def test_with_min_age_a_domain_of_which_a_killed_worker_has_the_lock_is_retried(node: PaperNode) -> None:
+    """Skipped, it would not be saved at all, and the run would end with success."""
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    node.cluster.locks[LOCK] = node.cluster.tokens[LOCK] = f"{socket.gethostname()}.{dead.pid}.abcdef01"
+    result = node.back_up(min_age=3600, attempt=2)
+    assert (result.status, result.transient) == (Status.FAILED, True)
+    assert result.reason.startswith("a backup of this domain was killed, and its lock has not expired yet (")
+
+
+def test_with_min_age_a_domain_of_which_a_living_process_has_the_lock_is_skipped(node: PaperNode) -> None:
+    node.cluster.locks[LOCK] = node.cluster.tokens[LOCK] = f"{socket.gethostname()}.{os.getpid()}.abcdef01"
+    assert node.back_up(min_age=3600).status is Status.SKIPPED
 
 
 def test_with_min_age_a_domain_that_another_run_is_backing_up_is_skipped(node: PaperNode) -> None:
