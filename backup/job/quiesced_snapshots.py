@@ -142,8 +142,8 @@ class QuiescedSnapshots:
     ) -> bool:
         """Return, after a warning, whether other clients may write to the images meanwhile.
 
-        Raises Skipped if another node should back up the domain, TransientError if it migrates, BackupError
-        if a freeze is required.
+        Raises Skipped if another node should back up the domain, TransientError if it migrates or that is not
+        sure, BackupError if a freeze is required.
         """
         others = [one for one in uses if one.by_others]
         if not others:
@@ -155,6 +155,8 @@ class QuiescedSnapshots:
         listed = enumerated([one.image for one in others])
         message = f"{listed} in use by other clients too: {question} (open at {addresses})"
         if self.order.min_age and not domain.state.active:
+            if self.order.attempt > 1:  # perhaps the client of an earlier attempt whose worker was killed
+                raise TransientError(message, "the cluster forgets a killed client within half a minute")
             raise Skipped(message)
         if settings.freeze == "required":
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")

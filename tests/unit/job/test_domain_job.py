@@ -294,6 +294,15 @@ def test_with_min_age_a_domain_that_runs_on_another_node_is_skipped(make: MakeNo
     assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 
+def test_with_min_age_a_retry_skips_no_domain_for_clients_that_a_killed_worker_may_have_left(
+    make: MakeNode,
+) -> None:
+    node = make(domain(state=State.SHUT_OFF, disks=(ROOT,)))
+    node.cluster.watching = {"vms/root": 1}
+    result = node.back_up(min_age=3600, attempt=2)
+    assert (result.status, result.transient, node.output.points) == (Status.FAILED, True, [])
+
+
 def test_a_leftover_snapshot_is_removed_during_the_backup(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     node.cluster.snapshots["vms/data"].add(f"{OURS}20230101T000000Z-efgh")
