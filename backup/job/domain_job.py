@@ -30,7 +30,7 @@ from ..system.concurrency_limit import Slots
 from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 from ..transfer.compare import compare_with_snapshot, pieces_from_output
-from .domain_lock import lock_of
+from .domain_lock import DomainLock, lock_of
 from .failed_points import FailedPoints
 from .job_order import JobOrder
 from .leftovers import leftovers, remove_leftovers
@@ -55,7 +55,7 @@ class DomainJob:
     _previous: Optional[PreviousBackup] = field(default=None, init=False)
     _taker: QuiescedSnapshots = field(init=False)
     _leftovers: int = field(default=0, init=False)
-    _lock_places: tuple[str, ...] = field(default=(), init=False)
+    _domain_lock: Optional[DomainLock] = field(default=None, init=False)
     _hooks: JobHooks = field(init=False)
     _output_saves: bool = field(default=False, init=False)
 
@@ -156,13 +156,14 @@ class DomainJob:
         report = partial(self._report, Level.INFO)
         AgentWait(hypervisor, settings, self.check_stop, report).wait(domain)
         snapshots = self._snapshots = self._locked_snapshots(domain, hypervisor, stack)
+        assert self._domain_lock
         # in the worst case one after the other, after those of all other workers
         operations = (settings.workers * 2 + 1) * len(snapshots.snapshots) + 2
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
         with self._hooks.around_freeze(domain, self.check_stop) as variables:
             self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
-            point = self._taker.take(domain, hypervisor, snapshots, self._lock_places)
+            point = self._taker.take(domain, hypervisor, snapshots, self._domain_lock.places)
             variables["CONSISTENCY"] = point.consistency.value
         self._report_not_saved(point)
         self._begin(Phase.STREAM, self._output_limit)
@@ -170,7 +171,7 @@ class DomainJob:
         self._output_saves = True
         images = self.output.save(point, snapshots.snapshots, self)
         if self._previous:
-            stack.callback(self._keep_base_snapshots, snapshots, self._previous, domain)
+            stack.callback(self._keep_base_snapshots, snapshots, self._previous, domain, self._domain_lock)
         return replace(
             result,
             consistency=point.consistency,
@@ -187,14 +188,14 @@ class DomainJob:
             self._report(Level.INFO, f"{text}: not backed up")
 
     def _keep_base_snapshots(
-        self, snapshots: DomainSnapshots, previous: PreviousBackup, domain: Domain
+        self, snapshots: DomainSnapshots, previous: PreviousBackup, domain: Domain, lock: DomainLock
     ) -> None:
         """Keep this backup's snapshots as base snapshots, and no others."""
         operations = 4 * len(snapshots.snapshots)
         self._begin(Phase.TIDY, operations * self.settings.ceph_timeout)
         self.require_lock()
         snapshots.keep_as_bases(domain, self.require_lock)
-        previous.remove_dropped(self.reporter, self.require_lock)
+        previous.remove_dropped(self.reporter, lock, self.require_lock)
 
     def _begin(self, phase: Phase, limit: float) -> None:
         """Enter a phase; `limit` is the sum of the time limits of its Ceph and output operations."""
@@ -265,7 +266,7 @@ class DomainJob:
         """Take the domain's lock. Raises Skipped if its last backup is younger than MIN_AGE."""
         # beside the saved images: in the pools of excluded ones the lock may not be permitted
         lock = lock_of(select_disks(domain, self.settings), clusters, self.settings.lock_duration)
-        self._lock_places = lock.places
+        self._domain_lock = lock
         try:
             stack.enter_context(lock.locked(self.stop, self.reporter, domain.name))
         except LockHeld as error:

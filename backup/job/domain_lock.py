@@ -58,6 +58,10 @@ class DomainLock:
         """The places of its objects, as FSID/pool/namespace, in the order in which they are taken."""
         return tuple(one.place for one in self.objects)
 
+    def covers(self, cluster: Cluster, image: Image) -> bool:
+        """Return whether it has an object in the image's place: no other run that saves it is active then."""
+        return LockObject(cluster, image).place in self.places
+
     def exists(self) -> bool:
         """Return whether there is a lock object, in use or left over."""
         return any(one.cluster.object_exists(one.image, self.name) for one in self.objects)

@@ -7,9 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Callable, Optional
 
-from ..model import Domain, image_named
+from ..ceph.cluster import Cluster
+from ..ceph.errors import LockHeld
+from ..model import Domain, Image, Level, image_named
 from ..protocols import Output, Reporter
 from ..stored import Base, SavedDomain, SnapshotId, StoredPoint
+from ..system.stop_request import StopRequest
+from .domain_lock import CLEANUP, DomainLock, lock_at
 from .leftovers import base_prefix, owned_prefix, remove_leftovers, run_of
 from .snapshots import DiskSnapshot
 
@@ -50,10 +54,14 @@ class PreviousBackup:
         """Return an image's base, None for a full read. Waits for the search; raises BackupError."""
         return self._found.result()[1].get(snapshot)
 
-    def remove_dropped(self, reporter: Reporter, require_lock: Callable[[], None] = lambda: None) -> None:
+    def remove_dropped(
+        self, reporter: Reporter, lock: DomainLock, require_lock: Callable[[], None] = lambda: None
+    ) -> None:
         """Remove the base snapshots of images that the domain no longer has, or that are excluded by now.
 
-        `require_lock` as in `remove_leftovers`. Raises BackupError.
+        `lock` is held. In other places the domain's lock is taken for it: if a run whose settings do not
+        exclude the image is saving it, they stay. `require_lock` as in `remove_leftovers`.
+        Raises BackupError.
         """
         saved, _ = self._found.result()
         clusters = {one.cluster.fsid: one.cluster for one in self._snapshots}
@@ -62,9 +70,30 @@ class PreviousBackup:
             cluster, place = clusters.get(image.source.cluster), image_named(image.image)
             if cluster and place and (image.source.cluster, image.source.image) not in current:
                 place = replace(place, id=image.source.image)
-                remove_leftovers(
-                    cluster, place, self._domain, reporter, with_bases=True, require_lock=require_lock
-                )
+                if lock.covers(cluster, place):
+                    self._remove(cluster, place, reporter, require_lock)
+                else:
+                    self._remove_locked(cluster, place, reporter, lock.duration)
+
+    def _remove_locked(self, cluster: Cluster, image: Image, reporter: Reporter, duration: int) -> None:
+        lost = StopRequest()  # for this lock only
+        lock = lock_at(cluster, image.pool, image.namespace, self._domain.uuid, duration, CLEANUP)
+
+        def require_lock() -> None:
+            self._check_stop()
+            lost.check()
+
+        try:
+            with lock.locked(lost, reporter, self._domain.name):
+                self._remove(cluster, image, reporter, require_lock)
+        except LockHeld as error:
+            text = f"base snapshots of {image}, which is no longer backed up, stay: {error.message}"
+            reporter.message(Level.INFO, self._domain.name, text)
+
+    def _remove(
+        self, cluster: Cluster, image: Image, reporter: Reporter, require_lock: Callable[[], None]
+    ) -> None:
+        remove_leftovers(cluster, image, self._domain, reporter, with_bases=True, require_lock=require_lock)
 
     def _find(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
         uuid = self._domain.uuid

@@ -24,7 +24,7 @@ from ..hypervisor.connections import Hypervisors
 from ..job.domain_lock import CLEANUP, lock_of
 from ..job.leftovers import leftovers, remove_leftovers
 from ..job_result import Phase
-from ..model import Domain, Image, Level
+from ..model import Domain, Image, Level, Override
 from ..orphaned.places import domains_of_nodes, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
@@ -200,7 +200,8 @@ class Cleaner:
             lost.check()
 
         with lock.locked(lost, self.reporter, domain.name):
-            for cluster, image in images:
+            # elsewhere, what was made since the first look may be of a run with other settings
+            for cluster, image in (one for one in images if lock.covers(*one)):
                 check_stop()
                 with deletions.one():
                     remove_leftovers(
@@ -236,11 +237,12 @@ class Cleaner:
     def _lockable(self, domain: Domain, with_leftovers: Container[Image]) -> Domain:
         """Return the domain with the images that a backup saves and those that have leftovers.
 
-        Others are not touched, and in their pools a lock may not be permitted.
+        Others are not touched, and in their pools a lock may not be permitted. An image with leftovers needs
+        the lock also where the metadata excludes it by now: the run that made them began before that.
         """
         saved = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
         disks = (disk for disk in domain.disks if disk.target in saved or disk.image in with_leftovers)
-        return replace(domain, disks=tuple(disks))
+        return replace(domain, disks=tuple(disks), override=Override())
 
     def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:
         interval, now = self.settings.progress_interval, time.monotonic()

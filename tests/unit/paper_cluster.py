@@ -32,7 +32,7 @@ class PaperCluster(Cluster):
         self.watching: dict[str, int] = {}  # clients that have an image open
         self.snapshots: dict[str, set[str]] = {}
         self.numbers: dict[tuple[str, str], int] = {}  # ids of snapshots, by image and name
-        self.locks: dict[str, str] = {}  # owners by names, in whichever pool
+        self.locks: dict[str, str] = {}  # owners by names; in other pools than vms, as pool/namespace/name
         self.tokens: dict[str, str] = {}  # who took them last, expired or not
         self.claims: list[Claim] = []
         self.failing: set[tuple[str, str]] = set()  # ("open", "create", "rename" or "remove", image)
@@ -147,6 +147,7 @@ class PaperCluster(Cluster):
         if self.unreachable:
             raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
         self.claims.append(claim)
+        name = _lock_name(image, name)
         locked_by = self.locks.get(name)
         if locked_by not in (None, owner):
             raise LockHeld(f"the lock {name} beside image {image} is held")
@@ -159,7 +160,7 @@ class PaperCluster(Cluster):
     def is_locked(self, image: Image, name: str) -> bool:
         if self.unreachable:
             raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
-        return name in self.locks
+        return _lock_name(image, name) in self.locks
 
     def bytes_changed_since(self, image: Image, snapshot: str) -> Optional[int]:
         if f"{image}@head" in self.distrusted:
@@ -167,17 +168,22 @@ class PaperCluster(Cluster):
         return MIB * len(self.snapshot_names(image))
 
     def last_owner(self, image: Image, name: str) -> str:
-        return self.tokens.get(name, "")
+        return self.tokens.get(_lock_name(image, name), "")
 
     def object_exists(self, image: Image, name: str) -> bool:
-        return name in self.locks
+        return _lock_name(image, name) in self.locks
 
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
         if self.unreachable:
             raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
+        name = _lock_name(image, name)
         if self.locks.get(name) == owner:
             del self.locks[name]
             del self.tokens[name]
+
+
+def _lock_name(image: Image, name: str) -> str:
+    return name if (image.pool, image.namespace) == ("vms", "") else f"{image.pool}/{image.namespace}/{name}"
 
 
 class PaperClusters(Clusters):

@@ -207,7 +207,7 @@ def test_a_domain_without_a_definition_is_locked_by_its_place(
     lock = lock_at(cluster, "ssd", "ns", UUID, 60)
     assert lock.places == (f"{FSID}/ssd/ns",)
     with lock.locked(stop, recorder, "web"):
-        assert set(cluster.locks) == {NAME}
+        assert set(cluster.locks) == {f"ssd/ns/{NAME}"}
 
 
 def test_an_expired_lock_without_a_new_owner_leaves_nothing(

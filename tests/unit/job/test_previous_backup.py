@@ -9,6 +9,7 @@ from typing import Callable, Optional
 import pytest
 
 from backup.errors import BackupError
+from backup.job.domain_lock import lock_of
 from backup.job.leftovers import base_prefix, base_snapshots, owned_prefix, remove_leftovers, run_of
 from backup.job.previous_backup import PreviousBackup
 from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards, prepared
@@ -224,8 +225,34 @@ def test_the_base_snapshot_of_an_image_that_the_domain_no_longer_has_is_removed(
     one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
     snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
     with PreviousBackup(snapshots, one_disk, KeepsPoints(BOTH), (), lambda: None) as found:
-        found.remove_dropped(recorder)
+        found.remove_dropped(recorder, lock_of(one_disk, PaperClusters(cluster), 30))
     assert ours(cluster) == {"vms/a": {f"{KEPT}{BEFORE}"}, "vms/b": set()}
+    assert cluster.claims == [], "the lock that is held is of this place too"
+
+
+@pytest.mark.parametrize("active", [True, False], ids=["another run saves it", "no run saves it"])
+def test_base_snapshots_of_an_image_in_another_place_are_removed_only_under_the_lock_there(
+    cluster: PaperCluster, recorder: Recorder, active: bool
+) -> None:
+    cluster.snapshots["fast/b"] = set()
+    add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
+    add(cluster, f"{KEPT}{BEFORE}", 8, "fast/b")
+    lock = f"fast//virt-rbd-backup.lock.{UUID}"
+    if active:  # with settings that do not exclude it
+        cluster.locks[lock] = "another node"
+    one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
+    snapshots = prepared(one_disk, PaperClusters(cluster), RUN)
+    both = [
+        saved_image("vda", 7),
+        saved_image("vdb", 8, image="fast/b", source=SnapshotId(FSID, "id of fast/b", 8)),
+    ]
+    with PreviousBackup(snapshots, one_disk, KeepsPoints(both), (), lambda: None) as found:
+        found.remove_dropped(recorder, lock_of(one_disk, PaperClusters(cluster), 30))
+    assert cluster.snapshots["fast/b"] == ({f"{KEPT}{BEFORE}"} if active else set())
+    assert cluster.locks == ({lock: "another node"} if active else {})
+    assert recorder.told(Level.WARNING) == (
+        [] if active else [f"removed base snapshot {KEPT}{BEFORE} of fast/b"]
+    )
 
 
 def test_names_of_snapshots_contain_the_run_and_the_domain() -> None:

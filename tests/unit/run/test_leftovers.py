@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
@@ -13,7 +14,7 @@ import pytest
 from backup.ceph.cluster import Claim
 from backup.ceph.errors import ClusterError
 from backup.errors import BackupError, Interrupted
-from backup.model import Disk, Domain, Image, Level
+from backup.model import Disk, Domain, Image, Level, Override
 from backup.quiesce.freeze_notes import FreezeNotes
 from backup.run import cleanup
 from backup.run.cleanup import Cleaner, clean_node
@@ -95,6 +96,39 @@ def test_a_domain_that_a_run_is_backing_up_is_skipped_and_no_failure(
     assert recorder.messages == [
         (Level.INFO, "web", "another run is backing up this domain, maybe on another node")
     ]
+
+
+def test_the_snapshots_of_an_active_run_of_other_settings_stay(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves an image that these settings exclude, and begins after the first look at it."""
+    web = domain("web", UUID, disks=[rbd_disk("vda", "vms/a"), rbd_disk("vdb", "fast/excluded")])
+    cluster.snapshots["vms/a"].add(LEFT)
+    cluster.snapshots["fast/excluded"] = set()
+    take = cluster.lock
+
+    def lock(image: Image, *arguments: Any) -> None:
+        cluster.snapshots["fast/excluded"].add(LEFT)  # its lock is in that pool alone
+        take(image, *arguments)
+
+    monkeypatch.setattr(cluster, "lock", lock)
+    chosen = cleaner(tmp_path, recorder, exclude_images=["fast/*"])
+    assert chosen.clean([web], PaperHypervisor(web, FreezeNotes(str(tmp_path)))) == 0
+    assert (cluster.snapshots["vms/a"], cluster.snapshots["fast/excluded"]) == ({"foreign"}, {LEFT})
+
+
+def test_an_image_that_the_metadata_excludes_by_now_is_cleaned_under_the_lock_of_its_place(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path
+) -> None:
+    web = domain("web", UUID, disks=[rbd_disk("vda", "vms/a"), rbd_disk("vdb", "fast/excluded")])
+    web = replace(web, override=Override(exclude=("vdb",)))
+    cluster.snapshots["fast/excluded"] = {LEFT}
+    cluster.locks[f"fast//{LOCK}"] = "another node"
+    assert remove(tmp_path, recorder, web) == 0
+    assert cluster.snapshots["fast/excluded"] == {LEFT}, "the run that made it may be alive"
+    cluster.locks.clear()
+    assert remove(tmp_path, recorder, web) == 0
+    assert cluster.snapshots["fast/excluded"] == set()
 
 
 def test_a_domain_that_cannot_be_cleaned_is_reported_and_counted_and_the_others_are_cleaned(
