@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
@@ -30,7 +30,7 @@ from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
 from backup.system.utf8_mode import require_utf8
-from backup.terminal import command_line, tables
+from backup.terminal import command_line, completion, tables
 from backup.terminal.console import Console, console_on_standard_error
 from backup.terminal.files_text import result_parts
 from backup.terminal.output_file import write_or_print
@@ -55,11 +55,13 @@ def main(argv: Sequence[str]) -> int:
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # names come in all alphabets, whatever the locale
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if argv[:1] == [completion.COMMAND]:
+        return complete(*argv[1:])
     arguments = command_line.parsed(argv)
     set_title(arguments.command)
     console = console_on_standard_error(Level[arguments.log_level.upper()])
     try:
-        settings = load(_defaults(), _settings_file(arguments))
+        settings = load(_defaults(), _settings_file(arguments.config))
         require_modules(arguments, settings)
         with commands_logged(partial(console.message, Level.DEBUG, "")):
             return COMMANDS[arguments.command](arguments, settings, console)
@@ -79,9 +81,18 @@ def _defaults() -> Mapping[str, object]:
     return vars(config)
 
 
-def _settings_file(arguments: argparse.Namespace) -> Path | None:
-    path = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
+def _settings_file(named: str | None) -> Path | None:
+    path = named or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
     return Path(path) if path else None
+
+
+def complete(kind: str = "", prefix: str = "", *line: str) -> int:
+    """Print what a shell completes an argument with: nothing, not even an error, if that is unknown."""
+    with suppress(Exception, SystemExit, KeyboardInterrupt):
+        settings = load(_defaults(), _settings_file(None))
+        for value in completion.completions(kind, prefix, line, settings):
+            print_text(f"{value}\n")
+    return SUCCESS
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -158,11 +169,14 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """List the restore points."""
     from backup.restore_point.find import points_of_domains
+    from backup.restore_point.known_points import remember
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
-    points = points_of_domains(output.restore_points(), arguments.domains)
+    listed = output.restore_points()
+    remember(listed, settings.state_dir)
+    points = points_of_domains(listed, arguments.domains)
     as_json = arguments.json
     print_text(tables.json_text(tables.points_json(points)) if as_json else tables.points_table(points))
     return SUCCESS

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..report.domain_record import FILE
 from ..report.history import REPORT_NAMES
+from ..restore_point import known_points
 from ..settings import Settings
 from ..system.atomic_file import remove_drafts
 
@@ -30,7 +31,8 @@ def _places(settings: Settings) -> Iterator[tuple[Path, str]]:
     yield Path(settings.runtime_dir), "watchdog"
     for directory in _directories_in(Path(settings.runtime_dir)):
         yield directory, RECORD_NAMES
-    yield Path(settings.state_dir), re.escape(FILE)
+    for name in (FILE, known_points.FILE):
+        yield Path(settings.state_dir), re.escape(name)
     yield Path(settings.state_dir, "reports"), REPORT_NAMES
     for path in (settings.report_file, settings.metrics_file):
         if path:  # its directory may have files of other programs

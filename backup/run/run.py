@@ -27,6 +27,7 @@ from ..model import Domain, Level
 from ..protocols import Output, RunReporter
 from ..quiesce.thaw_rounds import thaw_guests
 from ..report.run_report import RunResult
+from ..restore_point.known_points import remember
 from ..settings import Settings
 from ..stored import PointId, StoredPoint
 from ..system.child_records import end_orphans
@@ -142,7 +143,7 @@ class Run:
                     results = self._all_done(self._orders(sized, counted, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
-                results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())
+                results = self._confirmed(results)
                 report_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(points), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -160,7 +161,9 @@ class Run:
         while not wait([found], STOP_POLL).done:
             self.stop.check()
         self.stop.check()
-        return found.result()
+        points = found.result()
+        remember(points, self.settings.state_dir)
+        return points
 
     def _orders(
         self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
@@ -248,6 +251,10 @@ class Run:
         In a thread, as it takes a while; the process waits for it at its end.
         """
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+
+    def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
+        state_dir, check_stop = self.settings.state_dir, self._at_the_end()
+        return confirmed(results, self.run, self.output, self.reporter, state_dir, check_stop)
 
     def _discard_own(self, wait_if_busy: bool) -> None:
         failed, check_stop = self._failed_points, self._at_the_end()
