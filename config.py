@@ -197,8 +197,8 @@ PROGRESS_INTERVAL = 60
 
 # --- Notifications and hooks --------------------------------------------------------------------
 
-# A program that receives each run's report as JSON on its standard input: a list of its path and its
-# arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]. []: none.
+# A program that receives each run's report as JSON on its standard input, also if a timer's run cannot begin:
+# a list of its path and its arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]. []: none.
 NOTIFY_COMMAND = []
 
 # When NOTIFY_COMMAND runs. "always": after each run. "failure": if the exit code is not 0. "change": if

@@ -19,13 +19,13 @@ from typing import Callable, NoReturn
 import outputs
 from backup import PROGRAM
 from backup.errors import AlreadyRunning, BackupError, ConfigError
-from backup.exit_codes import FAILED, NOTHING_DONE, SUCCESS, exit_code, interrupted
+from backup.exit_codes import ALREADY_RUNNING, FAILED, NOTHING_DONE, SUCCESS, USAGE, exit_code, interrupted
 from backup.model import Level
 from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
-from backup.settings import Settings, invalid_python, load
+from backup.settings import Settings, invalid_python, load, load_valid
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
@@ -57,19 +57,51 @@ def main(argv: Sequence[str]) -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if argv[:1] == [completion.COMMAND]:
         return complete(*argv[1:])
-    arguments = command_line.parsed(argv)
+    arguments = _parsed(argv)
     set_title(arguments.command)
     console = console_on_standard_error(Level[arguments.log_level.upper()])
+    began = False
     try:
         settings = load(_defaults(), _settings_file(arguments.config))
         require_modules(arguments, settings)
+        began = True
         with commands_logged(partial(console.message, Level.DEBUG, "")):
             return COMMANDS[arguments.command](arguments, settings, console)
     except BackupError as error:
         write_error(console, error)
-        return exit_code(error)
+        code = exit_code(error)
+        if arguments.command == "backup" and (not began or code in (USAGE, ALREADY_RUNNING)):
+            _notify_not_started(error, code, arguments.config, console)
+        return code
     except KeyboardInterrupt:
         return interrupted(signal.SIGINT)
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments. Wrong ones end the program with exit code 2."""
+    try:
+        return command_line.parsed(argv)
+    except SystemExit as end:
+        command = next((argument for argument in argv if argument in COMMANDS), "backup")
+        if end.code == USAGE and command == "backup":
+            error = BackupError("the command line is wrong: see the journal")
+            _notify_not_started(error, USAGE, None, console_on_standard_error(Level.INFO))
+        raise
+
+
+def _notify_not_started(error: BackupError, code: int, config: str | None, console: Console) -> None:
+    """Send the notifications of a run that ended before it began, if a timer started it."""
+    from backup.hooks.not_started import is_scheduled, notify_not_started
+
+    if not is_scheduled():
+        return
+    try:
+        settings = load_valid(_defaults(), _settings_file(config))
+    except ConfigError:
+        console.message(Level.ERROR, "", "notification failed: NOTIFY_COMMAND and PING_URL cannot be read")
+    else:
+        with stoppable() as stop:
+            notify_not_started(error, code, settings, console, stop.check)
 
 
 def _defaults() -> Mapping[str, object]:
@@ -117,11 +149,14 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def _publish(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
     """Publish the report and send the notifications."""
+    from backup.hooks.not_started import forget_not_started, last_not_started
     from backup.hooks.notify import send_notifications
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
+    previous = chain(last_not_started(settings.state_dir), history.newest_first())
+    send_notifications(result, report, previous, settings, reporter, stop.check_signalled_twice)
+    forget_not_started(settings.state_dir)
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 
 from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
@@ -16,11 +18,18 @@ from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
 SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
 
 
+def new_run_id() -> str:
+    """Return an id that sorts by time: UTC, and random letters in case two nodes start in one second."""
+    letters = "".join(random.choices(string.ascii_lowercase, k=4))
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
 
-    `named` are the domains, or patterns, from the command line: no others were considered.
+    `not_started` is the exit code of one that did not even begin, 0 if it did. `named` are the domains, or
+    patterns, from the command line: no others were considered.
     """
 
     run: str
@@ -30,6 +39,7 @@ class RunResult:
     results: Sequence[JobResult]
     signal_number: int = 0
     nothing_done: bool = False
+    not_started: int = 0
     named: Sequence[str] = ()
     errors: Sequence[str] = ()  # of the run as a whole, such as an unreachable libvirt
     not_selected: Sequence[JobResult] = ()
@@ -37,6 +47,8 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
+        if self.not_started:
+            return self.not_started
         if self.signal_number:
             return interrupted(self.signal_number)
         if self.nothing_done:
@@ -47,6 +59,8 @@ class RunResult:
     @property
     def summary(self) -> str:
         """The number of domains per result, such as "3 saved, 1 failed"."""
+        if self.not_started:
+            return f"not started (exit code {self.not_started})"
         if self.nothing_done:
             return "nothing could be done"
         counts = [(sum(one.status is status for one in self.results), status.value) for status in Status]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import socket
-import string
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Output, RunReporter
 from ..quiesce.thaw_rounds import thaw_guests
-from ..report.run_report import RunResult
+from ..report.run_report import RunResult, new_run_id
 from ..restore_point.known_points import remember
 from ..settings import Settings
 from ..stored import PointId, StoredPoint
@@ -46,12 +44,6 @@ from .worker_pool import Pool
 STOP_POLL = 0.2  # seconds between two checks whether the run has to stop
 TIDY_LIMIT = 30.0  # seconds for the output to answer at the end of a run after a request to stop
 THAW_WAIT = 10.0  # seconds that the run waits for the thaw of a dead worker's guest
-
-
-def new_run_id() -> str:
-    """Return an id that sorts by time: UTC, and random letters in case two nodes start in one second."""
-    letters = "".join(random.choices(string.ascii_lowercase, k=4))
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
 
 
 @dataclass(frozen=True)
