@@ -96,10 +96,10 @@ def _domain(one: JobResult, record: DomainRecord, selected: bool) -> DomainEntry
         "name": one.name,
         "uuid": one.uuid,
         "selected": selected,
-        "status": one.status,
+        "status": one.status.value,
         "reason": one.reason,
         "hint": one.hint,
-        "consistency": one.consistency,
+        "consistency": one.consistency.value if one.consistency else None,
         "taken": _moment(one.taken) if one.taken else None,
         "frozen_at": _moment(one.frozen_at) if one.frozen_at else None,
         "frozen_seconds": round(one.frozen_seconds, 3),
@@ -123,7 +123,7 @@ def _timeline(timeline: Timeline) -> TimelineEntry:
         "lane": timeline.lane,
         "started": _moment(timeline.started),
         "finished": _moment(timeline.finished),
-        "phases": [{"phase": phase, "started": _moment(began)} for phase, began in timeline.phases],
+        "phases": [{"phase": phase.value, "started": _moment(began)} for phase, began in timeline.phases],
     }
 
 
