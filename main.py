@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> int:
     except BackupError as error:
         write_error(console, error)
         code = exit_code(error)
-        if arguments.command == "backup" and (not began or code in (USAGE, ALREADY_RUNNING)):
+        is_run = arguments.command == "backup" and not arguments.dry_run
+        if is_run and (not began or code in (USAGE, ALREADY_RUNNING)):
             _notify_not_started(error, code, arguments.config, console)
         return code
     except KeyboardInterrupt:

@@ -77,9 +77,8 @@ def forget_not_started(state_dir: str) -> None:
 
 
 def _read(state_dir: str) -> NotStarted | None:
-    with suppress(
-        OSError, ValueError, TypeError, AttributeError
-    ):  # there is none, or another version wrote it
+    # there is none, or another version wrote it
+    with suppress(OSError, ValueError, TypeError, AttributeError):
         found = NotStarted(**json.loads(Path(state_dir, FILE).read_bytes()))
         return found if found.report.keys() >= Report.__required_keys__ else None
     return None

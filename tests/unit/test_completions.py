@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def know(node: Node, runs: Mapping[str, Sequence[str]]) -> None:
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest, node: Node) -> str:
     directory = node.directory
+    assert shutil.which(request.param), "see tests/packages.txt"
     script = subprocess.run(
         [ROOT / "res/completions/generate", request.param], stdout=subprocess.PIPE, check=True
     )

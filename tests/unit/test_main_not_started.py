@@ -99,7 +99,8 @@ def test_a_missing_module_is_notified_too(node: Node) -> None:
 
 
 def test_other_commands_notify_of_nothing(node: Node, web: Web) -> None:
-    done = node.run_each("cleanup", "list", "drill", "check --verify", "verify x", "backup --help", WORKERS=0)
+    lines = ("backup --dry-run", "backup --help", "cleanup", "list", "drill", "check --verify", "verify x")
+    done = node.run_each(*lines, WORKERS=0)
     assert {one.returncode for one in done.values()} == {0, 2}
     assert (notified(node), web.asked) == ([], [])
 
