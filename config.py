@@ -164,8 +164,8 @@ DRILL_BOOT_TIMEOUT = 300
 RUNTIME_DIR = "/run/virt-rbd-backup"
 
 # Directory for state that survives a reboot: the reports of past runs, when each domain was last backed up,
-# verified and drilled, manifests for the next incremental backups, and records of the files that a restore or
-# drill is writing to this node.
+# verified and drilled, manifests for the next incremental backups, records of the files that a restore or
+# drill is writing to this node, and the restore points that were last listed, for completions.
 STATE_DIR = "/var/lib/virt-rbd-backup"
 
 # Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times
@@ -197,8 +197,8 @@ PROGRESS_INTERVAL = 60
 
 # --- Notifications and hooks --------------------------------------------------------------------
 
-# A program that receives each run's report as JSON on its standard input: a list of its path and its
-# arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]. []: none.
+# A program that receives each run's report as JSON on its standard input, also if a timer's run cannot begin:
+# a list of its path and its arguments, such as ["/opt/virt-rbd-backup/res/notify-mail", "root"]. []: none.
 NOTIFY_COMMAND = []
 
 # When NOTIFY_COMMAND runs. "always": after each run. "failure": if the exit code is not 0. "change": if

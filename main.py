@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
@@ -19,18 +19,18 @@ from typing import Callable, NoReturn
 import outputs
 from backup import PROGRAM
 from backup.errors import AlreadyRunning, BackupError, ConfigError
-from backup.exit_codes import FAILED, NOTHING_DONE, SUCCESS, exit_code, interrupted
+from backup.exit_codes import ALREADY_RUNNING, FAILED, NOTHING_DONE, SUCCESS, USAGE, exit_code, interrupted
 from backup.model import Level
 from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
-from backup.settings import Settings, invalid_python, load
+from backup.settings import Settings, invalid_python, load, load_valid
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
 from backup.system.utf8_mode import require_utf8
-from backup.terminal import command_line, tables
+from backup.terminal import command_line, completion, tables
 from backup.terminal.console import Console, console_on_standard_error
 from backup.terminal.files_text import result_parts
 from backup.terminal.output_file import write_or_print
@@ -55,19 +55,54 @@ def main(argv: Sequence[str]) -> int:
     open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # names come in all alphabets, whatever the locale
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    arguments = command_line.parsed(argv)
+    if argv[:1] == [completion.COMMAND]:
+        return complete(*argv[1:])
+    arguments = _parsed(argv)
     set_title(arguments.command)
     console = console_on_standard_error(Level[arguments.log_level.upper()])
+    began = False
     try:
-        settings = load(_defaults(), _settings_file(arguments))
+        settings = load(_defaults(), _settings_file(arguments.config))
         require_modules(arguments, settings)
+        began = True
         with commands_logged(partial(console.message, Level.DEBUG, "")):
             return COMMANDS[arguments.command](arguments, settings, console)
     except BackupError as error:
         write_error(console, error)
-        return exit_code(error)
+        code = exit_code(error)
+        is_run = arguments.command == "backup" and not arguments.dry_run
+        if is_run and (not began or code in (USAGE, ALREADY_RUNNING)):
+            _notify_not_started(error, code, arguments.config, console)
+        return code
     except KeyboardInterrupt:
         return interrupted(signal.SIGINT)
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments. Wrong ones end the program with exit code 2."""
+    try:
+        return command_line.parsed(argv)
+    except SystemExit as end:
+        command = next((argument for argument in argv if argument in COMMANDS), "backup")
+        if end.code == USAGE and command == "backup":
+            error = BackupError("the command line is wrong: see the journal")
+            _notify_not_started(error, USAGE, None, console_on_standard_error(Level.INFO))
+        raise
+
+
+def _notify_not_started(error: BackupError, code: int, config: str | None, console: Console) -> None:
+    """Send the notifications of a run that ended before it began, if a timer started it."""
+    from backup.hooks.not_started import is_scheduled, notify_not_started
+
+    if not is_scheduled():
+        return
+    try:
+        settings = load_valid(_defaults(), _settings_file(config))
+    except ConfigError:
+        console.message(Level.ERROR, "", "notification failed: NOTIFY_COMMAND and PING_URL cannot be read")
+    else:
+        with stoppable() as stop:
+            notify_not_started(error, code, settings, console, stop.check)
 
 
 def _defaults() -> Mapping[str, object]:
@@ -79,9 +114,18 @@ def _defaults() -> Mapping[str, object]:
     return vars(config)
 
 
-def _settings_file(arguments: argparse.Namespace) -> Path | None:
-    path = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
+def _settings_file(named: str | None) -> Path | None:
+    path = named or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
     return Path(path) if path else None
+
+
+def complete(kind: str = "", prefix: str = "", *line: str) -> int:
+    """Print what a shell completes an argument with: nothing, not even an error, if that is unknown."""
+    with suppress(Exception, SystemExit, KeyboardInterrupt):
+        settings = load(_defaults(), _settings_file(None))
+        for value in completion.completions(kind, prefix, line, settings):
+            print_text(f"{value}\n")
+    return SUCCESS
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -106,11 +150,14 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
 
 def _publish(result: RunResult, settings: Settings, reporter: Reporter, stop: StopRequest) -> None:
     """Publish the report and send the notifications."""
+    from backup.hooks.not_started import forget_not_started, last_not_started
     from backup.hooks.notify import send_notifications
 
     report = publish(result, settings, reporter)
     history = History(settings.state_dir, settings.report_days)
-    send_notifications(result, report, history.newest_first(), settings, reporter, stop.check_signalled_twice)
+    previous = chain(last_not_started(settings.state_dir), history.newest_first())
+    send_notifications(result, report, previous, settings, reporter, stop.check_signalled_twice)
+    forget_not_started(settings.state_dir)
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -158,11 +205,14 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
     """List the restore points."""
     from backup.restore_point.find import points_of_domains
+    from backup.restore_point.known_points import remember
 
     output = outputs.readable(settings)
     if errors := output.configuration_errors():
         raise ConfigError(errors)
-    points = points_of_domains(output.restore_points(), arguments.domains)
+    listed = output.restore_points()
+    remember(listed, settings.state_dir)
+    points = points_of_domains(listed, arguments.domains)
     as_json = arguments.json
     print_text(tables.json_text(tables.points_json(points)) if as_json else tables.points_table(points))
     return SUCCESS

@@ -49,7 +49,11 @@ class ConfigError(BackupError):
 
 
 class AlreadyRunning(BackupError):
-    """Another run is active on this node."""
+    """Another run is active on this node; `active` distinguishes it from other ones."""
+
+    def __init__(self, message: str, hint: str = "", active: str = "") -> None:
+        super().__init__(message, hint)
+        self.active = active
 
 
 class Skipped(BackupError):

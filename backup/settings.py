@@ -14,7 +14,10 @@ from urllib.parse import urlsplit
 
 from .errors import BackupError, ConfigError, reason
 
-MAY_HOLD_PASSWORDS = ("RESTIC_ENVIRONMENT", "RESTIC_REPOSITORY", "NOTIFY_COMMAND", "PING_URL")
+MAY_HOLD_PASSWORDS = (
+    *("LIBVIRT_URI", "NOTIFY_COMMAND", "PING_URL"),
+    *("RESTIC_ENVIRONMENT", "RESTIC_OPTIONS", "RESTIC_REPOSITORY"),
+)
 
 # Returns what a value has to be, None if it is valid.
 Check = Callable[[Any], Optional[str]]
@@ -183,6 +186,18 @@ def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
     if errors:
         raise ConfigError(errors)
     return Settings(**{name.lower(): values[name] for name in known})
+
+
+def load_valid(defaults: Mapping[str, Any], override: Path | None) -> Settings:
+    """Return the settings with the default in place of each constant that is invalid, to report that it is.
+
+    Raises ConfigError if the override file cannot be executed, or others can write it; if a default is
+    invalid.
+    """
+    checks = {entry.name.upper(): entry.metadata["check"] for entry in fields(Settings)}
+    chosen = _constants(_run(override), checks) if override else {}
+    valid = {name: value for name, value in chosen.items() if name in checks and not checks[name](value)}
+    return load({**defaults, **valid}, None)
 
 
 def _constants(module: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..stored import CLOCK_ERROR
 from ..system.atomic_file import write_atomically
 from .report_types import Report
 
+SUFFIX = ".json.gz"
 REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
 
 
@@ -28,9 +29,13 @@ class History:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         outdated = self._outdated()
         content = gzip.compress(json.dumps(report).encode(), mtime=0)
-        write_atomically(self.directory / f"{report['run']}.json.gz", content)
+        write_atomically(self.directory / f"{report['run']}{SUFFIX}", content)
         for path in outdated:
             path.unlink(missing_ok=True)
+
+    def runs(self) -> Sequence[str]:
+        """Return the ids of the runs with a report, the newest last."""
+        return [path.name[: -len(SUFFIX)] for path in self._paths()]
 
     def _outdated(self) -> Sequence[Path]:
         """Return the reports older than REPORT_DAYS; none if all are, as the clock may be wrong."""
@@ -49,7 +54,7 @@ class History:
     def _paths(self) -> Sequence[Path]:
         """Return the reports, the oldest first; before them those of the future, which a wrong clock made."""
         latest = _name_at(datetime.now(timezone.utc) + CLOCK_ERROR)
-        return sorted(self.directory.glob("*.json.gz"), key=lambda path: (path.name < latest, path.name))
+        return sorted(self.directory.glob(f"*{SUFFIX}"), key=lambda path: (path.name < latest, path.name))
 
 
 def _name_at(moment: datetime) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 
 from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
@@ -16,11 +18,18 @@ from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
 SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
 
 
+def new_run_id() -> str:
+    """Return an id that sorts by time: UTC, and random letters in case two nodes start in one second."""
+    letters = "".join(random.choices(string.ascii_lowercase, k=4))
+    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
 
-    `named` are the domains, or patterns, from the command line: no others were considered.
+    `not_started` is the exit code of one that did not even begin, 0 if it did. `named` are the domains, or
+    patterns, from the command line: no others were considered.
     """
 
     run: str
@@ -30,6 +39,7 @@ class RunResult:
     results: Sequence[JobResult]
     signal_number: int = 0
     nothing_done: bool = False
+    not_started: int = 0
     named: Sequence[str] = ()
     errors: Sequence[str] = ()  # of the run as a whole, such as an unreachable libvirt
     not_selected: Sequence[JobResult] = ()
@@ -37,6 +47,8 @@ class RunResult:
 
     @property
     def exit_code(self) -> int:
+        if self.not_started:
+            return self.not_started
         if self.signal_number:
             return interrupted(self.signal_number)
         if self.nothing_done:
@@ -47,6 +59,8 @@ class RunResult:
     @property
     def summary(self) -> str:
         """The number of domains per result, such as "3 saved, 1 failed"."""
+        if self.not_started:
+            return f"not started (exit code {self.not_started})"
         if self.nothing_done:
             return "nothing could be done"
         counts = [(sum(one.status is status for one in self.results), status.value) for status in Status]
@@ -82,10 +96,10 @@ def _domain(one: JobResult, record: DomainRecord, selected: bool) -> DomainEntry
         "name": one.name,
         "uuid": one.uuid,
         "selected": selected,
-        "status": one.status,
+        "status": one.status.value,
         "reason": one.reason,
         "hint": one.hint,
-        "consistency": one.consistency,
+        "consistency": one.consistency.value if one.consistency else None,
         "taken": _moment(one.taken) if one.taken else None,
         "frozen_at": _moment(one.frozen_at) if one.frozen_at else None,
         "frozen_seconds": round(one.frozen_seconds, 3),
@@ -109,7 +123,7 @@ def _timeline(timeline: Timeline) -> TimelineEntry:
         "lane": timeline.lane,
         "started": _moment(timeline.started),
         "finished": _moment(timeline.finished),
-        "phases": [{"phase": phase, "started": _moment(began)} for phase, began in timeline.phases],
+        "phases": [{"phase": phase.value, "started": _moment(began)} for phase, began in timeline.phases],
     }
 
 

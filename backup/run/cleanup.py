@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Container, Mapping, Sequence
@@ -36,6 +35,7 @@ from ..settings import Settings
 from ..system.child_records import end_orphans
 from ..system.concurrency_limit import Slots
 from ..system.parallel_calls import Calls
+from ..system.service import in_a_service
 from ..system.stop_request import StopRequest
 from ..system.time_limit import awaited
 from ..watch.node_lock import only_run
@@ -63,7 +63,7 @@ def clean_node(
     Raises AlreadyRunning while a run is active, as its snapshots are no leftovers, and the reason to stop.
     """
     with only_run(settings.runtime_dir, stop.check):
-        seconds = IN_A_SERVICE if "INVOCATION_ID" in os.environ else BY_HAND
+        seconds = IN_A_SERVICE if in_a_service() else BY_HAND
         failed = thaw_guests(settings, reporter, seconds=seconds, check_stop=stop.check)
         threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
         remove_all_drafts(settings)
@@ -145,7 +145,7 @@ class Cleaner:
             self.reporter.message(Level.WARNING, "", str(error))
             return
         nodes = domains_of_nodes(hypervisors, domains, settings, settings.ceph_timeout, stack)
-        limit = SEARCH_IN_A_SERVICE if "INVOCATION_ID" in os.environ else math.inf
+        limit = SEARCH_IN_A_SERVICE if in_a_service() else math.inf
         removal = OrphanRemoval(settings, self.reporter, self.stop, self._deletions(), self.with_bases, limit)
         removal.remove(nodes, not hypervisors.unreachable, points, stack.close)
 

@@ -11,6 +11,7 @@ from ..job_result import JobResult, Status
 from ..model import Level
 from ..protocols import Output, Reporter
 from ..restore_point.find import missing
+from ..restore_point.known_points import remember
 from ..stored import PointId, StoredPoint
 
 
@@ -19,6 +20,7 @@ def confirmed(
     run: str,
     output: Output,
     reporter: Reporter,
+    state_dir: str,
     check_stop: Callable[[], None],
 ) -> Sequence[JobResult]:
     """List the run's restore points in the repository; fail the domains with missing images.
@@ -29,11 +31,13 @@ def confirmed(
     if not any(result.status is Status.SAVED for result in results):
         return results
     try:
-        points = [point for point in output.restore_points(check_stop) if point.id.run == run]
+        listed = output.restore_points(check_stop)
     except BackupError as error:
         text = f"cannot confirm that the repository holds all saved images: {error}"
         reporter.message(Level.WARNING, "", text)
         return results
+    remember(listed, state_dir)
+    points = [point for point in listed if point.id.run == run]
     after = [_confirmed_in(points, run, result, reporter) for result in results]
     gone = {new.uuid for new, old in zip(after, results) if new is not old}
     _withdraw([point.id for point in points if point.id.uuid in gone], output, reporter, check_stop)

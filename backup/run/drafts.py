@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ..report.domain_record import FILE
+from ..hooks import not_started
+from ..report import domain_record
 from ..report.history import REPORT_NAMES
+from ..restore_point import known_points
 from ..settings import Settings
 from ..system.atomic_file import remove_drafts
 
@@ -30,7 +32,8 @@ def _places(settings: Settings) -> Iterator[tuple[Path, str]]:
     yield Path(settings.runtime_dir), "watchdog"
     for directory in _directories_in(Path(settings.runtime_dir)):
         yield directory, RECORD_NAMES
-    yield Path(settings.state_dir), re.escape(FILE)
+    for name in (domain_record.FILE, known_points.FILE, not_started.FILE):
+        yield Path(settings.state_dir), re.escape(name)
     yield Path(settings.state_dir, "reports"), REPORT_NAMES
     for path in (settings.report_file, settings.metrics_file):
         if path:  # its directory may have files of other programs

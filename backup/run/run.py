@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import socket
-import string
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +24,8 @@ from ..job_result import JobResult, Status
 from ..model import Domain, Level
 from ..protocols import Output, RunReporter
 from ..quiesce.thaw_rounds import thaw_guests
-from ..report.run_report import RunResult
+from ..report.run_report import RunResult, new_run_id
+from ..restore_point.known_points import remember
 from ..settings import Settings
 from ..stored import PointId, StoredPoint
 from ..system.child_records import end_orphans
@@ -45,12 +44,6 @@ from .worker_pool import Pool
 STOP_POLL = 0.2  # seconds between two checks whether the run has to stop
 TIDY_LIMIT = 30.0  # seconds for the output to answer at the end of a run after a request to stop
 THAW_WAIT = 10.0  # seconds that the run waits for the thaw of a dead worker's guest
-
-
-def new_run_id() -> str:
-    """Return an id that sorts by time: UTC, and random letters in case two nodes start in one second."""
-    letters = "".join(random.choices(string.ascii_lowercase, k=4))
-    return f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{letters}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ class Run:
                     results = self._all_done(self._orders(sized, counted, bool(names), verify), pool)
             if sized:
                 domains = [domain for domain, _ in sized]
-                results = confirmed(results, self.run, self.output, self.reporter, self._at_the_end())
+                results = self._confirmed(results)
                 report_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(points), domains, results, hypervisors)
         unreachable = [error.message for error in hypervisors.unreachable]
@@ -160,7 +153,9 @@ class Run:
         while not wait([found], STOP_POLL).done:
             self.stop.check()
         self.stop.check()
-        return found.result()
+        points = found.result()
+        remember(points, self.settings.state_dir)
+        return points
 
     def _orders(
         self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
@@ -248,6 +243,10 @@ class Run:
         In a thread, as it takes a while; the process waits for it at its end.
         """
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+
+    def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
+        state_dir, check_stop = self.settings.state_dir, self._at_the_end()
+        return confirmed(results, self.run, self.output, self.reporter, state_dir, check_stop)
 
     def _discard_own(self, wait_if_busy: bool) -> None:
         failed, check_stop = self._failed_points, self._at_the_end()

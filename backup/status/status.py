@@ -14,6 +14,7 @@ from ..model import Domain, Level
 from ..orphaned.places import domains_of_nodes
 from ..protocols import Output, Reporter
 from ..report.domain_record import read_records
+from ..restore_point.known_points import remember
 from ..selection import choose
 from ..settings import Settings
 from ..stored import StoredPoint
@@ -53,6 +54,7 @@ class StatusSearch:
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         settings, points = self.settings, self.output.restore_points(self.check_stop)
+        remember(points, settings.state_dir)
         try:
             hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.check_stop)
         except BackupError as error:

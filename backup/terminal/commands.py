@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Callable, Protocol
 
-from .options import add_at, add_domains, add_json, age, percentage
+from .options import add_at, add_domains, add_json, add_saved_domain, age, completed, percentage
 from .parser import Parser
 
 
@@ -26,7 +26,7 @@ def _backup(add: AddCommand) -> None:
             "--verify web01": "back up one domain, and compare the result with its snapshots",
         },
     )
-    add_domains(command, default="all selected domains")
+    add_domains(command, "defined", default="all selected domains")
     command.add_argument("--dry-run", action="store_true", help="only show what would be backed up")
     command.add_argument(
         "--verify",
@@ -54,7 +54,7 @@ def _status(add: AddCommand) -> None:
             "--max-age 26h": "a check for Nagios or Icinga: are all domains of this node saved?",
         },
     )
-    add_domains(command)
+    add_domains(command, "domains")
     command.add_argument(
         "--max-age",
         metavar="AGE",
@@ -71,7 +71,7 @@ def _restore_points(add: AddCommand) -> None:
         "list the restore points",
         {"": "list those of all domains", "web01": "list those of one domain"},
     )
-    add_domains(command)
+    add_domains(command, "saved")
     add_json(command)
 
 
@@ -85,7 +85,7 @@ def _restore(add: AddCommand) -> None:
             "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2": "restore one disk into a file",
         },
     )
-    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; the domain need not exist any more")
+    add_saved_domain(command)
     add_at(command)
     command.add_argument(
         "--disk",
@@ -142,7 +142,7 @@ def _mount(add: AddCommand) -> None:
             "web01 /mnt/web01 --at 2026-11-23": "show the newest one up to that day",
         },
     )
-    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; the domain need not exist any more")
+    add_saved_domain(command)
     command.add_argument("directory", metavar="DIR", help="an empty directory")
     add_at(command)
 
@@ -158,7 +158,7 @@ def _files(add: AddCommand) -> None:
             "web01 /srv/db --disk vdb1 --to .": "copy it from this partition",
         },
     )
-    command.add_argument("domain", metavar="DOMAIN", help="name or UUID; the domain need not exist any more")
+    add_saved_domain(command)
     command.add_argument(
         "path",
         metavar="PATH",
@@ -189,7 +189,7 @@ def _verify(add: AddCommand) -> None:
             "web01 --at 2026-11-23": "verify the newest restore point up to that day",
         },
     )
-    add_domains(command)
+    add_domains(command, "saved")
     add_at(command)
     command.add_argument(
         "--sample",
@@ -209,13 +209,14 @@ def _drill(add: AddCommand) -> None:
             "web01 --boot": "drill this domain",
         },
     )
-    command.add_argument(
+    domain = command.add_argument(
         "domain",
         metavar="DOMAIN",
         nargs="?",
         default="",
         help="name or UUID; default: the domain whose last drill is longest ago",
     )
+    completed(domain, "saved")
     command.add_argument("--boot", action="store_true", help="boot it too, without a network")
 
 
@@ -237,7 +238,8 @@ def _report(add: AddCommand) -> None:
             "--run 20261125T020003Z-abcd --json": "print the report of another run as JSON",
         },
     )
-    command.add_argument("--run", metavar="RUN", default="", help="a run's id; default: the newest run")
+    run = command.add_argument("--run", metavar="RUN", default="", help="a run's id; default: the newest run")
+    completed(run, "runs")
     form = command.add_mutually_exclusive_group()
     add_json(form)
     form.add_argument(

@@ -34,10 +34,20 @@ def common_options() -> Parser:
     return parent
 
 
-def add_domains(command: Parser, default: str = "all") -> None:
-    command.add_argument(
-        "domains", metavar="DOMAIN", nargs="*", help=f"name, UUID or glob pattern; default: {default}"
-    )
+def completed(argument: argparse.Action, kind: str) -> None:
+    """Have shells complete the argument with a kind of completion.py: shtab reads this attribute."""
+    functions = {"bash": f"_virt_rbd_backup_{kind}", "zsh": f"{{_virt_rbd_backup_values {kind}}}"}
+    argument.complete = functions  # type: ignore[attr-defined]
+
+
+def add_domains(command: Parser, kind: str, default: str = "all") -> None:
+    help_text = f"name, UUID or glob pattern; default: {default}"
+    completed(command.add_argument("domains", metavar="DOMAIN", nargs="*", help=help_text), kind)
+
+
+def add_saved_domain(command: Parser) -> None:
+    help_text = "name or UUID; the domain need not exist any more"
+    completed(command.add_argument("domain", metavar="DOMAIN", help=help_text), "saved")
 
 
 def add_json(command: argparse._ActionsContainer) -> None:
@@ -45,13 +55,14 @@ def add_json(command: argparse._ActionsContainer) -> None:
 
 
 def add_at(command: Parser) -> None:
-    command.add_argument(
+    at = command.add_argument(
         "--at",
         metavar="latest|RUN|TIME",
         default="latest",
         help="use the restore point of this run, or the newest up to this UTC time,"
         " such as 2026-11-25T03:00; default: latest",
     )
+    completed(at, "points")
 
 
 def percentage(text: str) -> float:

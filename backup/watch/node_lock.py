@@ -52,7 +52,8 @@ def only_run(runtime_dir: str, check_stop: Callable[[], None] = lambda: None) ->
             if owner != WATCHDOG:
                 name = f"process {owner}" if owner else "it"
                 hint = f"wait for {name}, or see `systemctl status virt-rbd-backup`"
-                raise AlreadyRunning("another run is active on this node", hint)
+                active = f"{owner} since {os.fstat(file.fileno()).st_mtime_ns}"
+                raise AlreadyRunning("another run is active on this node", hint, active)
             check_stop()
             time.sleep(LOCK_POLL)
         _write_owner(file, str(os.getpid()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,9 +15,16 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+from tests.dashboard import DASHBOARD, filled, queries, variables
 from tests.integration.node import wait_until
 
 RES = Path(__file__).parents[2] / "res"
+
+
+# What an expression of the rules selects: our metrics, the series that a rule records, and Prometheus' own.
+SELECTOR = re.compile(r"\b(?:(?:uuid:)?virt_rbd_backup_\w+(?::min)?(?:\{[^}]*\})?|up\b(?=\s))")
+STEP = 5  # seconds between the points of a line
+LIMIT = 30  # seconds for a program to end
 
 
 class Prometheus:
@@ -26,15 +35,71 @@ class Prometheus:
 
     def query(self, expression: str) -> Sequence[Any]:
         """Give the samples of now. Raises URLError if it can't answer that."""
-        with urlopen(f"{self._api}/query?{urlencode({'query': expression})}", timeout=10) as answer:
-            samples: Sequence[Any] = json.load(answer)["data"]["result"]
-            return samples
+        return self._results("query", query=expression)
+
+    def lines(self, expression: str) -> Sequence[Any]:
+        """Give the series of the last minute. Raises URLError."""
+        now = time.time()
+        return self._results("query_range", query=expression, start=now - 60, end=now, step=STEP)
 
     def has(self, expression: str) -> bool:
         try:
             return bool(self.query(expression))
         except URLError:  # not up yet
             return False
+
+    def values(self, metric: str, label: str) -> Sequence[str]:
+        """Give the values of a metric's label, as Grafana finds them for a variable. Raises URLError."""
+        values: Sequence[str] = self._data(f"label/{label}/values", **{"match[]": metric})
+        return values
+
+    def rules(self) -> Sequence[Any]:
+        """Give the rules with their state. Raises URLError."""
+        return [rule for group in self._data("rules")["groups"] for rule in group["rules"]]
+
+    def _results(self, path: str, **parameters: object) -> Sequence[Any]:
+        results: Sequence[Any] = self._data(path, **parameters)["result"]
+        return results
+
+    def _data(self, path: str, **parameters: object) -> Any:
+        with urlopen(f"{self._api}/{path}?{urlencode(parameters)}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+
+def unanswered(prometheus: Prometheus, dashboard: Any = DASHBOARD) -> Sequence[str]:
+    """Name variables and panels of a dashboard that get no data, for all nodes or one, or lack a label."""
+    found = []
+    choices: list[dict[str, str]] = [{}]
+    for one in variables(dashboard):
+        values = prometheus.values(one.metric, one.label)
+        found += [] if values else [f"variable {one.name}"]
+        choices = [
+            {**choice, one.name: value} for choice in choices for value in (one.all, *map(escaped, values))
+        ]
+    for choice in choices:
+        for query in queries(dashboard):
+            expression = filled(query.expression, choice)
+            series = prometheus.query(expression) if query.instant else prometheus.lines(expression)
+            if not series or not all(set(query.labels) <= one["metric"].keys() for one in series):
+                found.append(f"{query.panel} of {choice}")
+    return found
+
+
+def escaped(value: str) -> str:
+    """Give a variable's value as Grafana puts it into a regular expression in quotes."""
+    return re.escape(value).replace("\\", "\\\\")
+
+
+def rules_without_data(prometheus: Prometheus) -> Sequence[str]:
+    """Name the rules that fail, and what selects nothing in the others, sound as the state may be."""
+    found = []
+    for rule in prometheus.rules():
+        if rule["health"] != "ok":
+            found.append(f"{rule['name']}: {rule['health']} {rule.get('lastError')}")
+        selectors = SELECTOR.findall(rule["query"])
+        assert selectors, rule["name"]
+        found += [f"{rule['name']}: {one}" for one in selectors if not prometheus.query(one)]
+    return found
 
 
 @contextmanager
@@ -85,6 +150,10 @@ def _running(command: Sequence[str], log: Path) -> Iterator[None]:
             yield
         finally:
             process.terminate()
+            try:
+                process.wait(LIMIT)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _free_ports(number: int) -> Sequence[int]:

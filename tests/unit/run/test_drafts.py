@@ -37,6 +37,8 @@ DRAFTS = (
     f"run/held/.{UUID}.json.abcdefgh",
     f"run/hooked/.{UUID}.json.a_0bcdef",
     "state/.proofs.json.12345678",
+    "state/.known-points.json.12345678",
+    "state/.not-started.json.12345678",
     f"state/reports/.{RUN}.json.gz.abcdefgh",
     "shared/.report.json.abcdefgh",
     "shared/.backup.prom.abcdefgh",

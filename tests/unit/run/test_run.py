@@ -21,6 +21,7 @@ from backup.job_result import JobResult, Status
 from backup.model import Domain, Level
 from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.report.run_report import RunResult
+from backup.restore_point.known_points import known_runs
 from backup.run import confirm, list_domains, run
 from backup.run.run import Run
 from backup.stored import PointId, StoredPoint
@@ -442,6 +443,22 @@ def test_a_repository_that_cannot_be_listed_at_the_end_is_a_warning(
     assert recorder.told(Level.WARNING)[-1] == (
         "cannot confirm that the repository holds all saved images: the repository's host is gone"
     )
+
+
+def test_shells_know_the_restore_points_of_before_a_run_and_its_own(
+    uris: tuple[str, str], tmp_path: Path, recorder: Recorder
+) -> None:
+    class Saves(NothingLeft):
+        points = (held_point("before", UUID, "manifest"),)
+
+        def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+            assert known_runs(str(tmp_path)) == {"web": ["before"]}
+            return [*self.points, held_point(RUN, UUID, "manifest")]
+
+    runtime_dir = str(tmp_path / "run")
+    chosen = settings(libvirt_uri=list(uris), runtime_dir=runtime_dir, state_dir=str(tmp_path))
+    assert Run(chosen, Saves(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
+    assert known_runs(str(tmp_path)) == {"web": [RUN, "before"]}
 
 
 def test_a_run_without_a_domain_does_not_wait_for_an_output_that_hangs(
