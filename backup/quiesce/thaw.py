@@ -45,7 +45,7 @@ def agent_timeout(settings: Settings) -> int:
 
 @dataclass
 class Thaw:
-    """Thaws or resumes one domain. `thawed` counts the file systems that were frozen until then.
+    """Thaws or resumes one domain. `thawed` counts file systems that were frozen until then, or the pause.
 
     `unanswered`: this process's own call for the freeze or pause got no answer, and may still be carried out.
     `gone`: no known libvirt has the domain any more.
@@ -125,6 +125,7 @@ class Thaw:
         if self.note.method is Method.PAUSE:
             if not restarted:
                 self._keep_here(hypervisor, state)
+                self.thawed += state is not State.RUNNING
                 hypervisor.resume(self._domain)
             return restarted or state is State.PAUSED or self._is_final
         try:
