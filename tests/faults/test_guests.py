@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from tests.faults.provoke import (
     ONCE_FROZEN,
     agent_hook,
@@ -40,12 +44,16 @@ def test_where_main_is_stopped_too_the_watchdog_thaws_in_time(node: Node, lab: L
     _saved_by_the_next_run(node)
 
 
-def test_a_freeze_that_libvirt_gets_to_when_its_sender_is_dead_is_undone(node: Node, lab: Lab) -> None:
+@pytest.mark.parametrize("seconds", [0, 40], ids=["at once", "after longer than a call may wait"])
+def test_a_freeze_that_libvirt_gets_to_when_its_sender_is_dead_is_undone(
+    node: Node, lab: Lab, seconds: int
+) -> None:
     with node.started("backup", WEB, FREEZE_TIMEOUT=LIMIT) as process:
         wait_until(lambda: held(node), 60, "the guest is being frozen")
         with stopped(lab.libvirtd_pid):
             (worker,) = node.workers()
             kill(process.pid, worker)
+            time.sleep(seconds)
         wait_until(lambda: not held(node), POSSIBLE, "the watchdog has dealt with it")
     _writes(lab)
     _saved_by_the_next_run(node)
