@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Callable, Optional
 
 from ..errors import BackupError, reason
@@ -21,13 +20,14 @@ from ..protocols import Reporter
 from ..quiesce.freeze_notes import FreezeNotes, Note
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
-from ..system.atomic_file import write_atomically
 from ..system.child_records import end_orphans
 from ..system.process import SPAWN, signals_blocked
-from ..system.process_group import ProcessId, is_running, kill, process_id, sees_own_pids
+from ..system.process_end import ended
+from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
 from ..system.time_limit import CheckStop
 from .background_reporter import BackgroundReporter, bugs_reported
+from .newest import Newest
 from .node_lock import as_watchdog
 
 POLL = 1.0  # seconds between two checks of the notes while the run is alive
@@ -145,7 +145,7 @@ class Watchdog:
             self._wait_for_its_end()
         self._life.close()
         for process in self._starters:
-            process.join()
+            ended(process, END_LIMIT)
 
     def _require_sign_of_life(self) -> None:
         """Replace it if it was stopped or killed just now: nobody watches it from now on."""
@@ -206,7 +206,7 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     set_title("watchdog")
-    newest = _Newest(settings.runtime_dir)
+    newest = Newest(settings.runtime_dir)
     newest.register()
     _thread.start_new_thread(_show_life, (life,))
     with BackgroundReporter(reporter) as aside:
@@ -281,31 +281,6 @@ def _pause(seconds: float, settings: Settings, goes_on: Callable[[], bool]) -> N
         if not (FreezeNotes(settings.runtime_dir).all() and goes_on()):
             return
         time.sleep(min(left, POLL))
-
-
-class _Newest:
-    """The newest watchdog of this node, by a file in RUNTIME_DIR."""
-
-    def __init__(self, runtime_dir: str) -> None:
-        self._path = Path(runtime_dir, "watchdog")
-
-    def register(self) -> None:
-        with suppress(OSError):  # the directory is full: then two may be active
-            write_atomically(self._path, json.dumps(process_id(os.getpid())).encode(), durable=False)
-
-    def unregister(self) -> None:
-        """Remove the file, unless it is a newer one's."""
-        if self._path.exists() and self.is_this():
-            with suppress(OSError):
-                self._path.unlink()
-
-    def is_this(self) -> bool:
-        """Return whether no newer one is alive."""
-        try:
-            newest = ProcessId(*json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return True
-        return newest.pid == os.getpid() or not is_running(newest)
 
 
 def _any(_note: Note) -> bool:

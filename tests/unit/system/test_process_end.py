@@ -1,0 +1,56 @@
+"""backup/system/process_end.py: a process that not even SIGKILL ends is not waited for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+# Ends like main.py while a process that it has started goes on: SIGKILL does nothing to it.
+PROGRAM = """
+import sys, time
+from multiprocessing.context import SpawnProcess
+import main
+from backup.system.process import SPAWN
+from backup.system.process_end import any_left, ended
+
+if __name__ == "__main__":
+    if sys.argv[1] == "stuck":
+        SpawnProcess.kill = lambda _: None
+    process = SPAWN.Process(target=time.sleep, args=(600,))
+    process.start()
+    done = ended(process, 0.2)
+    print(process.pid, done, any_left())
+    main._end(7)
+"""
+
+
+def ended_like_main(tmp_path: Path, how: str) -> list[str]:
+    """Give what the program printed; it has ended with its own exit code. Nothing of it is left."""
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAM)
+    command = [sys.executable, str(script), how]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as program:
+        try:
+            assert program.wait(timeout=30) == 7
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(program.pid, signal.SIGKILL)
+        assert program.stdout
+        return program.stdout.read().split()[1:]
+
+
+def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
+    assert ended_like_main(tmp_path, "killed") == ["True", "False"]
+
+
+def test_a_process_that_cannot_be_killed_does_not_keep_this_one_from_ending(tmp_path: Path) -> None:
+    assert ended_like_main(tmp_path, "stuck") == ["False", "True"]
