@@ -272,8 +272,8 @@ class Quiescer:
     def _undo(self, note: Note, quiesced: Quiesced) -> int:
         """Thaw or resume a domain, with retries for FREEZE_TIMEOUT seconds, then remove its note.
 
-        Returns what Thaw has thawed. A domain that is gone or shut off needs no
-        thaw. Raises BackupError if it may still be frozen or paused: its note stays, and main retries.
+        Returns what Thaw has thawed. A domain that is gone or shut off needs no thaw. Raises BackupError if
+        it may still be frozen or paused: its note stays, and main retries.
         """
         if quiesced.refused:  # who refuses to freeze or pause may refuse to thaw or resume, for ever
             self.notes.remove(note.uuid)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
+
+POLL = 0.02  # seconds between two checks whether it has ended
 
 _left: list[SpawnProcess] = []
 
@@ -15,13 +18,22 @@ def ended(process: SpawnProcess, limit: float) -> bool:
 
     In an uninterruptible sleep, or a frozen cgroup, it does not: it is left then.
     """
-    process.join(limit)
-    if process.exitcode is None:
+    if not _ended_by_itself(process, limit):
         process.kill()
-        process.join(limit)
-    if process.exitcode is None:
-        _left.append(process)
-    return process.exitcode is not None
+        if not _ended_by_itself(process, limit):
+            _left.append(process)
+            return False
+    return True
+
+
+def _ended_by_itself(process: SpawnProcess, limit: float) -> bool:
+    """Wait for its end; not with join(), which also waits for what the process has forked."""
+    deadline = time.monotonic() + limit
+    while process.exitcode is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
 
 
 def any_left() -> bool:

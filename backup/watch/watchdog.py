@@ -81,7 +81,7 @@ class Watchdog:
     def check(self) -> None:
         """Restart it if it was killed, replace it if it is stopped. For the guard, CHECKS times a second.
 
-        Not the time is measured, as this process may have been stopped as well, or got no processor.
+        Checks are counted, not seconds, as this process may have been stopped too, or got no processor.
         """
         self._revive()
         with self._lock:
@@ -145,7 +145,7 @@ class Watchdog:
             self._wait_for_its_end()
         self._life.close()
         for process in self._starters:
-            ended(process, END_LIMIT)
+            ended(process, START_LIMIT)  # it may be starting one for guests that are still frozen
 
     def _require_sign_of_life(self) -> None:
         """Replace it if it was stopped or killed just now: nobody watches it from now on."""

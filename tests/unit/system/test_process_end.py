@@ -13,19 +13,25 @@ ROOT = Path(__file__).parents[3]
 
 # Ends like main.py while a process that it has started goes on: SIGKILL does nothing to it.
 PROGRAM = """
-import sys, time
+import os, sys, time
 from multiprocessing.context import SpawnProcess
 import main
 from backup.system.process import SPAWN
 from backup.system.process_end import any_left, ended
 
+def forks():
+    if os.fork() == 0:
+        time.sleep(600)
+    os._exit(0)
+
 if __name__ == "__main__":
     if sys.argv[1] == "stuck":
         SpawnProcess.kill = lambda _: None
-    process = SPAWN.Process(target=time.sleep, args=(600,))
+    target, arguments = (forks, ()) if sys.argv[1] == "forks" else (time.sleep, (600,))
+    process = SPAWN.Process(target=target, args=arguments)
     process.start()
-    done = ended(process, 0.2)
-    print(process.pid, done, any_left())
+    done = ended(process, 20 if sys.argv[1] == "forks" else 0.2)
+    print(done, any_left(), process.exitcode, flush=True)
     main._end(7)
 """
 
@@ -45,12 +51,16 @@ def ended_like_main(tmp_path: Path, how: str) -> list[str]:
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)
         assert program.stdout
-        return program.stdout.read().split()[1:]
+        return program.stdout.readline().split()
 
 
 def test_a_process_that_does_not_end_in_time_is_killed(tmp_path: Path) -> None:
-    assert ended_like_main(tmp_path, "killed") == ["True", "False"]
+    assert ended_like_main(tmp_path, "killed") == ["True", "False", "-9"]
 
 
 def test_a_process_that_cannot_be_killed_does_not_keep_this_one_from_ending(tmp_path: Path) -> None:
-    assert ended_like_main(tmp_path, "stuck") == ["False", "True"]
+    assert ended_like_main(tmp_path, "stuck") == ["False", "True", "None"]
+
+
+def test_what_a_process_has_forked_is_not_waited_for(tmp_path: Path) -> None:
+    assert ended_like_main(tmp_path, "forks") == ["True", "False", "0"]

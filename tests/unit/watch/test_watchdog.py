@@ -339,7 +339,7 @@ def test_a_watchdog_that_is_stopped_is_not_left_at_the_end_where_no_guest_is_fro
 def test_a_process_that_starts_a_watchdog_and_is_stopped_does_not_keep_the_run_from_ending(
     starts: list[Connection], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchdog_module, "END_LIMIT", 0.2)
+    monkeypatch.setattr(watchdog_module, "START_LIMIT", 0.2)
     watchdog = Watchdog(settings(runtime_dir=str(tmp_path)), recorder)
     starts[0].close()
     starter = SPAWN.Process(target=time.sleep, args=(600,))
