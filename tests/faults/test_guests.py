@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 
 import pytest
@@ -12,6 +14,7 @@ from tests.faults.provoke import (
     freeze_status,
     frozen,
     held,
+    in_frozen_cgroup,
     kill,
     kill_agent,
     stopped,
@@ -19,6 +22,7 @@ from tests.faults.provoke import (
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.sample import WEB
+from tests.unit.waiting import runs
 
 LIMIT = 6  # seconds, as FREEZE_TIMEOUT
 POSSIBLE = 60  # seconds in which a freeze that was asked for may still happen, and more
@@ -33,6 +37,34 @@ def test_a_worker_that_is_stopped_costs_its_job_and_no_more_than_freeze_timeout(
     assert web["status"] == "failed"
     assert f"it did not thaw or resume the guest within {LIMIT} s (FREEZE_TIMEOUT)" in web["reason"]
     assert node.snapshots() == []
+    _saved_by_the_next_run(node)
+
+
+def test_a_worker_that_not_even_sigkill_ends_keeps_neither_its_guest_nor_main(node: Node, lab: Lab) -> None:
+    with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, worker), in_frozen_cgroup(worker):
+        wait_until(lambda: not held(node), IN_TIME, "main has thawed the guest")
+        assert freeze_status(lab, WEB) == "thawed"
+        os.kill(main, signal.SIGTERM)
+        time.sleep(2)  # two that come at once are one
+        os.kill(main, signal.SIGTERM)
+        wait_until(lambda: not runs(main), 60, "the run has ended")
+        assert runs(worker)
+    report = node.report()
+    assert report["exit_code"] == 143
+    assert "its worker process was killed, but does not end" in report["domains"][WEB]["reason"]
+    _saved_by_the_next_run(node)
+
+
+def test_where_all_are_stopped_the_guest_is_thawed_once_they_go_on(node: Node, lab: Lab) -> None:
+    with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, worker):
+        with in_frozen_cgroup(main, worker, *node.watchdogs()):
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(IN_TIME)
+            assert freeze_status(lab, WEB) == "frozen", "nobody can act"
+        wait_until(lambda: not held(node), IN_TIME, "the guest was thawed")
+        assert freeze_status(lab, WEB) == "thawed"
+    web = node.report()["domains"][WEB]
+    assert (web["status"], web["consistency"]) != ("saved", "filesystem") or web["frozen_seconds"] < LIMIT
     _saved_by_the_next_run(node)
 
 
