@@ -26,6 +26,7 @@ from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
 from backup.settings import Settings, invalid_python, load, load_valid
+from backup.system.process_end import any_left
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
@@ -366,8 +367,11 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
 
 
 def _end(code: int) -> NoReturn:
-    """End the process; at once if a thread still waits for a terminal that was stopped (Ctrl-S)."""
-    if not is_flushed():
+    """End the process; at once if a thread still waits for a terminal that was stopped (Ctrl-S).
+
+    Or if a process that was killed does not end, for which Python would wait.
+    """
+    if not is_flushed() or any_left():
         os._exit(code)
     sys.exit(code)
 

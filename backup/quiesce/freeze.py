@@ -41,6 +41,8 @@ REFUSED_HINT = (
     ' VSS active?), or set freeze="never" in the domain\'s metadata'
 )
 
+TOO_LATE = "the snapshots took longer than FREEZE_TIMEOUT: the guest may have been thawed meanwhile"
+
 FIRST_RETRY = 0.2  # seconds until a failed thaw or resume is retried; doubled up to the last
 LAST_RETRY = 2.0
 
@@ -54,7 +56,8 @@ class Quiesced:
     started: float = field(default_factory=time.monotonic)
     since: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     seconds: float = 0.0
-    thawed: int = 0  # file systems that were frozen until the thaw
+    thawed: int = 0  # see Thaw: 0 if somebody else has thawed or resumed it
+    late: bool = False  # whether it was quiesced for so long that others may have thawed or resumed it
     unanswered: bool = False  # whether the freeze or pause got no answer, and may still happen
     refused: bool = False  # whether the freeze or pause was refused as such: it has changed nothing
 
@@ -209,13 +212,8 @@ class Quiescer:
                 hint = "is a file system that supports freezing mounted in the guest?"
                 raise CannotFreeze("the guest agent found no file system to freeze", hint)
             yield quiesced
-        if quiesced.thawed == 0:
-            # another program thawed it, or Windows did after its ten seconds: at an unknown moment
-            quiesced.consistency = Consistency.CRASH
-            message = "the guest thawed before its snapshots were complete"
-            if self.settings.freeze == "required":
-                raise FreezeFailed(message)
-            self.reporter.message(Level.WARNING, domain.name, message)
+        # another program may thaw it, or Windows does after its ten seconds: at an unknown moment
+        self._check_unbroken(domain, quiesced, "the guest thawed before its snapshots were complete")
 
     @contextmanager
     def _paused(self, domain: Domain) -> Iterator[Quiesced]:
@@ -227,6 +225,19 @@ class Quiescer:
             with _refusal_recorded(quiesced):
                 self.hypervisor.pause(domain)
             yield quiesced
+        self._check_unbroken(
+            domain, quiesced, "the guest did not stay paused until its snapshots were complete"
+        )
+
+    def _check_unbroken(self, domain: Domain, quiesced: Quiesced, broken: str) -> None:
+        """Count a domain that did not stay quiesced as crash-consistent. Raises FreezeFailed if required."""
+        if quiesced.thawed and not quiesced.late:
+            return
+        quiesced.consistency = Consistency.CRASH
+        message = TOO_LATE if quiesced.late else broken
+        if self.settings.freeze == "required":
+            raise FreezeFailed(message)
+        self.reporter.message(Level.WARNING, domain.name, message)
 
     def _current_state(self, domain: Domain) -> State:
         """Return the domain's state; raise BackupError if it has begun to migrate, or has migrated."""
@@ -255,12 +266,14 @@ class Quiescer:
             except BackupError as error:
                 quiesced.unanswered = any(isinstance(one, TimeoutError) for one in _causes(error))
                 raise
+            # this process may have been stopped; others act by the note from then on
+            quiesced.late = time.monotonic() > note.until
 
     def _undo(self, note: Note, quiesced: Quiesced) -> int:
         """Thaw or resume a domain, with retries for FREEZE_TIMEOUT seconds, then remove its note.
 
-        Returns how many file systems were frozen until now. A domain that is gone or shut off needs no
-        thaw. Raises BackupError if it may still be frozen or paused: its note stays, and main retries.
+        Returns what Thaw has thawed. A domain that is gone or shut off needs no thaw. Raises BackupError if
+        it may still be frozen or paused: its note stays, and main retries.
         """
         if quiesced.refused:  # who refuses to freeze or pause may refuse to thaw or resume, for ever
             self.notes.remove(note.uuid)

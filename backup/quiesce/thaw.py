@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import suppress
@@ -21,6 +22,7 @@ from .freeze_notes import Method, Note
 
 AGENT_SHARE = 1 / 3  # of FREEZE_TIMEOUT: what the guest agent gets for an answer
 AGENT_JOB = 30  # seconds that libvirt lets a call wait for another one of the same agent (qemu_domainjob.c)
+CHECK_AGAIN = 1.0  # seconds between two checks for a freeze that may still happen
 
 
 class CannotThawHere(BackupError):
@@ -45,10 +47,11 @@ def agent_timeout(settings: Settings) -> int:
 
 @dataclass
 class Thaw:
-    """Thaws or resumes one domain. `thawed` counts the file systems that were frozen until then.
+    """Thaws or resumes one domain. `thawed` counts file systems that were frozen until then, or the pause.
 
     `unanswered`: this process's own call for the freeze or pause got no answer, and may still be carried out.
-    `gone`: no known libvirt has the domain any more.
+    `gone`: no known libvirt has the domain any more. `answered`: when libvirt first answered that nothing is
+    frozen or paused.
     """
 
     note: Note
@@ -57,6 +60,7 @@ class Thaw:
     unanswered: bool = False
     thawed: int = 0
     gone: bool = False
+    answered: float = math.inf
 
     def attempt(self) -> bool:
         """Try once; return whether the guest provably runs, so that the note can be removed.
@@ -125,8 +129,9 @@ class Thaw:
         if self.note.method is Method.PAUSE:
             if not restarted:
                 self._keep_here(hypervisor, state)
+                self.thawed += state is not State.RUNNING
                 hypervisor.resume(self._domain)
-            return restarted or state is State.PAUSED or self._is_final
+            return restarted or state is State.PAUSED or self._is_final()
         try:
             self.thawed += hypervisor.thaw(self._domain, agent_timeout(self.settings))
         except HypervisorError as error:
@@ -135,7 +140,7 @@ class Thaw:
             self._keep_here(hypervisor, state)
             if not (error.refused and self._is_thawed(hypervisor)):
                 raise
-        return restarted or self.thawed > 0 or self._is_final
+        return restarted or self.thawed > 0 or self._is_final()
 
     def _is_thawed(self, hypervisor: Hypervisor) -> bool:
         """Return whether the guest's agent, which refuses to thaw, does what none does while it is frozen.
@@ -158,14 +163,17 @@ class Thaw:
         if state is State.BUSY and time.monotonic() <= self.note.possible:
             hypervisor.cancel_migration(self.note.uuid)
 
-    @property
     def _is_final(self) -> bool:
-        """Whether no freeze or pause of the note can happen any more.
+        """Return whether no freeze or pause of the note can happen any more, as libvirt has just answered.
 
-        Our own calls that were answered are over; another process's may still wait in libvirt.
+        Our own calls that were answered are over; another process's may still wait in libvirt, which may have
+        been stopped until now: then it may answer us before it carries them out.
         """
-        ours = self.note.owner is not None and self.note.owner == _own()
-        return (ours and not self.unanswered) or time.monotonic() > self.note.possible
+        if self.note.owner is not None and self.note.owner == _own() and not self.unanswered:
+            return True
+        now = time.monotonic()
+        self.answered = min(self.answered, now)
+        return now > max(self.note.possible, self.answered + CHECK_AGAIN)
 
     @property
     def _domain(self) -> Domain:

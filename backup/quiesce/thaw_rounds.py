@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import math
 import threading
 import time
 import traceback
@@ -22,24 +23,27 @@ from ..settings import Settings
 from ..system.process_group import ProcessId, kill
 from ..system.time_limit import awaited, carry_out
 from .freeze_notes import FreezeNotes, Method, Note
-from .thaw import CannotThawHere, Thaw, gone_while_quiesced
+from .thaw import CHECK_AGAIN, CannotThawHere, Thaw, gone_while_quiesced
 
 FIRST_PAUSE = 0.2  # seconds until a failed thaw or resume is retried; doubled up to the last
 LAST_PAUSE = 30.0
-CHECK_AGAIN = 1.0  # seconds between two checks for a freeze that may still happen
 HANG_LIMIT = 2.0  # seconds to wait for one attempt; one that takes longer goes on in its thread
 REPORT_AGAIN = 600.0  # seconds after which a guest that cannot be thawed is reported again
 
 
 @dataclass
 class _Attempts:
-    """The attempts to thaw or resume one note's guest. `under_way` is the one that has not ended yet."""
+    """The attempts to thaw or resume one note's guest. `under_way` is the one that has not ended yet.
+
+    `answered`: see Thaw.
+    """
 
     due: float = 0.0
     pause: float = FIRST_PAUSE
     error: BackupError | None = None
     reported: float = float("-inf")
     under_way: Future[bool] | None = None
+    answered: float = math.inf
 
 
 @dataclass
@@ -139,7 +143,7 @@ class Thaws:
             if time.monotonic() < attempts.due:
                 return False
             attempts.under_way = Future()
-            _thread.start_new_thread(carry_out, (partial(self._thaw, note), attempts.under_way))
+            _thread.start_new_thread(carry_out, (partial(self._thaw, note, attempts), attempts.under_way))
         try:
             over = awaited(attempts.under_way, limit)
         except BackupError as error:
@@ -162,14 +166,14 @@ class Thaws:
         if attempts.pause == LAST_PAUSE and time.monotonic() > attempts.reported + REPORT_AGAIN:
             self._report(note, attempts)
 
-    def _thaw(self, note: Note) -> bool:
+    def _thaw(self, note: Note, attempts: _Attempts) -> bool:
         """Try once; return whether the guest runs, and the note is gone. Raises BackupError."""
         try:
             own = Hypervisor(note.uri, self.settings.libvirt_timeout)
         except HypervisorError as error:
             return self._thaw_elsewhere(note, error)
         with own as hypervisor:
-            thaw = Thaw(note, hypervisor, self.settings)
+            thaw = Thaw(note, hypervisor, self.settings, answered=attempts.answered)
             level = Level.WARNING
             done, state = ("thawed", "frozen") if note.method is Method.FREEZE else ("resumed", "paused")
             text = f"{done}: an interrupted backup had left the guest {state}"
@@ -179,6 +183,7 @@ class Thaws:
                 over, level, text = True, Level.ERROR, str(error)
             except BackupError as error:
                 raise thaw.failure(error) from error
+            attempts.answered = thaw.answered
             if thaw.gone:
                 text = gone_while_quiesced(note)
         if over:

@@ -10,8 +10,8 @@ from ..errors import BackupError
 from ..model import Level
 from ..protocols import Reporter
 from ..quiesce.freeze_notes import FreezeNotes, Method
-from ..quiesce.thaw import AGENT_JOB, agent_timeout
-from ..quiesce.thaw_rounds import CHECK_AGAIN, thaw_guests
+from ..quiesce.thaw import AGENT_JOB, CHECK_AGAIN, agent_timeout
+from ..quiesce.thaw_rounds import thaw_guests
 from ..settings import Settings
 from ..system.stop_request import StopRequest
 

@@ -27,6 +27,7 @@ from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
 from ..system.process import SPAWN, signals_blocked
+from ..system.process_end import ended
 from ..system.stop_request import StopRequest
 from ..system.time_limit import carry_out
 from .worker import Message, PhaseBegun, Progress, work
@@ -34,8 +35,14 @@ from .worker import Message, PhaseBegun, Progress, work
 STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
 START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
+END_LIMIT = 15.0  # seconds for a worker to end that has nothing more to do, or was killed
 # How a process ends by a defect of a library in it: at a rare moment, so that a retry may succeed.
 CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+
+STUCK_HINT = (
+    "is it in an uninterruptible sleep (state D in ps), or a frozen cgroup? What it left is removed by"
+    f" the next run, or {PROGRAM} cleanup"
+)
 
 
 @dataclass
@@ -52,6 +59,12 @@ class Worker:
     begun: PhaseBegun | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
     hung: bool = False
+    killed: float = math.inf  # when, of time.monotonic()
+
+    def kill(self) -> None:
+        """Kill its process. In an uninterruptible sleep it does nothing more, but may not end."""
+        self.killed = min(self.killed, time.monotonic())
+        self.process.kill()
 
     def record_life(self) -> None:
         """Record a sign of life."""
@@ -75,7 +88,8 @@ class Pool:
 
     `worker_died` is called for each job whose process was killed, and returns why, "" if unknown.
 
-    Each worker keeps `lifeline` open, for the watchdog. After the pool's block no worker is left.
+    Each worker keeps `lifeline` open, for the watchdog. After the pool's block no worker is left, except for
+    one that not even SIGKILL ends: see process_end.
     """
 
     settings: Settings
@@ -96,10 +110,10 @@ class Pool:
     def __exit__(self, *_: object) -> None:
         for worker in self._active.values():  # none, unless there is a bug
             worker.process.terminate()
-            worker.process.join()
+            ended(worker.process, END_LIMIT)
         for pipe, process in self._spare:
             pipe.close()  # which ends it
-            process.join()
+            ended(process, END_LIMIT)
 
     def warm_up(self, number: int) -> None:
         """Start up to so many workers ahead of their orders, as each takes a quarter of a second to start."""
@@ -127,9 +141,12 @@ class Pool:
                 self._ask_to_stop()
             if self.stop.signalled_twice:
                 self._kill()
-            for unheard, worker in self._active.items():
-                if not unheard.poll():  # otherwise this process itself was stopped
-                    self._end_if_hung(worker)
+            for unheard, worker in list(self._active.items()):
+                if unheard.poll():  # this process itself may have been stopped
+                    continue
+                self._end_if_hung(worker)
+                if time.monotonic() > worker.killed + END_LIMIT:
+                    self._over(unheard, 0)
             for pipe in wait(list(self._active), STOP_POLL):
                 assert isinstance(pipe, Connection)
                 self._receive(pipe)
@@ -172,7 +189,7 @@ class Pool:
 
     def _kill(self) -> None:
         for worker in self._active.values():
-            worker.process.kill()
+            worker.kill()
 
     def _end_if_hung(self, worker: Worker) -> None:
         """Ask a worker to stop that gave no sign of life in time; if it does not end, kill it.
@@ -183,7 +200,7 @@ class Pool:
             return
         if worker.hung or not worker.begun:  # one that has not begun has nothing to clean up
             worker.hung = True
-            worker.process.kill()
+            worker.kill()
             return
         worker.hung = True
         worker.deadline = time.monotonic() + HUNG_GRACE
@@ -195,10 +212,7 @@ class Pool:
         try:
             item = pipe.recv()
         except (EOFError, OSError):  # OSError: killed in the middle of a message
-            worker = self._active.pop(pipe)
-            worker.handed.exception()  # the call ends now, as the other end is closed
-            pipe.close()
-            self._record_result(worker)
+            self._over(pipe, END_LIMIT)
             return
         worker.record_life()
         if isinstance(item, Message):
@@ -211,10 +225,16 @@ class Pool:
         else:
             worker.result = item
 
+    def _over(self, pipe: Connection, limit: float) -> None:
+        """Go on without a worker that ends within `limit` seconds, or does not although it was killed."""
+        worker = self._active.pop(pipe)
+        if ended(worker.process, limit):
+            worker.handed.exception()  # the call ends now, as the other end is closed
+        pipe.close()
+        self._record_result(worker)
+
     def _record_result(self, worker: Worker) -> None:
         """Record the job's result. A worker that died costs its own domain and nothing else."""
-        worker.process.join()
-        code = worker.process.exitcode or 0
         order, result = worker.order, worker.result
         if worker.hung and not worker.begun and order.uuid not in self._replaced:
             self._replaced.add(order.uuid)
@@ -222,21 +242,30 @@ class Pool:
             self.reporter.message(Level.WARNING, order.name, f"{_hung(worker)}: starting another worker")
             return
         if result is None:
-            how = (
-                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            )
-            hint = "out of memory? see the kernel log" if code == -signal.SIGKILL else ""
-            crashed = -code in CRASHES
-            if crashed:
-                hint = "a library crashed, perhaps librbd: the stacks are in the error output; is retried"
-            if why := self.worker_died(order):
-                how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
-            message = f"its worker process {how}"
-            result = JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
+            result = self._died(worker)
         if worker.hung and result.status is Status.FAILED:
             hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
+            hint = hint if worker.process.exitcode is not None else result.hint
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
         self._done(replace(result, timeline=worker.timeline))
+
+    def _died(self, worker: Worker) -> JobResult:
+        """Return the result of a worker that has sent none."""
+        order, code = worker.order, worker.process.exitcode
+        crashed = code is not None and -code in CRASHES
+        if code is None:
+            how, hint = "was killed, but does not end", STUCK_HINT
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            hint = "out of memory? see the kernel log" if code == -signal.SIGKILL else ""
+        else:
+            how, hint = f"ended with exit code {code}", ""
+        if crashed:
+            hint = "a library crashed, perhaps librbd: the stacks are in the error output; is retried"
+        if why := self.worker_died(order):
+            how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
+        message = f"its worker process {how}"
+        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)

@@ -10,13 +10,13 @@ from ..protocols import Reporter
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from .background_reporter import bugs_reported
-from .watchdog import Watchdog
+from .watchdog import CHECKS, Watchdog
 
-POLL = 0.5  # seconds between two checks
+POLL = 1 / CHECKS  # seconds between two checks
 
 
 class Guard:
-    """Thaws guests by their notes, in a thread, and restarts the watchdog if it was killed."""
+    """Thaws guests by their notes, in a thread, and keeps the watchdog running."""
 
     def __init__(self, settings: Settings, reporter: Reporter, watchdog: Watchdog) -> None:
         self._thaws = Thaws(settings, reporter)
@@ -41,7 +41,7 @@ class Guard:
             with bugs_reported(self._reporter):
                 self._thaws.enforce()
             with bugs_reported(self._reporter):
-                self._watchdog.revive()
+                self._watchdog.check()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
@@ -11,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 from ..errors import BackupError, reason
 from ..model import Level
@@ -20,13 +20,14 @@ from ..protocols import Reporter
 from ..quiesce.freeze_notes import FreezeNotes, Note
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
-from ..system.atomic_file import write_atomically
 from ..system.child_records import end_orphans
 from ..system.process import SPAWN, signals_blocked
-from ..system.process_group import ProcessId, is_running, process_id
+from ..system.process_end import ended
+from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
 from ..system.time_limit import CheckStop
 from .background_reporter import BackgroundReporter, bugs_reported
+from .newest import Newest
 from .node_lock import as_watchdog
 
 POLL = 1.0  # seconds between two checks of the notes while the run is alive
@@ -37,14 +38,17 @@ START_LIMIT = 60.0  # seconds that it may take to start, on a busy node
 FIRST_RESTART = 0.5  # seconds between two restarts of one that ends at once; doubled up to LAST_PAUSE
 READY_POLL = 0.1  # seconds between two checks whether it has started
 END_LIMIT = 10.0  # seconds that the main process waits for its end
+SILENCE = 6.0  # seconds without a sign of life, which it gives every POLL seconds: it was stopped
+CHECKS = 2  # of the guard in a second
 
 
 KILLED = "the watchdog was killed and is restarted: without it a guest could stay frozen"
+STOPPED = "the watchdog gave no sign of life and is replaced: without it a guest could stay frozen"
 NEVER_READY = "the watchdog ended before it was ready and is restarted: without it a guest could stay frozen"
 
 
 class Watchdog:
-    """The watchdog of a run, restarted if it is killed. Close it.
+    """The watchdog of a run, restarted if it is killed, and replaced if it is stopped. Close it.
 
     It sleeps until the last process with the `lifeline` open has ended: each process that may quiesce a guest
     must keep it open. `reporter` is pickled on its way there.
@@ -58,6 +62,8 @@ class Watchdog:
         self._starters: list[SpawnProcess] = []  # each ends as soon as its watchdog runs
         self._ready = threading.Event()
         self._watched = False  # whether the present one has reported that it watches
+        self._process: Optional[ProcessId] = None  # the present one, if known
+        self._silent_checks = 0
         self._restart_pause, self._restart_at = FIRST_RESTART, 0.0
         self._lock = threading.Lock()
         self._life = self._started()
@@ -67,45 +73,70 @@ class Watchdog:
         deadline = time.monotonic() + START_LIMIT
         while not self._ready.wait(READY_POLL):
             check_stop()
-            self.revive()
+            self._revive()
             if time.monotonic() > deadline:
                 message = f"the watchdog process did not start within {START_LIMIT:.0f} s"
                 raise BackupError(message, "without it a guest could stay frozen; is this node overloaded?")
 
-    def revive(self) -> None:
+    def check(self) -> None:
+        """Restart it if it was killed, replace it if it is stopped. For the guard, CHECKS times a second.
+
+        Checks are counted, not seconds, as this process may have been stopped too, or got no processor.
+        """
+        self._revive()
+        with self._lock:
+            self._silent_checks += 1
+            if self._silent_checks > CHECKS * (SILENCE if self._watched else START_LIMIT):
+                self._restart(STOPPED)
+
+    def _revive(self) -> None:
         """Restart it if it was killed; it never ends by itself while a run is active."""
         with self._lock:
-            if self._life.poll() and not self._has_started() and time.monotonic() >= self._restart_at:
-                self._restart()
+            if not self._lives() and time.monotonic() >= self._restart_at:
+                self._restart(KILLED if self._watched else NEVER_READY)
 
-    def _has_started(self) -> bool:
-        """Receive its message that it watches; return False if it has ended instead."""
+    def _lives(self) -> bool:
+        """Receive its signs of life, the first of which is that it watches; return False if it has ended."""
         try:
-            self._life.recv_bytes()
+            while self._life.poll():
+                process = json.loads(self._life.recv_bytes())
+                self._process = ProcessId(*process) if process else None
+                self._ready.set()
+                self._watched = True
+                self._silent_checks = 0
+                self._restart_pause = FIRST_RESTART
         except (EOFError, OSError):
             return False
-        self._ready.set()
-        self._watched = True
-        self._restart_pause = FIRST_RESTART
         return True
 
-    def _restart(self) -> None:
+    def _restart(self, why: str) -> None:
         try:
             started = self._started()
         except BackupError:
             return  # the next check retries
+        self._kill()
         self._life.close()
         self._life = started
-        self._reporter.message(Level.WARNING, "", KILLED if self._watched else NEVER_READY)
+        self._reporter.message(Level.WARNING, "", why)
         self._watched = False
+        self._silent_checks = 0
         self._restart_at = time.monotonic() + self._restart_pause
         self._restart_pause = min(2 * self._restart_pause, LAST_PAUSE)
 
+    def _kill(self) -> None:
+        """Kill one that is stopped. If that fails, two watch once it goes on, which does no harm."""
+        if self._process:
+            with suppress(OSError):
+                kill(self._process)
+        self._process = None
+
     def close(self) -> None:
         """Let it end, and wait for that, unless it goes on thawing guests that are still frozen or paused."""
+        left = [note.name for note in FreezeNotes(self._settings.runtime_dir).all()]
+        if left:
+            self._require_sign_of_life()
         self._theirs.close()
         self.lifeline.close()
-        left = [note.name for note in FreezeNotes(self._settings.runtime_dir).all()]
         if left:
             names = ", ".join(left)
             text = f"{names} may still be frozen or paused: the watchdog keeps retrying in the background"
@@ -114,12 +145,24 @@ class Watchdog:
             self._wait_for_its_end()
         self._life.close()
         for process in self._starters:
-            process.join()
+            ended(process, START_LIMIT)  # it may be starting one for guests that are still frozen
+
+    def _require_sign_of_life(self) -> None:
+        """Replace it if it was stopped or killed just now: nobody watches it from now on."""
+        self._revive()
+        with self._lock:
+            if self._watched and not self._life.poll(SILENCE):
+                self._restart(STOPPED)
 
     def _wait_for_its_end(self) -> None:
         deadline = time.monotonic() + END_LIMIT
-        while self._life.poll(max(deadline - time.monotonic(), 0)) and self._has_started():
-            pass
+        silent = True
+        while self._life.poll(max(deadline - time.monotonic(), 0)):
+            if not self._lives():
+                return
+            silent = False
+        if silent:  # no guest is frozen or paused
+            self._kill()
 
     def _started(self) -> Connection:
         """Start one; return a connection that receives a message when it watches, and ends when it ends."""
@@ -163,10 +206,9 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     set_title("watchdog")
-    newest = _Newest(settings.runtime_dir)
+    newest = Newest(settings.runtime_dir)
     newest.register()
-    with suppress(OSError):  # the main process has ended already
-        life.send_bytes(b"ready")
+    _thread.start_new_thread(_show_life, (life,))
     with BackgroundReporter(reporter) as aside:
         thaws = Thaws(settings, aside)
         while not _others_ended(lifeline):
@@ -177,6 +219,22 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
         _thaw_all(thaws, settings, newest.is_this, aside)
         newest.unregister()
         orphans.join()
+
+
+def _show_life(life: Connection) -> None:
+    """Give signs of life as long as the main process lives: this process's id, if known."""
+    os.set_blocking(life.fileno(), False)  # a main process that is stopped does not read
+    process = None
+    with suppress(OSError):  # out of files
+        process = process_id(os.getpid()) if sees_own_pids() else None
+    while True:
+        try:
+            life.send_bytes(json.dumps(process).encode())
+        except BlockingIOError:
+            pass
+        except OSError:  # the main process has ended, or has replaced this one
+            return
+        time.sleep(POLL)
 
 
 def _others_ended(lifeline: Connection) -> bool:
@@ -223,31 +281,6 @@ def _pause(seconds: float, settings: Settings, goes_on: Callable[[], bool]) -> N
         if not (FreezeNotes(settings.runtime_dir).all() and goes_on()):
             return
         time.sleep(min(left, POLL))
-
-
-class _Newest:
-    """The newest watchdog of this node, by a file in RUNTIME_DIR."""
-
-    def __init__(self, runtime_dir: str) -> None:
-        self._path = Path(runtime_dir, "watchdog")
-
-    def register(self) -> None:
-        with suppress(OSError):  # the directory is full: then two may be active
-            write_atomically(self._path, json.dumps(process_id(os.getpid())).encode(), durable=False)
-
-    def unregister(self) -> None:
-        """Remove the file, unless it is a newer one's."""
-        if self._path.exists() and self.is_this():
-            with suppress(OSError):
-                self._path.unlink()
-
-    def is_this(self) -> bool:
-        """Return whether no newer one is alive."""
-        try:
-            newest = ProcessId(*json.loads(self._path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return True
-        return newest.pid == os.getpid() or not is_running(newest)
 
 
 def _any(_note: Note) -> bool:

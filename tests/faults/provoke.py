@@ -10,9 +10,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Callable
+from uuid import uuid4
+
+import pytest
 
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
@@ -40,6 +43,28 @@ def stopped(*pids: int) -> Iterator[None]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def in_frozen_cgroup(*pids: int) -> Iterator[None]:
+    """Have processes do nothing during the block, as in an uninterruptible sleep, where SIGKILL ends none."""
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if not freezer.exists():
+        pytest.skip("a cgroup of version 2 does not keep a process from being killed")
+    group = freezer / f"virt-rbd-backup-{os.getpid()}-{uuid4().hex}"
+    group.mkdir()
+    try:
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        yield
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        for left in (group / "cgroup.procs").read_text().split():
+            with suppress(OSError):  # it has just ended
+                (freezer / "cgroup.procs").write_text(left)
+        wait_until(lambda: not (group / "cgroup.procs").read_text(), 10, "the cgroup is empty")
+        group.rmdir()
 
 
 def kill(*pids: int) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
+import pytest
+
 from tests.faults.provoke import (
     ONCE_FROZEN,
     agent_hook,
     freeze_status,
     frozen,
     held,
+    in_frozen_cgroup,
     kill,
     kill_agent,
     stopped,
@@ -15,6 +22,7 @@ from tests.faults.provoke import (
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.sample import WEB
+from tests.unit.waiting import runs
 
 LIMIT = 6  # seconds, as FREEZE_TIMEOUT
 POSSIBLE = 60  # seconds in which a freeze that was asked for may still happen, and more
@@ -32,6 +40,34 @@ def test_a_worker_that_is_stopped_costs_its_job_and_no_more_than_freeze_timeout(
     _saved_by_the_next_run(node)
 
 
+def test_a_worker_that_not_even_sigkill_ends_keeps_neither_its_guest_nor_main(node: Node, lab: Lab) -> None:
+    with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, worker), in_frozen_cgroup(worker):
+        wait_until(lambda: not held(node), IN_TIME, "main has thawed the guest")
+        assert freeze_status(lab, WEB) == "thawed"
+        os.kill(main, signal.SIGTERM)
+        time.sleep(2)  # two that come at once are one
+        os.kill(main, signal.SIGTERM)
+        wait_until(lambda: not runs(main), 60, "the run has ended")
+        assert runs(worker)
+    report = node.report()
+    assert report["exit_code"] == 143
+    assert "its worker process was killed, but does not end" in report["domains"][WEB]["reason"]
+    _saved_by_the_next_run(node)
+
+
+def test_where_all_are_stopped_the_guest_is_thawed_once_they_go_on(node: Node, lab: Lab) -> None:
+    with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, worker):
+        with in_frozen_cgroup(main, worker, *node.watchdogs()):
+            os.kill(worker, signal.SIGCONT)
+            time.sleep(IN_TIME)
+            assert freeze_status(lab, WEB) == "frozen", "nobody can act"
+        wait_until(lambda: not held(node), IN_TIME, "the guest was thawed")
+        assert freeze_status(lab, WEB) == "thawed"
+    web = node.report()["domains"][WEB]
+    assert (web["status"], web["consistency"]) != ("saved", "filesystem") or web["frozen_seconds"] < LIMIT
+    _saved_by_the_next_run(node)
+
+
 def test_where_main_is_stopped_too_the_watchdog_thaws_in_time(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, _), stopped(main):
         wait_until(lambda: not held(node), IN_TIME + 2, "the watchdog has thawed the guest")
@@ -40,12 +76,16 @@ def test_where_main_is_stopped_too_the_watchdog_thaws_in_time(node: Node, lab: L
     _saved_by_the_next_run(node)
 
 
-def test_a_freeze_that_libvirt_gets_to_when_its_sender_is_dead_is_undone(node: Node, lab: Lab) -> None:
+@pytest.mark.parametrize("seconds", [0, 40], ids=["at once", "after longer than a call may wait"])
+def test_a_freeze_that_libvirt_gets_to_when_its_sender_is_dead_is_undone(
+    node: Node, lab: Lab, seconds: int
+) -> None:
     with node.started("backup", WEB, FREEZE_TIMEOUT=LIMIT) as process:
         wait_until(lambda: held(node), 60, "the guest is being frozen")
         with stopped(lab.libvirtd_pid):
             (worker,) = node.workers()
             kill(process.pid, worker)
+            time.sleep(seconds)
         wait_until(lambda: not held(node), POSSIBLE, "the watchdog has dealt with it")
     _writes(lab)
     _saved_by_the_next_run(node)

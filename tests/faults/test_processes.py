@@ -171,6 +171,20 @@ def test_a_guest_thaws_within_seconds_after_worker_and_main_were_killed(node: No
     _next_run_tidies_up(node, lab, WEB)
 
 
+def test_a_watchdog_that_is_stopped_is_replaced_before_worker_and_main_are_killed(
+    node: Node, lab: Lab
+) -> None:
+    with _reached("frozen", node, lab) as (main, worker):
+        (first,) = node.watchdogs()
+        os.kill(first, signal.SIGSTOP)
+        wait_until(lambda: node.watchdogs() and first not in node.watchdogs(), 20, "it was replaced")
+        kill(main, worker)
+        wait_until(lambda: not held(node), 5, "the second watchdog let the guest go")
+        assert freeze_status(lab, WEB) == "thawed"
+        wait_until(lambda: not node.processes(""), 10, "all have ended")
+    _next_run_tidies_up(node, lab, WEB)
+
+
 def test_cleanup_thaws_a_guest_that_a_killed_run_without_watchdog_left_frozen(node: Node, lab: Lab) -> None:
     with _reached("frozen", node, lab) as (main, worker):
         kill(*node.watchdogs(), main, worker)

@@ -11,5 +11,5 @@ class NoWatchdog:
     def wait_until_ready(self, check_stop: object) -> None:
         """It is ready from the start."""
 
-    def revive(self) -> None:
-        """It has not ended."""
+    def check(self) -> None:
+        """It runs."""

@@ -459,6 +459,59 @@ def test_a_guest_that_another_program_has_thawed_fails_a_required_freeze(guest: 
     guest.assert_runs()
 
 
+def test_a_guest_that_somebody_has_resumed_is_only_crash_consistent(guest: Guest) -> None:
+    with guest.quiesced(freeze="never") as quiesced:
+        guest.hypervisor.paused = False
+    assert quiesced.consistency is Consistency.CRASH
+    message = "the guest did not stay paused until its snapshots were complete"
+    assert guest.recorder.told(Level.WARNING) == [message]
+    guest.assert_runs()
+
+
+def test_a_resume_whose_answer_is_lost_is_none_by_somebody_else(guest: Guest) -> None:
+    resume = guest.hypervisor.resume
+
+    def without_answer(domain: Domain) -> None:
+        guest.hypervisor.resume = resume  # type: ignore[method-assign]
+        resume(domain)
+        raise HypervisorError("no answer within 60 s")
+
+    guest.hypervisor.resume = without_answer  # type: ignore[method-assign]
+    with guest.quiesced(freeze="never") as quiesced:
+        pass
+    assert quiesced.consistency is Consistency.PAUSED
+    guest.assert_runs()
+
+
+TOO_LATE = "the snapshots took longer than FREEZE_TIMEOUT: the guest may have been thawed meanwhile"
+
+
+@pytest.mark.parametrize("wanted", ["auto", "never"])
+@pytest.mark.parametrize(("after", "counts"), [(30.9, True), (31.1, False)])
+def test_a_guest_that_others_may_have_thawed_and_frozen_again_counts_as_neither_frozen_nor_paused(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, wanted: str, after: float, counts: bool
+) -> None:
+    """Its worker was stopped, and could not be killed, as on a node where it cannot be identified."""
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with guest.quiesced(freeze_timeout=30, freeze=wanted) as quiesced:
+        clock[0] += after
+    assert (quiesced.consistency is not Consistency.CRASH) == counts
+    assert guest.recorder.told(Level.WARNING) == ([] if counts else [TOO_LATE])
+    guest.assert_runs()
+
+
+def test_a_required_freeze_fails_where_others_may_have_thawed_the_guest(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with raises(TOO_LATE, FreezeFailed) as caught, guest.quiesced(freeze_timeout=30, freeze="required"):
+        clock[0] += 32
+    assert caught.value.transient
+    guest.assert_runs()
+
+
 @pytest.mark.parametrize("constants", [{}, {"freeze": "never"}], ids=["frozen", "paused"])
 @pytest.mark.parametrize("error", [Failure("no snapshots"), KeyboardInterrupt(), ValueError("a bug")])
 def test_whatever_is_raised_in_the_block_the_guest_is_thawed_or_resumed(

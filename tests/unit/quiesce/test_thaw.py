@@ -20,7 +20,7 @@ from backup.errors import AlreadyFrozen, BackupError
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
 from backup.model import Level, State
-from backup.quiesce import thaw_rounds
+from backup.quiesce import thaw, thaw_rounds
 from backup.quiesce.freeze_notes import FreezeNotes, Method, Note
 from backup.quiesce.thaw_rounds import Thaws
 from backup.system.process_group import ProcessId, is_running, kill, process_id
@@ -70,7 +70,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     for module in (thaw_rounds, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
     monkeypatch.setattr(thaw_rounds, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw_rounds, "CHECK_AGAIN", 0.001)
+    for module in (thaw, thaw_rounds):
+        monkeypatch.setattr(module, "CHECK_AGAIN", 0.001)
     return node
 
 
@@ -112,12 +113,44 @@ def test_a_pause_that_happens_after_the_resume_is_undone_too(node: Node, dead: P
     assert not node.has_note
 
 
-def test_once_the_freeze_cannot_happen_any_more_one_thaw_that_finds_nothing_frozen_is_enough(
-    node: Node, dead: ProcessId
+@pytest.mark.parametrize("method", Method)
+def test_once_the_freeze_cannot_happen_any_more_two_checks_that_find_nothing_frozen_are_enough(
+    node: Node, dead: ProcessId, method: Method
 ) -> None:
-    node.note(Method.FREEZE, dead, seconds=0)
+    node.note(method, dead, seconds=0)
+    assert node.round() == 1
+    wait_for_its_turn()
     assert node.round() == 0
     assert not node.has_note
+
+
+def test_a_freeze_that_waited_in_a_stopped_libvirt_is_undone_however_long_that_was(
+    node: Node, dead: ProcessId
+) -> None:
+    """libvirt may answer the thaw first, and then carry out what it has read meanwhile."""
+    node.note(Method.FREEZE, dead, seconds=0)
+    del node.reachable[URI]
+    assert node.round() == 1
+    node.reachable[URI] = node.web
+    wait_until(lambda: node.round() and node.web.asked, 10, "libvirt answers for the first time")
+    node.web.frozen = True
+    wait_for_its_turn()
+    assert node.round() == 0
+    assert (node.web.moves, node.has_note) == (True, False)
+
+
+def test_the_second_check_comes_a_while_after_the_first_answer(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.note(Method.FREEZE, dead, seconds=0)
+    clock = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(thaw, "CHECK_AGAIN", 1.0)
+    looks = []
+    while node.round():
+        looks.append(clock[0])
+        clock[0] += 0.1
+    assert 1.0 <= clock[0] - looks[0] < 1.3
 
 
 @pytest.mark.parametrize("method", Method)

@@ -15,7 +15,7 @@ from backup.hypervisor import connections
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.model import Domain, Level
-from backup.quiesce import thaw_rounds
+from backup.quiesce import thaw, thaw_rounds
 from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.quiesce.thaw_rounds import thaw_guests
 from backup.run.cleanup import clean_node, thaw_node
@@ -63,7 +63,8 @@ def node(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
     for module in (thaw_rounds, connections):
         monkeypatch.setattr(module, "Hypervisor", node.connect)
     monkeypatch.setattr(thaw_rounds, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(thaw_rounds, "CHECK_AGAIN", 0.001)
+    for module in (thaw, thaw_rounds):
+        monkeypatch.setattr(module, "CHECK_AGAIN", 0.001)
     return node
 
 

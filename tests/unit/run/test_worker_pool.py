@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import SpawnProcess
 
 import pytest
 
@@ -18,6 +19,7 @@ from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Level
 from backup.run import worker_pool
 from backup.run.worker_pool import Pool
+from backup.system import process_end
 from backup.system.stop_request import StopRequest
 
 from ..jobs_on_paper import NoOutput, stop_at_once, work_on_paper
@@ -206,6 +208,63 @@ def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
     )
     assert all_done.reported_dead == ["hangs"]
     assert all_done.results["good"].status is Status.SAVED
+
+
+@pytest.fixture
+def unkillable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have SIGKILL end no process at once, as in an uninterruptible sleep, or in a frozen cgroup."""
+    monkeypatch.setattr(SpawnProcess, "kill", lambda _: None)
+    monkeypatch.setattr(worker_pool, "END_LIMIT", 0.3)
+    monkeypatch.setattr(process_end, "_left", [])
+    yield
+    for process in multiprocessing.active_children():
+        assert process.pid
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+
+@pytest.mark.usefixtures("unkillable")
+def test_a_worker_that_does_not_end_although_it_was_killed_costs_its_own_job(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
+    all_done = done("hangs", "good")
+    hangs = all_done.results["hangs"]
+    assert hangs.status is Status.FAILED
+    assert hangs.reason == (
+        "no sign of life for 0 s while streaming; its worker process was killed, but does not end"
+    )
+    assert hangs.timeline
+    assert all_done.reported_dead == ["hangs"], "its guest is thawed"
+    assert all_done.results["good"].status is Status.SAVED
+    assert process_end.any_left()
+
+
+@pytest.mark.usefixtures("unkillable")
+def test_after_a_second_signal_no_worker_is_waited_for_that_does_not_end() -> None:
+    recorder = StopsAt()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    for seconds in (1.0, 1.1):
+        threading.Timer(seconds, recorder.stop._handle, [signal.SIGTERM, None]).start()
+    with end, lifeline, made as jobs:
+        (result,) = jobs.run(orders("hangs"))
+    assert result.reason.endswith("its worker process was killed, but does not end")
+    assert "state D" in result.hint
+    assert "cleanup" in result.hint
+
+
+@pytest.mark.usefixtures("unkillable")
+def test_a_spare_worker_that_is_stopped_does_not_keep_the_run_from_ending() -> None:
+    recorder = StopsAt()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    with end, lifeline, made as jobs:
+        jobs.warm_up(1)
+        (waiting,) = multiprocessing.active_children()
+        assert waiting.pid
+        os.kill(waiting.pid, signal.SIGSTOP)
+    assert process_end.any_left()
 
 
 def test_a_hung_worker_that_can_clean_up_is_not_killed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,17 +16,18 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError
+from backup.model import Level
 from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.system.process import SPAWN
-from backup.system.process_group import is_running, process_id
+from backup.system.process_group import ProcessId, is_running, process_id
 from backup.watch import watchdog as watchdog_module
 from backup.watch.node_lock import only_run
-from backup.watch.watchdog import Watchdog
+from backup.watch.watchdog import CHECKS, SILENCE, Watchdog
 
 from ..driver_node import domain_element, node_uri
 from ..recorder import Recorder
 from ..samples import UUID, domain, settings
-from ..waiting import wait_until
+from ..waiting import wait_until, waits_for_nobody
 
 ROOT = Path(__file__).parents[3]
 
@@ -47,7 +49,7 @@ def worker(_lifeline, arguments):
     runtime_dir, how = arguments
     if how in ("guarded", "quiesces"):
         uri = node_uri(Path(runtime_dir).parent / "node.xml", domain_element())
-        FreezeNotes(runtime_dir).write(domain(uri=uri), Method.PAUSE, seconds=2 if how == "quiesces" else 15)
+        FreezeNotes(runtime_dir).write(domain(uri=uri), Method.PAUSE, seconds=2 if how == "quiesces" else 20)
     signal.pause()
 
 if __name__ == "__main__":
@@ -60,6 +62,7 @@ if __name__ == "__main__":
         watchdog = stack.enter_context(watched(ours, reporter))
         if how == "guarded":
             stack.enter_context(guarded(ours, reporter, watchdog))
+            watchdog.wait_until_ready(lambda: None)
         process = SPAWN.Process(target=worker, args=(watchdog.lifeline, sys.argv[1:]))
         process.start()
         if how in ("guarded", "quiesces"):
@@ -148,7 +151,40 @@ def test_a_killed_watchdog_is_restarted(program: Path, tmp_path: Path) -> None:
         assert notes.exists(UUID)
         kill(main, worker)
         # it was not paused yet, but the call of the worker may still be carried out
-        wait_until(lambda: not notes.exists(UUID), 30, "the second has resumed the guest")
+        wait_until(lambda: not notes.exists(UUID), 40, "the second has resumed the guest")
+
+
+def test_a_watchdog_that_is_stopped_is_replaced(program: Path, tmp_path: Path) -> None:
+    with started(program, tmp_path, "guarded") as run:
+        assert run.stdout
+        main, worker = map(int, run.stdout.readline().split())
+        wait_until(lambda: watchdogs(main), 10, "there is a watchdog")
+        (first,) = watchdogs(main)
+        os.kill(first, signal.SIGSTOP)
+        wait_until(lambda: first not in watchdogs(main), 15, "it was killed")
+        wait_until(lambda: watchdogs(main), 10, "there is another")
+        notes = FreezeNotes(str(tmp_path / "run"))
+        assert notes.exists(UUID)
+        kill(main, worker)
+        wait_until(lambda: not notes.exists(UUID), 40, "the second has resumed the guest")
+
+
+def test_a_main_process_that_was_stopped_does_not_replace_its_watchdog(program: Path, tmp_path: Path) -> None:
+    with started(program, tmp_path, "guarded") as run:
+        assert run.stdout
+        main, worker = map(int, run.stdout.readline().split())
+        wait_until(lambda: watchdogs(main), 10, "there is a watchdog")
+        both = [main, *watchdogs(main)]
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(SILENCE + 2)
+        for pid in both:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(2)
+        assert [main, *watchdogs(main)] == both
+        kill(main, worker)
+        notes = FreezeNotes(str(tmp_path / "run"))
+        wait_until(lambda: not notes.exists(UUID), 40, "the watchdog has resumed the guest")
 
 
 def test_where_main_and_worker_are_stopped_the_watchdog_thaws_in_time(program: Path, tmp_path: Path) -> None:
@@ -214,7 +250,7 @@ def test_a_run_waits_until_the_watchdog_watches(starts: list[Connection], record
         nonlocal checks
         checks += 1
         if checks == 3:
-            starts[0].send_bytes(b"ready")
+            starts[0].send_bytes(b"null")
 
     watchdog.wait_until_ready(check_stop)
     assert checks == 3
@@ -230,12 +266,105 @@ def test_a_watchdog_that_is_killed_before_it_watches_is_restarted(
 
     def check_stop() -> None:
         if len(starts) == 2:
-            starts[1].send_bytes(b"ready")
+            starts[1].send_bytes(b"null")
 
     watchdog.wait_until_ready(check_stop)
     assert len(starts) == 2
     starts[1].close()
     watchdog.close()
+
+
+@pytest.fixture
+def stopped() -> Iterator[ProcessId]:
+    """Give a process that is stopped."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        yield process_id(process.pid)
+        process.kill()
+
+
+def silent_watchdog(
+    starts: list[Connection], recorder: Recorder, runtime_dir: Path, it: ProcessId
+) -> Watchdog:
+    """Give one that has watched, and was stopped since."""
+    watchdog = Watchdog(settings(runtime_dir=str(runtime_dir)), recorder)
+    starts[0].send_bytes(json.dumps(it).encode())
+    watchdog.wait_until_ready(lambda: None)
+    return watchdog
+
+
+def test_a_silent_watchdog_is_killed_and_replaced_but_not_one_that_takes_long_to_start(
+    starts: list[Connection], recorder: Recorder, tmp_path: Path, stopped: ProcessId
+) -> None:
+    watchdog = silent_watchdog(starts, recorder, tmp_path, stopped)
+    for _ in range(int(CHECKS * SILENCE)):
+        watchdog.check()
+    assert (len(starts), is_running(stopped)) == (1, True)
+    watchdog.check()
+    assert (len(starts), is_running(stopped)) == (2, False)
+    assert recorder.told(Level.WARNING) == [watchdog_module.STOPPED]
+    for _ in range(int(CHECKS * SILENCE) + 10):
+        watchdog.check()
+    assert len(starts) == 2
+    starts[1].close()
+    watchdog.close()
+
+
+def test_guests_that_may_still_be_frozen_at_the_end_are_left_to_no_watchdog_that_is_stopped(
+    starts: list[Connection],
+    recorder: Recorder,
+    notes: FreezeNotes,
+    tmp_path: Path,
+    stopped: ProcessId,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watchdog_module, "SILENCE", 0.1)
+    assert notes.exists(UUID)
+    silent_watchdog(starts, recorder, tmp_path / "run", stopped).close()
+    assert (len(starts), is_running(stopped)) == (2, False)
+
+
+def test_a_watchdog_that_is_stopped_is_not_left_at_the_end_where_no_guest_is_frozen(
+    starts: list[Connection],
+    recorder: Recorder,
+    tmp_path: Path,
+    stopped: ProcessId,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watchdog_module, "END_LIMIT", 0.1)
+    silent_watchdog(starts, recorder, tmp_path, stopped).close()
+    assert (len(starts), is_running(stopped)) == (1, False)
+
+
+def test_a_process_that_starts_a_watchdog_and_is_stopped_does_not_keep_the_run_from_ending(
+    starts: list[Connection], recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog_module, "START_LIMIT", 0.2)
+    watchdog = Watchdog(settings(runtime_dir=str(tmp_path)), recorder)
+    starts[0].close()
+    starter = SPAWN.Process(target=time.sleep, args=(600,))
+    starter.start()
+    assert starter.pid
+    os.kill(starter.pid, signal.SIGSTOP)
+    watchdog._starters.append(starter)
+    waits_for_nobody(watchdog.close)
+    assert starter.exitcode == -signal.SIGKILL
+
+
+def test_a_watchdog_does_not_wait_for_a_main_process_that_reads_no_signs_of_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    naps = iter(range(10_000))  # its signs fill any pipe
+    monkeypatch.setattr(time, "sleep", lambda _: next(naps))
+    reader, life = SPAWN.Pipe(duplex=False)
+
+    def show() -> None:
+        with pytest.raises(StopIteration):
+            watchdog_module._show_life(life)
+
+    with reader, life:
+        waits_for_nobody(show)
+        assert next(naps, None) is None
 
 
 def test_without_a_watchdog_that_watches_nothing_is_quiesced(
