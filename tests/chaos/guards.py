@@ -1,7 +1,7 @@
 """When nobody was there to thaw a guest: seen while it happens, from each node's processes and records.
 
-A node is unguarded while it has a record of a guest, neither main nor a worker nor the watchdog runs, and
-one of the faults has hit the watchdog: without that it must not end as long as there is a record.
+A node is unguarded while it has a record of a guest, neither main nor a worker nor the watchdog runs, and a
+fault has hit its newest watchdog: one that was not hit must not end as long as there is a record.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Guards:
         self._ended = threading.Event()
         self._open: dict[str, Unguarded] = {}
         self._closed: list[Unguarded] = []
+        self._watchdogs: dict[str, set[int]] = {}  # PIDs of the last ones that were seen, by node
 
     @contextmanager
     def watched(self) -> Iterator[Guards]:
@@ -69,7 +70,7 @@ class Guards:
 
     def _look(self, node: Node) -> None:
         guests = self._recorded(node)
-        if not guests or node.name not in self._world.watchdogs_hit or _any_runs(node):
+        if not guests or not self._is_unguarded(node):
             if node.name in self._open:
                 self._closed.append(replace(self._open.pop(node.name), ended=time.monotonic()))
             return
@@ -77,10 +78,14 @@ class Guards:
         one = self._open.get(node.name) or Unguarded(node.name, now - POLL, now, guests)
         self._open[node.name] = replace(one, ended=now, guests=one.guests | guests)
 
+    def _is_unguarded(self, node: Node) -> bool:
+        guards = [one for one in ours(node.directory) if one.role in GUARDS]
+        if watchdogs := {one.pid for one in guards if one.role == "watchdog"}:
+            self._watchdogs[node.name] = watchdogs
+        hit = {pid for name, pid in self._world.watchdogs_hit if name == node.name}
+        excused = bool(hit) and self._watchdogs.get(node.name, hit) <= hit
+        return excused and all(one.stopped for one in guards)
+
     def _recorded(self, node: Node) -> frozenset[str]:
         uuids = {record.stem for record in node.records()}
         return frozenset(name for name, uuid in self._world.uuids.items() if uuid in uuids)
-
-
-def _any_runs(node: Node) -> bool:
-    return any(one.role in GUARDS and not one.stopped for one in ours(node.directory))

@@ -41,8 +41,8 @@ def _sent(world: World, fault: Fault, number: signal.Signals) -> Sequence[Proces
     for role in fault.target:
         for node in world.nodes.values():
             here = [one for one in _of_role(node, role) if send(one.pid, number)]
-            if here and role == "watchdog" and number != signal.SIGTERM:
-                world.watchdogs_hit.add(node.name)
+            if role == "watchdog" and number != signal.SIGTERM:
+                world.watchdogs_hit.update((node.name, one.pid) for one in here)
             hit += here
         time.sleep(fault.gap)
     return hit

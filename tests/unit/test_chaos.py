@@ -343,6 +343,8 @@ def _process(role: str, stopped: bool = False) -> Process:
 @pytest.mark.parametrize(
     ("processes", "watchdog_hit", "excused"),
     [
+        ([_process("main", stopped=True), _process("watchdog", stopped=True)], True, True),
+        ([_process("main", stopped=True), _process("watchdog", stopped=True)], False, False),
         ([_process("main", stopped=True), _process("restic")], True, True),
         ([], True, True),
         ([], False, False),
@@ -364,8 +366,11 @@ def test_a_guest_is_excused_while_none_of_its_node_s_guards_runs(
     }
     for name, node in nodes.items():
         node.name = name
-    hit = {"a", "b"} if watchdog_hit else {"b"}
+    hit = {("a", 71), ("b", 71)} if watchdog_hit else {("a", 70), ("b", 71)}
+    there["a"] = [_process("worker"), _process("watchdog")]  # of which the last one was seen
     guards = Guards(Mock(nodes=nodes, uuids={"twin": UUID, "solo": "other"}, watchdogs_hit=hit))
+    guards._look(nodes["a"])
+    there["a"] = processes
     for _ in range(3):
         for node in nodes.values():
             guards._look(node)
