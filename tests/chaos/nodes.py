@@ -126,9 +126,10 @@ class Node:
         """Give the records of guests that are, or are about to be, quiesced."""
         return sorted(self.runtime_dir.glob("held/*.json"))
 
-    def failed_points(self) -> list[Path]:
-        """Give the notes of restore points that failed, and that the next run removes: RUN.UUID.ATTEMPT."""
-        return sorted(self.state_dir.glob("failed-points/*"))
+    @property
+    def noted(self) -> set[str]:
+        """Give the restore points that failed, and that the next run removes: RUN.UUID.ATTEMPT."""
+        return {path.name for path in self.state_dir.glob("failed-points/*")}
 
     def kill_all(self) -> None:
         """Kill what is left of this node's processes."""

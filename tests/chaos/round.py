@@ -121,8 +121,7 @@ class Round:
         undefined = {fault.target[0] for fault in self._plan.faults if fault.kind == "domain undefined"}
         for command in self._commands:
             held = points[command.order.constants.get("OUTPUT", "restic")]
-            noted = {path.name for path in command.node.failed_points()}
-            yield from agreement.violations(command, held, undefined, noted)
+            yield from agreement.violations(command, held, undefined, command.node.noted)
             yield from self._restored(command)
 
     def _restored(self, command: Running) -> Iterator[Violation]:
@@ -142,7 +141,7 @@ class Round:
         if any(leftovers.lock_objects(self._world, pool) for pool in ("vms", "ssd")):
             ended = max(command.ended for command in self._commands)
             time.sleep(max(0, ended + LOCK_DURATION + 1 - time.monotonic()))
-        before = [*self._commands]
+        before = len(self._commands)
         for index, order in enumerate(self._plan.further):  # side by side restic 0.14 often stalls for 43 s
             one = self._further(index, order)
             if not one.wait(FURTHER_LIMIT):
@@ -151,14 +150,16 @@ class Round:
             self._note(one)
             if one.code != 0:
                 yield Violation("a further run saves everything", f"{one}: {one.words[-600:]}")
-        yield from self._withdrawn(before)
+        yield from self._now_agree(before)
         yield from leftovers.violations(self._world)
 
-    def _withdrawn(self, commands: Sequence[Running]) -> Iterator[Violation]:
-        """See whether the further runs have removed what was noted as failed in their repository."""
+    def _now_agree(self, before: int) -> Iterator[Violation]:
+        """See whether the further runs agree, and have removed what was noted as failed by those before."""
         place = self._world.repositories[self._plan.further[0].constants["OUTPUT"]]
         points = Repository(place, self._world.directory).points()
-        for command in commands:
+        for further in self._commands[before:]:
+            yield from agreement.violations(further, points, set(), further.node.noted)
+        for command in self._commands[:before]:
             if self._world.repositories[command.order.constants.get("OUTPUT", "restic")] == place:
                 yield from agreement.later(command, points)
 
