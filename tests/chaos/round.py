@@ -59,7 +59,7 @@ class Round:
         self._found += self._of_this_round(foreign)
         self._found += self._afterwards()
         self._found += self._of_repositories()
-        return self._found
+        return [*dict.fromkeys(self._found)]
 
     def _happens(self, began: float) -> None:
         """Run the commands, with the faults at their moments; nothing of it runs after it."""
