@@ -18,6 +18,7 @@ import pytest
 from outputs.restic_repository.dying_worker import KEEPER
 from tests.chaos.agreement import later, violations
 from tests.chaos.contents import forget_old
+from tests.chaos.evidence import kept
 from tests.chaos.faults import HAPPENINGS
 from tests.chaos.guards import Guards
 from tests.chaos.kills import GUARDS, Kill, _Try
@@ -30,6 +31,7 @@ from tests.chaos.repository import Point
 from tests.chaos.rounds import rounds
 from tests.chaos.stillness import unexcused
 from tests.chaos.tally import SPARE, Tally
+from tests.chaos.violation import Violation
 from tests.lab import LabError
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -398,3 +400,13 @@ def test_where_all_guards_are_killed_cleanup_is_started_and_has_to_thaw(
         assert [one.invariant for one in found] == ["no guest is left frozen"]
         assert node.cleanup.called is (kill is everybody[0])
         pulse.writes.assert_called_with("solo", kill.bound)
+
+
+def test_a_round_that_failed_is_told_even_if_the_lab_no_longer_answers(tmp_path: Path) -> None:
+    lab = Mock(virsh=Mock(side_effect=LabError("no libvirt")), rbd=Mock(side_effect=LabError("no cluster")))
+    rados = Mock(side_effect=LabError("no cluster"))
+    world = Mock(lab=lab, rados=rados, spans=[], places=[], nodes={}, definitions=["ice"])
+    (tmp_path / "round-1").mkdir()
+    place = kept(world, tmp_path / "round-1", 0, [Violation("it holds", "it does not")], tmp_path / "logs")
+    assert (place / "violations").read_text() == "it holds: it does not\n"
+    assert "no libvirt" in (place / "state").read_text()
