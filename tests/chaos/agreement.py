@@ -24,10 +24,13 @@ GONE = "the domain is no longer defined"
 AGREE = "exit code, report and repository agree"
 
 
-def violations(running: Running, points: Sequence[Point], undefined: Set[str]) -> Iterator[Violation]:
+def violations(
+    running: Running, points: Sequence[Point], undefined: Set[str], noted: Set[str] = frozenset()
+) -> Iterator[Violation]:
     """Hold a command that has ended against its report and the points of its repository.
 
-    `undefined`: the domains that an admin has undefined in this round.
+    `undefined`: the domains that an admin has undefined in this round. `noted`: the restore points, as
+    RUN.UUID.ATTEMPT, that are known as failed, and that the next run removes.
     """
     code = running.code
     missing = {*NO_DOMAIN.findall(running.words)}
@@ -39,7 +42,13 @@ def violations(running: Running, points: Sequence[Point], undefined: Set[str]) -
     if "Traceback (most recent call last)" in words:
         yield Violation("no bug shows", f"{running} wrote a traceback")
     if running.order.command == "backup" and code not in BY_SIGNAL | {11} and not refused:
-        yield from (Violation(AGREE, f"{running}: {text}") for text in _of_backup(running, points, undefined))
+        texts = (*_of_backup(running, points, undefined), *_of_unsaved(running, points, noted))
+        yield from (Violation(AGREE, f"{running}: {text}") for text in texts)
+
+
+def later(running: Running, points: Sequence[Point]) -> Iterator[Violation]:
+    """Hold it against the points once more when the next run has removed what was noted as failed."""
+    yield from (Violation(AGREE, f"{running}: {text}") for text in _of_unsaved(running, points, frozenset()))
 
 
 def report_of(running: Running) -> Mapping[str, Any]:
@@ -69,8 +78,28 @@ def _of_backup(running: Running, points: Sequence[Point], undefined: Set[str]) -
     if running.code == 1 and "saved" in statuses:
         yield "domains are saved"
     for domain in report["domains"]:
-        if domain["status"] == "saved" or domain["images"]:
+        if _is_saved(domain):
             yield from _of_domain(report["run"], domain, points)
+
+
+def _is_saved(domain: Mapping[str, Any]) -> bool:
+    """Tell whether the report says so; one with images may have failed after that ("saved, but ...")."""
+    return domain["status"] == "saved" or bool(domain["images"])
+
+
+def _of_unsaved(running: Running, points: Sequence[Point], noted: Set[str]) -> Iterator[str]:
+    """Find complete restore points that the report does not know: of domains that failed or were skipped."""
+    report = report_of(running)
+    for domain in report.get("domains", ()):
+        complete = [
+            one
+            for one in points
+            if (one.run, one.uuid) == (report["run"], domain["uuid"]) and one.manifest
+            if f"{one.run}.{one.uuid}.{one.attempt}" not in noted
+        ]
+        if len(complete) > _is_saved(domain):
+            said = f"{domain['name']} is {domain['status']} ({domain['reason'] or 'without a reason'})"
+            yield f"{said}, but the repository has {', '.join(map(str, complete))}"
 
 
 def _of_domain(run: str, domain: Mapping[str, Any], points: Sequence[Point]) -> Iterator[str]:
@@ -79,12 +108,13 @@ def _of_domain(run: str, domain: Mapping[str, Any], points: Sequence[Point]) -> 
     if not found:
         yield f"{name} is saved, but run {run} has no complete restore point of it"
         return
-    held = {(target, image[0]) for target, image in found[0].images.items()}
+    point = max(found, key=lambda one: one.attempt)
+    held = {(target, image[0]) for target, image in point.images.items()}
     for image in domain["images"]:
         if not any(target == image["target"] and _same(whole, image["restore_id"]) for target, whole in held):
             yield f"{name}: {image['target']} is not in the repository as {image['restore_id'][:8]}"
-    if domain["consistency"] != found[0].consistency:
-        yield f"{name} is {domain['consistency']} in the report, {found[0].consistency} in the repository"
+    if domain["consistency"] != point.consistency:
+        yield f"{name} is {domain['consistency']} in the report, {point.consistency} in the repository"
 
 
 def _same(whole: str, short: str) -> bool:

@@ -34,7 +34,7 @@ def faults(world: World, began: float) -> str:
 
 def _state(world: World) -> Sequence[str]:
     lab = world.lab
-    texts = [lab.virsh("list", "--all")]
+    texts = [_asked("domains", lambda: lab.virsh("list", "--all").encode())]
     for name in world.definitions:
         for image in BY_NAME[name].images.values():
             texts.append(_asked(image, partial(lab.rbd, "snap", "ls", image)))

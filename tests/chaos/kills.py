@@ -1,7 +1,8 @@
 """Kills within the quiesced moment: any of our processes, in any order, in the first attempt and in a retry.
 
-At least one of main, worker and watchdog survives, so the guest has to write again within seconds, by itself;
-where main and worker both do, the backup goes on, and has FREEZE_TIMEOUT for it.
+Where one of main, worker and watchdog survives, the guest has to write again within seconds, by itself; where
+main and worker both do, the backup goes on, and has FREEZE_TIMEOUT for it. Where nobody does, it has to once
+`cleanup` was started, as systemd does.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from tests.chaos.guests import SOLO
 from tests.chaos.nodes import FREEZE_TIMEOUT, LOCK_DURATION, Node, Running
 from tests.chaos.plan import Order
 from tests.chaos.processes import of_roles, ours, send
+from tests.chaos.tally import Tally
 from tests.chaos.violation import Violation
 from tests.chaos.world import World, built, wait_for
+from tests.lab import LabError
 
 GUARDS = ("main", "worker", "watchdog")
 QUIESCED = 1.0  # seconds that a guest is quiesced at the most, on most days; often it is less
@@ -52,7 +55,7 @@ class Kill:
         delay, gap, retry = QUIESCED * rng.random() ** 2.5, rng.uniform(0, 0.05), rng.random() < 0.4
         if rng.random() < 0.1:
             return cls(delay, ("worker",), 0, retry, signal.SIGSTOP)
-        return cls(delay, tuple(rng.sample(GUARDS, rng.choice((1, 2, 2)))), gap, retry)
+        return cls(delay, tuple(rng.sample(GUARDS, rng.choice((1, 1, 2, 2, 2, 2, 3)))), gap, retry)
 
     @property
     def bound(self) -> float:
@@ -99,6 +102,8 @@ class _Try:
         for role in self.kill.roles:
             self.hit += [pid for pid in roles.get(role, []) if send(pid, self.kill.signal)]
             time.sleep(self.kill.gap)
+        if len(self.kill.roles) == len(GUARDS):
+            node.cleanup(self.base.with_name(f"{self.base.name}-first"))
         if not self.world.pulse.writes(SOLO.name, self.kill.bound):
             records = [record.name for record in node.records()]
             there = ", ".join(map(str, ours(node.directory)))
@@ -159,29 +164,35 @@ def _pool(world: World) -> Iterator[rados.Ioctx]:
         yield pool
 
 
-def kills(options: argparse.Namespace, scratch: Path, logs: Path) -> tuple[int, int, int]:
-    """Do them; tell how many passed, how many failed, and how many came too late to count."""
-    counts = [0, 0, 0]
-    waiting = list(range(options.first, options.first + options.kills))
-    while waiting:
-        with built(scratch / f"world-{waiting[0]}", shared=False, guests=[SOLO]) as world:
-            sound = True
-            while waiting and sound:
-                _one(world, options.seed, waiting.pop(0), scratch, logs, counts)
-                sound = world.pulse.writes(SOLO.name, BOUND) and not _recorded(world.nodes["node-a"])
-    return counts[0], counts[1], counts[2]
+def kills(options: argparse.Namespace, scratch: Path, logs: Path) -> Tally:
+    """Do so many that count: those that do not come too late."""
+    tally = Tally(options.kills, options.first)
+    while tally.goes_on:
+        first = tally.number
+        try:
+            with built(scratch / f"world-{first}", shared=False, guests=[SOLO]) as world:
+                sound = True
+                while tally.goes_on and sound:
+                    _one(world, options.seed, scratch, logs, tally)
+                    sound = world.pulse.writes(SOLO.name, BOUND) and not _recorded(world.nodes["node-a"])
+        except (LabError, rados.Error) as error:
+            print(f"the lab has broken: {error}", flush=True)
+            if tally.number == first:
+                tally.count("broken")
+    return tally
 
 
-def _one(world: World, seed: int, number: int, scratch: Path, logs: Path, counts: list[int]) -> None:
-    """Do one, and count it."""
+def _one(world: World, seed: int, scratch: Path, logs: Path, tally: Tally) -> None:
+    """Do the next one, and count it."""
+    number = tally.number
     began = time.monotonic()
     directory = scratch / f"seed-{seed}-kill-{number}"
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)  # the lab may have broken at this kill before
     world.spans.clear()
     this = _Try(world, Kill.drawn(seed, number), directory / "backup")
     found: Sequence[Violation] = list(this.violations())
     outcome = "failed" if found else "passed" if this.met else "came too late"
-    counts[{"passed": 0, "failed": 1}.get(outcome, 2)] += 1
+    tally.count(outcome)
     print(f"kill {number}: {outcome} in {time.monotonic() - began:.0f} s: {this.kill}", flush=True)
     if found:
         place = evidence.kept(world, directory, began, found, logs)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.chaos.agreement import report_of
 from tests.chaos.guests import GUESTS
 from tests.chaos.nodes import Node
 from tests.chaos.of_domains import snapshots
@@ -17,6 +18,12 @@ from tests.lab.cluster import POOLS
 
 PREFIX = "virt-rbd-backup."
 BASE = "virt-rbd-backup.kept."  # of restic_incremental, for its next run
+# What stays in RUNTIME_DIR and STATE_DIR; all else there is for a while.
+STAYS_IN_RUNTIME_DIR = r"run\.lock|[a-z]+\.[0-9]+\.lock"
+STAYS_IN_STATE_DIR = (
+    r"proofs\.json|restic-key-[0-9a-f]{16}|reports/[0-9]{8}T[0-9]{6}Z-[a-z]{4}\.json\.gz"
+    r"|manifests/[0-9a-f-]{36}\.[0-9a-f]{8,64}"
+)
 NOTHING_LEFT = "nothing of ours is left"
 
 
@@ -53,16 +60,29 @@ def _on_nodes(world: World) -> Iterator[str]:
     mounts = Path("/proc/self/mountinfo").read_text()
     for node in world.nodes.values():
         yield from (f"process {one} of {node.name}" for one in ours(node.directory))
-        yield from (f"{node.name}: {path.relative_to(node.directory)}" for path in _files(node))
+        files = left_files(node, _newest_run(world, node))
+        yield from (f"{node.name}: {path.relative_to(node.directory)}" for path in files)
         if re.search(rf" {re.escape(str(node.directory))}", mounts):
             yield f"a mount of {node.name}"
 
 
-def _files(node: Node) -> Iterator[Path]:
-    """Give records, drafts of files that are written as a whole, and temporary files."""
-    yield from node.records()
-    for directory in (node.runtime_dir, node.state_dir):
-        yield from (path for path in directory.rglob(".*") if path.is_file())
+def _newest_run(world: World, node: Node) -> str:
+    """Give the id of the node's newest run that has reported, "" for none."""
+    runs = [report_of(one).get("run", "") for one in world.backups if one.node is node]
+    return str(next(filter(None, reversed(runs)), ""))
+
+
+def left_files(node: Node, run: str) -> Iterator[Path]:
+    """Give records of all kinds, drafts of files that are written as a whole, and temporary files.
+
+    `run`: the node's newest one, whose failed attempts only the next one forgets.
+    """
+    for directory, stays in (
+        (node.runtime_dir, STAYS_IN_RUNTIME_DIR),
+        (node.state_dir, STAYS_IN_STATE_DIR + rf"|failed-points/{re.escape(run or '-')}\..+"),
+    ):
+        files = [path for path in directory.rglob("*") if not path.is_dir()]
+        yield from (path for path in files if not re.fullmatch(stays, str(path.relative_to(directory))))
     yield from node.temporary.iterdir()
 
 

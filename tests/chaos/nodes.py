@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from tests.quick_repository import PASSWORD
 ROOT = Path(__file__).parents[2]
 PYTHON = "/usr/bin/python3"  # the distribution's: rados and rbd exist for no other
 HOST = 'hostname "$0"; exec "$@"'
+SFTP_SERVER = "/usr/lib/openssh/sftp-server"  # in the place of ssh, which would start it on another host
+# What restic is started by. One stays its parent, the other moves it to a process group of its own, too.
+WRAPPED = {"sh": 'restic "$@"; exit $?', "timeout": 'exec timeout 3600 restic "$@"'}
 FREEZE_TIMEOUT = 8
 LOCK_DURATION = 15
 CONSTANTS: Mapping[str, Any] = {
@@ -114,13 +117,19 @@ class Node:
             )
         return Running(order, self, process, base)
 
-    def cleanup(self, base: Path) -> Running:
-        """Start what ExecStopPost does."""
-        return self.start(Order(self.name, ("cleanup",), 0, {"OUTPUT": "restic"}), base)
+    def cleanup(self, base: Path, after: Order | None = None) -> Running:
+        """Start what ExecStopPost does, with the settings of the order before it."""
+        before = after or Order(self.name, (), 0, {"OUTPUT": "restic"})
+        return self.start(replace(before, words=("cleanup",), after=0), base)
 
     def records(self) -> list[Path]:
         """Give the records of guests that are, or are about to be, quiesced."""
         return sorted(self.runtime_dir.glob("held/*.json"))
+
+    @property
+    def noted(self) -> set[str]:
+        """Give the restore points that failed, and that the next run removes: RUN.UUID.ATTEMPT."""
+        return {path.name for path in self.state_dir.glob("failed-points/*")}
 
     def kill_all(self) -> None:
         """Kill what is left of this node's processes."""
@@ -143,5 +152,17 @@ class Node:
             **{name: value for name, value in CONSTANTS.items() if name in known},
             **order.constants,
         }
-        repository = self._repositories[own.get("OUTPUT", "restic")]
-        return [*own.items(), ("RESTIC_REPOSITORY", str(repository))]
+        if order.wrapper:
+            own["RESTIC_BINARY"] = str(self._wrapper(order.wrapper))
+        repository = str(self._repositories[own.get("OUTPUT", "restic")])
+        if order.remote:
+            own["RESTIC_OPTIONS"] = [f"--option=sftp.command={SFTP_SERVER}"]
+            repository = f"sftp:another-host:{repository}"
+        return [*own.items(), ("RESTIC_REPOSITORY", repository)]
+
+    def _wrapper(self, kind: str) -> Path:
+        path = self.directory / f"restic-in-{kind}"
+        if not path.exists():
+            path.write_text(f"#!/bin/sh\n{WRAPPED[kind]}\n")
+            path.chmod(0o700)
+        return path

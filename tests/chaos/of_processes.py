@@ -40,7 +40,10 @@ def _sent(world: World, fault: Fault, number: signal.Signals) -> Sequence[Proces
     hit = []
     for role in fault.target:
         for node in world.nodes.values():
-            hit += [one for one in _of_role(node, role) if send(one.pid, number)]
+            here = [one for one in _of_role(node, role) if send(one.pid, number)]
+            if role == "watchdog" and number != signal.SIGTERM:
+                world.watchdogs_hit.update((node.name, one.pid) for one in here)
+            hit += here
         time.sleep(fault.gap)
     return hit
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.chaos.plan import Fault
-from tests.chaos.world import Happening, World
+from tests.chaos.plan import CONNECTION_CUT, Fault
+from tests.chaos.processes import Process, of_roles, send
+from tests.chaos.world import Happening, World, wait_for
 from tests.lab import LabError
 from tests.lab.programs import run_program
 
 LEFT = 300 << 10  # bytes of room in a repository that is full
+CONNECTED_LIMIT = 5  # seconds until a restic is connected
+CUT_PAUSE = 0.1  # seconds between two cuts
 BUSY_LIMIT = 3  # seconds until the kernel makes it read-only: not as long as a file is being written
 
 
@@ -60,8 +65,37 @@ def _gone(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
             gone.rename(place)
 
 
+@contextmanager
+def _cut(world: World, fault: Fault) -> Iterator[tuple[str, ...]]:
+    """Cut all connections, and for as long as the fault lasts those that come anew."""
+    if not wait_for(lambda: _connections(world), CONNECTED_LIMIT):
+        raise LabError("nothing is connected")
+    over = threading.Event()
+    cutting = threading.Thread(target=_cut_until, args=(world, over), name="cutting")
+    cutting.start()
+    try:
+        yield ()
+    finally:
+        over.set()
+        cutting.join()
+
+
+def _cut_until(world: World, over: threading.Event) -> None:
+    while True:
+        for one in _connections(world):
+            send(one.pid, signal.SIGKILL)
+        if over.wait(CUT_PAUSE):
+            return
+
+
+def _connections(world: World) -> Sequence[Process]:
+    nodes = world.nodes.values()
+    return [one for node in nodes for one in of_roles(node.directory).get("sftp-server", ())]
+
+
 HAPPENINGS: Mapping[str, Happening] = {
     "repository full": _full,
     "repository read-only": _read_only,
     "repository gone": _gone,
+    CONNECTION_CUT: _cut,
 }

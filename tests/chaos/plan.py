@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable
 
 from tests.chaos.guests import GUESTS, RUNNING, WITH_AGENT
 
 NODES = ("node-a", "node-b")
 OUTPUTS = ("restic", "restic_incremental")
-ROLES = ("main", "worker", "watchdog", "restic")
+ROLES = ("main", "worker", "watchdog", "restic")  # more of them where they are, see `_roles`
+REMOTE = 0.35  # of the rounds
+WRAPPERS = ("", "", "", "sh", "timeout")
 # When a fault comes: so many seconds after the commands were started, after a guest was recorded as about to
 # be quiesced, or after a restic began to save.
 START, QUIESCED, STREAMING = "start", "quiesced", "streaming"
@@ -22,12 +24,17 @@ SLOW = (0, 0, 8 << 20, 16 << 20)  # bytes/s, as MAX_READ_RATE
 
 @dataclass(frozen=True)
 class Order:
-    """A command on a node, `after` so many seconds."""
+    """A command on a node, `after` so many seconds.
+
+    `remote`: restic reaches its repository through a connection. `wrapper`: what starts restic, "" for us.
+    """
 
     node: str
     words: tuple[str, ...]
     after: float
     constants: Mapping[str, Any] = field(default_factory=dict)
+    remote: bool = False
+    wrapper: str = ""
 
     @property
     def command(self) -> str:
@@ -35,7 +42,8 @@ class Order:
 
     def __str__(self) -> str:
         constants = " ".join(f"{name}={value}" for name, value in self.constants.items())
-        return f"{self.node}: {' '.join(self.words)} [{constants}] after {self.after:.1f} s"
+        how = ", over sftp" * self.remote + (f", restic in {self.wrapper}" if self.wrapper else "")
+        return f"{self.node}: {' '.join(self.words)} [{constants}{how}] after {self.after:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,8 @@ class Plan:
 def drawn(seed: int, number: int) -> Plan:
     """Draw a round: the same for the same seed and number."""
     rng = random.Random(f"{seed}/{number}")
-    orders = [_order(rng, index, number) for index in range(rng.choice((1, 1, 2)))]
+    remote = rng.random() < REMOTE
+    orders = [_order(rng, index, number, remote) for index in range(rng.choice((1, 1, 2)))]
     faults = [_fault(rng, orders) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
     return Plan(orders, faults, rng.choice(("", "", "shared", "exclusive")), _further(rng, orders))
 
@@ -89,12 +98,12 @@ def _further(rng: random.Random, orders: Sequence[Order]) -> Sequence[Order]:
     output = next((one.constants["OUTPUT"] for one in orders if one.command == "backup"), rng.choice(OUTPUTS))
     parts = (names[:2], names[2:])
     return [
-        Order(node, ("backup", *part), 0, {"OUTPUT": output, "WORKERS": 3})
+        Order(node, ("backup", *part), 0, {"OUTPUT": output, "WORKERS": 3}, orders[0].remote)
         for node, part in zip(NODES, parts)
     ]
 
 
-def _order(rng: random.Random, index: int, number: int) -> Order:
+def _order(rng: random.Random, index: int, number: int, remote: bool) -> Order:
     node = rng.choice(NODES)
     (command,) = rng.choices(COMMANDS, COMMAND_WEIGHTS) if index else ("backup",)
     if not index and rng.random() < 0.2:
@@ -104,7 +113,8 @@ def _order(rng: random.Random, index: int, number: int) -> Order:
         "WORKERS": rng.randint(1, 3),
         "MAX_READ_RATE": rng.choice(SLOW),
     }
-    return Order(node, (command, *_words(rng, command, number)), rng.uniform(0, 3) * index, constants)
+    words, after = (command, *_words(rng, command, number)), rng.uniform(0, 3) * index
+    return Order(node, words, after, constants, remote, rng.choice(WRAPPERS))
 
 
 def _words(rng: random.Random, command: str, number: int) -> Sequence[str]:
@@ -121,7 +131,8 @@ def _words(rng: random.Random, command: str, number: int) -> Sequence[str]:
 
 
 def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
-    (kind,) = rng.choices([*KINDS], [weight for weight, _ in KINDS.values()])
+    possible = [kind for kind in KINDS if orders[0].remote or kind != CONNECTION_CUT]
+    (kind,) = rng.choices(possible, [KINDS[kind][0] for kind in possible])
     moments = {QUIESCED: 4, STREAMING: 3, START: 3}
     if not any(order.command == "backup" for order in orders):
         moments = {START: 1}
@@ -130,15 +141,26 @@ def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
     delay = {QUIESCED: 1.2 * rng.random() ** 3, STREAMING: rng.uniform(0, 3), START: rng.uniform(0, 7)}[
         moment
     ]
-    return KINDS[kind][1](rng, kind, moment, delay)
+    fault = KINDS[kind][1](rng, kind, moment, delay)
+    return replace(fault, target=_roles(rng, orders)) if kind in SIGNALS else fault
+
+
+def _roles(rng: random.Random, orders: Sequence[Order]) -> tuple[str, ...]:
+    """Draw who gets a signal, in which order."""
+    roles = [*ROLES]
+    if any(order.constants["OUTPUT"] == "restic_incremental" for order in orders):
+        roles.append("keeper")
+    if any(order.wrapper for order in orders):
+        roles.append("wrapper")
+    if orders[0].remote:
+        roles.append("sftp-server")
+    return tuple(rng.sample(roles, rng.choice((1, 1, 1, 2, 2, 3, 4))))
 
 
 def _of_processes(rng: random.Random, kind: str, moment: str, delay: float) -> Fault:
-    roles = tuple(rng.sample(ROLES, rng.choice((1, 1, 1, 2, 2, 3, 4))))
     seconds = rng.choice((2.0, 6.0, 14.0, 30.0)) if kind == "SIGSTOP" else 0.0
-    return Fault(
-        kind, moment, delay, seconds, roles, rng.choice((0, rng.uniform(0, 0.05), rng.uniform(0, 1)))
-    )
+    gap = rng.choice((0, rng.uniform(0, 0.05), rng.uniform(0, 1)))
+    return Fault(kind, moment, delay, seconds, gap=gap)
 
 
 def _for_a_while(*lengths: float) -> Callable[[random.Random, str, str, float], Fault]:
@@ -156,21 +178,25 @@ def _of_guest(names: Sequence[str], *lengths: float) -> Callable[[random.Random,
 
 
 EVERY = [guest.name for guest in GUESTS]
-# kind -> how often, and what draws the rest of it. Lengths of 0 last to the end of the round.
+SIGNALS = ("SIGKILL", "SIGSTOP", "SIGTERM")
+CONNECTION_CUT = "connection cut"  # only where there is a connection
+# kind -> how often, and what draws the rest of it. Lengths of 0 last to the end of the round; a connection is
+# then cut once.
 KINDS: Mapping[str, tuple[int, Callable[[random.Random, str, str, float], Fault]]] = {
     "SIGKILL": (10, _of_processes),
     "SIGSTOP": (6, _of_processes),
     "SIGTERM": (5, _of_processes),
-    "osd stopped": (3, _for_a_while(1, 4, 9, 20)),
+    "osd stopped": (3, _for_a_while(*3 * (1, 4, 9, 20), 46)),
     "monitor stopped": (3, _for_a_while(1, 4, 9, 20, 45)),
     "osd killed": (2, _for_a_while(0.3, 4)),
     "libvirtd restarted": (2, _for_a_while(0.2, 3)),
-    "libvirtd stopped": (2, _for_a_while(1, 5, 15)),
+    "libvirtd stopped": (2, _for_a_while(*3 * (1, 5, 15), 46)),
     "agent stopped": (3, _of_guest(WITH_AGENT, 2.0, 6.0, 15.0)),
     "agent killed": (2, _of_guest(WITH_AGENT, 2.0, 6.0)),
     "repository full": (2, _for_a_while(2, 6, 15)),
     "repository read-only": (2, _for_a_while(2, 6, 15)),
     "repository gone": (2, _for_a_while(1, 5, 15)),
+    CONNECTION_CUT: (16, _for_a_while(0, 0, 3, 8, 20)),
     "domain destroyed": (2, _of_guest(RUNNING)),
     "domain undefined": (2, _of_guest(EVERY)),
     "disk detached": (2, _of_guest(["twin", "cold"])),

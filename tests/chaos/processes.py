@@ -12,10 +12,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """One that lives, and what it is: main, worker, watchdog, restic, or another program."""
+    """One that lives, and its role: main, worker, watchdog, restic, keeper, wrapper, or another program.
+
+    The keeper is the shell beside a restic that reads our files, the wrapper what restic was started by.
+    The file system of these files is a thread of the worker, that of `restic mount` a restic.
+    """
 
     pid: int
     parent: int
+    group: int
+    stopped: bool
     line: str
     role: str
 
@@ -24,9 +30,16 @@ class Process:
 
 
 def ours(directory: Path) -> list[Process]:
-    """Find all of a node's processes: its directory is named in the environment of each, restic's too."""
+    """Find all of a node's processes: its directory is named in the environment of each, restic's too.
+
+    Not in a keeper's, which is known by its parent or its restic's group. An orphan counts for each node.
+    """
     mark = str(directory).encode() + b"/"
-    return [one for one in _all() if mark in _read(one.pid, "environ") or mark.decode() in one.line]
+    everything = [*_all()]
+    named = [one for one in everything if mark in _read(one.pid, "environ") or mark.decode() in one.line]
+    pids, groups = {one.pid for one in named} | {1}, {one.group for one in named}
+    keepers = [one for one in everything if one.role == "keeper" and one not in named]
+    return named + [one for one in keepers if one.parent in pids or one.group in groups]
 
 
 def of_roles(directory: Path) -> Mapping[str, list[Process]]:
@@ -57,10 +70,11 @@ def _all() -> Iterator[Process]:
         status = _read(pid, "stat").rpartition(b")")[2].split()
         if status and status[0] not in (b"Z", b"X") and pid != os.getpid():
             line = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace")
-            yield Process(pid, int(status[1]), line, _role(line))
+            parent, group = map(int, status[1:3])
+            yield Process(pid, parent, group, status[0] in (b"T", b"t"), line, role_of(line))
 
 
-def _role(line: str) -> str:
+def role_of(line: str) -> str:
     """Tell it by the title that each of ours gives itself, or by the words that it was started with."""
     program = os.path.basename(line.split(" ")[0])
     if line.startswith("virt-rbd-backup: watchdog"):
@@ -69,9 +83,14 @@ def _role(line: str) -> str:
         return "main"
     if line.startswith("virt-rbd-backup: ") or "spawn_main" in line:
         return "worker"
-    return "restic" if program == "restic" else program
+    if line.startswith(KEEPER):
+        return "keeper"
+    return "wrapper" if program in WRAPPERS or f"/{SHELL_WRAPPER} " in line else program
 
 
+KEEPER = "sh -c trap '' HUP INT TERM"
+SHELL_WRAPPER = "restic-in-sh"  # a script's name
+WRAPPERS = ("timeout", SHELL_WRAPPER)
 COMMANDS = ("backup", "restore", "verify", "drill", "cleanup", "check", "restore-points")
 
 

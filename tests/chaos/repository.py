@@ -22,7 +22,7 @@ PIECE = 1 << 20
 
 @dataclass
 class Point:
-    """The restic snapshots of one run and domain; complete with a manifest."""
+    """The restic snapshots of one run's attempt at a domain; complete with a manifest."""
 
     domain: str
     run: str
@@ -30,6 +30,7 @@ class Point:
     manifest: str = ""
     consistency: str = ""
     node: str = ""
+    attempt: int = 1
     images: dict[str, tuple[str, str, int, bool]] = field(default_factory=dict)
     """By target: restic's snapshot, the image, its size, and whether it is in segments."""
 
@@ -46,12 +47,12 @@ class Repository:
 
     def points(self) -> Sequence[Point]:
         """List all restore points, complete or not."""
-        found: dict[tuple[str, str], Point] = {}
+        found: dict[tuple[str, str, int], Point] = {}
         for one in self.snapshots():
             values = _values(one)
             if "virt-rbd-backup" in (one.get("tags") or ()):
-                key = (values.get("run", ""), values.get("uuid", ""))
-                _add(found.setdefault(key, Point(one["hostname"], *key)), one, values)
+                key = (values.get("run", ""), values.get("uuid", ""), int(values.get("attempt", "1")))
+                _add(found.setdefault(key, Point(one["hostname"], *key[:2], attempt=key[2])), one, values)
         return list(found.values())
 
     def snapshots(self) -> Sequence[Mapping[str, Any]]:

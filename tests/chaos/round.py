@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.chaos import agreement, contents, leftovers, restored, stillness
 from tests.chaos.faults import happen
 from tests.chaos.foreign import Foreign, foreign_locks
+from tests.chaos.guards import Guards
 from tests.chaos.nodes import LOCK_DURATION, Node, Running
 from tests.chaos.of_cluster import healthy
 from tests.chaos.of_domains import at_home
@@ -39,6 +40,7 @@ class Round:
         self._commands: list[Running] = []
         self._lock = threading.Lock()
         self._found: list[Violation] = []
+        self._guards = Guards(world)
 
     def violations(self) -> Sequence[Violation]:
         """Do it all, and give what does not hold. Raises LabBroken."""
@@ -47,15 +49,17 @@ class Round:
         (self._directory / "plan").write_text(f"{self._plan}\n")
         world.over.clear()
         world.spans.clear()
+        world.watchdogs_hit.clear()
         began = time.monotonic()
         with foreign_locks(world, self._plan.foreign, NODES[0]) as foreign:
-            self._happens(began)
-            self._settle()
-            self._found += stillness.violations(world, self._commands, began)
+            with self._guards.watched():
+                self._happens(began)
+                self._settle()
+            self._found += stillness.violations(world, self._commands, began, self._guards)
         self._found += self._of_this_round(foreign)
         self._found += self._afterwards()
         self._found += self._of_repositories()
-        return self._found
+        return [*dict.fromkeys(self._found)]
 
     def _happens(self, began: float) -> None:
         """Run the commands, with the faults at their moments; nothing of it runs after it."""
@@ -75,7 +79,7 @@ class Round:
         base = self._directory / f"{index}-{order.node}-{order.command}"
         self._ended(node.start(order, base), COMMAND_LIMIT)
         if order.command == "backup":
-            self._ended(node.cleanup(base.with_name(f"{base.name}-post")), CLEANUP_LIMIT)
+            self._ended(node.cleanup(base.with_name(f"{base.name}-post"), order), CLEANUP_LIMIT)
 
     def _note(self, running: Running) -> None:
         self._commands.append(running)
@@ -104,7 +108,7 @@ class Round:
             found = ", ".join(map(str, ours(node.directory)))
             self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
             node.kill_all()
-        if node.records() and stillness.unguarded(self._world):
+        if node.records() and self._guards.missed(node):
             self._ended(node.cleanup(self._directory / f"late-{node.name}"), CLEANUP_LIMIT)
 
     def _of_this_round(self, foreign: Sequence[Foreign]) -> Iterator[Violation]:
@@ -117,7 +121,7 @@ class Round:
         undefined = {fault.target[0] for fault in self._plan.faults if fault.kind == "domain undefined"}
         for command in self._commands:
             held = points[command.order.constants.get("OUTPUT", "restic")]
-            yield from agreement.violations(command, held, undefined)
+            yield from agreement.violations(command, held, undefined, command.node.noted)
             yield from self._restored(command)
 
     def _restored(self, command: Running) -> Iterator[Violation]:
@@ -137,6 +141,7 @@ class Round:
         if any(leftovers.lock_objects(self._world, pool) for pool in ("vms", "ssd")):
             ended = max(command.ended for command in self._commands)
             time.sleep(max(0, ended + LOCK_DURATION + 1 - time.monotonic()))
+        before = len(self._commands)
         for index, order in enumerate(self._plan.further):  # side by side restic 0.14 often stalls for 43 s
             one = self._further(index, order)
             if not one.wait(FURTHER_LIMIT):
@@ -145,7 +150,18 @@ class Round:
             self._note(one)
             if one.code != 0:
                 yield Violation("a further run saves everything", f"{one}: {one.words[-600:]}")
+        yield from self._now_agree(before)
         yield from leftovers.violations(self._world)
+
+    def _now_agree(self, before: int) -> Iterator[Violation]:
+        """See whether the further runs agree, and have removed what was noted as failed by those before."""
+        place = self._world.repositories[self._plan.further[0].constants["OUTPUT"]]
+        points = Repository(place, self._world.directory).points()
+        for further in self._commands[before:]:
+            yield from agreement.violations(further, points, set(), further.node.noted)
+        for command in self._commands[:before]:
+            if self._world.repositories[command.order.constants.get("OUTPUT", "restic")] == place:
+                yield from agreement.later(command, points)
 
     def _further(self, index: int, order: Order) -> Running:
         base = self._directory / f"further-{index}-{order.node}"

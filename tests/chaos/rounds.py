@@ -11,28 +11,42 @@ from tests.chaos import evidence, leftovers
 from tests.chaos.guests import RUNNING
 from tests.chaos.plan import Plan, drawn
 from tests.chaos.round import Round
+from tests.chaos.tally import Tally
 from tests.chaos.violation import LabBroken, Violation
 from tests.chaos.world import World, built
 from tests.lab import LabError
 
 
-def rounds(options: argparse.Namespace, scratch: Path, logs: Path) -> tuple[int, int, int]:
-    """Do them; tell how many passed, how many failed, and in how many the lab itself broke."""
-    counts = {"passed": 0, "failed": 0, "broken": 0}
-    waiting = list(range(options.first, options.first + options.rounds))
-    while waiting:
-        with built(scratch / f"world-{waiting[0]}", shared=(options.seed + waiting[0]) % 2 == 0) as world:
-            sound = True
-            while waiting and sound:
-                outcome = _one(world, options.seed, waiting.pop(0), scratch, logs)
-                counts[outcome] += 1
-                sound = outcome == "passed" or (outcome == "failed" and _sound(world))
-    return counts["passed"], counts["failed"], counts["broken"]
+def rounds(options: argparse.Namespace, scratch: Path, logs: Path) -> Tally:
+    """Do so many that count."""
+    tally = Tally(options.rounds, options.first)
+    while tally.goes_on:
+        first = tally.number
+        try:
+            with built(scratch / f"world-{first}", shared=(options.seed + first) % 2 == 0) as world:
+                _in_world(world, options.seed, tally, scratch, logs)
+        except LabError as error:
+            print(f"the lab has broken: {error}", flush=True)
+            if tally.number == first:
+                tally.count("broken")
+    return tally
+
+
+def _in_world(world: World, seed: int, tally: Tally, scratch: Path, logs: Path) -> None:
+    """Do rounds until enough count, or the next one cannot begin here."""
+    sound = True
+    while tally.goes_on and sound:
+        outcome = _one(world, seed, tally.number, scratch, logs)
+        tally.count(outcome)
+        sound = outcome == "passed" or (outcome == "failed" and _sound(world))
 
 
 def _sound(world: World) -> bool:
     """Tell whether the next round can begin in a world in which one has failed."""
-    return not [*leftovers.violations(world)] and all(world.pulse.writes(name, 10) for name in RUNNING)
+    try:
+        return not [*leftovers.violations(world)] and all(world.pulse.writes(name, 10) for name in RUNNING)
+    except LabError:
+        return False
 
 
 def _one(world: World, seed: int, number: int, scratch: Path, logs: Path) -> str:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
+from tests.chaos.guards import Guards
 from tests.chaos.guests import RUNNING
 from tests.chaos.nodes import FREEZE_TIMEOUT, Running
 from tests.chaos.violation import Violation
 from tests.chaos.world import World, wait_for
 from tests.lab import LabError
 
-GUARDS = {"main", "worker", "watchdog"}  # of which one has to be there, and run, to thaw a guest
 NO_GUEST = "no guest is left frozen"
 SLACK = 7  # seconds on top of FREEZE_TIMEOUT: this machine may be busy
 AFTER_FAULT = 12  # seconds until a guest writes again once a fault that excuses it is over
 BOOTS = 90  # seconds until a guest that was started writes
 
 
-def violations(world: World, commands: Sequence[Running], began: float) -> Iterator[Violation]:
+def violations(
+    world: World, commands: Sequence[Running], began: float, guards: Guards
+) -> Iterator[Violation]:
     """Wait for each guest's next write, then see how long it did not write before."""
     for name in RUNNING:
         if world.pulse.writes(
@@ -31,15 +33,13 @@ def violations(world: World, commands: Sequence[Running], began: float) -> Itera
     until = max((one.ended for one in commands), default=began)
     for name in RUNNING:
         for start, end in world.pulse.gaps(name, began, until, FREEZE_TIMEOUT + SLACK):
-            longest = unexcused(start, end, _excuses(world, name, start, end))
+            longest = unexcused(start, end, [*_excuses(world, name), *guards.excuses(name)])
             if longest >= FREEZE_TIMEOUT + SLACK:
                 when = f"{start - began:.1f} s after the round began"
                 yield Violation(NO_GUEST, f"{name} did not write for {longest:.1f} s, {when}")
 
 
-def _excuses(world: World, name: str, start: float, end: float) -> list[tuple[float, float]]:
-    if unguarded(world):
-        return [(start, end)]
+def _excuses(world: World, name: str) -> list[tuple[float, float]]:
     return [(span.began, span.ended + AFTER_FAULT) for span in world.spans if name in span.excuses]
 
 
@@ -50,12 +50,6 @@ def unexcused(start: float, end: float, excuses: Sequence[tuple[float, float]]) 
         longest = max(longest, min(began, end) - at)
         at = max(at, ended)
     return max(longest, end - at)
-
-
-def unguarded(world: World) -> bool:
-    """Tell whether nobody may have been left who could thaw a guest."""
-    hits = [span.fault for span in world.spans if span.fault.kind in ("SIGKILL", "SIGSTOP") and not span.note]
-    return {role for fault in hits for role in fault.target} >= GUARDS
 
 
 def _thaw(world: World, name: str) -> None:

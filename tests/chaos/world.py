@@ -58,6 +58,7 @@ class World:
     over: threading.Event = field(default_factory=threading.Event)  # all commands of the round have ended
     foreign_snapshots: list[tuple[str, str]] = field(default_factory=list)  # (image, snapshot)
     spans: list[Span] = field(default_factory=list)
+    watchdogs_hit: set[tuple[str, int]] = field(default_factory=set)  # (node, PID), killed or stopped
     checked: set[str] = field(default_factory=set)  # restore points, by the ids of their manifests
     of_repository: dict[Path, dict[str, str]] = field(default_factory=dict)  # those to be there still
 
