@@ -295,14 +295,16 @@ class Cluster(ImageListing):
 
         In one operation, so that a late one cannot remove a lock that another owner has taken meanwhile.
         """
-        action = f"cannot remove the lock {name} beside"
-        self._require_answers(action, image)
-        with self.errors(action, image), rados.WriteOpCtx() as operation, suppress(LockHeld):
-            operation.cmpext(owner.encode())
-            # refused if another owner holds the lock
-            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))
-            operation.remove()
-            self._lock_operated(image, name, operation)
+
+        def remove() -> None:
+            with rados.WriteOpCtx() as operation, suppress(LockHeld):
+                operation.cmpext(owner.encode())
+                # refused if another owner holds the lock
+                operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))
+                operation.remove()
+                self._lock_operated(image, name, operation)
+
+        self.retried(f"cannot remove the lock {name} beside", image, remove)
 
     def _layout(self, opened: Any) -> Layout:
         features = opened.features()

@@ -84,7 +84,8 @@ class DomainLock:
             began = time.monotonic()
             for one in self.objects:
                 # also where the lock was taken, but the answer got lost
-                stack.enter_context(undone_by(partial(self._release, one), reporter, domain))
+                release = partial(self._release, one, reporter, domain)
+                stack.enter_context(undone_by(release, reporter, domain))
                 self._take(one)
             stop.lease_until(began + self.duration, self._retry_limit)
             stack.enter_context(self._renewed(stop, reporter, domain))
@@ -113,8 +114,13 @@ class DomainLock:
             hint = f"to see its owner: {command}; the lock expires if its node is dead"
             raise LockHeld("another run is backing up this domain, maybe on another node", hint) from error
 
-    def _release(self, one: LockObject) -> None:
-        one.cluster.remove_lock(one.image, self.name, self.owner)
+    def _release(self, one: LockObject, reporter: Reporter, domain: str) -> None:
+        """Remove it. One that cannot be removed expires by itself, so that fails no domain."""
+        try:
+            one.cluster.remove_lock(one.image, self.name, self.owner)
+        except ClusterError as error:
+            text = f"the domain's lock stays until it expires, within {self.duration} s (LOCK_DURATION)"
+            reporter.message(Level.WARNING, domain, f"{text}: {error}")
 
     @contextmanager
     def _renewed(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:

@@ -116,3 +116,16 @@ def test_a_job_that_has_to_stop_removes_snapshots_from_a_cluster_that_answers_ag
     cluster.remove_snapshot(IMAGE, "old")
     cluster.remove_snapshot(IMAGE, "foreign")
     assert (cluster.names, cluster.questions) == (set(), 1)
+
+
+def test_the_removal_of_a_lock_outlasts_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SlowCluster(CephRetry(900), times_out=1, done=False)
+    removed: list[str] = []
+
+    def operated(_image: Image, name: str, _operation: object) -> bool:
+        cluster._do(lambda: removed.append(name))
+        return True
+
+    monkeypatch.setattr(cluster, "_lock_operated", operated)
+    cluster.remove_lock(IMAGE, "lock", "node1.1.a")
+    assert (removed, cluster.made) == (["lock"], 2)

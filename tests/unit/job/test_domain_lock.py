@@ -218,10 +218,21 @@ def test_an_expired_lock_without_a_new_owner_leaves_nothing(
     assert (cluster.locks, recorder.messages) == ({}, [])
 
 
+LEFT = "the domain's lock stays until it expires, within 3600 s (LOCK_DURATION): connection timed out"
+
+
+def test_a_lock_that_cannot_be_released_is_a_warning(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with locked(cluster, stop, recorder):
+        cluster.unreachable = True
+    assert recorder.told(Level.WARNING) == [f"{LEFT} (hint: are the monitors up?)"]
+
+
 def test_the_block_s_error_survives_a_release_that_fails_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with raises("restic failed"), locked(cluster, stop, recorder):
         cluster.unreachable = True
         raise BackupError("restic failed")
-    assert [text for _, _, text in recorder.messages] == ["connection timed out (hint: are the monitors up?)"]
+    assert recorder.told(Level.WARNING) == [f"{LEFT} (hint: are the monitors up?)"]
