@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import PROGRAM
@@ -21,6 +22,7 @@ from ..restore_point.find import current_images, find_point
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
+from ..system.transient import outlasted
 from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
 from .saved_memory import require_no_saved_memory
@@ -108,7 +110,9 @@ class Restorer:
         order.require_consistent()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        point = find_point(self.output.restore_points(self.stop.check), order.domain, order.at)
+        listed = partial(self.output.restore_points, self.stop.check)
+        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
+        point = find_point(points, order.domain, order.at)
         saved = self._saved(point)
         images = current_images(_disks(saved, order.disks), point)
         if (order.to_file or order.to_image) and len(images) > 1:

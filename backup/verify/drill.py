@@ -30,6 +30,7 @@ from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
+from ..system.transient import outlasted
 from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
 
 BOOT_POLL = 1.0  # seconds between two checks of a booting guest
@@ -60,7 +61,8 @@ class Drill:
             )
         if errors:
             raise ConfigError(errors)
-        points = self.output.restore_points(self.stop.check)
+        listed = partial(self.output.restore_points, self.stop.check)
+        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
         point = find_point(points, name or due(points, read_records(settings.state_dir)), "latest")
         record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
