@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -21,6 +22,7 @@ from backup.system.process_group import pid_in_use
 
 from .child import LOCKS
 from .messages import ResticError
+from .own_directory import OwnDirectory
 from .program import Program
 from .snapshots import moment
 
@@ -52,7 +54,7 @@ def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Seque
     dead = _dead(program)
     if not dead:
         return ()
-    locks = _listed(program, check_stop) if program.may_have_locks() else ()
+    locks = _listed(program, check_stop) if OwnDirectory(program, check_stop).may_have_locks else ()
     ours = [lock for lock in locks if any(left_by(one, lock) for one in dead)]
     removed = _removed(program, ours, locks, check_stop) if ours else True
     for one in dead:
@@ -124,8 +126,9 @@ def _removed(
     program: Program, ours: Sequence[Lock], locks: Collection[Lock], check_stop: Callable[[], None]
 ) -> bool:
     """Remove these locks if that touches no others, and return whether it did."""
-    if program.locks_directory:
-        _unlink(program.locks_directory, ours)
+    own = OwnDirectory(program, check_stop)
+    if directory := own.locks:
+        own.answer(partial(_unlink, directory, ours))
         return True
     known = {lock.identity for lock in ours}
     if len(ours) < len(locks) or any(pid_in_use(lock.pid) for lock in ours):
