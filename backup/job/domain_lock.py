@@ -87,6 +87,10 @@ class DomainLock:
                 release = partial(self._release, one, reporter, domain)
                 stack.enter_context(undone_by(release, reporter, domain))
                 self._take(one)
+            if time.monotonic() > began + self.duration / 3:  # the first may have expired meanwhile
+                began = time.monotonic()
+                for one in self.objects:
+                    self._take(one)
             stop.lease_until(began + self.duration, self._retry_limit)
             stack.enter_context(self._renewed(stop, reporter, domain))
             yield
@@ -96,8 +100,10 @@ class DomainLock:
         return min(one.cluster.retry.limit for one in self.objects)
 
     def _take(self, one: LockObject) -> None:
+        """Take it; one whose answer was lost is renewed by the next try. Raises LockHeld."""
+        claim = partial(one.cluster.lock, one.image, self.name, self.owner, self.duration, Claim.TAKE)
         try:
-            one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.TAKE)
+            one.cluster.retry.call(claim)
         except LockHeld as error:
             place = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
             owner = one.cluster.last_owner(one.image, self.name)

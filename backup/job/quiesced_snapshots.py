@@ -66,19 +66,20 @@ class QuiescedSnapshots:
         )
         uses = self._uses_with_own(domain, hypervisor, snapshots)
         shared = self._in_use_by_others(uses, domain, hypervisor, settings)
-        self.require_lock()
         watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
 
         def check_stop() -> None:
             self.stop.check_leased()
             watch.check()
 
-        with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
-            self.quiesced = quiesced
-            snapshots.create(quiesced.seconds_left, check_stop)
-            left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
-            definition = hypervisor.with_current_state(domain, definition, left, check_stop)
-            taken = datetime.now(timezone.utc)
+        with snapshots.images_open():
+            self.require_lock()  # it may have taken long to open them
+            with watch.watching(), quiescer.quiesced(domain) as quiesced:
+                self.quiesced = quiesced
+                snapshots.create(quiesced.seconds_left, check_stop)
+                left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
+                definition = hypervisor.with_current_state(domain, definition, left, check_stop)
+                taken = datetime.now(timezone.utc)
         _require_no_new_disk(listed, hypervisor, self.stop.check)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             for path, content in of_guest(definition):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Callable, Optional
 
 from ..ceph.cluster import Cluster
@@ -143,7 +144,7 @@ class DomainSnapshots:
             if pool
         ]
         for cluster, pool in dict.fromkeys(pools):
-            cluster.require_not_full(pool)
+            cluster.retry.call(partial(cluster.require_not_full, pool))
         managers = [one.cluster.image_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]
         with ExitStack() as stack:
