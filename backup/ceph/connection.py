@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Callable, TypeVar
@@ -14,6 +16,7 @@ import rados
 import rbd
 
 from ..model import ClusterAddress, Image, Level
+from ..system.time_limit import awaited, begun
 from .errors import ClusterError, PoolFull, failure, full_hint
 from .image_limits import EXCLUDE_OPTION, EXCLUDED, NO_LIMITS, limits_in_effect
 from .retry import CephRetry
@@ -49,6 +52,7 @@ class Connection:
         self.user = address.user or "admin"
         self.timeout = timeout
         self.retry = (retry or CephRetry()).of_connection(timeout)
+        self._connecting: Future[None] | None = None
         self._pools: dict[tuple[str, str], Any] = {}
         self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
@@ -62,10 +66,10 @@ class Connection:
             self._rados = rados.Rados(
                 conffile=path if os.path.exists(path) else None, rados_id=self.user, conf=options
             )
+            with suppress(rados.Error):  # Ceph 16 does not have it
+                self._rados.conf_set(EXCLUDE_OPTION, EXCLUDED)
             try:
-                with suppress(rados.Error):  # Ceph 16 does not have it
-                    self._rados.conf_set(EXCLUDE_OPTION, EXCLUDED)
-                self._rados.connect(timeout=timeout)
+                self._connect()
                 self.fsid = str(self._rados.get_fsid())
                 if address.fsid not in ("", self.fsid):
                     message = (
@@ -73,8 +77,20 @@ class Connection:
                     )
                     raise ClusterError(message, "see CEPH_CONF")
             except BaseException:  # whatever it was, no connection stays open
-                self._rados.shutdown()
+                self._when_connected(self._rados.shutdown)
                 raise
+
+    def _connect(self) -> None:
+        """Connect. Raises the reason to stop; then the call goes on."""
+        self._connecting = begun(partial(self._rados.connect, timeout=self.timeout))
+        awaited(self._connecting, math.inf, self.retry.check_stop)
+
+    def _when_connected(self, call: Callable[[], None]) -> None:
+        """Make the call now, or, if connecting was abandoned, when that has ended."""
+        if self._connecting:
+            self._connecting.add_done_callback(lambda _: call())
+        else:
+            call()
 
     def __enter__(self: Self) -> Self:
         return self
