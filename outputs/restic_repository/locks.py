@@ -1,7 +1,9 @@
-"""Removes locks that our own killed restics left in a repository; other locks are never touched.
+"""Removes locks that our own killed restics left in a repository; other locks stay.
 
 `restic unlock` is no alternative: it considers a lock dead if another host has the same name, or if its owner
-is in another namespace or belongs to another user, and it sends the owner a real SIGHUP.
+is in another namespace or belongs to another user, and it sends the owner a real SIGHUP. Where it is the only
+way, as the repository is not on this node, it is called if there are no other locks: one that such an owner
+makes between our list and restic's own would be lost.
 """
 
 from __future__ import annotations
