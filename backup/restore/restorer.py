@@ -127,16 +127,27 @@ class Restorer:
         self, saved: SavedDomain, images: Sequence[SavedImage], restore: ImageRestore
     ) -> Sequence[RestoredImage]:
         """Restore to images of the cluster, and define the domain if that is ordered."""
-        from ..ceph.new_image import NewImage
+        from ..ceph.abandonable import unless_silent
         from ..ceph.restore_cluster import restore_cluster
+
+        places = {image.target: self.order.destination(_image(image)) for image in images}
+        _require_different_names(images, places.values())
+        with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
+            work = partial(self._into_places, cluster, saved, images, places, restore)
+            return unless_silent(work, cluster, list(places.values()), self.stop, self.reporter)
+
+    def _into_places(
+        self,
+        cluster: Cluster,
+        saved: SavedDomain,
+        images: Sequence[SavedImage],
+        places: Mapping[str, Image],
+        restore: ImageRestore,
+    ) -> Sequence[RestoredImage]:
+        from ..ceph.new_image import NewImage
 
         order = self.order
         with ExitStack() as stack:
-            cluster = stack.enter_context(
-                restore_cluster(self.settings, self.stop, self.reporter, saved.name)
-            )
-            places = {image.target: order.destination(_image(image)) for image in images}
-            _require_different_names(images, places.values())
             require_no_saved_memory(saved, places, self.settings, self.reporter, self.stop)
             domain = self._domain(saved, stack) if order.define else None
             xml = domain.xml(places, cluster.monitors()) if domain else ""
