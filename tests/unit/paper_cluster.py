@@ -45,6 +45,7 @@ class PaperCluster(Cluster):
         self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
         self.go_on = threading.Event()
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
+        self.closed_together: threading.Barrier | None = None  # all images have to be closed at once
         self.unreachable = False
         self.timeouts = 0  # how many claims of a lock time out
         self.pools = {"vms"}
@@ -101,6 +102,8 @@ class PaperCluster(Cluster):
         try:
             yield
         finally:
+            if self.closed_together:
+                self.closed_together.wait(timeout=5)
             self.open.remove(str(image))
 
     @contextmanager
