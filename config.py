@@ -142,10 +142,10 @@ OUTPUT_STALL_TIMEOUT = 1200
 # then the domain's backup fails. Guests run on meanwhile, and the snapshots stay. Raise it for long prunes.
 LOCK_WAIT = 3600
 
-# Time in seconds, at the end of a run, for which domains that failed with a transient error are retried (a
-# broken connection, a timeout, a stall, a lock): at once, then after growing pauses, last at the end of this
-# time. 0: one retry, at once.
-RETRY_FOR = 300
+# Time in seconds for which what failed with a transient error (a broken connection, a timeout, a stall, a
+# lock) is retried: the list of the repository at the beginning, and domains at the end of a run. At once,
+# then after growing pauses, last at the end of this time. 0: one retry, at once.
+RETRY_FOR = 900
 
 # --- Verification and restore drills ------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from backup.system.process_end import any_left
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
+from backup.system.time_limit import any_abandoned
 from backup.system.utf8_mode import require_utf8
 from backup.terminal import command_line, completion, tables
 from backup.terminal.console import Console, console_on_standard_error
@@ -367,11 +368,11 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
 
 
 def _end(code: int) -> NoReturn:
-    """End the process; at once if a thread still waits for a terminal that was stopped (Ctrl-S).
+    """End the process; at once if a thread still waits for a stopped terminal (Ctrl-S), or for a cluster.
 
     Or if a process that was killed does not end, for which Python would wait.
     """
-    if not is_flushed() or any_left():
+    if not is_flushed() or any_left() or any_abandoned():
         os._exit(code)
     sys.exit(code)
 

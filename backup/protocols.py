@@ -238,8 +238,8 @@ class Output(Protocol):
         Raises BackupError.
         """
 
-    def holds(self, path: str) -> bool:
-        """Return whether this path of this node lies in the destination."""
+    def holds(self, path: str, check_stop: Callable[[], None] = lambda: None) -> bool:
+        """Return whether this path of this node lies in the destination. Raises BackupError."""
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check before a run that backups are possible, and list the same as `restore_points`.

@@ -102,7 +102,7 @@ class Directory:
         with ExitStack() as stack:
             yield _Opened(self, point, stack)
 
-    def holds(self, path: str) -> bool:
+    def holds(self, path: str, check_stop: Callable[[], None] = lambda: None) -> bool:
         return Path(self.directory).resolve() in (real := Path(path).resolve(), *real.parents)
 
     def discard(

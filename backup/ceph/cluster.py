@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import rados
 import rbd
 
 from ..model import Image
 from ..stored import Layout, SnapshotId
+from .connection import Result
 from .errors import ClusterError, LockHeld, LockLost, PoolFull, SnapshotInUse
 from .image_limits import limits_in_effect
 from .image_listing import ImageListing
@@ -61,8 +62,7 @@ class Cluster(ImageListing):
 
     def image_size(self, image: Image) -> int:
         """Return the image's current size in bytes."""
-        with self.errors("cannot open", image), self.opened(image) as opened:
-            return int(opened.size())
+        return self._asked("cannot open", image, lambda opened: int(opened.size()))
 
     def identified(self, image: Image) -> Image:
         """Return the image with its id and its data pool.
@@ -70,31 +70,39 @@ class Cluster(ImageListing):
         Raises ClusterError if its snapshots would not be usable backups, or if another program's lock keeps
         them from being made.
         """
-        with self.errors("cannot open", image), self.opened(image) as opened:
+
+        def identify(opened: Any) -> Image:
             require_fit(image, opened)
             if opened.old_format():
                 return image
             return replace(image, id=opened.id(), data_pool=self._data_pool(opened))
 
+        return self._asked("cannot open", image, identify)
+
     def is_mirror(self, image: Image) -> bool:
         """Return whether the image is a mirror that is not primary: no client can change its snapshots."""
-        with self.errors("cannot open", image), self.opened(image) as opened:
-            return is_mirror(opened)
+        return self._asked("cannot open", image, is_mirror)
 
     def watchers(self, image: Image) -> Sequence[str]:
         """Return the addresses of the clients that have the image open for writing.
 
         Such as a QEMU on this or another node, but not an rbd-mirror, which only reads.
         """
-        with self.errors("cannot list the watchers of", image), self.opened(image) as opened:
+
+        def listed(opened: Any) -> Sequence[str]:
             return users(self.pool_of(image), opened)
+
+        return self._asked("cannot list the watchers of", image, listed)
 
     @contextmanager
     def image_open(self, image: Image) -> Iterator[None]:
         """Keep the image open during the block, so that `create_snapshot` is faster. Raises ClusterError."""
-        with self.errors("cannot open or close", image), self.opened(image, read_only=False) as opened:
+        action = "cannot open or close"
+        opening = self.retried(action, image, partial(self.opened, image, read_only=False))
+        with self.errors(action, image), opening as opened:
             self._open_images[image] = opened
-            self._lock_owners[image] = ", ".join(map(str, owners(opened)))
+            found = self.retried(action, image, partial(owners, opened))
+            self._lock_owners[image] = ", ".join(map(str, found))
             try:
                 yield
             finally:
@@ -154,11 +162,10 @@ class Cluster(ImageListing):
     def snapshot_ids(self, image: Image) -> dict[str, int]:
         """Return the ids of the image's snapshots by their names."""
 
-        def ids() -> dict[str, int]:
-            with self.opened(image) as opened:
-                return {snapshot["name"]: snapshot["id"] for snapshot in opened.list_snaps()}
+        def ids(opened: Any) -> dict[str, int]:
+            return {snapshot["name"]: snapshot["id"] for snapshot in opened.list_snaps()}
 
-        return self.retried("cannot list the snapshots of", image, ids)
+        return self._asked("cannot list the snapshots of", image, ids)
 
     def snapshot_names(self, image: Image) -> list[str]:
         return list(self.snapshot_ids(image))
@@ -286,23 +293,38 @@ class Cluster(ImageListing):
 
     def last_owner(self, image: Image, name: str) -> str:
         """Return who has, or had, the lock object `name` beside the image; "" if there is none."""
-        with self.errors(f"cannot read the lock {name} beside", image), suppress(rados.ObjectNotFound):
-            return str(self.pool_of(image).read(name).decode())
-        return ""
+
+        def read() -> str:
+            with suppress(rados.ObjectNotFound):
+                return str(self.pool_of(image).read(name).decode())
+            return ""
+
+        return self.retried(f"cannot read the lock {name} beside", image, read)
 
     def remove_lock(self, image: Image, name: str, owner: str) -> None:
         """Remove a lock with its object if this owner holds it; otherwise do nothing.
 
         In one operation, so that a late one cannot remove a lock that another owner has taken meanwhile.
         """
-        action = f"cannot remove the lock {name} beside"
-        self._require_answers(action, image)
-        with self.errors(action, image), rados.WriteOpCtx() as operation, suppress(LockHeld):
-            operation.cmpext(owner.encode())
-            # refused if another owner holds the lock
-            operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))
-            operation.remove()
-            self._lock_operated(image, name, operation)
+
+        def remove() -> None:
+            with rados.WriteOpCtx() as operation, suppress(LockHeld):
+                operation.cmpext(owner.encode())
+                # refused if another owner holds the lock
+                operation.execute("lock", "lock", lock_request(LOCK_NAME, owner, 1))
+                operation.remove()
+                self._lock_operated(image, name, operation)
+
+        self.retried(f"cannot remove the lock {name} beside", image, remove)
+
+    def _asked(self, action: str, image: Image, question: Callable[[Any], Result]) -> Result:
+        """Open the image for the question, and return its answer; retry both if they time out."""
+
+        def ask() -> Result:
+            with self.opened(image) as opened:
+                return question(opened)
+
+        return self.retried(action, image, ask)
 
     def _layout(self, opened: Any) -> Layout:
         features = opened.features()

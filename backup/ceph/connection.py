@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Callable, TypeVar
@@ -14,11 +16,13 @@ import rados
 import rbd
 
 from ..model import ClusterAddress, Image, Level
+from ..system.time_limit import abandon, awaited, begun, within
 from .errors import ClusterError, PoolFull, failure, full_hint
 from .image_limits import EXCLUDE_OPTION, EXCLUDED, NO_LIMITS, limits_in_effect
 from .retry import CephRetry
 
 LISTED_AT_A_TIME = 32
+ANSWER_LIMIT = 4.0  # seconds for the cluster to answer a simple question when the command has to stop
 
 Result = TypeVar("Result")
 Self = TypeVar("Self", bound="Connection")
@@ -49,7 +53,9 @@ class Connection:
         self.user = address.user or "admin"
         self.timeout = timeout
         self.retry = (retry or CephRetry()).of_connection(timeout)
+        self._connecting: Future[None] | None = None
         self._pools: dict[tuple[str, str], Any] = {}
+        self._abandoned = False
         self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
         self._lock_owners: dict[Image, str] = {}  # of those
@@ -62,10 +68,10 @@ class Connection:
             self._rados = rados.Rados(
                 conffile=path if os.path.exists(path) else None, rados_id=self.user, conf=options
             )
+            with suppress(rados.Error):  # Ceph 16 does not have it
+                self._rados.conf_set(EXCLUDE_OPTION, EXCLUDED)
             try:
-                with suppress(rados.Error):  # Ceph 16 does not have it
-                    self._rados.conf_set(EXCLUDE_OPTION, EXCLUDED)
-                self._rados.connect(timeout=timeout)
+                self._connect()
                 self.fsid = str(self._rados.get_fsid())
                 if address.fsid not in ("", self.fsid):
                     message = (
@@ -73,8 +79,20 @@ class Connection:
                     )
                     raise ClusterError(message, "see CEPH_CONF")
             except BaseException:  # whatever it was, no connection stays open
-                self._rados.shutdown()
+                self._when_connected(self._rados.shutdown)
                 raise
+
+    def _connect(self) -> None:
+        """Connect. Raises the reason to stop; then the call goes on."""
+        self._connecting = begun(partial(self._rados.connect, timeout=self.timeout))
+        awaited(self._connecting, math.inf, self.retry.check_stop)
+
+    def _when_connected(self, call: Callable[[], None]) -> None:
+        """Make the call now, or, if connecting was abandoned, when that has ended."""
+        if self._connecting:
+            self._connecting.add_done_callback(lambda _: call())
+        else:
+            call()
 
     def __enter__(self: Self) -> Self:
         return self
@@ -83,6 +101,8 @@ class Connection:
         self.close()
 
     def close(self) -> None:
+        if self._abandoned:  # a call that ends after that kills the process (seen with librados 16.2)
+            return
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
@@ -140,6 +160,21 @@ class Connection:
             except ClusterError:
                 self._given_up = True
         return not self._given_up
+
+    def answers(self, image: Image) -> bool:
+        """Return whether the cluster answers a question about the image's pool within ANSWER_LIMIT."""
+        try:
+            within(ANSWER_LIMIT, partial(self.object_exists, image, "rbd_directory"))
+        except TimeoutError:
+            return False
+        except ClusterError as error:
+            return error.number != errno.ETIMEDOUT
+        return True
+
+    def abandon(self, work: Future[Any]) -> None:
+        """Leave the work with this connection to itself; from now on the connection is not closed."""
+        self._abandoned = True
+        abandon(work)
 
     def object_exists(self, image: Image, name: str) -> bool:
         """Return whether there is an object of this name beside the image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Generator
@@ -57,7 +58,8 @@ class ImageReader:
         self._closed = True  # a listing that timed out is not retried
         self._listing.close()
         for read in list(self._under_way):
-            read.settle()
+            if read.settle() == -errno.ETIMEDOUT:
+                self._cluster.retry.note_timeout()
 
     def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
         """Yield the allocated extents, see SnapshotListing; `within`: of a part of the image."""

@@ -14,7 +14,7 @@ from ..protocols import Reporter
 from ..system.stop_request import StopRequest
 from ..text import size_text
 from .cluster import Cluster
-from .errors import ClusterError, ImageGone
+from .errors import ClusterError
 
 EMPTIED_AT_A_TIME = 8192  # objects that are removed in one step; a stop is checked between two steps
 TIDY_LIMIT = 150.0  # seconds after a signal that a removal may still take; systemd kills after 300
@@ -40,21 +40,23 @@ class ImageRemoval:
         self._cluster.retried("cannot remove", image, remove)
 
     def empty(self, image: Image) -> None:
-        """Shrink an unfinished image step by step, as librbd's removal cannot be interrupted.
+        """Shrink an image step by step, as librbd's removal cannot be interrupted.
 
         It is opened by its id, as another restore may have replaced it meanwhile. If there is no time for all
         of it, the rest keeps its temporary name, by which the next restore finds it.
         """
         try:
             found = self._cluster.identified(image)
-        except ImageGone:
-            return
+        except ClusterError as error:
+            if error.transient:
+                raise
+            return  # it is gone, or of a kind that librbd alone removes
         with (
             self._cluster.errors("cannot remove", image),
             self._cluster.opened(found, read_only=False) as opened,
         ):
-            if len(self._cluster.watchers(found)) > 1:
-                return  # another client has it open: librbd will refuse to remove it
+            if len(self._cluster.watchers(found)) > 1 or list(opened.list_snaps()):
+                return  # another client has it open, or it has a snapshot: librbd will refuse to remove it
             size, step = int(opened.size()), EMPTIED_AT_A_TIME * int(opened.stat()["obj_size"])
             report = self._progress_of(image)
             for end in reversed(range(0, size, step)):

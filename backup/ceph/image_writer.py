@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from functools import partial
@@ -33,7 +34,8 @@ class ImageWriter:
 
     def __exit__(self, *_: object) -> None:
         for write in list(self._under_way):
-            write.settle()
+            if write.settle() == -errno.ETIMEDOUT:
+                self._cluster.retry.note_timeout()
 
     def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
         """Start a write; the returned function waits for its end. Until then the bytes must not change."""

@@ -122,12 +122,15 @@ class NewImage:
     def remove_replaced(self) -> None:
         """Remove the image that this one replaced; nothing can be undone any more."""
         self._undo.pop_all()
+        old = self._replaced
         try:
             self._close()
-            if self._exists(self._replaced):
-                self._remove(self._replaced)
+            if self._exists(old):
+                if not self.cluster.watchers(old):  # otherwise it cannot be removed
+                    self._rename(old, self.filling)  # the next restore removes what may be left of it
+                    old = self.filling
+                self._remove(old)
         except BackupError as error:  # the restore itself is complete
-            old = self._replaced
             text = f"{self.image} is restored, but {old}, which it replaced, is left: {error}; rbd rm {old}"
             self._reporter.message(Level.WARNING, "", text)
 
@@ -163,12 +166,15 @@ class NewImage:
 
     def _is_own(self, image: Image) -> bool:
         """Return whether the image with this name is the one created here."""
-        with self.cluster.errors("cannot open", image):
+
+        def is_own() -> bool:
             try:
                 with self.cluster.opened(image) as opened:
                     return self._id in ("", opened.id())
             except rbd.ImageNotFound:
                 return False
+
+        return self.cluster.retried("cannot open", image, is_own)
 
     def _under_way(self) -> BackupError:
         message = f"another restore of {self.image} is running, or was killed less than 30 s ago"

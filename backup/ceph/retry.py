@@ -53,6 +53,10 @@ class CephRetry:
         """Whether the job has to stop and the cluster is silent: further timeouts would take too long."""
         return self._silent and self._stopping()
 
+    def note_timeout(self) -> None:
+        """Record a timeout of what nobody waits for: a job that has to stop spares itself further ones."""
+        self._silent = True
+
     def call(
         self,
         call: Callable[[], Result],

@@ -109,9 +109,9 @@ class Hypervisor:
         with libvirt_errors("cannot read the domain's id"):
             return int(self._handle(uuid).ID())
 
-    def secret(self, address: ClusterAddress) -> str:
+    def secret(self, address: ClusterAddress, check_stop: CheckStop = never_stop) -> str:
         """Return the cephx key that the disk's <auth> refers to, "" if there is none."""
-        connection = self._connection()
+        connection = self._connection(check_stop)
         name = address.secret_uuid or address.secret_usage
         if not name:
             return ""
@@ -127,7 +127,7 @@ class Hypervisor:
 
     def definition(self, domain: Domain, check_stop: CheckStop = never_stop) -> Definition:
         """Return what is needed to define the domain again. Raises BackupError if NVRAM cannot be read."""
-        handle = self._handle(domain.uuid)
+        handle = self._handle(domain.uuid, check_stop)
         with libvirt_errors(f"cannot get the definition of {domain.name}"):
             secure = libvirt.VIR_DOMAIN_XML_SECURE
             inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)

@@ -216,7 +216,8 @@ class DomainJob:
         if not any(disk.image for disk in select_disks(domain, settings).disks):
             raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
-        clusters = stack.enter_context(Clusters(hypervisor.secret, settings, settings.ceph_timeout, retry))
+        secret = partial(hypervisor.secret, check_stop=self.check_stop)
+        clusters = stack.enter_context(Clusters(secret, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
         snapshots = prepared(select_disks(domain, settings), clusters, self.order.run)
         if self.output.keeps_base_snapshots:

@@ -84,8 +84,13 @@ class DomainLock:
             began = time.monotonic()
             for one in self.objects:
                 # also where the lock was taken, but the answer got lost
-                stack.enter_context(undone_by(partial(self._release, one), reporter, domain))
+                release = partial(self._release, one, reporter, domain)
+                stack.enter_context(undone_by(release, reporter, domain))
                 self._take(one)
+            if time.monotonic() > began + self.duration / 3:  # the first may have expired meanwhile
+                began = time.monotonic()
+                for one in self.objects:
+                    self._take(one)
             stop.lease_until(began + self.duration, self._retry_limit)
             stack.enter_context(self._renewed(stop, reporter, domain))
             yield
@@ -95,8 +100,10 @@ class DomainLock:
         return min(one.cluster.retry.limit for one in self.objects)
 
     def _take(self, one: LockObject) -> None:
+        """Take it; one whose answer was lost is renewed by the next try. Raises LockHeld."""
+        claim = partial(one.cluster.lock, one.image, self.name, self.owner, self.duration, Claim.TAKE)
         try:
-            one.cluster.lock(one.image, self.name, self.owner, self.duration, Claim.TAKE)
+            one.cluster.retry.call(claim)
         except LockHeld as error:
             place = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
             owner = one.cluster.last_owner(one.image, self.name)
@@ -113,8 +120,13 @@ class DomainLock:
             hint = f"to see its owner: {command}; the lock expires if its node is dead"
             raise LockHeld("another run is backing up this domain, maybe on another node", hint) from error
 
-    def _release(self, one: LockObject) -> None:
-        one.cluster.remove_lock(one.image, self.name, self.owner)
+    def _release(self, one: LockObject, reporter: Reporter, domain: str) -> None:
+        """Remove it. One that cannot be removed expires by itself, so that fails no domain."""
+        try:
+            one.cluster.remove_lock(one.image, self.name, self.owner)
+        except ClusterError as error:
+            text = f"the domain's lock stays until it expires, within {self.duration} s (LOCK_DURATION)"
+            reporter.message(Level.WARNING, domain, f"{text}: {error}")
 
     @contextmanager
     def _renewed(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
 from ..system.stop_request import StopRequest
-from ..system.time_limit import CheckStop
+from ..system.time_limit import CheckStop, within
 from .job_order import JobOrder
 from .snapshots import DomainSnapshots, ImageUse, enumerated, not_open
 
@@ -54,7 +55,7 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        listed = _unchanged(domain, hypervisor)
+        listed = _unchanged(domain, hypervisor, self.stop.check)
         settings = effective(listed, self.settings)
         domain = select_disks(listed, settings)
         domain, definition = self._with_definition(domain, hypervisor, settings)
@@ -66,19 +67,20 @@ class QuiescedSnapshots:
         )
         uses = self._uses_with_own(domain, hypervisor, snapshots)
         shared = self._in_use_by_others(uses, domain, hypervisor, settings)
-        self.require_lock()
         watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))
 
         def check_stop() -> None:
             self.stop.check_leased()
             watch.check()
 
-        with snapshots.images_open(), watch.watching(), quiescer.quiesced(domain) as quiesced:
-            self.quiesced = quiesced
-            snapshots.create(quiesced.seconds_left, check_stop)
-            left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
-            definition = hypervisor.with_current_state(domain, definition, left, check_stop)
-            taken = datetime.now(timezone.utc)
+        with snapshots.images_open():
+            self.require_lock()  # it may have taken long to open them
+            with watch.watching(), quiescer.quiesced(domain) as quiesced:
+                self.quiesced = quiesced
+                snapshots.create(quiesced.seconds_left, check_stop)
+                left = max(quiesced.seconds_left, 1)  # the snapshots may have taken all of it
+                definition = hypervisor.with_current_state(domain, definition, left, check_stop)
+                taken = datetime.now(timezone.utc)
         _require_no_new_disk(listed, hypervisor, self.stop.check)
         if domain.state.active and quiesced.consistency is not Consistency.PAUSED:  # a pause writes all
             for path, content in of_guest(definition):
@@ -131,7 +133,7 @@ class QuiescedSnapshots:
             missing = [one.image for one in uses if one.missing]
             if not missing:
                 return uses
-            _require_same_state(domain, hypervisor)
+            _require_same_state(domain, hypervisor, self.stop.check)
             if time.monotonic() > deadline:
                 raise not_open(missing, domain)
             self.stop.check()
@@ -149,7 +151,7 @@ class QuiescedSnapshots:
         if not others:
             return False
         if domain.state.active:  # where a domain migrates to, its images are opened first
-            require_ready(replace(domain, state=hypervisor.state(domain.uuid)))
+            require_ready(_current(domain, hypervisor, self.stop.check))
         question = "is it shared, or does the domain run elsewhere?"
         addresses = ", ".join(dict.fromkeys(address for one in others for address in one.addresses))
         listed = enumerated([one.image for one in others])
@@ -164,9 +166,9 @@ class QuiescedSnapshots:
         return True
 
 
-def _unchanged(listed: Domain, hypervisor: Hypervisor) -> Domain:
+def _unchanged(listed: Domain, hypervisor: Hypervisor, check_stop: CheckStop) -> Domain:
     """Return the domain as it is now; it may have changed while the clusters were connected."""
-    domain = hypervisor.domain(listed.uuid)
+    domain = hypervisor.domain(listed.uuid, check_stop)
     require_ready(domain)
     if (domain.disks, domain.override) != (listed.disks, listed.override):
         message = "the domain's definition was changed during the backup"
@@ -189,9 +191,14 @@ def _require_no_new_disk(listed: Domain, hypervisor: Hypervisor, check_stop: Che
         raise TransientError(message, "a retry, or the next run, saves the domain with it")
 
 
-def _require_same_state(domain: Domain, hypervisor: Hypervisor) -> None:
+def _current(domain: Domain, hypervisor: Hypervisor, check_stop: CheckStop) -> Domain:
+    """Return the domain with the state that it has now."""
+    return replace(domain, state=within(math.inf, partial(hypervisor.state, domain.uuid), check_stop))
+
+
+def _require_same_state(domain: Domain, hypervisor: Hypervisor, check_stop: CheckStop) -> None:
     """Raise TransientError if the domain is ending, or has ended, Skipped if it migrated away."""
-    current = replace(domain, state=hypervisor.state(domain.uuid))
+    current = _current(domain, hypervisor, check_stop)
     require_ready(current)
     if current.state is not domain.state:
         message = f"the domain is {current.state.value} by now, it was {domain.state.value}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Callable, Optional
 
 from ..ceph.cluster import Cluster
@@ -143,20 +144,26 @@ class DomainSnapshots:
             if pool
         ]
         for cluster, pool in dict.fromkeys(pools):
-            cluster.require_not_full(pool)
+            cluster.retry.call(partial(cluster.require_not_full, pool))
         managers = [one.cluster.image_open(one.image) for one in self.snapshots]
         openings = [self._threads.submit(manager.__enter__) for manager in managers]
         with ExitStack() as stack:
             wait(openings)
-            for manager, opening in zip(managers, openings):
-                if not opening.exception():
-                    stack.push(manager)
+            opened = [one for one, opening in zip(managers, openings) if not opening.exception()]
+            stack.callback(self._close, opened)
             for opening in openings:
                 opening.result()
             try:
                 yield
             finally:
                 wait([future for _, future in self._started])
+
+    def _close(self, opened: Sequence[AbstractContextManager[None]]) -> None:
+        """Close images all at once, as each takes a timeout if the cluster does not answer."""
+        closings = [self._threads.submit(one.__exit__, None, None, None) for one in opened]
+        wait(closings)
+        for closing in closings:
+            closing.result()
 
     def create(self, seconds: float, check_stop: Callable[[], None]) -> None:
         """Make all of them in parallel, as each takes about a second. Raises the first error.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable
 
 from ..model import Level
@@ -32,7 +33,7 @@ class Mount:
 
         `ready` gets a text for the admin when it is there. Raises BackupError, also on a stop.
         """
-        path = prepared(directory, self.output.holds)
+        path = prepared(directory, partial(self.output.holds, check_stop=self.stop.check))
         limit = self.settings.output_stall_timeout
         with shown_point(self.output, domain, at, limit, self.stop.check) as point:
             for text in point.saved.lacks:

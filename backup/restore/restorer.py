@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import PROGRAM
@@ -21,6 +22,7 @@ from ..restore_point.find import current_images, find_point
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
+from ..system.transient import outlasted
 from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
 from .saved_memory import require_no_saved_memory
@@ -108,7 +110,9 @@ class Restorer:
         order.require_consistent()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        point = find_point(self.output.restore_points(self.stop.check), order.domain, order.at)
+        listed = partial(self.output.restore_points, self.stop.check)
+        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
+        point = find_point(points, order.domain, order.at)
         saved = self._saved(point)
         images = current_images(_disks(saved, order.disks), point)
         if (order.to_file or order.to_image) and len(images) > 1:
@@ -123,16 +127,27 @@ class Restorer:
         self, saved: SavedDomain, images: Sequence[SavedImage], restore: ImageRestore
     ) -> Sequence[RestoredImage]:
         """Restore to images of the cluster, and define the domain if that is ordered."""
-        from ..ceph.new_image import NewImage
+        from ..ceph.abandonable import unless_silent
         from ..ceph.restore_cluster import restore_cluster
+
+        places = {image.target: self.order.destination(_image(image)) for image in images}
+        _require_different_names(images, places.values())
+        with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
+            work = partial(self._into_places, cluster, saved, images, places, restore)
+            return unless_silent(work, cluster, list(places.values()), self.stop, self.reporter)
+
+    def _into_places(
+        self,
+        cluster: Cluster,
+        saved: SavedDomain,
+        images: Sequence[SavedImage],
+        places: Mapping[str, Image],
+        restore: ImageRestore,
+    ) -> Sequence[RestoredImage]:
+        from ..ceph.new_image import NewImage
 
         order = self.order
         with ExitStack() as stack:
-            cluster = stack.enter_context(
-                restore_cluster(self.settings, self.stop, self.reporter, saved.name)
-            )
-            places = {image.target: order.destination(_image(image)) for image in images}
-            _require_different_names(images, places.values())
             require_no_saved_memory(saved, places, self.settings, self.reporter, self.stop)
             domain = self._domain(saved, stack) if order.define else None
             xml = domain.xml(places, cluster.monitors()) if domain else ""

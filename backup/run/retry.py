@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Callable
 
@@ -12,25 +12,9 @@ from ..job_result import JobResult
 from ..model import Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
+from ..system.transient import moments
 
 STOP_POLL = 0.2  # seconds between two checks whether the run has to stop
-FIRST_PAUSE = 10.0  # seconds between the first two retries; doubled from one to the next
-
-
-def moments(retry_for: float) -> Iterator[float]:
-    """Yield the time of each retry, in time.monotonic(); the next value must be taken when that has ended.
-
-    The first is immediate, the others follow after growing pauses, and the last one begins when `retry_for`
-    seconds have passed since the first attempts ended, or later if the one before takes longer.
-    """
-    over, pause = time.monotonic() + retry_for, FIRST_PAUSE
-    begins = time.monotonic()
-    while True:
-        yield begins
-        if begins >= over:
-            return
-        begins = max(time.monotonic(), min(time.monotonic() + pause, over))
-        pause *= 2
 
 
 @dataclass(frozen=True)

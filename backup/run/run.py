@@ -30,6 +30,7 @@ from ..settings import Settings
 from ..stored import PointId, StoredPoint
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
+from ..system.transient import outlasted
 from ..watch.guard import Guard, guarded
 from ..watch.node_lock import only_run
 from ..watch.watchdog import watched
@@ -115,7 +116,9 @@ class Run:
                 self.stop.check()
                 needless.check()
 
-            found = beside.submit(self.output.ready, check_stop)  # while libvirt answers
+            ready = partial(self.output.ready, check_stop)
+            # while libvirt answers
+            found = beside.submit(outlasted, ready, settings.retry_for, self.reporter, "", check_stop)
             unlocked = beside.submit(self.output.discard, (), False, check_stop)
             self._clean_up_after_workers()
             results: Sequence[JobResult] = ()

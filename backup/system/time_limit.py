@@ -57,6 +57,19 @@ def awaited(outcome: Future[Result], seconds: float, check_stop: CheckStop = nev
     return outcome.result()
 
 
+_abandoned: list[Future[Any]] = []
+
+
+def abandon(outcome: Future[Any]) -> None:
+    """Leave a call to itself: the process ends without waiting for it, or for threads that it started."""
+    _abandoned.append(outcome)
+
+
+def any_abandoned() -> bool:
+    """Return whether an abandoned call is still under way: Python's own way to end the process would hang."""
+    return not all(outcome.done() for outcome in _abandoned)
+
+
 class Bounded:
     """Wraps an object of a library: each method gets `seconds` to return.
 

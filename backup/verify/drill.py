@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from .. import PROGRAM
+from ..ceph.abandonable import unless_silent
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
@@ -30,6 +31,7 @@ from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
+from ..system.transient import outlasted
 from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
 
 BOOT_POLL = 1.0  # seconds between two checks of a booting guest
@@ -60,7 +62,8 @@ class Drill:
             )
         if errors:
             raise ConfigError(errors)
-        points = self.output.restore_points(self.stop.check)
+        listed = partial(self.output.restore_points, self.stop.check)
+        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
         point = find_point(points, name or due(points, read_records(settings.state_dir)), "latest")
         record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
@@ -86,17 +89,23 @@ class Drill:
         size = sum(image.size for image in saved.images)
         self.reporter.planned(saved.point.uuid, saved.name, 2 * size)  # written, then read
         pool, _, namespace = self.settings.drill_pool.partition("/")
-        with ExitStack() as stack:
-            cluster = stack.enter_context(
-                restore_cluster(self.settings, self.stop, self.reporter, saved.name)
-            )
-            require_room(cluster, pool, sum(image.data_bytes for image in saved.images))
-            wanted = []
-            for image in map(_without_data_pool, saved.images):
-                place = Image(pool, f"{saved.point.uuid}.{image.target}", namespace)
-                wanted.append((image, NewImage(cluster, place, image, False, self.reporter, self.stop)))
-            restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
-            stack.enter_context(restore.staged(wanted))
+        places = {
+            image.target: Image(pool, f"{saved.point.uuid}.{image.target}", namespace)
+            for image in saved.images
+        }
+        with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
+            work = partial(self._into_pool, cluster, saved, places)
+            unless_silent(work, cluster, list(places.values()), self.stop, self.reporter)
+
+    def _into_pool(self, cluster: Cluster, saved: SavedDomain, places: Mapping[str, Image]) -> None:
+        pool = self.settings.drill_pool.partition("/")[0]
+        require_room(cluster, pool, sum(image.data_bytes for image in saved.images))
+        wanted = [
+            (one, NewImage(cluster, places[one.target], one, False, self.reporter, self.stop))
+            for one in map(_without_data_pool, saved.images)
+        ]
+        restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+        with restore.staged(wanted):
             self.reporter.phase(saved.name, Phase.VERIFY)
             for image, target in wanted:
                 self._verify(saved, image, target.filling, cluster)

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Callable, Optional
 
 from .. import PROGRAM
@@ -26,6 +27,7 @@ from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.module_import import failed_imports
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
+from ..system.transient import outlasted
 from ..text import size_text
 from ..transfer.compare import (
     Mismatch,
@@ -70,7 +72,8 @@ class Verification:
         """Verify and report each image. Raises ConfigError, BackupError."""
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        points = self.output.restore_points(self.stop.check)
+        listed = partial(self.output.restore_points, self.stop.check)
+        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
         domains = {point.id.uuid: point.domain for point in points_of_domains(points, names)}
         if not domains:
             hint = f"check RESTIC_REPOSITORY; `{PROGRAM} restore-points` lists all restore points"

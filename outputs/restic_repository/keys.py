@@ -17,6 +17,7 @@ from backup.stored import RepositoryKey
 
 from .key_hint import LEARNT_FOR, VARIABLE
 from .messages import ResticError, from_json
+from .own_directory import OwnDirectory
 from .program import Program
 
 FAST_USER = "virt-rbd-backup-fast"  # the user name in the keys that this program adds
@@ -53,7 +54,7 @@ def own_keys(
 def learn(program: Program, check_stop: Callable[[], None]) -> None:
     """Once a day, learn which key opens the repository fastest, for later calls. Raises ResticError."""
     hint = program.key_hint
-    if VARIABLE in program.environment or program.has_one_key():
+    if VARIABLE in program.environment or OwnDirectory(program, check_stop).has_one_key:
         return
     if hint.age is not None and 0 <= hint.age < LEARNT_FOR:
         return

@@ -1,7 +1,9 @@
-"""Removes locks that our own killed restics left in a repository; other locks are never touched.
+"""Removes locks that our own killed restics left in a repository; other locks stay.
 
 `restic unlock` is no alternative: it considers a lock dead if another host has the same name, or if its owner
-is in another namespace or belongs to another user, and it sends the owner a real SIGHUP.
+is in another namespace or belongs to another user, and it sends the owner a real SIGHUP. Where it is the only
+way, as the repository is not on this node, it is called if there are no other locks: one that such an owner
+makes between our list and restic's own would be lost.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -21,6 +24,7 @@ from backup.system.process_group import pid_in_use
 
 from .child import LOCKS
 from .messages import ResticError
+from .own_directory import OwnDirectory
 from .program import Program
 from .snapshots import moment
 
@@ -52,7 +56,7 @@ def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Seque
     dead = _dead(program)
     if not dead:
         return ()
-    locks = _listed(program, check_stop) if program.may_have_locks() else ()
+    locks = _listed(program, check_stop) if OwnDirectory(program, check_stop).may_have_locks else ()
     ours = [lock for lock in locks if any(left_by(one, lock) for one in dead)]
     removed = _removed(program, ours, locks, check_stop) if ours else True
     for one in dead:
@@ -124,8 +128,9 @@ def _removed(
     program: Program, ours: Sequence[Lock], locks: Collection[Lock], check_stop: Callable[[], None]
 ) -> bool:
     """Remove these locks if that touches no others, and return whether it did."""
-    if program.locks_directory:
-        _unlink(program.locks_directory, ours)
+    own = OwnDirectory(program, check_stop)
+    if directory := own.locks:
+        own.answer(partial(_unlink, directory, ours))
         return True
     known = {lock.identity for lock in ours}
     if len(ours) < len(locks) or any(pid_in_use(lock.pid) for lock in ours):

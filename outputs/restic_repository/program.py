@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Callable, Optional
 
 from backup.system.child_records import ChildRecord, Recording, Records, records_in
@@ -65,37 +64,8 @@ class Program:
         return records_in(self.runtime_dir) if self.runtime_dir else None
 
     @property
-    def locks_directory(self) -> Optional[Path]:
-        """The directory with the locks, if the repository is certainly a directory of this node.
-
-        That is so if RESTIC_REPOSITORY is a path and nothing else can name another repository (restic's
-        design.rst, "Repository Layout").
-        """
-        named_elsewhere = any(name.startswith("RESTIC_REPOSITORY") for name in self.environment)
-        options = ("-r", "--repo", "-o", "--option")
-        if named_elsewhere or any(option.startswith(options) for option in self.options):
-            return None
-        directory = Path("/", self.repository, "locks")
-        return directory if self.repository and directory.is_dir() else None
-
-    @property
     def key_hint(self) -> KeyHint:
         return KeyHint.of(self.state_dir, self.repository, self.environment)
-
-    def has_one_key(self) -> bool:
-        """Return whether the repository certainly has one key only, without a call of restic."""
-        locks = self.locks_directory
-        try:
-            return locks is not None and len(os.listdir(locks.parent / "keys")) == 1
-        except OSError:
-            return False
-
-    def may_have_locks(self) -> bool:
-        """Return whether there may be locks; an empty directory saves a call of restic."""
-        try:
-            return not self.locks_directory or bool(os.listdir(self.locks_directory))
-        except OSError:
-            return True
 
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, and return its output. Raises ResticError."""

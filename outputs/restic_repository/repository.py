@@ -24,6 +24,7 @@ from .keys import advice, learn
 from .locks import Lock, remove_dead_locks
 from .messages import ResticError, from_json
 from .mounted_point import MountedPoint, opened_point
+from .own_directory import OwnDirectory
 from .password import password_file_errors
 from .program import Program
 from .snapshots import (
@@ -182,10 +183,11 @@ class Repository:
             with suppress(BackupError):
                 remove_dead_locks(self.program, limited(UNLOCK_LIMIT, "the removal of a lock"))
 
-    def holds(self, path: str) -> bool:
+    def holds(self, path: str, check_stop: Callable[[], None] = lambda: None) -> bool:
         """Return whether a path is in the repository's directory, if that is certainly on this node."""
-        locks, real = self.program.locks_directory, Path(path).resolve()
-        return locks is not None and locks.parent.resolve() in (real, *real.parents)
+        own, real = OwnDirectory(self.program, check_stop), Path(path).resolve()
+        locks = own.locks
+        return locks is not None and own.answer(locks.parent.resolve) in (real, *real.parents)
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check restic's version, learn which key to try first, and list all restore points."""

@@ -40,7 +40,7 @@ def test_a_failing_domain_costs_no_other_domain(node: Node, lab: Lab) -> None:
 
 def test_an_osd_that_hangs_from_the_start_fails_the_run_in_good_time(node: Node, lab: Lab) -> None:
     with stopped(lab.osd_pid):
-        done = node.run("backup", ARCHIVE, CEPH_TIMEOUT=3)
+        done = node.run("backup", ARCHIVE, CEPH_TIMEOUT=3, CEPH_STALL_TIMEOUT=4)
     assert done.returncode == 3
     assert "no answer within 3 s" in done.stderr
     assert "retrying 1 failed domains: " in done.stderr

@@ -81,6 +81,16 @@ def test_a_connection_that_breaks_once_costs_no_domain(node: Node, large: str) -
     assert len(node.snapshots()) == 5, "what the first attempt saved is removed"
 
 
+def test_a_repository_that_does_not_answer_once_at_the_beginning_costs_no_domain(node: Node) -> None:
+    once = node.directory / "once"
+    fails = f'mkdir {once} 2>/dev/null && echo "connection reset" >&2 && exit 1'
+    restic = restic_script(node, f'case "$*" in *snapshots*) {fails};; esac')
+    done = node.run("backup", ARCHIVE, RESTIC_BINARY=restic)
+    assert done.returncode == 0, done.stderr
+    assert "connection reset" in done.stderr
+    assert "retried in 0 s (RETRY_FOR)" in done.stderr
+
+
 def test_restic_that_saves_less_than_it_was_sent_is_found_out(node: Node, large: str) -> None:
     short = restic_script(node, 'case "$*" in *vdb.img*) head --bytes=10000000 | restic "$@"; exit;; esac')
     done = node.run("backup", large, RESTIC_BINARY=short)

@@ -65,6 +65,16 @@ def test_an_osd_that_is_silent_in_mid_stream_costs_time_and_nothing_else(
     assert node.dump(saved["restore_id"], "vdb.img") == exported
 
 
+def test_an_osd_that_is_silent_from_the_start_costs_time_and_nothing_else(node: Node, lab: Lab) -> None:
+    with node.started("backup", ARCHIVE, **CONSTANTS) as process:
+        with stopped(lab.osd_pid):
+            lines = lines_until(process, WAITING)
+            time.sleep(10)
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, "".join(lines) + output
+    assert "failed domains" not in output
+
+
 def test_a_stop_is_heard_within_seconds_while_an_osd_is_silent(node: Node, lab: Lab, large: str) -> None:
     constants = {**CONSTANTS, "CEPH_TIMEOUT": 15}
     with node.started("backup", large, **constants) as process:
@@ -73,7 +83,8 @@ def test_a_stop_is_heard_within_seconds_while_an_osd_is_silent(node: Node, lab: 
             wait_until(lambda: _takes_nothing(node), 30, "what was read ahead has been taken")
             process.terminate()
             wait_until(lambda: not node.processes("--stdin"), 5, "restic was interrupted")
-            output, _ = process.communicate(timeout=90)  # while it is silent: each call times out once
+            # reads under way time out, then the cluster is asked once whether it answers again
+            output, _ = process.communicate(timeout=2 * 15 + 10)
     assert process.returncode == 143, output
     assert node.snapshots() == []
     _next_run_tidies_up(node, large)

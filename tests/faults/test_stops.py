@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.faults.provoke import deletions_held_back, lines_until, stopped
+from tests.faults.provoke import HeldBackRestic, deletions_held_back, lines_until, stopped
 from tests.integration.left_behind import left_behind
 from tests.integration.node import Node, snapshot_names, wait_until
 from tests.lab import Lab
@@ -59,6 +60,46 @@ def test_an_osd_that_hangs_during_check(node: Node, lab: Lab) -> None:
     with stopped(lab.osd_pid), node.started("check", FREEZE="never") as process:
         lines_until(process, f"domain {WEB}: ")
         assert "interrupted" in ended(process)
+
+
+RESTORE = ("restore", ARCHIVE, "--to-pool", "ssd")
+
+
+@pytest.fixture
+def saved(node: Node, lab: Lab) -> Iterator[Node]:
+    """A node that has saved a domain; what is restored of it, or left, is removed."""
+    node.constants["DRILL_POOL"] = "ssd"
+    assert node.run("backup", ARCHIVE).returncode == 0
+    before = set(lab.rbd("ls", "ssd").decode().split())
+    yield node
+    # the cluster takes a killed client's watch for alive for half a minute
+    wait_until(lambda: node.run(*RESTORE, "--force").returncode == 0, 60, "leftovers are removed")
+    wait_until(lambda: node.run("drill", ARCHIVE).returncode == 0, 60, "leftovers are removed")
+    found = set(lab.rbd("ls", "ssd").decode().split()) - before
+    assert not [name for name in found if "restoring" in name]
+    for name in found:
+        lab.rbd("rm", "--no-progress", f"ssd/{name}")
+
+
+@pytest.mark.parametrize("words", [RESTORE, ("drill", ARCHIVE)], ids=["restore", "drill"])
+def test_an_osd_that_hangs_during_a_restore(words: tuple[str, ...], saved: Node, lab: Lab) -> None:
+    with stopped(lab.osd_pid), saved.started(*words) as process:
+        lines_until(process, "offline" if "restore" in words else "drill of the restore point")
+        time.sleep(2)  # it asks for the image
+        output = ended(process)
+    assert "interrupted" in output
+    assert "the cluster does not answer: " in output
+
+
+@pytest.mark.parametrize("words", [RESTORE, ("drill", ARCHIVE)], ids=["restore", "drill"])
+def test_an_osd_that_hangs_while_images_are_written(words: tuple[str, ...], saved: Node, lab: Lab) -> None:
+    restic = HeldBackRestic(saved, ".img")
+    with saved.started(*words, RESTIC_BINARY=restic.path) as process:
+        restic.reached()
+        with stopped(lab.osd_pid):
+            restic.let_go()
+            time.sleep(2)  # it writes
+            assert "interrupted" in ended(process)
 
 
 def test_cleanup_in_the_middle_of_a_removal_gives_its_lock_back(node: Node, lab: Lab) -> None:

@@ -173,6 +173,26 @@ def test_a_long_removal_that_is_given_up_leaves_what_the_next_restore_removes(
     assert target.filling.name not in _names(cluster)
 
 
+def test_the_removal_of_a_large_replaced_image_can_be_interrupted(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_removal, "EMPTIED_AT_A_TIME", 1)
+    rbd.RBD().create(cluster.pool_of(IMAGE), IMAGE.name, 40 * MIB)
+    saved, recorder = SavedImage("vda", "vms/vda", MIB, 0, 0, 0.0, "", LAYOUT), Recorder()
+    target = NewImage(cluster, IMAGE, saved, True, recorder, Insisting())
+    _fill(target, b"newer")
+    target.commit()
+    target.remove_replaced()
+    (told,) = recorder.told(Level.WARNING)
+    assert "is removed only in part, 32.0 MiB are left" in told
+    assert _content(cluster) == b"newer"
+    assert f"{IMAGE.name}{REPLACED}" not in _names(cluster), (
+        "it looks like nothing that could be renamed back"
+    )
+    NewImage(cluster, IMAGE, saved, True, recorder).require_free()
+    assert target.filling.name not in _names(cluster)
+
+
 def test_the_pool_of_an_image_s_data_is_known_with_its_id(cluster: Cluster, lab: Lab) -> None:
     """Where the data pool is full, the guest's writes wait."""
     lab.rbd("create", str(IMAGE), "--size", "1M", "--data-pool", "vms")

@@ -96,7 +96,7 @@ class NoOutput:
     ) -> AbstractContextManager[OpenedPoint]:
         raise AssertionError
 
-    def holds(self, path: str) -> bool:
+    def holds(self, path: str, check_stop: Callable[[], None] = lambda: None) -> bool:
         raise AssertionError
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:

@@ -45,7 +45,9 @@ class PaperCluster(Cluster):
         self.hanging: set[str] = set()  # images whose snapshots take until `go_on` is set
         self.go_on = threading.Event()
         self.together: threading.Barrier | None = None  # all creations have to be under way at once
+        self.closed_together: threading.Barrier | None = None  # all images have to be closed at once
         self.unreachable = False
+        self.timeouts = 0  # how many claims of a lock time out
         self.pools = {"vms"}
         self.trash: set[str] = set()  # images in the trash
         self.mirrors: set[str] = set()  # images that are no primary ones
@@ -100,6 +102,8 @@ class PaperCluster(Cluster):
         try:
             yield
         finally:
+            if self.closed_together:
+                self.closed_together.wait(timeout=5)
             self.open.remove(str(image))
 
     @contextmanager
@@ -144,7 +148,8 @@ class PaperCluster(Cluster):
     def lock(self, image: Image, name: str, owner: str, duration: int, claim: Claim) -> None:
         if self.claim_hangs.is_set():
             assert self.go_on.wait(timeout=5)
-        if self.unreachable:
+        self.timeouts -= 1
+        if self.unreachable or self.timeouts >= 0:
             raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
         self.claims.append(claim)
         name = _lock_name(image, name)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Callable
 
-from backup.errors import BackupError
+from backup.errors import BackupError, TransientError
 from backup.protocols import Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
@@ -30,11 +30,15 @@ class HeldPoints(NoOutput):
     domains: Mapping[str, str]
     given: Mapping[str, bytes] = field(default_factory=dict)
     read: list[str] = field(default_factory=list)  # names of the domains whose manifests were read
+    broken: int = 0  # how many lists fail, with a transient error
 
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        if self.broken:
+            self.broken -= 1
+            raise TransientError("connection reset")
         return [
             StoredPoint(PointId(RUN, uuid), name, TAKEN, "offline", "node1", (_image(name),), "manifest")
             for uuid, name in self.domains.items()

@@ -9,6 +9,7 @@ from typing import Any, Callable
 import pytest
 import rbd
 
+from backup.ceph import cluster as cluster_module
 from backup.ceph.cluster import Cluster
 from backup.ceph.errors import ClusterError
 from backup.ceph.retry import CephRetry
@@ -116,3 +117,69 @@ def test_a_job_that_has_to_stop_removes_snapshots_from_a_cluster_that_answers_ag
     cluster.remove_snapshot(IMAGE, "old")
     cluster.remove_snapshot(IMAGE, "foreign")
     assert (cluster.names, cluster.questions) == (set(), 1)
+
+
+def test_the_removal_of_a_lock_outlasts_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SlowCluster(CephRetry(900), times_out=1, done=False)
+    removed: list[str] = []
+
+    def operated(_image: Image, name: str, _operation: object) -> bool:
+        cluster._do(lambda: removed.append(name))
+        return True
+
+    monkeypatch.setattr(cluster, "_lock_operated", operated)
+    cluster.remove_lock(IMAGE, "lock", "node1.1.a")
+    assert (removed, cluster.made) == (["lock"], 2)
+
+
+class SilentAtFirst(SlowCluster):
+    """A cluster whose image cannot be opened at first."""
+
+    def __init__(self) -> None:
+        super().__init__(CephRetry(900), times_out=0, done=False)
+        self._open_images, self._lock_owners = {}, {}
+        self.opens = 0
+
+    def pool_of(self, image: Image) -> Any:
+        return self
+
+    def size(self) -> int:
+        return 4096
+
+    def watchers_list(self) -> list[dict[str, Any]]:
+        return []
+
+    def old_format(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (lambda cluster: cluster.image_size(IMAGE), 4096),
+        (lambda cluster: cluster.watchers(IMAGE), []),
+        (lambda cluster: cluster.identified(IMAGE), IMAGE),
+        (lambda cluster: cluster.is_mirror(IMAGE), False),
+        (lambda cluster: cluster.snapshot_names(IMAGE), ["foreign", "old"]),
+        (lambda cluster: cluster.image_open(IMAGE).__enter__(), None),
+    ],
+    ids=["size", "watchers", "id", "mirror", "snapshots", "open"],
+)
+def test_what_is_asked_before_the_snapshots_outlasts_a_stall(
+    question: Callable[[Cluster], object], answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = SilentAtFirst()
+    opened = silent.opened
+
+    def silent_at_first(*arguments: Any, **more: Any) -> Any:
+        silent.opens += 1
+        if silent.opens == 1:
+            raise rbd.OSError("timed out", errno=110)
+        return opened(*arguments, **more)
+
+    monkeypatch.setattr(silent, "opened", silent_at_first)
+    monkeypatch.setattr(cluster_module, "require_fit", lambda *_: None)
+    monkeypatch.setattr(cluster_module, "is_mirror", lambda _: False)
+    monkeypatch.setattr(cluster_module, "owners", lambda _: [])
+    assert question(silent) == answer
+    assert silent.opens == 2

@@ -299,6 +299,18 @@ def test_a_stop_ends_the_wait_for_a_read_and_the_read_ends_before_the_image_is_c
         assert completion.settled, "librbd must not complete a read after the image was closed"
 
 
+def test_reads_that_time_out_while_the_image_is_closed_spare_a_stopping_job_further_timeouts(
+    recorder: Recorder,
+) -> None:
+    stop, image = StopRequest(), PaperImage(100)
+    image.silent, image.times_out = True, 1
+    with reader_of(image, retrying(stop, recorder)) as reader:
+        reader.start_read(10, 30)
+        stop.request(BackupError("interrupted"))
+        image.completions[0].arrive()
+    assert reader._cluster.retry.gives_up
+
+
 def test_a_stop_takes_effect_at_once_with_any_number_of_reads_in_flight(recorder: Recorder) -> None:
     stop, image = StopRequest(), PaperImage(100)
     image.silent = True

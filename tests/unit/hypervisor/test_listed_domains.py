@@ -25,7 +25,7 @@ from backup.system.time_limit import Bounded
 from ..disk_elements import AUTH, PLACES, POOLS, SECRET_UUID, backing, domain_of, other, rbd
 from ..driver_node import SHUT_OFF, domain_element, node_uri
 from ..raising import raises
-from ..samples import OTHER_UUID, UUID
+from ..samples import OTHER_UUID, UUID, domain
 
 STATES = {
     "blocked": ("<test:runstate>2</test:runstate>", State.RUNNING),
@@ -36,6 +36,7 @@ STATES = {
     "saved": (SHUT_OFF + "<test:hasmanagedsave/>", State.SAVED),
     "suspended": ("<test:runstate>7</test:runstate>", State.SUSPENDED),
 }
+WITH_SECRET = ClusterAddress(user="libvirt", secret_uuid=SECRET_UUID)
 BACKUP = "<backup xmlns='virt-rbd-backup' {}/>"
 
 
@@ -353,6 +354,30 @@ def test_a_stop_takes_effect_while_libvirt_hangs_during_a_listing(
     began = time.monotonic()
     with raises("interrupted", Interrupted):
         connect(60, True).domains(stop.check)
+    assert time.monotonic() < began + 5
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda hypervisor, check_stop: hypervisor.domain(UUID, check_stop),
+        lambda hypervisor, check_stop: hypervisor.definition(domain(), check_stop),
+        lambda hypervisor, check_stop: hypervisor.secret(WITH_SECRET, check_stop),
+    ],
+    ids=["domain", "definition", "secret"],
+)
+def test_a_stop_takes_effect_while_libvirt_hangs_before_the_guest_is_touched(
+    call: Callable[[Hypervisor, Callable[[], None]], object],
+    connect: Callable[[float, bool], Hypervisor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("lookupByUUIDString", "secretLookupByUUIDString"):
+        monkeypatch.setattr(Hangs, name, lambda self, _: self.hang(), raising=False)
+    stop = StopRequest()
+    threading.Timer(0.2, stop.request, [Interrupted("interrupted", 15)]).start()
+    began = time.monotonic()
+    with raises("interrupted", Interrupted):
+        call(connect(60, True), stop.check)
     assert time.monotonic() < began + 5
 
 

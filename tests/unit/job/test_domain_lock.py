@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -218,10 +219,54 @@ def test_an_expired_lock_without_a_new_owner_leaves_nothing(
     assert (cluster.locks, recorder.messages) == ({}, [])
 
 
+def test_a_lock_is_taken_once_the_cluster_answers_again(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    cluster.retry = CephRetry(limit=60)
+    cluster.timeouts = 3
+    with locked(cluster, stop, recorder):
+        assert set(cluster.locks) == {NAME}
+        assert stop.leased
+    assert cluster.locks == {}
+
+
+def test_of_two_places_the_first_is_taken_again_if_the_second_took_long(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = PaperCluster("9-fsid")
+    disks = (rbd_disk(address=OTHER), rbd_disk("vdb"))
+    both = lock_of(domain(disks=disks), PaperClusters(cluster, {OTHER: other}), 3600)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    claim = other.lock
+
+    def slow(*arguments: Any) -> None:
+        if not other.claims:
+            now[0] += 1300
+            cluster.locks.clear()  # it has expired, and others may take it
+        claim(*arguments)
+
+    monkeypatch.setattr(other, "lock", slow)
+    with both.locked(stop, recorder, "web"):
+        assert set(cluster.locks) == set(other.locks) == {NAME}
+        assert stop.leased
+
+
+LEFT = "the domain's lock stays until it expires, within 3600 s (LOCK_DURATION): connection timed out"
+
+
+def test_a_lock_that_cannot_be_released_is_a_warning(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder
+) -> None:
+    with locked(cluster, stop, recorder):
+        cluster.unreachable = True
+    assert recorder.told(Level.WARNING) == [f"{LEFT} (hint: are the monitors up?)"]
+
+
 def test_the_block_s_error_survives_a_release_that_fails_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:
     with raises("restic failed"), locked(cluster, stop, recorder):
         cluster.unreachable = True
         raise BackupError("restic failed")
-    assert [text for _, _, text in recorder.messages] == ["connection timed out (hint: are the monitors up?)"]
+    assert recorder.told(Level.WARNING) == [f"{LEFT} (hint: are the monitors up?)"]

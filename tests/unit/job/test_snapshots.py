@@ -95,6 +95,7 @@ def test_an_early_removal_that_failed_is_raised_in_the_end(cluster: PaperCluster
 def test_all_images_are_open_while_their_snapshots_are_made(
     cluster: PaperCluster, recorder: Recorder
 ) -> None:
+    cluster.closed_together = threading.Barrier(len(IMAGES))
     with made_for_block(cluster, recorder) as snapshots:
         with snapshots.images_open():
             assert cluster.open == set(IMAGES)

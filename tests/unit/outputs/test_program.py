@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -348,24 +347,3 @@ def test_a_terminal_s_ctrl_c_does_not_reach_a_restic_that_streams(script: Script
     with script(f"cut -d' ' -f5 /proc/$$/stat >{group}").dump("latest", "vda.img", go_on) as source:
         source.read()
     assert int(group.read_text()) != os.getpgid(0)
-
-
-def test_an_empty_directory_of_locks_is_recognized_without_restic(repository: Repository) -> None:
-    program = replace(repository.program(), options=())
-    assert not program.may_have_locks()
-    (repository.path / "locks" / ("0" * 64)).touch()
-    assert program.may_have_locks()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"repository": "sftp:host:/backups"},
-        {"repository": "/nowhere"},
-        {"repository": ""},
-        {"options": ("--repo=/elsewhere",)},
-        {"environment": {"RESTIC_REPOSITORY": "/elsewhere"}},
-    ],
-)
-def test_a_directory_that_cannot_be_read_may_have_locks(repository: Repository, other: Any) -> None:
-    assert replace(repository.program(), **{"options": (), **other}).may_have_locks()

@@ -19,10 +19,12 @@ from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.report.run_report import RunResult
-from backup.run import confirm, list_domains, retry, run
+from backup.run import confirm, list_domains, run
+from backup.run import retry as retry_module
 from backup.run.run import Run
 from backup.selection import choose
 from backup.stored import PointId, StoredPoint
+from backup.system import transient
 from backup.system.stop_request import StopRequest
 
 from ..disk_elements import rbd
@@ -159,7 +161,7 @@ def test_domains_that_have_just_started_come_last(tmp_path: Path, monkeypatch: p
 def test_a_domain_whose_previous_backup_is_damaged_gets_a_full_read_in_all_retries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "moments", lambda _: iter([0.0] * 3))
+    monkeypatch.setattr(retry_module, "moments", lambda _: iter([0.0] * 3))
     pool = ScriptedPool(db="transient saved", web="lost transient saved")
     assert back_up(pool, Discards(), tmp_path, monkeypatch).exit_code == 0
     assert pool.rounds == [["db", "web"], ["db", "web"], ["web"]]
@@ -249,7 +251,7 @@ def test_retries_go_on_with_growing_pauses_and_one_begins_after_retry_for(
     clock = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     found = []
-    for begins in retry.moments(retry_for):
+    for begins in transient.moments(retry_for):
         clock[0] = max(clock[0], begins)
         found.append(clock[0] - 1000)
         clock[0] += takes
@@ -259,7 +261,7 @@ def test_retries_go_on_with_growing_pauses_and_one_begins_after_retry_for(
 def test_a_transient_failure_is_retried_until_it_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(transient, "FIRST_PAUSE", 0.01)
     pool = ScriptedPool(db="saved", web="transient transient transient transient saved")
     result = back_up(pool, Discards(), tmp_path, monkeypatch, retry_for=60)
     assert pool.rounds == [["db", "web"], *4 * [["web"]]]

@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import pytest
 
-from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted
+from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, TransientError
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
 from backup.job.job_order import JobOrder
@@ -220,6 +220,25 @@ def test_a_stop_is_heard_while_the_output_is_waited_for(
     with raises("interrupted", Interrupted):
         Run(chosen, Unanswering(), recorder, stop, RUN).back_up(())
     assert pool.orders == ()
+
+
+def test_a_repository_that_does_not_answer_once_costs_no_domain(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    class BrokenOnce(NothingLeft):
+        asked = 0
+
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+            self.asked += 1
+            if self.asked == 1:
+                raise TransientError("restic snapshots failed: connection reset")
+            return ()
+
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    assert Run(chosen, BrokenOnce(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
+    assert [order.name for order in pool.orders] == ["db", "web"]
+    text = "restic snapshots failed: connection reset; retried in 0 s (RETRY_FOR)"
+    assert recorder.told(Level.WARNING) == [text]
 
 
 @pytest.fixture

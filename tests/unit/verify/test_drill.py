@@ -65,6 +65,11 @@ def test_the_domain_whose_last_drill_is_longest_ago_is_next(
     assert due(HeldPoints(BOTH).restore_points(), known) == whose
 
 
+def test_a_repository_that_does_not_answer_once_is_asked_again(state_dir: str, recorder: Recorder) -> None:
+    changed = settings(state_dir=state_dir, drill_pool="scratch")
+    assert DrillOnPaper(changed, HeldPoints(BOTH, broken=1), recorder, StopRequest()).drill("web") == "web"
+
+
 def test_a_domain_whose_drill_fails_does_not_block_the_others(state_dir: str, recorder: Recorder) -> None:
     with raises("it is damaged", DrillFailed):
         drill(state_dir, recorder, BackupError("it is damaged"))

@@ -1,8 +1,9 @@
-"""backup/restore/restorer.py: a restore reports what the restore point lacks."""
+"""backup/restore/restorer.py: the restore point is found, and what it lacks is reported."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Callable
 
 from backup.model import Definition, Disk, Level
@@ -26,6 +27,13 @@ class Held(HeldPoints):
         of = domain(disks=(rbd_disk(), foreign_disk("vdb"), SHARED))
         definition = Definition("<domain/>", not_saved=("the memory that virsh managedsave saved",))
         return manifest.pack(replace(restore_point(of), definition=definition), [IMAGE], {})
+
+
+def test_a_repository_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> None:
+    order = RestoreOrder("web", to_file=str(tmp_path / "vda.raw"))
+    output = HeldPoints({UUID: "web"}, broken=1)
+    (restored,) = Restorer(order, settings(), output, Recorder(), StopRequest()).restore()
+    assert restored.saved.target == "vda"
 
 
 def test_a_restore_reports_what_was_skipped_in_the_backup_and_why() -> None:
