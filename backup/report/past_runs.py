@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from .calendar import Days
 from .history import History
@@ -48,4 +48,4 @@ def past_runs(history: History, run: str, today: date) -> PastRuns:
         raise ConfigError([BackupError(f"there is no report of run {run!r}", hint)])
     others = f" of this version, {left_out} of other versions" if left_out else ""
     message = f"there is no report in {history.directory}{others}"
-    raise BackupError(message, f"`{PROGRAM} backup` stores one; check the path and permissions of STATE_DIR")
+    raise BackupError(message, f"`{COMMAND} backup` stores one; check the path and permissions of STATE_DIR")

@@ -20,7 +20,8 @@ SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it sta
 class RunResult:
     """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
 
-    `named` are the domains, or patterns, from the command line: no others were considered.
+    `named` are the domains, or patterns, from the command line: no others were considered. `group` is "" for
+    settings of no group.
     """
 
     run: str
@@ -34,6 +35,7 @@ class RunResult:
     errors: Sequence[str] = ()  # of the run as a whole, such as an unreachable libvirt
     not_selected: Sequence[JobResult] = ()
     verified: bool = False  # each saved image was compared with its snapshot
+    group: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -55,7 +57,7 @@ class RunResult:
 
 def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Report:
     """Give the report as res/report.schema.json has it. `records` are by the domains' UUIDs."""
-    return {
+    report: Report = {
         "schema": SCHEMA,
         "version": __version__,
         "run": result.run,
@@ -71,6 +73,9 @@ def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Repor
             for one in ones
         ],
     }
+    if result.group:
+        report["group"] = result.group
+    return report
 
 
 def _moment(moment: datetime) -> str:

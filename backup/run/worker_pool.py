@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import reason
 from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase, Status, Timeline
@@ -234,7 +234,7 @@ class Pool:
             message = f"its worker process {how}"
             result = JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
         if worker.hung and result.status is Status.FAILED:
-            hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
+            hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
         self._done(replace(result, timeline=worker.timeline))
 

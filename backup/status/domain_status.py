@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Optional
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..model import Domain
 from ..report.domain_record import DomainRecord
@@ -71,7 +71,7 @@ def named(domains: Sequence[DomainStatus], names: Collection[str]) -> Sequence[D
     """Return those with these names, UUIDs or patterns; without names all. Raises ConfigError."""
     unknown = [name for name in names if not any(_matches(one, name) for one in domains)]
     if unknown:
-        hint = f"`{PROGRAM} status` shows all domains"
+        hint = f"`{COMMAND} status` shows all domains"
         text = "this node backs up no domain {!r}, and there is no restore point of one"
         raise ConfigError([BackupError(text.format(name), hint) for name in unknown])
     return [one for one in domains if not names or any(_matches(one, name) for name in names)]
