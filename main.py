@@ -7,20 +7,18 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from datetime import datetime, timezone
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Callable, NoReturn
 
 import outputs
-from backup import PROGRAM
 from backup.errors import AlreadyRunning, BackupError, ConfigError
 from backup.exit_codes import FAILED, NOTHING_DONE, SUCCESS, exit_code, interrupted
-from backup.model import Level
+from backup.model import Finding, Level
 from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
@@ -29,6 +27,7 @@ from backup.settings import Settings, invalid_python, load
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
+from backup.system.time_limit import CheckStop
 from backup.system.utf8_mode import require_utf8
 from backup.terminal import command_line, tables
 from backup.terminal.console import Console, console_on_standard_error
@@ -36,6 +35,7 @@ from backup.terminal.files_text import result_parts
 from backup.terminal.output_file import write_or_print
 from backup.terminal.report_text import report_text
 from backup.terminal.required_modules import optional_modules, require_modules
+from backup.terminal.settings_files import SettingsFiles
 from backup.terminal.standard_output import (
     is_flushed,
     open_closed_streams,
@@ -45,9 +45,6 @@ from backup.terminal.standard_output import (
     write_error,
 )
 from backup.terminal.stoppable import stoppable, stoppable_display
-
-# The settings of the command that an installation brings.
-INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
     set_title(arguments.command)
     console = console_on_standard_error(Level[arguments.log_level.upper()])
     try:
-        settings = load(_defaults(), _settings_file(arguments))
+        arguments.files = SettingsFiles.chosen(arguments, os.environ, _defaults())
+        settings = _settings(arguments, console)
         require_modules(arguments, settings)
         with commands_logged(partial(console.message, Level.DEBUG, "")):
             return COMMANDS[arguments.command](arguments, settings, console)
@@ -79,9 +77,16 @@ def _defaults() -> Mapping[str, object]:
     return vars(config)
 
 
-def _settings_file(arguments: argparse.Namespace) -> Path | None:
-    path = arguments.config or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
-    return Path(path) if path else None
+def _settings(arguments: argparse.Namespace, console: Console) -> Settings:
+    """Return the settings of the command. Raises ConfigError."""
+    files: SettingsFiles = arguments.files
+    try:
+        return files.load(arguments.command)
+    except ConfigError as error:
+        if not (arguments.command == "cleanup" and arguments.thaw and files.has_groups):
+            raise
+        write_error(console, error)  # no group's guest stays frozen for it
+        return load(files.defaults, None)
 
 
 def back_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -91,7 +96,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
     if arguments.dry_run:
         return _show_selection(arguments.domains, False, settings, console)
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
-        run = Run(settings, outputs.chosen(settings), display, stop)
+        run = Run(settings, outputs.chosen(settings), display, stop, other_groups=arguments.files.others)
         try:
             result = run.back_up(arguments.domains, arguments.verify)
         except (AlreadyRunning, ConfigError):  # there was no run: nothing to report
@@ -135,12 +140,15 @@ def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, con
 
 def show_status(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show each domain with its newest restore point; with --max-age judge them, as a check for Nagios."""
+    from backup.status.all_groups import AllGroups
     from backup.status.max_age import judge
     from backup.status.status import StatusSearch
     from backup.terminal import status_text
 
     with stoppable() as stop:
-        search = StatusSearch(settings, outputs.readable(settings), console, stop.check)
+        groups = _shown(arguments, settings, console)
+        searches = [StatusSearch(one, outputs.readable(one), console, stop.check) for one in groups]
+        search = AllGroups(searches, console) if len(searches) > 1 else searches[0]
         if arguments.max_age:
             verdict = judge(search, arguments.domains, arguments.max_age)
             text, value, code = (
@@ -150,9 +158,19 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
             )
         else:
             status = search.status(arguments.domains)
-            text, value, code = status_text.status_table(status), status_text.status_json(status), SUCCESS
+            code = FAILED if status.missing else SUCCESS
+            text, value = status_text.status_table(status), status_text.status_json(status)
     print_text(tables.json_text(value) if arguments.json else text)
     return code
+
+
+def _shown(arguments: argparse.Namespace, settings: Settings, console: Console) -> Sequence[Settings]:
+    """Return the settings of all groups that a command is about; report those that cannot be read."""
+    files: SettingsFiles = arguments.files
+    shown = files.shown(settings)
+    for error in files.errors() if files.has_groups else ():
+        console.message(Level.ERROR, "", str(error))
+    return shown
 
 
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -233,35 +251,48 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
     return SUCCESS
 
 
-def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
-    """Check whether backups can run."""
-    from backup.run.check import examine
-
+def check(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+    """Check whether backups can run, and without a group whether the groups fit together."""
     problems = 0
-    with stoppable() as stop, closing(examine(settings, outputs.chosen(settings), stop.check)) as findings:
-        for found in chain(optional_modules(), findings):
+    with stoppable() as stop, closing(_findings(arguments.files, settings, stop.check)) as findings:
+        for found in findings:
             print_stoppable(tables.finding(found), stop.check)
             problems += found.problem is not None
     print_text(tables.problem_count(problems))
     return NOTHING_DONE if problems else SUCCESS
 
 
+def _findings(
+    files: SettingsFiles, settings: Settings, check_stop: CheckStop
+) -> Generator[Finding, None, None]:
+    from backup.run.check import examine
+    from backup.run.check_groups import examine_groups
+
+    groups = files.shown(settings)
+    yield from optional_modules()
+    if settings in groups:
+        yield from examine(settings, outputs.chosen(settings), check_stop)
+    if files.has_groups:
+        yield from examine_groups(groups, files.errors(), check_stop)
+
+
 def show_report(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show the result of a past run."""
-    from backup.report.past_runs import past_runs
+    from backup.report.past_runs import newest, past_runs_of
 
     made = datetime.now(timezone.utc)
-    past = past_runs(History(settings.state_dir, settings.report_days), arguments.run, made.date())
-    if past.left_out:
-        console.message(
-            Level.WARNING, "", f"ignored {past.left_out} reports of other versions of this program"
-        )
+    histories = [History(one.state_dir, one.report_days) for one in _shown(arguments, settings, console)]
+    pasts = past_runs_of(histories, arguments.run, made.date())
+    if left_out := sum(past.left_out for past in pasts):
+        console.message(Level.WARNING, "", f"ignored {left_out} reports of other versions of this program")
     if arguments.html is not None:
         from backup.report.page import page
 
-        write_or_print(arguments.html, page(past, made))
+        write_or_print(arguments.html, page(pasts, made))
+    elif arguments.json:
+        print_text(tables.json_text(newest(pasts).report))
     else:
-        print_text(tables.json_text(past.report) if arguments.json else report_text(past.report))
+        print_text("\n".join(report_text(past.report) for past in pasts))
     return SUCCESS
 
 
@@ -293,9 +324,9 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
 
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
         if arguments.thaw:
-            return FAILED if thaw_node(settings, display, stop) else SUCCESS
-        output = outputs.readable(settings)
-        return FAILED if clean_node(settings, display, stop, arguments.all, output) else SUCCESS
+            return FAILED if thaw_node(settings, display, stop, arguments.files.others) else SUCCESS
+        output, others = outputs.readable(settings), arguments.files.others
+        return FAILED if clean_node(settings, display, stop, arguments.all, output, others) else SUCCESS
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {

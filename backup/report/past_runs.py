@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -22,6 +23,27 @@ class PastRuns:
     report: Report
     days: Days
     left_out: int
+
+
+def past_runs_of(histories: Sequence[History], run: str, today: date) -> Sequence[PastRuns]:
+    """Read the histories of several groups; those without such a run are left out.
+
+    Raises the first error of `past_runs` if no group has such a run.
+    """
+    found, errors = [], []
+    for history in histories:
+        try:
+            found.append(past_runs(history, run, today))
+        except BackupError as error:
+            errors.append(error)
+    if not found:
+        raise errors[0]
+    return found
+
+
+def newest(pasts: Sequence[PastRuns]) -> PastRuns:
+    """Return the one whose run began last."""
+    return max(pasts, key=lambda past: past.report["started"])
 
 
 def past_runs(history: History, run: str, today: date) -> PastRuns:

@@ -6,6 +6,7 @@ import argparse
 import re
 from datetime import timedelta
 
+from ..groups import NAME_RULE, is_name
 from ..model import Level
 from .parser import Parser
 
@@ -18,6 +19,12 @@ def common_options() -> Parser:
     common = parent.add_argument_group("Common options")
     common.add_argument(
         "--config", metavar="FILE", help="Python file whose constants override those of config.py"
+    )
+    common.add_argument(
+        "--group",
+        metavar="NAME",
+        type=group_name,
+        help="group of domains: the settings are of NAME.py, beside the default settings file, instead",
     )
     common.add_argument(
         "--log-level",
@@ -52,6 +59,13 @@ def add_at(command: Parser) -> None:
         help="use the restore point of this run, or the newest up to this UTC time,"
         " such as 2026-11-25T03:00; default: latest",
     )
+
+
+def group_name(text: str) -> str:
+    """Check the name of a group. Raises argparse.ArgumentTypeError."""
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"invalid group name {text!r}: expected {NAME_RULE}")
+    return text
 
 
 def percentage(text: str) -> float:

@@ -68,7 +68,7 @@ class Reader(HTMLParser):
 
 def made(directory: Path, *reports: Any) -> bytes:
     """Give the page of the last of these."""
-    return page(past_runs(keep(directory, *reports), reports[-1]["run"], NOW.date()), NOW)
+    return page([past_runs(keep(directory, *reports), reports[-1]["run"], NOW.date())], NOW)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_page_of_500_domains_stays_small() -> None:
     for day in reversed(days.dates):
         days.add(json.loads(json.dumps(report).replace(f"{NOW:%Y-%m-%d}", f"{day}")))
     assert {len([day for day in row.days if day.kind]) for row in days.rows()} == {30}
-    assert len(page(PastRuns(report, days, 0), NOW)) < 2 << 20
+    assert len(page([PastRuns(report, days, 0)], NOW)) < 2 << 20
 
 
 SCHEMES = {
