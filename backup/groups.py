@@ -64,10 +64,10 @@ class GroupFiles:
 
     def require(self, group: str) -> Path:
         """Return the group's file. Raises ConfigError if there is none."""
-        path = self.path(group)
-        if not is_name(group) or path.name == self.default.name:
+        if not is_name(group) or f"{group}.py" == self.default.name:
             error = BackupError(f"invalid group name {group!r}", f"a group's name has {NAME_RULE}")
             raise ConfigError([error])
+        path = self.path(group)
         if not path.exists():
             known = ", ".join(self.names()) or "none"
             raise ConfigError(

@@ -28,7 +28,7 @@ class PastRuns:
 def past_runs_of(histories: Sequence[History], run: str, today: date) -> Sequence[PastRuns]:
     """Read the histories of several groups; those without such a run are left out.
 
-    Raises the first error of `past_runs` if no group has such a run.
+    Raises an error of `past_runs` if no group has such a run.
     """
     found, errors = [], []
     for history in histories:
@@ -37,7 +37,7 @@ def past_runs_of(histories: Sequence[History], run: str, today: date) -> Sequenc
         except BackupError as error:
             errors.append(error)
     if not found:
-        raise errors[0]
+        raise next((error for error in errors if isinstance(error, ConfigError)), errors[0])
     return found
 
 
