@@ -101,8 +101,8 @@ class FreezeNotes:
         """Return the note of this domain that another group has, None if none has."""
         if not self._node_dir:
             return None
-        held = (Path(path, DIRECTORY) for path in directories(self._node_dir).values())
-        others = (directory / f"{uuid}.json" for directory in held if directory != self._directory)
+        every = (Path(path, DIRECTORY) for path in directories(self._node_dir).values())
+        others = (directory / f"{uuid}.json" for directory in every if directory != self._directory)
         return next((path for path in others if path.exists()), None)
 
     def mark_releasing(self, note: Note, seconds: float) -> None:

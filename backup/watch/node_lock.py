@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Callable
 
-from ..command import UNIT
+from ..command import GROUP, UNIT
 from ..errors import AlreadyRunning, BackupError, reason
 from ..system.private_directory import make_private
 
@@ -54,7 +54,8 @@ def only_run(runtime_dir: str, check_stop: Callable[[], None] = lambda: None) ->
             if owner != WATCHDOG:
                 name = f"process {owner}" if owner else "it"
                 hint = f"wait for {name}, or see `systemctl status {UNIT}`"
-                raise AlreadyRunning("another run is active on this node", hint)
+                of_group = f" of group {GROUP}" if GROUP else ""
+                raise AlreadyRunning(f"another run{of_group} is active on this node", hint)
             check_stop()
             time.sleep(LOCK_POLL)
         _write_owner(file, str(os.getpid()))
