@@ -103,7 +103,7 @@ def test_two_groups_never_quiesce_the_same_domain_at_once(groups: Groups, lab: L
             group: stack.enter_context(groups.node.started("--group", group, "backup"))
             for group in ("root", "data")
         }
-        for group, run in runs.items():
+        for run in runs.values():
             output, _ = run.communicate(timeout=120)
             assert run.returncode == 0, output
     first, second = sorted(groups.frozen(group) for group in runs)
