@@ -68,11 +68,14 @@ class GroupFiles:
             error = BackupError(f"invalid group name {group!r}", f"a group's name has {NAME_RULE}")
             raise ConfigError([error])
         path = self.path(group)
-        if not path.exists():
+        try:
+            path.stat()
+        except FileNotFoundError:
             known = ", ".join(self.names()) or "none"
-            raise ConfigError(
-                [BackupError(f"there is no group {group}: {path} is missing", f"groups: {known}")]
-            )
+            error = BackupError(f"there is no group {group}: {path} is missing", f"groups: {known}")
+            raise ConfigError([error]) from None
+        except OSError:
+            pass  # loading it reports the reason
         return path
 
     def _has_settings(self, path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,20 +39,17 @@ class SettingsFiles:
         cls, arguments: argparse.Namespace, environment: Mapping[str, str], defaults: Mapping[str, object]
     ) -> SettingsFiles:
         """Choose by the command line, which has priority, and the environment."""
-        named = environment.get(CONFIG_VARIABLE)
-        installed = INSTALLED if PROGRAM == "virt-rbd-backup" else None
-        return cls(
-            defaults,
-            Path(named) if named else installed,
-            Path(arguments.config) if arguments.config else None,
-            arguments.group or ("" if arguments.config else environment.get(GROUP_VARIABLE, "")),
-        )
+        group = arguments.group or ("" if arguments.config else environment.get(GROUP_VARIABLE, ""))
+        default = Path(environment.get(CONFIG_VARIABLE) or INSTALLED)
+        has_default = environment.get(CONFIG_VARIABLE) or group or PROGRAM == "virt-rbd-backup"
+        given = Path(arguments.config) if arguments.config else None
+        return cls(defaults, default if has_default else None, given, group)
 
     def load(self, command: str) -> Settings:
         """Load the settings for a command. Raises ConfigError, for a group that does not exist too."""
         if self.group:
             return load(self.defaults, self._groups.require(self.group), self.group)
-        if self.given or not self.default or self.default.exists() or not self._groups.names():
+        if self.given or not self.default or os.path.exists(self.default) or not self._groups.names():
             return load(self.defaults, self.given or self.default)
         if command in FOR_ALL:  # a node that has only groups
             return load(self.defaults, None)
@@ -95,7 +93,7 @@ class SettingsFiles:
             return (), ()
         found: list[Settings] = []
         errors: list[BackupError] = []
-        without = [""] if self.group and self.default.exists() else []
+        without = [""] if self.group and os.path.exists(self.default) else []
         for group in (*without, *self._groups.names()):
             if group != self.group:
                 try:

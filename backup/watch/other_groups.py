@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
+from ..errors import reason
 from ..groups import directories
 from ..model import Level
 from ..protocols import Reporter
@@ -64,11 +65,17 @@ def thaw_other_groups(
     for other in with_notes(own, find):
         if other.runtime_dir == own.runtime_dir:
             continue
-        with as_watchdog(other.runtime_dir) as locked:
-            if locked:
-                of = f"group {other.group}" if other.group else "settings without a group"
-                reporter.message(Level.WARNING, "", f"thawing guests that a run of {of} may have left frozen")
-                failed += thaw_guests(other, reporter, seconds=seconds, check_stop=check_stop)
+        of = f"group {other.group}" if other.group else "settings without a group"
+        try:
+            with as_watchdog(other.runtime_dir) as locked:
+                if locked:
+                    text = f"thawing guests that a run of {of} may have left frozen"
+                    reporter.message(Level.WARNING, "", text)
+                    failed += thaw_guests(other, reporter, seconds=seconds, check_stop=check_stop)
+        except OSError as error:  # which must not cost the own run
+            failed += 1
+            text = f"cannot thaw guests that a run of {of} may have left frozen: {reason(error)}"
+            reporter.message(Level.ERROR, "", f"{text} (hint: see {other.runtime_dir})")
     return failed
 
 

@@ -67,6 +67,13 @@ def test_what_an_active_run_quiesces_is_left_to_it(node: Node) -> None:
     assert node.recorder.messages == []
 
 
+def test_a_group_whose_lock_cannot_be_opened_costs_no_run_of_others(node: Node) -> None:
+    (Path(node.b.runtime_dir) / "run.lock").mkdir()
+    assert thaw_other_groups(node.a, node.find, node.recorder, lambda: None) == 1
+    (error,) = node.recorder.told(Level.ERROR)
+    assert error.startswith("cannot thaw guests that a run of group b may have left frozen: is a directory")
+
+
 def test_a_group_whose_settings_are_gone_is_thawed_too(node: Node) -> None:
     assert [one.runtime_dir for one in with_notes(node.a, no_others)] == [node.b.runtime_dir]
     assert thaw_other_groups(node.a, no_others, node.recorder, lambda: None) == 0
