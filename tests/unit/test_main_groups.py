@@ -46,6 +46,7 @@ def after_runs(tmp_path_factory: pytest.TempPathFactory) -> Groups:
     """Give a node where each group has had a run."""
     node = Groups(tmp_path_factory.mktemp("node"))
     for group in "ab":
+        node.configure_group(group, METRICS_FILE=f"{node.directory}/{group}.prom")
         done = node.ask("--group", group, "backup")
         assert (done.returncode, "1 failed" in done.stdout) == (3, True), done.stderr
     return node
@@ -104,6 +105,14 @@ def test_each_group_has_its_lock_and_the_reports_of_all_are_shown(after_runs: Gr
     only = after_runs.ask("report", "--group", "a").stdout
     assert "of group a on" in only
     assert "of group b on" not in only
+
+
+def test_the_metrics_of_each_group_have_its_label(after_runs: Groups) -> None:
+    for group in "ab":
+        text = (after_runs.directory / f"{group}.prom").read_text()
+        samples = [line for line in text.splitlines() if not line.startswith("#")]
+        assert samples
+        assert [line for line in samples if f'group="{group}"' not in line] == []
 
 
 def test_the_newest_report_and_that_of_any_run_is_printed_as_json(after_runs: Groups) -> None:
