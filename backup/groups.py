@@ -29,9 +29,12 @@ def directory_of(parent: str, group: str) -> str:
 
 
 def directories(parent: str) -> Mapping[str, str]:
-    """Return the directories that exist there, by their groups; "" is the parent itself, for no group."""
+    """Return the directories that exist there, by their groups; "" is the parent itself, for no group.
+
+    Raises OSError if they cannot be listed, such as when this process is out of files.
+    """
     found = {"": parent}
-    with suppress(OSError):
+    with suppress(FileNotFoundError):
         for name in sorted(os.listdir(Path(parent, DIRECTORY))):
             if is_name(name):
                 found[name] = directory_of(parent, name)

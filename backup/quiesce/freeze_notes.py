@@ -90,20 +90,33 @@ class FreezeNotes:
         except OSError as error:
             message = f"cannot write {path}, the note that the guest is about to be frozen or paused"
             raise BackupError(f"{message}: {reason(error)}", "see RUNTIME_DIR") from error
-        # after the own note is written: of two groups that begin at once, at least one sees the other's
-        if other := self.of_other_group(domain.uuid):
+        try:
+            self._require_no_other(domain.uuid)
+        except BackupError:
             self.remove(domain.uuid)
-            message = "a backup of another group has just begun to freeze or pause the guest"
-            raise TransientError(f"{message} ({other})", "a retry waits for it")
+            raise
         return note
 
+    def _require_no_other(self, uuid: str) -> None:
+        """Raise TransientError if another group has a note of the domain, BackupError if that is not known.
+
+        After the own note is written: of two groups that begin at once, at least one sees the other's.
+        """
+        if other := self.of_other_group(uuid):
+            message = "a backup of another group has just begun to freeze or pause the guest"
+            raise TransientError(f"{message} ({other})", "a retry waits for it")
+
     def of_other_group(self, uuid: str) -> Optional[Path]:
-        """Return the note of this domain that another group has, None if none has."""
+        """Return the note of this domain that another group has, None if none has. Raises BackupError."""
         if not self._node_dir:
             return None
-        every = (Path(path, DIRECTORY) for path in directories(self._node_dir).values())
-        others = (directory / f"{uuid}.json" for directory in every if directory != self._directory)
-        return next((path for path in others if path.exists()), None)
+        try:
+            every = [Path(path, DIRECTORY) for path in directories(self._node_dir).values()]
+            others = [directory / f"{uuid}.json" for directory in every if directory != self._directory]
+            return next((path for path in others if path.exists()), None)
+        except OSError as error:
+            message = f"cannot find out whether another group has frozen or paused the guest: {reason(error)}"
+            raise BackupError(message, f"see RUNTIME_DIR, {self._node_dir}") from error
 
     def mark_releasing(self, note: Note, seconds: float) -> None:
         """Record that its owner has begun to thaw or resume, which takes it so long at the most."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import BackupError, Interrupted
 from ..model import Level
 from ..protocols import Reporter
-from .domain_status import named
+from .domain_status import DomainStatus, named
 from .status import Status, StatusSearch
 
 
@@ -35,9 +35,21 @@ class AllGroups:
                 errors.append(error)
         if not found:
             raise errors[0]
-        domains = [domain for one in found for domain in one.domains]
+        domains = _without_repeated([domain for one in found for domain in one.domains])
         if not missing:  # otherwise maybe the name is right
             domains = list(named(domains, names))
         else:
             domains = [one for one in domains if not names or one.has_name(names)]
         return Status(found[0].now, domains, all(one.complete for one in found), missing)
+
+
+def _without_repeated(domains: Sequence[DomainStatus]) -> Sequence[DomainStatus]:
+    """Leave out what a group does not back up, and another one shows, as both have the same repository."""
+    shown = {one.newest.id for one in domains if one.newest and one.selected}
+    once = []
+    for one in domains:
+        if one.selected or not one.newest or one.newest.id not in shown:
+            once.append(one)
+            if one.newest:
+                shown.add(one.newest.id)
+    return once

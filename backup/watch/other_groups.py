@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -38,10 +39,11 @@ def _all(own: Settings, find: FindSettings) -> Iterator[Settings]:
     yield from known
     read = {one.runtime_dir for one in known}
     for one in known:
-        for group, path in directories(one.node_dir).items():
-            if path not in read:
-                read.add(path)
-                yield replace(one, group=group, runtime_dir=path)
+        with suppress(OSError):  # those that are known are thawed all the same
+            for group, path in directories(one.node_dir).items():
+                if path not in read:
+                    read.add(path)
+                    yield replace(one, group=group, runtime_dir=path)
 
 
 def _has_notes(settings: Settings) -> bool:

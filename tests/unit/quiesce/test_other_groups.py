@@ -47,6 +47,14 @@ def test_a_note_of_another_group_keeps_a_domain_from_being_quiesced(
     assert theirs.all() == []
 
 
+def test_where_the_other_groups_cannot_be_listed_nothing_is_quiesced(tmp_path: Path) -> None:
+    own = notes_of(tmp_path, "")
+    (tmp_path / "groups").touch()
+    with raises("cannot find out whether another group has frozen or paused the guest: not a directory"):
+        own.write(WEB, Method.FREEZE)
+    assert own.all() == []
+
+
 def test_of_many_groups_that_begin_at_once_none_has_a_note_beside_another_s(tmp_path: Path) -> None:
     groups = [notes_of(tmp_path, name) for name in "abcd"]
     inside, together, passed = [0], [0], [0]

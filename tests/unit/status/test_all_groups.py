@@ -25,6 +25,8 @@ from ..raising import raises
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, TAKEN, UUID, held_point, settings
 
+GONE = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e09"
+
 
 @dataclass
 class Points(NoOutput):
@@ -76,6 +78,13 @@ def test_all_domains_are_shown_with_their_groups(node: Node) -> None:
     assert [row.split()[:2] for row in rows] == [["a", "web"], ["b", "db"]]
     assert [one["group"] for one in status_json(status)["domains"]] == ["a", "b"]
     assert "missing" not in status_json(status)
+
+
+def test_groups_with_the_same_repository_show_each_domain_once(node: Node) -> None:
+    gone = replace(held_point(uuid=GONE, manifest_id="m"), domain="gone")
+    both = Points([node.web, node.db, gone])
+    status = node.groups(both, both).status((), ask_clusters=False)
+    assert [(one.group, one.name) for one in status.domains] == [("a", "gone"), ("a", "web"), ("b", "db")]
 
 
 def test_names_may_be_of_domains_of_any_group(node: Node) -> None:

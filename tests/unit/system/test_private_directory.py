@@ -38,5 +38,5 @@ def test_those_that_exist_stay_as_they_are(tmp_path: Path) -> None:
 def test_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     for path in (tmp_path / "run", tmp_path / "run/db"):
-        with pytest.raises(OSError, match="exists|Not a directory"):
+        with pytest.raises(OSError, match=r"exists|Not a directory"):
             make_private(path)
