@@ -146,9 +146,10 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
     from backup.terminal import status_text
 
     with stoppable() as stop:
-        groups = _shown(arguments, settings, console)
+        groups, unread = _shown(arguments, settings, console)
         searches = [StatusSearch(one, outputs.readable(one), console, stop.check) for one in groups]
-        search = AllGroups(searches, console) if len(searches) > 1 else searches[0]
+        alone = len(searches) == 1 and not unread
+        search = searches[0] if alone else AllGroups(searches, console, unread)
         if arguments.max_age:
             verdict = judge(search, arguments.domains, arguments.max_age)
             text, value, code = (
@@ -164,13 +165,16 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
     return code
 
 
-def _shown(arguments: argparse.Namespace, settings: Settings, console: Console) -> Sequence[Settings]:
-    """Return the settings of all groups that a command is about; report those that cannot be read."""
+def _shown(
+    arguments: argparse.Namespace, settings: Settings, console: Console
+) -> tuple[Sequence[Settings], Sequence[str]]:
+    """Return the settings of all groups that a command is about, and the groups whose cannot be read."""
     files: SettingsFiles = arguments.files
-    shown = files.shown(settings)
-    for error in files.errors() if files.has_groups else ():
-        console.message(Level.ERROR, "", str(error))
-    return shown
+    errors = files.errors() if files.has_groups else {}
+    for group, found in errors.items():
+        for error in found:
+            console.message(Level.ERROR, "", f"group {group}: {error}")
+    return files.shown(settings), list(errors)
 
 
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -281,7 +285,8 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
     from backup.report.past_runs import newest, past_runs_of
 
     made = datetime.now(timezone.utc)
-    histories = [History(one.state_dir, one.report_days) for one in _shown(arguments, settings, console)]
+    groups, unread = _shown(arguments, settings, console)
+    histories = [History(one.state_dir, one.report_days) for one in groups]
     pasts = past_runs_of(histories, arguments.run, made.date())
     if left_out := sum(past.left_out for past in pasts):
         console.message(Level.WARNING, "", f"ignored {left_out} reports of other versions of this program")
@@ -293,7 +298,7 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
         print_text(tables.json_text(newest(pasts).report))
     else:
         print_text("\n".join(report_text(past.report) for past in pasts))
-    return SUCCESS
+    return FAILED if unread else SUCCESS
 
 
 def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:

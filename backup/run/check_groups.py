@@ -18,13 +18,15 @@ OWN_FILES = ("state_dir", "report_file", "metrics_file")  # no two groups write 
 
 
 def examine_groups(
-    groups: Sequence[Settings], unreadable: Sequence[BackupError], check_stop: CheckStop = never_stop
+    groups: Sequence[Settings],
+    unreadable: Mapping[str, Sequence[BackupError]],
+    check_stop: CheckStop = never_stop,
 ) -> Generator[Finding, None, None]:
     """Check all groups of the node, with the settings without a group if these are used.
 
-    `unreadable` are the errors of settings files. Raises what `check_stop` raises.
+    `unreadable` are the errors of settings files, by their groups. Raises what `check_stop` raises.
     """
-    yield from [Finding("settings of a group", error) for error in unreadable]
+    yield from [Finding(f"group {group}", error) for group, found in unreadable.items() for error in found]
     selected: dict[str, list[tuple[Settings, Domain]]] = {}
     listed: dict[tuple[str, ...], Sequence[Domain] | BackupError] = {}
     for one in groups:

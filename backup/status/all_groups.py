@@ -14,14 +14,18 @@ from .status import Status, StatusSearch
 
 @dataclass(frozen=True)
 class AllGroups:
-    """Satisfies Search. A repository that cannot be read is reported, and costs the domains of its group."""
+    """Satisfies Search. A repository that cannot be read is reported, and costs the domains of its group.
+
+    `unread` are the groups whose settings cannot be read.
+    """
 
     searches: Sequence[StatusSearch]
     reporter: Reporter
+    unread: Sequence[str] = ()
 
     def status(self, names: Sequence[str], ask_clusters: bool = True) -> Status:
         """As StatusSearch. A name has to be one of a domain of any group."""
-        found, missing, errors = [], [], []
+        found, missing, errors = [], [*self.unread], []
         for search in self.searches:
             group = search.settings.group
             try:

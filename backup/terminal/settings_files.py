@@ -65,8 +65,8 @@ class SettingsFiles:
         """Return the settings of the groups that were not chosen, and those without a group, if readable."""
         return self._others[0]
 
-    def errors(self) -> Sequence[BackupError]:
-        """Return why settings of other groups cannot be read."""
+    def errors(self) -> Mapping[str, Sequence[BackupError]]:
+        """Return why settings of other groups cannot be read, by the groups."""
         return self._others[1]
 
     def shown(self, own: Settings) -> Sequence[Settings]:
@@ -87,12 +87,12 @@ class SettingsFiles:
         return GroupFiles(self.default or INSTALLED, constants().keys())
 
     @cached_property
-    def _others(self) -> tuple[Sequence[Settings], Sequence[BackupError]]:
+    def _others(self) -> tuple[Sequence[Settings], Mapping[str, Sequence[BackupError]]]:
         """Load each once: a command may ask again for as long as a guest is frozen."""
         if self.given or not self.default:
-            return (), ()
+            return (), {}
         found: list[Settings] = []
-        errors: list[BackupError] = []
+        errors: dict[str, Sequence[BackupError]] = {}
         without = [""] if self.group and os.path.exists(self.default) else []
         for group in (*without, *self._groups.names()):
             if group != self.group:
@@ -100,5 +100,5 @@ class SettingsFiles:
                     path = self._groups.path(group) if group else self.default
                     found.append(load(self.defaults, path, group))
                 except ConfigError as error:
-                    errors.extend(error.errors)
+                    errors[group] = error.errors
         return found, errors

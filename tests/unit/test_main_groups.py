@@ -162,9 +162,11 @@ def test_a_broken_group_is_reported_and_hides_no_other(after_runs: Groups) -> No
     broken.chmod(0o600)
     try:
         done = after_runs.ask("report")
-        assert "of group b on" in done.stdout
-        assert "WORKERS = 0" in done.stderr
-        assert "PROBLEM  settings of a group: WORKERS = 0" in after_runs.ask("check").stdout
+        assert (done.returncode, "of group b on" in done.stdout) == (3, True)
+        assert "group c: WORKERS = 0" in done.stderr
+        judged = after_runs.ask("status", "--max-age", "26h")
+        assert judged.returncode == 2, "there is no restore point"
+        assert "PROBLEM  group c: WORKERS = 0" in after_runs.ask("check").stdout
     finally:
         broken.unlink()
 

@@ -118,6 +118,9 @@ def test_an_old_restore_point_of_any_group_is_critical_and_an_unknown_group_is_u
         3,
         "UNKNOWN: no answer for b; 1 domains of other groups have a restore point of the last 26 h",
     )
+    groups = node.groups(Points([node.web]), Points([node.db]))
+    unread = judge(replace(groups, unread=["c"]), (), timedelta(hours=26))
+    assert unread.exit_code == 3, "its domains are not known to be saved"
     good = judge(node.groups(Points([node.web]), Points([node.db])), (), timedelta(hours=26))
     assert good.exit_code == 0
 
