@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from backup.quiesce.freeze_notes import FreezeNotes, Method
+from backup.watch.node_lock import only_run
 
 from .program_node import Done, Node
 from .samples import domain
@@ -207,6 +208,18 @@ def test_the_thaw_alone_thaws_guests_of_all_groups_whatever_is_wrong_elsewhere(
     assert (done.returncode, notes.all()) == (0, []), done.stderr
     assert "resumed: an interrupted backup had left the guest paused" in done.stderr
     assert ("NOT_A_CONSTANT" in done.stderr) is (without_group == "broken")
+
+
+def test_a_run_of_one_group_keeps_only_that_group_from_another_run(node: Groups) -> None:
+    node.runtime_dir.mkdir(mode=0o700)
+    (node.runtime_dir / "groups").mkdir(mode=0o700)
+    with only_run(str(node.runtime_dir / "groups/a")):
+        refused = node.ask("backup", "--group", "a")
+        assert refused.returncode == 11
+        assert "error: another run of group a is active on this node" in refused.stderr
+        assert "systemctl status virt-rbd-backup@a`" in refused.stderr
+        assert node.ask("backup", "--group", "b").returncode == 3, "its cluster cannot be reached"
+        assert node.ask("backup").returncode == 3
 
 
 def test_a_run_begins_with_what_a_killed_run_of_another_group_left(node: Groups) -> None:
