@@ -1,6 +1,7 @@
 """Settings of virt-rbd-backup: edit them here, or name a file of your own with --config FILE.
 
-A file of your own holds only the constants that differ. Other users must not be able to write it.
+A file of your own holds only the constants that differ, as does that of a group of domains (--group NAME).
+Other users must not be able to write it.
 `main.py check` checks that the settings fit together. res/docs/configuration.md lists all constants.
 """
 
@@ -160,12 +161,14 @@ DRILL_BOOT_TIMEOUT = 300
 # --- State and reports on this node -------------------------------------------------------------
 
 # Directory (mode 0700) for the lock of the active run and the records of frozen guests. It must not survive
-# a reboot, as a guest does not stay frozen across one either.
+# a reboot, as a guest does not stay frozen across one either. All groups of a node need the same one, and
+# each has its own directory in it (groups/NAME): so no two freeze a domain at the same time.
 RUNTIME_DIR = "/run/virt-rbd-backup"
 
 # Directory for state that survives a reboot: the reports of past runs, when each domain was last backed up,
 # verified and drilled, manifests for the next incremental backups, records of the files that a restore or
 # drill is writing to this node, and the restore points that were last listed, for completions.
+# A group whose file does not set it uses groups/NAME in the default one.
 STATE_DIR = "/var/lib/virt-rbd-backup"
 
 # Time in seconds after which the lock on a domain expires if its node died. The lock is renewed three times
@@ -189,6 +192,7 @@ REPORT_FILE = ""
 
 # File for Prometheus (node_exporter's textfile collector) with the state of the domains and of the last run,
 # such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom". "": none. Needs python3-prometheus-client.
+# Each group needs a file of its own, beside the others.
 METRICS_FILE = ""
 
 # Seconds between two progress messages of a job, in the journal and on terminals without the live view.

@@ -7,7 +7,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import fields
 from datetime import datetime, timezone
@@ -17,20 +17,20 @@ from pathlib import Path
 from typing import Callable, NoReturn
 
 import outputs
-from backup import PROGRAM
+from backup.command import GROUP, group_of
 from backup.errors import AlreadyRunning, BackupError, ConfigError
 from backup.exit_codes import ALREADY_RUNNING, FAILED, NOTHING_DONE, SUCCESS, USAGE, exit_code, interrupted
-from backup.model import Level
+from backup.model import Finding, Level
 from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
-from backup.settings import Settings, invalid_python, load, load_valid
+from backup.settings import Settings, invalid_python, load
 from backup.system.process_end import any_left
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
 from backup.system.stop_request import StopRequest
-from backup.system.time_limit import any_abandoned
+from backup.system.time_limit import CheckStop, any_abandoned
 from backup.system.utf8_mode import require_utf8
 from backup.terminal import command_line, completion, tables
 from backup.terminal.console import Console, console_on_standard_error
@@ -38,6 +38,7 @@ from backup.terminal.files_text import result_parts
 from backup.terminal.output_file import write_or_print
 from backup.terminal.report_text import report_text
 from backup.terminal.required_modules import optional_modules, require_modules
+from backup.terminal.settings_files import SettingsFiles
 from backup.terminal.standard_output import (
     is_flushed,
     open_closed_streams,
@@ -47,9 +48,6 @@ from backup.terminal.standard_output import (
     write_error,
 )
 from backup.terminal.stoppable import stoppable, stoppable_display
-
-# The settings of the command that an installation brings.
-INSTALLED = {"virt-rbd-backup": "/etc/virt-rbd-backup/config.py"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
     console = console_on_standard_error(Level[arguments.log_level.upper()])
     began = False
     try:
-        settings = load(_defaults(), _settings_file(arguments.config))
+        arguments.files = SettingsFiles.chosen(arguments, os.environ, _defaults())
+        settings = _settings(arguments, console)
         require_modules(arguments, settings)
         began = True
         with commands_logged(partial(console.message, Level.DEBUG, "")):
@@ -74,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         code = exit_code(error)
         is_run = arguments.command == "backup" and not arguments.dry_run
         if is_run and (not began or code in (USAGE, ALREADY_RUNNING)):
-            _notify_not_started(error, code, arguments.config, console)
+            _notify_not_started(error, code, arguments, console)
         return code
     except KeyboardInterrupt:
         return interrupted(signal.SIGINT)
@@ -88,18 +87,21 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         command = next((argument for argument in argv if argument in COMMANDS), "backup")
         if end.code == USAGE and command == "backup":
             error = BackupError("the command line is wrong: see the journal")
-            _notify_not_started(error, USAGE, None, console_on_standard_error(Level.INFO))
+            arguments = argparse.Namespace(config=None, group=GROUP)
+            _notify_not_started(error, USAGE, arguments, console_on_standard_error(Level.INFO))
         raise
 
 
-def _notify_not_started(error: BackupError, code: int, config: str | None, console: Console) -> None:
+def _notify_not_started(
+    error: BackupError, code: int, arguments: argparse.Namespace, console: Console
+) -> None:
     """Send the notifications of a run that ended before it began, if a timer started it."""
     from backup.hooks.not_started import is_scheduled, notify_not_started
 
     if not is_scheduled():
         return
     try:
-        settings = load_valid(_defaults(), _settings_file(config))
+        settings = SettingsFiles.chosen(arguments, os.environ, _defaults()).load_valid()
     except ConfigError:
         console.message(Level.ERROR, "", "notification failed: NOTIFY_COMMAND and PING_URL cannot be read")
     else:
@@ -116,16 +118,24 @@ def _defaults() -> Mapping[str, object]:
     return vars(config)
 
 
-def _settings_file(named: str | None) -> Path | None:
-    path = named or os.environ.get("VIRT_RBD_BACKUP_CONFIG") or INSTALLED.get(PROGRAM)
-    return Path(path) if path else None
+def _settings(arguments: argparse.Namespace, console: Console) -> Settings:
+    """Return the settings of the command. Raises ConfigError."""
+    files: SettingsFiles = arguments.files
+    try:
+        return files.load(arguments.command)
+    except ConfigError as error:
+        if not (arguments.command == "cleanup" and arguments.thaw and files.has_groups):
+            raise
+        write_error(console, error)  # no group's guest stays frozen for it
+        return load(files.defaults, None)
 
 
 def complete(kind: str = "", prefix: str = "", *line: str) -> int:
     """Print what a shell completes an argument with: nothing, not even an error, if that is unknown."""
     with suppress(Exception, SystemExit, KeyboardInterrupt):
-        settings = load(_defaults(), _settings_file(None))
-        for value in completion.completions(kind, prefix, line, settings):
+        arguments = argparse.Namespace(config=None, group=group_of(line, {}))
+        files = SettingsFiles.chosen(arguments, os.environ, _defaults())
+        for value in completion.completions(kind, prefix, line, files):
             print_text(f"{value}\n")
     return SUCCESS
 
@@ -137,7 +147,7 @@ def back_up(arguments: argparse.Namespace, settings: Settings, console: Console)
     if arguments.dry_run:
         return _show_selection(arguments.domains, False, settings, console)
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
-        run = Run(settings, outputs.chosen(settings), display, stop)
+        run = Run(settings, outputs.chosen(settings), display, stop, other_groups=arguments.files.others)
         try:
             result = run.back_up(arguments.domains, arguments.verify)
         except (AlreadyRunning, ConfigError):  # there was no run: nothing to report
@@ -184,12 +194,16 @@ def _show_selection(names: Sequence[str], as_json: bool, settings: Settings, con
 
 def show_status(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show each domain with its newest restore point; with --max-age judge them, as a check for Nagios."""
+    from backup.status.all_groups import AllGroups
     from backup.status.max_age import judge
     from backup.status.status import StatusSearch
     from backup.terminal import status_text
 
     with stoppable() as stop:
-        search = StatusSearch(settings, outputs.readable(settings), console, stop.check)
+        groups, unread = _shown(arguments, settings, console)
+        searches = [StatusSearch(one, outputs.readable(one), console, stop.check) for one in groups]
+        alone = len(searches) == 1 and not unread
+        search = searches[0] if alone else AllGroups(searches, console, unread)
         if arguments.max_age:
             verdict = judge(search, arguments.domains, arguments.max_age)
             text, value, code = (
@@ -199,9 +213,22 @@ def show_status(arguments: argparse.Namespace, settings: Settings, console: Cons
             )
         else:
             status = search.status(arguments.domains)
-            text, value, code = status_text.status_table(status), status_text.status_json(status), SUCCESS
+            code = FAILED if status.missing else SUCCESS
+            text, value = status_text.status_table(status), status_text.status_json(status)
     print_text(tables.json_text(value) if arguments.json else text)
     return code
+
+
+def _shown(
+    arguments: argparse.Namespace, settings: Settings, console: Console
+) -> tuple[Sequence[Settings], Sequence[str]]:
+    """Return the settings of all groups that a command is about, and the groups whose cannot be read."""
+    files: SettingsFiles = arguments.files
+    errors = files.errors() if files.has_groups else {}
+    for group, found in errors.items():
+        for error in found:
+            console.message(Level.ERROR, "", f"group {group}: {error}")
+    return files.shown(settings), list(errors)
 
 
 def list_restore_points(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -285,36 +312,50 @@ def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -
     return SUCCESS
 
 
-def check(_arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
-    """Check whether backups can run."""
-    from backup.run.check import examine
-
+def check(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
+    """Check whether backups can run, and without a group whether the groups fit together."""
     problems = 0
-    with stoppable() as stop, closing(examine(settings, outputs.chosen(settings), stop.check)) as findings:
-        for found in chain(optional_modules(), findings):
+    with stoppable() as stop, closing(_findings(arguments.files, settings, stop.check)) as findings:
+        for found in findings:
             print_stoppable(tables.finding(found), stop.check)
             problems += found.problem is not None
     print_text(tables.problem_count(problems))
     return NOTHING_DONE if problems else SUCCESS
 
 
+def _findings(
+    files: SettingsFiles, settings: Settings, check_stop: CheckStop
+) -> Generator[Finding, None, None]:
+    from backup.run.check import examine
+    from backup.run.check_groups import examine_groups
+
+    groups = files.shown(settings)
+    yield from optional_modules()
+    if settings in groups:
+        yield from examine(settings, outputs.chosen(settings), check_stop)
+    if files.has_groups:
+        yield from examine_groups(groups, files.errors(), check_stop)
+
+
 def show_report(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Show the result of a past run."""
-    from backup.report.past_runs import past_runs
+    from backup.report.past_runs import newest, past_runs_of
 
     made = datetime.now(timezone.utc)
-    past = past_runs(History(settings.state_dir, settings.report_days), arguments.run, made.date())
-    if past.left_out:
-        console.message(
-            Level.WARNING, "", f"ignored {past.left_out} reports of other versions of this program"
-        )
+    groups, unread = _shown(arguments, settings, console)
+    histories = [History(one.state_dir, one.report_days) for one in groups]
+    pasts = past_runs_of(histories, arguments.run, made.date())
+    if left_out := sum(past.left_out for past in pasts):
+        console.message(Level.WARNING, "", f"ignored {left_out} reports of other versions of this program")
     if arguments.html is not None:
         from backup.report.page import page
 
-        write_or_print(arguments.html, page(past, made))
+        write_or_print(arguments.html, page(pasts, made))
+    elif arguments.json:
+        print_text(tables.json_text(newest(pasts).report))
     else:
-        print_text(tables.json_text(past.report) if arguments.json else report_text(past.report))
-    return SUCCESS
+        print_text("\n".join(report_text(past.report) for past in pasts))
+    return FAILED if unread else SUCCESS
 
 
 def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -> int:
@@ -345,9 +386,9 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
 
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
         if arguments.thaw:
-            return FAILED if thaw_node(settings, display, stop) else SUCCESS
-        output = outputs.readable(settings)
-        return FAILED if clean_node(settings, display, stop, arguments.all, output) else SUCCESS
+            return FAILED if thaw_node(settings, display, stop, arguments.files.others) else SUCCESS
+        output, others = outputs.readable(settings), arguments.files.others
+        return FAILED if clean_node(settings, display, stop, arguments.all, output, others) else SUCCESS
 
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {

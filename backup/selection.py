@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from . import PROGRAM
+from .command import COMMAND
 from .errors import BackupError, ConfigError
 from .model import Disk, Domain, Gap, State
 from .settings import Settings
@@ -37,7 +37,7 @@ def choose(domains: Sequence[Domain], settings: Settings, names: Sequence[str] =
     unknown = [name for name in names if not any(_matches(domain, [name]) for domain in domains)]
     if unknown:
         known = ", ".join(domain.name for domain in domains) or "none"
-        hint = f"this node's domains: {known}" if len(domains) <= 10 else f"see `{PROGRAM} list`"
+        hint = f"this node's domains: {known}" if len(domains) <= 10 else f"see `{COMMAND} list`"
         raise ConfigError([BackupError(f"there is no domain {name!r}", hint) for name in unknown])
     best: dict[str, Domain] = {}
     for domain in sorted(domains, key=_rank):  # stable: otherwise the first of LIBVIRT_URI

@@ -7,12 +7,13 @@ import os
 import runpy
 import stat
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 from urllib.parse import urlsplit
 
 from .errors import BackupError, ConfigError, reason
+from .groups import directory_of, with_name
 
 MAY_HOLD_PASSWORDS = (
     *("LIBVIRT_URI", "NOTIFY_COMMAND", "PING_URL"),
@@ -105,7 +106,10 @@ def _constant(check: Check, secret: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The checked constants of config.py, with their names in lower case."""
+    """The checked constants of config.py, with their names in lower case, and the group that they are of.
+
+    A group ("" for none) has directories of its own in RUNTIME_DIR and STATE_DIR: `runtime_dir`, `state_dir`.
+    """
 
     libvirt_uri: Union[str, Sequence[str]] = _constant(_uris)
     libvirt_timeout: int = _constant(_whole(1, 3600))
@@ -155,6 +159,12 @@ class Settings:
     ping_url: str = _constant(_url_or_none, secret=True)
     hooks: str = _constant(_absolute_or_none)
     hook_timeout: int = _constant(_whole(1, 86400))
+    group: str = ""
+
+    @property
+    def node_dir(self) -> str:
+        """RUNTIME_DIR, which all groups of a node share."""
+        return str(Path(self.runtime_dir).parents[1]) if self.group else self.runtime_dir
 
     @property
     def libvirt_uris(self) -> tuple[str, ...]:
@@ -163,15 +173,19 @@ class Settings:
         return (given,) if isinstance(given, str) else tuple(dict.fromkeys(given))
 
 
-def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
-    """Check the constants of config.py and of the override file, which take precedence.
+def constants() -> Mapping[str, Field[Any]]:
+    """Return the declarations of all constants by their names."""
+    return {entry.name.upper(): entry for entry in fields(Settings) if "check" in entry.metadata}
+
+
+def load(defaults: Mapping[str, Any], override: Path | None, group: str = "") -> Settings:
+    """Check the constants of config.py and of the override file, that of a group, which take precedence.
 
     Raises ConfigError with all errors at once.
     """
-    known = {entry.name.upper(): entry for entry in fields(Settings)}
-    values = _constants(defaults, known)
-    if override is not None:
-        values.update(_constants(_run(override), known))
+    known = constants()
+    given = _constants(_run(override), known) if override is not None else {}
+    values = {**_constants(defaults, known), **given}
     errors = [_unknown(name, known) for name in values if name not in known]
     errors += [
         BackupError(f"{name} is missing", "copy it from the config.py of this version")
@@ -185,19 +199,36 @@ def load(defaults: Mapping[str, Any], override: Path | None) -> Settings:
     ]
     if errors:
         raise ConfigError(errors)
-    return Settings(**{name.lower(): values[name] for name in known})
+    settings = Settings(**{name.lower(): values[name] for name in known})
+    return _of_group(settings, group, given) if group else settings
 
 
-def load_valid(defaults: Mapping[str, Any], override: Path | None) -> Settings:
+def _of_group(settings: Settings, group: str, given: Container[str]) -> Settings:
+    """Return the settings with paths of the group's own, but for those `given` in its file.
+
+    RUNTIME_DIR is derived in any case: what keeps groups from quiescing the same domain at once lies in it.
+    """
+    changes: dict[str, Any] = {"group": group, "runtime_dir": directory_of(settings.runtime_dir, group)}
+    if "STATE_DIR" not in given:
+        changes["state_dir"] = directory_of(settings.state_dir, group)
+    for name in ("report_file", "metrics_file"):
+        path = getattr(settings, name)
+        if path and name.upper() not in given:
+            changes[name] = with_name(path, group)
+    return replace(settings, **changes)
+
+
+def load_valid(defaults: Mapping[str, Any], override: Path | None, group: str = "") -> Settings:
     """Return the settings with the default in place of each constant that is invalid, to report that it is.
 
     Raises ConfigError if the override file cannot be executed, or others can write it; if a default is
     invalid.
     """
-    checks = {entry.name.upper(): entry.metadata["check"] for entry in fields(Settings)}
+    checks = {name: entry.metadata["check"] for name, entry in constants().items()}
     chosen = _constants(_run(override), checks) if override else {}
     valid = {name: value for name, value in chosen.items() if name in checks and not checks[name](value)}
-    return load({**defaults, **valid}, None)
+    settings = load({**defaults, **valid}, None)
+    return _of_group(settings, group, valid) if group else settings
 
 
 def _constants(module: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
+from backup.system.private_directory import make_private
 from backup.system.process import unshare_mounts
 from backup.system.process_group import own_mount_namespace
 from backup.text import size_text
@@ -192,7 +193,7 @@ class ResticIncremental(Repository):
             *([f"--parent={parent}" for parent in parents] or ["--force"]),
             *named(point, *tags, *(() if saving.job.verifies else manifest_tags(point))),
         )
-        Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(Path(self.mountpoint))
         changed = sum(disk.changed_bytes for disk in disks)
         monitor = Monitor(files, changed, self.program.stall_timeout, point.domain.name, saving.job)
         # In a thread with a private mount namespace, which the job's hooks must not share. The kernel

@@ -1,5 +1,6 @@
 # What differs on this node from the defaults; /opt/virt-rbd-backup/config.py explains all constants, and
 # /opt/virt-rbd-backup/res/docs/configuration.md has them as a table.
+# Domains with other settings are a group, with a file of its own beside this one: res/docs/groups.md.
 # This file is executed, so only root may be able to write it. After a change: virt-rbd-backup check
 
 # The repository, as restic's own RESTIC_REPOSITORY takes it: a path, "sftp:backup@nas:/srv/restic", "s3:https://host/bucket".

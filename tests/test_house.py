@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
     for unit in (ROOT / "res").glob("*.timer"):
         (tmp_path / unit.name).write_text(unit.read_text())
     units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 5
+    assert len(units) == 9
     assert _verified(units) == ""
     drop_in = tmp_path / "virt-rbd-backup.service.d"
     drop_in.mkdir()
@@ -148,9 +149,23 @@ def test_the_service_is_locked_in(tmp_path: Path, drop_in: str) -> None:
     assert _exposure(service) <= 3.0
 
 
-@pytest.mark.parametrize("kind", ["drill", "thaw"])
+@pytest.mark.parametrize("kind", ["-drill", "-thaw", "@", "-drill@"])
 def test_the_other_services_are_locked_in(kind: str) -> None:
-    assert _exposure(str(ROOT / f"res/virt-rbd-backup-{kind}.service")) <= 3.0
+    assert _exposure(str(ROOT / f"res/virt-rbd-backup{kind}.service")) <= 3.0
+
+
+@pytest.mark.parametrize("unit", ["{}.service", "{}.timer", "{}-drill.service", "{}-drill.timer"])
+def test_the_units_of_a_group_differ_in_the_group_alone(unit: str) -> None:
+    alone = (ROOT / "res" / unit.format("virt-rbd-backup")).read_text().splitlines()
+    name, suffix = unit.format("virt-rbd-backup").split(".")
+    of_group = (ROOT / f"res/{name}@.{suffix}").read_text().splitlines()
+    set_in_both = [re.sub(r" \(group %i\)| --group %i", "", line) for line in _set(of_group)]
+    assert [line for line in set_in_both if not line.endswith("/groups.md")] == _set(alone)
+    assert [line for line in of_group if "main.py" in line and "--group %i" not in line] == []
+
+
+def _set(lines: Sequence[str]) -> Sequence[str]:
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _exposure(service: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, TransientError
 from ..model import Image
 
@@ -103,6 +103,6 @@ def _hint(number: int, image: Image | None, user: str, timeout: int) -> str:
 
 def full_hint(pool: str) -> str:
     return (
-        f"ceph health detail; ceph osd df; `{PROGRAM} cleanup` removes our snapshots (--all: base snapshots "
+        f"ceph health detail; ceph osd df; `{COMMAND} cleanup` removes our snapshots (--all: base snapshots "
         "too) without any room, those of running guests after: ceph osd set-full-ratio 0.96"
     )

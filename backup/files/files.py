@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Optional
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, reason
 from ..model import Level
 from ..mount.file_system import File, FileSystem, served
@@ -25,6 +25,7 @@ from ..mount.read_errors import ReadErrors
 from ..mount.shown_point import ShownPoint, shown_point
 from ..protocols import Output, Reporter
 from ..settings import Settings
+from ..system.private_directory import make_private
 from ..system.process import unshare_mounts
 from ..system.stop_request import StopRequest
 from .copy_out import CopyOut, named_after, require_room_for
@@ -97,7 +98,7 @@ class Files:
             one for one in every if self.order.disk in ("", one.disk, one.name) or "/" in self.order.disk
         ]
         if not (found := found or [one for one in every if one.unread]):
-            raise wrong_use(f"there is no {self.order.disk}", f"`{PROGRAM} files DOMAIN` lists them")
+            raise wrong_use(f"there is no {self.order.disk}", f"`{COMMAND} files DOMAIN` lists them")
         return found
 
     @contextmanager
@@ -106,7 +107,7 @@ class Files:
         directory = Path(self.settings.runtime_dir, MOUNTPOINT)
         try:
             unshare_mounts()
-            directory.mkdir(mode=0o700, exist_ok=True)
+            make_private(directory)
         except OSError as error:
             raise BackupError(f"cannot mount on {directory}: {reason(error)}", "run it as root") from error
         with served(FileSystem([*disks.values()], point.time_ns, self._failed.report), str(directory)):
@@ -147,7 +148,7 @@ class Files:
         """Return the error that --disk names a volume of LVM, or a subvolume, which is not there."""
         if errors:
             return next(iter(errors.values()))
-        hint = f"`{PROGRAM} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
+        hint = f"`{COMMAND} files DOMAIN` lists the disks and partitions; of LVM it is GROUP/VOLUME"
         return wrong_use(f"there is no {self.order.disk}", self._key_hint(locked) or hint)
 
     def _key_hint(self, locked: Sequence[str]) -> str:

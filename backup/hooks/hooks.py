@@ -89,7 +89,7 @@ class Hooks:
         name = f"hook {path.parent.name}/{path.name}"
         _require_ours(path)
         self.reporter.message(Level.DEBUG, self.domain, f"{name} starts")  # for each, as a sign of life
-        variables = environment({"PHASE": when.value, "RUN": self.run_id, **about})
+        variables = environment({"PHASE": when.value, "RUN": self.run_id, **about}, self.settings.group)
         program = AdminProgram(name, [str(path)], variables, self.settings.hook_timeout)
 
         def log(line: str) -> None:
@@ -98,9 +98,10 @@ class Hooks:
         program.run(log, check_stop)
 
 
-def environment(about: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the variables with their prefix, and HOST."""
-    return {f"{VARIABLE}{key}": value for key, value in {"HOST": socket.gethostname(), **about}.items()}
+def environment(about: Mapping[str, str], group: str = "") -> Mapping[str, str]:
+    """Return the variables with their prefix, HOST, and GROUP if there is one."""
+    values = {"HOST": socket.gethostname(), **({"GROUP": group} if group else {}), **about}
+    return {f"{VARIABLE}{key}": value for key, value in values.items()}
 
 
 def about_domain(domain: Domain) -> Mapping[str, str]:

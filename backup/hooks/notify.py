@@ -97,13 +97,14 @@ def _notify(
         reporter.message(Level.DEBUG, "", f"{name}: {line}")
 
     name = settings.notify_command[0]
-    variables = environment({"RUN": result.run, **about_run(result)})
+    variables = environment({"RUN": result.run, **about_run(result)}, result.group)
     program = AdminProgram(name, settings.notify_command, variables, settings.notify_timeout)
     program.run(log, check_stop, stdin=json.dumps(report, indent=2).encode() + b"\n")
 
 
 def _line(result: RunResult) -> str:
-    return f"{result.host}: run {result.run}: {result.summary}"
+    of_group = f", group {result.group}" if result.group else ""
+    return f"{result.host}{of_group}: run {result.run}: {result.summary}"
 
 
 def ping(url: str, good: bool, text: str, check_stop: Callable[[], None]) -> None:

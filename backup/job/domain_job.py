@@ -9,10 +9,10 @@ from datetime import datetime, timedelta, timezone
 from functools import partial
 from typing import Optional
 
-from .. import PROGRAM
 from ..ceph.clusters import Clusters
 from ..ceph.errors import HeldByCleanup, HeldByDead, LockHeld, SnapshotInUse
 from ..ceph.retry import STOP_POLL, CephRetry
+from ..command import COMMAND
 from ..errors import BackupError, FreezeFailed, PreviousBackupDamaged, Skipped
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import JobHooks
@@ -162,7 +162,8 @@ class DomainJob:
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
         with self._hooks.around_freeze(domain, self.check_stop) as variables:
-            self._begin(Phase.SNAPSHOT, 2 * settings.freeze_timeout + 3 * settings.ceph_timeout)
+            # twice as long where a run of another group has the guest frozen first
+            self._begin(Phase.SNAPSHOT, 4 * settings.freeze_timeout + 3 * settings.ceph_timeout)
             point = self._taker.take(domain, hypervisor, snapshots, self._domain_lock.places)
             variables["CONSISTENCY"] = point.consistency.value
         self._report_not_saved(point)
@@ -214,7 +215,7 @@ class DomainJob:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
         settings = self.settings
         if not any(disk.image for disk in select_disks(domain, settings).disks):
-            raise BackupError("the domain no longer has an RBD image to back up", f"see `{PROGRAM} list`")
+            raise BackupError("the domain no longer has an RBD image to back up", f"see `{COMMAND} list`")
         retry = CephRetry(settings.ceph_stall_timeout, self.check_stop, self._report)
         secret = partial(hypervisor.secret, check_stop=self.check_stop)
         clusters = stack.enter_context(Clusters(secret, settings, settings.ceph_timeout, retry))
@@ -230,7 +231,7 @@ class DomainJob:
             self._remove_leftovers(snapshot, domain, stack)
         warn = partial(self.reporter.message, Level.WARNING, domain.name)
         deletions = Slots(
-            settings.runtime_dir, "deletion", settings.snapshot_deletes, warn, lambda: self.stop.requested
+            settings.node_dir, "deletion", settings.snapshot_deletes, warn, lambda: self.stop.requested
         )
         return stack.enter_context(gone_afterwards(snapshots, deletions, self.reporter, domain.name))
 

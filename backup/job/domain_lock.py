@@ -13,10 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from .. import PROGRAM
 from ..ceph.cluster import Claim, Cluster
 from ..ceph.clusters import Clusters
 from ..ceph.errors import ClusterError, HeldByCleanup, HeldByDead, LockHeld
+from ..command import COMMAND
 from ..errors import BackupError, TransientError
 from ..model import Domain, Image, Level
 from ..protocols import Reporter
@@ -227,7 +227,7 @@ def lock_of(domain: Domain, clusters: Clusters, duration: int, purpose: str = ""
             key = (cluster.fsid, disk.image.pool, disk.image.namespace)
             found.setdefault(key, LockObject(cluster, disk.image))
     if not found:
-        raise BackupError("the domain has no RBD image", f"see {PROGRAM} list")
+        raise BackupError("the domain has no RBD image", f"see {COMMAND} list")
     # all nodes take them in the same order: of two that begin at once, one gets all
     return _lock(tuple(found[key] for key in sorted(found)), domain.uuid, duration, purpose)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..stored import PointId
+from ..system.private_directory import make_private
 
 DIRECTORY = "failed-points"  # in STATE_DIR
 _NAME = re.compile(r"(?P<run>[^.]+)\.(?P<uuid>[0-9a-f-]{36})\.(?P<attempt>[0-9]+)")
@@ -29,7 +30,7 @@ class FailedPoints:
 
     def add(self, point: PointId) -> None:
         with suppress(OSError):  # the run that is under way knows it nevertheless
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._directory)
             self._file(point).touch(mode=0o600)
 
     def remove(self, points: Collection[PointId]) -> None:

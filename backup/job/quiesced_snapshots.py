@@ -55,16 +55,17 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        listed = _unchanged(domain, hypervisor, self.stop.check)
-        settings = effective(listed, self.settings)
-        domain = select_disks(listed, settings)
-        domain, definition = self._with_definition(domain, hypervisor, settings)
-        notes = FreezeNotes(settings.runtime_dir)
+        settings = effective(domain, self.settings)
+        notes = FreezeNotes(settings.runtime_dir, settings.node_dir)
         quiescer = Quiescer(
             *(hypervisor, notes, settings, self.reporter),
             freeze_failed=self.order.freeze_failed,
             check_stop=self.stop.check,
         )
+        quiescer.wait_for_other_group(domain.uuid)  # or a pause of its run would look like an admin's
+        listed = _unchanged(domain, hypervisor, self.stop.check)
+        domain = select_disks(listed, settings)
+        domain, definition = self._with_definition(domain, hypervisor, settings)
         uses = self._uses_with_own(domain, hypervisor, snapshots)
         shared = self._in_use_by_others(uses, domain, hypervisor, settings)
         watch = MigrationWatch(domain, hypervisor, self.reporter, partial(self._binding, domain, notes))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError
 from ..model import Domain, Gap, State
 from ..stored import CLOCK_ERROR, StoredPoint
@@ -158,7 +158,7 @@ class Claims:
         if reason:
             return Verdict(Claim.NOBODY, reason)
         if sign:
-            hint = f"{self._removed_when()}, or by {PROGRAM} cleanup --all"
+            hint = f"{self._removed_when()}, or by {COMMAND} cleanup --all"
             return Verdict(Claim.UNKNOWN, f"{sign}, another node may have it", hint)
         return Verdict(Claim.UNKNOWN, self._lacks(snapshot))
 

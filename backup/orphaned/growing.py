@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Callable
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..model import Finding
 from ..settings import Settings
 from ..stored import StoredPoint
@@ -45,10 +45,10 @@ def _warning(claims: Claims, settings: Settings, snapshot: OwnSnapshot) -> str:
     kind, verdict = claims.kind_of(snapshot), claims.verdict(snapshot)
     what = f"image {snapshot.where}: {kind} {snapshot.name} of {claims.origin_of(snapshot)}"
     if verdict.claim is Claim.NOBODY:
-        return f"{what} grows: {verdict.reason} ({PROGRAM} cleanup removes it)"
+        return f"{what} grows: {verdict.reason} ({COMMAND} cleanup removes it)"
     if verdict.hint:
         return f"{what} grows: {verdict.reason} ({verdict.hint})"
     if verdict.claim is Claim.DOMAIN and snapshot.own.is_base and claims.is_old(snapshot):
         age = f"older than {settings.cleanup_days} days"
-        return f"{what} grows: it is {age} ({PROGRAM} cleanup --all removes it)"
+        return f"{what} grows: it is {age} ({COMMAND} cleanup --all removes it)"
     return ""

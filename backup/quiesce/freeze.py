@@ -168,6 +168,7 @@ class Quiescer:
 
         A new note would replace the old one, and nothing would ever thaw the guest.
         """
+        self.wait_for_other_group(domain.uuid)
         limit = max(EARLIER_NOTE, self.settings.freeze_timeout) if self.freeze_failed else EARLIER_NOTE
         deadline = time.monotonic() + limit
         while self.notes.exists(domain.uuid):
@@ -175,7 +176,17 @@ class Quiescer:
                 return False
             self.check_stop()
             time.sleep(FIRST_RETRY)
-        return True
+        return not self.notes.of_other_group(domain.uuid)
+
+    def wait_for_other_group(self, uuid: str) -> None:
+        """Wait while a run of another group quiesces the domain, which takes it FREEZE_TIMEOUT at the most.
+
+        It saves other images of the domain: the same ones have the domain's lock. Raises the reason to stop.
+        """
+        deadline = time.monotonic() + EARLIER_NOTE + self.settings.freeze_timeout
+        while self.notes.of_other_group(uuid) and time.monotonic() <= deadline:
+            self.check_stop()
+            time.sleep(FIRST_RETRY)
 
     def _despite_earlier_note(self, domain: Domain) -> Quiesced:
         """Leave a guest as it is that may be frozen already: it must not be frozen or paused again.
@@ -183,7 +194,7 @@ class Quiescer:
         A crash-consistent backup is better than none. Raises FreezeFailed if a freeze is required.
         """
         message = "the guest may still be frozen or paused by an earlier backup"
-        path = self.notes.path(domain.uuid)
+        path = self.notes.of_other_group(domain.uuid) or self.notes.path(domain.uuid)
         hint = "does its guest agent, or a freeze hook in the guest, hang?"
         hint = f"{hint} virsh domfsthaw {domain.uuid}; if the guest runs, remove {path}"
         if self.settings.freeze == "required":

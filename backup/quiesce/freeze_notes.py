@@ -12,7 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from ..errors import BackupError, reason
+from ..errors import BackupError, TransientError, reason
+from ..groups import directories
 from ..model import Domain
 from ..system.atomic_file import write_atomically
 from ..system.process_group import ProcessId, is_running, process_id, sees_own_pids
@@ -55,16 +56,25 @@ class Note:
         return time.monotonic() > self.until + seconds
 
 
-class FreezeNotes:
-    """One file per domain; it exists from before the guest is quiesced until it provably runs again."""
+DIRECTORY = "held"  # in RUNTIME_DIR
 
-    def __init__(self, runtime_dir: str) -> None:
-        self._directory = Path(runtime_dir, "held")
+
+class FreezeNotes:
+    """One file per domain; it exists from before the guest is quiesced until it provably runs again.
+
+    The notes are of one group, which alone writes and removes them. `node_dir` has those of all groups: no
+    two quiesce the same domain at once. "" for one whose notes nobody else has.
+    """
+
+    def __init__(self, runtime_dir: str, node_dir: str = "") -> None:
+        self._directory = Path(runtime_dir, DIRECTORY)
+        self._node_dir = node_dir
 
     def write(self, domain: Domain, method: Method, seconds: float = 0.0, possible: float = 0.0) -> Note:
         """Record that the domain is about to be quiesced, for so long at the most. Raises BackupError.
 
         `possible`: seconds during which libvirt may still carry out the freeze or pause, at least `seconds`.
+        Raises TransientError if another group has a note of the domain: nothing may be quiesced then.
         """
         path = self._path(domain.uuid)
         now = time.monotonic()
@@ -80,7 +90,33 @@ class FreezeNotes:
         except OSError as error:
             message = f"cannot write {path}, the note that the guest is about to be frozen or paused"
             raise BackupError(f"{message}: {reason(error)}", "see RUNTIME_DIR") from error
+        try:
+            self._require_no_other(domain.uuid)
+        except BackupError:
+            self.remove(domain.uuid)
+            raise
         return note
+
+    def _require_no_other(self, uuid: str) -> None:
+        """Raise TransientError if another group has a note of the domain, BackupError if that is not known.
+
+        After the own note is written: of two groups that begin at once, at least one sees the other's.
+        """
+        if other := self.of_other_group(uuid):
+            message = "a backup of another group has just begun to freeze or pause the guest"
+            raise TransientError(f"{message} ({other})", "a retry waits for it")
+
+    def of_other_group(self, uuid: str) -> Optional[Path]:
+        """Return the note of this domain that another group has, None if none has. Raises BackupError."""
+        if not self._node_dir:
+            return None
+        try:
+            every = [Path(path, DIRECTORY) for path in directories(self._node_dir).values()]
+            others = [directory / f"{uuid}.json" for directory in every if directory != self._directory]
+            return next((path for path in others if path.exists()), None)
+        except OSError as error:
+            message = f"cannot find out whether another group has frozen or paused the guest: {reason(error)}"
+            raise BackupError(message, f"see RUNTIME_DIR, {self._node_dir}") from error
 
     def mark_releasing(self, note: Note, seconds: float) -> None:
         """Record that its owner has begun to thaw or resume, which takes it so long at the most."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Optional
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import AlreadyFrozen, BackupError, CannotFreeze, DomainGone
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import running_at
@@ -125,7 +125,7 @@ class Thaw:
             return True
         if state is State.SAVED:
             message = "the guest was saved while it was frozen or paused, and will start like that"
-            raise BackupError(message, f"start it, then {PROGRAM} cleanup")
+            raise BackupError(message, f"start it, then {COMMAND} cleanup")
         if self.note.method is Method.PAUSE:
             if not restarted:
                 self._keep_here(hypervisor, state)

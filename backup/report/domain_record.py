@@ -17,6 +17,7 @@ from ..errors import reason
 from ..model import Level
 from ..protocols import Reporter
 from ..system.atomic_file import write_atomically
+from ..system.private_directory import make_private
 
 FILE = "proofs.json"
 LOCK_LIMIT = 30.0  # seconds for another process to write the file, which takes it milliseconds
@@ -89,7 +90,7 @@ class DomainRecords:
 
     def _write(self, changes: Mapping[str, Mapping[str, str]]) -> None:
         directory = Path(self._state_dir)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
         with _locked(directory):  # backup, verify and drill may end together
             known = dict(self._known(directory / FILE))
             for uuid, changed in changes.items():

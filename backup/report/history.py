@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..stored import CLOCK_ERROR
 from ..system.atomic_file import write_atomically
+from ..system.private_directory import make_private
 from .report_types import Report
 
 SUFFIX = ".json.gz"
@@ -26,7 +27,7 @@ class History:
 
     def store(self, report: Report) -> None:
         """Store a report, and remove those older than REPORT_DAYS. Raises OSError."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.directory)
         outdated = self._outdated()
         content = gzip.compress(json.dumps(report).encode(), mtime=0)
         write_atomically(self.directory / f"{report['run']}{SUFFIX}", content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Callable, Optional
 
@@ -105,33 +106,49 @@ RUN_METRICS: Sequence[tuple[str, str, Callable[[Report], float]]] = (
 )
 
 
-def exposition(reports: Iterable[Report], records: Mapping[str, DomainRecord]) -> bytes:
+@dataclass(frozen=True)
+class _Metrics:
+    """The metrics of one file. With a `group`, it is a label of each: several files are read in one scrape.
+
+    Without one there is no such label, as existing dashboards and alerts do not know it.
+    """
+
+    group: str
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def add(
+        self, name: str, help_text: str, labels: Sequence[str], values: Iterable[tuple[Sequence[str], float]]
+    ) -> None:
+        """Add a metric: the names of its labels, and with their values its own."""
+        of_group = {"group": self.group} if self.group else {}
+        gauge = Gauge(f"{PREFIX}_{name}", help_text, [*of_group, *labels], registry=self.registry)
+        for own, value in values:
+            given = [*of_group.values(), *own]
+            (gauge.labels(*given) if given else gauge).set(value)
+
+
+def exposition(reports: Iterable[Report], records: Mapping[str, DomainRecord], group: str = "") -> bytes:
     """Give the metrics. `reports` come newest first, `records` by the domains' UUIDs."""
-    registry = CollectorRegistry()
-    build = Gauge(f"{PREFIX}_build_info", "Version of the program.", ["version"], registry=registry)
-    build.labels(__version__).set(1)
+    metrics = _Metrics(group)
+    metrics.add("build_info", "Version of the program.", ["version"], [([__version__], 1)])
     node = node_health(reports)
     if node.run:
         for name, help_text, value_of in RUN_METRICS:
-            Gauge(f"{PREFIX}_run_{name}", help_text, registry=registry).set(value_of(node.run))
-    _add_domains(node, records, registry)
-    return generate_latest(registry)
+            metrics.add(f"run_{name}", help_text, [], [([], value_of(node.run))])
+    _add_domains(node, records, metrics)
+    return generate_latest(metrics.registry)
 
 
-def _add_domains(node: NodeHealth, records: Mapping[str, DomainRecord], registry: CollectorRegistry) -> None:
+def _add_domains(node: NodeHealth, records: Mapping[str, DomainRecord], metrics: _Metrics) -> None:
     labels = ["domain", "uuid"]
+    named = [([one.newest["name"], one.newest["uuid"]], one) for one in node.domains]
     for name, help_text, value_of in DOMAIN_METRICS:
-        gauge = Gauge(f"{PREFIX}_domain_{name}", help_text, labels, registry=registry)
-        for one in node.domains:
-            uuid = one.newest["uuid"]
-            value = value_of(one, records.get(uuid, DomainRecord()))
-            if value is not None:
-                gauge.labels(one.newest["name"], uuid).set(value)
+        values = [(own, value_of(one, records.get(own[1], DomainRecord()))) for own, one in named]
+        known = [(own, value) for own, value in values if value is not None]
+        metrics.add(f"domain_{name}", help_text, labels, known)
     help_text = "1 for the consistency of its newest restore point made by this node."
-    gauge = Gauge(f"{PREFIX}_domain_consistency", help_text, [*labels, "consistency"], registry=registry)
-    for one in node.domains:
-        if one.saved:
-            gauge.labels(one.newest["name"], one.newest["uuid"], one.saved["consistency"]).set(1)
+    saved = [([*own, one.saved["consistency"] or ""], 1) for own, one in named if one.saved]
+    metrics.add("domain_consistency", help_text, [*labels, "consistency"], saved)
 
 
 def _seconds(moment: str | None) -> float:

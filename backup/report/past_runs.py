@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from .calendar import Days
 from .history import History
@@ -22,6 +23,27 @@ class PastRuns:
     report: Report
     days: Days
     left_out: int
+
+
+def past_runs_of(histories: Sequence[History], run: str, today: date) -> Sequence[PastRuns]:
+    """Read the histories of several groups; those without such a run are left out.
+
+    Raises an error of `past_runs` if no group has such a run.
+    """
+    found, errors = [], []
+    for history in histories:
+        try:
+            found.append(past_runs(history, run, today))
+        except BackupError as error:
+            errors.append(error)
+    if not found:
+        raise next((error for error in errors if isinstance(error, ConfigError)), errors[0])
+    return found
+
+
+def newest(pasts: Sequence[PastRuns]) -> PastRuns:
+    """Return the one whose run began last."""
+    return max(pasts, key=lambda past: past.report["started"])
 
 
 def past_runs(history: History, run: str, today: date) -> PastRuns:
@@ -48,4 +70,4 @@ def past_runs(history: History, run: str, today: date) -> PastRuns:
         raise ConfigError([BackupError(f"there is no report of run {run!r}", hint)])
     others = f" of this version, {left_out} of other versions" if left_out else ""
     message = f"there is no report in {history.directory}{others}"
-    raise BackupError(message, f"`{PROGRAM} backup` stores one; check the path and permissions of STATE_DIR")
+    raise BackupError(message, f"`{COMMAND} backup` stores one; check the path and permissions of STATE_DIR")

@@ -47,7 +47,7 @@ def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | Non
     past = History(settings.state_dir, settings.report_days).newest_first()
     reports = chain([newest], (one for one in past if one["run"] != newest["run"])) if newest else past
     try:
-        content = exposition(reports, read_records(settings.state_dir))
+        content = exposition(reports, read_records(settings.state_dir), settings.group)
         write_atomically(Path(settings.metrics_file), content, 0o644)
     except OSError as error:
         message = f"cannot write the metrics {settings.metrics_file}: {reason(error)}"

@@ -71,9 +71,7 @@ class DomainEntry(_EveryDomainEntry, total=False):
     selected: bool
 
 
-class Report(TypedDict):
-    """The report of a run. Times are ISO 8601 in UTC."""
-
+class _EveryReport(TypedDict):
     schema: int
     version: str
     run: str
@@ -84,3 +82,9 @@ class Report(TypedDict):
     named: Sequence[str]
     errors: Sequence[str]
     domains: Sequence[DomainEntry]
+
+
+class Report(_EveryReport, total=False):
+    """The report of a run. Times are ISO 8601 in UTC. A run without a group has no `group`."""
+
+    group: str

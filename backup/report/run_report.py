@@ -29,7 +29,8 @@ class RunResult:
     """A run that has ended; `signal_number` is the signal that ended it, 0 for none.
 
     `not_started` is the exit code of one that did not even begin, 0 if it did. `named` are the domains, or
-    patterns, from the command line: no others were considered.
+    patterns, from the command line: no others were considered. `group` is "" for
+    settings of no group.
     """
 
     run: str
@@ -44,6 +45,7 @@ class RunResult:
     errors: Sequence[str] = ()  # of the run as a whole, such as an unreachable libvirt
     not_selected: Sequence[JobResult] = ()
     verified: bool = False  # each saved image was compared with its snapshot
+    group: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -69,7 +71,7 @@ class RunResult:
 
 def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Report:
     """Give the report as res/report.schema.json has it. `records` are by the domains' UUIDs."""
-    return {
+    report: Report = {
         "schema": SCHEMA,
         "version": __version__,
         "run": result.run,
@@ -85,6 +87,9 @@ def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Repor
             for one in ones
         ],
     }
+    if result.group:
+        report["group"] = result.group
+    return report
 
 
 def _moment(moment: datetime) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError, NotDefined
 from ..model import Image, Level, image_named
 from ..protocols import Output, RunReporter
@@ -77,7 +77,7 @@ class RestoreOrder:
         if self.to_pool and not image_named(f"{self.to_pool}/image"):
             errors.append(f"--to-pool {self.to_pool}: expected POOL or POOL/NAMESPACE")
         if errors:
-            raise ConfigError([BackupError(error, f"see {PROGRAM} restore --help") for error in errors])
+            raise ConfigError([BackupError(error, f"see {COMMAND} restore --help") for error in errors])
 
     def destination(self, image: Image) -> Image:
         """Return the image that a saved image is restored to."""
@@ -219,7 +219,7 @@ def _image(saved: SavedImage) -> Image:
     image = image_named(saved.image)
     if image is None:
         message = f"invalid image name {saved.image!r} in the manifest"
-        raise BackupError(message, f"choose another restore point: see `{PROGRAM} restore-points`")
+        raise BackupError(message, f"choose another restore point: see `{COMMAND} restore-points`")
     return image
 
 

@@ -22,6 +22,7 @@ from ..hypervisor.connection import Hypervisor
 from ..hypervisor.tpm_state import files_of_swtpm
 from ..model import Level
 from ..protocols import Reporter
+from ..system.private_directory import make_private
 from ..system.undo import undone_by
 
 DIRECTORY = "written"  # in STATE_DIR
@@ -166,8 +167,7 @@ def new_directories(paths: Sequence[str]) -> Sequence[str]:
 
 def _new_record(directory: Path) -> BinaryIO:
     """Return a locked file; as soon as it is closed its record counts as abandoned. Raises OSError."""
-    for one in (directory.parent, directory):  # `parents` would create STATE_DIR readable for others
-        one.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(directory)
     file = open(directory / f"{uuid.uuid4()}.json", "xb", buffering=0)  # noqa: SIM115 - the caller closes it
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return file

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..job_result import JobResult
 from ..stored import SavedDomain, SavedImage, StoredImage, StoredPoint
@@ -56,7 +56,7 @@ def find_point(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint
         found = [point for point in by_run if point.manifest_id] or by_run  # a run may have several attempts
     if not found:
         message = f"no complete restore point of {name} matches --at {at!r}"
-        raise ConfigError([BackupError(message, f"`{PROGRAM} restore-points {name}` lists them")])
+        raise ConfigError([BackupError(message, f"`{COMMAND} restore-points {name}` lists them")])
     newest = found[-1]
     if not newest.manifest_id:
         message = f"the restore point of {name} from run {newest.id.run} is incomplete: it has no manifest"
@@ -103,7 +103,7 @@ def _current(image: SavedImage, point: StoredPoint) -> SavedImage:
             return replace(image, restore_id=stored.restore_id)
     message = f"the restore point of {point.domain} from run {point.id.run} lacks {image.target}"
     hint = f"its image {image.image} was removed from the repository; choose another restore point: see"
-    raise BackupError(message, f"{hint} `{PROGRAM} restore-points {point.domain}`")
+    raise BackupError(message, f"{hint} `{COMMAND} restore-points {point.domain}`")
 
 
 def _require_one_domain(points: Sequence[StoredPoint], name: str) -> None:
@@ -130,5 +130,5 @@ def _matches(point: StoredPoint, name: str) -> bool:
 def _no_restore_point(name: str, points: Sequence[StoredPoint]) -> BackupError:
     domains = sorted({point.domain for point in points})
     near = difflib.get_close_matches(name, domains, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"`{PROGRAM} restore-points` lists all"
+    hint = f"did you mean {near[0]}?" if near else f"`{COMMAND} restore-points` lists all"
     return BackupError(f"there is no restore point of a domain {name!r}", hint)

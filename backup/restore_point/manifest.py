@@ -15,7 +15,8 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from .. import PROGRAM, __version__
+from .. import __version__
+from ..command import COMMAND
 from ..errors import BackupError
 from ..model import Consistency, Definition, Disk, NodeFile
 from ..stored import Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
@@ -95,7 +96,7 @@ def unpack(packed: bytes) -> SavedDomain:
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         message = f"the restore point's manifest is damaged ({type(error).__name__}: {error})"
-        hint = f"choose another restore point: see `{PROGRAM} restore-points`"
+        hint = f"choose another restore point: see `{COMMAND} restore-points`"
         raise BackupError(message, hint) from error
 
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Callable
 
-from .. import PROGRAM
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
+from ..command import COMMAND
 from ..errors import AlreadyFrozen, BackupError
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
@@ -234,7 +234,7 @@ def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Findin
         return Finding(subject, error)
     if bases:
         text = f"has base snapshot {', '.join(bases)} for restic_incremental"
-        notes.append(f"{text} ({PROGRAM} cleanup --all removes it)")
+        notes.append(f"{text} ({COMMAND} cleanup --all removes it)")
     return Finding(f"{subject} {'; '.join(notes)}".rstrip())
 
 

@@ -38,7 +38,8 @@ from ..system.parallel_calls import Calls
 from ..system.service import in_a_service
 from ..system.stop_request import StopRequest
 from ..system.time_limit import awaited
-from ..watch.node_lock import only_run
+from ..watch.node_lock import only_run, prepare_runtime_dir
+from ..watch.other_groups import FindSettings, no_others, thaw_other_groups, with_notes
 from ..watch.watchdog import thaw_all
 from .drafts import remove_all_drafts
 
@@ -55,6 +56,7 @@ def clean_node(
     stop: StopRequest,
     with_bases: bool = False,
     output: Optional[Output] = None,
+    other_groups: FindSettings = no_others,
 ) -> int:
     """Thaw or resume all guests of this node, and remove leftovers; return how many domains that failed for.
 
@@ -62,9 +64,11 @@ def clean_node(
     snapshots too. `output`: search other domains' snapshots too, which its restore points distinguish.
     Raises AlreadyRunning while a run is active, as its snapshots are no leftovers, and the reason to stop.
     """
+    prepare_runtime_dir(settings.node_dir)
     with only_run(settings.runtime_dir, stop.check):
         seconds = IN_A_SERVICE if in_a_service() else BY_HAND
         failed = thaw_guests(settings, reporter, seconds=seconds, check_stop=stop.check)
+        failed += thaw_other_groups(settings, other_groups, reporter, stop.check)
         threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
         remove_all_drafts(settings)
         failed += run_missed_hooks(Hooks(settings, "", reporter), check_stop=stop.check)
@@ -85,14 +89,17 @@ def clean_node(
     return failed
 
 
-def thaw_node(settings: Settings, reporter: RunReporter, stop: StopRequest) -> int:
-    """Thaw or resume the guests that interrupted runs left quiesced, until none is left.
+def thaw_node(
+    settings: Settings, reporter: RunReporter, stop: StopRequest, other_groups: FindSettings = no_others
+) -> int:
+    """Thaw or resume the guests that interrupted runs of all groups left quiesced, until none is left.
 
     Without the node's lock, so that no run is refused or delayed. Returns how many records cannot be read.
     Raises the reason to stop.
     """
-    thaw_all(settings, reporter, stop.check)
-    unreadable = FreezeNotes(settings.runtime_dir).unreadable()
+    thaw_all(settings, reporter, stop.check, other_groups)
+    groups = with_notes(settings, other_groups)
+    unreadable = [error for one in groups for error in FreezeNotes(one.runtime_dir).unreadable()]
     for error in unreadable:
         reporter.message(Level.ERROR, "", str(error))
     return len(unreadable)
@@ -151,7 +158,7 @@ class Cleaner:
 
     def _deletions(self) -> Slots:
         return Slots(
-            self.settings.runtime_dir,
+            self.settings.node_dir,
             "deletion",
             self.settings.snapshot_deletes,
             partial(self.reporter.message, Level.WARNING, ""),

@@ -32,7 +32,8 @@ from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
 from ..watch.guard import Guard, guarded
-from ..watch.node_lock import only_run
+from ..watch.node_lock import only_run, prepare_runtime_dir
+from ..watch.other_groups import FindSettings, no_others, report_apart, thaw_other_groups
 from ..watch.watchdog import watched
 from .confirm import confirmed
 from .drafts import remove_all_drafts
@@ -49,7 +50,7 @@ THAW_WAIT = 10.0  # seconds that the run waits for the thaw of a dead worker's g
 
 @dataclass(frozen=True)
 class Run:
-    """One execution of the backup."""
+    """One execution of the backup. `other_groups` finds the settings of the node's other groups."""
 
     settings: Settings
     output: Output
@@ -57,6 +58,7 @@ class Run:
     stop: StopRequest
     run: str = field(default_factory=new_run_id)
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    other_groups: FindSettings = no_others
     # Of this run and earlier ones: they must not count.
     _failed_points: set[PointId] = field(default_factory=set, init=False)
     _still_quiesced: list[str] = field(default_factory=list, init=False)  # errors at the end
@@ -73,9 +75,12 @@ class Run:
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
+        prepare_runtime_dir(self.settings.node_dir)
         with only_run(self.settings.runtime_dir, self.stop.check):
             # no guest stays frozen while a hook runs
             thaw_guests(self.settings, self.reporter, check_stop=self.stop.check)
+            thaw_other_groups(self.settings, self.other_groups, self.reporter, self.stop.check)
+            report_apart(self.settings, self.other_groups, self.reporter)
             self._end_orphans()
             remove_all_drafts(self.settings)
             try:
@@ -227,6 +232,7 @@ class Run:
             finished=datetime.now(timezone.utc),
             results=results,
             signal_number=self.stop.signal_number,
+            group=self.settings.group,
         )
 
     def _worker_died(self, guard: Guard, order: JobOrder) -> str:

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Callable
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import reason
 from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase, Status, Timeline
@@ -41,7 +41,7 @@ CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.
 
 STUCK_HINT = (
     "is it in an uninterruptible sleep (state D in ps), or a frozen cgroup? What it left is removed by"
-    f" the next run, or {PROGRAM} cleanup"
+    f" the next run, or {COMMAND} cleanup"
 )
 
 
@@ -244,7 +244,7 @@ class Pool:
         if result is None:
             result = self._died(worker)
         if worker.hung and result.status is Status.FAILED:
-            hint = f"do libvirt, the cluster and the output answer? see {PROGRAM} check"
+            hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
             hint = hint if worker.process.exitcode is not None else result.hint
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
         self._done(replace(result, timeline=worker.timeline))

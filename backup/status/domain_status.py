@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Optional
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..model import Domain
 from ..report.domain_record import DomainRecord
@@ -28,7 +28,7 @@ class DomainStatus:
     """One domain. `selected`: a run of this node backs it up. `newest` is a complete restore point.
 
     `bases` is None, and `job` "", if the cluster was not asked, or did not answer. `job` is what holds the
-    domain's lock now: "backup on node1".
+    domain's lock now: "backup on node1". `group` is the group whose settings select it, "" for none.
     """
 
     name: str
@@ -38,6 +38,16 @@ class DomainStatus:
     record: DomainRecord
     bases: Optional[BaseSnapshots] = None
     job: str = ""
+    group: str = ""
+
+    @property
+    def shown(self) -> str:
+        """Its name, with its group if it has one."""
+        return f"{self.name} of group {self.group}" if self.group else self.name
+
+    def has_name(self, names: Collection[str]) -> bool:
+        """Return whether one of these names, UUIDs or patterns is its own."""
+        return any(self.uuid == name or fnmatchcase(self.name, name) for name in names)
 
     def age(self, now: datetime) -> Optional[timedelta]:
         """Return the newest restore point's age, 0 if another node's clock is ahead; None without one."""
@@ -69,13 +79,9 @@ def all_domains(
 
 def named(domains: Sequence[DomainStatus], names: Collection[str]) -> Sequence[DomainStatus]:
     """Return those with these names, UUIDs or patterns; without names all. Raises ConfigError."""
-    unknown = [name for name in names if not any(_matches(one, name) for one in domains)]
+    unknown = [name for name in names if not any(one.has_name([name]) for one in domains)]
     if unknown:
-        hint = f"`{PROGRAM} status` shows all domains"
+        hint = f"`{COMMAND} status` shows all domains"
         text = "this node backs up no domain {!r}, and there is no restore point of one"
         raise ConfigError([BackupError(text.format(name), hint) for name in unknown])
-    return [one for one in domains if not names or any(_matches(one, name) for name in names)]
-
-
-def _matches(domain: DomainStatus, name: str) -> bool:
-    return domain.uuid == name or fnmatchcase(domain.name, name)
+    return [one for one in domains if not names or one.has_name(names)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Optional
 
@@ -11,7 +11,7 @@ from ..errors import BackupError, Interrupted
 from ..exit_codes import CRITICAL, OK, UNKNOWN
 from ..text import age_text
 from .domain_status import DomainStatus
-from .status import Status, StatusSearch
+from .status import Search, Status
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Verdict:
     status: Optional[Status] = None
 
 
-def judge(search: StatusSearch, names: Sequence[str], limit: timedelta) -> Verdict:
+def judge(search: Search, names: Sequence[str], limit: timedelta) -> Verdict:
     """Judge the domains with these names; without names those that this node backs up.
 
     Others are not: one that is gone has old restore points for as long as they are kept. Raises the reason
@@ -36,17 +36,20 @@ def judge(search: StatusSearch, names: Sequence[str], limit: timedelta) -> Verdi
     except BackupError as error:
         return Verdict(UNKNOWN, f"UNKNOWN: {error}")
     judged = [one for one in status.domains if one.selected or names]
-    return _verdict(Status(status.now, judged, status.complete), limit)
+    return _verdict(replace(status, domains=judged), limit)
 
 
 def _verdict(status: Status, limit: timedelta) -> Verdict:
     late = [one for one in status.domains if one.is_late(status.now, limit)]
     number, within = len(status.domains), f"restore point of the last {age_text(limit)}"
     if late:
-        which = ", ".join(f"{one.name} ({_age(one, status)})" for one in late)
+        which = ", ".join(f"{one.shown} ({_age(one, status)})" for one in late)
         return Verdict(
             CRITICAL, f"CRITICAL: {len(late)} of {number} domains have no {within}: {which}", status
         )
+    if status.missing:
+        text = f"UNKNOWN: no answer for {', '.join(status.missing)}"
+        return Verdict(UNKNOWN, f"{text}; {number} domains of other groups have a {within}", status)
     if not status.complete:
         text = "UNKNOWN: not every libvirt of this node answered"
         return Verdict(UNKNOWN, f"{text}; {number} domains known otherwise have a {within}", status)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
+from typing import Protocol
 
 from ..errors import BackupError, ConfigError
 from ..hypervisor.connections import Hypervisors
@@ -27,11 +28,21 @@ CEPH_LIMIT = 10  # seconds for an answer of Ceph
 
 @dataclass(frozen=True)
 class Status:
-    """All domains, as they were at `now`. `complete`: every libvirt of this node has answered."""
+    """All domains, as they were at `now`. `complete`: every libvirt of this node has answered.
+
+    `missing` are the groups of which nothing could be found out.
+    """
 
     now: datetime
     domains: Sequence[DomainStatus]
     complete: bool = True
+    missing: Sequence[str] = ()
+
+
+class Search(Protocol):
+    """Finds the status of domains; see StatusSearch."""
+
+    def status(self, names: Sequence[str], ask_clusters: bool = True) -> Status: ...
 
 
 @dataclass(frozen=True)
@@ -83,4 +94,5 @@ class StatusSearch:
         self, names: Sequence[str], defined: Sequence[Domain], points: Sequence[StoredPoint]
     ) -> Sequence[DomainStatus]:
         selected = [one.domain for one in choose(defined, self.settings) if not one.skipped]
-        return named(all_domains(selected, points, read_records(self.settings.state_dir)), names)
+        found = all_domains(selected, points, read_records(self.settings.state_dir))
+        return named([replace(one, group=self.settings.group) for one in found], names)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from .atomic_file import write_atomically
+from .private_directory import make_private
 from .process_group import Group, ProcessId, is_running, pid_in_use, pid_namespace, process_id, sees_own_pids
 
 DIRECTORY = "restic"  # in RUNTIME_DIR; only the output's programs are recorded
@@ -105,9 +106,7 @@ class Records:
 
     def write(self, one: ChildRecord) -> None:
         """Write or replace a record. Raises OSError."""
-        # the mode for each: `parents` alone would create RUNTIME_DIR with one that a run refuses
-        for directory in (self.directory.parent, self.directory):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.directory)
         # not durable: after a reboot it proves nothing
         write_atomically(self._path(one), json.dumps(asdict(one)).encode(), durable=False)
 

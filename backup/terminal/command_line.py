@@ -32,6 +32,8 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     arguments, unknown = whole.parse_known_args(_with_suffix(argv))
     if unknown:
         commands[arguments.command].refuse(unknown[0])
+    if arguments.config and arguments.group:
+        whole.error("argument --group: not allowed with argument --config")
     return arguments
 
 
@@ -78,6 +80,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="Commands", parser_class=Parser)
     whole.set_defaults(
         config=None,
+        group=None,
         log_level="info",
         progress="auto",
         command="backup",

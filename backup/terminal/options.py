@@ -6,6 +6,7 @@ import argparse
 import re
 from datetime import timedelta
 
+from ..groups import NAME_RULE, is_name
 from ..model import Level
 from .parser import Parser
 
@@ -19,6 +20,13 @@ def common_options() -> Parser:
     common.add_argument(
         "--config", metavar="FILE", help="Python file whose constants override those of config.py"
     )
+    group = common.add_argument(
+        "--group",
+        metavar="NAME",
+        type=group_name,
+        help="group of domains: the settings are of NAME.py, beside the default settings file, instead",
+    )
+    completed(group, "groups")
     common.add_argument(
         "--log-level",
         metavar="LEVEL",
@@ -63,6 +71,13 @@ def add_at(command: Parser) -> None:
         " such as 2026-11-25T03:00; default: latest",
     )
     completed(at, "points")
+
+
+def group_name(text: str) -> str:
+    """Check the name of a group. Raises argparse.ArgumentTypeError."""
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"invalid group name {text!r}: expected {NAME_RULE}")
+    return text
 
 
 def percentage(text: str) -> float:

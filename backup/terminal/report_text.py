@@ -14,7 +14,8 @@ def report_text(report: Report) -> str:
     """Give the result of the run, a row per domain, and each problem with its hint."""
     begin, end = map(datetime.fromisoformat, (report["started"], report["finished"]))
     took = duration_text((end - begin).total_seconds())
-    lines = [f"run {report['run']} on {report['host']}, {begin:%Y-%m-%d %H:%M} UTC, {took}"]
+    of_group = f" of group {report['group']}" if "group" in report else ""
+    lines = [f"run {report['run']}{of_group} on {report['host']}, {begin:%Y-%m-%d %H:%M} UTC, {took}"]
     if report["named"]:
         lines.append(f"selected on the command line: {', '.join(report['named'])}")
     lines.append(f"{verdict(report)} (exit code {report['exit_code']})")

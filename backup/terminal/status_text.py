@@ -14,8 +14,10 @@ from .tables import table
 
 
 def status_table(status: Status) -> str:
-    """Give a row per domain."""
+    """Give a row per domain, with its group if any has one."""
+    grouped = any(one.group for one in status.domains)
     head = (
+        *(("group",) if grouped else ()),
         "domain",
         "restore point (UTC)",
         "age",
@@ -26,7 +28,8 @@ def status_table(status: Status) -> str:
         "base snapshots",
         "now",
     )
-    rows = [_row(one, status.now) for one in status.domains]
+    groups = [(one.group or "-",) if grouped else () for one in status.domains]
+    rows = [(*group, *_row(one, status.now)) for group, one in zip(groups, status.domains)]
     return table(head, rows) if rows else "no domain is backed up here, and there are no restore points\n"
 
 
@@ -89,6 +92,7 @@ def status_json(status: Status) -> dict[str, Any]:
     return {
         "now": status.now.isoformat(timespec="seconds"),
         "complete": status.complete,
+        **({"missing": list(status.missing)} if status.missing else {}),
         "domains": [_domain_json(one, status.now) for one in status.domains],
     }
 
@@ -109,4 +113,5 @@ def _domain_json(domain: DomainStatus, now: datetime) -> dict[str, Any]:
         "proof_failure": domain.record.failure,
         "base_snapshots": {"number": bases.number, "used_bytes": bases.used_bytes} if bases else None,
         "job": domain.job,
+        **({"group": domain.group} if domain.group else {}),
     }

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Callable
 
-from .. import PROGRAM
+from ..command import COMMAND
 from ..errors import BackupError
 from ..protocols import ImageWriter, Source, WrittenBytes
 from ..system.pipe_reader import WriterEnded
@@ -64,7 +64,7 @@ def require_end(source: Source, size: int) -> None:
     """Raise BackupError if the source has more bytes."""
     if source.fill(memoryview(bytearray(1))):
         message = f"the output has more bytes than the image's {size}"
-        raise BackupError(message, f"choose another restore point: see `{PROGRAM} restore-points`")
+        raise BackupError(message, f"choose another restore point: see `{COMMAND} restore-points`")
 
 
 def _not_zero(piece: bytearray) -> Iterator[tuple[int, WrittenBytes]]:

@@ -8,11 +8,11 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from .. import PROGRAM
 from ..ceph.abandonable import unless_silent
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError, DomainGone, DrillFailed, Interrupted
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.domain_xml import AGENT_CHANNEL
@@ -190,5 +190,5 @@ def due(points: Sequence[StoredPoint], known: Mapping[str, DomainRecord]) -> str
     """
     candidates = {point.id.uuid for point in points if point.manifest_id}
     if not candidates:
-        raise BackupError("there is no complete restore point to drill", f"see {PROGRAM} restore-points")
+        raise BackupError("there is no complete restore point to drill", f"see {COMMAND} restore-points")
     return min(sorted(candidates), key=lambda uuid: known.get(uuid, DomainRecord()).tried)

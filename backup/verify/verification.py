@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Callable, Optional
 
-from .. import PROGRAM
 from ..ceph.errors import ClusterError
 from ..ceph.saved_snapshot import snapshot_of
+from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..job_result import Phase
 from ..model import Level
@@ -76,7 +76,7 @@ class Verification:
         points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
         domains = {point.id.uuid: point.domain for point in points_of_domains(points, names)}
         if not domains:
-            hint = f"check RESTIC_REPOSITORY; `{PROGRAM} restore-points` lists all restore points"
+            hint = f"check RESTIC_REPOSITORY; `{COMMAND} restore-points` lists all restore points"
             raise BackupError("there is no restore point to verify", hint)
         failed: set[str] = set()
         images = size = 0

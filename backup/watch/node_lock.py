@@ -1,4 +1,4 @@
-"""RUNTIME_DIR, and the lock that allows one run at a time on this node."""
+"""RUNTIME_DIR, and the lock that allows one run at a time on this node, or one of each group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Callable
 
+from ..command import GROUP, UNIT
 from ..errors import AlreadyRunning, BackupError, reason
+from ..system.private_directory import make_private
 
 WATCHDOG = "watchdog"  # in run.lock, instead of a process id
 LOCK_POLL = 0.1  # seconds
@@ -21,7 +23,7 @@ def prepare_runtime_dir(path: str) -> None:
     """Create the directory, if missing. Raises BackupError if other users can access it."""
     directory = Path(path)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
         status = directory.stat()
     except OSError as error:
         raise BackupError(
@@ -51,9 +53,10 @@ def only_run(runtime_dir: str, check_stop: Callable[[], None] = lambda: None) ->
             owner = _owner(file)
             if owner != WATCHDOG:
                 name = f"process {owner}" if owner else "it"
-                hint = f"wait for {name}, or see `systemctl status virt-rbd-backup`"
+                hint = f"wait for {name}, or see `systemctl status {UNIT}`"
+                of_group = f" of group {GROUP}" if GROUP else ""
                 active = f"{owner} since {os.fstat(file.fileno()).st_mtime_ns}"
-                raise AlreadyRunning("another run is active on this node", hint, active)
+                raise AlreadyRunning(f"another run{of_group} is active on this node", hint, active)
             check_stop()
             time.sleep(LOCK_POLL)
         _write_owner(file, str(os.getpid()))

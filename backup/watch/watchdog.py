@@ -8,8 +8,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Callable, Optional
@@ -29,6 +30,7 @@ from ..system.time_limit import CheckStop
 from .background_reporter import BackgroundReporter, bugs_reported
 from .newest import Newest
 from .node_lock import as_watchdog
+from .other_groups import FindSettings, no_others, with_notes
 
 POLL = 1.0  # seconds between two checks of the notes while the run is alive
 MARGIN = 2.0  # seconds by which it acts later than the main process, which may be stopped
@@ -216,7 +218,7 @@ def _watch(lifeline: Connection, life: Connection, settings: Settings, reporter:
                 thaws.enforce(MARGIN)
         orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
         orphans.start()  # in parallel: the thaw must not wait
-        _thaw_all(thaws, settings, newest.is_this, aside)
+        _thaw_all({settings.runtime_dir: thaws}, partial(_with_own_notes, settings), newest.is_this, aside)
         newest.unregister()
         orphans.join()
 
@@ -247,38 +249,57 @@ def _others_ended(lifeline: Connection) -> bool:
     return False
 
 
-def thaw_all(settings: Settings, reporter: Reporter, check_stop: CheckStop) -> None:
-    """Thaw and resume the guests of all notes, until none is left; only while no run is active.
+def thaw_all(
+    settings: Settings, reporter: Reporter, check_stop: CheckStop, find: FindSettings = no_others
+) -> None:
+    """Thaw and resume the guests of all notes, of all groups, until none is left.
 
-    A watchdog may do the same at the same time. Raises the reason to stop.
+    Those of a group only while no run of it is active. A watchdog may do the same at the same time. Raises
+    the reason to stop.
     """
 
     def goes_on() -> bool:
         check_stop()
         return True
 
-    _thaw_all(Thaws(settings, reporter), settings, goes_on, reporter)
+    _thaw_all({}, lambda: _with_readable_notes(with_notes(settings, find)), goes_on, reporter)
 
 
-def _thaw_all(thaws: Thaws, settings: Settings, goes_on: Callable[[], bool], reporter: Reporter) -> None:
-    """Thaw the guests of all notes while no run is active, as long as it goes on.
+def _with_own_notes(settings: Settings) -> Sequence[Settings]:
+    return _with_readable_notes([settings])
 
-    The lock may still be held by a process that is being killed: its files are closed one after the other.
+
+def _with_readable_notes(groups: Sequence[Settings]) -> Sequence[Settings]:
+    return [one for one in groups if FreezeNotes(one.runtime_dir).all()]
+
+
+def _thaw_all(
+    thaws: dict[str, Thaws],
+    with_notes: Callable[[], Sequence[Settings]],
+    goes_on: Callable[[], bool],
+    reporter: Reporter,
+) -> None:
+    """Thaw the guests of all notes of these groups while no run of theirs is active, as long as it goes on.
+
+    `thaws` are those that have begun, by RUNTIME_DIR. The lock may still be held by a process that is being
+    killed: its files are closed one after the other.
     """
     pause = FIRST_PAUSE
-    while FreezeNotes(settings.runtime_dir).all() and goes_on():
-        with bugs_reported(reporter), as_watchdog(settings.runtime_dir) as locked:
-            if locked:
-                thaws.round(_any)
-        _pause(pause, settings, goes_on)
+    while (left := with_notes()) and goes_on():
+        for one in left:
+            begun = thaws.setdefault(one.runtime_dir, Thaws(one, reporter))
+            with bugs_reported(reporter), as_watchdog(one.runtime_dir) as locked:
+                if locked:
+                    begun.round(_any)
+        _pause(pause, with_notes, goes_on)
         pause = min(2 * pause, LAST_PAUSE)
 
 
-def _pause(seconds: float, settings: Settings, goes_on: Callable[[], bool]) -> None:
+def _pause(seconds: float, with_notes: Callable[[], object], goes_on: Callable[[], bool]) -> None:
     """Wait, but not longer than there are notes to deal with."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
-        if not (FreezeNotes(settings.runtime_dir).all() and goes_on()):
+        if not (with_notes() and goes_on()):
             return
         time.sleep(min(left, POLL))
 

@@ -15,6 +15,7 @@ from typing import Optional
 
 from backup.stored import PointId, StoredPoint
 from backup.system.atomic_file import remove_drafts, write_atomically
+from backup.system.private_directory import make_private
 
 DIRECTORY = "manifests"  # in STATE_DIR
 SIZE_LIMIT = 1 << 30  # bytes of all cached manifests together; that of 1 TiB of data has 9 MB
@@ -49,7 +50,7 @@ class ManifestCache:
             return
         path = self._directory / f"{point.uuid}.{manifest_id}"
         with suppress(OSError):  # STATE_DIR cannot be written: the next backup reads the repository
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self._directory)
             remove_drafts(self._directory, r".+")
             self.drop(point.uuid)
             self._make_room(len(packed))

@@ -19,6 +19,7 @@ from backup.errors import BackupError, reason
 from backup.protocols import RandomAccess
 from backup.stored import SavedImage, StoredPoint
 from backup.system.own_thread import in_own_thread
+from backup.system.private_directory import make_private
 from backup.system.process import unshare_mounts
 from backup.system.time_limit import CheckStop, within
 
@@ -66,9 +67,7 @@ def _private_mountpoint(runtime_dir: str) -> str:
         raise BackupError("fusermount3 is not installed, which restic mount needs", "apt-get install fuse3")
     directory = Path(runtime_dir, MOUNTPOINT)
     try:
-        # the mode for each: `parents` alone would create RUNTIME_DIR with one that a run refuses
-        for one in (directory.parent, directory):
-            one.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(directory)
         with open("/dev/fuse", "rb"):
             pass
     except OSError as error:

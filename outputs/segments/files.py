@@ -14,7 +14,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from backup import PROGRAM
+from backup.command import COMMAND
 from backup.errors import BackupError
 from backup.protocols import SnapshotReader
 from backup.restore_point.checksums import Checksums
@@ -255,7 +255,7 @@ def mounted(files: SegmentFiles, directory: str) -> Iterator[Collection[int]]:
         pyfuse3.init(files, directory, {"fsname=virt-rbd-backup", "ro", "default_permissions"})
     except (OSError, RuntimeError) as error:
         message = f"cannot mount a file system on {directory}: {error}"
-        raise BackupError(message, f"see {PROGRAM} check") from error
+        raise BackupError(message, f"see {COMMAND} check") from error
     serves = threading.Event()
     serving = threading.Thread(target=files.serve, args=(serves,), name="segments", daemon=True)
     serving.start()

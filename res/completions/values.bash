@@ -10,6 +10,7 @@ _virt_rbd_backup_saved() { _virt_rbd_backup_values saved "$1"; }
 _virt_rbd_backup_domains() { _virt_rbd_backup_values domains "$1"; }
 _virt_rbd_backup_points() { _virt_rbd_backup_values points "$1"; }
 _virt_rbd_backup_runs() { _virt_rbd_backup_values runs "$1"; }
+_virt_rbd_backup_groups() { _virt_rbd_backup_values groups "$1"; }
 
 _virt_rbd_backup() {
   local -

@@ -25,7 +25,7 @@ def require_clean(lab: Lab, node: Node) -> None:
 def left_behind(lab: Lab, node: Node) -> Sequence[str]:
     """Name everything of ours that is still there; restic's locks aside, over which `restic check` fails."""
     found = [f"process {pid}" for pid in node.processes("")]
-    found += [f"note {note}" for note in node.runtime_dir.glob("h[eo]*/*")]
+    found += [f"note {note}" for note in node.runtime_dir.glob("**/h[eo]*/*")]
     patience = {"rados_osd_op_timeout": "30", "rados_mon_op_timeout": "30"}
     with rados.Rados(conffile=str(lab.ceph_conf), conf=patience) as cluster:
         for name in cluster.list_pools():

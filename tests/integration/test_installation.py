@@ -149,3 +149,23 @@ def without_root() -> list[str]:
     known = f"--non-unique --gid {QEMU_UID}"
     made = f"groupadd {known} virt-rbd-backup && useradd {known} --uid {QEMU_UID}"
     return lines.replace("useradd", made).splitlines()
+
+
+def test_a_group_has_services_of_its_own_and_a_schedule(booted: Machine, node: Node, lab: Lab) -> None:
+    booted.run(str(ROOT / "res/install"))
+    configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE])
+    booted.run("cp", f"{ETC}/config.py", f"{ETC}/archives.py")
+    for kind in ("@", "-drill@"):
+        booted.run("install", "-D", "-t", DROP_INS.format(kind), f"{node.directory}/places.conf")
+    booted.run("systemctl", "daemon-reload")
+    start(booted, "virt-rbd-backup@archives.service")
+    report = node.report()
+    assert (report["group"], saved(node)) == ("archives", {ARCHIVE: "offline"})
+    start(booted, "virt-rbd-backup-drill@archives.service")
+    assert booted.run("test", "-d", "/run/virt-rbd-backup/groups/archives").returncode == 0
+    assert booted.run("systemctl", "enable", "--now", "virt-rbd-backup@archives.timer").returncode == 0
+    assert is_active(booted, "virt-rbd-backup@archives.timer") == "active"
+    assert booted.run(str(ROOT / "res/install")).returncode == 0, "an upgrade"
+    assert is_active(booted, "virt-rbd-backup@archives.timer") == "active"
+    assert booted.run(str(ROOT / "res/install"), "--uninstall").returncode == 0
+    assert is_active(booted, "virt-rbd-backup@archives.timer") == "inactive"

@@ -21,6 +21,10 @@ UNITS = (
     "virt-rbd-backup-thaw.service",
     "virt-rbd-backup-drill.service",
     "virt-rbd-backup-drill.timer",
+    "virt-rbd-backup@.service",
+    "virt-rbd-backup@.timer",
+    "virt-rbd-backup-drill@.service",
+    "virt-rbd-backup-drill@.timer",
 )
 
 

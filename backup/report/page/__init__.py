@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import jinja2
+import markupsafe
 
 from ... import __version__
 from ...text import duration_text, one_line, size_text
@@ -18,12 +20,11 @@ from ..totals import amounts, count, problems, verdict
 ORDER = ("failed", "saved", "skipped")  # of the domains
 
 
-def page(past: PastRuns, made: datetime) -> bytes:
-    """Give the page about this run, with the calendar of the last days.
+def page(pasts: Sequence[PastRuns], made: datetime) -> bytes:
+    """Give the page about these runs, one of each group, with the calendar of the last days.
 
     It is pure ASCII, so that no server's or locale's encoding can damage it.
     """
-    report, days = past.report, past.days
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -33,8 +34,43 @@ def page(past: PastRuns, made: datetime) -> bytes:
         finalize=_printable,
     )
     environment.filters.update(bytes=size_text, duration=duration_text, moment=_moment)
+    template = environment.get_template("run.html")
+    runs = [_run(past, template, len(pasts) == 1) for past in pasts]
+    failed = [run for run in runs if run.kind == "failed"]
+    values = {
+        "host": pasts[0].report["host"],
+        "verdict": runs[0].verdict if len(runs) == 1 else _verdict(len(failed), len(runs)),
+        "kind": "failed" if failed else "saved",
+        "runs": runs,
+        "left_out": sum(past.left_out for past in pasts),
+        "made": made,
+        "version": __version__,
+    }
+    return environment.get_template("report.html").render(values).encode("ascii", "xmlcharrefreplace")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's part of the page: `kind` is its result, `body` its HTML."""
+
+    kind: str
+    verdict: str
+    title: str
+    anchor: str
+    body: markupsafe.Markup
+
+
+def _run(past: PastRuns, template: jinja2.Template, alone: bool) -> _Run:
+    """Give a run's part, which is the whole page if it is alone."""
+    report, days = past.report, past.days
+    group = report.get("group", "")
+    title = f"group {group}" if group else "" if alone else "without a group"
+    kind = "saved" if report["exit_code"] == 0 else "failed"
     values = {
         "report": report,
+        "title": title,
+        "main": "main" if alone else "div",
+        "kind": kind,
         "verdict": verdict(report),
         "counts": {status: count(report, status) for status in ORDER},
         "seconds": _seconds(report),
@@ -48,11 +84,13 @@ def page(past: PastRuns, made: datetime) -> bytes:
         "rows": days.rows(),
         "domains": [(domain, amounts([domain])) for domain in _sorted(report["domains"])],
         "not_covered": _not_covered(report),
-        "left_out": past.left_out,
-        "made": made,
-        "version": __version__,
     }
-    return environment.get_template("report.html").render(values).encode("ascii", "xmlcharrefreplace")
+    body = markupsafe.Markup(template.render(values))
+    return _Run(kind, verdict(report), title, f"group-{group}" if group else "without-group", body)
+
+
+def _verdict(failed: int, number: int) -> str:
+    return f"The last runs of {failed} of {number} groups failed" if failed else f"{number} groups saved"
 
 
 def _printable(value: object) -> object:

@@ -71,6 +71,12 @@ CASES: Mapping[str, tuple[Mapping[str, str], str]] = {
         {BUILD: UNTIL_THEN, metric("build_info", 'instance="node2"'): YES},
         "MetricsGone",
     ),
+    "a group beside the others": (
+        {name.replace("{", '{group="db", ', 1): values for name, values in SOUND.items() if name != UP},
+        "",
+    ),
+    "no run of a group": ({FINISHED.replace("{", '{group="db", '): STOPPED}, "NoRun"),
+    "a group's metrics are gone": ({BUILD.replace("{", '{group="db", '): UNTIL_THEN}, "MetricsGone"),
     "a node is gone": (
         {BUILD: UNTIL_THEN, UP: "1+0x76 0+0x3", metric("build_info", 'instance="node2"'): YES},
         "",

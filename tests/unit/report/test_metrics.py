@@ -207,3 +207,24 @@ def names_in(text: str) -> set[str]:
 def promtool(*arguments: str, stdin: str = "") -> None:
     done = subprocess.run(["promtool", *arguments], input=stdin, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+
+
+def test_with_a_group_each_sample_has_it_as_a_label_and_no_two_files_have_the_same_sample() -> None:
+    run = run_of(SAVED, FAILED)
+    texts = [exposition([report_json(run, {})], {}, group).decode() for group in ("", "a", "b")]
+    samples = [
+        [
+            (one.name, *sorted(one.labels.items()))
+            for family in text_string_to_metric_families(text)
+            for one in family.samples
+        ]
+        for text in texts
+    ]
+    assert all("group" not in dict(labels) for _, *labels in samples[0])
+    for group, found in zip("ab", samples[1:]):
+        assert found
+        assert all(dict(labels)["group"] == group for _, *labels in found)
+    every = [one for found in samples for one in found]
+    assert len(every) == len(set(every))
+    helps = [{line for line in text.splitlines() if line.startswith("#")} for text in texts]
+    assert helps[0] == helps[1] == helps[2], "node_exporter wants the same HELP in all files"

@@ -68,7 +68,7 @@ class Reader(HTMLParser):
 
 def made(directory: Path, *reports: Any) -> bytes:
     """Give the page of the last of these."""
-    return page(past_runs(keep(directory, *reports), reports[-1]["run"], NOW.date()), NOW)
+    return page([past_runs(keep(directory, *reports), reports[-1]["run"], NOW.date())], NOW)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_page_of_500_domains_stays_small() -> None:
     for day in reversed(days.dates):
         days.add(json.loads(json.dumps(report).replace(f"{NOW:%Y-%m-%d}", f"{day}")))
     assert {len([day for day in row.days if day.kind]) for row in days.rows()} == {30}
-    assert len(page(PastRuns(report, days, 0), NOW)) < 2 << 20
+    assert len(page([PastRuns(report, days, 0)], NOW)) < 2 << 20
 
 
 SCHEMES = {
@@ -199,3 +199,29 @@ def _luminance(colour: str) -> float:
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
     )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_of_several_groups_each_has_its_part_that_the_head_leads_to(tmp_path: Path) -> None:
+    reports = [night(["web"]), {**night(["db"]), "group": "db"}, {**night(["x"]), "group": "a-b"}]
+    reports[1]["domains"][0].update(status="failed", reason="no answer", hint="is it on?", images=[])
+    reports[1].update(exit_code=3)
+    pasts = [
+        past_runs(keep(tmp_path / str(number), report), "", NOW.date())
+        for number, report in enumerate(reports)
+    ]
+    read = Reader(page(pasts, NOW))
+    ids = {value for name, value in read.attributes if name == "id"}
+    links = [value for name, value in read.attributes if name == "href" and value.startswith("#g")]
+    assert links == ["#group-db", "#group-a-b"]
+    assert {link[1:] for link in links} | {"without-group"} <= ids
+    assert read.tags.count("main") == 1
+    assert "The last runs of 1 of 3 groups failed" in read.text
+    assert "no answer" in read.text
+    assert [text for text in read.texts if text == "group db"]
+    assert read.tags.count("article") == 3
+
+
+def test_the_run_of_one_group_alone_is_a_page_as_any_other_with_its_name(tmp_path: Path) -> None:
+    read = Reader(made(tmp_path, {**night(["db"]), "group": "db"}))
+    assert "article" not in read.tags
+    assert any("group db" in text for text in read.texts)

@@ -33,7 +33,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for domain in nights[0]["domains"][:2]:
         domain.update(status="failed", reason=f"cannot read vms/{LONG}", hint=f"rbd status vms/{LONG}")
     path = directory / "report.html"
-    path.write_bytes(page(past_runs(keep(directory, *nights), "", NOW.date()), NOW))
+    path.write_bytes(page([past_runs(keep(directory, *nights), "", NOW.date())], NOW))
     return path
 
 

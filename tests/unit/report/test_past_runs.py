@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError, ConfigError
-from backup.report.past_runs import past_runs
+from backup.report.past_runs import newest, past_runs, past_runs_of
 from backup.terminal.report_text import report_text
 
 from ..past_reports import NOW, keep, night
@@ -90,3 +90,14 @@ def test_the_verdict_explains_the_exit_code(code: int, errors: list[str], number
     report = night(["a", "b"][:number])
     report.update(exit_code=code, errors=errors)
     assert report_text(report).splitlines()[1] == f"{verdict} (exit code {code})"
+
+
+def test_of_several_groups_those_without_the_run_are_left_out(tmp_path: Path) -> None:
+    histories = [keep(tmp_path / "a", YESTERDAY), keep(tmp_path / "b", TODAY), keep(tmp_path / "none")]
+    pasts = past_runs_of(histories, "", NOW.date())
+    assert [past.report for past in pasts] == [YESTERDAY, TODAY]
+    assert newest(pasts).report == TODAY
+    (only,) = past_runs_of(histories, YESTERDAY["run"], NOW.date())
+    assert only.report == YESTERDAY
+    with pytest.raises(ConfigError):
+        past_runs_of(histories, "no such", NOW.date())

@@ -190,3 +190,10 @@ def closed(schema: Any) -> Any:
         return schema
     inner = {name: closed(one) for name, one in schema.items()}
     return {**inner, "additionalProperties": False} if "required" in schema else inner
+
+
+def test_a_run_of_a_group_has_its_name_in_the_report() -> None:
+    assert "group" not in report_json(run_of(SAVED), {})
+    report = report_json(run_of(SAVED, group="db"), {})
+    assert report["group"] == "db"
+    jsonschema.validate(json.loads(json.dumps(report)), SCHEMA)

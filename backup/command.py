@@ -1,0 +1,34 @@
+"""The command and the unit of this process as an admin types them: with its group, if it has one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from . import PROGRAM
+from .groups import is_name
+
+GROUP_VARIABLE = "VIRT_RBD_BACKUP_GROUP"
+
+
+def group_of(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return the group that a command line names, or else the environment; "" for none.
+
+    For hints in any process of a run, which all have the same arguments: main parses and checks them.
+    """
+    group = ""
+    for before, argument in zip(("", *arguments), arguments):
+        if before == "--config" or argument.startswith("--config="):
+            return ""
+        if before == "--group":
+            group = argument
+        elif argument.startswith("--group="):
+            group = argument.partition("=")[2]
+    group = group or environment.get(GROUP_VARIABLE, "")
+    return group if is_name(group) else ""
+
+
+GROUP = group_of(sys.argv[1:], os.environ)
+COMMAND = f"{PROGRAM} --group {GROUP}" if GROUP else PROGRAM
+UNIT = f"virt-rbd-backup@{GROUP}" if GROUP else "virt-rbd-backup"
