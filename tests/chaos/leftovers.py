@@ -21,7 +21,7 @@ BASE = "virt-rbd-backup.kept."  # of restic_incremental, for its next run
 # What stays in RUNTIME_DIR and STATE_DIR; all else there is for a while.
 STAYS_IN_RUNTIME_DIR = r"run\.lock|[a-z]+\.[0-9]+\.lock"
 STAYS_IN_STATE_DIR = (
-    r"proofs\.json|restic-key-[0-9a-f]{16}|reports/[0-9]{8}T[0-9]{6}Z-[a-z]{4}\.json\.gz"
+    r"proofs\.json|known-points\.json|restic-key-[0-9a-f]{16}|reports/[0-9]{8}T[0-9]{6}Z-[a-z]{4}\.json\.gz"
     r"|manifests/[0-9a-f-]{36}\.[0-9a-f]{8,64}"
 )
 NOTHING_LEFT = "nothing of ours is left"
