@@ -165,7 +165,8 @@ class Job(Protocol):
         """Report that an image is stored completely; its snapshot may be removed from now on.
 
         Called before the manifest is written; if the job does not verify, perhaps after an output stored all
-        in one step. With --verify it is compared first: raises Mismatch.
+        in one step, or in a thread while other images are stored. With --verify it is compared first: raises
+        Mismatch.
         """
 
 

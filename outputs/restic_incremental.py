@@ -42,6 +42,7 @@ from .segments.layout import pack_times
 from .segments.monitor import Monitor
 
 MOUNTPOINT = "segments"  # in RUNTIME_DIR
+READ_CONCURRENCY = (0, 15, 0)  # the first version of restic with this option
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class ResticIncremental(Repository):
     """Saves the changes since the base snapshots. Satisfies backup.protocols.Output.
 
     `mountpoint` is a directory. `full_read_days`: the days between full reads, 0 for no further ones.
-    `fast_diff`: trust the images' object maps.
+    `fast_diff`: trust the images' object maps. `read_concurrency`: files that restic reads at the same time,
+    0 for its own default.
     """
 
     mountpoint: str = ""
     full_read_days: int = 0
     fast_diff: bool = False
+    read_concurrency: int = 0
 
     keeps_base_snapshots = True
 
@@ -64,6 +67,7 @@ class ResticIncremental(Repository):
             "mountpoint": f"{settings.runtime_dir}/{MOUNTPOINT}",
             "full_read_days": settings.full_read_days,
             "fast_diff": settings.fast_diff,
+            "read_concurrency": settings.restic_read_concurrency,
         }
 
     @property
@@ -73,6 +77,21 @@ class ResticIncremental(Repository):
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Return what prevents backups: problems of the repository, or FUSE missing on this node."""
         return [*_fuse_problems(), *super().problems(check_stop)]
+
+    def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
+        """Return also that this restic reads two files at a time, whatever the settings say."""
+        try:
+            ignored = self.read_concurrency and not self._concurrency(check_stop)
+        except ResticError:  # nothing to advise: `problems` has tried it
+            ignored = False
+        text = "RESTIC_READ_CONCURRENCY has no effect: it needs restic 0.15 or newer"
+        return [*super().advice(check_stop), *([text] if ignored else [])]
+
+    def _concurrency(self, check_stop: Callable[[], None]) -> Sequence[str]:
+        """Return the option with which restic reads several files at a time, if it has that option."""
+        if self.read_concurrency and self._version(check_stop) >= READ_CONCURRENCY:
+            return (f"--read-concurrency={self.read_concurrency}",)
+        return ()
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check FUSE too, before a run freezes any guest."""
@@ -190,6 +209,7 @@ class ResticIncremental(Repository):
         arguments = (
             "--ignore-inode",  # another disk that is added or removed changes the inode numbers
             *([f"--parent={parent}" for parent in parents] or ["--force"]),
+            *self._concurrency(saving.job.check_stop),
             *named(point, *tags, *(() if saving.job.verifies else manifest_tags(point))),
         )
         Path(self.mountpoint).mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -95,7 +95,9 @@ class Drill:
             for image in map(_without_data_pool, saved.images):
                 place = Image(pool, f"{saved.point.uuid}.{image.target}", namespace)
                 wanted.append((image, NewImage(cluster, place, image, False, self.reporter, self.stop)))
-            restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+            restore = ImageRestore(
+                saved.name, self.output, self.settings.stream_count, self.reporter, self.stop
+            )
             stack.enter_context(restore.staged(wanted))
             self.reporter.phase(saved.name, Phase.VERIFY)
             for image, target in wanted:

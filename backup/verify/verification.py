@@ -55,7 +55,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Verification:
-    """Verifies one restore point of each domain, up to WORKERS images at a time.
+    """Verifies one restore point of each domain, up to STREAMS images at a time.
 
     `sample` is the share of all bytes, 0 to 1, to be read at least: whole images, chosen at random.
     """
@@ -122,7 +122,7 @@ class Verification:
         left = {point.id.uuid: len(targets) for point, targets in drawn}
         with (
             _Snapshots(self.settings, self.stop, self.reporter) as snapshots,
-            ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads,
+            ThreadPoolExecutor(self.settings.stream_count, thread_name_prefix="verify") as threads,
         ):
             under_way = {}
             for point, targets in drawn:

@@ -273,14 +273,19 @@ class Repository:
         return self.when_unlocked(save, point, job)
 
     def _require_version(self, check_stop: Callable[[], None]) -> None:
+        version = self._version(check_stop)
+        if version < OLDEST_VERSION:
+            found, oldest = (".".join(map(str, one)) for one in (version, OLDEST_VERSION))
+            message = f"restic has version {found}, but {oldest} or newer is required"
+            raise ResticError(message, "see RESTIC_BINARY")
+
+    def _version(self, check_stop: Callable[[], None]) -> tuple[int, ...]:
+        """Return restic's version. Raises ResticError."""
         printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)
         found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
         if not found:
             raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
-        if tuple(map(int, found.groups())) < OLDEST_VERSION:
-            oldest = ".".join(map(str, OLDEST_VERSION))
-            message = f"restic has version {'.'.join(found.groups())}, but {oldest} or newer is required"
-            raise ResticError(message, "see RESTIC_BINARY")
+        return tuple(map(int, found.groups()))
 
 
 def named(point: RestorePoint, *tags: str) -> list[str]:

@@ -54,6 +54,7 @@ FAKE = """#!/bin/sh
 cd {directory}
 trap 'echo interrupted >>calls; exit 130' INT
 echo "$*" >>calls
+[ -e version ] && [ "$2" = version ] && cat version && exit
 [ -e locked ] && rm locked && exit 11
 case "$*" in
 *snapshots*) cat snapshots.json; exit ;;
@@ -98,6 +99,9 @@ class FakeRestic:
 
     def dump_hangs(self) -> None:
         (self.directory / "dump-hangs").touch()
+
+    def has_version(self, version: str) -> None:
+        (self.directory / "version").write_text(f"restic {version} compiled with go1.19\n")
 
     def is_locked_once(self) -> None:
         (self.directory / "locked").touch()
@@ -440,6 +444,32 @@ def test_all_disks_and_then_the_manifest_are_saved_in_one_go(
     assert mount.directory == f"{restic.directory}/run/segments"
 
 
+@pytest.mark.parametrize(
+    ("version", "number", "has_option", "advised"),
+    [
+        ("0.14.0", 6, False, True),
+        ("0.15.0", 6, True, False),
+        ("0.18.1", 6, True, False),
+        ("0.18.1", 0, False, False),
+    ],
+)
+def test_several_files_are_read_at_a_time_if_that_is_set_and_restic_has_the_option(
+    restic: FakeRestic,
+    repository: Repository,
+    mount: Mount,
+    version: str,
+    number: int,
+    has_option: bool,
+    advised: bool,
+) -> None:
+    restic.saves(SIZE)
+    restic.has_version(version)
+    save(restic, repository, source(), read_concurrency=number)
+    assert (f" --read-concurrency={number} " in backups(restic)[0]) is has_option
+    texts = restic.output(repository, read_concurrency=number).advice()
+    assert any(one.startswith("RESTIC_READ_CONCURRENCY has no effect") for one in texts) is advised
+
+
 def test_changes_are_read_with_the_last_restore_point_as_parent(
     restic: FakeRestic, repository: Repository, mount: Mount
 ) -> None:
@@ -652,10 +682,11 @@ def test_without_fuse_there_are_problems(
 
 
 def test_it_is_made_from_the_settings() -> None:
-    given = settings(runtime_dir="/run/x", full_read_days=7, fast_diff=True)
+    given = settings(runtime_dir="/run/x", full_read_days=7, fast_diff=True, restic_read_concurrency=4)
     output = ResticIncremental.from_settings(given)
     assert (output.mountpoint, output.full_read_days, output.fast_diff) == ("/run/x/segments", 7, True)
     assert output.keeps_base_snapshots
+    assert output.read_concurrency == 4
 
 
 def test_a_full_read_is_due_after_full_read_days(

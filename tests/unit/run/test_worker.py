@@ -89,12 +89,13 @@ def test_the_process_title_shows_the_phase() -> None:
     with ours, theirs:
         reporter = PipeReporter(theirs, titles.append)
         reporter.phase("web", Phase.STREAM, 60)
-        for target in ("vda", "vda", "vdb", ""):
-            reporter.progress("web", target, 9, 9)
+        for target, done in (("vda", 1), ("vda", 2), ("vdb", 1), ("vda", 9), ("vdb", 9), ("", 1)):
+            reporter.progress("web", target, done, 9)
         reporter.phase("web", Phase.TIDY, 60)
     assert titles == [
         "web: streaming",
         "web: streaming vda",
+        "web: streaming vda vdb",
         "web: streaming vdb",
         "web: streaming",
         "web: tidying up",
