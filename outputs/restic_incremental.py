@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.process import unshare_mounts
 from backup.system.process_group import own_mount_namespace
+from backup.system.spool import Spool
 from backup.text import size_text
 
 from .restic_repository.dying_worker import ServedFiles
@@ -245,13 +246,13 @@ class _Saving:
     job: Job
     began: float = 0
     images: Sequence[SavedImage] = ()
-    packed: bytes = b""
+    packed: Spool = field(default_factory=Spool)
 
     @property
     def parents(self) -> Collection[str]:
         return {disk.base.saved.restore_id for disk in self.disks if disk.base}
 
-    def pack(self) -> bytes:
+    def pack(self) -> Spool:
         """Return the manifest once all segments were read. Raises BackupError if one is missing."""
         missing = sum(disk.missing for disk in self.disks)
         if missing:

@@ -115,7 +115,7 @@ class Drill:
             if interval.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
-        checksums = Checksums(bytearray(saved.checksums[image.target]))
+        checksums = Checksums(saved.checksums[image.target])
         with cluster.head_reader(restored) as reader, closing(pieces_from_image(reader)) as pieces:
             compare_with_checksums(pieces, image, checksums, progress)
         self.reporter.message(Level.INFO, saved.name, f"{image.target} verified in {restored.place}")

@@ -147,7 +147,7 @@ class Verification:
         return image
 
     def _verify(self, saved: SavedDomain, image: SavedImage, snapshots: _Snapshots) -> None:
-        checksums = Checksums(bytearray(saved.checksums[image.target]))
+        checksums = Checksums(saved.checksums[image.target])
         interval = ProgressInterval()
 
         def progress(done: int) -> None:

@@ -20,6 +20,7 @@ from backup.protocols import RandomAccess
 from backup.stored import SavedImage, StoredPoint
 from backup.system.own_thread import in_own_thread
 from backup.system.process import unshare_mounts
+from backup.system.spool import Spool
 from backup.system.time_limit import CheckStop, within
 
 from ..segments.layout import Segments
@@ -120,10 +121,9 @@ class MountedPoint:
     files: MountedFiles
     limited: _Limited
 
-    def manifest(self) -> bytes:
-        return self.limited.call(
-            partial(self.files.whole, f"{self.point.manifest_id}/{manifest_file(self.point)}")
-        )
+    def manifest(self) -> Spool:
+        path = f"{self.point.manifest_id}/{manifest_file(self.point)}"
+        return Spool(self.limited.call(partial(self.files.whole, path)))
 
     def image(self, image: SavedImage) -> RandomAccess:
         if image.segment_size:

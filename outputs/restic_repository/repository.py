@@ -17,6 +17,7 @@ from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint, is_future
+from backup.system.spool import CHUNK, Spool
 
 from ..segments.archive import SegmentSource
 from ..segments.layout import Segments
@@ -153,10 +154,13 @@ class Repository:
         self._require_version(check_stop)
         return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Spool:
         """Return the manifest as it was packed."""
+        packed, buffer = Spool(), memoryview(bytearray(CHUNK))
         with self.program.dump(point.manifest_id, manifest_file(point), check_stop) as source:
-            return source.read()
+            while got := source.fill(buffer):
+                packed.append(buffer[:got])
+        return packed
 
     @contextmanager
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> Iterator[Source]:
@@ -262,7 +266,7 @@ class Repository:
                     job.reporter.message(Level.WARNING, point.domain.name, text)
             wait(LOCK_PAUSE, job.check_stop)
 
-    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> str:
+    def save_manifest(self, point: RestorePoint, packed: Spool, job: Job) -> str:
         """Save the manifest, with which the restore point counts, and return the id of its snapshot."""
         arguments = (*named(point, *manifest_tags(point)), f"--stdin-filename={MANIFEST_FILE}")
 

@@ -17,11 +17,11 @@ import trio
 from backup import PROGRAM
 from backup.errors import BackupError
 from backup.protocols import SnapshotReader
-from backup.restore_point.checksums import Checksums
 from backup.system.process import unshare_mounts
 
 from .last_files import MANIFEST, NAMES, LastFiles
 from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
+from .read_segments import ReadSegments
 from .reader import Answer, SegmentReader, ZerosReader
 
 DEVICE = os.makedev(10, 229)  # /dev/fuse, wherever a container has it (Linux, admin-guide/devices.txt)
@@ -37,14 +37,17 @@ CLOSED_POLL = 0.005  # seconds between two checks whether the segments before th
 class DiskFiles:
     """One disk's snapshot: its segments with their times (nanoseconds since 1970), and its reader.
 
-    `holes` are the segments without data. `read` has the checksums of each segment that was read completely.
+    `holes` are the segments without data, `read` those that were read completely.
     """
 
     segments: Segments
     times: Sequence[int]
     reader: SnapshotReader
     holes: Collection[int] = ()
-    read: dict[int, Checksums] = field(default_factory=dict)
+    read: ReadSegments = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.read = ReadSegments(self.segments)
 
     @property
     def size(self) -> int:
@@ -110,19 +113,21 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         return self._attributes(inode)
 
     async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
-        for known, inode in self._entries(parent):
-            if known == name:
-                return self._attributes(inode)
+        count = self._count(parent)
+        # by its number among what may be thousands; the root has few, and a file of zeros is the last entry
+        likely = range(count) if parent == pyfuse3.ROOT_INODE else (_number(name, parent), count - 1)
+        for number in likely:
+            if 0 <= number < count and (found := self._entry(parent, number))[0] == name:
+                return self._attributes(found[1])
         raise pyfuse3.FUSEError(errno.ENOENT)
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         return inode
 
     async def readdir(self, inode: int, start: int, token: Any) -> None:
-        for number, (name, entry) in enumerate(self._entries(inode)):
-            if number >= start and not pyfuse3.readdir_reply(
-                token, name, self._attributes(entry), number + 1
-            ):
+        for number in range(start, self._count(inode)):
+            name, entry = self._entry(inode, number)
+            if not pyfuse3.readdir_reply(token, name, self._attributes(entry), number + 1):
                 break
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
@@ -157,7 +162,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
                 self.loading -= 1
         self.served += len(answer)
         if segment.complete:
-            disk.read[number] = segment.checksums
+            disk.read.keep(number, segment.checksums)
         return answer
 
     async def _read_last(self, inode: int, offset: int, length: int) -> Answer:
@@ -197,25 +202,29 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
             await trio.sleep(FAILED_POLL)
         raise pyfuse3.FUSEError(errno.EIO)
 
-    def _entries(self, inode: int) -> Iterator[tuple[bytes, int]]:
-        """Yield (name, inode) of a directory's entries."""
-        if inode == pyfuse3.ROOT_INODE:
-            for number, disk in enumerate(self._disks, 1):
-                yield disk.segments.directory.encode(), number << DISK
-            for last, name in NAMES.items():
-                yield name, last
-            return
-        number, part = inode >> DISK, inode % (1 << DISK)
-        count = len(self._disks[number - 1].segments)
+    def _count(self, directory: int) -> int:
+        """Return the number of a directory's entries."""
+        if directory == pyfuse3.ROOT_INODE:
+            return len(self._disks) + len(NAMES)
+        disk, part = self._disks[(directory >> DISK) - 1], directory % (1 << DISK)
         if not part:
-            for one in range(-(-count // PER_DIRECTORY)):
-                yield subdirectory_name(one).encode(), inode + SUBDIRECTORY + one
-            if self._disks[number - 1].holes:
-                yield ZEROS.encode(), inode + ZEROS_FILE
-        else:
-            first = (part - SUBDIRECTORY) * PER_DIRECTORY
-            for one in range(first, min(count, first + PER_DIRECTORY)):
-                yield segment_name(one).encode(), (number << DISK) + 1 + one
+            return disk.segments.subdirectories + bool(disk.holes)
+        return len(disk.segments.in_subdirectory(part - SUBDIRECTORY))
+
+    def _entry(self, directory: int, number: int) -> tuple[bytes, int]:
+        """Return (name, inode) of a directory's entry."""
+        if directory == pyfuse3.ROOT_INODE:
+            if number < len(self._disks):
+                return self._disks[number].segments.directory.encode(), (number + 1) << DISK
+            inode = [*NAMES][number - len(self._disks)]
+            return NAMES[inode], inode
+        disk, part = self._disks[(directory >> DISK) - 1], directory % (1 << DISK)
+        if part:
+            segment = disk.segments.in_subdirectory(part - SUBDIRECTORY)[number]
+            return segment_name(segment).encode(), directory - part + 1 + segment
+        if number < disk.segments.subdirectories:
+            return subdirectory_name(number).encode(), directory + SUBDIRECTORY + number
+        return ZEROS.encode(), directory + ZEROS_FILE
 
     def _attributes(self, inode: int) -> Any:
         entry = pyfuse3.EntryAttributes()
@@ -241,6 +250,13 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
             entry.st_size = len(ZEROS_LINK) if hole else disk.segments.extent(part - 1).length
             entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = disk.times[part - 1]
         return entry
+
+
+def _number(name: bytes, directory: int) -> int:
+    """Return the number that the entry of a disk's directory, or of a subdirectory, with this name has."""
+    part = directory % (1 << DISK)
+    first = (part - SUBDIRECTORY) * PER_DIRECTORY if part else 0
+    return int(name) - first if name.isdigit() else -1
 
 
 @contextmanager

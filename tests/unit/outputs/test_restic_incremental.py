@@ -20,6 +20,7 @@ from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.stored import Base, PointId, SavedImage
 from backup.system.pipe_writer import Stalled
+from backup.system.spool import Spool, whole
 from backup.transfer.compare import pieces_from_output
 from outputs import restic_incremental
 from outputs.restic_incremental import ResticIncremental
@@ -139,7 +140,9 @@ def point(
         parts.append(listed(current_id or images[0].restore_id, UUID, run, *tags))
     if complete:
         parts.append(listed(f"manifest{number}", UUID, run, "definition"))
-    packed = manifest.pack(restore_point(domain(), run), images, {one.target: Checksums() for one in images})
+    packed = whole(
+        manifest.pack(restore_point(domain(), run), images, {one.target: Checksums() for one in images})
+    )
     dated = [{**one, "time": f"2024-01-0{number}T00:00:00Z"} for one in parts]
     return dated, {f"manifest{number}": packed}
 
@@ -408,7 +411,7 @@ def base(target: str = "vda") -> Base:
     for at, part in DATA.items():
         checksums.add(at, part)
     saved = image(PARENT, target, size=SIZE, full_read=TAKEN.isoformat())
-    return Base("base", saved, bytes(checksums.packed), pack_times([1000, 2000]))
+    return Base("base", saved, checksums.packed, pack_times([1000, 2000]))
 
 
 def backups(restic: FakeRestic) -> list[str]:
@@ -437,8 +440,8 @@ def test_all_disks_and_then_the_manifest_are_saved_in_one_go(
     packed = manifest.unpack(mount.manifest)
     assert packed.images == tuple(replace(one, restore_id="", stored_bytes=0) for one in images)
     assert packed.point == PointId(RUN, UUID)
-    assert unpack_times(packed.times["vdb"]) == (int(TAKEN.timestamp() * 1e9),) * 2
-    assert packed.checksums["vda"] == base().checksums
+    assert [*unpack_times(packed.times["vdb"])] == [int(TAKEN.timestamp() * 1e9)] * 2
+    assert whole(packed.checksums["vda"]) == whole(base().checksums)
     first = recorder.told(Level.INFO)[2]
     assert first.startswith("vda (vms/vda) saved: 4.0 MiB, 2 of 2 segments read, 4.9 KiB of data, 77 B new")
     assert mount.directory == f"{restic.directory}/run/segments"
@@ -483,9 +486,10 @@ def test_changes_are_read_with_the_last_restore_point_as_parent(
     assert segments.count("--parent") == 1
     assert [one.read_bytes for one in images] == [1, 0]
     packed = manifest.unpack(mount.manifest)
-    assert unpack_times(packed.times["vda"]) == (1000, int(TAKEN.timestamp() * 1e9))
-    assert unpack_times(packed.times["vdb"]) == (1000, 2000)
-    assert packed.checksums["vda"] == packed.checksums["vdb"] == base().checksums
+    assert [*unpack_times(packed.times["vda"])] == [1000, int(TAKEN.timestamp() * 1e9)]
+    assert [*unpack_times(packed.times["vdb"])] == [1000, 2000]
+    for target in ("vda", "vdb"):
+        assert whole(packed.checksums[target]) == whole(base().checksums)
 
 
 def test_only_a_disk_without_a_base_gets_a_full_read(
@@ -601,7 +605,7 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
 
 
 def test_a_slow_cluster_is_no_stalled_output() -> None:
-    files = SegmentFiles([], LastFiles(lambda: b"", 0))
+    files = SegmentFiles([], LastFiles(Spool, 0))
     files.loading = 1  # a read of the image
     monitor = Monitor(files, MIB, 0.05, "web", JobOnPaper())
     until = time.monotonic() + 0.2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import ClusterAddress, Definition, Disk, NodeFile
+from backup.restore_point import manifest as module
 from backup.restore_point.checksums import Checksums
-from backup.restore_point.manifest import pack, unpack
-from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId
+from backup.restore_point.manifest import unpack
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
+from backup.system.spool import whole
 
 from ..samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 
@@ -23,6 +25,10 @@ SOURCE = SnapshotId("fsid", "image-id", 7)
 SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT, 512, SOURCE)
 DISKS = (rbd_disk(), Disk("sda", "", skipped="a cdrom without a medium"))
 POINT = restore_point(domain(disks=DISKS))
+
+
+def pack(point: RestorePoint, images: Sequence[SavedImage], checksums: Mapping[str, Checksums]) -> bytes:
+    return whole(module.pack(point, images, checksums))
 
 
 def unpacked(packed: bytes) -> dict[str, bytes]:
@@ -118,8 +124,12 @@ def test_what_was_packed_is_read_back() -> None:
     checksums = Checksums()
     checksums.add(0, b"data")
     images = (SAVED, replace(SAVED, target="vdb.backing1"))
-    packed = pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()})
-    assert unpack(packed) == SavedDomain(
+    saved = unpack(pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()}))
+    assert {target: [*Checksums(one)] for target, one in saved.checksums.items()} == {
+        "vda": [*checksums],
+        "vdb.backing1": [],
+    }
+    assert replace(saved, checksums={}) == SavedDomain(
         PointId(RUN, UUID),
         "web",
         POINT.taken,
@@ -127,7 +137,7 @@ def test_what_was_packed_is_read_back() -> None:
         images,
         (DISKS[1],),
         definition,
-        {"vda": bytes(checksums.packed), "vdb.backing1": b""},
+        {},
     )
 
 

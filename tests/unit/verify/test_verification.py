@@ -21,7 +21,8 @@ from backup.report.domain_record import read_records
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.restore_point.find import with_current_ids
-from backup.stored import SavedDomain, SavedImage, StoredPoint
+from backup.stored import Packed, SavedDomain, SavedImage, StoredPoint
+from backup.system.spool import Spool
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
 from backup.verify.verification import Verification, Verified
@@ -108,7 +109,7 @@ class StoppingEarly(HeldPoints):
 
     stop = StopRequest()
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         self.read.append(point.domain)
         self.stop.request(Interrupted("interrupted", signal.SIGINT))
         raise BackupError("restic dump was killed by SIGINT")
@@ -139,10 +140,10 @@ def test_a_base_snapshot_that_was_removed_meanwhile_is_no_mismatch(
 class Incremental(HeldPoints):
     """Its images are in segments, as of incremental backups, which have base snapshots."""
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         saved = manifest.unpack(super().manifest(point, check_stop))
         images = [replace(one, segment_size=MIB) for one in saved.images]
-        checksums = {target: Checksums(bytearray(one)) for target, one in saved.checksums.items()}
+        checksums = {target: Checksums(one) for target, one in saved.checksums.items()}
         return manifest.pack(restore_point(domain(point.domain, point.id.uuid)), images, checksums)
 
 
@@ -166,7 +167,7 @@ class Counting(HeldPoints):
         self.recorder = recorder
         self.planned_before: list[int] = []
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         self.planned_before.append(len(self.recorder.plan))
         return super().manifest(point, check_stop)
 
@@ -205,9 +206,9 @@ def test_a_sample_reads_only_the_manifests_of_chosen_domains(state_dir: str, rec
 
 def test_a_damaged_manifest_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
     class Damaged(HeldPoints):
-        def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
             packed = super().manifest(point, check_stop)
-            return b"garbage" if point.domain == "web" else packed
+            return Spool(b"garbage") if point.domain == "web" else packed
 
     verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(1, 1, MIB)
