@@ -19,14 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from backup.errors import BackupError, PreviousBackupDamaged, reason
+from backup.errors import BackupError, PreviousBackupDamaged
 from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
-from backup.system.process import unshare_mounts
 from backup.system.process_group import own_mount_namespace
 from backup.system.spool import Spool
 from backup.text import size_text
@@ -38,6 +37,7 @@ from .restic_repository.repository import Repository, manifest_tags, named
 from .restic_repository.snapshots import TAG, segments_tag, stored_points
 from .segments.changed import SegmentedDisk, planned
 from .segments.files import SegmentFiles, mounted
+from .segments.fuse import fuse_problems
 from .segments.last_files import LastFiles
 from .segments.layout import pack_times
 from .segments.monitor import Monitor
@@ -77,7 +77,7 @@ class ResticIncremental(Repository):
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Return what prevents backups: problems of the repository, or FUSE missing on this node."""
-        return [*_fuse_problems(), *super().problems(check_stop)]
+        return [*fuse_problems(), *super().problems(check_stop)]
 
     def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
         """Return also that this restic reads two files at a time, whatever the settings say."""
@@ -96,7 +96,7 @@ class ResticIncremental(Repository):
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check FUSE too, before a run freezes any guest."""
-        for problem in _fuse_problems():
+        for problem in fuse_problems():
             raise problem
         return super().ready(check_stop)
 
@@ -285,22 +285,6 @@ def _lost_data_reported(parents: Collection[str]) -> Iterator[None]:
         )
         hint = "older restore points may be damaged too: run `restic check`, then `verify` what you need"
         raise PreviousBackupDamaged(message, hint) from error
-
-
-def _fuse_problems() -> Sequence[BackupError]:
-    try:
-        with open("/dev/fuse", "rb"):
-            pass
-    except OSError as error:
-        hint = "modprobe fuse; a container needs the device, a systemd unit res/restic-incremental.conf"
-        return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
-    try:
-        with ThreadPoolExecutor(1) as thread:  # the namespace ends with the thread
-            thread.submit(unshare_mounts).result()
-    except OSError as error:
-        hint = "run it as root with CAP_SYS_ADMIN; a systemd unit needs res/restic-incremental.conf"
-        return [BackupError(f"cannot create a private mount namespace: {reason(error)}", hint)]
-    return ()
 
 
 def _log(job: Job, domain: str, level: Level, text: str) -> None:

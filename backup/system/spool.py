@@ -137,9 +137,6 @@ class PackedFile(io.RawIOBase):
         self._position = start + offset
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         data = self._packed.read(self._position, len(buffer))
         buffer[: len(data)] = data

@@ -15,7 +15,7 @@ from typing import Optional
 
 from backup.stored import Packed, PointId, StoredPoint
 from backup.system.atomic_file import remove_drafts, write_atomically
-from backup.system.spool import OpenFile, chunks
+from backup.system.spool import MEMORY_LIMIT, OpenFile, Spool, chunks, whole
 
 DIRECTORY = "manifests"  # in STATE_DIR
 SIZE_LIMIT = 1 << 30  # bytes of all cached manifests together; that of 1 TiB of data has 9 MB
@@ -92,13 +92,18 @@ def _remove(path: Path) -> None:
 
 
 def _checked(path: Path, point: PointId) -> Optional[Packed]:
-    """Return a file's manifest; it is never changed, only replaced, and stays open as long as it is used."""
+    """Return a file's manifest; a large one stays open as long as it is used.
+
+    Files are replaced, and never changed.
+    """
     try:
         file = path.open("rb", buffering=0)
         packed = OpenFile(file, DIGEST().digest_size)
         if len(packed) > SIZE_LIMIT:
             return None  # none of ours
-        return packed if file.read(DIGEST().digest_size) == _digest(point, packed) else None
+        if file.read(DIGEST().digest_size) != _digest(point, packed):
+            return None
+        return packed if len(packed) > MEMORY_LIMIT else Spool(whole(packed))
     except OSError:
         return None
 

@@ -19,9 +19,9 @@ from backup.stored import Base, SavedImage
 from backup.text import size_text
 from backup.transfer.spot_check import spot_check
 
-from .files import DiskFiles
 from .layout import Segments, unpack_times
 from .numbers import Numbers
+from .tree import DiskFiles
 
 Log = Callable[[Level, str], None]
 

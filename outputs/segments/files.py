@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyfuse3
@@ -16,44 +14,15 @@ import trio
 
 from backup import PROGRAM
 from backup.errors import BackupError
-from backup.protocols import SnapshotReader
 from backup.system.process import unshare_mounts
 
 from .last_files import MANIFEST, NAMES, LastFiles
-from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
-from .read_segments import ReadSegments
 from .reader import Answer, SegmentReader, ZerosReader
+from .tree import DISK, SUBDIRECTORY, ZEROS_FILE, DiskFiles, Tree, link_content
 
 DEVICE = os.makedev(10, 229)  # /dev/fuse, wherever a container has it (Linux, admin-guide/devices.txt)
-CACHED = 3600.0  # seconds that the kernel may cache a file's attributes: they do not change
-DISK = 32  # the upper bits of an inode number are the disk's number, the lower ones the file of the disk
-SUBDIRECTORY = 1 << (DISK - 1)  # subdirectories from this number on, segments below it, from 1
-ZEROS_FILE = SUBDIRECTORY - 1
 FAILED_POLL = 0.05  # seconds
 CLOSED_POLL = 0.005  # seconds between two checks whether the segments before the last files are closed
-
-
-@dataclass
-class DiskFiles:
-    """One disk's snapshot: its segments with their times (nanoseconds since 1970), and its reader.
-
-    `holes` are the segments without data, `read` those that were read completely.
-    """
-
-    segments: Segments
-    times: Sequence[int]
-    reader: SnapshotReader
-    holes: Collection[int] = ()
-    read: ReadSegments = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.read = ReadSegments(self.segments)
-
-    @property
-    def size(self) -> int:
-        """The size of all files together, in bytes."""
-        holes = self.segments.segment_size * len(self.holes)
-        return self.segments.size - holes + (self.segments.segment_size if holes else 0)
 
 
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
@@ -72,6 +41,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         self._token: trio.lowlevel.TrioToken | None = None
         self._given_up = threading.Event()
         self._disks = disks
+        self._tree = Tree(disks, last.time)
         self._last = last
         self._open: dict[int, tuple[DiskFiles, int, SegmentReader | ZerosReader]] = {}
         self._open_last: dict[int, int] = {}  # the inodes of the last files by handle
@@ -110,24 +80,21 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
                 trio.from_thread.run_sync(pyfuse3.terminate, trio_token=self._token)
 
     async def getattr(self, inode: int, ctx: Any = None) -> Any:
-        return self._attributes(inode)
+        return self._tree.attributes(inode)
 
     async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
-        count = self._count(parent)
-        # by its number among what may be thousands; the root has few, and a file of zeros is the last entry
-        likely = range(count) if parent == pyfuse3.ROOT_INODE else (_number(name, parent), count - 1)
-        for number in likely:
-            if 0 <= number < count and (found := self._entry(parent, number))[0] == name:
-                return self._attributes(found[1])
-        raise pyfuse3.FUSEError(errno.ENOENT)
+        found = self._tree.found(parent, name)
+        if found is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._tree.attributes(found)
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         return inode
 
     async def readdir(self, inode: int, start: int, token: Any) -> None:
-        for number in range(start, self._count(inode)):
-            name, entry = self._entry(inode, number)
-            if not pyfuse3.readdir_reply(token, name, self._attributes(entry), number + 1):
+        for number in range(start, self._tree.count(inode)):
+            name, entry = self._tree.entry(inode, number)
+            if not pyfuse3.readdir_reply(token, name, self._tree.attributes(entry), number + 1):
                 break
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
@@ -146,7 +113,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
-        return ZEROS_LINK.encode()
+        return link_content(inode)
 
     async def read(self, handle: int, offset: int, length: int) -> Answer:
         if handle in self._open_last:
@@ -201,62 +168,6 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         while not self._given_up.is_set():
             await trio.sleep(FAILED_POLL)
         raise pyfuse3.FUSEError(errno.EIO)
-
-    def _count(self, directory: int) -> int:
-        """Return the number of a directory's entries."""
-        if directory == pyfuse3.ROOT_INODE:
-            return len(self._disks) + len(NAMES)
-        disk, part = self._disks[(directory >> DISK) - 1], directory % (1 << DISK)
-        if not part:
-            return disk.segments.subdirectories + bool(disk.holes)
-        return len(disk.segments.in_subdirectory(part - SUBDIRECTORY))
-
-    def _entry(self, directory: int, number: int) -> tuple[bytes, int]:
-        """Return (name, inode) of a directory's entry."""
-        if directory == pyfuse3.ROOT_INODE:
-            if number < len(self._disks):
-                return self._disks[number].segments.directory.encode(), (number + 1) << DISK
-            inode = [*NAMES][number - len(self._disks)]
-            return NAMES[inode], inode
-        disk, part = self._disks[(directory >> DISK) - 1], directory % (1 << DISK)
-        if part:
-            segment = disk.segments.in_subdirectory(part - SUBDIRECTORY)[number]
-            return segment_name(segment).encode(), directory - part + 1 + segment
-        if number < disk.segments.subdirectories:
-            return subdirectory_name(number).encode(), directory + SUBDIRECTORY + number
-        return ZEROS.encode(), directory + ZEROS_FILE
-
-    def _attributes(self, inode: int) -> Any:
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = inode
-        entry.entry_timeout = entry.attr_timeout = CACHED
-        part = inode % (1 << DISK)
-        if inode in NAMES:  # without a size, which is unknown yet: they are read to their end, in each run
-            entry.st_mode = stat.S_IFREG | 0o400
-            entry.st_nlink = 1
-            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = self._last.time
-        elif inode == pyfuse3.ROOT_INODE or not 0 < part < SUBDIRECTORY:
-            entry.st_mode = stat.S_IFDIR | 0o500
-            entry.st_nlink = 2
-        else:
-            disk = self._disks[(inode >> DISK) - 1]
-            entry.st_nlink = 1
-            if part == ZEROS_FILE:
-                entry.st_mode = stat.S_IFREG | 0o400
-                entry.st_size = disk.segments.segment_size
-                return entry
-            hole = part - 1 in disk.holes
-            entry.st_mode = stat.S_IFLNK | 0o777 if hole else stat.S_IFREG | 0o400
-            entry.st_size = len(ZEROS_LINK) if hole else disk.segments.extent(part - 1).length
-            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = disk.times[part - 1]
-        return entry
-
-
-def _number(name: bytes, directory: int) -> int:
-    """Return the number that the entry of a disk's directory, or of a subdirectory, with this name has."""
-    part = directory % (1 << DISK)
-    first = (part - SUBDIRECTORY) * PER_DIRECTORY if part else 0
-    return int(name) - first if name.isdigit() else -1
 
 
 @contextmanager

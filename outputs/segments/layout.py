@@ -1,7 +1,8 @@
 """The layout of an image's segments: the files that restic sees, each read in full if any byte changed.
 
 A segment without data is a symbolic link to one file of zeros: it is never read, and yet `cat` of all files
-in the order of their names gives the image.
+in the order of their names gives the image. A subdirectory of such segments only is itself a link, to a
+hidden one that has as many: restic looks at one link instead of all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ MOST = 524288  # of any size
 MOST_NAMES = 1000000  # paths of more would not sort in the order of the bytes
 ZEROS = "zeros"  # the file's name, in the disk's directory
 ZEROS_LINK = f"../{ZEROS}"
+HOLES = ".holes"  # the hidden subdirectory, in the disk's directory; also what links to it contain
 # The last files: restic reads files in the order of their names, and these sort after those of all disks.
 MANIFEST_FILE = "~definition.tar"
 CHECKSUM_FILE = "~definition.tar.sha256"  # as sha256sum writes it
@@ -72,7 +74,11 @@ class Segments:
 
     def path(self, number: int) -> str:
         """Return a segment's path. The paths sort in the order of the bytes in the image."""
-        return f"{self.directory}/{subdirectory_name(number // PER_DIRECTORY)}/{segment_name(number)}"
+        return f"{self.subdirectory(number // PER_DIRECTORY)}/{segment_name(number)}"
+
+    def subdirectory(self, number: int) -> str:
+        """Return a subdirectory's path."""
+        return f"{self.directory}/{subdirectory_name(number)}"
 
     def extent(self, number: int) -> Extent:
         """Return a segment's extent in the image. All but the last have the same length."""
@@ -83,6 +89,11 @@ class Segments:
         """Return whether a segment has the length of the file of zeros."""
         return self.extent(number).length == self.segment_size
 
+    def can_be_linked(self, subdirectory: int) -> bool:
+        """Return whether a subdirectory has as many segments as the hidden one, all of their full length."""
+        segments = self.in_subdirectory(subdirectory)
+        return len(segments) == PER_DIRECTORY and self.can_be_link(segments[-1])
+
     def touched(self, extent: Extent) -> range:
         """Return the numbers of the segments that overlap an extent."""
         end = min(extent.offset + extent.length, self.size)
@@ -91,6 +102,11 @@ class Segments:
 
 def subdirectory_name(number: int) -> str:
     return f"{number:04d}"
+
+
+def hole_name(number: int) -> str:
+    """Return the name of a link in the hidden subdirectory."""
+    return f"{number:03d}"
 
 
 def segment_name(number: int) -> str:

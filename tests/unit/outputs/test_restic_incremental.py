@@ -29,6 +29,7 @@ from outputs.restic_repository import program as restic_process
 from outputs.restic_repository import repository as restic_repository
 from outputs.restic_repository.messages import ResticError
 from outputs.restic_repository.snapshots import segments_tag, stored_points
+from outputs.segments import fuse
 from outputs.segments import layout as cut
 from outputs.segments.files import SegmentFiles
 from outputs.segments.last_files import LastFiles
@@ -680,7 +681,7 @@ def test_without_fuse_there_are_problems(
     def refuse(*_: object) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(restic_incremental, "open", refuse, raising=False)
+    monkeypatch.setattr(fuse, "open", refuse, raising=False)
     problems = [error.message for error in restic.output(repository).problems()]
     assert problems[0] == "cannot open /dev/fuse: no such file or directory"
 

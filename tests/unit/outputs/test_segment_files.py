@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 import threading
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Collection, Generator, Sequence
 from hashlib import sha256
 from typing import Any, Callable
 
@@ -18,10 +18,11 @@ from backup.model import Extent
 from backup.system.spool import Spool
 from outputs.segments import files as segment_files
 from outputs.segments import layout as cut
-from outputs.segments.files import DiskFiles, SegmentFiles
+from outputs.segments.files import SegmentFiles
 from outputs.segments.last_files import LastFiles
-from outputs.segments.layout import Segments
+from outputs.segments.layout import PER_DIRECTORY, Segments
 from outputs.segments.reader import SegmentReader
+from outputs.segments.tree import DiskFiles
 
 from ..memory_snapshot import MemorySnapshot
 from ..samples import MIB
@@ -44,12 +45,16 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def disk(
-    target: str = "vda", size: int = 2 * SEGMENT + 100, data: dict[int, bytes] | None = None, **more: Any
+    target: str = "vda",
+    size: int = 2 * SEGMENT + 100,
+    data: dict[int, bytes] | None = None,
+    holes: Collection[int] = (),
+    **more: Any,
 ) -> DiskFiles:
     """Return a disk whose segment n has the time SECOND + n."""
     segments = Segments.for_image(target, size)
     times = [SECOND + number for number in range(len(segments))]
-    return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more))
+    return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more), holes)
 
 
 class Reply:
@@ -527,3 +532,44 @@ def test_a_manifest_that_cannot_be_packed_is_an_error_and_not_given_out(
 
     now(read_it)
     assert str(kernel.files.error) == "a segment is missing"
+
+
+def test_a_subdirectory_of_holes_is_a_link_to_a_hidden_one(kernel_of: KernelOf) -> None:
+    count = 3 * PER_DIRECTORY + 1
+    holes = {*range(count)} - {PER_DIRECTORY, count - 1}
+    one = disk(size=(count - 1) * SEGMENT + 100, holes=holes)
+    kernel = kernel_of(one)
+
+    async def check() -> None:
+        top = [name for name, _ in await kernel.list(1 << 32)]
+        assert top == [b"0000", b"0001", b"0002", b"0003", b"zeros", b".holes"]
+        for name, linked in (("0000", True), ("0001", False), ("0002", True), ("0003", False)):
+            inode = await kernel.inode(f"vda/{name}")
+            attributes = await kernel.files.getattr(inode)
+            assert stat.S_ISLNK(attributes.st_mode) is linked
+            assert stat.S_ISDIR(attributes.st_mode) is not linked
+            if linked:
+                assert await kernel.files.readlink(inode, None) == b".holes"
+                assert attributes.st_size == len(".holes")
+        hidden = await kernel.list(await kernel.inode("vda/.holes"))
+        assert [name for name, _ in hidden] == [b"%03d" % number for number in range(PER_DIRECTORY)]
+        for link, inode in hidden:
+            assert await kernel.inode(f"vda/.holes/{link.decode()}") == inode
+            assert stat.S_ISLNK((await kernel.files.getattr(inode)).st_mode)
+            assert await kernel.files.readlink(inode, None) == b"../zeros"
+        assert [name for name, _ in await kernel.list(await kernel.inode("vda/0003"))] == [b"000384"]
+
+    now(check)
+    assert one.size == 2 * SEGMENT + 100
+
+
+@pytest.mark.parametrize("name", ["vda/0004", "vda/x", "vda/0001/000127", "vda/0001/x", "vda/.holes/128"])
+def test_what_is_not_there_is_not_found(kernel_of: KernelOf, name: str) -> None:
+    count = 3 * PER_DIRECTORY + 1
+    kernel = kernel_of(disk(size=count * SEGMENT, holes=range(PER_DIRECTORY)))
+
+    async def look_up() -> None:
+        with pytest.raises(pyfuse3.FUSEError):
+            await kernel.inode(name)
+
+    now(look_up)
