@@ -73,12 +73,8 @@ class SegmentSource:
     def _linked_segments(self, entry: tarfile.TarInfo, name: str) -> int:
         """Return how many segments a link in place of a subdirectory of holes stands for; 0 if it is none."""
         number, first = divmod(self._next, PER_DIRECTORY)
-        linked = (
-            entry.issym()
-            and entry.linkname == HOLES
-            and name == self._segments.subdirectory(number)
-            and not first
-        )
+        expected = name == self._segments.subdirectory(number) and not first
+        linked = expected and entry.issym() and entry.linkname == HOLES
         return PER_DIRECTORY if linked and self._segments.can_be_linked(number) else 0
 
     def _require(self, entry: tarfile.TarInfo, name: str) -> None:

@@ -26,9 +26,8 @@ class Numbers(Collection[int]):
     def __len__(self) -> int:
         return self._flags.count(IN)
 
-    def add(self, *numbers: int) -> None:
-        for number in numbers:
-            self._flags[number] = 1
+    def add(self, number: int) -> None:
+        self._flags[number] = 1
 
     def update(self, numbers: range) -> None:
         """Add consecutive numbers; those past the limit are ignored."""

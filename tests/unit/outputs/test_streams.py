@@ -16,13 +16,14 @@ from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.system.concurrency_limit import Slots
 from outputs import streams as module
+from outputs.restic import Restic
 from outputs.streams import Streams
 
 from ..jobs_on_paper import JobOnPaper
 from ..memory_snapshot import MemorySnapshot, MemorySource
 from ..raising import raises
 from ..recorder import Recorder
-from ..samples import rbd_disk
+from ..samples import rbd_disk, settings
 from ..waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -54,6 +55,13 @@ def test_four_images_are_streamed_at_the_same_time_and_returned_in_their_order(t
 
     saved = streams(tmp_path, 4).each(sources(4), JobOnPaper(), save)
     assert saved == ["vd0", "vd1", "vd2", "vd3"]
+
+
+@pytest.mark.parametrize(("streams", "workers", "count"), [(0, 5, 5), (7, 5, 7), (1, 5, 1)])
+def test_there_are_as_many_streams_as_workers_unless_they_are_set(
+    streams: int, workers: int, count: int
+) -> None:
+    assert Restic.from_settings(settings(streams=streams, workers=workers)).streams == count
 
 
 def test_nothing_is_streamed_of_a_domain_without_images(tmp_path: Path) -> None:

@@ -177,6 +177,18 @@ def test_what_is_no_manifest_is_an_error_with_a_hint(packed: bytes) -> None:
     assert "restore-points" in caught.value.hint
 
 
+@pytest.mark.parametrize("left", [600, 1024, 2000])
+def test_a_manifest_whose_checksums_are_cut_off_is_damaged(left: int) -> None:
+    checksums = Checksums()
+    for number in range(100):
+        checksums.add(number << 22, b"data")
+    packed = pack(POINT, [SAVED], {"vda": checksums})
+    start = packed.index(b"vda.xxh3")
+    with pytest.raises(BackupError, match="is damaged"):
+        unpack(packed[: start + left])
+    assert [*Checksums(unpack(packed).checksums["vda"])] == [*checksums]
+
+
 def test_a_manifest_of_another_format_is_refused() -> None:
     other = pack(POINT, [SAVED], {}).replace(b'"format": 1', b'"format": 2')
     with pytest.raises(BackupError, match="format 2, this version reads format 1"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,25 @@ def test_progress_and_end_of_each_domain_are_reported(state_dir: str, recorder: 
     }
     assert set(recorder.progressed) == {("web", "vda", MIB, MIB), ("db", "vda", MIB, MIB)}
     assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]
+
+
+class Together(HeldPoints):
+    """An image is read only once another one is under way, too."""
+
+    together = threading.Barrier(2, timeout=20)
+
+    def image(self, image: SavedImage, check_stop: Callable[[], None]):  # type: ignore[no-untyped-def]
+        self.together.wait()
+        return super().image(image, check_stop)
+
+
+@pytest.mark.parametrize("numbers", [{"streams": 2, "workers": 1}, {"streams": 0, "workers": 2}])
+def test_so_many_images_are_read_at_a_time(
+    state_dir: str, recorder: Recorder, numbers: dict[str, int]
+) -> None:
+    chosen = settings(state_dir=state_dir, **numbers)
+    verified = Verification(chosen, Together(BOTH), recorder, StopRequest()).verify((), "latest")
+    assert (verified.images, recorder.told(Level.ERROR)) == (2, [])
 
 
 def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> None:
