@@ -61,8 +61,15 @@ MIN_AGE = 0
 MAX_FILE_SIZE = 134217728
 
 # Number of domains that are backed up at the same time. Each uses about one core in restic and up to 300 MB
-# of memory. Raise it if the node and the network have capacity left during a run.
+# of memory; STREAMS limits how many of their images are read. Raise it if the node and the network have
+# capacity left during a run.
 WORKERS = 3
+
+# Number of images that are read at the same time: with OUTPUT = "restic" by all domains of a run together, so
+# that the disks of one are read side by side; and in each `restore`, `verify` and `drill`. 0: as many as
+# WORKERS. Each uses about one core in restic and up to 300 MB of memory. Raise it for domains with many disks
+# if the node has cores to spare.
+STREAMS = 0
 
 # --- Consistency: how a running domain is quiesced for its snapshots ------------------------------
 
@@ -134,6 +141,11 @@ RESTIC_ENVIRONMENT = {}
 
 # Additional options for every restic call, such as ["--limit-upload=50000", "--no-cache"].
 RESTIC_OPTIONS = []
+
+# Only for "restic_incremental": number of files that restic reads at the same time for each domain, each with
+# about one core and up to 32 MB of memory of the worker. 0: restic's own default, 2. Needs restic 0.15: older
+# ones read two. Raise it if the node has cores to spare.
+RESTIC_READ_CONCURRENCY = 0
 
 # Maximum time in seconds that the output may make no progress (no byte accepted, or no exit after the last
 # one); then the domain's backup fails. restic itself retries its back end for 15 minutes: keep it above that.

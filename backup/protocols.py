@@ -11,7 +11,17 @@ from typing import Callable, Optional, Protocol, Union
 from .errors import BackupError
 from .job_result import Phase
 from .model import Disk, Extent, Image, Level
-from .stored import Base, Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId, StoredPoint
+from .stored import (
+    Base,
+    Layout,
+    Packed,
+    PointId,
+    RestorePoint,
+    SavedDomain,
+    SavedImage,
+    SnapshotId,
+    StoredPoint,
+)
 
 
 class SnapshotReader(Protocol):
@@ -131,7 +141,7 @@ class RandomAccess(Protocol):
 class OpenedPoint(Protocol):
     """A complete restore point, open for reading."""
 
-    def manifest(self) -> bytes:
+    def manifest(self) -> Packed:
         """Return its manifest, as it was packed. Raises BackupError."""
 
     def image(self, image: SavedImage) -> RandomAccess:
@@ -165,7 +175,8 @@ class Job(Protocol):
         """Report that an image is stored completely; its snapshot may be removed from now on.
 
         Called before the manifest is written; if the job does not verify, perhaps after an output stored all
-        in one step. With --verify it is compared first: raises Mismatch.
+        in one step, or in a thread while other images are stored. With --verify it is compared first: raises
+        Mismatch.
         """
 
 
@@ -221,7 +232,7 @@ class Output(Protocol):
         Raises BackupError.
         """
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         """Return a complete restore point's manifest, as it was packed. Raises BackupError."""
 
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:

@@ -124,6 +124,7 @@ class Settings:
     min_age: int = _constant(_whole(0))
     max_file_size: int = _constant(_whole(0))
     workers: int = _constant(_whole(1, 64))
+    streams: int = _constant(_whole(0, 64))
     freeze: str = _constant(_one_of("auto", "required", "never"))
     without_freeze: str = _constant(_one_of("pause", "crash"))
     freeze_timeout: int = _constant(_whole(2, 600))
@@ -139,6 +140,7 @@ class Settings:
     restic_password_file: str = _constant(_absolute_or_none)
     restic_environment: Mapping[str, str] = _constant(_environment, secret=True)
     restic_options: Sequence[str] = _constant(_texts)
+    restic_read_concurrency: int = _constant(_whole(0, 16))
     output_stall_timeout: int = _constant(_whole(1))
     lock_wait: int = _constant(_whole(0))
     retry_for: int = _constant(_whole(0))
@@ -165,6 +167,11 @@ class Settings:
     def node_dir(self) -> str:
         """RUNTIME_DIR, which all groups of a node share."""
         return str(Path(self.runtime_dir).parents[1]) if self.group else self.runtime_dir
+
+    @property
+    def stream_count(self) -> int:
+        """How many images are read at the same time: STREAMS, or as many as WORKERS."""
+        return self.streams or self.workers
 
     @property
     def libvirt_uris(self) -> tuple[str, ...]:

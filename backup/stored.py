@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Protocol
 
 from .model import Consistency, Definition, Disk, Domain
 
@@ -15,6 +15,15 @@ CLOCK_ERROR = timedelta(hours=12)  # of two nodes, at the most
 def is_future(moment: datetime) -> bool:
     """Return whether a time is later than any right clock has it: the clock that gave it was wrong."""
     return moment > datetime.now(timezone.utc) + CLOCK_ERROR
+
+
+class Packed(Protocol):
+    """Bytes that are read at any offset, as they may be too many for memory; see system/spool.py."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return these bytes, fewer only at the end. Raises OSError."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +116,7 @@ class SavedDomain:
     images: tuple[SavedImage, ...]
     skipped_disks: tuple[Disk, ...]
     definition: Definition
-    checksums: Mapping[str, bytes]
+    checksums: Mapping[str, Packed]
     times: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -131,7 +140,7 @@ class Base:
 
     snapshot: str
     saved: SavedImage
-    checksums: bytes
+    checksums: Packed
     times: bytes
 
 

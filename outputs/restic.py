@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
+from backup.settings import Settings
 from backup.stored import RestorePoint, SavedImage
+from backup.system.concurrency_limit import Slots
 from backup.text import size_text
 from backup.transfer import backup_stream
 from backup.transfer.backup_stream import Copied
@@ -19,24 +22,43 @@ from backup.transfer.backup_stream import Copied
 from .restic_repository.messages import ResticError, Summary
 from .restic_repository.repository import Repository, named
 from .restic_repository.snapshots import file_name
+from .streams import Streams
 
 
 @dataclass(frozen=True)
 class Restic(Repository):
-    """Saves each image with a full read. Satisfies backup.protocols.Output."""
+    """Saves each image with a full read. Satisfies backup.protocols.Output.
+
+    `streams`: images that are read at the same time, by all workers of the node.
+    """
+
+    streams: int = 1
+
+    @classmethod
+    def _own_settings(cls, settings: Settings) -> Mapping[str, Any]:
+        return {"streams": settings.stream_count}
 
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
-        """Save the images one after another, then the manifest: only then the restore point counts."""
-        images, checksums = [], {}
-        for source in sources:
-            save = partial(self._save_image, point, source, job)
-            image, checksums[source.disk.target] = self.when_unlocked(save, point, job)
-            images.append(image)
-            job.image_saved(source, image)
+        """Save the images at the same time, then the manifest: only then the restore point counts."""
+        streams = Streams(Slots(self.program.runtime_dir, "stream", self.streams), point.domain.name)
+        saved = streams.each(sources, job, partial(self._save_when_unlocked, point))
+        images = [image for image, _ in saved]
+        checksums = {image.target: one for image, one in saved}
+        if job.verifies:  # only now, as another phase begins with it
+            for source, image in zip(sources, images):
+                job.image_saved(source, image)
         self.save_manifest(point, manifest.pack(point, images, checksums), job)
         return tuple(images)
+
+    def _save_when_unlocked(
+        self, point: RestorePoint, source: SnapshotSource, job: Job
+    ) -> tuple[SavedImage, Checksums]:
+        saved = self.when_unlocked(partial(self._save_image, point, source, job), point, job)
+        if not job.verifies:
+            job.image_saved(source, saved[0])  # its snapshot is removed while others are streamed
+        return saved
 
     def _save_image(
         self, point: RestorePoint, source: SnapshotSource, job: Job

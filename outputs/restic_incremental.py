@@ -13,13 +13,13 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from backup.errors import BackupError, PreviousBackupDamaged, reason
+from backup.errors import BackupError, PreviousBackupDamaged
 from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.restore_point import manifest
@@ -27,8 +27,8 @@ from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.private_directory import make_private
-from backup.system.process import unshare_mounts
 from backup.system.process_group import own_mount_namespace
+from backup.system.spool import Spool
 from backup.text import size_text
 
 from .restic_repository.dying_worker import ServedFiles
@@ -38,11 +38,13 @@ from .restic_repository.repository import Repository, manifest_tags, named
 from .restic_repository.snapshots import TAG, segments_tag, stored_points
 from .segments.changed import SegmentedDisk, planned
 from .segments.files import SegmentFiles, mounted
+from .segments.fuse import fuse_problems
 from .segments.last_files import LastFiles
 from .segments.layout import pack_times
 from .segments.monitor import Monitor
 
 MOUNTPOINT = "segments"  # in RUNTIME_DIR
+READ_CONCURRENCY = (0, 15, 0)  # the first version of restic with this option
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class ResticIncremental(Repository):
     """Saves the changes since the base snapshots. Satisfies backup.protocols.Output.
 
     `mountpoint` is a directory. `full_read_days`: the days between full reads, 0 for no further ones.
-    `fast_diff`: trust the images' object maps.
+    `fast_diff`: trust the images' object maps. `read_concurrency`: files that restic reads at the same time,
+    0 for its own default.
     """
 
     mountpoint: str = ""
     full_read_days: int = 0
     fast_diff: bool = False
+    read_concurrency: int = 0
 
     keeps_base_snapshots = True
 
@@ -65,6 +69,7 @@ class ResticIncremental(Repository):
             "mountpoint": f"{settings.runtime_dir}/{MOUNTPOINT}",
             "full_read_days": settings.full_read_days,
             "fast_diff": settings.fast_diff,
+            "read_concurrency": settings.restic_read_concurrency,
         }
 
     @property
@@ -73,11 +78,26 @@ class ResticIncremental(Repository):
 
     def problems(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[BackupError]:
         """Return what prevents backups: problems of the repository, or FUSE missing on this node."""
-        return [*_fuse_problems(), *super().problems(check_stop)]
+        return [*fuse_problems(), *super().problems(check_stop)]
+
+    def advice(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[str]:
+        """Return also that this restic reads two files at a time, whatever the settings say."""
+        try:
+            ignored = self.read_concurrency and not self._concurrency(check_stop)
+        except ResticError:  # nothing to advise: `problems` has tried it
+            ignored = False
+        text = "RESTIC_READ_CONCURRENCY has no effect: it needs restic 0.15 or newer"
+        return [*super().advice(check_stop), *([text] if ignored else [])]
+
+    def _concurrency(self, check_stop: Callable[[], None]) -> Sequence[str]:
+        """Return the option with which restic reads several files at a time, if it has that option."""
+        if self.read_concurrency and self._version(check_stop) >= READ_CONCURRENCY:
+            return (f"--read-concurrency={self.read_concurrency}",)
+        return ()
 
     def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """Check FUSE too, before a run freezes any guest."""
-        for problem in _fuse_problems():
+        for problem in fuse_problems():
             raise problem
         return super().ready(check_stop)
 
@@ -191,6 +211,7 @@ class ResticIncremental(Repository):
         arguments = (
             "--ignore-inode",  # another disk that is added or removed changes the inode numbers
             *([f"--parent={parent}" for parent in parents] or ["--force"]),
+            *self._concurrency(saving.job.check_stop),
             *named(point, *tags, *(() if saving.job.verifies else manifest_tags(point))),
         )
         make_private(Path(self.mountpoint))
@@ -226,13 +247,13 @@ class _Saving:
     job: Job
     began: float = 0
     images: Sequence[SavedImage] = ()
-    packed: bytes = b""
+    packed: Spool = field(default_factory=Spool)
 
     @property
     def parents(self) -> Collection[str]:
         return {disk.base.saved.restore_id for disk in self.disks if disk.base}
 
-    def pack(self) -> bytes:
+    def pack(self) -> Spool:
         """Return the manifest once all segments were read. Raises BackupError if one is missing."""
         missing = sum(disk.missing for disk in self.disks)
         if missing:
@@ -265,22 +286,6 @@ def _lost_data_reported(parents: Collection[str]) -> Iterator[None]:
         )
         hint = "older restore points may be damaged too: run `restic check`, then `verify` what you need"
         raise PreviousBackupDamaged(message, hint) from error
-
-
-def _fuse_problems() -> Sequence[BackupError]:
-    try:
-        with open("/dev/fuse", "rb"):
-            pass
-    except OSError as error:
-        hint = "modprobe fuse; a container needs the device, a systemd unit res/restic-incremental.conf"
-        return [BackupError(f"cannot open /dev/fuse: {reason(error)}", hint)]
-    try:
-        with ThreadPoolExecutor(1) as thread:  # the namespace ends with the thread
-            thread.submit(unshare_mounts).result()
-    except OSError as error:
-        hint = "run it as root with CAP_SYS_ADMIN; a systemd unit needs res/restic-incremental.conf"
-        return [BackupError(f"cannot create a private mount namespace: {reason(error)}", hint)]
-    return ()
 
 
 def _log(job: Job, domain: str, level: Level, text: str) -> None:

@@ -19,8 +19,9 @@ from backup.errors import BackupError, reason
 from backup.protocols import Job, SnapshotSource, Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
-from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredImage, StoredPoint
+from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredImage, StoredPoint
 from backup.system.atomic_file import write_atomically
+from backup.system.spool import Spool, chunks
 from backup.transfer import backup_stream
 
 MANIFEST = "definition.tar"
@@ -57,7 +58,7 @@ class Directory:
                 images.append(image)
                 job.image_saved(source, image)
             job.require_lock()  # without it another run could be saving the domain
-            write_atomically(place / MANIFEST, manifest.pack(point, images, checksums))
+            write_atomically(place / MANIFEST, chunks(manifest.pack(point, images, checksums)))
         return tuple(images)
 
     def base(
@@ -87,9 +88,9 @@ class Directory:
             raise problem
         return self.restore_points(check_stop)
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         with _named_errors(place := self._place(point.id)):
-            return (place / MANIFEST).read_bytes()
+            return Spool((place / MANIFEST).read_bytes())
 
     @contextmanager
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> Iterator[Source]:
@@ -183,7 +184,7 @@ class _Opened:
     point: StoredPoint
     stack: ExitStack
 
-    def manifest(self) -> bytes:
+    def manifest(self) -> Packed:
         return self.output.manifest(self.point)
 
     def image(self, image: SavedImage) -> _OpenedFile:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from ..restore_point.checksums import Checksums
+from ..stored import Packed
 from ..transfer.restore_stream import PIECE
 
 
@@ -16,9 +17,9 @@ class DataMap:
     checksums: Optional[Checksums]
 
     @classmethod
-    def from_manifest(cls, packed: bytes, data_bytes: int) -> DataMap:
+    def from_manifest(cls, packed: Packed, data_bytes: int) -> DataMap:
         """Return the map of an image with so much data; one without all its checksums knows no holes."""
-        records = Checksums(bytearray(packed))
+        records = Checksums(packed)
         complete = sum(length for _, length, _ in records) == data_bytes
         return cls(records if complete else None)
 

@@ -13,6 +13,7 @@ from ..protocols import OpenedPoint, Output
 from ..restore_point import manifest
 from ..restore_point.find import find_point, with_current_ids
 from ..stored import SavedDomain, SavedImage
+from ..system.spool import Spool
 from .block_image import BlockImage
 from .blocks import Blocks, cached_blocks
 from .data_map import DataMap
@@ -65,6 +66,6 @@ def _disk(
     name = f"{image.target.replace('/', '_')}.raw"
     if not image.size:  # it is in the manifest only
         return File(name, Text(b""), 0)
-    data = DataMap.from_manifest(saved.checksums.get(image.target, b""), image.data_bytes)
+    data = DataMap.from_manifest(saved.checksums.get(image.target, Spool()), image.data_bytes)
     content = BlockImage(image, opened.image(image), data, blocks, limit, check_stop)
     return File(name, content, min(image.data_bytes, image.size))

@@ -36,11 +36,11 @@ class RestoredImage:
 
 @dataclass(frozen=True)
 class ImageRestore:
-    """Restores the disks of one restore point, up to `workers` at a time."""
+    """Restores the disks of one restore point, up to `streams` at a time."""
 
     domain: str
     output: Output
-    workers: int
+    streams: int
     reporter: RunReporter
     stop: StopRequest
 
@@ -69,7 +69,7 @@ class ImageRestore:
         with ExitStack() as stack:
             for _, target in wanted:
                 stack.enter_context(undone_by(target.discard, self.reporter, self.domain))
-            with ThreadPoolExecutor(self.workers, thread_name_prefix="restore") as threads:
+            with ThreadPoolExecutor(self.streams, thread_name_prefix="restore") as threads:
                 filling = [threads.submit(self._fill, saved, target) for saved, target in wanted]
                 self._wait(filling)
             self.stop.check()  # before the error of a restic that got the same signal

@@ -118,7 +118,7 @@ class Restorer:
         if (order.to_file or order.to_image) and len(images) > 1:
             message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
             raise ConfigError([BackupError(message, "select one with --disk TARGET")])
-        restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+        restore = ImageRestore(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop)
         if order.to_file:
             return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])
         return self._into_cluster(saved, images, restore)

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Union
 
 from .. import __version__
 from ..command import COMMAND
 from ..errors import BackupError
 from ..model import Consistency, Definition, Disk, NodeFile
-from ..stored import Layout, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
+from ..stored import Layout, Packed, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
+from ..system.spool import PackedFile, Part, Spool, whole
 from .checksums import ALGORITHM, Checksums
 
 FORMAT = 1
@@ -29,6 +30,9 @@ LIVE_XML = "domain-live.xml"
 NVRAM = "nvram.fd"
 FILES = "files"  # the folder of the node's files, each below its path
 CHECKSUMS, TIMES = ".xxh3", ".times"  # endings, after a disk's target
+NOTHING = Spool()
+
+Members = Mapping[str, Packed]
 
 
 def pack(
@@ -36,26 +40,26 @@ def pack(
     images: Sequence[SavedImage],
     checksums: Mapping[str, Checksums],
     times: Mapping[str, bytes] = MappingProxyType({}),
-) -> bytes:
+) -> Spool:
     """Return the tar file: the manifest, the domain's inactive and live XML, its files, checksums and times.
 
     `checksums` and `times` are by disk target; vda.xxh3 is missing if all of vda is a hole.
     """
     definition = point.definition
-    members: dict[str, bytes | bytearray] = {
-        MANIFEST: json.dumps(_manifest(point, images), indent=2).encode() + b"\n",
-        INACTIVE_XML: definition.inactive_xml.encode(),
-        LIVE_XML: definition.live_xml.encode(),
-        NVRAM: definition.nvram,
-        **{_member(file.path): file.content for file in definition.files},
+    members: dict[str, Packed] = {
+        MANIFEST: Spool(json.dumps(_manifest(point, images), indent=2).encode() + b"\n"),
+        INACTIVE_XML: Spool(definition.inactive_xml.encode()),
+        LIVE_XML: Spool(definition.live_xml.encode()),
+        NVRAM: Spool(definition.nvram),
+        **{_member(file.path): Spool(file.content) for file in definition.files},
         **{_file(target, CHECKSUMS): one.packed for target, one in checksums.items()},
-        **{_file(target, TIMES): one for target, one in times.items()},
+        **{_file(target, TIMES): Spool(one) for target, one in times.items()},
     }
     files = {_member(file.path): file for file in definition.files}
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    packed = Spool()
+    with tarfile.open(fileobj=PackedFile(packed), mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in members.items():
-            if content:
+            if len(content):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 entry.mode = 0o600
@@ -63,15 +67,15 @@ def pack(
                 if file := files.get(name):  # so that `tar -x` restores them by hand
                     entry.mode = file.mode
                     entry.uname, _, entry.gname = file.owner.partition(":")
-                tar.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()
+                tar.addfile(entry, PackedFile(content))
+    return packed
 
 
-def unpack(packed: bytes) -> SavedDomain:
-    """Read what `pack` wrote. Raises BackupError if it is anything else."""
+def unpack(packed: Union[bytes, Packed]) -> SavedDomain:
+    """Read what `pack` wrote; its checksums stay there. Raises BackupError if it is anything else."""
     try:
         members = _members(packed)
-        content = json.loads(members[MANIFEST])
+        content = json.loads(whole(members[MANIFEST]))
         if content["format"] != FORMAT:
             message = f"the manifest has format {content['format']}, this version reads format {FORMAT}"
             raise BackupError(message, f"restore it with {content['program']}")
@@ -83,16 +87,20 @@ def unpack(packed: bytes) -> SavedDomain:
             images=tuple(map(_image, content["images"])),
             skipped_disks=tuple(map(_skipped, content["not_covered"])),
             definition=Definition(
-                members[INACTIVE_XML].decode(),
-                members.get(LIVE_XML, b"").decode(),
+                whole(members[INACTIVE_XML]).decode(),
+                whole(members.get(LIVE_XML, NOTHING)).decode(),
                 content["nvram_path"],
-                members.get(NVRAM, b""),
+                whole(members.get(NVRAM, NOTHING)),
                 content.get("autostart"),
                 tuple(content.get("not_saved", ())),
                 tuple(_node_file(fields, members) for fields in content.get("files", ())),
             ),
             checksums=_checksums(content, members),
-            times={target: times for target, times in _by_target(TIMES, content, members).items() if times},
+            times={
+                target: whole(times)
+                for target, times in _by_target(TIMES, content, members).items()
+                if len(times)
+            },
         )
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         message = f"the restore point's manifest is damaged ({type(error).__name__}: {error})"
@@ -100,38 +108,42 @@ def unpack(packed: bytes) -> SavedDomain:
         raise BackupError(message, hint) from error
 
 
-def texts(packed: bytes) -> Mapping[str, bytes]:
+def texts(packed: Packed) -> Mapping[str, bytes]:
     """Return the files that an admin may want to see, by name: manifest, definition, NVRAM if there is one.
 
     Raises BackupError unless `unpack` can read them.
     """
     unpack(packed)
     members = _members(packed)
-    return {name: members[name] for name in (INACTIVE_XML, NVRAM, MANIFEST) if name in members}
+    return {name: whole(members[name]) for name in (INACTIVE_XML, NVRAM, MANIFEST) if name in members}
 
 
-def _members(packed: bytes) -> Mapping[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
-        files = ((entry.name, tar.extractfile(entry)) for entry in tar)
-        return {name: file.read() for name, file in files if file}
+def _members(packed: Union[bytes, Packed]) -> Members:
+    """Return the files in the tar by name. Raises tarfile.TarError, also if one is cut off."""
+    stored = Spool(packed) if isinstance(packed, bytes) else packed
+    with tarfile.open(fileobj=io.BufferedReader(PackedFile(stored)), mode="r:") as tar:
+        entries = [entry for entry in tar if entry.isreg()]
+    if any(entry.offset_data + entry.size > len(stored) for entry in entries):
+        raise tarfile.ReadError("unexpected end of data")
+    return {entry.name: Part(stored, entry.offset_data, entry.size) for entry in entries}
 
 
-def _checksums(content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
+def _checksums(content: Mapping[str, Any], members: Members) -> Members:
     return _by_target(CHECKSUMS, content, members) if content.get("checksums") == ALGORITHM else {}
 
 
-def _by_target(ending: str, content: Mapping[str, Any], members: Mapping[str, bytes]) -> Mapping[str, bytes]:
+def _by_target(ending: str, content: Mapping[str, Any], members: Members) -> Members:
     targets = [image["target"] for image in content["images"]]
-    return {target: members.get(_file(target, ending), b"") for target in targets}
+    return {target: members.get(_file(target, ending), NOTHING) for target in targets}
 
 
 def _member(path: str) -> str:
     return f"{FILES}/{path.lstrip('/')}"
 
 
-def _node_file(fields: Mapping[str, Any], members: Mapping[str, bytes]) -> NodeFile:
+def _node_file(fields: Mapping[str, Any], members: Members) -> NodeFile:
     path = fields["path"]
-    content = members[_member(path)] if fields["size"] else b""
+    content = whole(members[_member(path)]) if fields["size"] else b""
     if len(content) != fields["size"]:
         raise ValueError(f"{path} has {len(content)} of {fields['size']} bytes")
     return NodeFile(fields["use"], path, content, fields["mode"] & 0o777, fields["owner"])

@@ -69,8 +69,9 @@ class PipeReporter:
     def __init__(self, pipe: Connection, set_title: Callable[[str], None] = lambda text: None) -> None:
         self._pipe = pipe
         self._set_title = set_title
-        self._phase, self._target = Phase.PREPARE, ""
-        self._throttle = ProgressInterval()
+        self._phase = Phase.PREPARE
+        self._under_way: dict[str, None] = {}  # targets, in the order in which they began
+        self._intervals: dict[str, ProgressInterval] = {}  # by target
         self._sending = threading.Lock()  # threads of a job report too
         self._room = select.poll()
         self._room.register(pipe, select.POLLOUT)
@@ -82,17 +83,25 @@ class PipeReporter:
             self.send(Message(level, domain, text))
 
     def phase(self, domain: str, phase: Phase, limit: float = math.inf) -> None:
-        self._phase, self._target = phase, ""
+        self._phase, self._under_way = phase, {}
         self._set_title(f"{domain}: {phase.value}")
         self.send(PhaseBegun(domain, phase, limit))
 
     def progress(self, domain: str, target: str, done: int, size: int) -> None:
-        if not self._throttle.due(done, size):
+        if not self._intervals.setdefault(target, ProgressInterval()).due(done, size):
             return
-        if target != self._target:
-            self._target = target
-            self._set_title(f"{domain}: {self._phase.value} {target}".rstrip())
+        self._set_under_way(domain, target, done < size)
         self._send_if_room(Progress(domain, target, done, size))
+
+    def _set_under_way(self, domain: str, target: str, unfinished: bool) -> None:
+        """Name the images that are under way in the title."""
+        before = [*self._under_way]
+        if unfinished and target:
+            self._under_way.setdefault(target)
+        else:
+            self._under_way.pop(target, None)
+        if (targets := [*self._under_way]) != before:
+            self._set_title(" ".join((f"{domain}: {self._phase.value}", *targets)))
 
     def _send_if_room(self, item: FromWorker) -> None:
         if self._sending.acquire(blocking=False):  # otherwise another thread is waiting for room

@@ -7,24 +7,29 @@ import re
 import stat
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Union
 
 from .process_group import ProcessId, is_running, pid_namespace, process_id, sees_own_pids
 
 DRAFT_AGE = 600.0  # seconds after which a draft of an unknown writer counts as abandoned
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o600, durable: bool = True) -> None:
+def write_atomically(
+    path: Path, content: Union[bytes, Iterable[bytes]], mode: int = 0o600, durable: bool = True
+) -> None:
     """Create or replace a file. Raises OSError, and has then changed nothing.
 
-    `durable`: the file survives a power cut.
+    `content` is its bytes, or parts of them that are too many for memory together. `durable`: the file
+    survives a power cut.
     """
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.{_writer()}", delete=False
     ) as file:
         try:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())

@@ -47,6 +47,18 @@ class Slots:
                 time.sleep(POLL)
             yield
 
+    @contextmanager
+    def whenever_free(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Occupy one of the slots during the block, however long others hold them.
+
+        For work of hours, whose holders somebody ends if they hang. `wait` pauses between two attempts, and
+        raises the reason to stop.
+        """
+        with ExitStack() as stack:
+            while not self._any_taken(stack):
+                wait()
+            yield
+
     def _give_up(self, stopping: bool) -> None:
         if not stopping and not self._given_up.is_set():
             self._given_up.set()

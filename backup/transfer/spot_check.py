@@ -23,7 +23,7 @@ def spot_check(reader: SnapshotReader, base: Base, unchanged: Sequence[Extent]) 
     Returns the first piece that differs, None if there is none. The extents are in order and begin at
     multiples of READ_SIZE. Raises BackupError.
     """
-    checksums = Checksums(bytearray(base.checksums))
+    checksums = Checksums(base.checksums)
     drawn = sorted({*_anything(unchanged), *_data(checksums, unchanged)})
     reads = (Extent(start, length) for start, length in drawn)
     with closing(backup_stream.read_ahead(reader, reads)) as pieces:

@@ -104,7 +104,7 @@ class Drill:
             (one, NewImage(cluster, places[one.target], one, False, self.reporter, self.stop))
             for one in map(_without_data_pool, saved.images)
         ]
-        restore = ImageRestore(saved.name, self.output, self.settings.workers, self.reporter, self.stop)
+        restore = ImageRestore(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop)
         with restore.staged(wanted):
             self.reporter.phase(saved.name, Phase.VERIFY)
             for image, target in wanted:
@@ -122,7 +122,7 @@ class Drill:
             if interval.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
-        checksums = Checksums(bytearray(saved.checksums[image.target]))
+        checksums = Checksums(saved.checksums[image.target])
         with cluster.head_reader(restored) as reader, closing(pieces_from_image(reader)) as pieces:
             compare_with_checksums(pieces, image, checksums, progress)
         self.reporter.message(Level.INFO, saved.name, f"{image.target} verified in {restored.place}")

@@ -57,7 +57,7 @@ class Verified:
 
 @dataclass(frozen=True)
 class Verification:
-    """Verifies one restore point of each domain, up to WORKERS images at a time.
+    """Verifies one restore point of each domain, up to STREAMS images at a time.
 
     `sample` is the share of all bytes, 0 to 1, to be read at least: whole images, chosen at random.
     """
@@ -125,7 +125,7 @@ class Verification:
         left = {point.id.uuid: len(targets) for point, targets in drawn}
         with (
             _Snapshots(self.settings, self.stop, self.reporter) as snapshots,
-            ThreadPoolExecutor(self.settings.workers, thread_name_prefix="verify") as threads,
+            ThreadPoolExecutor(self.settings.stream_count, thread_name_prefix="verify") as threads,
         ):
             under_way = {}
             for point, targets in drawn:
@@ -150,7 +150,7 @@ class Verification:
         return image
 
     def _verify(self, saved: SavedDomain, image: SavedImage, snapshots: _Snapshots) -> None:
-        checksums = Checksums(bytearray(saved.checksums[image.target]))
+        checksums = Checksums(saved.checksums[image.target])
         interval = ProgressInterval()
 
         def progress(done: int) -> None:

@@ -6,16 +6,17 @@ restic's ids are hashes of the content: what an id names never changes. Nothing 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Optional
 
-from backup.stored import PointId, StoredPoint
+from backup.stored import Packed, PointId, StoredPoint
 from backup.system.atomic_file import remove_drafts, write_atomically
 from backup.system.private_directory import make_private
+from backup.system.spool import MEMORY_LIMIT, OpenFile, Spool, chunks, whole
 
 DIRECTORY = "manifests"  # in STATE_DIR
 SIZE_LIMIT = 1 << 30  # bytes of all cached manifests together; that of 1 TiB of data has 9 MB
@@ -36,7 +37,7 @@ class ManifestCache:
     def _directory(self) -> Path:
         return Path(self.state_dir, DIRECTORY)
 
-    def find(self, point: StoredPoint) -> Optional[bytes]:
+    def find(self, point: StoredPoint) -> Optional[Packed]:
         """Return the restore point's manifest as it was packed, None if it is not cached, or damaged."""
         for path in self._files(point.id.uuid):
             known = path.name.rpartition(".")[2]
@@ -44,7 +45,7 @@ class ManifestCache:
                 return _checked(path, point.id)
         return None
 
-    def keep(self, point: PointId, manifest_id: str, packed: bytes) -> None:
+    def keep(self, point: PointId, manifest_id: str, packed: Packed) -> None:
         """Keep a manifest instead of the domain's former one, if there is room for it."""
         if not self.state_dir:
             return
@@ -55,7 +56,7 @@ class ManifestCache:
             self.drop(point.uuid)
             self._make_room(len(packed))
             if len(packed) <= SIZE_LIMIT:
-                write_atomically(path, _digest(point, packed) + packed, durable=False)
+                write_atomically(path, chain([_digest(point, packed)], chunks(packed)), durable=False)
 
     def drop(self, uuid: str) -> None:
         """Remove a domain's manifest."""
@@ -91,19 +92,26 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _checked(path: Path, point: PointId) -> Optional[bytes]:
+def _checked(path: Path, point: PointId) -> Optional[Packed]:
+    """Return a file's manifest; a large one stays open as long as it is used.
+
+    Files are replaced, and never changed.
+    """
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > SIZE_LIMIT + DIGEST().digest_size:
-                return None  # none of ours, and more than may fit into memory
-            digest, packed = file.read(DIGEST().digest_size), file.read()
+        file = path.open("rb", buffering=0)
+        packed = OpenFile(file, DIGEST().digest_size)
+        if len(packed) > SIZE_LIMIT:
+            return None  # none of ours
+        if file.read(DIGEST().digest_size) != _digest(point, packed):
+            return None
+        return packed if len(packed) > MEMORY_LIMIT else Spool(whole(packed))
     except OSError:
         return None
-    return packed if digest == _digest(point, packed) else None
 
 
-def _digest(point: PointId, packed: bytes) -> bytes:
+def _digest(point: PointId, packed: Packed) -> bytes:
     """Return the digest of a manifest and its restore point: a short id might name two of them."""
     digest = DIGEST(f"{point.run} {point.uuid} {point.attempt}\n".encode())
-    digest.update(packed)
+    for chunk in chunks(packed):
+        digest.update(chunk)
     return digest.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from typing import Callable
@@ -9,7 +10,7 @@ from typing import Callable
 from backup.errors import BackupError, reason
 
 from ..segments.archive import UNSOUND
-from ..segments.layout import Segments
+from ..segments.layout import HOLES, PER_DIRECTORY, Segments
 
 
 class MountedFiles:
@@ -33,6 +34,15 @@ class MountedFiles:
             message = f"the repository has {path} with {found} bytes, but its manifest has {size}"
             raise BackupError(message, UNSOUND)
         return descriptor
+
+    def links_to(self, path: str, target: str) -> bool:
+        """Return whether a path is a symbolic link with this content. Raises BackupError."""
+        try:
+            return os.readlink(path, dir_fd=self._directory) == target
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # no link
+                return False
+            raise self._error(path, error) from error
 
     def opened_until_close(self, path: str, size: int) -> int:
         """Open a file that stays open until `close`."""
@@ -91,6 +101,7 @@ class SegmentedImage:
         self._files = files
         self._directory = directory
         self._segments = segments
+        self._linked: dict[int, bool] = {}  # by the numbers of subdirectories
 
     def read(self, offset: int, length: int) -> bytes:
         """Read its part from each of the segments that have one."""
@@ -105,6 +116,13 @@ class SegmentedImage:
 
     def _part(self, number: int, offset: int, length: int) -> bytes:
         """Read from one segment; a link to the file of zeros has its length too."""
+        subdirectory = number // PER_DIRECTORY
+        if subdirectory not in self._linked:  # by several threads, with the same result
+            path = f"{self._directory}/{self._segments.subdirectory(subdirectory)}"
+            found = self._segments.can_be_linked(subdirectory) and self._files.links_to(path, HOLES)
+            self._linked[subdirectory] = found
+        if self._linked[subdirectory]:
+            return bytes(length)
         path = f"{self._directory}/{self._segments.path(number)}"
         descriptor = self._files.opened(path, self._segments.extent(number).length)
         try:

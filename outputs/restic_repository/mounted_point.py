@@ -21,6 +21,7 @@ from backup.stored import SavedImage, StoredPoint
 from backup.system.own_thread import in_own_thread
 from backup.system.private_directory import make_private
 from backup.system.process import unshare_mounts
+from backup.system.spool import Spool
 from backup.system.time_limit import CheckStop, within
 
 from ..segments.layout import Segments
@@ -119,10 +120,9 @@ class MountedPoint:
     files: MountedFiles
     limited: _Limited
 
-    def manifest(self) -> bytes:
-        return self.limited.call(
-            partial(self.files.whole, f"{self.point.manifest_id}/{manifest_file(self.point)}")
-        )
+    def manifest(self) -> Spool:
+        path = f"{self.point.manifest_id}/{manifest_file(self.point)}"
+        return Spool(self.limited.call(partial(self.files.whole, path)))
 
     def image(self, image: SavedImage) -> RandomAccess:
         if image.segment_size:

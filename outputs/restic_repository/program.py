@@ -13,6 +13,7 @@ from backup.system.child_records import ChildRecord, Recording, Records, records
 from backup.system.pipe_reader import PipeReader, WriterEnded
 from backup.system.pipe_writer import PipeWriter, ReaderClosed, Stalled
 from backup.system.process_group import sees_own_pids
+from backup.system.spool import Spool
 from backup.system.started_program import NOTHING, PIPE, Command, inherited, outlet, printed, without_secrets
 
 from .child import WAIT_POLL, Child, started
@@ -109,7 +110,7 @@ class Program:
         backup.summary = _summary_of(sink.sent, child)
 
     def backup_whole(
-        self, arguments: Sequence[str], content: bytes, check_stop: Callable[[], None]
+        self, arguments: Sequence[str], content: Spool, check_stop: Callable[[], None]
     ) -> Summary:
         """Run `restic backup --stdin` on content that is complete before restic starts.
 
@@ -117,11 +118,8 @@ class Program:
         Raises ResticError unless restic saved every byte.
         """
         command = ("backup", "--stdin", "--json", "--quiet", *arguments)
-        with os.fdopen(os.memfd_create("content"), "w+b") as file:
-            file.write(content)
-            file.seek(0)  # also flushes the buffer
-            with self._child(command, file.fileno()) as child:
-                self._wait(child, check_stop)
+        with content.as_file() as file, self._child(command, file) as child:
+            self._wait(child, check_stop)
         self._require_success("backup", child, check_stop)
         return _summary_of(len(content), child)
 

@@ -17,6 +17,7 @@ from backup.model import Level
 from backup.protocols import Job, Source
 from backup.settings import Settings
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint, is_future
+from backup.system.spool import CHUNK, Spool
 
 from ..segments.archive import SegmentSource
 from ..segments.layout import Segments
@@ -154,10 +155,13 @@ class Repository:
         self._require_version(check_stop)
         return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Spool:
         """Return the manifest as it was packed."""
+        packed, buffer = Spool(), memoryview(bytearray(CHUNK))
         with self.program.dump(point.manifest_id, manifest_file(point), check_stop) as source:
-            return source.read()
+            while got := source.fill(buffer):
+                packed.append(buffer[:got])
+        return packed
 
     @contextmanager
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> Iterator[Source]:
@@ -264,7 +268,7 @@ class Repository:
                     job.reporter.message(Level.WARNING, point.domain.name, text)
             wait(LOCK_PAUSE, job.check_stop)
 
-    def save_manifest(self, point: RestorePoint, packed: bytes, job: Job) -> str:
+    def save_manifest(self, point: RestorePoint, packed: Spool, job: Job) -> str:
         """Save the manifest, with which the restore point counts, and return the id of its snapshot."""
         arguments = (*named(point, *manifest_tags(point)), f"--stdin-filename={MANIFEST_FILE}")
 
@@ -275,14 +279,19 @@ class Repository:
         return self.when_unlocked(save, point, job)
 
     def _require_version(self, check_stop: Callable[[], None]) -> None:
+        version = self._version(check_stop)
+        if version < OLDEST_VERSION:
+            found, oldest = (".".join(map(str, one)) for one in (version, OLDEST_VERSION))
+            message = f"restic has version {found}, but {oldest} or newer is required"
+            raise ResticError(message, "see RESTIC_BINARY")
+
+    def _version(self, check_stop: Callable[[], None]) -> tuple[int, ...]:
+        """Return restic's version. Raises ResticError."""
         printed = self.program.call("version", limit=VERSION_LIMIT, check_stop=check_stop)
         found = re.match(r"restic (\d+)\.(\d+)\.(\d+)", printed)
         if not found:
             raise ResticError(f"{self.program.binary} is not restic", "see RESTIC_BINARY")
-        if tuple(map(int, found.groups())) < OLDEST_VERSION:
-            oldest = ".".join(map(str, OLDEST_VERSION))
-            message = f"restic has version {'.'.join(found.groups())}, but {oldest} or newer is required"
-            raise ResticError(message, "see RESTIC_BINARY")
+        return tuple(map(int, found.groups()))
 
 
 def named(point: RestorePoint, *tags: str) -> list[str]:

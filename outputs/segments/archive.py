@@ -7,7 +7,7 @@ import tarfile
 from backup.errors import BackupError
 from backup.system.pipe_reader import PipeReader
 
-from .layout import ZEROS, ZEROS_LINK, Segments
+from .layout import HOLES, PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments
 
 SKIP = 1 << 20  # bytes at a time
 UNSOUND = "run `restic check --read-data`; another restore point may be undamaged"
@@ -50,18 +50,32 @@ class SegmentSource:
         while entry := self._entry():
             size = -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             name = entry.name.strip("/")
-            zeros = name == f"{self._segments.directory}/{ZEROS}"
-            if zeros or not (entry.isreg() or entry.issym()):  # a directory, or an extended header
+            if self._leads_nowhere(entry, name):
                 self._skip(size)
                 continue
-            self._require(entry, name)
-            length = self._segments.extent(self._next).length
-            self._next += 1
+            count = self._linked_segments(entry, name)
+            if not count:
+                self._require(entry, name)
+            length = sum(self._segments.extent(self._next + one).length for one in range(count or 1))
+            self._next += count or 1
             self._hole = entry.issym()
             self._left, self._padding = length, 0 if self._hole else size - length
             return True
         self._padding = 0
         return False
+
+    def _leads_nowhere(self, entry: tarfile.TarInfo, name: str) -> bool:
+        """Return whether an entry is no part of the image: what links lead to, a directory, a header."""
+        directory = self._segments.directory
+        special = name == f"{directory}/{ZEROS}" or name.startswith(f"{directory}/{HOLES}/")
+        return special or not (entry.isreg() or entry.issym())
+
+    def _linked_segments(self, entry: tarfile.TarInfo, name: str) -> int:
+        """Return how many segments a link in place of a subdirectory of holes stands for; 0 if it is none."""
+        number, first = divmod(self._next, PER_DIRECTORY)
+        expected = name == self._segments.subdirectory(number) and not first
+        linked = expected and entry.issym() and entry.linkname == HOLES
+        return PER_DIRECTORY if linked and self._segments.can_be_linked(number) else 0
 
     def _require(self, entry: tarfile.TarInfo, name: str) -> None:
         """Raise BackupError unless the entry is the next segment."""

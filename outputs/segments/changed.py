@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Generator, Iterator
+from array import array
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from heapq import merge
-from itertools import groupby
+from itertools import chain
 from typing import Callable, Optional
 
 from backup.model import Extent, Level
@@ -18,8 +19,9 @@ from backup.stored import Base, SavedImage
 from backup.text import size_text
 from backup.transfer.spot_check import spot_check
 
-from .files import DiskFiles
 from .layout import Segments, unpack_times
+from .numbers import Numbers
+from .tree import DiskFiles
 
 Log = Callable[[Level, str], None]
 
@@ -41,22 +43,26 @@ class SegmentedDisk:
 
     @property
     def changed_bytes(self) -> int:
-        changed = set(self.changed) - set(self.files.holes)
-        return sum(self.files.segments.extent(number).length for number in changed)
+        return sum(self.files.segments.extent(number).length for number in self._to_read)
 
     @property
     def missing(self) -> int:
         """The number of changed segments that were not read completely."""
-        return len(set(self.changed) - set(self.files.read) - set(self.files.holes))
+        return sum(number not in self.files.read for number in self._to_read)
+
+    @property
+    def _to_read(self) -> Iterator[int]:
+        return (number for number in self.changed if number not in self.files.holes)
 
     def checksums(self) -> Checksums:
         """Return the checksums of all segments: new ones of those read now, the base's of the others."""
         read, segments = self.files.read, self.files.segments
-        before = _checksums(self.base) if self.base else ()  # the image may have been larger
-        unchanged = {*range(len(segments))} - {*read} - {*self.changed}
+        unchanged = Numbers(len(segments), every=True)  # the image may have been larger
+        for number in chain(self.changed, read):
+            unchanged.discard(number)
+        before = Checksums(self.base.checksums) if self.base else ()
         old = (one for one in before if one[0] // segments.segment_size in unchanged)
-        new = (one for number in sorted(read) for one in read[number])
-        return packed(merge(old, new))
+        return packed(merge(old, read.records()))
 
     def saved(self, checksums: Checksums, taken: datetime, seconds: float) -> SavedImage:
         """Return the saved image, as its manifest has it: without the id of the snapshot they are both in."""
@@ -70,7 +76,7 @@ class SegmentedDisk:
             seconds=seconds,
             restore_id="",
             layout=reader.layout,
-            read_bytes=sum(length for one in self.files.read.values() for _, length, _ in one),
+            read_bytes=sum(length for _, length, _ in self.files.read.records()),
             source=reader.source,
             segment_size=self.files.segments.segment_size,
             full_read=self.base.saved.full_read if self.base else taken.isoformat(),
@@ -89,17 +95,15 @@ def planned(
 
     `full_read_interval`: the time after which a full read is due, 0 for never. Raises BackupError.
     """
-    segments = Segments.for_image(source.disk.target, reader.size)
-    everything = range(len(segments))
-    base = source.base
-    disk = f"{source.disk.target} ({source.image})"
-    why = _full_read_reason(base, segments, taken, full_read_interval)
+    target, base = source.disk.target, source.base
+    disk = f"{target} ({source.image})"
+    why = _full_read_reason(base, reader.size, taken, full_read_interval)
     listing = _Listing(disk, reader.size, log)
-    changed: Collection[int] = everything
     if base and not why:
+        # as the base has them, even if a new chain would have others
+        segments = Segments(target, reader.size, base.saved.segment_size)
         changed = _changed(reader, base, segments, fast, listing)
-        unchanged = [segments.extent(number) for number in everything if number not in changed]
-        wrong = spot_check(reader, base, unchanged)
+        wrong = spot_check(reader, base, _extents(segments, changed.others()))
         if wrong:
             why = (
                 f"{wrong.length} bytes at {wrong.offset} differ from what was saved, although Ceph reports "
@@ -108,23 +112,31 @@ def planned(
             log(Level.ERROR, f"{disk}: {why}")
     if not base or why:
         log(Level.INFO, f"{disk}: full read, {why}")
-        base, changed = None, everything
-    before = unpack_times(base.times) if base else ()
-    # later than all times of the base, trusted or not, even if the clock was set back
-    known = unpack_times(source.base.times) if source.base else ()
-    now = max(int(taken.timestamp() * 1e9), *(time + 1 for time in known), 0)
-    times = [now if number in changed else before[number] for number in everything]
+        base, segments = None, Segments.for_image(target, reader.size)
+        changed = Numbers(len(segments), every=True)
+    times = _times(source.base, changed, len(segments), taken)
     holes = _holes(reader, base, segments, changed, listing)
     return SegmentedDisk(source, DiskFiles(segments, times, reader, holes), changed, base)
 
 
-def _full_read_reason(base: Optional[Base], segments: Segments, taken: datetime, interval: timedelta) -> str:
+def _times(base: Optional[Base], changed: Numbers, count: int, taken: datetime) -> array[int]:
+    """Return the time of each segment: a new one of those that changed, the base's of the others."""
+    before = unpack_times(base.times) if base else array("q")
+    # later than all times of the base, trusted or not, even if the clock was set back
+    now = max(int(taken.timestamp() * 1e9), max(before, default=-1) + 1)
+    times = before[:count] + array("q", [now]) * (count - len(before))
+    for number in changed:
+        times[number] = now
+    return times
+
+
+def _full_read_reason(base: Optional[Base], size: int, taken: datetime, interval: timedelta) -> str:
     """Return the reason for a full read, "" if none is needed."""
     if not base:
         return "there is no base snapshot of a previous backup"
-    before = Segments(segments.target, base.saved.size, base.saved.segment_size)
-    if base.saved.segment_size != segments.segment_size or len(unpack_times(base.times)) != len(before):
-        return "the segment size has changed"
+    before, now = (Segments("", one, base.saved.segment_size) for one in (base.saved.size, size))
+    if not (before.usable and now.usable) or len(unpack_times(base.times)) != len(before):
+        return "its segments in the previous backup do not suit it"
     # abs: a clock that was wrong once must not postpone the full read for years
     if interval and abs(taken - datetime.fromisoformat(base.saved.full_read)) >= interval:
         return f"the last one was on {base.saved.full_read[:10]} (FULL_READ_DAYS)"
@@ -154,40 +166,41 @@ class _Listing:
 
 def _changed(
     reader: SnapshotReader, base: Base, segments: Segments, fast: bool, listing: _Listing
-) -> Collection[int]:
-    before = Segments(segments.target, base.saved.size, base.saved.segment_size)
-    changed = {number for number in range(len(segments)) if before.extent(number) != segments.extent(number)}
+) -> Numbers:
+    changed = Numbers(len(segments))
+    if base.saved.size != segments.size:  # from the first segment on that had another length, or none
+        changed.update(range(min(base.saved.size, segments.size) // segments.segment_size, len(segments)))
     for extent in listing.with_data("changes", reader.changes(base.snapshot, fast)):
         changed.update(segments.touched(extent))
     return changed
+
+
+def _extents(segments: Segments, numbers: Numbers) -> Sequence[Extent]:
+    """Return the extents of segments, one for those that are adjacent."""
+    found = []
+    for first, last in numbers.runs():
+        start, end = segments.extent(first).offset, segments.extent(last)
+        found.append(Extent(start, end.offset + end.length - start))
+    return found
 
 
 def _holes(
     reader: SnapshotReader,
     base: Optional[Base],
     segments: Segments,
-    changed: Collection[int],
+    changed: Numbers,
     listing: _Listing,
-) -> Collection[int]:
+) -> Numbers:
     """Return the segments without data; an unchanged one has none if the base has no checksum of it."""
-    full: set[int] = set()
-    for first, last in _runs(changed):
-        start, end = segments.extent(first).offset, segments.extent(last)
-        extents = reader.extents(Extent(start, end.offset + end.length - start))
-        for extent in listing.with_data("allocated extents", extents):
+    full = Numbers(len(segments))
+    for part in _extents(segments, changed):
+        for extent in listing.with_data("allocated extents", reader.extents(part)):
             full.update(segments.touched(extent))
-    if base:
-        saved = {offset // segments.segment_size for offset, _, _ in _checksums(base)}
-        full |= saved - set(changed)
-    return {n for n in range(len(segments)) if n not in full and segments.can_be_link(n)}
-
-
-def _checksums(base: Base) -> Checksums:
-    return Checksums(bytearray(base.checksums))
-
-
-def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of each run of consecutive numbers."""
-    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-        run_numbers = [number for _, number in run]
-        yield run_numbers[0], run_numbers[-1]
+    for offset, _, _ in Checksums(base.checksums) if base else ():
+        number = offset // segments.segment_size
+        if number < len(segments) and number not in changed:  # the image may have been larger
+            full.add(number)
+    holes = full.others()
+    if len(segments) and not segments.can_be_link(len(segments) - 1):
+        holes.discard(len(segments) - 1)
+    return holes

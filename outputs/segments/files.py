@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import pyfuse3
@@ -16,41 +14,15 @@ import trio
 
 from backup.command import COMMAND
 from backup.errors import BackupError
-from backup.protocols import SnapshotReader
-from backup.restore_point.checksums import Checksums
 from backup.system.process import unshare_mounts
 
 from .last_files import MANIFEST, NAMES, LastFiles
-from .layout import PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments, segment_name, subdirectory_name
 from .reader import Answer, SegmentReader, ZerosReader
+from .tree import DISK, SUBDIRECTORY, ZEROS_FILE, DiskFiles, Tree, link_content
 
 DEVICE = os.makedev(10, 229)  # /dev/fuse, wherever a container has it (Linux, admin-guide/devices.txt)
-CACHED = 3600.0  # seconds that the kernel may cache a file's attributes: they do not change
-DISK = 32  # the upper bits of an inode number are the disk's number, the lower ones the file of the disk
-SUBDIRECTORY = 1 << (DISK - 1)  # subdirectories from this number on, segments below it, from 1
-ZEROS_FILE = SUBDIRECTORY - 1
 FAILED_POLL = 0.05  # seconds
 CLOSED_POLL = 0.005  # seconds between two checks whether the segments before the last files are closed
-
-
-@dataclass
-class DiskFiles:
-    """One disk's snapshot: its segments with their times (nanoseconds since 1970), and its reader.
-
-    `holes` are the segments without data. `read` has the checksums of each segment that was read completely.
-    """
-
-    segments: Segments
-    times: Sequence[int]
-    reader: SnapshotReader
-    holes: Collection[int] = ()
-    read: dict[int, Checksums] = field(default_factory=dict)
-
-    @property
-    def size(self) -> int:
-        """The size of all files together, in bytes."""
-        holes = self.segments.segment_size * len(self.holes)
-        return self.segments.size - holes + (self.segments.segment_size if holes else 0)
 
 
 class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
@@ -69,6 +41,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         self._token: trio.lowlevel.TrioToken | None = None
         self._given_up = threading.Event()
         self._disks = disks
+        self._tree = Tree(disks, last.time)
         self._last = last
         self._open: dict[int, tuple[DiskFiles, int, SegmentReader | ZerosReader]] = {}
         self._open_last: dict[int, int] = {}  # the inodes of the last files by handle
@@ -107,22 +80,21 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
                 trio.from_thread.run_sync(pyfuse3.terminate, trio_token=self._token)
 
     async def getattr(self, inode: int, ctx: Any = None) -> Any:
-        return self._attributes(inode)
+        return self._tree.attributes(inode)
 
     async def lookup(self, parent: int, name: bytes, ctx: Any = None) -> Any:
-        for known, inode in self._entries(parent):
-            if known == name:
-                return self._attributes(inode)
-        raise pyfuse3.FUSEError(errno.ENOENT)
+        found = self._tree.found(parent, name)
+        if found is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._tree.attributes(found)
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         return inode
 
     async def readdir(self, inode: int, start: int, token: Any) -> None:
-        for number, (name, entry) in enumerate(self._entries(inode)):
-            if number >= start and not pyfuse3.readdir_reply(
-                token, name, self._attributes(entry), number + 1
-            ):
+        for number in range(start, self._tree.count(inode)):
+            name, entry = self._tree.entry(inode, number)
+            if not pyfuse3.readdir_reply(token, name, self._tree.attributes(entry), number + 1):
                 break
 
     async def open(self, inode: int, flags: int, ctx: Any) -> Any:
@@ -141,7 +113,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         return pyfuse3.FileInfo(fh=self._handles, direct_io=True)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
-        return ZEROS_LINK.encode()
+        return link_content(inode)
 
     async def read(self, handle: int, offset: int, length: int) -> Answer:
         if handle in self._open_last:
@@ -157,7 +129,7 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
                 self.loading -= 1
         self.served += len(answer)
         if segment.complete:
-            disk.read[number] = segment.checksums
+            disk.read.keep(number, segment.checksums)
         return answer
 
     async def _read_last(self, inode: int, offset: int, length: int) -> Answer:
@@ -196,51 +168,6 @@ class SegmentFiles(pyfuse3.Operations):  # type: ignore[misc]
         while not self._given_up.is_set():
             await trio.sleep(FAILED_POLL)
         raise pyfuse3.FUSEError(errno.EIO)
-
-    def _entries(self, inode: int) -> Iterator[tuple[bytes, int]]:
-        """Yield (name, inode) of a directory's entries."""
-        if inode == pyfuse3.ROOT_INODE:
-            for number, disk in enumerate(self._disks, 1):
-                yield disk.segments.directory.encode(), number << DISK
-            for last, name in NAMES.items():
-                yield name, last
-            return
-        number, part = inode >> DISK, inode % (1 << DISK)
-        count = len(self._disks[number - 1].segments)
-        if not part:
-            for one in range(-(-count // PER_DIRECTORY)):
-                yield subdirectory_name(one).encode(), inode + SUBDIRECTORY + one
-            if self._disks[number - 1].holes:
-                yield ZEROS.encode(), inode + ZEROS_FILE
-        else:
-            first = (part - SUBDIRECTORY) * PER_DIRECTORY
-            for one in range(first, min(count, first + PER_DIRECTORY)):
-                yield segment_name(one).encode(), (number << DISK) + 1 + one
-
-    def _attributes(self, inode: int) -> Any:
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = inode
-        entry.entry_timeout = entry.attr_timeout = CACHED
-        part = inode % (1 << DISK)
-        if inode in NAMES:  # without a size, which is unknown yet: they are read to their end, in each run
-            entry.st_mode = stat.S_IFREG | 0o400
-            entry.st_nlink = 1
-            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = self._last.time
-        elif inode == pyfuse3.ROOT_INODE or not 0 < part < SUBDIRECTORY:
-            entry.st_mode = stat.S_IFDIR | 0o500
-            entry.st_nlink = 2
-        else:
-            disk = self._disks[(inode >> DISK) - 1]
-            entry.st_nlink = 1
-            if part == ZEROS_FILE:
-                entry.st_mode = stat.S_IFREG | 0o400
-                entry.st_size = disk.segments.segment_size
-                return entry
-            hole = part - 1 in disk.holes
-            entry.st_mode = stat.S_IFLNK | 0o777 if hole else stat.S_IFREG | 0o400
-            entry.st_size = len(ZEROS_LINK) if hole else disk.segments.extent(part - 1).length
-            entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = disk.times[part - 1]
-        return entry
 
 
 @contextmanager

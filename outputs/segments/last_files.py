@@ -12,6 +12,9 @@ from __future__ import annotations
 import hashlib
 from typing import Callable, Optional
 
+from backup.stored import Packed
+from backup.system.spool import Spool, chunks
+
 from .layout import CHECKSUM_FILE, MANIFEST_FILE
 
 # The files' inode numbers, between the root's and those of the disks.
@@ -27,12 +30,12 @@ class LastFiles:
     manifest was read to its end.
     """
 
-    def __init__(self, pack: Callable[[], bytes], time: int) -> None:
+    def __init__(self, pack: Callable[[], Packed], time: int) -> None:
         self.time = time
         self.given = False
         self._pack = pack
-        self._manifest: Optional[bytes] = None
-        self._checksum = b""
+        self._manifest: Optional[Packed] = None
+        self._checksum = Spool()
 
     @property
     def size(self) -> int:
@@ -45,17 +48,19 @@ class LastFiles:
 
     def pack(self) -> None:
         """Pack the manifest. Raises BackupError."""
-        manifest = self._pack()
-        self._checksum = f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST_FILE}\n".encode()
+        manifest, digest = self._pack(), hashlib.sha256()
+        for chunk in chunks(manifest):
+            digest.update(chunk)
+        self._checksum = Spool(f"{digest.hexdigest()}  {MANIFEST_FILE}\n".encode())
         self._manifest = manifest
 
     def part(self, inode: int, offset: int, length: int) -> bytes:
         """Return up to `length` bytes of a file at an offset, b"" at its end."""
-        part = self._content(inode)[offset : offset + length]
+        part = self._content(inode).read(offset, length)
         if inode == MANIFEST and not part:
             self.given = True
         return part
 
-    def _content(self, inode: int) -> bytes:
+    def _content(self, inode: int) -> Packed:
         assert self._manifest is not None
         return self._manifest if inode == MANIFEST else self._checksum

@@ -18,7 +18,9 @@ from tests.lab import Lab, running_lab
 from .bench import Bench
 from .changing import changing, terabyte
 from .comeback import comeback
+from .disks import disks
 from .guests import freeze, keeping, write_latency
+from .large import large
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
 from .starts import starts
@@ -28,6 +30,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "fragments": fragments,
     "latency": latency,
     "domains": domains,
+    "disks": disks,
     "guest": write_latency,
     "freeze": freeze,
     "start": starts,
@@ -35,6 +38,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "restore": comeback,
     "changes": changing,
     "terabyte": terabyte,
+    "large": large,
     "keeping": keeping,
     "progress": progress,
 }

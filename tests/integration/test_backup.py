@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.integration.node import Node, snapshot_names
+from tests.integration.node import SLOW, Node, snapshot_names
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, ARCHIVE_SIZE, DATABASE, MEDIA, MIB, WEB, make_image
 from tests.quick_repository import PASSWORD
@@ -129,6 +129,32 @@ def test_every_image_is_restored_bit_for_bit(node: Node, lab: Lab, shapes: str, 
 def test_the_largest_domain_comes_first(node: Node) -> None:
     assert node.run("backup", ARCHIVE, MEDIA, DATABASE, WORKERS=1).returncode == 0
     assert list(node.report()["domains"]) == [DATABASE, ARCHIVE, MEDIA]
+
+
+@pytest.fixture
+def four_disks(lab: Lab) -> Iterator[str]:
+    """A domain that is shut off, with four equal images."""
+    images = [f"vms/equal-{number}" for number in range(4)]
+    for image in images:
+        make_image(lab, image, 96 * MIB, {0: 96 * MIB})
+    lab.define_domain("equal", [RbdDisk(f"vd{'abcd'[number]}", one) for number, one in enumerate(images)])
+    yield "equal"
+    lab.undefine_domain("equal")
+    for image in images:
+        lab.delete_image(image)
+
+
+@pytest.mark.parametrize(("streams", "least", "most"), [(4, 2.0, 4.0), (1, 0.0, 1.1)])
+def test_the_disks_of_a_domain_are_streamed_at_the_same_time_within_streams(
+    node: Node, four_disks: str, streams: int, least: float, most: float
+) -> None:
+    done = node.run("backup", four_disks, MAX_READ_RATE=SLOW, STREAMS=streams)
+    assert done.returncode == 0, done.stderr
+    domain = node.report()["domains"][four_disks]
+    images = domain["images"]
+    assert [image["target"] for image in images] == ["vda", "vdb", "vdc", "vdd"]
+    together = sum(image["seconds"] for image in images) / domain["seconds"]
+    assert least < together < most, "how many are streamed at a time on average"
 
 
 def test_holes_are_not_read(node: Node) -> None:

@@ -25,11 +25,13 @@ from backup.protocols import Job, SnapshotSource
 from backup.quiesce import freeze, migration_watch, thaw_rounds
 from backup.quiesce.thaw_rounds import thaw_guests
 from backup.stored import RestorePoint, SavedImage
+from backup.system.concurrency_limit import Slots
 from backup.system.stop_request import StopRequest
+from outputs.streams import Streams
 
 from .paper_hypervisor import PaperHypervisor
 from .paper_node import LOCK, PaperNode, PaperOutput
-from .samples import URI, UUID, settings
+from .samples import LAYOUT, URI, UUID, settings
 
 HYPERVISOR_CALLS = (
     *("domain", "definition", "state", "instance"),
@@ -147,11 +149,35 @@ class StepwiseOutput(PaperOutput):
         self.images.setdefault(run, set()).add(source.disk.target)
 
 
+class StreamedOutput(StepwiseOutput):
+    """Saves the images at the same time; each one's snapshot is removed when it is saved."""
+
+    def save(
+        self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
+    ) -> tuple[SavedImage, ...]:
+        streams = Streams(Slots("/nowhere", "stream", len(sources)), point.domain.name)
+        images = streams.each(sources, job, partial(self._save_one, point.run))
+        self.boundary.call("save manifest", partial(self.complete.append, point), OUTPUT_ERRORS)
+        return tuple(images)
+
+    def _save_one(self, run: str, source: SnapshotSource, job: Job) -> SavedImage:
+        store = partial(self._store, run, source)
+        self.boundary.call(f"save {source.disk.target}", store, OUTPUT_ERRORS)
+        image = SavedImage(source.disk.target, str(source.image), 1, 1, 1, 0.1, "id", LAYOUT)
+        job.image_saved(source, image)
+        return image
+
+
 class FaultyNode(PaperNode):
     """A node whose calls all go through a boundary; and what comes after the process that it failed in."""
 
     def __init__(
-        self, directory: Path, monkeypatch: pytest.MonkeyPatch, boundary: Boundary, domain: Domain
+        self,
+        directory: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        boundary: Boundary,
+        domain: Domain,
+        output: type[StepwiseOutput] = StepwiseOutput,
     ) -> None:
         super().__init__(directory, monkeypatch, domain)
         self.boundary = boundary
@@ -161,7 +187,7 @@ class FaultyNode(PaperNode):
         monkeypatch.setattr(thaw_rounds, "Hypervisor", self._connect)
         monkeypatch.setattr(freeze, "FIRST_RETRY", 0.001)
         monkeypatch.setattr(migration_watch, "POLL", 3600)  # its calls would be numbered in any order
-        self.stepwise = StepwiseOutput(self)
+        self.stepwise = output(self)
         self.output = self.stepwise
         create = self.cluster.create_snapshot
 

@@ -21,7 +21,7 @@ from backup.model import Level
 from backup.protocols import Job, OpenedPoint, Output, Reporter, SnapshotSource, Source
 from backup.run.worker import PipeReporter, Progress
 from backup.settings import Settings
-from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
+from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder
@@ -85,7 +85,7 @@ class NoOutput:
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         raise AssertionError
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         raise AssertionError
 
     def image(self, image: SavedImage, check_stop: Callable[[], None]) -> AbstractContextManager[Source]:

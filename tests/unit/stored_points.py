@@ -11,7 +11,7 @@ from backup.errors import BackupError, TransientError
 from backup.protocols import Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
-from backup.stored import PointId, SavedImage, StoredImage, StoredPoint
+from backup.stored import Packed, PointId, SavedImage, StoredImage, StoredPoint
 from tests.integration.scratch_image import source_of
 
 from .jobs_on_paper import NoOutput
@@ -44,7 +44,7 @@ class HeldPoints(NoOutput):
             for uuid, name in self.domains.items()
         ]
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         check_stop()
         self.read.append(point.domain)
         checksums = Checksums()

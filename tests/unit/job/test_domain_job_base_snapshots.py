@@ -16,6 +16,7 @@ from backup.job_result import Phase, Status
 from backup.model import Consistency, Definition, Image, Level
 from backup.protocols import Job, SnapshotSource
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId, StoredPoint
+from backup.system.spool import Spool
 
 from ..paper_node import PaperNode, PaperOutput
 from ..samples import FSID, LAYOUT, RUN, TAKEN, URI, UUID, domain, held_point, rbd_disk, settings
@@ -49,11 +50,9 @@ class KeepingOutput(PaperOutput):
             SavedImage(target, name, 1, 1, 1, 0.1, "id", LAYOUT, source=SnapshotId(FSID, f"id of {name}", 7))
             for target, name in zip(("vda", "vdb"), IMAGES)
         )
-        checksums = {"vda": b"", "vdb": b""}
+        checksums = {"vda": Spool(), "vdb": Spool()}
         point = PointId(BEFORE, uuid)
-        return SavedDomain(
-            point, "web", TAKEN, Consistency.CRASH, images, (), Definition(""), checksums, checksums
-        )
+        return SavedDomain(point, "web", TAKEN, Consistency.CRASH, images, (), Definition(""), checksums)
 
     def save(
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job

@@ -9,7 +9,7 @@ import pytest
 from backup.job_result import JobResult, Status
 from backup.model import Consistency
 
-from ..faulty_node import Boundary, Fault, FaultyNode, Killed
+from ..faulty_node import Boundary, Fault, FaultyNode, Killed, StepwiseOutput, StreamedOutput
 from ..samples import RUN, domain, rbd_disk
 
 NEXT_RUN = "20240204T040506Z-next"
@@ -29,9 +29,10 @@ THAW_CALLS = {"state", "instance", "thaw"}
 QUIESCED = {Consistency.FILESYSTEM: "frozen", Consistency.PAUSED: "paused"}
 
 
+@pytest.mark.parametrize("output", [StepwiseOutput, StreamedOutput])
 @pytest.mark.parametrize("fault", Fault, ids=lambda fault: fault.value)
 def test_whichever_call_fails_nothing_is_lost_or_left(
-    fault: Fault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: Fault, output: type[StepwiseOutput], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     number = 0
     while True:
@@ -40,7 +41,7 @@ def test_whichever_call_fails_nothing_is_lost_or_left(
         directory = tmp_path / str(number)
         directory.mkdir()
         with monkeypatch.context() as patch:
-            node = FaultyNode(directory, patch, boundary, domain(disks=DISKS))
+            node = FaultyNode(directory, patch, boundary, domain(disks=DISKS), output)
             result = _attempted(node)
             if not boundary.hit:
                 break

@@ -16,6 +16,7 @@ from backup.job.snapshots import DiskSnapshot, DomainSnapshots, gone_afterwards,
 from backup.model import Consistency, Definition, Disk, Domain, Level
 from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId, StoredPoint
 from backup.system.concurrency_limit import Slots
+from backup.system.spool import Spool, whole
 
 from ..jobs_on_paper import NoOutput
 from ..paper_cluster import PaperCluster, PaperClusters
@@ -73,7 +74,7 @@ class KeepsPoints(NoOutput):
         self.known = known
         if not self.images:
             return None
-        checksums = {one.target: f"checksums of {one.target}".encode() for one in self.images}
+        checksums = {one.target: Spool(f"checksums of {one.target}".encode()) for one in self.images}
         times = {one.target: f"times of {one.target}".encode() for one in self.images}
         point, consistency = PointId(BEFORE, uuid), Consistency.CRASH
         return SavedDomain(
@@ -113,7 +114,7 @@ def test_a_base_has_the_checksums_and_times_of_its_own_disk(cluster: PaperCluste
     assert [one.base is None for one in found] == [True, False]
     base = found[1].base
     assert base
-    assert base.checksums == b"checksums of vdb"
+    assert whole(base.checksums) == b"checksums of vdb"
     assert base.times == b"times of vdb"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from backup.stored import PointId, StoredPoint
+from backup.system.spool import Spool, whole
 from outputs.restic_repository import manifest_cache
 from outputs.restic_repository.manifest_cache import ManifestCache
 
@@ -34,14 +35,19 @@ def point(manifest_id: str = FULL, uuid: str = UUID, run: str = RUN) -> StoredPo
     return held_point(run, uuid, manifest_id=manifest_id)
 
 
+def found(cache: ManifestCache) -> bytes | None:
+    packed = cache.find(point())
+    return whole(packed) if packed else None
+
+
 def keep(cache: ManifestCache, manifest_id: str = FULL, uuid: str = UUID, packed: bytes = PACKED) -> None:
-    cache.keep(PointId(RUN, uuid), manifest_id, packed)
+    cache.keep(PointId(RUN, uuid), manifest_id, Spool(packed))
 
 
 @pytest.mark.parametrize("known", [FULL, FULL[:8]])
 def test_a_manifest_is_found_by_its_snapshot_s_id_or_its_beginning(cache: ManifestCache, known: str) -> None:
     keep(cache, known)
-    assert cache.find(point()) == PACKED
+    assert found(cache) == PACKED
     assert cache.find(point("4" * 64)) is None
     assert cache.find(point(uuid=OTHER_UUID)) is None
 
@@ -133,7 +139,7 @@ def test_a_file_that_is_too_large_to_be_one_of_ours_is_not_read(
 ) -> None:
     keep(cache)
     monkeypatch.setattr(manifest_cache, "SIZE_LIMIT", len(PACKED))
-    assert cache.find(point()) == PACKED
+    assert found(cache) == PACKED
     (path,) = files(cache)
     os.truncate(path, 8 << 40)  # more than any memory
     assert cache.find(point()) is None

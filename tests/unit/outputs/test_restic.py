@@ -19,6 +19,7 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.run.incomplete_points import incomplete
 from backup.stored import PointId, SavedImage
+from backup.system.spool import Spool
 from backup.system.stop_request import StopRequest
 from outputs.restic import Restic
 from outputs.restic_repository import program as restic_process
@@ -240,11 +241,12 @@ def test_the_manifest_is_complete_before_restic_starts(repository: Repository, t
         f'\\"total_bytes_processed\\": $(wc -c <{tmp_path}/manifest)}}"\n'
     )
     fake.chmod(0o700)
-    Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
+    output = Restic(repository.program(str(fake)))
+    output.save_manifest(restore_point(domain()), Spool(DATA), JobOnPaper())
     assert (tmp_path / "manifest").read_bytes() == DATA
     fake.write_text(fake.read_text().replace("cat >", "head -c 5 >"))
     with raises(f"restic saved 5 of the {len(DATA)} bytes that were sent"):
-        Restic(repository.program(str(fake))).save_manifest(restore_point(domain()), DATA, JobOnPaper())
+        output.save_manifest(restore_point(domain()), Spool(DATA), JobOnPaper())
 
 
 def test_a_later_attempt_and_the_locks_places_are_in_the_tags() -> None:

@@ -20,6 +20,7 @@ from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.stored import Base, PointId, SavedImage
 from backup.system.pipe_writer import Stalled
+from backup.system.spool import Spool, whole
 from backup.transfer.compare import pieces_from_output
 from outputs import restic_incremental
 from outputs.restic_incremental import ResticIncremental
@@ -28,6 +29,7 @@ from outputs.restic_repository import program as restic_process
 from outputs.restic_repository import repository as restic_repository
 from outputs.restic_repository.messages import ResticError
 from outputs.restic_repository.snapshots import segments_tag, stored_points
+from outputs.segments import fuse
 from outputs.segments import layout as cut
 from outputs.segments.files import SegmentFiles
 from outputs.segments.last_files import LastFiles
@@ -54,6 +56,7 @@ FAKE = """#!/bin/sh
 cd {directory}
 trap 'echo interrupted >>calls; exit 130' INT
 echo "$*" >>calls
+[ -e version ] && [ "$2" = version ] && cat version && exit
 [ -e locked ] && rm locked && exit 11
 case "$*" in
 *snapshots*) cat snapshots.json; exit ;;
@@ -99,6 +102,9 @@ class FakeRestic:
     def dump_hangs(self) -> None:
         (self.directory / "dump-hangs").touch()
 
+    def has_version(self, version: str) -> None:
+        (self.directory / "version").write_text(f"restic {version} compiled with go1.19\n")
+
     def is_locked_once(self) -> None:
         (self.directory / "locked").touch()
 
@@ -135,7 +141,9 @@ def point(
         parts.append(listed(current_id or images[0].restore_id, UUID, run, *tags))
     if complete:
         parts.append(listed(f"manifest{number}", UUID, run, "definition"))
-    packed = manifest.pack(restore_point(domain(), run), images, {one.target: Checksums() for one in images})
+    packed = whole(
+        manifest.pack(restore_point(domain(), run), images, {one.target: Checksums() for one in images})
+    )
     dated = [{**one, "time": f"2024-01-0{number}T00:00:00Z"} for one in parts]
     return dated, {f"manifest{number}": packed}
 
@@ -404,7 +412,7 @@ def base(target: str = "vda") -> Base:
     for at, part in DATA.items():
         checksums.add(at, part)
     saved = image(PARENT, target, size=SIZE, full_read=TAKEN.isoformat())
-    return Base("base", saved, bytes(checksums.packed), pack_times([1000, 2000]))
+    return Base("base", saved, checksums.packed, pack_times([1000, 2000]))
 
 
 def backups(restic: FakeRestic) -> list[str]:
@@ -433,11 +441,37 @@ def test_all_disks_and_then_the_manifest_are_saved_in_one_go(
     packed = manifest.unpack(mount.manifest)
     assert packed.images == tuple(replace(one, restore_id="", stored_bytes=0) for one in images)
     assert packed.point == PointId(RUN, UUID)
-    assert unpack_times(packed.times["vdb"]) == (int(TAKEN.timestamp() * 1e9),) * 2
-    assert packed.checksums["vda"] == base().checksums
+    assert [*unpack_times(packed.times["vdb"])] == [int(TAKEN.timestamp() * 1e9)] * 2
+    assert whole(packed.checksums["vda"]) == whole(base().checksums)
     first = recorder.told(Level.INFO)[2]
     assert first.startswith("vda (vms/vda) saved: 4.0 MiB, 2 of 2 segments read, 4.9 KiB of data, 77 B new")
     assert mount.directory == f"{restic.directory}/run/segments"
+
+
+@pytest.mark.parametrize(
+    ("version", "number", "has_option", "advised"),
+    [
+        ("0.14.0", 6, False, True),
+        ("0.15.0", 6, True, False),
+        ("0.18.1", 6, True, False),
+        ("0.18.1", 0, False, False),
+    ],
+)
+def test_several_files_are_read_at_a_time_if_that_is_set_and_restic_has_the_option(
+    restic: FakeRestic,
+    repository: Repository,
+    mount: Mount,
+    version: str,
+    number: int,
+    has_option: bool,
+    advised: bool,
+) -> None:
+    restic.saves(SIZE)
+    restic.has_version(version)
+    save(restic, repository, source(), read_concurrency=number)
+    assert (f" --read-concurrency={number} " in backups(restic)[0]) is has_option
+    texts = restic.output(repository, read_concurrency=number).advice()
+    assert any(one.startswith("RESTIC_READ_CONCURRENCY has no effect") for one in texts) is advised
 
 
 def test_changes_are_read_with_the_last_restore_point_as_parent(
@@ -453,9 +487,10 @@ def test_changes_are_read_with_the_last_restore_point_as_parent(
     assert segments.count("--parent") == 1
     assert [one.read_bytes for one in images] == [1, 0]
     packed = manifest.unpack(mount.manifest)
-    assert unpack_times(packed.times["vda"]) == (1000, int(TAKEN.timestamp() * 1e9))
-    assert unpack_times(packed.times["vdb"]) == (1000, 2000)
-    assert packed.checksums["vda"] == packed.checksums["vdb"] == base().checksums
+    assert [*unpack_times(packed.times["vda"])] == [1000, int(TAKEN.timestamp() * 1e9)]
+    assert [*unpack_times(packed.times["vdb"])] == [1000, 2000]
+    for target in ("vda", "vdb"):
+        assert whole(packed.checksums[target]) == whole(base().checksums)
 
 
 def test_only_a_disk_without_a_base_gets_a_full_read(
@@ -571,7 +606,7 @@ def test_a_restic_that_takes_nothing_counts_as_stalled(
 
 
 def test_a_slow_cluster_is_no_stalled_output() -> None:
-    files = SegmentFiles([], LastFiles(lambda: b"", 0))
+    files = SegmentFiles([], LastFiles(Spool, 0))
     files.loading = 1  # a read of the image
     monitor = Monitor(files, MIB, 0.05, "web", JobOnPaper())
     until = time.monotonic() + 0.2
@@ -646,16 +681,17 @@ def test_without_fuse_there_are_problems(
     def refuse(*_: object) -> None:
         raise FileNotFoundError(2, "No such file or directory")
 
-    monkeypatch.setattr(restic_incremental, "open", refuse, raising=False)
+    monkeypatch.setattr(fuse, "open", refuse, raising=False)
     problems = [error.message for error in restic.output(repository).problems()]
     assert problems[0] == "cannot open /dev/fuse: no such file or directory"
 
 
 def test_it_is_made_from_the_settings() -> None:
-    given = settings(runtime_dir="/run/x", full_read_days=7, fast_diff=True)
+    given = settings(runtime_dir="/run/x", full_read_days=7, fast_diff=True, restic_read_concurrency=4)
     output = ResticIncremental.from_settings(given)
     assert (output.mountpoint, output.full_read_days, output.fast_diff) == ("/run/x/segments", 7, True)
     assert output.keeps_base_snapshots
+    assert output.read_concurrency == 4
 
 
 def test_a_full_read_is_due_after_full_read_days(

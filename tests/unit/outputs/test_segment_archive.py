@@ -223,3 +223,51 @@ def test_a_link_to_anything_else_or_of_a_shorter_segment_is_an_error(number: int
         BackupError, match=rf"the repository has /{PATHS[number]} \(0 bytes\) instead of {PATHS[number]}"
     ):
         image_from(with_links([number], target))
+
+
+WIDE = Segments("vda", (2 * PER_DIRECTORY + 1) * 600, 600)
+
+
+def with_linked_subdirectory(number: int, target: str = ".holes", name: str = "") -> bytes:
+    """Pack segments, of which those of a subdirectory are one link, as restic dumps them."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+
+        def link(path: str, to: str) -> None:
+            entry = tarfile.TarInfo(f"/{path}")
+            entry.type, entry.linkname = tarfile.SYMTYPE, to
+            tar.addfile(entry)
+
+        for one in range(PER_DIRECTORY):  # sorts before all others
+            link(f"vda/.holes/{one:03d}", "../zeros")
+        for one in range(len(WIDE)):
+            if one // PER_DIRECTORY != number:
+                entry = tarfile.TarInfo(f"/{WIDE.path(one)}")
+                entry.size = 600
+                tar.addfile(entry, io.BytesIO(content_of(one)))
+            elif not one % PER_DIRECTORY:
+                link(name or WIDE.subdirectory(number), target)
+        zeros = tarfile.TarInfo("/vda/zeros")
+        zeros.size = 600
+        tar.addfile(zeros, io.BytesIO(bytes(600)))
+    return packed.getvalue()
+
+
+def content_of(number: int) -> bytes:
+    return (b"%d " % number * 600)[:600]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_link_in_place_of_a_subdirectory_is_as_many_holes(number: int) -> None:
+    holes = {*WIDE.in_subdirectory(number)}
+    parts = [bytes(600) if one in holes else content_of(one) for one in range(len(WIDE))]
+    assert image_from(with_linked_subdirectory(number), WIDE) == b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("number", "target", "name"),
+    [(1, "/etc", ""), (1, "../vda/.holes", ""), (1, ".holes", "vda/0000"), (2, ".holes", "")],
+)
+def test_another_link_in_place_of_a_subdirectory_is_an_error(number: int, target: str, name: str) -> None:
+    with pytest.raises(BackupError, match=r"the repository has /vda/000. "):
+        image_from(with_linked_subdirectory(number, target, name), WIDE)

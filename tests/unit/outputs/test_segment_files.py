@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 import threading
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Collection, Generator, Sequence
 from hashlib import sha256
 from typing import Any, Callable
 
@@ -15,12 +15,14 @@ import trio
 
 from backup.errors import BackupError
 from backup.model import Extent
+from backup.system.spool import Spool
 from outputs.segments import files as segment_files
 from outputs.segments import layout as cut
-from outputs.segments.files import DiskFiles, SegmentFiles
+from outputs.segments.files import SegmentFiles
 from outputs.segments.last_files import LastFiles
-from outputs.segments.layout import Segments
+from outputs.segments.layout import PER_DIRECTORY, Segments
 from outputs.segments.reader import SegmentReader
+from outputs.segments.tree import DiskFiles
 
 from ..memory_snapshot import MemorySnapshot
 from ..samples import MIB
@@ -43,12 +45,16 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def disk(
-    target: str = "vda", size: int = 2 * SEGMENT + 100, data: dict[int, bytes] | None = None, **more: Any
+    target: str = "vda",
+    size: int = 2 * SEGMENT + 100,
+    data: dict[int, bytes] | None = None,
+    holes: Collection[int] = (),
+    **more: Any,
 ) -> DiskFiles:
     """Return a disk whose segment n has the time SECOND + n."""
     segments = Segments.for_image(target, size)
     times = [SECOND + number for number in range(len(segments))]
-    return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more))
+    return DiskFiles(segments, times, MemorySnapshot(size, data or {}, **more), holes)
 
 
 class Reply:
@@ -111,7 +117,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Kernel]:
-    return lambda *disks: Kernel(SegmentFiles(disks, LastFiles(lambda: MANIFEST, SECOND)), monkeypatch)
+    return lambda *disks: Kernel(SegmentFiles(disks, LastFiles(lambda: Spool(MANIFEST), SECOND)), monkeypatch)
 
 
 KernelOf = Callable[..., Kernel]
@@ -228,8 +234,7 @@ def test_each_file_has_its_segment_s_bytes_and_checksums_and_served_bytes_are_co
     assert [content[name] for name in LAST] == [MANIFEST, CHECKSUM]
     assert kernel.files.served == 2 * SEGMENT + 107 + len(MANIFEST) + len(CHECKSUM)
     assert {*disks[0].read} == {0, 1, 2}
-    for number, checksums in disks[0].read.items():
-        assert [*checksums] == checksums_of(first, disks[0].segments.extent(number))
+    assert [*disks[0].read.records()] == checksums_of(first, Extent(0, first.size))
     assert not first.pending
 
 
@@ -245,7 +250,7 @@ def test_a_file_that_was_not_read_to_its_end_counts_as_not_read(kernel_of: Kerne
             await kernel.files.release(handle)
 
     now(read_some)
-    assert one.read == {}
+    assert len(one.read) == 0
 
 
 class Meeting(MemorySnapshot):
@@ -326,7 +331,7 @@ def test_a_reader_gets_no_error_before_give_up(
     now(give_up_later)
     assert seen == [errno.EIO]
     assert isinstance(kernel.files.error, kind)
-    assert one.read == {}
+    assert len(one.read) == 0
 
 
 def test_the_first_error_is_reported_and_other_files_are_read_meanwhile(kernel_of: KernelOf) -> None:
@@ -394,7 +399,7 @@ def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: Ke
 
     now(check)
     assert one.size == 2 * SEGMENT, "a segment with data, and the zeros once"
-    assert one.read == {}, "the zeros are no segment"
+    assert len(one.read) == 0, "the zeros are no segment"
 
 
 def test_without_a_hole_there_is_no_file_of_zeros(kernel_of: KernelOf) -> None:
@@ -454,9 +459,9 @@ def test_the_manifest_is_packed_when_all_segments_are_closed_and_its_checksum_co
     one = disk(size=100, data={0: b"x"})
     read: list[set[int]] = []
 
-    def pack() -> bytes:
+    def pack() -> Spool:
         read.append({*one.read})
-        return MANIFEST
+        return Spool(MANIFEST)
 
     kernel = Kernel(SegmentFiles([one], LastFiles(pack, SECOND)), monkeypatch)
 
@@ -477,9 +482,9 @@ def test_the_manifest_waits_for_the_reads_in_flight_of_a_segment_that_is_closed(
         closing.wait(5)
         closed.set()
 
-    def pack() -> bytes:
+    def pack() -> Spool:
         assert closed.is_set()
-        return MANIFEST
+        return Spool(MANIFEST)
 
     monkeypatch.setattr(SegmentReader, "close", close)
     kernel = Kernel(SegmentFiles([one], LastFiles(pack, SECOND)), monkeypatch)
@@ -495,7 +500,7 @@ def test_the_manifest_waits_for_the_reads_in_flight_of_a_segment_that_is_closed(
 
 def test_after_give_up_no_part_of_the_manifest_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
     one = disk(size=100)
-    kernel = Kernel(SegmentFiles([one], LastFiles(lambda: MANIFEST, SECOND)), monkeypatch)
+    kernel = Kernel(SegmentFiles([one], LastFiles(lambda: Spool(MANIFEST), SECOND)), monkeypatch)
 
     async def open_one() -> None:
         handle = await kernel.open(LAST[0])
@@ -509,7 +514,7 @@ def test_after_give_up_no_part_of_the_manifest_is_given_out(monkeypatch: pytest.
 def test_a_manifest_that_cannot_be_packed_is_an_error_and_not_given_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def pack() -> bytes:
+    def pack() -> Spool:
         raise BackupError("a segment is missing")
 
     kernel = Kernel(SegmentFiles([disk(size=100)], LastFiles(pack, SECOND)), monkeypatch)
@@ -527,3 +532,44 @@ def test_a_manifest_that_cannot_be_packed_is_an_error_and_not_given_out(
 
     now(read_it)
     assert str(kernel.files.error) == "a segment is missing"
+
+
+def test_a_subdirectory_of_holes_is_a_link_to_a_hidden_one(kernel_of: KernelOf) -> None:
+    count = 3 * PER_DIRECTORY + 1
+    holes = {*range(count)} - {PER_DIRECTORY, count - 1}
+    one = disk(size=(count - 1) * SEGMENT + 100, holes=holes)
+    kernel = kernel_of(one)
+
+    async def check() -> None:
+        top = [name for name, _ in await kernel.list(1 << 32)]
+        assert top == [b"0000", b"0001", b"0002", b"0003", b"zeros", b".holes"]
+        for name, linked in (("0000", True), ("0001", False), ("0002", True), ("0003", False)):
+            inode = await kernel.inode(f"vda/{name}")
+            attributes = await kernel.files.getattr(inode)
+            assert stat.S_ISLNK(attributes.st_mode) is linked
+            assert stat.S_ISDIR(attributes.st_mode) is not linked
+            if linked:
+                assert await kernel.files.readlink(inode, None) == b".holes"
+                assert attributes.st_size == len(".holes")
+        hidden = await kernel.list(await kernel.inode("vda/.holes"))
+        assert [name for name, _ in hidden] == [b"%03d" % number for number in range(PER_DIRECTORY)]
+        for link, inode in hidden:
+            assert await kernel.inode(f"vda/.holes/{link.decode()}") == inode
+            assert stat.S_ISLNK((await kernel.files.getattr(inode)).st_mode)
+            assert await kernel.files.readlink(inode, None) == b"../zeros"
+        assert [name for name, _ in await kernel.list(await kernel.inode("vda/0003"))] == [b"000384"]
+
+    now(check)
+    assert one.size == 2 * SEGMENT + 100
+
+
+@pytest.mark.parametrize("name", ["vda/0004", "vda/x", "vda/0001/000127", "vda/0001/x", "vda/.holes/128"])
+def test_what_is_not_there_is_not_found(kernel_of: KernelOf, name: str) -> None:
+    count = 3 * PER_DIRECTORY + 1
+    kernel = kernel_of(disk(size=count * SEGMENT, holes=range(PER_DIRECTORY)))
+
+    async def look_up() -> None:
+        with pytest.raises(pyfuse3.FUSEError):
+            await kernel.inode(name)
+
+    now(look_up)

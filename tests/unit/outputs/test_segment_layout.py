@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -15,9 +16,10 @@ from ..samples import MIB, RUN, UUID
 from .test_snapshots import listed
 
 GIB, TIB = 1 << 30, 1 << 40
+OBJECT = 4 * MIB
 SIZES = (
     *(0, 1, 512, SMALLEST - 1, SMALLEST, SMALLEST + 1, 100 * MIB),
-    *(64 * GIB - 1, 64 * GIB, 64 * GIB + 1, 100 * GIB, TIB, 16 * TIB - 512, 16 * TIB),
+    *(256 * GIB - 1, 256 * GIB, 256 * GIB + 1, 300 * GIB, TIB, 16 * TIB - 512, 17 * TIB),
 )
 
 
@@ -35,7 +37,7 @@ def test_the_segments_cover_the_image_in_order_and_the_last_is_short(size: int) 
 def test_the_number_of_files_is_limited(size: int) -> None:
     segments = Segments.for_image("vda", size)
     paths = [segments.path(number) for number in range(len(segments))]
-    assert len({*paths}) == len(paths) <= MOST == 16384
+    assert len({*paths}) == len(paths) <= MOST == 524288
     in_each = Counter(path.rpartition("/")[0] for path in paths)
     assert all(count <= PER_DIRECTORY == 128 for count in in_each.values())
     assert len(in_each) == -(-len(paths) // 128), "no directory is there that another has room for"
@@ -44,15 +46,30 @@ def test_the_number_of_files_is_limited(size: int) -> None:
 def test_names_sort_in_the_order_of_the_bytes() -> None:
     segments = Segments.for_image("vda", 16 * TIB)
     paths = [segments.path(number) for number in range(len(segments))]
-    assert (paths[0], paths[128], paths[-1]) == ("vda/0000/000000", "vda/0001/000128", "vda/0127/016383")
+    assert (paths[0], paths[128], paths[-1]) == ("vda/0000/000000", "vda/0001/000128", "vda/4095/524287")
     assert sorted(paths) == paths
 
 
-def test_a_segment_is_as_small_as_the_number_of_files_allows() -> None:
+def test_a_segment_is_twice_as_large_for_four_times_the_size() -> None:
     sizes = {size: Segments.for_image("vda", size).segment_size for size in SIZES}
     assert {size for size, segment in sizes.items() if segment == SMALLEST == 4 * MIB} == set(SIZES[:9])
-    assert sizes[64 * GIB + 1] == sizes[100 * GIB] == 8 * MIB
-    assert (sizes[TIB], sizes[16 * TIB]) == (64 * MIB, GIB)
+    assert sizes[256 * GIB + 1] == sizes[300 * GIB] == sizes[TIB] == 8 * MIB
+    later = {size: Segments.for_image("vda", size * TIB).segment_size // MIB for size in (4, 16, 32, 64)}
+    assert later == {4: 16, 16: 32, 32: 64, 64: 128}, "from 16 TiB on as few as the names allow"
+
+
+def bytes_read(size: int, share: float) -> float:
+    """Return how many bytes are read for each byte of a share of an image's objects, changed at random."""
+    segments, objects = Segments.for_image("vda", size), size // OBJECT
+    changed = random.Random(1).sample(range(objects), int(objects * share))
+    read = {number for one in changed for number in segments.touched(Extent(one * OBJECT, 1))}
+    return len(read) * segments.segment_size / (len(changed) * OBJECT)
+
+
+def test_scattered_changes_of_large_images_are_read_with_little_more() -> None:
+    assert bytes_read(256 * GIB, 0.01) == 1
+    assert bytes_read(TIB, 0.01) <= 2
+    assert bytes_read(4 * TIB, 0.01) <= 4
 
 
 def test_a_disk_s_directory_is_one_directory_whatever_the_target_is() -> None:
@@ -88,7 +105,7 @@ def test_an_extent_across_an_edge_touches_both_segments() -> None:
 def test_times_are_unpacked_as_they_were_packed(times: tuple[int, ...]) -> None:
     packed = pack_times(times)
     assert len(packed) == 8 * len(times)
-    assert unpack_times(packed) == times
+    assert tuple(unpack_times(packed)) == times
 
 
 def test_times_are_packed_as_the_manifest_s_readers_expect_them() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import Extent, Level
+from backup.restore_point.checksums import Checksums
 from backup.stored import Base, SnapshotId
 from backup.text import size_text
 from backup.transfer import backup_stream as stream
@@ -79,7 +80,7 @@ def read(disk: SegmentedDisk) -> Mapping[int, bytes]:
         segment = SegmentReader(disk.files.reader, extent)
         found[number] = read_in_order(segment, 0, extent.length, UNIT)
         assert segment.complete
-        disk.files.read[number] = segment.checksums
+        disk.files.read.keep(number, segment.checksums)
     return found
 
 
@@ -87,7 +88,7 @@ def base_of(disk: SegmentedDisk, taken: datetime = TAKEN) -> Base:
     """Return the base that this run, a full read, leaves for the next one."""
     checksums = disk.checksums()
     saved = disk.saved(checksums, taken, 1.0)
-    return Base(BASE, saved, bytes(checksums.packed), pack_times(disk.files.times))
+    return Base(BASE, saved, checksums.packed, pack_times(disk.files.times))
 
 
 def saved(snapshot: MemorySnapshot, taken: datetime = TAKEN) -> Base:
@@ -116,7 +117,7 @@ def test_unchanged_segments_are_not_read_and_have_their_old_times() -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
     second = run(unchanged(), base, TAKEN + DAY)
     assert [*second.disk.changed] == []
-    assert tuple(second.disk.files.times) == unpack_times(base.times)
+    assert second.disk.files.times == unpack_times(base.times)
     assert second.disk.base is base
     assert second.messages == []
 
@@ -264,12 +265,34 @@ def test_a_segment_is_a_hole_while_it_has_no_data() -> None:
     assert last.changed_bytes == 0
 
 
-def test_a_base_with_another_segment_size_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_keeps_its_segment_size_until_its_next_full_read(monkeypatch: pytest.MonkeyPatch) -> None:
     base = saved(MemorySnapshot(SIZE, DATA))
-    monkeypatch.setattr(cut, "MOST", 2)
+    monkeypatch.setattr(cut, "MOST", 2)  # a new chain has fewer, larger ones
     later = run(unchanged(), base)
+    assert (later.messages, later.disk.files.segments.segment_size) == ([], SEGMENT)
+    assert not later.all_read()
+    due = run(unchanged(), base, TAKEN + 30 * DAY, full_read_interval=30 * DAY)
+    assert due.all_read()
+    assert len(due.disk.files.segments) <= 2
+    assert min(due.disk.files.times) > max(unpack_times(base.times))
+
+
+@pytest.mark.parametrize("segment_size", [0, -SEGMENT, SEGMENT - 1, SEGMENT + 1, 2 * SEGMENT])
+def test_segments_that_cannot_be_shown_again_are_not_built_on(segment_size: int) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    other = replace(base, saved=replace(base.saved, segment_size=segment_size))
+    later = run(unchanged(), other)
     assert later.all_read()
-    assert later.messages == [(Level.INFO, "vda (vms/web-root): full read, the segment size has changed")]
+    why = "full read, its segments in the previous backup do not suit it"
+    assert later.messages == [(Level.INFO, f"vda (vms/web-root): {why}")]
+
+
+def test_a_chain_with_more_segments_than_have_names_is_not_built_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = saved(MemorySnapshot(SIZE, DATA))
+    monkeypatch.setattr(cut, "MOST_NAMES", SIZE // SEGMENT - 1)
+    assert run(unchanged(), base).all_read()
 
 
 @pytest.mark.parametrize(
@@ -408,8 +431,11 @@ def test_the_sample_has_pieces_of_data_and_of_everything() -> None:
 def saved_unread(snapshot: MemorySnapshot) -> Base:
     """Return a base without reading holes for it."""
     first = run(snapshot).disk
-    for at, part in snapshot.data.items():
-        first.files.read.setdefault(at // SEGMENT, run(snapshot).disk.checksums()).add(at, part)
+    found: dict[int, Checksums] = {}
+    for at, part in sorted(snapshot.data.items()):
+        found.setdefault(at // SEGMENT, Checksums()).add(at, part)
+    for number, checksums in found.items():
+        first.files.read.keep(number, checksums)
     return base_of(first)
 
 
@@ -427,8 +453,8 @@ def test_a_changed_segment_that_restic_did_not_read_is_counted_as_missing() -> N
     assert disk.missing == 4, "and one is a hole"
     read(disk)
     assert disk.missing == 0
-    del disk.files.read[4]
-    assert disk.missing == 1
+    disk.files.read.clear()
+    assert disk.missing == 4
 
 
 def test_the_result_has_the_bytes_that_were_read_and_the_snapshot() -> None:

@@ -9,7 +9,7 @@ from typing import Callable
 from backup.model import Definition, Disk, Level
 from backup.restore.restorer import RestoreOrder, Restorer
 from backup.restore_point import manifest
-from backup.stored import SavedImage, StoredPoint
+from backup.stored import Packed, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 
 from ..recorder import Recorder
@@ -23,7 +23,7 @@ IMAGE = SavedImage("vda", "vms/web", MIB, 4096, 0, 0.0, "web", LAYOUT)
 class Held(HeldPoints):
     """Holds a restore point of a domain with data outside of its images."""
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         of = domain(disks=(rbd_disk(), foreign_disk("vdb"), SHARED))
         definition = Definition("<domain/>", not_saved=("the memory that virsh managedsave saved",))
         return manifest.pack(replace(restore_point(of), definition=definition), [IMAGE], {})

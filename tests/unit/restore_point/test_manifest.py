@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,11 @@ import pytest
 
 from backup.errors import BackupError
 from backup.model import ClusterAddress, Definition, Disk, NodeFile
+from backup.restore_point import manifest as module
 from backup.restore_point.checksums import Checksums
-from backup.restore_point.manifest import pack, unpack
-from backup.stored import PointId, SavedDomain, SavedImage, SnapshotId
+from backup.restore_point.manifest import unpack
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
+from backup.system.spool import whole
 
 from ..samples import LAYOUT, RUN, UUID, domain, rbd_disk, restore_point
 
@@ -23,6 +25,10 @@ SOURCE = SnapshotId("fsid", "image-id", 7)
 SAVED = SavedImage("vda", "vms/web-root", 4096, 1024, 512, 0.5, "0123abcd", LAYOUT, 512, SOURCE)
 DISKS = (rbd_disk(), Disk("sda", "", skipped="a cdrom without a medium"))
 POINT = restore_point(domain(disks=DISKS))
+
+
+def pack(point: RestorePoint, images: Sequence[SavedImage], checksums: Mapping[str, Checksums]) -> bytes:
+    return whole(module.pack(point, images, checksums))
 
 
 def unpacked(packed: bytes) -> dict[str, bytes]:
@@ -118,8 +124,12 @@ def test_what_was_packed_is_read_back() -> None:
     checksums = Checksums()
     checksums.add(0, b"data")
     images = (SAVED, replace(SAVED, target="vdb.backing1"))
-    packed = pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()})
-    assert unpack(packed) == SavedDomain(
+    saved = unpack(pack(point, images, {"vda": checksums, "vdb.backing1": Checksums()}))
+    assert {target: [*Checksums(one)] for target, one in saved.checksums.items()} == {
+        "vda": [*checksums],
+        "vdb.backing1": [],
+    }
+    assert replace(saved, checksums={}) == SavedDomain(
         PointId(RUN, UUID),
         "web",
         POINT.taken,
@@ -127,7 +137,7 @@ def test_what_was_packed_is_read_back() -> None:
         images,
         (DISKS[1],),
         definition,
-        {"vda": bytes(checksums.packed), "vdb.backing1": b""},
+        {},
     )
 
 
@@ -165,6 +175,18 @@ def test_what_is_no_manifest_is_an_error_with_a_hint(packed: bytes) -> None:
     with pytest.raises(BackupError, match="is damaged") as caught:
         unpack(packed)
     assert "restore-points" in caught.value.hint
+
+
+@pytest.mark.parametrize("left", [600, 1024, 2000])
+def test_a_manifest_whose_checksums_are_cut_off_is_damaged(left: int) -> None:
+    checksums = Checksums()
+    for number in range(100):
+        checksums.add(number << 22, b"data")
+    packed = pack(POINT, [SAVED], {"vda": checksums})
+    start = packed.index(b"vda.xxh3")
+    with pytest.raises(BackupError, match="is damaged"):
+        unpack(packed[: start + left])
+    assert [*Checksums(unpack(packed).checksums["vda"])] == [*checksums]
 
 
 def test_a_manifest_of_another_format_is_refused() -> None:

@@ -83,18 +83,29 @@ def test_a_main_process_that_does_not_read_delays_no_stream_and_gets_every_messa
         assert ours.recv() == Progress("web", "vda", 20_000, 20_000), "it has room again"
 
 
+def test_the_progress_of_each_image_is_reported_as_often_as_that_of_a_single_one() -> None:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    with ours, theirs:
+        reporter = PipeReporter(theirs)
+        for target in ("vda", "vdb", "vda", "vdb"):
+            reporter.progress("web", target, 1, 9)
+        assert [ours.recv(), ours.recv()] == [Progress("web", "vda", 1, 9), Progress("web", "vdb", 1, 9)]
+        assert not ours.poll(0), "twice a second is enough"
+
+
 def test_the_process_title_shows_the_phase() -> None:
     titles: list[str] = []
     ours, theirs = multiprocessing.Pipe(duplex=False)
     with ours, theirs:
         reporter = PipeReporter(theirs, titles.append)
         reporter.phase("web", Phase.STREAM, 60)
-        for target in ("vda", "vda", "vdb", ""):
-            reporter.progress("web", target, 9, 9)
+        for target, done in (("vda", 1), ("vda", 2), ("vdb", 1), ("vda", 9), ("vdb", 9), ("", 1)):
+            reporter.progress("web", target, done, 9)
         reporter.phase("web", Phase.TIDY, 60)
     assert titles == [
         "web: streaming",
         "web: streaming vda",
+        "web: streaming vda vdb",
         "web: streaming vdb",
         "web: streaming",
         "web: tidying up",

@@ -6,9 +6,10 @@ import errno
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Callable
 
@@ -284,6 +285,29 @@ def test_a_write_that_the_disk_refuses_is_an_error(target: NewFile, monkeypatch:
     with pytest.raises(BackupError, match="no space left on device"), target.opened(go_on) as writer:
         writer.start_write(0, b"x")
     target.discard()
+
+
+class TogetherOutput(NoOutput):
+    """An output of which an image is read only once another one is under way, too."""
+
+    def __init__(self) -> None:
+        self.together = threading.Barrier(2, timeout=20)
+
+    @contextmanager
+    def image(self, _image: SavedImage, _check_stop: Callable[[], None]) -> Iterator[Source]:
+        self.together.wait()
+        with source_of(bytes(SAVED.size)) as source:
+            yield source
+
+
+def test_so_many_images_are_restored_at_a_time(tmp_path: Path) -> None:
+    stop = StopRequest()
+    targets = [new_file(tmp_path / name) for name in ("vda.raw", "vdb.raw")]
+    ImageRestore("web", TogetherOutput(), 2, Recorder(), stop).restore([(SAVED, one) for one in targets])
+    assert {path.name: path.stat().st_size for path in tmp_path.iterdir()} == {
+        "vda.raw": SAVED.size,
+        "vdb.raw": SAVED.size,
+    }
 
 
 class KilledOutput(NoOutput):

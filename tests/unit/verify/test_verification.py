@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,8 @@ from backup.report.domain_record import read_records
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.restore_point.find import with_current_ids
-from backup.stored import SavedDomain, SavedImage, StoredPoint
+from backup.stored import Packed, SavedDomain, SavedImage, StoredPoint
+from backup.system.spool import Spool
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
 from backup.verify.verification import Verification, Verified
@@ -71,6 +73,25 @@ def test_progress_and_end_of_each_domain_are_reported(state_dir: str, recorder: 
     assert sorted(recorder.ends) == [(UUID, True), (OTHER_UUID, False)]
 
 
+class Together(HeldPoints):
+    """An image is read only once another one is under way, too."""
+
+    together = threading.Barrier(2, timeout=20)
+
+    def image(self, image: SavedImage, check_stop: Callable[[], None]):  # type: ignore[no-untyped-def]
+        self.together.wait()
+        return super().image(image, check_stop)
+
+
+@pytest.mark.parametrize("numbers", [{"streams": 2, "workers": 1}, {"streams": 0, "workers": 2}])
+def test_so_many_images_are_read_at_a_time(
+    state_dir: str, recorder: Recorder, numbers: dict[str, int]
+) -> None:
+    chosen = settings(state_dir=state_dir, **numbers)
+    verified = Verification(chosen, Together(BOTH), recorder, StopRequest()).verify((), "latest")
+    assert (verified.images, recorder.told(Level.ERROR)) == (2, [])
+
+
 def test_nothing_to_verify_is_an_error(state_dir: str, recorder: Recorder) -> None:
     with raises("there is no restore point to verify"):
         verification(HeldPoints({}), state_dir, recorder, StopRequest()).verify((), "latest")
@@ -114,7 +135,7 @@ class StoppingEarly(HeldPoints):
 
     stop = StopRequest()
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         self.read.append(point.domain)
         self.stop.request(Interrupted("interrupted", signal.SIGINT))
         raise BackupError("restic dump was killed by SIGINT")
@@ -145,10 +166,10 @@ def test_a_base_snapshot_that_was_removed_meanwhile_is_no_mismatch(
 class Incremental(HeldPoints):
     """Its images are in segments, as of incremental backups, which have base snapshots."""
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         saved = manifest.unpack(super().manifest(point, check_stop))
         images = [replace(one, segment_size=MIB) for one in saved.images]
-        checksums = {target: Checksums(bytearray(one)) for target, one in saved.checksums.items()}
+        checksums = {target: Checksums(one) for target, one in saved.checksums.items()}
         return manifest.pack(restore_point(domain(point.domain, point.id.uuid)), images, checksums)
 
 
@@ -172,7 +193,7 @@ class Counting(HeldPoints):
         self.recorder = recorder
         self.planned_before: list[int] = []
 
-    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+    def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
         self.planned_before.append(len(self.recorder.plan))
         return super().manifest(point, check_stop)
 
@@ -211,9 +232,9 @@ def test_a_sample_reads_only_the_manifests_of_chosen_domains(state_dir: str, rec
 
 def test_a_damaged_manifest_fails_its_domain_once(state_dir: str, recorder: Recorder) -> None:
     class Damaged(HeldPoints):
-        def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> bytes:
+        def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Packed:
             packed = super().manifest(point, check_stop)
-            return b"garbage" if point.domain == "web" else packed
+            return Spool(b"garbage") if point.domain == "web" else packed
 
     verified = verification(Damaged(BOTH), state_dir, recorder, StopRequest()).verify((), "latest")
     assert verified == Verified(1, 1, MIB)
