@@ -12,11 +12,11 @@ from ..errors import ConfigError
 from ..protocols import OpenedPoint, Output
 from ..restore_point import manifest
 from ..restore_point.find import find_point, with_current_ids
-from ..stored import SavedDomain, SavedImage
+from ..stored import SavedDomain, SavedImage, StoredPoint
 from .block_image import BlockImage
 from .blocks import Blocks, cached_blocks
 from .data_map import DataMap
-from .file_system import File, Text
+from .shown_file import File, Text
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ def shown_point(
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     point = find_point(output.restore_points(check_stop), domain, at)
+    with opened_point(output, point, limit, check_stop) as shown:
+        yield shown
+
+
+@contextmanager
+def opened_point(
+    output: Output, point: StoredPoint, limit: float, check_stop: Callable[[], None]
+) -> Iterator[ShownPoint]:
+    """Open this restore point; a read may take `limit` seconds. Raises BackupError."""
     with output.opened(point, check_stop) as opened, cached_blocks() as blocks:
         packed = opened.manifest()
         saved = with_current_ids(manifest.unpack(packed), point)
