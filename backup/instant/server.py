@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ class Server:
         self._connections: set[socket.socket] = set()
         self._closed = False
         self._bug: Exception | None = None
+        self._began: dict[object, float] = {}  # of the reads in flight, in time.monotonic()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nbd")
 
     def listen(self, path: str) -> None:
@@ -49,6 +51,11 @@ class Server:
         """Raise the bug that kept a read from being answered."""
         if self._bug:
             raise self._bug
+
+    def oldest(self) -> float:
+        """Return for how many seconds the oldest read that is not answered has been waiting."""
+        with self._lock:
+            return time.monotonic() - min(self._began.values(), default=time.monotonic())
 
     def close(self) -> None:
         """End all connections; a read in flight that hangs ends with the output."""
@@ -101,7 +108,9 @@ class Server:
             future.add_done_callback(lambda _: room.release())
 
     def _read(self, client: Client, file: File, read: Read) -> None:
-        data = None
+        data, mark = None, object()
+        with self._lock:
+            self._began[mark] = time.monotonic()
         try:
             data = file.content.read(read.offset, read.length)
             if len(data) < read.length:
@@ -110,6 +119,8 @@ class Server:
             self._failed(file, read.offset, error)
         except Exception as error:  # a bug: without an answer the guest would wait for ever
             self._bug = error
+        with self._lock:
+            del self._began[mark]
         with suppress(OSError):  # the client has ended
             client.answer(read, data)
 

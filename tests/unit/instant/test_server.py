@@ -7,10 +7,11 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -80,7 +81,9 @@ class Served:
 
 
 @contextmanager
-def serving(tmp_path: Path, users: Collection[int] = HERE, **disks: Memory) -> Iterator[Served]:
+def serving(
+    tmp_path: Path, *, users: Collection[int] = HERE, disks: Mapping[str, Memory] = MappingProxyType({})
+) -> Iterator[Served]:
     errors: list[tuple[str, str]] = []
     files = {name: File(name, one, one.size) for name, one in (disks or {"vda": Memory()}).items()}
     path = str(tmp_path / "nbd")
@@ -97,7 +100,7 @@ def test_qemu_reads_every_byte_of_each_disk_by_its_name(tmp_path: Path, at_once:
     other = noise(MIB)
     disks = {"vda": Memory(at_once=at_once), "vdb": Memory(other)}
     disks["vda"].waits.set()
-    with serving(tmp_path, **disks) as running:
+    with serving(tmp_path, disks=disks) as running:
         for name, content in (("vda", CONTENT), ("vdb", other)):
             copy = tmp_path / name
             subprocess.run(
@@ -121,14 +124,14 @@ def test_nothing_is_ever_written(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_an_error_of_that_read_alone(tmp_path: Path) -> None:
-    with serving(tmp_path, vda=Memory(damaged=[MIB])) as running:
+    with serving(tmp_path, disks={"vda": Memory(damaged=[MIB])}) as running:
         assert "Input/output error" in running.read(MIB - 512, 1024).stdout
         assert running.errors == [("vda", "the pack is missing")]
         assert "read 512/512" in running.read(0, 512).stdout
 
 
 def test_a_bug_is_answered_as_an_error_and_raised(tmp_path: Path) -> None:
-    with serving(tmp_path, vda=Memory(bug=True)) as running:
+    with serving(tmp_path, disks={"vda": Memory(bug=True)}) as running:
         running.server.check()
         assert "Input/output error" in running.read(0, 512).stdout
         with pytest.raises(ValueError, match="a bug"):
@@ -225,7 +228,7 @@ def test_more_clients_than_qemu_has_are_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_its_end_does_not_wait_for_a_read_that_hangs(tmp_path: Path) -> None:
     hanging = Memory(at_once=False)
-    with serving(tmp_path, vda=hanging) as running, running.connection() as connection:
+    with serving(tmp_path, disks={"vda": hanging}) as running, running.connection() as connection:
         chosen(connection)
         connection.sendall(REQUEST.pack(REQUEST_MAGIC, 0, 0, 7, 0, 512))
         wait_until(lambda: running.server._readers._threads, 20, "it is being read")

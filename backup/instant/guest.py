@@ -1,0 +1,167 @@
+"""Runs a guest on a restore point in the repository: what it writes is in overlays, and removed with it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+from ..errors import BackupError, NotDrillable, TransientError, reason
+from ..hypervisor.disk_xml import NVRAM_TARGET
+from ..hypervisor.node_users import own_users
+from ..hypervisor.overlay_xml import Export, Overlay, nvram_copy, overlays
+from ..hypervisor.qcow2 import MAGIC
+from ..mount.shown_file import File
+from ..mount.shown_point import ShownPoint
+from ..restore.domain import RestoredDomain
+from ..restore.qemu_img import qemu_img
+from ..restore.written_files import Written, written_for_a_while
+from ..system.time_limit import CheckStop
+from ..text import size_text
+from .server import Server, served, size_of
+
+PREFIX = "virt-rbd-backup-"  # of directories in DRILL_DIR
+ROOM = 2 << 30  # bytes that have to be free before: what a guest writes while it boots
+RESERVE = 1 << 30  # bytes that stay free, or the guest is ended
+STALL_LIMIT = 120.0  # seconds for the answer to a read
+NVRAM_LIMIT = 64 << 20  # bytes
+SIZE_OFFSET, SIZE_LENGTH = 24, 8  # bytes, where a qcow2 header has the size of its disk
+
+
+@dataclass(frozen=True)
+class InstantGuest:
+    """A guest that may run on a restore point. `parent` is the directory for that of its overlays."""
+
+    domain: RestoredDomain
+    point: ShownPoint
+    parent: str
+    check_stop: CheckStop
+    _name: str = field(default_factory=lambda: f"{PREFIX}{uuid4().hex[:12]}", init=False)
+    _failed: list[BackupError] = field(default_factory=list, init=False)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.parent, self._name)
+
+    @contextmanager
+    def running(self) -> Iterator[RunningGuest]:
+        """Run it during the block; nothing is left of it afterwards.
+
+        Raises BackupError; NotDrillable if that proves nothing about the restore point.
+        """
+        self._require_possible()
+        exports = {target: self._export(target) for target in self.point.disks}
+        xml = self.domain.isolated_xml({}, exports=exports)
+        with self._directory(overlays(xml)), self._server(xml) as server:
+            self._fill(overlays(xml))
+            with self.domain.running_temporarily(xml):
+                yield RunningGuest(xml, self.directory, self.point, server, self._failed)
+
+    def _require_possible(self) -> None:
+        """Raise NotDrillable unless the guest can run here."""
+        if not self.domain.hypervisor.local:
+            hint = 'drill it on that node, with LIBVIRT_URI = "qemu:///system", or set DRILL_POOL'
+            raise NotDrillable(f"its libvirt ({self.domain.hypervisor.uri}) is on another node", hint)
+        try:
+            self.domain.require_free()
+            free = _free(self.parent)
+        except OSError as error:
+            raise NotDrillable(f"cannot use DRILL_DIR {self.parent}: {reason(error)}", _HINT) from error
+        except BackupError as error:
+            raise error if error.transient else NotDrillable(error.message, error.hint) from error
+        if free < ROOM:
+            message = f"DRILL_DIR {self.parent} has {size_text(free)} free"
+            raise NotDrillable(f"{message}, the guest's writes may need {size_text(ROOM)}", _HINT)
+
+    def _export(self, target: str) -> Export:
+        return Export(target, str(self.directory / "nbd"), str(self.directory))
+
+    @contextmanager
+    def _directory(self, wanted: Sequence[Overlay]) -> Iterator[None]:
+        """Make the directory for the block; it is recorded, so that nothing stays if we are killed."""
+        domain, directory = self.domain, str(self.directory)
+        own = [f"{directory}/nbd", nvram_copy(directory), *(one.path for one in wanted)]
+        uri = domain.hypervisor.uri
+        written = Written(domain.name, socket.gethostname(), uri, domain.uuid, own, (), [directory])
+        with written_for_a_while(
+            domain.state_dir, written, domain.hypervisor.needed_paths, domain.reporter, domain.end
+        ):
+            try:
+                self.directory.mkdir()
+                self.directory.chmod(0o711)  # QEMU runs as another user
+            except OSError as error:
+                raise NotDrillable(f"cannot create {directory}: {reason(error)}", _HINT) from error
+            yield
+
+    @contextmanager
+    def _server(self, xml: str) -> Iterator[Server]:
+        users = {os.geteuid(), 0, *self.domain.hypervisor.qemu_users(), *own_users(xml)}
+        with served(self.point.disks, str(self.directory / "nbd"), users, self._read_failed) as server:
+            yield server
+
+    def _read_failed(self, file: File, offset: int, error: BackupError) -> None:
+        text = f"{file.name}: cannot read at offset {offset}: {error.message}"
+        kind = TransientError if error.transient else BackupError
+        self._failed.append(kind(text, error.hint))
+
+    def _fill(self, wanted: Sequence[Overlay]) -> None:
+        """Make the overlays, and the copy of NVRAM that was saved like a disk."""
+        for one in wanted:
+            where = f"nbd+unix:///{quote(one.export, safe='')}?socket={quote(f'{self.directory}/nbd')}"
+            backing = ("-u", "-F", one.kind, "-b", where)  # -u: not opened, so its size has to be given
+            size = str(_size(self.point.disks[one.export], one.kind))
+            try:
+                qemu_img(("create", "-q", "-f", "qcow2", *backing, one.path, size), self.check_stop)
+            except BackupError as error:
+                self.check_stop()
+                raise NotDrillable(error.message, error.hint) from error
+        if nvram := self.point.disks.get(NVRAM_TARGET):
+            content = bytes(nvram.content.read(0, min(nvram.content.size, NVRAM_LIMIT)))
+            path = Path(nvram_copy(str(self.directory)))
+            path.touch(0o600)
+            path.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class RunningGuest:
+    """A guest that runs on a restore point, with this XML."""
+
+    xml: str
+    directory: Path
+    point: ShownPoint
+    server: Server
+    failed: Sequence[BackupError]
+
+    def check(self) -> None:
+        """Raise BackupError if it cannot go on; NotDrillable if that proves nothing about its data."""
+        self.server.check()
+        self.point.check()
+        if self.failed:
+            raise self.failed[0]
+        if (seconds := self.server.oldest()) > STALL_LIMIT:
+            hint = "is the repository's host reachable?"
+            raise TransientError(f"the repository has not answered for {seconds:.0f} s", hint)
+        if (free := _free(str(self.directory))) < RESERVE:
+            raise NotDrillable(f"the guest fills DRILL_DIR: {size_text(free)} are left", _HINT)
+
+
+_HINT = "name a directory with room in DRILL_DIR; a systemd unit needs it in ReadWritePaths="
+
+
+def _free(directory: str) -> int:
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def _size(disk: File, kind: str) -> int:
+    """Return the size in bytes of the guest's disk: a qcow2 image has one of its own."""
+    if kind == "qcow2":
+        header = bytes(disk.content.read(0, SIZE_OFFSET + SIZE_LENGTH))
+        if header[: len(MAGIC)] == MAGIC:
+            return int.from_bytes(header[SIZE_OFFSET:], "big")
+    return size_of(disk)
