@@ -75,16 +75,12 @@ def lay_over(disk: Element, layers: Sequence[Element], exports: Sequence[Export]
 
 
 def copy_nvram(nvram: Element, export: Export) -> None:
-    """Let the domain have a copy of an export as its NVRAM, which has to be made at `nvram_copy`."""
+    """Let the domain have a copy of an export as its NVRAM, which has to be made in the directory."""
     for child in list(nvram):
         if child.tag != "format":
             nvram.remove(child)
     nvram.set("type", "file")
-    SubElement(nvram, "source", {"file": nvram_copy(export.directory)})
-
-
-def nvram_copy(directory: str) -> str:
-    return f"{directory}/{NVRAM_TARGET}.fd"
+    SubElement(nvram, "source", {"file": f"{export.directory}/{NVRAM_TARGET}.fd"})
 
 
 def overlays(xml: str) -> Sequence[Overlay]:

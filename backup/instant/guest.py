@@ -13,8 +13,9 @@ from uuid import uuid4
 
 from ..errors import BackupError, NotDrillable, TransientError, reason
 from ..hypervisor.disk_xml import NVRAM_TARGET
+from ..hypervisor.domain_xml import nvram_path
 from ..hypervisor.node_users import own_users
-from ..hypervisor.overlay_xml import Export, Overlay, nvram_copy, overlays
+from ..hypervisor.overlay_xml import Export, overlays
 from ..hypervisor.qcow2 import MAGIC
 from ..mount.shown_file import File
 from ..mount.shown_point import ShownPoint
@@ -57,8 +58,8 @@ class InstantGuest:
         self._require_possible()
         exports = {target: self._export(target) for target in self.point.disks}
         xml = self.domain.isolated_xml({}, exports=exports)
-        with self._directory(overlays(xml)), self._server(xml) as server:
-            self._fill(overlays(xml))
+        with self._directory(xml), self._server(xml) as server:
+            self._fill(xml)
             with self.domain.running_temporarily(xml):
                 yield RunningGuest(xml, self.directory, self.point, server, self._failed)
 
@@ -73,19 +74,28 @@ class InstantGuest:
         except OSError as error:
             raise NotDrillable(f"cannot use DRILL_DIR {self.parent}: {reason(error)}", _HINT) from error
         except BackupError as error:
-            raise error if error.transient else NotDrillable(error.message, error.hint) from error
+            hint = "is another drill of it running?"
+            raise error if error.transient else NotDrillable(error.message, hint) from error
         if free < ROOM:
             message = f"DRILL_DIR {self.parent} has {size_text(free)} free"
             raise NotDrillable(f"{message}, the guest's writes may need {size_text(ROOM)}", _HINT)
 
     def _export(self, target: str) -> Export:
-        return Export(target, str(self.directory / "nbd"), str(self.directory))
+        return Export(target, self._socket, str(self.directory))
+
+    @property
+    def _socket(self) -> str:
+        return str(self.directory / "nbd")
+
+    def _nvram(self, xml: str) -> Sequence[str]:
+        """Return the path for the copy of NVRAM that was saved like a disk, if there is one."""
+        return [nvram_path(xml)] if NVRAM_TARGET in self.point.disks else []
 
     @contextmanager
-    def _directory(self, wanted: Sequence[Overlay]) -> Iterator[None]:
+    def _directory(self, xml: str) -> Iterator[None]:
         """Make the directory for the block; it is recorded, so that nothing stays if we are killed."""
         domain, directory = self.domain, str(self.directory)
-        own = [f"{directory}/nbd", nvram_copy(directory), *(one.path for one in wanted)]
+        own = [self._socket, *(one.path for one in overlays(xml)), *self._nvram(xml)]
         uri = domain.hypervisor.uri
         written = Written(domain.name, socket.gethostname(), uri, domain.uuid, own, (), [directory])
         with written_for_a_while(
@@ -101,7 +111,7 @@ class InstantGuest:
     @contextmanager
     def _server(self, xml: str) -> Iterator[Server]:
         users = {os.geteuid(), 0, *self.domain.hypervisor.qemu_users(), *own_users(xml)}
-        with served(self.point.disks, str(self.directory / "nbd"), users, self._read_failed) as server:
+        with served(self.point.disks, self._socket, users, self._read_failed) as server:
             yield server
 
     def _read_failed(self, file: File, offset: int, error: BackupError) -> None:
@@ -109,22 +119,22 @@ class InstantGuest:
         kind = TransientError if error.transient else BackupError
         self._failed.append(kind(text, error.hint))
 
-    def _fill(self, wanted: Sequence[Overlay]) -> None:
-        """Make the overlays, and the copy of NVRAM that was saved like a disk."""
-        for one in wanted:
-            where = f"nbd+unix:///{quote(one.export, safe='')}?socket={quote(f'{self.directory}/nbd')}"
+    def _fill(self, xml: str) -> None:
+        """Make the overlays, and the copy of NVRAM."""
+        for one in overlays(xml):
+            where = f"nbd+unix:///{quote(one.export, safe='')}?socket={quote(self._socket)}"
             backing = ("-u", "-F", one.kind, "-b", where)  # -u: not opened, so its size has to be given
             size = str(_size(self.point.disks[one.export], one.kind))
             try:
                 qemu_img(("create", "-q", "-f", "qcow2", *backing, one.path, size), self.check_stop)
+                os.chmod(one.path, 0o600)  # it will have a guest's data
             except BackupError as error:
                 self.check_stop()
                 raise NotDrillable(error.message, error.hint) from error
-        if nvram := self.point.disks.get(NVRAM_TARGET):
-            content = bytes(nvram.content.read(0, min(nvram.content.size, NVRAM_LIMIT)))
-            path = Path(nvram_copy(str(self.directory)))
+        for path in map(Path, self._nvram(xml)):
+            content = self.point.disks[NVRAM_TARGET].content
             path.touch(0o600)
-            path.write_bytes(content)
+            path.write_bytes(content.read(0, min(content.size, NVRAM_LIMIT)))
 
 
 @dataclass(frozen=True)

@@ -226,7 +226,7 @@ def _drill(add: AddCommand) -> None:
     form.add_argument(
         "--instant",
         action="store_true",
-        help="only boot it, without a network, out of the repository: this takes seconds, writes nothing to the"
+        help="only boot it, without a network, out of the repository: takes seconds, writes nothing to the"
         " cluster, and compares no data",
     )
 
