@@ -194,6 +194,9 @@ class _Opened:
     def check(self) -> None:
         pass
 
+    def damage(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class _OpenedFile:

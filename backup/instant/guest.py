@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
@@ -22,14 +25,16 @@ from ..mount.shown_point import ShownPoint
 from ..restore.domain import RestoredDomain
 from ..restore.qemu_img import qemu_img
 from ..restore.written_files import Written, written_for_a_while
-from ..system.time_limit import CheckStop
+from ..system.time_limit import CheckStop, begun
 from ..text import size_text
-from .server import Server, served, size_of
+from .server import SECTOR, Server, served, size_of
 
 PREFIX = "virt-rbd-backup-"  # of directories in DRILL_DIR
 ROOM = 2 << 30  # bytes that have to be free before: what a guest writes while it boots
 RESERVE = 1 << 30  # bytes that stay free, or the guest is ended
 STALL_LIMIT = 120.0  # seconds for the answer to a read
+POLL = 0.1  # seconds between two checks of a read
+UNREADABLE = "restic check --read-data; another restore point may be sound"
 NVRAM_LIMIT = 64 << 20  # bytes
 SIZE_OFFSET, SIZE_LENGTH = 24, 8  # bytes, where a qcow2 header has the size of its disk
 
@@ -58,6 +63,7 @@ class InstantGuest:
         self._require_possible()
         exports = {target: self._export(target) for target in self.point.disks}
         xml = self.domain.isolated_xml({}, exports=exports)
+        self._require_readable()
         with self._directory(xml), self._server(xml) as server:
             self._fill(xml)
             with self.domain.running_temporarily(xml):
@@ -79,6 +85,16 @@ class InstantGuest:
         if free < ROOM:
             message = f"DRILL_DIR {self.parent} has {size_text(free)} free"
             raise NotDrillable(f"{message}, the guest's writes may need {size_text(ROOM)}", _HINT)
+
+    def _require_readable(self) -> None:
+        """Read where QEMU does while libvirt starts it, which would hang as long as that read."""
+        for disk in self.point.disks.values():
+            began, read = time.monotonic(), begun(partial(disk.content.read, 0, SECTOR))
+            while not read.done():
+                self.check_stop()
+                _require_answers(self.point, time.monotonic() - began)
+                wait([read], POLL)
+            read.result()
 
     def _export(self, target: str) -> Export:
         return Export(target, self._socket, str(self.directory))
@@ -153,11 +169,18 @@ class RunningGuest:
         self.point.check()
         if self.failed:
             raise self.failed[0]
-        if (seconds := self.server.oldest()) > STALL_LIMIT:
-            hint = "is the repository's host reachable?"
-            raise TransientError(f"the repository has not answered for {seconds:.0f} s", hint)
+        _require_answers(self.point, self.server.oldest())
         if (free := _free(str(self.directory))) < RESERVE:
             raise NotDrillable(f"the guest fills DRILL_DIR: {size_text(free)} are left", _HINT)
+
+
+def _require_answers(point: ShownPoint, seconds: float) -> None:
+    """Raise BackupError if data is missing or damaged, TransientError for no answer in so many seconds."""
+    if damage := point.damage():
+        raise BackupError(f"the guest needs what the repository has lost: {damage}", UNREADABLE)
+    if seconds > STALL_LIMIT:
+        hint = "is the repository's host reachable?"
+        raise TransientError(f"the repository has not answered for {seconds:.0f} s", hint)
 
 
 _HINT = "name a directory with room in DRILL_DIR; a systemd unit needs it in ReadWritePaths="

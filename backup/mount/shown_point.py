@@ -21,12 +21,13 @@ from .shown_file import File, Text
 
 @dataclass(frozen=True)
 class ShownPoint:
-    """An open restore point with its files. `check` raises when nothing can be read any more."""
+    """An open restore point with its files. `check` and `damage`: see OpenedPoint."""
 
     saved: SavedDomain
     disks: Mapping[str, File]
     texts: Sequence[File]
     check: Callable[[], None]
+    damage: Callable[[], str]
 
     @property
     def time_ns(self) -> int:
@@ -60,6 +61,7 @@ def opened_point(
             {one.target: disk(one) for one in saved.images},
             [File(name, Text(text), len(text)) for name, text in manifest.texts(packed).items()],
             opened.check,
+            opened.damage,
         )
 
 

@@ -44,7 +44,17 @@ class Damaged(Text):
         return False
 
     def read(self, offset: int, length: int) -> bytes:
+        if offset == 0:
+            return super().read(offset, length)
         raise BackupError("the pack 0123abcd is missing", "another restore point may be sound")
+
+
+class Hanging(Text):
+    """A file of which a read takes a second."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        time.sleep(1)
+        return super().read(offset, length)
 
 
 def saved_domain(node: Path, devices: str = "", system: str = "") -> SavedDomain:
@@ -61,6 +71,7 @@ class Node:
 
     root: Path
     hypervisor: Hypervisor
+    damage: str = ""
 
     @property
     def images(self) -> Path:
@@ -80,7 +91,7 @@ class Node:
             "vda": File("vda.raw", Text(bytes(MIB + 1)), MIB),
             "vdb": File("vdb.raw", Text(QCOW2), MIB),
         }
-        point = ShownPoint(saved, files, (), lambda: None)
+        point = ShownPoint(saved, files, (), lambda: None, lambda: self.damage)
         return InstantGuest(domain, point, parent or str(self.images), lambda: None)
 
     def names(self) -> list[str]:
@@ -164,9 +175,9 @@ def test_what_cannot_be_read_ends_it_with_the_reason(node: Node) -> None:
     }
     with node.guest(disks).running() as running:
         path = running.directory / "nbd"
-        command = ["qemu-io", "-r", "-f", "raw", "-c", "read 0 512", f"nbd+unix:///vda?socket={path}"]
+        command = ["qemu-io", "-r", "-f", "raw", "-c", "read 4096 512", f"nbd+unix:///vda?socket={path}"]
         subprocess.run(command, check=False, capture_output=True)
-        with raises("vda.raw: cannot read at offset 0: the pack 0123abcd is missing"):
+        with raises("vda.raw: cannot read at offset 4096: the pack 0123abcd is missing"):
             running.check()
     node.require_nothing_left()
 
@@ -178,6 +189,19 @@ def test_a_repository_that_does_not_answer_proves_nothing(
         running.server._began[object()] = time.monotonic() - 121
         with raises("the repository has not answered for 121 s", TransientError):
             running.check()
+    node.require_nothing_left()
+
+
+def test_data_that_is_lost_ends_it_also_while_the_read_is_retried(node: Node) -> None:
+    with node.guest().running() as running:
+        node.damage = "Load(<data/0123>) returned error, retrying: no such file"
+        with raises(f"the guest needs what the repository has lost: {node.damage}"):
+            running.check()
+    with (
+        raises(f"the guest needs what the repository has lost: {node.damage}"),
+        node.guest({"vda": File("vda.raw", Hanging(bytes(MIB)), MIB)}).running(),
+    ):
+        pass
     node.require_nothing_left()
 
 
