@@ -13,8 +13,7 @@ from xml.etree.ElementTree import Element, SubElement
 from ..errors import NotDrillable
 from .disk_xml import NVRAM_TARGET, attribute
 
-# What <driver> has for the guest's next read and write: a failed one pauses it, and no flush is awaited,
-# as nothing outlives it.
+# A failed read or write pauses the guest; a flush need not reach the node's disk, as nothing outlives it.
 DRIVER = {
     "name": "qemu",
     "type": "qcow2",
@@ -68,7 +67,8 @@ def lay_over(disk: Element, layers: Sequence[Element], exports: Sequence[Export]
     disk.set("type", "file")
     driver = disk.find("driver")
     driver = SubElement(disk, "driver") if driver is None else driver
-    driver.attrib.pop("io", None)  # native needs a cache of its own
+    for name in ("io", "copy_on_read"):  # io=native excludes the cache; what is read need not be copied
+        driver.attrib.pop(name, None)
     driver.attrib.update(DRIVER)
     SubElement(disk, "source", {"file": f"{top.directory}/{target.replace('/', '_')}.qcow2"})
     disk.append(below)

@@ -76,13 +76,10 @@ class InstantGuest:
             raise NotDrillable(f"its libvirt ({self.domain.hypervisor.uri}) is on another node", hint)
         try:
             self.domain.require_free()
-            free = _free(self.parent)
-        except OSError as error:
-            raise NotDrillable(f"cannot use DRILL_DIR {self.parent}: {reason(error)}", _HINT) from error
         except BackupError as error:
             hint = "is another drill of it running?"
             raise error if error.transient else NotDrillable(error.message, hint) from error
-        if free < ROOM:
+        if (free := _free(self.parent)) < ROOM:
             message = f"DRILL_DIR {self.parent} has {size_text(free)} free"
             raise NotDrillable(f"{message}, the guest's writes may need {size_text(ROOM)}", _HINT)
 
@@ -117,11 +114,9 @@ class InstantGuest:
         with written_for_a_while(
             domain.state_dir, written, domain.hypervisor.needed_paths, domain.reporter, domain.end
         ):
-            try:
+            with _errors(directory):
                 self.directory.mkdir()
                 self.directory.chmod(0o711)  # QEMU runs as another user
-            except OSError as error:
-                raise NotDrillable(f"cannot create {directory}: {reason(error)}", _HINT) from error
             yield
 
     @contextmanager
@@ -143,14 +138,17 @@ class InstantGuest:
             size = str(_size(self.point.disks[one.export], one.kind))
             try:
                 qemu_img(("create", "-q", "-f", "qcow2", *backing, one.path, size), self.check_stop)
-                os.chmod(one.path, 0o600)  # it will have a guest's data
             except BackupError as error:
                 self.check_stop()
                 raise NotDrillable(error.message, error.hint) from error
+            with _errors(one.path):
+                os.chmod(one.path, 0o600)  # it will have a guest's data
         for path in map(Path, self._nvram(xml)):
             content = self.point.disks[NVRAM_TARGET].content
-            path.touch(0o600)
-            path.write_bytes(content.read(0, min(content.size, NVRAM_LIMIT)))
+            variables = content.read(0, min(content.size, NVRAM_LIMIT))
+            with _errors(str(path)):
+                path.touch(0o600)
+                path.write_bytes(variables)
 
 
 @dataclass(frozen=True)
@@ -187,8 +185,18 @@ _HINT = "name a directory with room in DRILL_DIR; a systemd unit needs it in Rea
 
 
 def _free(directory: str) -> int:
-    found = os.statvfs(directory)
+    """Return the free space in bytes. Raises NotDrillable."""
+    with _errors(directory):
+        found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
+
+
+@contextmanager
+def _errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NotDrillable(f"cannot use {path} (DRILL_DIR): {reason(error)}", _HINT) from error
 
 
 def _size(disk: File, kind: str) -> int:

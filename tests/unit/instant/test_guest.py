@@ -222,7 +222,7 @@ def test_without_room_it_is_refused(node: Node, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_directory_that_is_missing_is_named(node: Node) -> None:
     with (
-        raises("cannot use DRILL_DIR /nowhere: no such file or directory", NotDrillable),
+        raises("cannot use /nowhere (DRILL_DIR): no such file or directory", NotDrillable),
         node.guest(parent="/nowhere").running(),
     ):
         pass
