@@ -164,11 +164,16 @@ RETRY_FOR = 900
 
 # The pool, or pool/namespace, into which `main.py drill` restores a domain temporarily. It needs space for
 # the largest domain. CEPH_USER creates the images; for --boot the domain's own user needs access as well.
+# "": `main.py drill --boot`, which the timer runs, boots the domain out of the repository, as --instant does.
 DRILL_POOL = ""
 
-# Maximum time in seconds that `main.py drill --boot` waits for the guest agent of the domain that it boots.
-# Raise it for guests that boot slowly.
+# Maximum time in seconds that `main.py drill --boot` (or --instant) waits for the guest agent of the domain
+# that it boots. Raise it for guests that boot slowly.
 DRILL_BOOT_TIMEOUT = 300
+
+# Directory for what a guest writes while `main.py drill --instant` runs it; removed afterwards. 2 GiB have to
+# be free, and QEMU's user needs to reach it: no directory above it may be closed to others.
+DRILL_DIR = "/var/lib/libvirt/images"
 
 # --- State and reports on this node -------------------------------------------------------------
 

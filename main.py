@@ -299,16 +299,17 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
 
 
 def drill(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
-    """Restore a domain into DRILL_POOL, verify it and remove it again."""
-    from backup.verify.drill import Drill
+    """Restore a domain into DRILL_POOL, verify it and remove it again; or boot it out of the repository."""
+    from backup.verify.instant_drill import chosen_drill
 
     output = outputs.readable(settings)
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
         try:
-            name = Drill(settings, output, display, stop, arguments.boot).drill(arguments.domain)
+            chosen = chosen_drill(settings, output, display, stop, arguments.boot, arguments.instant)
+            name = chosen.drill(arguments.domain)
         finally:  # a failure has to reach the metrics too
             publish_metrics(settings, display)
-    print_after_display(tables.drilled_text(name), display)
+    print_after_display(tables.drilled_text(name, chosen.kind), display)
     return SUCCESS
 
 

@@ -87,6 +87,10 @@ class DrillFailed(BackupError):
     """A drill failed: its restore point differs from what was saved, or could not be restored or booted."""
 
 
+class NotDrillable(BackupError):
+    """A domain cannot be drilled here, which proves nothing about its restore point."""
+
+
 class Interrupted(BackupError):
     """The run was interrupted by the signal of this number."""
 

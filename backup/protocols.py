@@ -150,6 +150,12 @@ class OpenedPoint(Protocol):
     def check(self) -> None:
         """Raise BackupError if nothing can be read any more."""
 
+    def damage(self) -> str:
+        """Return what was found missing or damaged by reads until now, "" for nothing.
+
+        At once, also where such a read is retried for a long time.
+        """
+
 
 class Job(Protocol):
     """What a job offers to the output that saves its images.

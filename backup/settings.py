@@ -150,6 +150,7 @@ class Settings:
     cleanup_days: int = _constant(_whole(0))
     drill_pool: str = _constant(_text)
     drill_boot_timeout: int = _constant(_whole(1))
+    drill_dir: str = _constant(_absolute)
     state_dir: str = _constant(_absolute)
     report_days: int = _constant(_whole(1))
     report_file: str = _constant(_absolute_or_none)

@@ -195,6 +195,9 @@ class _Opened:
     def check(self) -> None:
         pass
 
+    def damage(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class _OpenedFile:

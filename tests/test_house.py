@@ -35,6 +35,7 @@ FLOORS = {
     "restore": 4,
     "mount": 4,
     "files": 5,
+    "instant": 5,
     "watch": 5,
     "orphaned": 5,
     "run": 6,

@@ -20,8 +20,9 @@ from typing import Optional
 from ..command import COMMAND
 from ..errors import BackupError, reason
 from ..model import Level
-from ..mount.file_system import File, FileSystem, served
+from ..mount.file_system import FileSystem, served
 from ..mount.read_errors import ReadErrors
+from ..mount.shown_file import File
 from ..mount.shown_point import ShownPoint, shown_point
 from ..protocols import Output, Reporter
 from ..settings import Settings

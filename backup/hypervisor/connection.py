@@ -17,14 +17,14 @@ import libvirt
 from ..errors import BackupError, DomainGone, TransientError
 from ..model import TPM_STATE, ClusterAddress, Definition, Disk, Domain, State
 from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
-from . import domain_xml, node_files
+from . import domain_xml, node_files, node_users
 from .described_domain import described
 from .disk_xml import Places
 from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
 from .firmware import with_current_loader, writable_loader
 from .guest_agent import GuestAgent
-from .guest_mounts import PartialFreeze
+from .guest_mounts import Mount, PartialFreeze
 from .mapped_device import mapped_image
 from .nvram import read_nvram
 from .storage_pools import pool_xml, read_file
@@ -190,6 +190,11 @@ class Hypervisor:
                     found.update(path for _, path in node_files.needed_files(handle.XMLDesc(flags)))
         return frozenset(found)
 
+    def qemu_users(self) -> frozenset[int]:
+        """Return the UIDs that QEMU runs as, unless a domain's definition names another."""
+        with libvirt_errors("cannot read libvirt's capabilities"):
+            return frozenset(node_users.qemu_users(self._connection().getCapabilities()))
+
     def define(self, xml: str) -> None:
         """Define a domain, or redefine the one with its UUID."""
         connection = self._connection()
@@ -230,6 +235,12 @@ class Hypervisor:
         """Check that the guest agent answers; see GuestAgent.probe."""
         handle = self._handle(domain.uuid, check_stop)
         return GuestAgent(handle, timeout, self._timeout, check_stop).probe()
+
+    def mounts(
+        self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
+    ) -> Sequence[Mount] | None:
+        """Return what the guest has mounted; see GuestAgent.mounts."""
+        return GuestAgent(self._handle(domain.uuid, check_stop), timeout, self._timeout, check_stop).mounts()
 
     def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.

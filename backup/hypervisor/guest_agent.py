@@ -16,6 +16,7 @@ from ..system.time_limit import Bounded, CheckStop, never_stop, within
 from .errors import HypervisorError, libvirt_errors
 from .guest_mounts import (
     BlockDevices,
+    Mount,
     PartialFreeze,
     agent_mounts,
     block_devices,
@@ -88,6 +89,21 @@ class GuestAgent:
                 if error.code in SILENT_AGENT or isinstance(error.__cause__, TimeoutError):
                     raise
                 return self._probe_by_devices(error)
+
+    def mounts(self) -> Sequence[Mount] | None:
+        """Return what the guest has mounted; None if the agent answers, but does not list it.
+
+        Raises HypervisorError if it does not answer.
+        """
+        with self._bounded():
+            try:
+                with libvirt_errors("the guest agent does not answer"), _understood("its mounts"):
+                    return listed_mounts(self._handle.fsInfo())
+            except HypervisorError as error:
+                if error.code in SILENT_AGENT or isinstance(error.__cause__, TimeoutError):
+                    raise
+            self._command("guest-ping")
+            return None
 
     def freeze(self, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems, all or those at the mountpoints; return their number.

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from typing import TypeVar
 from xml.etree.ElementTree import Element
 
 from ..errors import BackupError
 from ..model import Image
 from .copy_xml import eject, isolate, remove, separate, tpm_beside
 from .disk_xml import IMAGE_TYPES, NVRAM_TARGET, REMOVABLE
+from .overlay_xml import Export, copy_nvram, lay_over
 from .shared_devices import without_shared
 
 # Where monitors speak msgr2. They are only given with this port if they do not speak the old protocol.
 MESSENGER_V2_PORT = "3300"
+
+Restored = TypeVar("Restored", Image, Export)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Redefinition:
 
     `images` are the restored images by their disks' targets. `monitors` are the (address, port) pairs of
     their cluster. A `copy` can run beside the original domain; an `isolated` one has no outside access.
+    `exports`, in place of images, are what a copy's disks become overlays over, by the same targets.
     """
 
     name: str
@@ -35,6 +40,7 @@ class Redefinition:
     images: Mapping[str, Image]
     monitors: Sequence[tuple[str, str]]
     isolated: bool = False
+    exports: Mapping[str, Export] = field(default_factory=dict)
 
 
 def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
@@ -54,7 +60,11 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
         genid.text = None
     devices = domain.find("devices")
     assert devices is not None, "libvirt always writes it"
-    change = replace(change, images=_with_sharers(devices, change.images))
+    change = replace(
+        change,
+        images=_with_sharers(devices, change.images),
+        exports=_with_sharers(devices, change.exports),
+    )
     left_out = []
     for disk in devices.findall("disk"):
         if _pointed(disk, change) or not change.copy:
@@ -89,7 +99,9 @@ def _nvram_pointed(domain: Element, change: Redefinition) -> Sequence[str]:
     for nvram in domain.findall("./os/nvram"):
         if nvram.get("type", "file") == "file":
             continue
-        if NVRAM_TARGET in change.images:
+        if NVRAM_TARGET in change.exports:
+            copy_nvram(nvram, change.exports[NVRAM_TARGET])
+        elif NVRAM_TARGET in change.images:
             _point(nvram, NVRAM_TARGET, change.images[NVRAM_TARGET], change)
         elif change.copy:
             for system in domain.findall("os"):
@@ -98,7 +110,7 @@ def _nvram_pointed(domain: Element, change: Redefinition) -> Sequence[str]:
     return left_out
 
 
-def _with_sharers(devices: Element, images: Mapping[str, Image]) -> Mapping[str, Image]:
+def _with_sharers(devices: Element, images: Mapping[str, Restored]) -> Mapping[str, Restored]:
     """Add the disks that share an image with a restored one: it was saved once for all of them."""
     layers = [one for disk in devices.findall("disk") for one in _layers(disk)]
     restored = {_origin(layer): images[target] for target, layer in layers if target in images}
@@ -118,6 +130,10 @@ def _pointed(disk: Element, change: Redefinition) -> bool:
     layers = list(_layers(disk))
     if disk.get("device") in REMOVABLE and disk.get("type") not in IMAGE_TYPES:
         return not layers  # its next medium is a file: the restored image was in the drive before
+    exports = [change.exports[target] for target, _ in layers if target in change.exports]
+    if exports and len(exports) == len(layers):
+        lay_over(disk, [layer for _, layer in layers], exports)
+        return True
     for target, layer in layers:
         if target in change.images:
             _point(layer, target, change.images[target], change)

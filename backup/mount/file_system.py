@@ -7,9 +7,8 @@ import stat
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Protocol
+from typing import Any, Callable
 
 import pyfuse3
 import trio
@@ -17,6 +16,7 @@ import trio
 from ..errors import BackupError
 from .blocks import Data
 from .mountpoint import SOURCE
+from .shown_file import File
 
 CACHED = 3600.0  # seconds that the kernel may cache names and attributes: they do not change
 FIRST = pyfuse3.ROOT_INODE + 1  # inode number of the first file
@@ -24,45 +24,6 @@ SECTOR = 512  # bytes; the unit of st_blocks
 LONGEST_NAME = 255  # bytes, as in Linux
 LARGEST_READ = 1 << 20  # bytes; the kernel's limit
 OPTIONS = {f"fsname={SOURCE}", "ro", "nosuid", "nodev", "noexec", "default_permissions"}
-
-
-class Content(Protocol):
-    """What a file consists of."""
-
-    @property
-    def size(self) -> int: ...
-
-    def is_there(self, offset: int, length: int) -> bool:
-        """Return whether `read` returns at once."""
-
-    def read(self, offset: int, length: int) -> Data:
-        """Return these bytes, fewer only at the end. Raises BackupError."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file; `data_bytes` is what it occupies, less than its size if it has holes."""
-
-    name: str
-    content: Content
-    data_bytes: int
-
-
-@dataclass(frozen=True)
-class Text:
-    """A small file's content. Satisfies Content."""
-
-    content: bytes
-
-    @property
-    def size(self) -> int:
-        return len(self.content)
-
-    def is_there(self, offset: int, length: int) -> bool:
-        return True
-
-    def read(self, offset: int, length: int) -> bytes:
-        return self.content[offset : offset + length]
 
 
 class FileSystem(pyfuse3.Operations):  # type: ignore[misc]

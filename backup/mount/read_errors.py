@@ -10,7 +10,7 @@ from ..model import Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
 from .block_image import BLOCK
-from .file_system import File
+from .shown_file import File
 
 
 @dataclass(frozen=True)

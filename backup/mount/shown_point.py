@@ -12,22 +12,23 @@ from ..errors import ConfigError
 from ..protocols import OpenedPoint, Output
 from ..restore_point import manifest
 from ..restore_point.find import find_point, with_current_ids
-from ..stored import SavedDomain, SavedImage
+from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.spool import Spool
 from .block_image import BlockImage
 from .blocks import Blocks, cached_blocks
 from .data_map import DataMap
-from .file_system import File, Text
+from .shown_file import File, Text
 
 
 @dataclass(frozen=True)
 class ShownPoint:
-    """An open restore point with its files. `check` raises when nothing can be read any more."""
+    """An open restore point with its files. `check` and `damage`: see OpenedPoint."""
 
     saved: SavedDomain
     disks: Mapping[str, File]
     texts: Sequence[File]
     check: Callable[[], None]
+    damage: Callable[[], str]
 
     @property
     def time_ns(self) -> int:
@@ -43,6 +44,15 @@ def shown_point(
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     point = find_point(output.restore_points(check_stop), domain, at)
+    with opened_point(output, point, limit, check_stop) as shown:
+        yield shown
+
+
+@contextmanager
+def opened_point(
+    output: Output, point: StoredPoint, limit: float, check_stop: Callable[[], None]
+) -> Iterator[ShownPoint]:
+    """Open this restore point; a read may take `limit` seconds. Raises BackupError."""
     with output.opened(point, check_stop) as opened, cached_blocks() as blocks:
         packed = opened.manifest()
         saved = with_current_ids(manifest.unpack(packed), point)
@@ -52,6 +62,7 @@ def shown_point(
             {one.target: disk(one) for one in saved.images},
             [File(name, Text(text), len(text)) for name, text in manifest.texts(packed).items()],
             opened.check,
+            opened.damage,
         )
 
 

@@ -20,6 +20,7 @@ from ..system.atomic_file import write_atomically
 from ..system.private_directory import make_private
 
 FILE = "proofs.json"
+RESTORED, INSTANT = "restored", "instant"  # kinds of drills: only the first compares the data
 LOCK_LIMIT = 30.0  # seconds for another process to write the file, which takes it milliseconds
 LOCK_POLL = 0.05
 
@@ -29,8 +30,9 @@ class DomainRecord:
     """What this node knows of one domain. Times are ISO 8601, "" means never.
 
     `saved` is the time of its newest restore point, `verified` of the last verification that passed, `tried`
-    of the last drill, `drilled` of the last drill that passed. `failure` is the message of a verification or
-    drill that failed after the last one that passed.
+    of the last drill, `drilled` of the last drill that passed, whose kind is `drill_kind`: "" before kinds
+    were recorded. `failure` is the message of a verification or drill that failed after the last one that
+    passed; `failed_drill` is the kind of that drill, "" for a verification.
     """
 
     saved: str = ""
@@ -38,6 +40,8 @@ class DomainRecord:
     tried: str = ""
     drilled: str = ""
     failure: str = ""
+    drill_kind: str = ""
+    failed_drill: str = ""
 
 
 def read_records(state_dir: str) -> Mapping[str, DomainRecord]:
@@ -94,6 +98,8 @@ class DomainRecords:
         with _locked(directory):  # backup, verify and drill may end together
             known = dict(self._known(directory / FILE))
             for uuid, changed in changes.items():
+                if "failure" in changed:
+                    changed = {"failed_drill": "", **changed}
                 known[uuid] = replace(known.get(uuid, DomainRecord()), **changed)
             content = {uuid: asdict(one) for uuid, one in known.items()}
             write_atomically(directory / FILE, json.dumps(content, indent=2).encode())

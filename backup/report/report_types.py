@@ -66,9 +66,10 @@ class _EveryDomainEntry(TypedDict):
 
 
 class DomainEntry(_EveryDomainEntry, total=False):
-    """The result of one domain's job. Reports of older versions lack `selected`."""
+    """The result of one domain's job. Reports of older versions lack what is here."""
 
     selected: bool
+    last_drill_kind: Optional[str]
 
 
 class _EveryReport(TypedDict):

@@ -114,6 +114,7 @@ def _domain(one: JobResult, record: DomainRecord, selected: bool) -> DomainEntry
         "last_saved": record.saved or None,
         "last_verified": record.verified or None,
         "last_drill": record.drilled or None,
+        "last_drill_kind": record.drill_kind or None,
         "proof_failure": record.failure,
         "images": [_image(image) for image in one.images],
         "not_covered": [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from types import MappingProxyType
 
 from ..errors import BackupError
 from ..hypervisor.backing_chain import with_layers
@@ -15,17 +16,20 @@ from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, required_media
+from ..hypervisor.errors import HypervisorError
 from ..hypervisor.firmware import loader_beside, writable_loader
 from ..hypervisor.next_start import saved_targets
 from ..hypervisor.node_files import PACKAGED, needed_files
-from ..hypervisor.restored_xml import Redefinition, redefined
+from ..hypervisor.overlay_xml import Export
+from ..hypervisor.restored_xml import Redefinition, Restored, redefined
 from ..hypervisor.tpm_state import tpm_place
 from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
 from ..stored import SavedDomain
-from ..system.undo import undone_by
 from .node_files import NVRAM, NodeFiles
 
+RESTART_LIMIT = 30.0  # seconds that a restart of libvirt may take
+RESTART_POLL = 0.5
 MISSING_HINT = "put it there before the start, or install the package that has it"
 
 
@@ -120,22 +124,46 @@ class RestoredDomain:
             self._warn_of_missing_media(xml)
         return xml
 
-    @contextmanager
-    def running_temporarily(
-        self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]
-    ) -> Iterator[str]:
-        """Run an isolated copy during the block, which gets its XML; nothing of it is left afterwards."""
-        change = Redefinition(self.name, self.uuid, True, self._attached(images), monitors, isolated=True)
-        xml, left_out = redefined(self._definition(images), change)
+    def isolated_xml(
+        self,
+        images: Mapping[str, Image],
+        monitors: Sequence[tuple[str, str]] = (),
+        exports: Mapping[str, Export] = MappingProxyType({}),
+    ) -> str:
+        """Return the XML of an isolated copy with these images, or overlays over these exports.
+
+        Both by the targets that they were saved with. Raises BackupError.
+        """
+        definition = self._with_layers if exports else self._definition(images)
+        change = Redefinition(
+            *(self.name, self.uuid, True, self._attached(images), monitors, True, self._attached(exports))
+        )
+        xml, left_out = redefined(definition, change)
         for what in left_out:
             self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
-        with ExitStack() as stack:
-            self._files.require_writable(self.hypervisor.local)
-            stack.enter_context(self._files.written(self.uuid))
-            destroy = partial(self.hypervisor.destroy, self.uuid)
-            stack.enter_context(undone_by(destroy, self.reporter, self.name))
+        return xml
+
+    @contextmanager
+    def running_temporarily(self, xml: str) -> Iterator[None]:
+        """Run an isolated copy with this XML during the block; nothing of it is left afterwards.
+
+        Its record stays where it cannot be ended.
+        """
+        self._files.require_writable(self.hypervisor.local)
+        with self._files.written(self.uuid, self.end):
             self.hypervisor.run_once(xml)
-            yield xml
+            yield
+
+    def end(self) -> None:
+        """End the copy that runs; a libvirt that is being restarted is waited for. Raises HypervisorError."""
+        deadline = time.monotonic() + RESTART_LIMIT
+        while True:
+            try:
+                return self.hypervisor.destroy(self.uuid)
+            except HypervisorError as error:
+                if not error.transient or time.monotonic() > deadline:
+                    raise
+            time.sleep(RESTART_POLL)
 
     def define(self, xml: str) -> None:
         """Define it and write its NVRAM. Raises BackupError, also if its name has been taken meanwhile."""
@@ -153,7 +181,7 @@ class RestoredDomain:
         self.hypervisor.start(self.uuid)
         self.reporter.message(Level.INFO, self.name, "started")
 
-    def _attached(self, images: Mapping[str, Image]) -> Mapping[str, Image]:
+    def _attached(self, images: Mapping[str, Restored]) -> Mapping[str, Restored]:
         """Return the restored images by their targets in the definition, which is that of the next start."""
         return {target: images[one] for target, one in self._saved_targets.items() if one in images}
 

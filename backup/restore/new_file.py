@@ -5,33 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Callable
+from typing import Callable
 
 from ..errors import BackupError, reason
 from ..protocols import WrittenBytes
 from ..stored import SavedImage
-from ..system.process import signal_when_parent_dies
-from ..system.started_program import (
-    NOTHING,
-    Command,
-    StartedProgram,
-    ended_within,
-    inherited,
-    outlet,
-    printed,
-    start_program,
-)
 from ..text import size_text
+from .qemu_img import not_installed, qemu_img
 
 RESTORING = ".restoring"  # suffix of the temporary name
-INHERITED = ("PATH", "TMPDIR")  # what qemu-img gets of our own environment
-CONVERT_POLL = 0.2  # seconds between two checks for a stop
+INSTALL_HINT = "apt-get install qemu-utils, or name a file without .qcow2"
 # Of file systems without hard links: exFAT, those of FUSE that have no call for them, SMB.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -76,7 +64,7 @@ class NewFile:
             if os.path.lexists(left):
                 raise _left_over(left)
         if self._converted and not shutil.which("qemu-img"):
-            raise _not_installed()
+            raise not_installed(INSTALL_HINT)
         directory = self._path.parent
         with _errors("cannot restore to", self._path):
             room = os.statvfs(directory)
@@ -157,44 +145,13 @@ class NewFile:
 
     def _convert(self, check_stop: Callable[[], None]) -> None:
         # short options: it has no long ones for the formats before version 10
-        arguments = ("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
-        with outlet("stderr") as stderr:
-            process = _started(Command(arguments, {**inherited(INHERITED), "LANG": "C.UTF-8"}), stderr)
-            try:
-                while not ended_within(process, CONVERT_POLL):
-                    check_stop()
-            except BaseException:  # whatever it was, a stop included: the program does not outlive it
-                process.kill()
-                process.wait()
-                raise
-            output = printed(stderr).decode(errors="replace").strip()
-        if process.returncode:
-            raise BackupError(f"qemu-img failed with exit code {process.returncode}: {output}")
+        options = ("convert", "-f", "raw", "-O", "qcow2", str(self._raw), str(self._qcow2))
+        qemu_img(options, check_stop, INSTALL_HINT)
 
 
 def _left_over(path: Path) -> BackupError:
     message = f"{path} exists: another restore is running or was killed"
     return BackupError(message, f"if no other restore is running: rm {path}")
-
-
-def _not_installed() -> BackupError:
-    return BackupError(
-        "qemu-img is not installed", "apt-get install qemu-utils, or name a file without .qcow2"
-    )
-
-
-def _in_child(parent: int) -> None:
-    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
-    signal_when_parent_dies(signal.SIGTERM, parent)
-
-
-def _started(command: Command, stderr: IO[bytes]) -> StartedProgram:
-    try:
-        return start_program(command, NOTHING, NOTHING, stderr, _in_child)
-    except FileNotFoundError as error:
-        raise _not_installed() from error
-    except OSError as error:
-        raise BackupError(f"cannot start qemu-img: {reason(error)}", "check its permissions") from error
 
 
 @contextmanager

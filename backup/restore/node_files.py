@@ -61,14 +61,14 @@ class NodeFiles:
                 raise BackupError(f"the {file.use} {file.path} exists", hint)
 
     @contextmanager
-    def written(self, domain: str) -> Iterator[None]:
+    def written(self, domain: str, end_domain: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Write the domain's own files, and shared ones that are missing; none is left after the block.
 
-        `domain` is its UUID; it runs in the block only.
+        `domain` is its UUID; it runs in the block only, and `end_domain` ends it.
         """
         drafts = {_draft(file): file for file in self._missing()}
         own = [*drafts, *(file.path for file in self.own)]
-        with self._for_a_while(own, sorted(self._tpms), domain) as files:
+        with self._for_a_while(own, sorted(self._tpms), domain, end_domain) as files:
             for file in self.own:
                 _create(file, file.path)
             for draft, file in drafts.items():
@@ -114,14 +114,18 @@ class NodeFiles:
         return {directory for directory, name in states if STATE.fullmatch(name)}
 
     def _for_a_while(
-        self, own: Sequence[str], tpms: Sequence[str] = (), domain: str = ""
+        self,
+        own: Sequence[str],
+        tpms: Sequence[str] = (),
+        domain: str = "",
+        end_domain: Callable[[], None] = lambda: None,
     ) -> AbstractContextManager[WrittenFiles]:
         """Remove these files after the block, and directories that are made for them if they are empty."""
         directories = new_directories(own)
         written = Written(self.name, socket.gethostname(), self.uri, domain, own, tpms, directories)
-        if not own:
+        if not own and not domain:
             return nullcontext(WrittenFiles(written, self.reporter))
-        return written_for_a_while(self.state_dir, written, self.in_use, self.reporter)
+        return written_for_a_while(self.state_dir, written, self.in_use, self.reporter, end_domain)
 
     def _remove_other_states(self) -> None:
         """Remove files of the replaced state of a TPM that the restored one does not have."""

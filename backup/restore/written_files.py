@@ -122,11 +122,23 @@ class WrittenFiles:
 
 @contextmanager
 def written_for_a_while(
-    state_dir: str, written: Written, in_use: Callable[[], Collection[str]], reporter: Reporter
+    state_dir: str,
+    written: Written,
+    in_use: Callable[[], Collection[str]],
+    reporter: Reporter,
+    end_domain: Callable[[], None] = lambda: None,
 ) -> Iterator[WrittenFiles]:
-    """Record what the block writes to this node, and remove it after the block."""
+    """Record what the block writes to this node, and remove it after the block.
+
+    `end_domain` ends the drill's domain before; if it raises BackupError, all stays recorded.
+    """
     files = WrittenFiles(written, reporter, state_dir)
-    with closing(files), undone_by(lambda: files.remove(in_use), reporter, written.name):
+
+    def remove() -> None:
+        end_domain()
+        files.remove(in_use)
+
+    with closing(files), undone_by(remove, reporter, written.name):
         yield files
 
 

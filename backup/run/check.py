@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Generator, Iterator, Sequence
@@ -54,6 +55,7 @@ def examine(
             f"METRICS_FILE {settings.metrics_file}", lambda: require_writable(settings.metrics_file)
         )
     yield from _programs(settings)
+    yield _instant_drill(settings)
     answers = yield from _output(settings, output, check_stop)
     try:
         hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, check_stop)
@@ -100,6 +102,16 @@ def _programs(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"NOTIFY_COMMAND {name}", missing)
     if settings.hooks:
         yield from check_hooks(settings)
+
+
+def _instant_drill(settings: Settings) -> Finding:
+    """Report whether this node has what `drill --instant` needs, which no backup does."""
+    programs = {"qemu-img": "qemu-utils", "fusermount3": "fuse3"}
+    if missing := [package for name, package in programs.items() if not shutil.which(name)]:
+        return Finding(f"drill --instant is not possible here: apt-get install {' '.join(missing)}")
+    if not os.path.isdir(settings.drill_dir):
+        return Finding(f"drill --instant is not possible here: DRILL_DIR {settings.drill_dir} does not exist")
+    return Finding("drill --instant is possible: qemu-img, fusermount3 and DRILL_DIR are there")
 
 
 def _output(settings: Settings, output: Output, check_stop: CheckStop) -> Generator[Finding, None, bool]:

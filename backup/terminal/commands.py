@@ -203,10 +203,11 @@ def _verify(add: AddCommand) -> None:
 def _drill(add: AddCommand) -> None:
     command = add(
         "drill",
-        "restore a domain into DRILL_POOL, verify it, and remove it again",
+        "restore a domain into DRILL_POOL, verify it, and remove it again; or boot it out of the repository",
         {
             "--boot": "drill the domain whose last drill is longest ago",
             "web01 --boot": "drill this domain",
+            "web01 --instant": "boot it out of the repository, without restoring it",
         },
     )
     domain = command.add_argument(
@@ -217,7 +218,18 @@ def _drill(add: AddCommand) -> None:
         help="name or UUID; default: the domain whose last drill is longest ago",
     )
     completed(domain, "saved")
-    command.add_argument("--boot", action="store_true", help="boot it too, without a network")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument(
+        "--boot",
+        action="store_true",
+        help="boot it too, without a network; if DRILL_POOL is not set, the same as --instant",
+    )
+    form.add_argument(
+        "--instant",
+        action="store_true",
+        help="only boot it, without a network, out of the repository: takes seconds, writes nothing to the"
+        " cluster, and compares no data",
+    )
 
 
 def _check(add: AddCommand) -> None:

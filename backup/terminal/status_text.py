@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from ..report.domain_record import INSTANT
 from ..status.domain_status import BaseSnapshots, DomainStatus
 from ..status.max_age import Verdict
 from ..status.status import Status
@@ -60,6 +61,8 @@ def _ago(moment: str, now: datetime) -> str:
 
 def _drilled(domain: DomainStatus, now: datetime) -> str:
     text = _ago(domain.record.drilled, now)
+    if domain.record.drill_kind == INSTANT:
+        text += " (instant)"
     return f"{text}; FAILED since: {domain.record.failure}" if domain.record.failure else text
 
 
@@ -110,6 +113,7 @@ def _domain_json(domain: DomainStatus, now: datetime) -> dict[str, Any]:
         "node": point.node if point else None,
         "verified": domain.record.verified or None,
         "drilled": domain.record.drilled or None,
+        "drill_kind": domain.record.drill_kind or None,
         "proof_failure": domain.record.failure,
         "base_snapshots": {"number": bases.number, "used_bytes": bases.used_bytes} if bases else None,
         "job": domain.job,

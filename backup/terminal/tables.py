@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Callable
 
 from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
+from ..report.domain_record import INSTANT
 from ..report.run_report import RunResult
 from ..selection import Choice
 from ..stored import RepositoryKey, StoredPoint, is_future
@@ -198,8 +199,10 @@ def verified_text(verified: Verified) -> str:
     return f"{failed}{_count(verified.images, 'image')} verified ({size_text(verified.size)})\n"
 
 
-def drilled_text(name: str) -> str:
-    """Give the result of a drill that passed in one line."""
+def drilled_text(name: str, kind: str) -> str:
+    """Give the result of a drill of this kind that passed in one line."""
+    if kind == INSTANT:
+        return f"instant drill of {one_line(name)} passed; its data were not compared\n"
     return f"drill of {one_line(name)} passed\n"
 
 

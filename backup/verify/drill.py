@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar
 
 from ..ceph.abandonable import unless_silent
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
 from ..command import COMMAND
-from ..errors import BackupError, ConfigError, DomainGone, DrillFailed, Interrupted
-from ..hypervisor.connection import Hypervisor
-from ..hypervisor.domain_xml import AGENT_CHANNEL
-from ..hypervisor.errors import HypervisorError
+from ..errors import BackupError, ConfigError, DrillFailed, Interrupted, NotDrillable
 from ..job_result import Phase
-from ..model import Image, Level, State
+from ..model import Image, Level
 from ..protocols import Output, RunReporter
-from ..report.domain_record import DomainRecord, DomainRecords, now, read_records
-from ..restore.domain import RestoredDomain
+from ..report.domain_record import RESTORED, DomainRecord, DomainRecords, now, read_records
 from ..restore.images import ImageRestore
-from ..restore.written_files import remove_left
 from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import find_point, with_current_ids
@@ -33,9 +29,7 @@ from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
 from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
-
-BOOT_POLL = 1.0  # seconds between two checks of a booting guest
-PROBE_LIMIT = 5  # seconds for the agent's answer
+from .boot import Boot, isolated_copy
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,7 @@ class Drill:
     reporter: RunReporter
     stop: StopRequest
     boot: bool = False
+    kind: ClassVar[str] = RESTORED
 
     def drill(self, name: str) -> str:
         """Drill the domain with this name or UUID, and return its name.
@@ -55,12 +50,7 @@ class Drill:
         DrillFailed.
         """
         settings = self.settings
-        errors = list(self.output.configuration_errors())
-        if not settings.drill_pool:
-            errors.append(
-                BackupError("DRILL_POOL is not set", "name a pool with room for the largest domain")
-            )
-        if errors:
+        if errors := [*self.output.configuration_errors(), *self._configuration_errors()]:
             raise ConfigError(errors)
         listed = partial(self.output.restore_points, self.stop.check)
         points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
@@ -68,20 +58,31 @@ class Drill:
         record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
         try:
-            self._restore_and_verify(point)
-        except Interrupted:
+            self._prove(point)
+        except (Interrupted, NotDrillable):
             raise
         except BackupError as error:
             if error.transient:  # a timeout, a locked repository: nothing is wrong with the restore point
                 raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
-            record(failure=error.message)
+            record(failure=error.message, failed_drill=self.kind)
             raise DrillFailed(error.message, error.hint) from error
-        record(drilled=now(), failure="")
+        record(drilled=now(), drill_kind=self.kind, **self._settled(point))
         return point.domain
 
-    def _restore_and_verify(self, point: StoredPoint) -> None:
+    def _configuration_errors(self) -> Iterator[BackupError]:
+        if not self.settings.drill_pool:
+            hint = (
+                "name a pool with room for the largest domain, or boot from the repository: drill --instant"
+            )
+            yield BackupError("DRILL_POOL is not set", hint)
+
+    def _settled(self, point: StoredPoint) -> Mapping[str, str]:
+        """Return what a drill that has passed changes in the record of an earlier failure."""
+        return {"failure": ""}
+
+    def _prove(self, point: StoredPoint) -> None:
         saved = with_current_ids(manifest.unpack(self.output.manifest(point, self.stop.check)), point)
         text = f"drill of the restore point of {saved.taken:%Y-%m-%d %H:%M:%S} UTC, run {saved.point.run}"
         self.reporter.message(Level.INFO, saved.name, text)
@@ -133,54 +134,20 @@ class Drill:
         """Boot the domain without a network and wait until its agent answers."""
         settings = self.settings
         self.reporter.phase(saved.name, Phase.BOOT)
-        with Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check) as hypervisor:
-            name = f"{saved.name}-drill"
-            remove_left(settings.state_dir, {hypervisor.uri: hypervisor}.get, self.reporter)
-            domain = RestoredDomain.from_saved(
-                saved, hypervisor, name, True, False, self.reporter, settings.state_dir
-            )
+        with isolated_copy(saved, settings, self.reporter, self.stop) as domain:
             domain.require_free()
+            xml = domain.isolated_xml(images, monitors)
             began = time.monotonic()
-            with domain.running_temporarily(images, monitors) as xml:
-                try:
-                    answered = self._wait_for_agent(
-                        domain, AGENT_CHANNEL in xml, began + settings.drill_boot_timeout
-                    )
-                except DomainGone as error:  # a transient domain: libvirt forgets it when it ends
-                    raise _not_booted(domain, "it has ended") from error
-        if answered:
+            with domain.running_temporarily(xml):
+                booted = Boot(domain, settings.drill_boot_timeout, self.stop).wait(xml)
+        if booted:
             text = f"booted in {time.monotonic() - began:.0f} s"
             self.reporter.message(Level.INFO, saved.name, text)
-
-    def _wait_for_agent(self, domain: RestoredDomain, has_agent: bool, deadline: float) -> bool:
-        """Return whether the agent answered; False if there is none. Raises BackupError."""
-        limit = self.settings.drill_boot_timeout
-        while time.monotonic() < deadline:
-            self.stop.check()
-            found = domain.hypervisor.domain(domain.uuid, self.stop.check)
-            if found.state is not State.RUNNING:
-                raise _not_booted(domain, f"it is {found.state.value}")
-            if has_agent and found.agent_connected:
-                with suppress(HypervisorError):
-                    domain.hypervisor.probe_agent(found, PROBE_LIMIT, self.stop.check)
-                    return True
-            time.sleep(BOOT_POLL)
-        if has_agent:
-            message = f"the agent of the restored guest did not answer within {limit} s"
-            raise BackupError(message, "restore it as a copy and check its console; see DRILL_BOOT_TIMEOUT")
-        text = f"still running after {limit} s; boot not confirmed, as the guest has no agent"
-        self.reporter.message(Level.WARNING, domain.saved.name, text)
-        return False
 
 
 def _without_data_pool(image: SavedImage) -> SavedImage:
     """Put everything into DRILL_POOL: the image's own data pool is in production use."""
     return replace(image, layout=replace(image.layout, data_pool=""))
-
-
-def _not_booted(domain: RestoredDomain, what: str) -> BackupError:
-    hint = f"see /var/log/libvirt/qemu/{domain.name}.log"
-    return BackupError(f"the restored guest did not boot: {what}", hint)
 
 
 def due(points: Sequence[StoredPoint], known: Mapping[str, DomainRecord]) -> str:

@@ -87,7 +87,7 @@ def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     message = f"restic {command} {how}"
     locked = is_locked(code, printed)
     lower = printed.lower()
-    damaged = bool(DAMAGED.search(lower))
+    damaged = is_damage(printed)
     permanent = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(PERMANENT.search(lower))
     other_hint = "check RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if lines else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
@@ -95,6 +95,11 @@ def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     return ResticError(
         full, hint, locked, transient=not permanent, damaged=damaged, incomplete=code == INCOMPLETE
     )
+
+
+def is_damage(printed: str) -> bool:
+    """Return whether it has printed that data is missing or damaged in the repository."""
+    return bool(DAMAGED.search(printed.lower()))
 
 
 def is_locked(code: int, printed: str) -> bool:

@@ -26,7 +26,7 @@ from backup.system.time_limit import CheckStop, within
 
 from ..segments.layout import Segments
 from .child import Child
-from .messages import MountEnded, ResticError
+from .messages import MountEnded, ResticError, is_damage
 from .mounted_files import MountedFiles, SegmentedImage, WholeImage
 from .program import SNAPSHOTS, Program
 from .snapshots import TAG, encoded, file_name, manifest_file
@@ -134,3 +134,7 @@ class MountedPoint:
     def check(self) -> None:
         if not self.child.runs:
             raise MountEnded("restic mount has ended")
+
+    def damage(self) -> str:
+        printed = self.limited.errors()
+        return printed if is_damage(printed) else ""

@@ -36,6 +36,16 @@ def test_the_services_work_under_their_limits(booted: Machine, node: Node, lab: 
     start(booted, "virt-rbd-backup.service")
     assert saved(node) == {WEB: "filesystem", ARCHIVE: "offline"}
     start(booted, "virt-rbd-backup-drill.service")
+    images = node.directory / "images"
+    images.mkdir()
+    instant = {"DRILL_POOL": "", "DRILL_DIR": str(images), "DRILL_BOOT_TIMEOUT": 120}
+    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB], **instant)
+    start(booted, "virt-rbd-backup-drill.service")  # of the other domain
+    start(booted, "virt-rbd-backup-drill.service")
+    printed = booted.run("journalctl", "--no-pager", "--unit=virt-rbd-backup-drill.service").stdout
+    assert "instant drill of" in printed
+    assert "booted out of the repository in" in printed
+    assert list(images.iterdir()) == []
 
     incremental = f"{ROOT}/res/restic-incremental.conf"
     booted.run("install", "-D", "-t", DROP_INS.format(""), incremental)

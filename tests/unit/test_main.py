@@ -227,6 +227,7 @@ def test_check_continues_after_a_problem_and_counts_the_problems(node: Node) -> 
         "ok",  # the interpreter
         "ok",  # RUNTIME_DIR
         "ok",  # REPORT_FILE
+        "ok",  # drill --instant
         "PROBLEM",  # the password file
         "ok",  # libvirt
         "ok",  # the domain

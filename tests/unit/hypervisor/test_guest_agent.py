@@ -281,3 +281,26 @@ def test_a_request_to_stop_ends_a_probe_at_once_and_resets_the_agent_s_limit(
         over.set()
     assert time.monotonic() - began < 5
     assert handle.limit == libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
+
+
+LISTED = [("/", "vda1", "ext4", ["vda"])]
+
+
+def test_the_mounts_are_those_that_libvirt_lists() -> None:
+    assert GuestAgent(Bounded(Handle(fsInfo=LISTED), 5), 5, 5).mounts() == LISTED
+
+
+@pytest.mark.parametrize("answer", [failure(1, TOO_MANY), [("/", "vda1", 7, ["vda"])]])
+def test_an_agent_that_does_not_list_its_mounts_still_answers(answer: Any) -> None:
+    handle = Handle("thawed", fsInfo=answer)
+    assert GuestAgent(Bounded(handle, 5), 5, 5).mounts() is None
+    assert handle.asked == ["fsInfo", "guest-ping"]
+
+
+@pytest.mark.parametrize("status", ["", "thawed"])
+def test_an_agent_that_is_silent_lists_nothing(status: str) -> None:
+    silent = failure(libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "not connected")
+    with pytest.raises(HypervisorError):
+        GuestAgent(Bounded(Handle(status, fsInfo=silent), 5), 5, 5).mounts()
+    with pytest.raises(HypervisorError):
+        GuestAgent(Bounded(Handle("", fsInfo=failure(1, TOO_MANY)), 5), 5, 5).mounts()

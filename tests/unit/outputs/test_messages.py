@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outputs.restic_repository.messages import ResticError, failure
+from outputs.restic_repository.messages import ResticError, failure, is_damage
 
 GONE = "ReadFull(<data/55c9d25d8b>): open /srv/r/data/55/55c9: no such file or directory"
 
@@ -80,3 +80,19 @@ def test_the_error_names_the_lock_s_owner_and_what_to_do_if_it_is_dead() -> None
     assert error.locked
     assert words in error.message
     assert "`restic unlock`" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("printed", "damaged"),
+    [
+        (GONE, True),
+        (
+            "Load(<data/f233>, 1116921, 0) returned error, retrying after 552ms: open /r/f2: no such file",
+            True,
+        ),
+        ("Load(<data/f233>, 1116921, 0) returned error, retrying after 552ms: connection refused", False),
+        ("", False),
+    ],
+)
+def test_lost_data_is_known_while_restic_still_retries(printed: str, damaged: bool) -> None:
+    assert is_damage(printed) is damaged

@@ -83,6 +83,7 @@ def test_the_report_has_the_run_each_domain_and_each_image() -> None:
         saved="2024-02-03T04:05:07+00:00",
         verified="2024-02-01T00:00:00+00:00",
         drilled="2024-02-02T00:00:00+00:00",
+        drill_kind="instant",
         failure="it is damaged",
     )
     report = in_json(run_of(SAVED, FAILED, errors=(LOST,), named=("web", "db")), {UUID: proof})
@@ -120,6 +121,7 @@ def test_the_report_has_the_run_each_domain_and_each_image() -> None:
         "last_saved": "2024-02-03T04:05:07+00:00",
         "last_verified": "2024-02-01T00:00:00+00:00",
         "last_drill": "2024-02-02T00:00:00+00:00",
+        "last_drill_kind": "instant",
         "proof_failure": "it is damaged",
         "images": [
             {

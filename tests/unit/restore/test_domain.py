@@ -260,8 +260,10 @@ def test_copies_and_drills_start_with_an_empty_drive_and_report_it(hypervisor: H
     text = "removed from the copy's definition: the medium /gone/x.iso of cdrom sda, which starts empty"
     assert "/gone/x.iso" not in copy.xml(VDA, MONITORS)
     assert text in recorder.told(Level.WARNING)
-    with copy.running_temporarily(VDA, MONITORS) as xml:
-        assert "/gone/x.iso" not in xml
+    xml = copy.isolated_xml(VDA, MONITORS)
+    assert "/gone/x.iso" not in xml
+    with copy.running_temporarily(xml):
+        pass
     assert text in recorder.told(Level.INFO)
 
 
@@ -330,7 +332,7 @@ def test_a_temporary_guest_leaves_no_nvram_and_overwrites_a_leftover_one(
     passing.write_bytes(b"of a drill that was killed")
     nvram.write_bytes(b"of the saved one")
     domain.require_free()
-    with domain.running_temporarily(VDA, MONITORS):
+    with domain.running_temporarily(domain.isolated_xml(VDA, MONITORS)):
         assert passing.read_bytes() == b"saved"
         assert [one.name for one in hypervisor.domains()] == ["db", "web-drill"]
     assert [one.name for one in hypervisor.domains()] == ["db"]
@@ -348,7 +350,8 @@ def test_a_failing_removal_of_the_nvram_hides_no_error(
     recorder = Recorder()
     domain = restored(hypervisor, nvram, name="web-drill", reporter=recorder)
     failure = f"cannot remove {nvram.with_name('web-drill_VARS.fd')}: read-only file system"
-    with raises("it did not boot"), domain.running_temporarily(VDA, MONITORS):
+    xml = domain.isolated_xml(VDA, MONITORS)
+    with raises("it did not boot"), domain.running_temporarily(xml):
         raise BackupError("it did not boot")
     (message,) = recorder.told(Level.ERROR)
     assert message.startswith(failure)
@@ -422,7 +425,8 @@ def test_a_copy_writes_to_firmware_of_its_own(hypervisor: Hypervisor, nvram: Pat
     state_dir, uuid = str(nvram.parents[1] / "state"), OTHER_UUID[:-1] + "9"
     copy = with_loader(restored(hypervisor, None, name="two", uuid=uuid, state_dir=state_dir), str(loader))
     if drill:
-        with copy.running_temporarily(VDA, MONITORS) as xml:
+        xml = copy.isolated_xml(VDA, MONITORS)
+        with copy.running_temporarily(xml):
             assert (str(own) in xml, own.read_bytes()) == (True, b"saved")
         assert not own.exists()
     else:

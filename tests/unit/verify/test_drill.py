@@ -35,7 +35,7 @@ class DrillOnPaper(Drill):
 
     error: BackupError | None = None
 
-    def _restore_and_verify(self, point: StoredPoint) -> None:
+    def _prove(self, point: StoredPoint) -> None:
         if self.error:
             raise self.error
 
