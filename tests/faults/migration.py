@@ -49,10 +49,10 @@ class Migration:
     second_node: NodeWithin
 
     @contextmanager
-    def begun(self, *options: str, rate: int = SLOWEST) -> Iterator[subprocess.Popen[str]]:
-        """Have the guest migrate from the first node, at so many MiB/s; what is yielded ends when it has."""
+    def begun(self, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """Have the guest migrate from the first node, slowly; what is yielded ends when it has."""
         command = ("virsh", "--quiet", "--connect", self.lab.libvirt_uri, "migrate", "--live", *options)
-        where = (GUEST, self.second.uri, ADDRESS, "--bandwidth", str(rate))
+        where = (GUEST, self.second.uri, ADDRESS, "--bandwidth", str(SLOWEST))
         with subprocess.Popen(
             [*ENDS_WITH_US, *command, *where],
             env=ENVIRONMENT,
@@ -69,8 +69,12 @@ class Migration:
     def under_way(self, *options: str) -> Iterator[subprocess.Popen[str]]:
         """The same, once its memory is on its way; it does not end before it is let."""
         with self.begun(*options) as process:
-            wait_until(lambda: self._begun or process.poll() is not None, 30, "the migration has begun")
+            self.await_memory(process)
             yield process
+
+    def await_memory(self, process: subprocess.Popen[str]) -> None:
+        """Wait until its memory is on its way, or it has ended."""
+        wait_until(lambda: self._begun or process.poll() is not None, 30, "the migration has begun")
 
     @property
     def _begun(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Callable
 
 import pytest
 
-from tests.faults.migration import FASTEST, GUEST, Migration, NodeWithin, domain_of, end_guest, roaming_guest
+from tests.faults.migration import GUEST, Migration, NodeWithin, domain_of, end_guest, roaming_guest
 from tests.faults.provoke import (
     HeldBackRestic,
     agent_hook,
@@ -142,8 +142,10 @@ def _thawed_while_a_migration_is_prepared(migration: Migration, node: Node) -> b
     """Have a guest migrate while it is being frozen and see it thawed; tell whether it arrives."""
     with node.started("backup", GUEST, RETRY_FOR=RETRIES) as source:
         wait_until(lambda: held(node), 60, "it is being frozen")
-        with migration.begun(*MOVED, rate=FASTEST) as moving:
+        with migration.begun(*MOVED) as moving:  # slow: one that ends within the freeze takes it along
             wait_until(lambda: not held(node), THAWED_WITHIN, "it is thawed")
+            migration.await_memory(moving)
+            migration.let_go()
             arrives = migration.arrives(moving)
         assert _code(source) == 0
     return arrives
