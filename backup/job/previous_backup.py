@@ -81,7 +81,7 @@ class PreviousBackup:
 
         def require_lock() -> None:
             self._check_stop()
-            lost.check()
+            lost.check_leased()
 
         try:
             with lock.locked(lost, reporter, self._domain.name):

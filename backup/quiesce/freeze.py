@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from ..errors import AlreadyFrozen, BackupError, CannotFreeze, FreezeFailed
+from ..errors import AlreadyFrozen, BackupError, CannotFreeze, FreezeFailed, TransientError
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
 from ..hypervisor.guest_agent import is_silent
@@ -251,9 +251,15 @@ class Quiescer:
         self.reporter.message(Level.WARNING, domain.name, message)
 
     def _current_state(self, domain: Domain) -> State:
-        """Return the domain's state; raise BackupError if it has begun to migrate, or has migrated."""
+        """Return the domain's state; raise BackupError if it has begun to migrate, has migrated or restarted.
+
+        It may have been listed minutes ago, if the cluster was silent meanwhile. A note that names another
+        start of the domain than the one that is frozen would be taken for settled, and removed.
+        """
         state = self.hypervisor.state(domain.uuid)
         require_ready(replace(domain, state=state))
+        if self.hypervisor.instance(domain.uuid) != domain.instance:
+            raise TransientError("the domain was shut off, or started anew, while its backup was prepared")
         return state
 
     @contextmanager

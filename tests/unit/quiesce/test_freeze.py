@@ -12,7 +12,7 @@ from typing import Any
 import libvirt
 import pytest
 
-from backup.errors import AlreadyFrozen, BackupError, DomainGone, FreezeFailed, Interrupted
+from backup.errors import AlreadyFrozen, BackupError, DomainGone, FreezeFailed, Interrupted, TransientError
 from backup.hypervisor.errors import HypervisorError
 from backup.hypervisor.guest_mounts import PartialFreeze
 from backup.model import Consistency, Domain, Level, State
@@ -27,6 +27,7 @@ from ..recorder import Recorder
 from ..samples import URI, UUID, domain, settings
 
 FOR_EVER = 1_000_000
+RESTARTED = "the domain was shut off, or started anew, while its backup was prepared"
 MAYBE_A_FILE = "it is not known whether /safe is in a file of the guest"
 # How libvirt hands on that a qemu-ga of any version refuses to freeze, or refuses itself: text and code.
 BLOCKED = "unable to execute QEMU agent command 'guest-fsfreeze-freeze': "
@@ -665,6 +666,20 @@ def test_a_pause_by_an_admin_just_before_ours_is_not_undone(tmp_path: Path) -> N
     assert quiesced.consistency is Consistency.PAUSED
     assert guest.hypervisor.asked == []
     assert guest.hypervisor.paused
+
+
+@pytest.mark.parametrize("agent", [True, False], ids=["freeze", "pause"])
+def test_a_guest_that_was_started_anew_since_it_was_listed_is_not_quiesced(
+    tmp_path: Path, agent: bool
+) -> None:
+    """Its note would name the start before, and be taken for settled."""
+    listed = domain(agent_connected=agent, instance=5)
+    guest = guest_of(replace(listed, instance=6), tmp_path)
+    quiescer = Quiescer(guest.hypervisor, guest.notes, settings(), guest.recorder)
+    with raises(RESTARTED, TransientError), quiescer.quiesced(listed):
+        pass
+    guest.assert_runs()
+    assert not {"freeze", "pause"} & {*guest.hypervisor.asked}
 
 
 def test_a_guest_that_an_earlier_backup_may_have_left_frozen_is_saved_without_a_freeze(
