@@ -9,6 +9,7 @@ may differ from the parent's.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, Stored
 from backup.system.private_directory import make_private
 from backup.system.process_group import own_mount_namespace
 from backup.system.spool import Spool
+from backup.system.time_limit import awaited
 from backup.text import size_text
 
 from .restic_repository.dying_worker import ServedFiles
@@ -220,7 +222,8 @@ class ResticIncremental(Repository):
         # In a thread with a private mount namespace, which the job's hooks must not share. The kernel
         # interrupts restic when the thread ends, which is after restic.
         with ThreadPoolExecutor(1, thread_name_prefix="mounts") as thread, _lost_data_reported(parents):
-            summary = thread.submit(self._backed_up, files, arguments, monitor).result()
+            # signals are handled in this thread, but only when it wakes up
+            summary = awaited(thread.submit(self._backed_up, files, arguments, monitor), math.inf)
         size = sum(disk.files.size for disk in disks) + last.size
         if summary.processed != size or not last.given:
             read = "" if last.given else ", and did not read the manifest"

@@ -15,6 +15,7 @@ from backup.model import Level
 from backup.protocols import Job, SnapshotSource
 from backup.stored import SavedImage
 from backup.system.concurrency_limit import POLL, Slots
+from backup.system.time_limit import STOP_POLL
 
 FURTHER_POLL = 1.0  # seconds: a domain of which an image is streamed asks less often than one with none
 WAITING_INTERVAL = 30.0  # seconds between two signs of life of a worker that waits for a slot
@@ -73,14 +74,16 @@ class Streams:
         """Call `save` for each source, and return what it returned, in the order of the sources.
 
         It has to call `check_stop` of the job that it gets. After the first error no other image is begun,
-        those under way are stopped, and that error is raised when all have ended.
+        those under way are stopped (one that waits for a silent cluster once it answers, or is given up), and
+        that error is raised when all have ended.
         """
         streamed = StreamedJob(job)
         number = max(1, min(len(sources), self.slots.count))
         with ThreadPoolExecutor(number, thread_name_prefix="stream") as threads:
             try:
                 futures = [threads.submit(self._one, source, streamed, save) for source in sources]
-                wait(futures)
+                while wait(futures, STOP_POLL).not_done:
+                    pass  # signals are handled in this thread, but only when it wakes up
             except BaseException as error:  # such as no further thread: those under way do not go on
                 streamed.fail(error)
                 raise
@@ -106,7 +109,7 @@ class Streams:
 
     def _wait(self, source: SnapshotSource, job: StreamedJob, interval: _Interval) -> None:
         job.check_stop()
-        if interval.due():
+        if not job.running and interval.due():  # or a stream that hangs would not be noticed
             text = f"{source.disk.target} waits until fewer than {self.slots.count} images are streamed"
             job.reporter.message(Level.DEBUG, self.domain, f"{text} (STREAMS)")
         pause = FURTHER_POLL if job.running else POLL

@@ -17,7 +17,7 @@ from typing import Any, Union
 
 from .. import __version__
 from ..command import COMMAND
-from ..errors import BackupError
+from ..errors import BackupError, reason
 from ..model import Consistency, Definition, Disk, NodeFile
 from ..stored import Layout, Packed, PointId, RestorePoint, SavedDomain, SavedImage, SnapshotId
 from ..system.spool import PackedFile, Part, Spool, whole
@@ -106,6 +106,9 @@ def unpack(packed: Union[bytes, Packed]) -> SavedDomain:
         message = f"the restore point's manifest is damaged ({type(error).__name__}: {error})"
         hint = f"choose another restore point: see `{COMMAND} restore-points`"
         raise BackupError(message, hint) from error
+    except OSError as error:  # of the file that holds a large one
+        message = f"cannot read the restore point's manifest: {reason(error)}"
+        raise BackupError(message, "is the file system of TMPDIR, or /var/tmp, in order?") from error
 
 
 def texts(packed: Packed) -> Mapping[str, bytes]:

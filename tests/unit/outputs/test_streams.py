@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +29,8 @@ from ..raising import raises
 from ..recorder import Recorder
 from ..samples import rbd_disk, settings
 from ..waiting import wait_until
+
+ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -112,6 +118,67 @@ def test_a_bug_stops_the_others_too(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="a bug"):
         streams(tmp_path, 3).each(sources(3), JobOnPaper(), save)
+
+
+STOPPED_WORKER = """
+import signal, sys, time
+from backup.system.concurrency_limit import Slots
+from backup.system.stop_request import StopRequest
+from outputs.streams import Streams
+from tests.unit.jobs_on_paper import JobOnPaper
+from tests.unit.outputs.test_streams import sources
+
+stop = StopRequest()
+stop.on_signals(signal.SIGHUP, signal.SIGTERM)
+job = JobOnPaper()
+job.check_stop = stop.check
+
+def save(_source, job):
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        job.check_stop()
+        time.sleep(0.1)
+    print("not heard")
+
+print("begun", flush=True)
+try:
+    Streams(Slots(sys.argv[1], "stream", 3), "web").each(sources(3), job, save)
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+def test_a_signal_that_waits_for_a_stopped_worker_is_heard_when_it_goes_on(tmp_path: Path) -> None:
+    """Linux may hand it to the thread of a stream then."""
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", STOPPED_WORKER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as worker:
+            assert worker.stdout
+            assert worker.stdout.readline() == "begun\n"
+            wait_until(lambda: len(os.listdir(f"/proc/{worker.pid}/task")) == 4, 20, "its streams have begun")
+            worker.send_signal(signal.SIGSTOP)
+            wait_until(lambda: " T " in Path(f"/proc/{worker.pid}/stat").read_text(), 20, "it is stopped")
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCONT):
+                worker.send_signal(number)
+            assert worker.stdout.read() == "Interrupted\n"
+
+
+def test_one_that_waits_gives_a_sign_of_life_only_if_no_other_image_is_streamed(tmp_path: Path) -> None:
+    """Or the pool would never notice that the other one hangs."""
+    recorder = Recorder()
+    job, polls, saved = JobOnPaper(recorder), list[None](), list[SnapshotSource]()
+    job.check_stop = lambda: polls.append(None)  # type: ignore[method-assign]
+
+    def save(source: SnapshotSource, _job: Job) -> None:
+        before = len(polls)
+        if not saved:  # while the other one waits
+            wait_until(lambda: len(polls) > before + 3, 20, "it has asked for its slot")
+        saved.append(source)
+
+    with Slots(str(tmp_path), "stream", 2).whenever_free(lambda: None):
+        streams(tmp_path, 2).each(sources(2), job, save)
+    assert recorder.told(Level.DEBUG) == []
 
 
 def test_a_request_to_stop_comes_before_the_error_that_follows_from_it(tmp_path: Path) -> None:
