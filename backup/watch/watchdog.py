@@ -164,9 +164,10 @@ class Watchdog:
     def _require_sign_of_life(self) -> None:
         """Replace it if it was stopped or killed just now: nobody watches it from now on."""
         with self._lock:
-            self._revive()
-            if self._present.watches and not self._present.life.poll(SILENCE):
-                self._restart(STOPPED)
+            present = self._present
+            if present.lives() and (not present.watches or present.life.poll(SILENCE)) and present.lives():
+                return
+            self._restart(STOPPED)
 
     def _wait_for_its_end(self) -> None:
         deadline = time.monotonic() + END_LIMIT

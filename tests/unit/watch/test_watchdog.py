@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -364,6 +365,30 @@ def test_guests_that_may_still_be_frozen_at_the_end_are_left_to_no_watchdog_that
     assert notes.exists(UUID)
     silent_watchdog(starts, recorder, tmp_path / "run", stopped).close()
     assert replaced == [None, stopped]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_guests_that_may_still_be_frozen_at_the_end_are_left_to_no_watchdog_that_was_killed(
+    starts: list[Connection],
+    recorder: Recorder,
+    notes: FreezeNotes,
+    tmp_path: Path,
+    stopped: ProcessId,
+    seconds: float,
+) -> None:
+    """Neither one that was restarted a moment ago, nor one that dies while it is waited for."""
+    assert notes.exists(UUID)
+    watchdog = silent_watchdog(starts, recorder, tmp_path / "run", stopped)
+    starts[0].close()
+    check_until_started(watchdog, starts, 2)
+    starts[1].send_bytes(b"null")
+    watchdog.wait_until_ready(lambda: None)
+    dies = threading.Timer(seconds, starts[1].close)
+    dies.start()
+    if not seconds:
+        dies.join()
+    watchdog.close()
+    assert len(starts) == 3
 
 
 def test_a_watchdog_that_is_stopped_is_not_left_at_the_end_where_no_guest_is_frozen(
