@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from typing import Callable, Optional
 from ..errors import BackupError, reason
 from ..model import Level
 from ..protocols import Reporter
-from ..quiesce.freeze_notes import FreezeNotes, Note
+from ..quiesce.freeze_notes import FreezeNotes
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from ..system.child_records import end_orphans
@@ -27,18 +27,15 @@ from ..system.process import SPAWN, signals_blocked
 from ..system.process_end import ended
 from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
-from ..system.time_limit import CheckStop
 from .background_reporter import BackgroundReporter, bugs_reported
 from .newest import Newest
-from .node_lock import as_watchdog
-from .other_groups import FindSettings, no_others, with_notes
+from .thaw_all import thaw_own
 
 POLL = 1.0  # seconds between two checks of the notes while the run is alive
 MARGIN = 2.0  # seconds by which it acts later than the main process, which may be stopped
-FIRST_PAUSE = 0.05  # seconds until it checks again whether it may thaw the rest; doubled up to the last
-LAST_PAUSE = 15.0
 START_LIMIT = 60.0  # seconds that it may take to start, on a busy node
-FIRST_RESTART = 0.5  # seconds between two restarts of one that ends at once; doubled up to LAST_PAUSE
+FIRST_RESTART = 0.5  # seconds between two restarts of one that ends at once; doubled up to the last
+LAST_RESTART = 15.0
 READY_POLL = 0.1  # seconds between two checks whether it has started
 END_LIMIT = 10.0  # seconds that the main process waits for its end
 SILENCE = 6.0  # seconds without a sign of life, which it gives every POLL seconds: it was stopped
@@ -140,7 +137,7 @@ class Watchdog:
         except BackupError:
             return  # the next check retries
         before.life.close()
-        pause = FIRST_RESTART if before.watches else min(2 * before.restart_pause, LAST_PAUSE)
+        pause = FIRST_RESTART if before.watches else min(2 * before.restart_pause, LAST_RESTART)
         self._present = _Started(life, before.process, pause)
         self._reporter.message(Level.WARNING, "", why)
 
@@ -242,7 +239,7 @@ def _watch(
                 thaws.enforce(MARGIN)
         orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
         orphans.start()  # in parallel: the thaw must not wait
-        _thaw_all({settings.runtime_dir: thaws}, partial(_with_own_notes, settings), newest.is_this, aside)
+        thaw_own(settings, thaws, newest.is_this, aside)
         newest.unregister()
         orphans.join()
 
@@ -277,62 +274,3 @@ def _others_ended(lifeline: Connection) -> bool:
     except EOFError:
         return True
     return False
-
-
-def thaw_all(
-    settings: Settings, reporter: Reporter, check_stop: CheckStop, find: FindSettings = no_others
-) -> None:
-    """Thaw and resume the guests of all notes, of all groups, until none is left.
-
-    Those of a group only while no run of it is active. A watchdog may do the same at the same time. Raises
-    the reason to stop.
-    """
-
-    def goes_on() -> bool:
-        check_stop()
-        return True
-
-    _thaw_all({}, lambda: _with_readable_notes(with_notes(settings, find)), goes_on, reporter)
-
-
-def _with_own_notes(settings: Settings) -> Sequence[Settings]:
-    return _with_readable_notes([settings])
-
-
-def _with_readable_notes(groups: Sequence[Settings]) -> Sequence[Settings]:
-    return [one for one in groups if FreezeNotes(one.runtime_dir).all()]
-
-
-def _thaw_all(
-    thaws: dict[str, Thaws],
-    with_notes: Callable[[], Sequence[Settings]],
-    goes_on: Callable[[], bool],
-    reporter: Reporter,
-) -> None:
-    """Thaw the guests of all notes of these groups while no run of theirs is active, as long as it goes on.
-
-    `thaws` are those that have begun, by RUNTIME_DIR. The lock may still be held by a process that is being
-    killed: its files are closed one after the other.
-    """
-    pause = FIRST_PAUSE
-    while (left := with_notes()) and goes_on():
-        for one in left:
-            begun = thaws.setdefault(one.runtime_dir, Thaws(one, reporter))
-            with bugs_reported(reporter), as_watchdog(one.runtime_dir) as locked:
-                if locked:
-                    begun.round(_any)
-        _pause(pause, with_notes, goes_on)
-        pause = min(2 * pause, LAST_PAUSE)
-
-
-def _pause(seconds: float, with_notes: Callable[[], object], goes_on: Callable[[], bool]) -> None:
-    """Wait, but not longer than there are notes to deal with."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if not (with_notes() and goes_on()):
-            return
-        time.sleep(min(left, POLL))
-
-
-def _any(_note: Note) -> bool:
-    return True
