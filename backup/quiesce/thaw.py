@@ -129,7 +129,7 @@ class Thaw:
         if self.note.method is Method.PAUSE:
             if not restarted:
                 self._keep_here(hypervisor, state)
-                self.thawed += state is not State.RUNNING
+                self.thawed += state is State.PAUSED  # a job hides whether it still is
                 hypervisor.resume(self._domain)
             return restarted or state is State.PAUSED or self._is_final()
         try:

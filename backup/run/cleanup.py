@@ -40,7 +40,7 @@ from ..system.stop_request import StopRequest
 from ..system.time_limit import awaited
 from ..watch.node_lock import only_run, prepare_runtime_dir
 from ..watch.other_groups import FindSettings, no_others, thaw_other_groups, with_notes
-from ..watch.watchdog import thaw_all
+from ..watch.thaw_all import thaw_all
 from .drafts import remove_all_drafts
 
 AT_A_TIME = 16  # domains that are cleaned at the same time

@@ -26,6 +26,7 @@ from ..job_result import JobResult, Phase, Status, Timeline
 from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
+from ..system.child_records import end_programs_of
 from ..system.process import SPAWN, signals_blocked
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
@@ -89,7 +90,7 @@ class Pool:
     `worker_died` is called for each job whose process was killed, and returns why, "" if unknown.
 
     Each worker keeps `lifeline` open, for the watchdog. After the pool's block no worker is left, except for
-    one that not even SIGKILL ends: see process_end.
+    one that not even SIGKILL ends (see process_end), and none of its programs.
     """
 
     settings: Settings
@@ -228,10 +229,12 @@ class Pool:
     def _over(self, pipe: Connection, limit: float) -> None:
         """Go on without a worker that ends within `limit` seconds, or does not although it was killed."""
         worker = self._active.pop(pipe)
-        if ended(worker.process, limit):
+        if gone := ended(worker.process, limit):
             worker.handed.exception()  # the call ends now, as the other end is closed
         pipe.close()
-        self._record_result(worker)
+        self._record_result(worker)  # which thaws its guest first
+        if not gone and worker.process.pid:  # its programs are no orphans, neither here nor for the watchdog
+            end_programs_of(worker.process.pid, self.settings.runtime_dir, END_LIMIT)
 
     def _record_result(self, worker: Worker) -> None:
         """Record the job's result. A worker that died costs its own domain and nothing else."""

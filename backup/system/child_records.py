@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from .atomic_file import write_atomically
 from .private_directory import make_private
@@ -173,9 +173,17 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     They are interrupted, and killed after `limit` seconds. Records of programs that may have left something
     behind stay.
     """
-    records = records_in(runtime_dir)
-    orphans = [one for one in records.read() if one.ended is None and one.orphaned]
-    found = [(one, members) for one in orphans if (members := one.group.members())]
+    return _end(lambda one: one.orphaned, records_in(runtime_dir), limit)
+
+
+def end_programs_of(pid: int, runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
+    """Do the same for the programs of a child that was killed, but does not end."""
+    return _end(lambda one: one.visible and one.starter.pid == pid, records_in(runtime_dir), limit)
+
+
+def _end(which: Callable[[ChildRecord], bool], records: Records, limit: float) -> int:
+    ownerless = [one for one in records.read() if one.ended is None and which(one)]
+    found = [(one, members) for one in ownerless if (members := one.group.members())]
     for one, _ in found:
         one.group.send(signal.SIGINT)
     deadline = time.monotonic() + limit
@@ -184,7 +192,7 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
             one.group.send(signal.SIGKILL)
             one.group.ended(limit)  # for the kernel to remove them
         _record_end(records, one, members)
-    for one in orphans:
+    for one in ownerless:
         if not one.leaves:
             records.erase(one)
     return len(found)

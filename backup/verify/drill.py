@@ -27,6 +27,7 @@ from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
+from ..system.time_limit import any_abandoned
 from ..system.transient import outlasted
 from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
 from .boot import Boot, isolated_copy
@@ -54,15 +55,18 @@ class Drill:
             raise ConfigError(errors)
         listed = partial(self.output.restore_points, self.stop.check)
         points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
-        point = find_point(points, name or due(points, read_records(settings.state_dir)), "latest")
+        known = read_records(settings.state_dir)
+        point = find_point(points, name or due(points, known), "latest")
         record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
+        tried = known.get(point.id.uuid, DomainRecord()).tried
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
         try:
             self._prove(point)
-        except (Interrupted, NotDrillable):
-            raise
         except BackupError as error:
-            if error.transient:  # a timeout, a locked repository: nothing is wrong with the restore point
+            if self.stop.signal_number and any_abandoned():  # its images may be left
+                record(tried=tried)  # the next drill takes this domain again, and removes them
+            # of the transient ones, a timeout, a locked repository: nothing is wrong with the restore point
+            if isinstance(error, (Interrupted, NotDrillable)) or error.transient:
                 raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error

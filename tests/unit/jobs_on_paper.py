@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -22,6 +23,7 @@ from backup.protocols import Job, OpenedPoint, Output, Reporter, SnapshotSource,
 from backup.run.worker import PipeReporter, Progress
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
+from backup.system.child_records import ChildRecord, records_in
 from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder
@@ -115,7 +117,7 @@ class NoOutput:
 
 
 def work_on_paper(
-    _settings: Settings,
+    settings: Settings,
     _output: Output,
     pipe: Connection,
     _main_process: int,
@@ -125,7 +127,16 @@ def work_on_paper(
     assert lifeline.writable
     assert not lifeline.closed
     with suppress(EOFError):
-        _do(pipe.recv(), pipe)
+        order = pipe.recv()
+        if order.name == "hangs with a program":
+            _start_recorded(settings.runtime_dir)
+        _do(order, pipe)
+
+
+def _start_recorded(runtime_dir: str) -> None:
+    """Start a program as the outputs do: leading a group, and recorded."""
+    program = subprocess.Popen(["sleep", "600"], preexec_fn=os.setpgrp)
+    records_in(runtime_dir).write(ChildRecord.for_child(program.pid, "", 0.0))
 
 
 def stop_at_once(*_: object) -> None:
@@ -143,7 +154,7 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif order.name == "bug":
         sys.exit(7)
-    elif order.name == "hangs":
+    elif order.name in ("hangs", "hangs with a program"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
         reporter.phase(order.name, Phase.STREAM, 0.2)
         signal.pause()

@@ -469,6 +469,14 @@ def test_a_guest_that_somebody_has_resumed_is_only_crash_consistent(guest: Guest
     guest.assert_runs()
 
 
+def test_a_guest_that_may_have_been_resumed_as_it_has_a_job_is_only_crash_consistent(guest: Guest) -> None:
+    with guest.quiesced(freeze="never") as quiesced:
+        guest.hypervisor.paused = False
+        guest.hypervisor.listed = replace(guest.hypervisor.listed, state=State.BUSY)
+    assert quiesced.consistency is Consistency.CRASH
+    guest.assert_runs()
+
+
 def test_a_resume_whose_answer_is_lost_is_none_by_somebody_else(guest: Guest) -> None:
     resume = guest.hypervisor.resume
 

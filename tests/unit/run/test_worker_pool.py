@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,8 @@ from backup.model import Level
 from backup.run import worker_pool
 from backup.run.worker_pool import Pool
 from backup.system import process_end
+from backup.system.child_records import records_in
+from backup.system.process_group import ProcessId, is_running
 from backup.system.stop_request import StopRequest
 
 from ..jobs_on_paper import NoOutput, stop_at_once, work_on_paper
@@ -238,6 +241,30 @@ def test_a_worker_that_does_not_end_although_it_was_killed_costs_its_own_job(
     assert all_done.reported_dead == ["hangs"], "its guest is thawed"
     assert all_done.results["good"].status is Status.SAVED
     assert process_end.any_left()
+
+
+@pytest.mark.usefixtures("unkillable")
+def test_the_programs_of_a_worker_that_does_not_end_are_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The watchdog waits for the worker's end, and this process's end cuts its own threads."""
+    monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
+    running: list[bool] = []
+
+    def worker_died(_: JobOrder) -> str:
+        (one,) = records_in(str(tmp_path)).read()
+        running.append(bool(one.group.members()))
+        programs.append(one.leader)
+        return ""
+
+    programs: list[ProcessId] = []
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+    chosen, recorder = settings(runtime_dir=str(tmp_path)), StopsAt()
+    with end, lifeline, Pool(chosen, NoOutput(), recorder, recorder.stop, lifeline, worker_died) as jobs:
+        jobs.run(orders("hangs with a program"))
+    assert running == [True], "the guest is thawed first"
+    assert not is_running(programs[0])
+    assert list(records_in(str(tmp_path)).read()) == []
 
 
 @pytest.mark.usefixtures("unkillable")

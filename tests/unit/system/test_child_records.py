@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.system.child_records import ChildRecord, Recording, end_orphans, records_in
+from backup.system.child_records import ChildRecord, Recording, end_orphans, end_programs_of, records_in
 from backup.system.process_group import Group, ProcessId, process_id
 
 from ..waiting import runs, wait_until
@@ -72,6 +72,13 @@ def test_orphans_of_a_wrapper_are_interrupted(tmp_path: Path) -> None:
     assert int(child.read_text()) in one.pids
     assert one.dead
     assert end_orphans(str(tmp_path)) == 0
+
+
+def test_programs_of_a_process_that_cannot_be_killed_are_ended_and_no_others(tmp_path: Path) -> None:
+    line = "while :; do sleep 0.01; done"
+    with started(tmp_path, line) as (stuck, pid), started(tmp_path, line) as (_, other):
+        assert end_programs_of(stuck.pid, str(tmp_path)) == 1
+        assert (runs(pid), runs(other)) == (False, True)
 
 
 def test_orphans_that_ignore_the_interrupt_are_killed_and_records_of_harmless_ones_erased(

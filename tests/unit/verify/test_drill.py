@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from backup.model import Image, Level
 from backup.report.domain_record import DomainRecord, read_records
 from backup.restore_point import manifest
 from backup.stored import SavedDomain, StoredPoint
+from backup.system import time_limit
 from backup.system.stop_request import StopRequest
 from backup.verify.drill import Drill, due
 
@@ -45,9 +47,11 @@ def state_dir(tmp_path: Path) -> str:
     return str(tmp_path / "state")
 
 
-def drill(state_dir: str, recorder: Recorder, error: BackupError | None = None) -> str:
+def drill(
+    state_dir: str, recorder: Recorder, error: BackupError | None = None, stop: StopRequest | None = None
+) -> str:
     changed = settings(state_dir=state_dir, drill_pool="scratch")
-    return DrillOnPaper(changed, HeldPoints(BOTH), recorder, StopRequest(), error=error).drill("")
+    return DrillOnPaper(changed, HeldPoints(BOTH), recorder, stop or StopRequest(), error=error).drill("")
 
 
 @pytest.mark.parametrize(
@@ -88,6 +92,27 @@ def test_an_interrupt_or_transient_error_is_no_failure_of_the_restore_point(
     with raises(error.message, type(error)):
         drill(state_dir, recorder, error)
     assert read_records(state_dir)[UUID].failure == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Interrupted("interrupted", signal.SIGTERM), TransientError("restic ended"), BackupError("restic ended")],
+)
+def test_a_drill_that_was_abandoned_comes_again_and_removes_its_images(
+    state_dir: str, recorder: Recorder, error: BackupError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = StopRequest()
+    stop.signal_number = signal.SIGTERM
+
+    def interrupted(kept: list[Future[None]]) -> str:
+        monkeypatch.setattr(time_limit, "_abandoned", kept)
+        with pytest.raises((Interrupted, TransientError)):
+            drill(state_dir, recorder, error, stop)
+        return due(HeldPoints(BOTH).restore_points(), read_records(state_dir))
+
+    assert due(HeldPoints(BOTH).restore_points(), {}) == UUID
+    assert interrupted([Future()]) == UUID, "images are left of it"
+    assert interrupted([]) == OTHER_UUID, "one that takes too long does not block the others"
 
 
 def test_the_result_of_a_drill_is_reported_even_if_it_cannot_be_recorded(

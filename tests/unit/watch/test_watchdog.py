@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -229,13 +231,20 @@ def watchdogs(main: int) -> set[int]:
 
 
 @pytest.fixture
-def starts(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+def replaced() -> list[Optional[ProcessId]]:
+    """Give which watchdog each of those on paper has to end as soon as it watches."""
+    return []
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch, replaced: list[Optional[ProcessId]]) -> list[Connection]:
     """Have watchdogs on paper; give the ends by which they report that they watch, one for each start."""
     made: list[Connection] = []
 
-    def started(_: Watchdog) -> Connection:
+    def started(_: Watchdog, replaces: Optional[ProcessId]) -> Connection:
         life, its_own = SPAWN.Pipe(duplex=False)
         made.append(its_own)
+        replaced.append(replaces)
         return life
 
     monkeypatch.setattr(Watchdog, "_started", started)
@@ -293,25 +302,59 @@ def silent_watchdog(
     return watchdog
 
 
-def test_a_silent_watchdog_is_killed_and_replaced_but_not_one_that_takes_long_to_start(
-    starts: list[Connection], recorder: Recorder, tmp_path: Path, stopped: ProcessId
+def check_until_started(watchdog: Watchdog, starts: list[Connection], number: int) -> None:
+    def started() -> bool:
+        watchdog.check()
+        return len(starts) == number
+
+    wait_until(started, 5, "it was restarted")
+
+
+def test_a_silent_watchdog_is_replaced_but_not_one_that_takes_long_to_start(
+    starts: list[Connection],
+    replaced: list[Optional[ProcessId]],
+    recorder: Recorder,
+    tmp_path: Path,
+    stopped: ProcessId,
 ) -> None:
     watchdog = silent_watchdog(starts, recorder, tmp_path, stopped)
     for _ in range(int(CHECKS * SILENCE)):
         watchdog.check()
-    assert (len(starts), is_running(stopped)) == (1, True)
+    assert len(starts) == 1
     watchdog.check()
-    assert (len(starts), is_running(stopped)) == (2, False)
+    assert replaced == [None, stopped]
     assert recorder.told(Level.WARNING) == [watchdog_module.STOPPED]
     for _ in range(int(CHECKS * SILENCE) + 10):
         watchdog.check()
     assert len(starts) == 2
+    assert is_running(stopped), "perhaps it is only slow: it watches until the other does"
     starts[1].close()
+    check_until_started(watchdog, starts, 3)
+    assert replaced == [None, stopped, stopped], "the second has not ended it"
+    starts[2].close()
     watchdog.close()
+
+
+def test_a_watchdog_ends_the_one_that_it_replaces_at_its_first_sign_of_life(
+    stopped: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, life = SPAWN.Pipe(duplex=False)
+
+    def nap(_: float) -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(watchdog_module, "POLL", 0)
+    with reader, life:
+        monkeypatch.setattr(time, "sleep", nap)
+        with pytest.raises(StopIteration):
+            watchdog_module._show_life(life, stopped)
+        assert reader.poll()
+    assert not is_running(stopped)
 
 
 def test_guests_that_may_still_be_frozen_at_the_end_are_left_to_no_watchdog_that_is_stopped(
     starts: list[Connection],
+    replaced: list[Optional[ProcessId]],
     recorder: Recorder,
     notes: FreezeNotes,
     tmp_path: Path,
@@ -321,7 +364,31 @@ def test_guests_that_may_still_be_frozen_at_the_end_are_left_to_no_watchdog_that
     monkeypatch.setattr(watchdog_module, "SILENCE", 0.1)
     assert notes.exists(UUID)
     silent_watchdog(starts, recorder, tmp_path / "run", stopped).close()
-    assert (len(starts), is_running(stopped)) == (2, False)
+    assert replaced == [None, stopped]
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_guests_that_may_still_be_frozen_at_the_end_are_left_to_no_watchdog_that_was_killed(
+    starts: list[Connection],
+    recorder: Recorder,
+    notes: FreezeNotes,
+    tmp_path: Path,
+    stopped: ProcessId,
+    seconds: float,
+) -> None:
+    """Neither one that was restarted a moment ago, nor one that dies while it is waited for."""
+    assert notes.exists(UUID)
+    watchdog = silent_watchdog(starts, recorder, tmp_path / "run", stopped)
+    starts[0].close()
+    check_until_started(watchdog, starts, 2)
+    starts[1].send_bytes(b"null")
+    watchdog.wait_until_ready(lambda: None)
+    dies = threading.Timer(seconds, starts[1].close)
+    dies.start()
+    if not seconds:
+        dies.join()
+    watchdog.close()
+    assert len(starts) == 3
 
 
 def test_a_watchdog_that_is_stopped_is_not_left_at_the_end_where_no_guest_is_frozen(
@@ -360,7 +427,7 @@ def test_a_watchdog_does_not_wait_for_a_main_process_that_reads_no_signs_of_life
 
     def show() -> None:
         with pytest.raises(StopIteration):
-            watchdog_module._show_life(life)
+            watchdog_module._show_life(life, None)
 
     with reader, life:
         waits_for_nobody(show)
