@@ -134,7 +134,8 @@ class Restorer:
         _require_different_names(images, places.values())
         with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
             work = partial(self._into_places, cluster, saved, images, places, restore)
-            return unless_silent(work, cluster, list(places.values()), self.stop, self.reporter)
+            images_there = list(places.values())
+            return unless_silent(work, cluster, images_there, self.stop, self.reporter, restore.renaming)
 
     def _into_places(
         self,
