@@ -28,6 +28,7 @@ from ..paper_cluster import PaperCluster
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import LAYOUT
+from ..waiting import wait_until
 
 IMAGES = [Image("vms", "root"), Image("vms", "data")]
 
@@ -35,7 +36,15 @@ IMAGES = [Image("vms", "root"), Image("vms", "data")]
 class Hanging(PaperCluster):
     """A cluster that hangs until `go_on` is set."""
 
-    _abandoned = False
+    def __init__(self) -> None:
+        super().__init__()
+        self._abandoned = []
+        self.is_closed = False
+        self._pools = {}
+        self._rados = self
+
+    def shutdown(self) -> None:
+        self.is_closed = True
 
     def object_exists(self, image: Image, name: str) -> bool:
         return self.go_on.wait(30)
@@ -79,8 +88,25 @@ def test_work_with_a_cluster_that_hangs_is_abandoned_after_a_signal() -> None:
     with raises("interrupted", Interrupted):
         unless_silent(lambda: cluster.go_on.wait(30), cluster, IMAGES, Signalled(), Recorder())
     assert time_limit.any_abandoned()
-    cluster.close()  # which would fail here: the work still uses the connection
+    assert_is_left_open(cluster)
+
+
+def assert_is_left_open(cluster: Hanging) -> None:
+    """Assert that the connection is closed only once no thread uses it any more."""
+    cluster.close()
+    assert not cluster.is_closed
     cluster.go_on.set()
+    wait_until(lambda: not time_limit.any_abandoned(), 10, "the end of what was abandoned")
+    cluster.close()
+    assert cluster.is_closed
+
+
+def test_a_connection_is_not_closed_under_the_question_whether_the_cluster_answers() -> None:
+    cluster = Hanging()
+    ends = threading.Event()
+    threading.Timer(0.05, ends.set).start()  # while the question is under way
+    assert unless_silent(ends.wait, cluster, IMAGES, Signalled(), Recorder())
+    assert_is_left_open(cluster)
 
 
 def test_a_failure_that_stops_the_work_without_a_signal_is_no_reason_to_abandon_it() -> None:
