@@ -27,7 +27,7 @@ from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
-from ..system.transient import outlasted
+from ..system.transient import at_most_by_hand, outlasted
 from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
 from .boot import Boot, isolated_copy
 
@@ -53,7 +53,9 @@ class Drill:
         if errors := [*self.output.configuration_errors(), *self._configuration_errors()]:
             raise ConfigError(errors)
         listed = partial(self.output.restore_points, self.stop.check)
-        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
+        points = outlasted(
+            listed, at_most_by_hand(self.settings.retry_for), self.reporter, "", self.stop.check
+        )
         point = find_point(points, name or due(points, read_records(settings.state_dir)), "latest")
         record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
