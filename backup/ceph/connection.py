@@ -126,15 +126,17 @@ class Connection:
         pool = self.pool_of(image)
         return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
 
-    def retried(self, action: str, image: Image, call: Callable[[], Result]) -> Result:
-        """Make a call of rbd, and retry it if it times out. Raises ClusterError."""
+    def retried(
+        self, action: str, image: Image, call: Callable[[], Result], until: float = math.inf
+    ) -> Result:
+        """Make a call of rbd, and retry it if it times out, `until` as in CephRetry. Raises ClusterError."""
         self._require_answers(action, image)
 
         def mapped() -> Result:
             with self.errors(action, image):
                 return call()
 
-        return self.retry.call(mapped)
+        return self.retry.call(mapped, until=until)
 
     def _require_answers(self, action: str, image: Image) -> None:
         """Raise ClusterError if the job has to stop and the cluster does not answer.

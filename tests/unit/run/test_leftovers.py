@@ -81,7 +81,7 @@ def test_a_lock_that_has_expired_is_removed_even_where_no_snapshot_is_left(
 ) -> None:
     left = [LOCK]  # the object, with no lock in it any more
     monkeypatch.setattr(cluster, "object_exists", lambda _image, name: name in left)
-    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name, _owner: left.remove(name))
+    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name, *_: left.remove(name))
     assert remove(tmp_path, recorder, WEB) == 0
     assert left == []
 
