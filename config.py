@@ -158,6 +158,7 @@ LOCK_WAIT = 3600
 # Time in seconds for which what failed with a transient error (a broken connection, a timeout, a stall, a
 # lock) is retried: the list of the repository at the beginning, and domains at the end of a run. At once,
 # then after growing pauses, last at the end of this time. 0: one retry, at once.
+# `restore`, `verify` and `drill` retry that list for a minute at the most, unless a timer started them.
 RETRY_FOR = 900
 
 # --- Verification and restore drills ------------------------------------------------------------

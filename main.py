@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable, NoReturn
 
 import outputs
-from backup.command import GROUP, group_of
+from backup.command import GROUP, config_of, group_of
 from backup.errors import AlreadyRunning, BackupError, ConfigError
 from backup.exit_codes import ALREADY_RUNNING, FAILED, NOTHING_DONE, SUCCESS, USAGE, exit_code, interrupted
 from backup.model import Finding, Level
@@ -87,7 +87,7 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         command = next((argument for argument in argv if argument in COMMANDS), "backup")
         if end.code == USAGE and command == "backup":
             error = BackupError("the command line is wrong: see the journal")
-            arguments = argparse.Namespace(config=None, group=GROUP)
+            arguments = argparse.Namespace(config=config_of(argv), group=GROUP)
             _notify_not_started(error, USAGE, arguments, console_on_standard_error(Level.INFO))
         raise
 

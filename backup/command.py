@@ -29,6 +29,17 @@ def group_of(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     return group if is_name(group) else ""
 
 
+def config_of(arguments: Sequence[str]) -> str | None:
+    """Return the file that a command line names with --config, None for none; the rest of it may be wrong."""
+    config = None
+    for before, argument in zip(("", *arguments), arguments):
+        if before == "--config":
+            config = argument
+        elif argument.startswith("--config="):
+            config = argument.partition("=")[2]
+    return config
+
+
 GROUP = group_of(sys.argv[1:], os.environ)
 COMMAND = f"{PROGRAM} --group {GROUP}" if GROUP else PROGRAM
 UNIT = f"virt-rbd-backup@{GROUP}" if GROUP else "virt-rbd-backup"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -301,10 +302,11 @@ class Cluster(ImageListing):
 
         return self.retried(f"cannot read the lock {name} beside", image, read)
 
-    def remove_lock(self, image: Image, name: str, owner: str) -> None:
+    def remove_lock(self, image: Image, name: str, owner: str, expires: float = math.inf) -> None:
         """Remove a lock with its object if this owner holds it; otherwise do nothing.
 
-        In one operation, so that a late one cannot remove a lock that another owner has taken meanwhile.
+        In one operation, so that a late one cannot remove a lock that another owner has taken meanwhile. Not
+        retried once it `expires` by itself, in time.monotonic().
         """
 
         def remove() -> None:
@@ -315,7 +317,7 @@ class Cluster(ImageListing):
                 operation.remove()
                 self._lock_operated(image, name, operation)
 
-        self.retried(f"cannot remove the lock {name} beside", image, remove)
+        self.retried(f"cannot remove the lock {name} beside", image, remove, until=expires)
 
     def _asked(self, action: str, image: Image, question: Callable[[Any], Result]) -> Result:
         """Open the image for the question, and return its answer; retry both if they time out."""

@@ -16,7 +16,7 @@ import rados
 import rbd
 
 from ..model import ClusterAddress, Image, Level
-from ..system.time_limit import abandon, awaited, begun, within
+from ..system.time_limit import abandon, awaited, begun
 from .errors import ClusterError, PoolFull, failure, full_hint
 from .image_limits import EXCLUDE_OPTION, EXCLUDED, NO_LIMITS, limits_in_effect
 from .retry import CephRetry
@@ -55,7 +55,7 @@ class Connection:
         self.retry = (retry or CephRetry()).of_connection(timeout)
         self._connecting: Future[None] | None = None
         self._pools: dict[tuple[str, str], Any] = {}
-        self._abandoned = False
+        self._abandoned: list[Future[Any]] = []
         self._given_up = False  # a stopping job has asked in vain whether the cluster answers again
         self._open_images: dict[Image, Any] = {}  # the rbd.Image of each; see Cluster.image_open
         self._lock_owners: dict[Image, str] = {}  # of those
@@ -101,7 +101,8 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        if self._abandoned:  # a call that ends after that kills the process (seen with librados 16.2)
+        # a call that ends after that kills the process (seen with librados 16.2)
+        if not all(work.done() for work in self._abandoned):
             return
         for pool in self._pools.values():
             pool.close()
@@ -125,15 +126,17 @@ class Connection:
         pool = self.pool_of(image)
         return rbd.Image(pool, name, snapshot=snapshot, read_only=read_only, image_id=image.id or None)
 
-    def retried(self, action: str, image: Image, call: Callable[[], Result]) -> Result:
-        """Make a call of rbd, and retry it if it times out. Raises ClusterError."""
+    def retried(
+        self, action: str, image: Image, call: Callable[[], Result], until: float = math.inf
+    ) -> Result:
+        """Make a call of rbd, and retry it if it times out, `until` as in CephRetry. Raises ClusterError."""
         self._require_answers(action, image)
 
         def mapped() -> Result:
             with self.errors(action, image):
                 return call()
 
-        return self.retry.call(mapped)
+        return self.retry.call(mapped, until=until)
 
     def _require_answers(self, action: str, image: Image) -> None:
         """Raise ClusterError if the job has to stop and the cluster does not answer.
@@ -163,17 +166,19 @@ class Connection:
 
     def answers(self, image: Image) -> bool:
         """Return whether the cluster answers a question about the image's pool within ANSWER_LIMIT."""
+        question = begun(partial(self.object_exists, image, "rbd_directory"))
         try:
-            within(ANSWER_LIMIT, partial(self.object_exists, image, "rbd_directory"))
+            awaited(question, ANSWER_LIMIT)
         except TimeoutError:
+            self.abandon(question)
             return False
         except ClusterError as error:
             return error.number != errno.ETIMEDOUT
         return True
 
     def abandon(self, work: Future[Any]) -> None:
-        """Leave the work with this connection to itself; from now on the connection is not closed."""
-        self._abandoned = True
+        """Leave the work with this connection to itself; until it has ended the connection is not closed."""
+        self._abandoned.append(work)
         abandon(work)
 
     def object_exists(self, image: Image, name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
 import time
 from typing import Callable, TypeVar
@@ -62,11 +63,13 @@ class CephRetry:
         call: Callable[[], Result],
         check_stop: Check | None = None,
         timed_out_at: Callable[[], float] | None = None,
+        until: float = math.inf,
     ) -> Result:
         """Make the call, and repeat it while it times out. Raises what it raises.
 
         `check_stop` raises what ends the retries; without it a job that has to stop gets the timeout itself.
-        `timed_out_at` returns when the call timed out, of time.monotonic(); by default just now.
+        `timed_out_at` returns when the call timed out, of time.monotonic(); by default just now. Nothing is
+        retried after `until`, a time of the same clock.
         """
         first: float | None = None  # when the call timed out for the first time
         try:
@@ -75,7 +78,7 @@ class CephRetry:
                     result = call()
                 except ClusterError as error:
                     moment = timed_out_at() if timed_out_at else time.monotonic()
-                    first = self._after_error(error, first, moment, check_stop)
+                    first = self._after_error(error, first, moment, check_stop, until)
                 else:
                     self._note_answer(retried=first is not None)
                     return result
@@ -84,7 +87,12 @@ class CephRetry:
                 self._end_retries()
 
     def _after_error(
-        self, error: ClusterError, first: float | None, moment: float, check_stop: Check | None
+        self,
+        error: ClusterError,
+        first: float | None,
+        moment: float,
+        check_stop: Check | None,
+        until: float,
     ) -> float | None:
         """Return when the call timed out for the first time, None if the cluster has answered since.
 
@@ -96,6 +104,8 @@ class CephRetry:
             return None  # an asynchronous call that nobody had waited for until now
         self._silent = True
         self._require_no_stop(error, check_stop)
+        if time.monotonic() >= until:
+            raise error
         if first is None:
             self._require_time(moment, moment <= self._gave_up, error)
         else:

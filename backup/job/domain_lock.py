@@ -84,7 +84,7 @@ class DomainLock:
             began = time.monotonic()
             for one in self.objects:
                 # also where the lock was taken, but the answer got lost
-                release = partial(self._release, one, reporter, domain)
+                release = partial(self._release, one, stop, reporter, domain)
                 stack.enter_context(undone_by(release, reporter, domain))
                 self._take(one)
             if time.monotonic() > began + self.duration / 3:  # the first may have expired meanwhile
@@ -120,10 +120,11 @@ class DomainLock:
             hint = f"to see its owner: {command}; the lock expires if its node is dead"
             raise LockHeld("another run is backing up this domain, maybe on another node", hint) from error
 
-    def _release(self, one: LockObject, reporter: Reporter, domain: str) -> None:
+    def _release(self, one: LockObject, stop: StopRequest, reporter: Reporter, domain: str) -> None:
         """Remove it. One that cannot be removed expires by itself, so that fails no domain."""
+        expires = min(stop.lease_ends, time.monotonic() + self.duration)
         try:
-            one.cluster.remove_lock(one.image, self.name, self.owner)
+            one.cluster.remove_lock(one.image, self.name, self.owner, expires)
         except ClusterError as error:
             text = f"the domain's lock stays until it expires, within {self.duration} s (LOCK_DURATION)"
             reporter.message(Level.WARNING, domain, f"{text}: {error}")

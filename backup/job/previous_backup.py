@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Callable, Optional
 
 from ..ceph.cluster import Cluster
-from ..ceph.errors import LockHeld
+from ..ceph.errors import ClusterError, LockHeld
 from ..model import Domain, Image, Level, image_named
 from ..protocols import Output, Reporter
 from ..stored import Base, SavedDomain, SnapshotId, StoredPoint
@@ -83,12 +84,17 @@ class PreviousBackup:
             self._check_stop()
             lost.check_leased()
 
-        try:
-            with lock.locked(lost, reporter, self._domain.name):
-                self._remove(cluster, image, reporter, require_lock)
-        except LockHeld as error:
-            text = f"base snapshots of {image}, which is no longer backed up, stay: {error.message}"
-            reporter.message(Level.INFO, self._domain.name, text)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock.locked(lost, reporter, self._domain.name))
+            except (LockHeld, ClusterError) as error:
+                if not error.transient:
+                    raise
+                level = Level.INFO if isinstance(error, LockHeld) else Level.WARNING
+                text = f"base snapshots of {image}, which is no longer backed up, stay: {error.message}"
+                reporter.message(level, self._domain.name, text)
+                return
+            self._remove(cluster, image, reporter, require_lock)
 
     def _remove(
         self, cluster: Cluster, image: Image, reporter: Reporter, require_lock: Callable[[], None]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import BackupError
 from ..job_result import Phase
@@ -36,13 +37,18 @@ class RestoredImage:
 
 @dataclass(frozen=True)
 class ImageRestore:
-    """Restores the disks of one restore point, up to `streams` at a time."""
+    """Restores the disks of one restore point, up to `streams` at a time.
+
+    `renaming` is set before the first image gets its final name: from then on the work must not be abandoned,
+    or the domain would have some disks of the restore point, and others as they were.
+    """
 
     domain: str
     output: Output
     streams: int
     reporter: RunReporter
     stop: StopRequest
+    renaming: threading.Event = field(default_factory=threading.Event)
 
     def restore(self, wanted: Wanted) -> Sequence[RestoredImage]:
         """Restore each image to its target.
@@ -51,6 +57,8 @@ class ImageRestore:
         """
         self.reporter.planned(self.domain, self.domain, sum(saved.size for saved, _ in wanted))
         with self.staged(wanted) as restored:
+            self.renaming.set()
+            self.stop.check()  # after that: who abandons it has seen a stop, and then that it is not set
             for _, target in wanted:
                 target.commit()
             for _, target in wanted:  # all have their names: from now on nothing is undone

@@ -22,7 +22,7 @@ from ..restore_point.find import current_images, find_point
 from ..settings import Settings
 from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.stop_request import StopRequest
-from ..system.transient import outlasted
+from ..system.transient import at_most_by_hand, outlasted
 from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
 from .saved_memory import require_no_saved_memory
@@ -111,7 +111,9 @@ class Restorer:
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         listed = partial(self.output.restore_points, self.stop.check)
-        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
+        points = outlasted(
+            listed, at_most_by_hand(self.settings.retry_for), self.reporter, "", self.stop.check
+        )
         point = find_point(points, order.domain, order.at)
         saved = self._saved(point)
         images = current_images(_disks(saved, order.disks), point)
@@ -134,7 +136,8 @@ class Restorer:
         _require_different_names(images, places.values())
         with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
             work = partial(self._into_places, cluster, saved, images, places, restore)
-            return unless_silent(work, cluster, list(places.values()), self.stop, self.reporter)
+            images_there = list(places.values())
+            return unless_silent(work, cluster, images_there, self.stop, self.reporter, restore.renaming)
 
     def _into_places(
         self,

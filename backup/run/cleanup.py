@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,16 +14,16 @@ from typing import Optional
 
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
-from ..ceph.errors import LockHeld
+from ..ceph.errors import ClusterError, LockHeld
 from ..errors import BackupError
 from ..hooks.hooks import Hooks
 from ..hooks.job_hooks import run_missed_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
-from ..job.domain_lock import CLEANUP, lock_of
+from ..job.domain_lock import CLEANUP, DomainLock, lock_at, lock_of
 from ..job.leftovers import leftovers, remove_leftovers
 from ..job_result import Phase
-from ..model import Domain, Image, Level, Override
+from ..model import Domain, Image, Level
 from ..orphaned.places import domains_of_nodes, known_points
 from ..orphaned.removal import OrphanRemoval
 from ..protocols import Output, RunReporter
@@ -197,10 +197,32 @@ class Cleaner:
         if not any(images.values()) and not self._has_lock(domain, clusters):
             return
         self.reporter.phase(domain.name, Phase.TIDY)
+        seconds = self.settings.lock_duration
+        places: set[str] = set()
+        if saved := self._saved(domain):
+            lock = lock_of(saved, clusters, seconds, CLEANUP)
+            self._clean_locked(lock, images, domain, deletions)
+            places.update(lock.places)
+        for (cluster, image), has_leftovers in images.items():
+            lock = lock_at(cluster, image.pool, image.namespace, domain.uuid, seconds, CLEANUP)
+            if not has_leftovers or places.issuperset(lock.places):
+                continue
+            places.update(lock.places)
+            try:
+                self._clean_locked(lock, images, domain, deletions)
+            except ClusterError as error:  # such as a pool where a lock is not permitted
+                text = f"leftovers of {image}, which is not backed up, stay: {error}"
+                self.reporter.message(Level.WARNING, domain.name, text)
+
+    def _clean_locked(
+        self,
+        lock: DomainLock,
+        images: Mapping[tuple[Cluster, Image], bool],
+        domain: Domain,
+        deletions: Slots,
+    ) -> None:
+        """Remove the leftovers of those images of the domain that the lock covers. Raises LockHeld."""
         lost = StopRequest()  # for this lock only
-        with_leftovers = {image for (_, image), found in images.items() if found}
-        lockable = self._lockable(domain, with_leftovers)
-        lock = lock_of(lockable, clusters, self.settings.lock_duration, CLEANUP)
 
         def check_stop() -> None:
             self.stop.check()
@@ -236,20 +258,16 @@ class Cleaner:
         return found
 
     def _has_lock(self, domain: Domain, clusters: Clusters) -> bool:
-        lockable = self._lockable(domain, ())
-        if not any(disk.image for disk in lockable.disks):
-            return False  # a lock lies beside an image
-        return lock_of(lockable, clusters, self.settings.lock_duration).exists()
+        saved = self._saved(domain)  # a lock lies beside an image
+        return saved is not None and lock_of(saved, clusters, self.settings.lock_duration).exists()
 
-    def _lockable(self, domain: Domain, with_leftovers: Container[Image]) -> Domain:
-        """Return the domain with the images that a backup saves and those that have leftovers.
+    def _saved(self, domain: Domain) -> Optional[Domain]:
+        """Return the domain with the images that a backup saves, None if there are none.
 
-        Others are not touched, and in their pools a lock may not be permitted. An image with leftovers needs
-        the lock also where the metadata excludes it by now: the run that made them began before that.
+        In the pools of others a lock may not be permitted.
         """
-        saved = {disk.target for disk in select_disks(domain, self.settings).disks if disk.image}
-        disks = (disk for disk in domain.disks if disk.target in saved or disk.image in with_leftovers)
-        return replace(domain, disks=tuple(disks), override=Override())
+        disks = tuple(disk for disk in select_disks(domain, self.settings).disks if disk.image)
+        return replace(domain, disks=disks) if disks else None
 
     def _report_progress(self, outcomes: Sequence[Future[None]]) -> None:
         interval, now = self.settings.progress_interval, time.monotonic()

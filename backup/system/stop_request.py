@@ -24,7 +24,7 @@ class StopRequest:
         self._reason: BackupError | None = None
         self._signals = 0
         self._first_signal = math.inf  # of time.monotonic()
-        self._lease_ends = math.inf
+        self.lease_ends = math.inf  # of time.monotonic(); see lease_until
         self._lease_grace = 0.0
         self.signal_number = 0
 
@@ -48,18 +48,18 @@ class StopRequest:
     @property
     def leased(self) -> bool:
         """Whether the lock that has to be renewed is provably valid now."""
-        return time.monotonic() <= self._lease_ends
+        return time.monotonic() <= self.lease_ends
 
     def lease_until(self, moment: float, grace: float = 0) -> None:
         """Request a stop `grace` seconds after `moment` (of time.monotonic()), unless called again before.
 
         Until `moment` a lock is provably valid; during the grace it may still be renewed.
         """
-        self._lease_ends, self._lease_grace = moment, grace
+        self.lease_ends, self._lease_grace = moment, grace
 
     def check(self) -> None:
         """Raise the reason to stop, if any."""
-        if time.monotonic() > self._lease_ends + self._lease_grace:
+        if time.monotonic() > self.lease_ends + self._lease_grace:
             self.request(TransientError("the domain's lock could not be renewed in time", LEASE_HINT))
         if self._reason is not None:
             raise self._reason

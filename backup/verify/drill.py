@@ -28,7 +28,7 @@ from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..system.time_limit import any_abandoned
-from ..system.transient import outlasted
+from ..system.transient import at_most_by_hand, outlasted
 from ..transfer.compare import compare_with_checksums, pieces_from_image, require_checksums
 from .boot import Boot, isolated_copy
 
@@ -54,7 +54,9 @@ class Drill:
         if errors := [*self.output.configuration_errors(), *self._configuration_errors()]:
             raise ConfigError(errors)
         listed = partial(self.output.restore_points, self.stop.check)
-        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
+        points = outlasted(
+            listed, at_most_by_hand(self.settings.retry_for), self.reporter, "", self.stop.check
+        )
         known = read_records(settings.state_dir)
         point = find_point(points, name or due(points, known), "latest")
         record = partial(DomainRecords(settings.state_dir, self.reporter).update, point.id.uuid, point.domain)

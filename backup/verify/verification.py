@@ -27,7 +27,7 @@ from ..stored import SavedDomain, SavedImage, StoredPoint
 from ..system.module_import import failed_imports
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
-from ..system.transient import outlasted
+from ..system.transient import at_most_by_hand, outlasted
 from ..text import size_text
 from ..transfer.compare import (
     Mismatch,
@@ -73,7 +73,9 @@ class Verification:
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
         listed = partial(self.output.restore_points, self.stop.check)
-        points = outlasted(listed, self.settings.retry_for, self.reporter, "", self.stop.check)
+        points = outlasted(
+            listed, at_most_by_hand(self.settings.retry_for), self.reporter, "", self.stop.check
+        )
         domains = {point.id.uuid: point.domain for point in points_of_domains(points, names)}
         if not domains:
             hint = f"check RESTIC_REPOSITORY; `{COMMAND} restore-points` lists all restore points"

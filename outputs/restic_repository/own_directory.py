@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional, TypeVar
@@ -74,4 +75,7 @@ class OwnDirectory:
         options = ("-r", "--repo", "-o", "--option")
         if named_elsewhere or any(option.startswith(options) for option in program.options):
             return None
-        return Path("/", program.repository, "locks") if program.repository else None
+        # "rest:https://user:password@host/": no path, and not to be shown in a message about one
+        if not program.repository or re.match("[a-z0-9]+:", program.repository):
+            return None
+        return Path("/", program.repository, "locks")

@@ -178,7 +178,7 @@ class PaperCluster(Cluster):
     def object_exists(self, image: Image, name: str) -> bool:
         return _lock_name(image, name) in self.locks
 
-    def remove_lock(self, image: Image, name: str, owner: str) -> None:
+    def remove_lock(self, image: Image, name: str, owner: str, expires: float = 0) -> None:
         if self.unreachable:
             raise ClusterError("connection timed out", "are the monitors up?", errno.ETIMEDOUT)
         name = _lock_name(image, name)

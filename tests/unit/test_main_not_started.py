@@ -88,6 +88,17 @@ def test_whatever_error_of_usage_or_settings_is_notified(
     assert (report["exit_code"], report["errors"]) == (2, [error])
 
 
+@pytest.mark.parametrize("option", ["--config {}", "--config={}", "backup --config {}"])
+def test_a_wrong_command_line_is_notified_as_the_settings_that_it_names_say(node: Node, option: str) -> None:
+    node.configure()
+    own = node.directory / "own.py"
+    own.write_text(node.settings.read_text())
+    own.chmod(0o600)
+    node.settings.write_text("")
+    assert node.start(("--no-such-option", *option.format(own).split())).returncode == 2
+    assert [report["exit_code"] for report in notified(node)] == [2]
+
+
 def test_a_missing_module_is_notified_too(node: Node) -> None:
     (node.directory / "sitecustomize.py").write_text("import sys; sys.modules['xxhash'] = None")
     node.configure()

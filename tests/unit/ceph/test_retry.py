@@ -89,6 +89,18 @@ def test_without_a_limit_nothing_is_retried(clock: Clock) -> None:
     assert (call.made, caught.value.message) == (1, "cannot read image vms/a: connection timed out")
 
 
+def test_nothing_is_retried_when_it_is_of_no_use_any_more(clock: Clock) -> None:
+    call, reports = Silent(clock, 99), Reports()
+    retry = CephRetry(900, report=reports.report).of_connection(60)
+    with raises("cannot read image vms/a: connection timed out", ClusterError):
+        retry.call(call, until=clock.now + 120)
+    assert call.made == 2
+    assert [level for level, _ in reports] == [Level.WARNING]
+    with raises("cannot read image vms/a: connection timed out", ClusterError):
+        retry.call(call, until=clock.now)
+    assert (call.made, len(reports)) == (3, 1), "tried once, and no wait is announced"
+
+
 def test_other_errors_are_not_retried(clock: Clock) -> None:
     calls = []
 

@@ -263,6 +263,32 @@ def test_a_lock_that_cannot_be_released_is_a_warning(
     assert recorder.told(Level.WARNING) == [f"{LEFT} (hint: are the monitors up?)"]
 
 
+@pytest.mark.parametrize("ended", [True, False], ids=["a lease that has ended", "a lease that lasts"])
+def test_a_release_is_retried_no_longer_than_the_lock_lasts(
+    ended: bool, cluster: PaperCluster, stop: StopRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, released = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(cluster, "remove_lock", lambda *arguments: released.append(arguments[-1]))
+    with locked(cluster, stop, recorder):
+        now[0] += 600
+        if ended:
+            stop.lease_until(1200)
+            now[0] += 3600
+    assert released == [1200 if ended else 4600]
+
+
+def test_the_lock_that_could_not_even_be_taken_is_released_no_longer_than_it_lasts(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[float] = []
+    monkeypatch.setattr(cluster, "remove_lock", lambda *arguments: released.append(arguments[-1]))
+    cluster.unreachable = True
+    with raises("connection timed out"), locked(cluster, stop, recorder):
+        pass
+    assert released[0] <= time.monotonic() + 3600
+
+
 def test_the_block_s_error_survives_a_release_that_fails_too(
     cluster: PaperCluster, stop: StopRequest, recorder: Recorder
 ) -> None:

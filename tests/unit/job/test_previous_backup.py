@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Callable, Optional
 
 import pytest
 
+from backup.ceph.errors import ClusterError
 from backup.errors import BackupError
 from backup.job.domain_lock import lock_of
 from backup.job.leftovers import base_prefix, base_snapshots, owned_prefix, remove_leftovers, run_of
@@ -254,6 +256,37 @@ def test_base_snapshots_of_an_image_in_another_place_are_removed_only_under_the_
     assert recorder.told(Level.WARNING) == (
         [] if active else [f"removed base snapshot {KEPT}{BEFORE} of fast/b"]
     )
+
+
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EPERM])
+def test_a_timeout_of_the_lock_in_another_place_fails_no_domain_that_is_saved(
+    cluster: PaperCluster, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    cluster.snapshots["fast/b"] = set()
+    add(cluster, f"{KEPT}{BEFORE}", 7, "vms/a")
+    add(cluster, f"{KEPT}{BEFORE}", 8, "fast/b")
+    one_disk = domain(disks=[rbd_disk("vda", "vms/a")])
+    dropped = saved_image("vdb", 8, image="fast/b", source=SnapshotId(FSID, "id of fast/b", 8))
+    output, lock = (
+        KeepsPoints([saved_image("vda", 7), dropped]),
+        lock_of(one_disk, PaperClusters(cluster), 30),
+    )
+
+    def fails(*_: object) -> None:
+        raise ClusterError(f"cannot take the lock: {number}", number=number)
+
+    monkeypatch.setattr(cluster, "lock", fails)
+    with PreviousBackup(
+        prepared(one_disk, PaperClusters(cluster), RUN), one_disk, output, (), lambda: None
+    ) as found:
+        if number == errno.EPERM:
+            with raises(f"cannot take the lock: {number}"):
+                found.remove_dropped(recorder, lock)
+            return
+        found.remove_dropped(recorder, lock)
+    assert cluster.snapshots["fast/b"] == {f"{KEPT}{BEFORE}"}
+    text = f"base snapshots of fast/b, which is no longer backed up, stay: cannot take the lock: {number}"
+    assert recorder.told(Level.WARNING) == [text]
 
 
 def test_names_of_snapshots_contain_the_run_and_the_domain() -> None:

@@ -71,6 +71,14 @@ def test_a_stop_is_heard_while_the_file_system_hangs(
     assert time.monotonic() - began < 5
 
 
+def test_a_repository_that_is_no_path_is_not_looked_for_on_this_node(
+    repository: Repository, hangs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_directory, "ANSWER_LIMIT", 0.1)
+    url = "rest:https://user:secret@host/"
+    assert OwnDirectory(replace(repository.program(), options=(), repository=url)).locks is None
+
+
 def test_a_file_system_that_hangs_is_a_transient_error(
     repository: Repository, hangs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

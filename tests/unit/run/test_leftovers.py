@@ -81,7 +81,7 @@ def test_a_lock_that_has_expired_is_removed_even_where_no_snapshot_is_left(
 ) -> None:
     left = [LOCK]  # the object, with no lock in it any more
     monkeypatch.setattr(cluster, "object_exists", lambda _image, name: name in left)
-    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name, _owner: left.remove(name))
+    monkeypatch.setattr(cluster, "remove_lock", lambda _image, name, *_: left.remove(name))
     assert remove(tmp_path, recorder, WEB) == 0
     assert left == []
 
@@ -129,6 +129,30 @@ def test_an_image_that_the_metadata_excludes_by_now_is_cleaned_under_the_lock_of
     cluster.locks.clear()
     assert remove(tmp_path, recorder, web) == 0
     assert cluster.snapshots["fast/excluded"] == set()
+
+
+def test_a_pool_that_permits_no_lock_keeps_no_other_image_from_being_cleaned(
+    cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = [rbd_disk("vda", "vms/a"), rbd_disk("vdb", "fast/excluded"), rbd_disk("vdc", "ssd/excluded")]
+    web = replace(domain("web", UUID, disks=disks), override=Override(exclude=("vdb", "vdc")))
+    cluster.snapshots |= {"vms/a": {LEFT}, "fast/excluded": {LEFT}, "ssd/excluded": {LEFT}}
+    take = cluster.lock
+
+    def lock(image: Image, *arguments: Any) -> None:
+        if image.pool == "fast":
+            raise ClusterError("operation not permitted")
+        take(image, *arguments)
+
+    monkeypatch.setattr(cluster, "lock", lock)
+    assert remove(tmp_path, recorder, web) == 0
+    assert [len(cluster.snapshots[name]) for name in ("vms/a", "fast/excluded", "ssd/excluded")] == [0, 1, 0]
+    text = "leftovers of fast/excluded, which is not backed up, stay: operation not permitted"
+    assert recorder.told(Level.WARNING) == [
+        f"removed leftover snapshot {LEFT} of vms/a",
+        text,
+        f"removed leftover snapshot {LEFT} of ssd/excluded",
+    ]
 
 
 def test_a_domain_that_cannot_be_cleaned_is_reported_and_counted_and_the_others_are_cleaned(

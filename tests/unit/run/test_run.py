@@ -237,7 +237,7 @@ def test_a_repository_that_does_not_answer_once_costs_no_domain(
     chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
     assert Run(chosen, BrokenOnce(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
     assert [order.name for order in pool.orders] == ["db", "web"]
-    text = "restic snapshots failed: connection reset; retried in 0 s (RETRY_FOR)"
+    text = "restic snapshots failed: connection reset; retried in 0 s (RETRY_FOR), 900 of 900 s left"
     assert recorder.told(Level.WARNING) == [text]
 
 

@@ -11,7 +11,7 @@ from backup.errors import BackupError, Interrupted, TransientError
 from backup.model import Level
 from backup.system import transient
 from backup.system.stop_request import StopRequest
-from backup.system.transient import outlasted
+from backup.system.transient import at_most_by_hand, outlasted
 
 from ..raising import raises
 from ..recorder import Recorder
@@ -43,7 +43,9 @@ def test_a_transient_error_is_outlasted_with_a_message_for_each_try(
 ) -> None:
     monkeypatch.setattr(transient, "FIRST_PAUSE", 0.01)
     assert outlasted(Answers(BROKEN, BROKEN, BROKEN), 60, recorder, "", nothing) == "answer"
-    assert recorder.told(Level.WARNING) == 3 * ["connection refused; retried in 0 s (RETRY_FOR)"]
+    assert recorder.told(Level.WARNING) == 3 * [
+        "connection refused; retried in 0 s (RETRY_FOR), 60 of 60 s left"
+    ]
 
 
 def test_a_lasting_error_is_raised_when_the_time_is_over(recorder: Recorder) -> None:
@@ -51,6 +53,58 @@ def test_a_lasting_error_is_raised_when_the_time_is_over(recorder: Recorder) -> 
     with raises("connection refused", TransientError):
         outlasted(call, 0, recorder, "", nothing)
     assert call.made == 2, "one retry, at once"
+
+
+@pytest.mark.parametrize(
+    ("retry_for", "takes", "attempts"),
+    [(60, 1200, [0, 1200]), (900, 1200, [0, 1200]), (60, 1, [0, 1, 12, 33, 61]), (0, 1200, [0, 1200])],
+)
+def test_no_attempt_is_made_once_the_time_is_over_however_long_one_hangs(
+    retry_for: float,
+    takes: float,
+    attempts: list[float],
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, made = [1000.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        transient, "wait_until", lambda moment, _: clock.__setitem__(0, max(clock[0], moment))
+    )
+
+    def hangs() -> None:
+        made.append(clock[0] - 1000)
+        clock[0] += takes
+        raise BROKEN
+
+    with raises("connection refused", TransientError):
+        outlasted(hangs, retry_for, recorder, "", nothing)
+    assert made == attempts
+    assert len(recorder.told(Level.WARNING)) == len(attempts) - 1
+
+
+def test_the_limit_and_what_is_left_of_it_are_in_the_message(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(transient, "wait_until", lambda moment, _: clock.__setitem__(0, moment))
+    assert outlasted(Answers(BROKEN, BROKEN, BROKEN), 900, recorder, "", nothing) == "answer"
+    assert recorder.told(Level.WARNING) == [
+        "connection refused; retried in 0 s (RETRY_FOR), 900 of 900 s left",
+        "connection refused; retried in 10 s (RETRY_FOR), 900 of 900 s left",
+        "connection refused; retried in 20 s (RETRY_FOR), 890 of 900 s left",
+    ]
+
+
+@pytest.mark.parametrize(("retry_for", "by_hand"), [(900, 60), (30, 30), (0, 0)])
+def test_what_an_admin_waits_for_is_retried_for_a_short_time(
+    retry_for: float, by_hand: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("INVOCATION_ID", raising=False)
+    assert at_most_by_hand(retry_for) == by_hand
+    monkeypatch.setenv("INVOCATION_ID", "unit")
+    assert at_most_by_hand(retry_for) == retry_for
 
 
 def test_a_permanent_error_is_raised_at_once(recorder: Recorder) -> None:
