@@ -40,6 +40,7 @@ class Hanging(PaperCluster):
         super().__init__()
         self._abandoned = []
         self.is_closed = False
+        self.asked = threading.Event()  # whether it answers
         self._pools = {}
         self._rados = self
 
@@ -47,6 +48,7 @@ class Hanging(PaperCluster):
         self.is_closed = True
 
     def object_exists(self, image: Image, name: str) -> bool:
+        self.asked.set()
         return self.go_on.wait(30)
 
 
@@ -103,9 +105,7 @@ def assert_is_left_open(cluster: Hanging) -> None:
 
 def test_a_connection_is_not_closed_under_the_question_whether_the_cluster_answers() -> None:
     cluster = Hanging()
-    ends = threading.Event()
-    threading.Timer(0.05, ends.set).start()  # while the question is under way
-    assert unless_silent(ends.wait, cluster, IMAGES, Signalled(), Recorder())
+    assert unless_silent(lambda: cluster.asked.wait(30), cluster, IMAGES, Signalled(), Recorder())
     assert_is_left_open(cluster)
 
 
