@@ -48,6 +48,9 @@ class PaperCluster(Cluster):
     def watchers(self, image: Image) -> Sequence[str]:
         return ("this process",)
 
+    def list_snaps(self) -> Sequence[object]:
+        return ()
+
     def size(self) -> int:
         return self.left
 
