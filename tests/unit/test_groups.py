@@ -127,6 +127,10 @@ def test_directories_are_those_of_groups_that_exist(tmp_path: Path) -> None:
         ("--group a", "db", "a"),
         ("--config x.py", "db", ""),
         ("--config=x.py", "db", ""),
+        ("--gro a backup", "db", "a"),
+        ("backup --g=a", "", "a"),
+        ("--conf x.py", "db", ""),
+        ("files web -- --x", "db", "db"),
         ("--group a;b", "", ""),
     ],
 )
