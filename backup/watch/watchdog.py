@@ -30,7 +30,7 @@ from ..system.time_limit import CheckStop
 from .background_reporter import BackgroundReporter, bugs_reported
 from .newest import Newest
 from .node_lock import as_watchdog
-from .other_groups import FindSettings, no_others, with_notes
+from .other_groups import FindSettings, found_in_time, no_others, with_notes
 
 POLL = 1.0  # seconds between two checks of the notes while the run is alive
 MARGIN = 2.0  # seconds by which it acts later than the main process, which may be stopped
@@ -262,7 +262,10 @@ def thaw_all(
         check_stop()
         return True
 
-    _thaw_all({}, lambda: _with_readable_notes(with_notes(settings, find)), goes_on, reporter)
+    thaws: dict[str, Thaws] = {}
+    found = found_in_time(find, check_stop)
+    _round(thaws, _with_own_notes(settings), reporter)  # before anybody else's settings are executed
+    _thaw_all(thaws, lambda: _with_readable_notes(with_notes(settings, found)), goes_on, reporter)
 
 
 def _with_own_notes(settings: Settings) -> Sequence[Settings]:
@@ -286,13 +289,18 @@ def _thaw_all(
     """
     pause = FIRST_PAUSE
     while (left := with_notes()) and goes_on():
-        for one in left:
-            begun = thaws.setdefault(one.runtime_dir, Thaws(one, reporter))
-            with bugs_reported(reporter), as_watchdog(one.runtime_dir) as locked:
-                if locked:
-                    begun.round(_any)
+        _round(thaws, left, reporter)
         _pause(pause, with_notes, goes_on)
         pause = min(2 * pause, LAST_PAUSE)
+
+
+def _round(thaws: dict[str, Thaws], groups: Sequence[Settings], reporter: Reporter) -> None:
+    """Try once to thaw the guests of each of these groups, unless a run of it is active."""
+    for one in groups:
+        begun = thaws.setdefault(one.runtime_dir, Thaws(one, reporter))
+        with bugs_reported(reporter), as_watchdog(one.runtime_dir) as locked:
+            if locked:
+                begun.round(_any)
 
 
 def _pause(seconds: float, with_notes: Callable[[], object], goes_on: Callable[[], bool]) -> None:
