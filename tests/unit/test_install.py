@@ -161,6 +161,19 @@ def test_a_unit_of_the_admin_s_that_has_the_name_of_a_new_one_is_not_replaced(ro
     assert files(root) == before
 
 
+def test_settings_files_that_are_groups_are_named_and_not_executed(root: Path) -> None:
+    etc = root / "etc/virt-rbd-backup"
+    assert "is the group" not in install(root).stdout
+    for name in ("second", "config-old"):
+        (etc / f"{name}.py").write_text("WORKERS = 1\nraise SystemExit('executed')\n")
+        (etc / f"{name}.py").chmod(0o600)
+    (etc / "notify.py").write_text("import smtplib\n")
+    done = install(root)
+    assert (done.returncode, done.stderr) == (0, "")
+    named = [line.split(":")[0] for line in done.stdout.splitlines() if "is the group" in line]
+    assert named == [f"{etc}/{name}.py is the group {name}" for name in ("config-old", "second")]
+
+
 def test_beside_the_package_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "usr/share/virt-rbd-backup").mkdir(parents=True)
     assert "Debian's package is installed" in install(tmp_path).stderr
