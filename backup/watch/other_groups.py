@@ -13,11 +13,14 @@ from ..groups import directories
 from ..model import Level
 from ..protocols import Reporter
 from ..quiesce.freeze_notes import FreezeNotes
+from ..quiesce.thaw import CHECK_AGAIN
 from ..quiesce.thaw_rounds import thaw_guests
 from ..settings import Settings
 from ..system.time_limit import CheckStop, within
 from .node_lock import as_watchdog
 
+# Enough to see that a guest runs. One that cannot be thawed is left to the thaw service, and its own group.
+THAW_LIMIT = 2 * CHECK_AGAIN  # seconds
 FIND_LIMIT = 10.0  # seconds that the settings files of other groups get: they may run anything
 
 # Returns the settings of the node's groups, and those without a group, as far as they can be read.
@@ -73,7 +76,7 @@ def _has_notes(settings: Settings) -> bool:
 def thaw_other_groups(own: Settings, find: FindSettings, reporter: Reporter, check_stop: CheckStop) -> None:
     """Thaw or resume what interrupted runs of other groups left quiesced; what fails is only logged.
 
-    It is tried once: a guest of another group that cannot be thawed costs ours nothing. A run of the group
+    It takes THAW_LIMIT: a guest of another group that cannot be thawed costs ours nothing. A run of the group
     that begins meanwhile waits, and one that is active thaws its guests itself. Raises the reason to stop.
     """
     for other in with_notes(own, found_in_time(find, check_stop)):
@@ -85,7 +88,7 @@ def thaw_other_groups(own: Settings, find: FindSettings, reporter: Reporter, che
                 if locked:
                     text = f"thawing guests that a run of {of} may have left frozen"
                     reporter.message(Level.WARNING, "", text)
-                    thaw_guests(other, reporter, seconds=0, check_stop=check_stop)
+                    thaw_guests(other, reporter, seconds=THAW_LIMIT, check_stop=check_stop)
         except OSError as error:  # which must not cost the own run
             text = f"cannot thaw guests that a run of {of} may have left frozen: {reason(error)}"
             reporter.message(Level.ERROR, "", f"{text} (hint: see {other.runtime_dir})")
