@@ -25,7 +25,7 @@ from backup.protocols import Reporter
 from backup.report.history import History
 from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
-from backup.settings import Settings, invalid_python, load
+from backup.settings import Settings, invalid_python
 from backup.system.process_end import any_left
 from backup.system.process_title import set_title
 from backup.system.started_program import commands_logged
@@ -127,7 +127,7 @@ def _settings(arguments: argparse.Namespace, console: Console) -> Settings:
         if not (arguments.command == "cleanup" and arguments.thaw and files.has_groups):
             raise
         write_error(console, error)  # no group's guest stays frozen for it
-        return load(files.defaults, None)
+        return files.without_file()
 
 
 def complete(kind: str = "", prefix: str = "", *line: str) -> int:

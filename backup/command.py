@@ -18,13 +18,12 @@ def group_of(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
     For hints in any process of a run, which all have the same arguments: main parses and checks them.
     """
     group = ""
-    for before, argument in zip(("", *arguments), arguments):
-        if before == "--config" or argument.startswith("--config="):
+    for argument, after in zip(arguments, (*arguments[1:], "")):
+        option, joined, value = argument.partition("=")
+        if _abbreviates(option, "--config"):
             return ""
-        if before == "--group":
-            group = argument
-        elif argument.startswith("--group="):
-            group = argument.partition("=")[2]
+        if _abbreviates(option, "--group"):
+            group = value if joined else after
     group = group or environment.get(GROUP_VARIABLE, "")
     return group if is_name(group) else ""
 
@@ -32,12 +31,16 @@ def group_of(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
 def config_of(arguments: Sequence[str]) -> str | None:
     """Return the file that a command line names with --config, None for none; the rest of it may be wrong."""
     config = None
-    for before, argument in zip(("", *arguments), arguments):
-        if before == "--config":
-            config = argument
-        elif argument.startswith("--config="):
-            config = argument.partition("=")[2]
+    for argument, after in zip(arguments, (*arguments[1:], "")):
+        option, joined, value = argument.partition("=")
+        if _abbreviates(option, "--config"):
+            config = value if joined else after
     return config
+
+
+def _abbreviates(option: str, name: str) -> bool:
+    """Return whether main's parser takes it for the option of this name."""
+    return len(option) > len("--") and name.startswith(option)
 
 
 GROUP = group_of(sys.argv[1:], os.environ)

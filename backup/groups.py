@@ -15,6 +15,7 @@ from .errors import BackupError, ConfigError
 DIRECTORY = "groups"  # in RUNTIME_DIR and STATE_DIR
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 RESERVED = "config"
+NO_GROUP_HINT = "the settings of a group are a file of mode 0600 that sets a constant itself: NAME = value"
 NAME_RULE = f"letters, digits, _ and -, not {RESERVED}"
 
 
@@ -62,11 +63,11 @@ class GroupFiles:
         return sorted(
             path.stem
             for path in self.default.parent.glob("*.py")
-            if is_name(path.stem) and path.name != self.default.name and self._has_settings(path)
+            if is_name(path.stem) and path.name != self.default.name and not self._no_group(path)
         )
 
     def require(self, group: str) -> Path:
-        """Return the group's file. Raises ConfigError if there is none."""
+        """Return the group's file. Raises ConfigError if there is none, or `names` does not list it."""
         if not is_name(group) or f"{group}.py" == self.default.name:
             error = BackupError(f"invalid group name {group!r}", f"a group's name has {NAME_RULE}")
             raise ConfigError([error])
@@ -79,13 +80,20 @@ class GroupFiles:
             raise ConfigError([error]) from None
         except OSError:
             pass  # loading it reports the reason
+        if why := self._no_group(path):  # else it would back up, and no status would ever show that it fails
+            raise ConfigError([BackupError(f"there is no group {group}: {path} {why}", NO_GROUP_HINT)])
         return path
 
-    def _has_settings(self, path: Path) -> bool:
-        """Return whether it sets a constant, and is no program of its own."""
+    def _no_group(self, path: Path) -> str:
+        """Return why the file is no group's settings, "" if it is: it sets a constant, and is no program."""
         try:
-            mode, text = path.stat().st_mode, path.read_text(errors="replace")
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                return "is no file"
+            if mode & 0o111:
+                return "is executable"
+            text = path.read_text(errors="replace")
         except OSError:
-            return False
-        assigned = re.findall(r"^([A-Z_]+)\s*=[^=]", text, re.MULTILINE)
-        return stat.S_ISREG(mode) and not mode & 0o111 and not {*assigned}.isdisjoint(self.constants)
+            return ""  # loading it reports the reason
+        assigned = re.findall(r"^([A-Z_]+)\s*(?::[^=\n]*)?=[^=]", text, re.MULTILINE)
+        return "sets no constant" if {*assigned}.isdisjoint(self.constants) else ""

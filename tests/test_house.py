@@ -161,8 +161,16 @@ def test_the_units_of_a_group_differ_in_the_group_alone(unit: str) -> None:
     name, suffix = unit.format("virt-rbd-backup").split(".")
     of_group = (ROOT / f"res/{name}@.{suffix}").read_text().splitlines()
     set_in_both = [re.sub(r" \(group %i\)| --group %i", "", line) for line in _set(of_group)]
-    assert [line for line in set_in_both if not line.endswith("/groups.md")] == _set(alone)
+    in_group_alone = ("/groups.md", "Slice=system.slice")
+    assert [line for line in set_in_both if not line.endswith(in_group_alone)] == _set(alone)
     assert [line for line in of_group if "main.py" in line and "--group %i" not in line] == []
+
+
+@pytest.mark.parametrize("kind", ["", "-drill"])
+def test_the_weights_of_a_group_s_service_count_against_those_of_guests(kind: str) -> None:
+    """An instance's default slice is one of its template alone, with the weight of any other unit."""
+    of_group = (ROOT / f"res/virt-rbd-backup{kind}@.service").read_text().splitlines()
+    assert {"CPUWeight=20", "IOWeight=20", "Slice=system.slice"} <= {*of_group}
 
 
 def _set(lines: Sequence[str]) -> Sequence[str]:

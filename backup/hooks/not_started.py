@@ -6,7 +6,6 @@ Its notification is due as if it were the last run's, and the next run's as if t
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from ..report.report_types import Report
 from ..report.run_report import RunResult, new_run_id, report_json
 from ..settings import Settings
 from ..system.atomic_file import write_atomically
+from ..system.private_directory import make_private
 from ..system.service import in_a_service
 from .notify import send_notifications
 
@@ -52,7 +52,8 @@ def notify_not_started(
     """
     now = datetime.now(timezone.utc)
     errors = [one.message for one in (error.errors if isinstance(error, ConfigError) else [error])]
-    result = RunResult(new_run_id(), socket.gethostname(), now, now, (), errors=errors, not_started=exit_code)
+    about = (new_run_id(), socket.gethostname(), now, now, ())
+    result = RunResult(*about, errors=errors, not_started=exit_code, group=settings.group)
     report = report_json(result, {})
     active = error.active if isinstance(error, AlreadyRunning) else ""
     before = _read(settings.state_dir)
@@ -86,5 +87,5 @@ def _read(state_dir: str) -> NotStarted | None:
 
 def _write(state_dir: str, content: NotStarted) -> None:
     with suppress(OSError):  # then the same may be notified again
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
+        make_private(Path(state_dir))
         write_atomically(Path(state_dir, FILE), json.dumps(asdict(content)).encode())

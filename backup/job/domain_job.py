@@ -162,8 +162,7 @@ class DomainJob:
         stack.callback(self._begin, Phase.TIDY, operations * settings.ceph_timeout)
         self.check_stop()
         with self._hooks.around_freeze(domain, self.check_stop) as variables:
-            # twice as long where a run of another group has the guest frozen first
-            self._begin(Phase.SNAPSHOT, 4 * settings.freeze_timeout + 3 * settings.ceph_timeout)
+            self._begin(Phase.SNAPSHOT, self._taker.limit(domain))
             point = self._taker.take(domain, hypervisor, snapshots, self._domain_lock.places)
             variables["CONSISTENCY"] = point.consistency.value
         self._report_not_saved(point)

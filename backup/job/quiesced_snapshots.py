@@ -20,6 +20,7 @@ from ..protocols import Reporter
 from ..quiesce.freeze import Quiesced, Quiescer
 from ..quiesce.freeze_notes import FreezeNotes, Method
 from ..quiesce.migration_watch import MigrationWatch, require_ready
+from ..quiesce.other_group import OtherGroup
 from ..selection import effective, require_complete, select_disks
 from ..settings import Settings
 from ..stored import RestorePoint
@@ -47,6 +48,17 @@ class QuiescedSnapshots:
     require_lock: Callable[[], None]
     quiesced: Optional[Quiesced] = field(default=None, init=False)
 
+    @property
+    def _notes(self) -> FreezeNotes:
+        return FreezeNotes(self.settings.runtime_dir, self.settings.node_dir)
+
+    def limit(self, domain: Domain) -> float:
+        """Return the sum of the time limits of `take`, in seconds. Raises BackupError."""
+        settings = effective(domain, self.settings)
+        others = OtherGroup(self._notes, settings).seconds_left(domain.uuid)
+        # twice as long where a run of another group has the guest frozen first
+        return others + 4 * settings.freeze_timeout + 3 * settings.ceph_timeout
+
     def take(
         self,
         domain: Domain,
@@ -55,14 +67,14 @@ class QuiescedSnapshots:
         lock_places: tuple[str, ...],
     ) -> RestorePoint:
         """Make the snapshots while the domain is quiesced; return the restore point to save."""
-        settings = effective(domain, self.settings)
-        notes = FreezeNotes(settings.runtime_dir, settings.node_dir)
+        settings, notes = effective(domain, self.settings), self._notes
         quiescer = Quiescer(
             *(hypervisor, notes, settings, self.reporter),
             freeze_failed=self.order.freeze_failed,
             check_stop=self.stop.check,
         )
-        quiescer.wait_for_other_group(domain.uuid)  # or a pause of its run would look like an admin's
+        # or a pause of its run would look like an admin's
+        OtherGroup(notes, settings, self.stop.check).wait(domain.uuid)
         listed = _unchanged(domain, hypervisor, self.stop.check)
         domain = select_disks(listed, settings)
         domain, definition = self._with_definition(domain, hypervisor, settings)

@@ -20,6 +20,7 @@ from ..system.time_limit import CheckStop, never_stop
 from ..system.undo import undone_by
 from .freeze_notes import FreezeNotes, Method, Note
 from .migration_watch import require_ready
+from .other_group import OtherGroup
 from .thaw import AGENT_JOB, CannotThawHere, Thaw, agent_timeout, gone_while_quiesced
 
 SNAPSHOT_SHARE = 0.9  # of FREEZE_TIMEOUT: when the snapshots must be complete
@@ -82,12 +83,16 @@ class Quiescer:
     freeze_failed: bool = False
     check_stop: CheckStop = never_stop
 
+    @property
+    def _other_group(self) -> OtherGroup:
+        return OtherGroup(self.notes, self.settings, self.check_stop)
+
     @contextmanager
     def quiesced(self, domain: Domain) -> Iterator[Quiesced]:
         """Freeze or pause a running domain during the block; leave others as they are.
 
-        Raises FreezeFailed if a required freeze fails, BackupError if the domain could not be thawed or
-        resumed; its note then stays.
+        Raises FreezeFailed if a required freeze fails, TransientError if a live run of another group has it
+        quiesced, BackupError if the domain could not be thawed or resumed; its note then stays.
         """
         try:
             with self._quiesced(domain) as quiesced:
@@ -113,8 +118,11 @@ class Quiescer:
     def _unchanged(self, domain: Domain, state: State) -> Iterator[Quiesced]:
         """Leave a domain alone that does not run; if its state changes, it is only crash-consistent.
 
-        Raises FreezeFailed then if a freeze is required: a retry can freeze it.
+        Raises FreezeFailed then if a freeze is required: a retry can freeze it. Raises TransientError if a
+        live run of another group has it paused.
         """
+        if state is State.PAUSED:
+            self._other_group.require_none_live(domain.uuid)
         quiesced = self._not_quiesced(NOT_RUNNING[state])
         yield quiesced
         if self.hypervisor.state(domain.uuid) is not state:
@@ -131,6 +139,8 @@ class Quiescer:
             try:
                 return stack.enter_context(self._frozen(domain))
             except FreezeFailed as error:
+                if isinstance(error, AlreadyFrozen):  # perhaps by another group, since we have waited for it
+                    self._other_group.require_none_live(domain.uuid)
                 self._require_staying(domain, error)
                 # a paused domain cannot be thawed: never pause one that may be frozen
                 if self.settings.freeze == "required" or self.notes.exists(domain.uuid):
@@ -168,7 +178,7 @@ class Quiescer:
 
         A new note would replace the old one, and nothing would ever thaw the guest.
         """
-        self.wait_for_other_group(domain.uuid)
+        self._other_group.wait(domain.uuid)
         limit = max(EARLIER_NOTE, self.settings.freeze_timeout) if self.freeze_failed else EARLIER_NOTE
         deadline = time.monotonic() + limit
         while self.notes.exists(domain.uuid):
@@ -178,21 +188,13 @@ class Quiescer:
             time.sleep(FIRST_RETRY)
         return not self.notes.of_other_group(domain.uuid)
 
-    def wait_for_other_group(self, uuid: str) -> None:
-        """Wait while a run of another group quiesces the domain, which takes it FREEZE_TIMEOUT at the most.
-
-        It saves other images of the domain: the same ones have the domain's lock. Raises the reason to stop.
-        """
-        deadline = time.monotonic() + EARLIER_NOTE + self.settings.freeze_timeout
-        while self.notes.of_other_group(uuid) and time.monotonic() <= deadline:
-            self.check_stop()
-            time.sleep(FIRST_RETRY)
-
     def _despite_earlier_note(self, domain: Domain) -> Quiesced:
         """Leave a guest as it is that may be frozen already: it must not be frozen or paused again.
 
-        A crash-consistent backup is better than none. Raises FreezeFailed if a freeze is required.
+        A crash-consistent backup is better than none. Raises FreezeFailed if a freeze is required,
+        TransientError if a live run of another group has just begun to quiesce it.
         """
+        self._other_group.require_none_live(domain.uuid)
         message = "the guest may still be frozen or paused by an earlier backup"
         path = self.notes.of_other_group(domain.uuid) or self.notes.path(domain.uuid)
         hint = "does its guest agent, or a freeze hook in the guest, hang?"

@@ -118,6 +118,15 @@ class FreezeNotes:
             message = f"cannot find out whether another group has frozen or paused the guest: {reason(error)}"
             raise BackupError(message, f"see RUNTIME_DIR, {self._node_dir}") from error
 
+    def live_of_other_group(self, uuid: str) -> Optional[Note]:
+        """Return such a note if the process that has to thaw or resume the domain is alive, else None.
+
+        Raises BackupError.
+        """
+        path = self.of_other_group(uuid)
+        notes = FreezeNotes(str(path.parents[1])).all() if path else ()
+        return next((note for note in notes if note.uuid == uuid and note.owned), None)
+
     def mark_releasing(self, note: Note, seconds: float) -> None:
         """Record that its owner has begun to thaw or resume, which takes it so long at the most."""
         until = max(note.until, time.monotonic() + seconds)

@@ -68,7 +68,7 @@ def clean_node(
     with only_run(settings.runtime_dir, stop.check):
         seconds = IN_A_SERVICE if in_a_service() else BY_HAND
         failed = thaw_guests(settings, reporter, seconds=seconds, check_stop=stop.check)
-        failed += thaw_other_groups(settings, other_groups, reporter, stop.check)
+        thaw_other_groups(settings, other_groups, reporter, stop.check)
         threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
         remove_all_drafts(settings)
         failed += run_missed_hooks(Hooks(settings, "", reporter), check_stop=stop.check)
@@ -98,7 +98,7 @@ def thaw_node(
     Raises the reason to stop.
     """
     thaw_all(settings, reporter, stop.check, other_groups)
-    groups = with_notes(settings, other_groups)
+    groups = with_notes(settings, no_others)
     unreadable = [error for one in groups for error in FreezeNotes(one.runtime_dir).unreadable()]
     for error in unreadable:
         reporter.message(Level.ERROR, "", str(error))

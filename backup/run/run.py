@@ -33,7 +33,7 @@ from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
 from ..watch.guard import Guard, guarded
 from ..watch.node_lock import only_run, prepare_runtime_dir
-from ..watch.other_groups import FindSettings, no_others, report_apart, thaw_other_groups
+from ..watch.other_groups import FindSettings, no_others, thaw_other_groups
 from ..watch.watchdog import watched
 from .confirm import confirmed
 from .drafts import remove_all_drafts
@@ -80,7 +80,6 @@ class Run:
             # no guest stays frozen while a hook runs
             thaw_guests(self.settings, self.reporter, check_stop=self.stop.check)
             thaw_other_groups(self.settings, self.other_groups, self.reporter, self.stop.check)
-            report_apart(self.settings, self.other_groups, self.reporter)
             self._end_orphans()
             remove_all_drafts(self.settings)
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -52,9 +52,14 @@ class SettingsFiles:
         if self.given or not self.default or os.path.exists(self.default) or not self._groups.names():
             return load(self.defaults, self.given or self.default)
         if command in FOR_ALL:  # a node that has only groups
-            return load(self.defaults, None)
+            return self.without_file()
         hint = f"--group names one of the groups: {', '.join(self._groups.names())}"
         raise ConfigError([BackupError(f"{self.default} is missing", hint)])
+
+    def without_file(self) -> Settings:
+        """Return the defaults, with the RUNTIME_DIR of a group whose file can be read."""
+        own = load(self.defaults, None)
+        return next((replace(own, runtime_dir=one.node_dir) for one in self.others()), own)
 
     def load_valid(self) -> Settings:
         """Load them with the default for each invalid constant, to report that. Raises ConfigError."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from functools import cache
 from typing import Callable
 
 from ..errors import reason
@@ -13,9 +13,15 @@ from ..groups import directories
 from ..model import Level
 from ..protocols import Reporter
 from ..quiesce.freeze_notes import FreezeNotes
+from ..quiesce.thaw import CHECK_AGAIN
 from ..quiesce.thaw_rounds import thaw_guests
 from ..settings import Settings
+from ..system.time_limit import CheckStop, within
 from .node_lock import as_watchdog
+
+# Enough to see that a guest runs. One that cannot be thawed is left to the thaw service, and its own group.
+THAW_LIMIT = 2 * CHECK_AGAIN  # seconds
+FIND_LIMIT = 10.0  # seconds that the settings files of other groups get: they may run anything
 
 # Returns the settings of the node's groups, and those without a group, as far as they can be read.
 FindSettings = Callable[[], Sequence[Settings]]
@@ -27,23 +33,39 @@ def no_others() -> Sequence[Settings]:
 
 
 def with_notes(own: Settings, find: FindSettings) -> Sequence[Settings]:
-    """Return the settings of each group that has notes, with `own` first if it has.
+    """Return the settings of each group of this RUNTIME_DIR that has notes, with `own` first if it has.
 
-    A group whose settings are gone, or cannot be read, gets those of the first with its RUNTIME_DIR.
+    `find`, which executes whatever is in settings files, is called only if another group has notes. A group
+    whose settings are gone, or cannot be read, gets ours.
     """
-    return [one for one in _all(own, find) if _has_notes(one)]
+    of_own = [own] if _has_notes(own) else []
+    others: Sequence[Settings] = ()
+    with suppress(OSError):  # our own are thawed all the same
+        others = [
+            replace(own, group=group, runtime_dir=path)
+            for group, path in directories(own.node_dir).items()
+            if path != own.runtime_dir
+        ]
+    if not (others := [one for one in others if _has_notes(one)]):
+        return of_own
+    found = {one.runtime_dir: one for one in find()}
+    return [*of_own, *(found.get(one.runtime_dir, one) for one in others)]
 
 
-def _all(own: Settings, find: FindSettings) -> Iterator[Settings]:
-    known = [own, *(one for one in find() if one.runtime_dir != own.runtime_dir)]
-    yield from known
-    read = {one.runtime_dir for one in known}
-    for one in known:
-        with suppress(OSError):  # those that are known are thawed all the same
-            for group, path in directories(one.node_dir).items():
-                if path not in read:
-                    read.add(path)
-                    yield replace(one, group=group, runtime_dir=path)
+def found_in_time(find: FindSettings, check_stop: CheckStop) -> FindSettings:
+    """Return what calls `find` once, and finds no settings if that hangs: no guest stays frozen for it.
+
+    It raises what `check_stop` raises.
+    """
+
+    @cache
+    def found() -> Sequence[Settings]:
+        try:
+            return within(FIND_LIMIT, find, check_stop)
+        except TimeoutError:
+            return ()
+
+    return found
 
 
 def _has_notes(settings: Settings) -> bool:
@@ -51,20 +73,13 @@ def _has_notes(settings: Settings) -> bool:
     return bool(notes.all() or notes.unreadable())
 
 
-def thaw_other_groups(
-    own: Settings,
-    find: FindSettings,
-    reporter: Reporter,
-    check_stop: Callable[[], None],
-    seconds: float | None = None,
-) -> int:
-    """Thaw or resume what interrupted runs of other groups left quiesced; return how many that failed for.
+def thaw_other_groups(own: Settings, find: FindSettings, reporter: Reporter, check_stop: CheckStop) -> None:
+    """Thaw or resume what interrupted runs of other groups left quiesced; what fails is only logged.
 
-    A run of the group that begins meanwhile waits, and one that is active thaws its guests itself. `seconds`
-    as in `thaw_guests`. Raises the reason to stop.
+    It takes THAW_LIMIT: a guest of another group that cannot be thawed costs ours nothing. A run of the group
+    that begins meanwhile waits, and one that is active thaws its guests itself. Raises the reason to stop.
     """
-    failed = 0
-    for other in with_notes(own, find):
+    for other in with_notes(own, found_in_time(find, check_stop)):
         if other.runtime_dir == own.runtime_dir:
             continue
         of = f"group {other.group}" if other.group else "settings without a group"
@@ -73,19 +88,10 @@ def thaw_other_groups(
                 if locked:
                     text = f"thawing guests that a run of {of} may have left frozen"
                     reporter.message(Level.WARNING, "", text)
-                    failed += thaw_guests(other, reporter, seconds=seconds, check_stop=check_stop)
+                    thaw_guests(other, reporter, seconds=THAW_LIMIT, check_stop=check_stop)
         except OSError as error:  # which must not cost the own run
-            failed += 1
             text = f"cannot thaw guests that a run of {of} may have left frozen: {reason(error)}"
             reporter.message(Level.ERROR, "", f"{text} (hint: see {other.runtime_dir})")
-    return failed
-
-
-def report_apart(own: Settings, find: FindSettings, reporter: Reporter) -> None:
-    """Warn of other groups with another RUNTIME_DIR: nothing keeps them from quiescing a domain of ours."""
-    for other in find():
-        if Path(other.node_dir) != Path(own.node_dir):
-            reporter.message(Level.WARNING, "", f"{apart(other, own)} (hint: {APART_HINT})")
 
 
 APART_HINT = "set the same RUNTIME_DIR in all settings files of this node"

@@ -13,7 +13,7 @@ from ..settings import Settings
 from ..system.time_limit import CheckStop
 from .background_reporter import bugs_reported
 from .node_lock import as_watchdog
-from .other_groups import FindSettings, no_others, with_notes
+from .other_groups import FindSettings, found_in_time, no_others, with_notes
 
 FIRST_PAUSE = 0.05  # seconds until it is checked again whether the rest may be thawed; doubled up to the last
 LAST_PAUSE = 15.0
@@ -33,7 +33,10 @@ def thaw_all(
         check_stop()
         return True
 
-    _thaw_all({}, lambda: _with_readable_notes(with_notes(settings, find)), goes_on, reporter)
+    thaws: dict[str, Thaws] = {}
+    found = found_in_time(find, check_stop)
+    _round(thaws, _with_readable_notes([settings]), reporter)  # before anybody else's settings are executed
+    _thaw_all(thaws, lambda: _with_readable_notes(with_notes(settings, found)), goes_on, reporter)
 
 
 def thaw_own(settings: Settings, thaws: Thaws, goes_on: Callable[[], bool], reporter: Reporter) -> None:
@@ -58,13 +61,18 @@ def _thaw_all(
     """
     pause = FIRST_PAUSE
     while (left := with_notes()) and goes_on():
-        for one in left:
-            begun = thaws.setdefault(one.runtime_dir, Thaws(one, reporter))
-            with bugs_reported(reporter), as_watchdog(one.runtime_dir) as locked:
-                if locked:
-                    begun.round(_any)
+        _round(thaws, left, reporter)
         _pause(pause, with_notes, goes_on)
         pause = min(2 * pause, LAST_PAUSE)
+
+
+def _round(thaws: dict[str, Thaws], groups: Sequence[Settings], reporter: Reporter) -> None:
+    """Try once to thaw the guests of each of these groups, unless a run of it is active."""
+    for one in groups:
+        begun = thaws.setdefault(one.runtime_dir, Thaws(one, reporter))
+        with bugs_reported(reporter), as_watchdog(one.runtime_dir) as locked:
+            if locked:
+                begun.round(_any)
 
 
 def _pause(seconds: float, with_notes: Callable[[], object], goes_on: Callable[[], bool]) -> None:

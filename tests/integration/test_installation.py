@@ -130,9 +130,14 @@ def test_the_package_brings_a_service_that_works(
     configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE])
     start(booted, "virt-rbd-backup.service")
     assert saved(node) == {ARCHIVE: "offline"}
+    assert booted.run("systemctl", "enable", "--now", "virt-rbd-backup@archives.timer").returncode == 0
+    assert is_active(booted, "virt-rbd-backup@archives.timer") == "active"
     done = booted.run("dpkg", "--purge", "virt-rbd-backup")
     assert done.returncode == 0, done.stdout
     assert booted.run("systemctl", "cat", "virt-rbd-backup.service").returncode != 0
+    assert is_active(booted, "virt-rbd-backup@archives.timer") == "inactive"
+    wanted = booted.run("ls", "/etc/systemd/system/timers.target.wants").stdout
+    assert "virt-rbd-backup" not in wanted
 
 
 def test_an_ordinary_user_saves_too(booted: Machine, node: Node, lab: Lab) -> None:

@@ -60,6 +60,39 @@ def test_a_program_beside_the_settings_is_no_group_and_is_never_executed(
     assert files.names() == []
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "why"),
+    [
+        ("WORKERS = 1\n", 0o755, "is executable"),
+        ("from common import *\n", 0o600, "sets no constant"),
+        ("if True:\n    WORKERS = 1\n", 0o600, "sets no constant"),
+    ],
+)
+def test_what_no_list_of_groups_would_show_is_refused_as_one(
+    files: GroupFiles, tmp_path: Path, text: str, mode: int, why: str
+) -> None:
+    path = write(tmp_path / "db.py", text, mode)
+    assert files.names() == []
+    with pytest.raises(ConfigError) as caught:
+        files.require("db")
+    (error,) = caught.value.errors
+    assert error.message == f"there is no group db: {path} {why}"
+    write(path, "WORKERS: int = 1\n")
+    assert (files.names(), files.require("db")) == (["db"], path)
+
+
+def test_a_file_that_cannot_be_read_is_a_group_whose_loading_reports_that(
+    files: GroupFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "db.py")
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert (files.names(), files.require("db")) == (["db"], path)
+
+
 def test_a_missing_group_is_an_error_that_names_its_file_and_those_that_exist(
     files: GroupFiles, tmp_path: Path
 ) -> None:
@@ -127,6 +160,10 @@ def test_directories_are_those_of_groups_that_exist(tmp_path: Path) -> None:
         ("--group a", "db", "a"),
         ("--config x.py", "db", ""),
         ("--config=x.py", "db", ""),
+        ("--gro a backup", "db", "a"),
+        ("backup --g=a", "", "a"),
+        ("--conf x.py", "db", ""),
+        ("files web -- --x", "db", "db"),
         ("--group a;b", "", ""),
     ],
 )

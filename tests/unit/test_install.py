@@ -149,6 +149,31 @@ def test_what_an_admin_has_edited_is_not_replaced(root: Path, edited: str) -> No
     assert files(root) == before
 
 
+def test_a_unit_of_the_admin_s_that_has_the_name_of_a_new_one_is_not_replaced(root: Path) -> None:
+    (root / "opt/virt-rbd-backup/res/virt-rbd-backup@.timer").unlink()  # as in a version without it
+    assert install(root).returncode == 0
+    (root / "opt/virt-rbd-backup/res/virt-rbd-backup@.service").unlink()
+    own = root / "etc/systemd/system/virt-rbd-backup@.service"
+    own.write_text("[Service]\nExecStart=virt-rbd-backup --config /etc/%i.py\n")
+    before = files(root)
+    done = install(root)
+    assert (done.returncode, f"{own} was edited, or is your own" in done.stderr) == (1, True)
+    assert files(root) == before
+
+
+def test_settings_files_that_are_groups_are_named_and_not_executed(root: Path) -> None:
+    etc = root / "etc/virt-rbd-backup"
+    assert "is the group" not in install(root).stdout
+    for name in ("second", "config-old"):
+        (etc / f"{name}.py").write_text("WORKERS = 1\nraise SystemExit('executed')\n")
+        (etc / f"{name}.py").chmod(0o600)
+    (etc / "notify.py").write_text("import smtplib\n")
+    done = install(root)
+    assert (done.returncode, done.stderr) == (0, "")
+    named = [line.split(":")[0] for line in done.stdout.splitlines() if "is the group" in line]
+    assert named == [f"{etc}/{name}.py is the group {name}" for name in ("config-old", "second")]
+
+
 def test_beside_the_package_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "usr/share/virt-rbd-backup").mkdir(parents=True)
     assert "Debian's package is installed" in install(tmp_path).stderr

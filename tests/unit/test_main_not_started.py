@@ -141,6 +141,20 @@ def test_another_active_run_is_notified_once(node: Node, web: Web) -> None:
     assert (report["exit_code"], report["errors"]) == (11, ["another run is active on this node"])
 
 
+def test_the_notification_of_a_group_names_it(node: Node) -> None:
+    program = Path(node.constants["NOTIFY_COMMAND"][0])
+    program.write_text(program.read_text() + f"echo $VIRT_RBD_BACKUP_GROUP >{node.directory}/group\n")
+    node.configure(STATE_DIR=f"{node.directory}/parent/state")
+    node.settings.rename(node.directory / "db.py")
+    (node.runtime_dir / "groups").mkdir(mode=0o700, parents=True)
+    node.runtime_dir.chmod(0o700)
+    with only_run(str(node.runtime_dir / "groups/db")):
+        assert node.start(("--group", "db", "backup")).returncode == 11
+    (report,) = notified(node)
+    assert (report["group"], (node.directory / "group").read_text()) == ("db", "db\n")
+    assert oct((node.directory / "parent").stat().st_mode & 0o777) == "0o700"
+
+
 def test_on_change_it_is_notified_once_and_so_is_the_next_run_that_is_good(node: Node) -> None:
     quiet = {"NOTIFY_ON": "change", "PING_URL": "", "EXCLUDE_DOMAINS": ["*"]}
     assert node.run(**quiet).returncode == 0

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from backup.errors import BackupError
 from backup.groups import directory_of
 from backup.model import Level
 from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.run.cleanup import clean_node, thaw_node
 from backup.settings import Settings
 from backup.system.stop_request import StopRequest
+from backup.watch import other_groups
 from backup.watch.node_lock import only_run
-from backup.watch.other_groups import no_others, report_apart, thaw_other_groups, with_notes
+from backup.watch.other_groups import no_others, thaw_other_groups, with_notes
 
 from ..driver_node import domain_element, node_uri
+from ..raising import raises
 from ..recorder import Recorder
-from ..samples import domain, settings
+from ..samples import OTHER_UUID, domain, settings
 
 
 class Node:
@@ -54,7 +59,7 @@ RESUMED = "resumed: an interrupted backup had left the guest paused"
 @pytest.mark.parametrize("group", ["none", "a"])
 def test_a_run_of_another_group_thaws_what_a_killed_run_left(node: Node, group: str) -> None:
     own = getattr(node, group)
-    assert thaw_other_groups(own, node.find, node.recorder, lambda: None) == 0
+    thaw_other_groups(own, node.find, node.recorder, lambda: None)
     assert node.notes.all() == []
     first, last = node.recorder.told(Level.WARNING)
     assert (first, last) == ("thawing guests that a run of group b may have left frozen", RESUMED)
@@ -62,38 +67,78 @@ def test_a_run_of_another_group_thaws_what_a_killed_run_left(node: Node, group: 
 
 def test_what_an_active_run_quiesces_is_left_to_it(node: Node) -> None:
     with only_run(node.b.runtime_dir):
-        assert thaw_other_groups(node.a, node.find, node.recorder, lambda: None) == 0
+        thaw_other_groups(node.a, node.find, node.recorder, lambda: None)
     assert len(node.notes.all()) == 1
     assert node.recorder.messages == []
 
 
 def test_a_group_whose_lock_cannot_be_opened_costs_no_run_of_others(node: Node) -> None:
     (Path(node.b.runtime_dir) / "run.lock").mkdir()
-    assert thaw_other_groups(node.a, node.find, node.recorder, lambda: None) == 1
+    thaw_other_groups(node.a, node.find, node.recorder, lambda: None)
     (error,) = node.recorder.told(Level.ERROR)
     assert error.startswith("cannot thaw guests that a run of group b may have left frozen: is a directory")
 
 
 def test_a_group_whose_settings_are_gone_is_thawed_too(node: Node) -> None:
     assert [one.runtime_dir for one in with_notes(node.a, no_others)] == [node.b.runtime_dir]
-    assert thaw_other_groups(node.a, no_others, node.recorder, lambda: None) == 0
+    thaw_other_groups(node.a, no_others, node.recorder, lambda: None)
     assert node.notes.all() == []
 
 
-def test_one_with_another_runtime_dir_is_thawed_by_its_settings(node: Node, tmp_path: Path) -> None:
-    elsewhere = replace(node.a, runtime_dir=str(tmp_path / "elsewhere/groups/a"))
-    assert thaw_other_groups(elsewhere, node.find, node.recorder, lambda: None) == 0
+def not_asked() -> Sequence[Settings]:
+    raise AssertionError("no settings file of another group may be executed")
+
+
+def test_where_no_other_group_has_records_no_other_settings_are_executed(node: Node) -> None:
+    thaw_other_groups(node.b, not_asked, node.recorder, lambda: None)
+    assert thaw_node(node.b, node.recorder, StopRequest(), not_asked) == 0
     assert node.notes.all() == []
+    assert clean_node(node.a, node.recorder, StopRequest(), other_groups=not_asked) == 0
 
 
-def test_groups_without_a_common_runtime_dir_are_a_warning_of_each_run(node: Node, tmp_path: Path) -> None:
-    elsewhere = replace(node.a, runtime_dir=f"{tmp_path}/elsewhere/groups/a")
-    report_apart(node.b, node.find, node.recorder)
-    assert node.recorder.messages == []
-    report_apart(node.b, lambda: [node.none, elsewhere], node.recorder)
-    (warning,) = node.recorder.told(Level.WARNING)
-    text = f"group a has another RUNTIME_DIR, {tmp_path}/elsewhere instead of {tmp_path}"
-    assert warning.startswith(text)
+def test_settings_that_hang_keep_no_guest_frozen(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other_groups, "FIND_LIMIT", 0.2)
+    own, found, asked = FreezeNotes(node.a.runtime_dir), threading.Event(), []
+    Path(node.a.runtime_dir).mkdir(mode=0o700)
+    own.write(domain(uri=node.uri), Method.PAUSE)
+
+    def hang() -> Sequence[Settings]:
+        asked.append(own.all())
+        found.wait(60)
+        return ()
+
+    try:
+        assert thaw_node(node.a, node.recorder, StopRequest(), hang) == 0
+    finally:
+        found.set()
+    assert (own.all(), node.notes.all()) == ([], [])
+    assert asked == [[]], "once, after our own were thawed"
+
+
+def test_while_settings_hang_a_request_to_stop_is_heard(node: Node) -> None:
+    stop, found = StopRequest(), threading.Event()
+    stop.request(BackupError("enough"))
+
+    def hang() -> Sequence[Settings]:
+        found.wait(60)
+        return ()
+
+    with raises("enough"):
+        thaw_other_groups(node.a, hang, node.recorder, stop.check)
+    found.set()
+
+
+def test_a_guest_of_another_group_that_cannot_be_thawed_costs_a_run_neither_time_nor_success(
+    node: Node,
+) -> None:
+    node.notes.write(domain("db", OTHER_UUID, uri="test:///nowhere.xml"), Method.PAUSE)
+    node.none = replace(node.none, freeze_timeout=60)
+    node.a, node.b = (replace(one, freeze_timeout=60) for one in (node.a, node.b))
+    began = time.monotonic()
+    assert clean_node(node.a, node.recorder, StopRequest(), other_groups=node.find) == 0
+    assert time.monotonic() - began < 20
+    assert len(node.notes.all()) == 1
+    assert any("cannot connect" in text for text in node.recorder.told(Level.ERROR))
 
 
 @pytest.mark.parametrize("group", ["none", "a", "b"])
