@@ -26,7 +26,7 @@ from backup.system.time_limit import CheckStop, within
 
 from ..segments.layout import Segments
 from .child import Child
-from .messages import MountEnded, ResticError, is_damage
+from .messages import MountEnded, ResticError, is_damage, without_snapshots
 from .mounted_files import MountedFiles, SegmentedImage, WholeImage
 from .program import SNAPSHOTS, Program
 from .snapshots import TAG, encoded, file_name, manifest_file
@@ -136,5 +136,5 @@ class MountedPoint:
             raise MountEnded("restic mount has ended")
 
     def damage(self) -> str:
-        printed = self.limited.errors()
+        printed = without_snapshots(self.limited.errors())  # the snapshots of this point are there
         return printed if is_damage(printed) else ""
