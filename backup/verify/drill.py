@@ -66,7 +66,7 @@ class Drill:
                 raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
-            record(failure=error.message, failed_drill=self.kind)
+            record(**self._failed(point, error))
             raise DrillFailed(error.message, error.hint) from error
         record(drilled=now(), drill_kind=self.kind, **self._settled(point))
         return point.domain
@@ -77,6 +77,10 @@ class Drill:
                 "name a pool with room for the largest domain, or boot from the repository: drill --instant"
             )
             yield BackupError("DRILL_POOL is not set", hint)
+
+    def _failed(self, point: StoredPoint, error: BackupError) -> Mapping[str, str]:
+        """Return what this failure changes in the record."""
+        return {"failure": error.message, "failed_drill": self.kind}
 
     def _settled(self, point: StoredPoint) -> Mapping[str, str]:
         """Return what a drill that has passed changes in the record of an earlier failure."""
