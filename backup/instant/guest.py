@@ -30,9 +30,11 @@ from ..text import size_text
 from .server import SECTOR, Server, served, size_of
 
 PREFIX = "virt-rbd-backup-"  # of directories in DRILL_DIR
+DIRECTORY_LIMIT = 74  # bytes of DRILL_DIR: the path of a socket in such a directory has 107 at the most
 ROOM = 2 << 30  # bytes that have to be free before: what a guest writes while it boots
 RESERVE = 1 << 30  # bytes that stay free, or the guest is ended
 STALL_LIMIT = 120.0  # seconds for the answer to a read
+SLOW = 10.0  # seconds for one when the guest's time is up
 POLL = 0.1  # seconds between two checks of a read
 UNREADABLE = "restic check --read-data; another restore point may be sound"
 NVRAM_LIMIT = 64 << 20  # bytes
@@ -171,12 +173,20 @@ class RunningGuest:
         if (free := _free(str(self.directory))) < RESERVE:
             raise NotDrillable(f"the guest fills DRILL_DIR: {size_text(free)} are left", _HINT)
 
+    def check_end(self, has_agent: bool) -> None:
+        """Raise BackupError if nothing follows from what it has done when its time is up."""
+        self.check()
+        _require_answers(self.point, self.server.oldest(), SLOW)
+        if not has_agent and not self.server.has_read:
+            hint = "boot it with --boot and DRILL_POOL, or restore it as a copy and check its console"
+            raise NotDrillable("the guest has read nothing of its disks, and has no agent", hint)
 
-def _require_answers(point: ShownPoint, seconds: float) -> None:
+
+def _require_answers(point: ShownPoint, seconds: float, limit: float = STALL_LIMIT) -> None:
     """Raise BackupError if data is missing or damaged, TransientError for no answer in so many seconds."""
     if damage := point.damage():
         raise BackupError(f"the guest needs what the repository has lost: {damage}", UNREADABLE)
-    if seconds > STALL_LIMIT:
+    if seconds > limit:
         hint = "is the repository's host reachable?"
         raise TransientError(f"the repository has not answered for {seconds:.0f} s", hint)
 

@@ -14,7 +14,7 @@ from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
 from ..command import COMMAND
-from ..errors import BackupError, ConfigError, DrillFailed, Interrupted, NotDrillable
+from ..errors import BackupError, ConfigError, DrillFailed, Interrupted, NotPossibleHere
 from ..job_result import Phase
 from ..model import Image, Level
 from ..protocols import Output, RunReporter
@@ -59,7 +59,7 @@ class Drill:
         record(tried=now())  # before anything can fail, so that the next drill takes another domain
         try:
             self._prove(point)
-        except (Interrupted, NotDrillable):
+        except (Interrupted, NotPossibleHere):
             raise
         except BackupError as error:
             if error.transient:  # a timeout, a locked repository: nothing is wrong with the restore point

@@ -18,7 +18,7 @@ import pytest
 from backup.errors import BackupError, NotDrillable, TransientError
 from backup.hypervisor.connection import Hypervisor
 from backup.instant import guest
-from backup.instant.guest import InstantGuest
+from backup.instant.guest import DIRECTORY_LIMIT, InstantGuest
 from backup.model import Consistency, Definition, Level
 from backup.mount.shown_file import File, Text
 from backup.mount.shown_point import ShownPoint
@@ -190,6 +190,38 @@ def test_a_repository_that_does_not_answer_proves_nothing(
         with raises("the repository has not answered for 121 s", TransientError):
             running.check()
     node.require_nothing_left()
+
+
+@pytest.mark.parametrize("has_agent", [True, False])
+def test_when_its_time_is_up_an_answer_that_is_missing_proves_nothing(node: Node, has_agent: bool) -> None:
+    with node.guest().running() as running:
+        running.server.has_read = True
+        running.check_end(has_agent)
+        running.server._began[object()] = time.monotonic() - 11
+        running.check()
+        with raises("the repository has not answered for 11 s", TransientError):
+            running.check_end(has_agent)
+    node.require_nothing_left()
+
+
+def test_a_guest_without_an_agent_that_has_read_nothing_proves_nothing(node: Node) -> None:
+    with node.guest().running() as running:
+        running.check_end(has_agent=True)
+        with raises("the guest has read nothing of its disks, and has no agent", NotDrillable):
+            running.check_end(has_agent=False)
+
+
+def test_a_path_that_is_too_long_for_a_socket_proves_nothing(node: Node) -> None:
+    parent = node.root / "long"
+    parent = parent / ("x" * (DIRECTORY_LIMIT - len(str(parent)) - 1))
+    parent.mkdir(parents=True)
+    with node.guest(parent=str(parent)).running():
+        pass
+    longer = parent.parent / f"{parent.name}y"
+    longer.mkdir()
+    with pytest.raises(NotDrillable, match="cannot listen on"), node.guest(parent=str(longer)).running():
+        pass
+    assert not list(longer.iterdir())
 
 
 def test_data_that_is_lost_ends_it_also_while_the_read_is_retried(node: Node) -> None:

@@ -13,7 +13,7 @@ from typing import Callable
 
 import pytest
 
-from backup.errors import BackupError, Interrupted
+from backup.errors import BackupError, Interrupted, NotPossibleHere
 from backup.protocols import Output
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
@@ -23,6 +23,7 @@ from backup.system.stop_request import StopRequest
 from outputs.restic import Restic
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_repository import child as restic_child
+from outputs.restic_repository import mounted_point
 from outputs.restic_repository import program as restic_program
 from outputs.restic_repository.messages import MountEnded, ResticError, is_damage, without_snapshots
 from outputs.segments import layout as cut
@@ -179,6 +180,25 @@ def test_a_repository_that_is_locked_exclusively_cannot_be_opened(repository: Re
     assert caught.value.locked
     assert "meanwhile `restore --to-file` reads a disk without a lock" in caught.value.hint
     assert "prune" in caught.value.hint
+
+
+@pytest.mark.parametrize("lacking", ["fusermount3", "/dev/fuse", "namespace"])
+def test_what_this_node_lacks_is_no_error_of_the_restore_point(
+    lacking: str, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(1, "operation not permitted", "/dev/fuse")
+
+    if lacking == "fusermount3":
+        monkeypatch.setattr(mounted_point.shutil, "which", lambda _name: None)
+    else:
+        function = "unshare_mounts" if lacking == "namespace" else "make_private"
+        monkeypatch.setattr(mounted_point, function, fail)
+    with (
+        pytest.raises(NotPossibleHere, match=lacking),
+        Restic(repository.program()).opened(held_point(manifest_id="id"), lambda: None),
+    ):
+        pass
 
 
 @pytest.fixture

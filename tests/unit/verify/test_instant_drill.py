@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.errors import BackupError, DrillFailed, NotDrillable
+from backup.errors import BackupError, DrillFailed, NotDrillable, NotPossibleHere
 from backup.hypervisor.guest_mounts import Mount
 from backup.model import Level
 from backup.report.domain_record import DomainRecords, read_records
@@ -95,9 +95,12 @@ def test_a_comparison_that_has_failed_stays_failed_also_after_a_failed_boot(
     assert (record.failure, record.failed_drill) == ("vda differs", kind)
 
 
-def test_what_cannot_be_drilled_here_is_no_failure_of_the_restore_point(state_dir: str) -> None:
-    with raises("vda is encrypted", NotDrillable):
-        drill(state_dir, NotDrillable("vda is encrypted"), "web")
+@pytest.mark.parametrize("kind", [NotDrillable, NotPossibleHere])
+def test_what_cannot_be_drilled_here_is_no_failure_of_the_restore_point(
+    state_dir: str, kind: type[BackupError]
+) -> None:
+    with raises("vda is encrypted", kind):
+        drill(state_dir, kind("vda is encrypted"), "web")
     record = read_records(state_dir)[UUID]
     assert (record.failure, record.drilled, record.tried > "2020") == ("", "", True)
 
