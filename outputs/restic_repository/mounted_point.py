@@ -63,7 +63,7 @@ def _mounted(program: Program, point: StoredPoint, check_stop: CheckStop) -> Ite
 
 
 def _private_mountpoint(runtime_dir: str) -> str:
-    """Make a directory, and give this thread a namespace of its own to mount there. Raises NotPossibleHere."""
+    """Make a directory; give this thread a namespace of its own to mount there. Raises NotPossibleHere."""
     if not (shutil.which("fusermount3") or shutil.which("fusermount")):
         message = "fusermount3 is not installed, which restic mount needs"
         raise NotPossibleHere(message, "apt-get install fuse3")

@@ -229,11 +229,14 @@ def test_more_clients_than_qemu_has_are_refused(tmp_path: Path, monkeypatch: pyt
 
 def test_each_disk_may_have_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CLIENTS", 1)
-    with serving(tmp_path, disks={"vda": Memory(), "vdb": Memory()}) as running:
-        with running.connection() as first, running.connection() as second:
-            chosen(first)
-            chosen(second)
-            assert reply(second, 0, 0, 3) == (0, CONTENT[:3])
+    with (
+        serving(tmp_path, disks={"vda": Memory(), "vdb": Memory()}) as running,
+        running.connection() as first,
+        running.connection() as second,
+    ):
+        chosen(first)
+        chosen(second)
+        assert reply(second, 0, 0, 3) == (0, CONTENT[:3])
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.ENOMEM])
