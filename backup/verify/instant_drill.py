@@ -59,8 +59,8 @@ class InstantDrill(Drill):
             with isolated_copy(saved, settings, self.reporter, self.stop) as domain:
                 guest = InstantGuest(domain, shown, settings.drill_dir, self.stop.check)
                 with guest.running() as running:
-                    boot = Boot(domain, settings.drill_boot_timeout, self.stop, running.check, True)
-                    booted = boot.wait(running.xml)
+                    checks = (running.check, True, running.check_end)
+                    booted = Boot(domain, settings.drill_boot_timeout, self.stop, *checks).wait(running.xml)
                     if booted:
                         self._report(saved, booted, time.monotonic() - began)
 
