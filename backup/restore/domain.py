@@ -15,13 +15,13 @@ from ..hypervisor.backing_chain import with_layers
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
-from ..hypervisor.domain_xml import disks, drives_without_image, required_media
+from ..hypervisor.domain_xml import disks, drives_without_image, require_xml, required_media
 from ..hypervisor.errors import HypervisorError
 from ..hypervisor.firmware import loader_beside, writable_loader
 from ..hypervisor.next_start import saved_targets
 from ..hypervisor.node_files import PACKAGED, needed_files
 from ..hypervisor.overlay_xml import Export
-from ..hypervisor.restored_xml import Redefinition, Restored, redefined
+from ..hypervisor.restored_xml import NOT_RESTORED, Redefinition, Restored, redefined
 from ..hypervisor.tpm_state import tpm_place
 from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
@@ -58,8 +58,10 @@ class RestoredDomain:
     ) -> RestoredDomain:
         """`name`: "" for the saved name. `force`: replace a domain that is shut off.
 
-        In `state_dir` is recorded what is written to this node.
+        In `state_dir` is recorded what is written to this node. Raises BackupError for a damaged definition.
         """
+        for xml in filter(None, (saved.definition.inactive_xml, saved.definition.live_xml)):
+            require_xml(xml)
         identity = str(uuid.uuid4()) if new_uuid else saved.point.uuid
         return cls(saved, hypervisor, name or saved.name, identity, force, reporter, state_dir)
 
@@ -140,7 +142,8 @@ class RestoredDomain:
         )
         xml, left_out = redefined(definition, change)
         for what in left_out:
-            self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
+            level = Level.WARNING if what.endswith(NOT_RESTORED) else Level.INFO
+            self.reporter.message(level, self.name, f"removed from the copy's definition: {what}")
         return xml
 
     @contextmanager

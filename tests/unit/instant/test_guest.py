@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import libvirt
@@ -17,6 +17,7 @@ import pytest
 
 from backup.errors import BackupError, NotDrillable, TransientError
 from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.qcow2 import HEADER, MAGIC
 from backup.instant import guest
 from backup.instant.guest import DIRECTORY_LIMIT, InstantGuest
 from backup.model import Consistency, Definition, Level
@@ -190,6 +191,76 @@ def test_a_repository_that_does_not_answer_proves_nothing(
         with raises("the repository has not answered for 121 s", TransientError):
             running.check()
     node.require_nothing_left()
+
+
+def qcow2_header(features: int = 0, backing: int = 0) -> bytes:
+    """A header of version 3, and zeros."""
+    header = HEADER.pack(MAGIC, 3, backing, 8, 16, MIB, 0, 1, 65536, 131072, 1, 0, 0)
+    return (header + features.to_bytes(8, "big")).ljust(MIB, b"\0")
+
+
+def test_a_disk_whose_data_is_in_a_file_of_this_node_is_refused(node: Node) -> None:
+    disks = {"vda": File("vda.raw", Text(bytes(MIB)), MIB)}
+    disks["vdb"] = File("vdb.raw", Text(qcow2_header(features=0b100)), MIB)
+    with raises("vdb: its header names a data file of this node", NotDrillable), node.guest(disks).running():
+        pass
+    disks["vdb"] = File("vdb.raw", Text(qcow2_header(backing=4096)), MIB)
+    with node.guest(disks).running():
+        """The definition says what is below it."""
+    disks["vda"], disks["vdb"] = File("vda.raw", Text(qcow2_header(features=0b100)), MIB), disks["vda"]
+    with node.guest(disks).running():
+        """It is raw: QEMU does not read it as a header."""
+    node.require_nothing_left()
+
+
+@pytest.mark.parametrize("on_rbd", [True, False])
+@pytest.mark.parametrize("header", [{"features": 0b100}, {"backing": 4096}])
+def test_nvram_that_leads_to_a_file_of_this_node_is_refused(
+    node: Node, header: Mapping[str, int], on_rbd: bool
+) -> None:
+    variables = qcow2_header(**header)
+    disks = {"vda": File("vda.raw", Text(bytes(MIB)), MIB)}
+    system = ""
+    if on_rbd:
+        disks["nvram"] = File("nvram.raw", Text(variables), MIB)
+        source = "<source protocol='rbd' name='vms/nvram'><host name='a'/></source><format type='qcow2'/>"
+        system = f"<loader readonly='yes' type='pflash'>/fw.fd</loader><nvram type='network'>{source}</nvram>"
+    guest = node.guest(disks, system)
+    if not on_rbd:
+        saved = guest.domain.saved
+        definition = replace(saved.definition, nvram_path=f"{node.root}/x_VARS.fd", nvram=variables)
+        saved = replace(saved, definition=definition)
+        guest = replace(
+            guest, domain=replace(guest.domain, saved=saved), point=replace(guest.point, saved=saved)
+        )
+    with pytest.raises(NotDrillable, match=r"(?i)nvram: its header names"), guest.running():
+        pass
+    node.require_nothing_left()
+
+
+def test_a_restore_point_without_a_disk_proves_nothing_and_one_that_lacks_some_is_a_warning(
+    node: Node,
+) -> None:
+    with (
+        raises("the restore point has no whole disk of the domain", NotDrillable),
+        node.guest({"other": File("vda.raw", Text(bytes(MIB)), MIB)}).running(),
+    ):
+        pass
+    guest = node.guest({"vda": File("vda.raw", Text(bytes(MIB)), MIB)})
+    with guest.running():
+        pass
+    assert isinstance(guest.domain.reporter, Recorder)
+    assert guest.domain.reporter.told(Level.WARNING) == [
+        "removed from the copy's definition: vdb, which was not restored"
+    ]
+    node.require_nothing_left()
+
+
+@pytest.mark.parametrize("xml", ["no XML", "<domain>", "<domain/>", "<pool><name/><uuid/><devices/></pool>"])
+def test_a_definition_that_is_none_is_damaged(node: Node, xml: str) -> None:
+    saved = replace(saved_domain(node.root), definition=Definition(xml))
+    with pytest.raises(BackupError, match="the saved definition of the domain is damaged"):
+        RestoredDomain.from_saved(saved, node.hypervisor, "web-drill", True, False, Recorder(), "")
 
 
 @pytest.mark.parametrize("has_agent", [True, False])
