@@ -17,7 +17,7 @@ from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
 from ..hypervisor.domain_xml import disks, drives_without_image, require_xml, required_media
 from ..hypervisor.errors import HypervisorError
-from ..hypervisor.firmware import loader_beside, writable_loader
+from ..hypervisor.firmware import loader_beside, new_nvram, writable_loader
 from ..hypervisor.next_start import saved_targets
 from ..hypervisor.node_files import PACKAGED, needed_files
 from ..hypervisor.overlay_xml import Export
@@ -150,10 +150,14 @@ class RestoredDomain:
     def running_temporarily(self, xml: str) -> Iterator[None]:
         """Run an isolated copy with this XML during the block; nothing of it is left afterwards.
 
-        Its record stays where it cannot be ended.
+        Its record stays where it cannot be ended. Raises NotDrillable if it would need files in directories
+        of the system.
         """
-        self._files.require_writable(self.hypervisor.local)
-        with self._files.written(self.uuid, self.end):
+        named = {path for _, path in needed_files(xml)}
+        files = replace(self._files, shared=[one for one in self._files.shared if one.path in named])
+        files.require_writable(self.hypervisor.local)
+        created = new_nvram(xml, self.name) if self.hypervisor.local else ()
+        with files.written(self.uuid, self.end, created):
             self.hypervisor.run_once(xml)
             yield
 

@@ -16,11 +16,12 @@ import libvirt
 import pytest
 
 from backup.errors import BackupError, NotDrillable, TransientError
+from backup.hypervisor import firmware
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.qcow2 import HEADER, MAGIC
 from backup.instant import guest
 from backup.instant.guest import DIRECTORY_LIMIT, InstantGuest
-from backup.model import Consistency, Definition, Level
+from backup.model import Consistency, Definition, Level, NodeFile
 from backup.mount.shown_file import File, Text
 from backup.mount.shown_point import ShownPoint
 from backup.restore import domain as restored_domain
@@ -253,6 +254,61 @@ def test_a_restore_point_without_a_disk_proves_nothing_and_one_that_lacks_some_i
     assert guest.domain.reporter.told(Level.WARNING) == [
         "removed from the copy's definition: vdb, which was not restored"
     ]
+    node.require_nothing_left()
+
+
+TEMPLATE = "<nvram template='/usr/share/OVMF/VARS.fd'>{}/web_VARS.fd</nvram>"
+LOADER = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/CODE.fd</loader>"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_nvram_that_libvirt_creates_is_recorded_and_removed(
+    node: Node, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    directory = node.root / "nvram"
+    directory.mkdir()
+    monkeypatch.setattr(firmware, "NVRAM_DIRECTORY", str(directory))
+    system = LOADER + (TEMPLATE.format(directory) if named else "")
+    with node.guest(system=system).running():
+        recorded = [json.loads(path.read_text().splitlines()[-1]) for path in node.records]
+        (directory / "web-drill_VARS.fd").write_bytes(b"libvirt")
+        assert any(str(directory / "web-drill_VARS.fd") in one["own"] for one in recorded)
+    assert not list(directory.iterdir())
+    (directory / "web-drill_VARS.fd").write_bytes(b"of another")
+    with node.guest(system=system).running():
+        pass
+    assert [path.read_bytes() for path in directory.iterdir()] == [b"of another"], "it was there before"
+    node.require_nothing_left()
+
+
+def with_kernel(guest: InstantGuest, path: str, named: bool = True) -> InstantGuest:
+    """Let the restore point have a file, which the definition names."""
+    saved = guest.domain.saved
+    xml = saved.definition.inactive_xml
+    if named:
+        xml = xml.replace("</os>", f"<kernel>{path}</kernel></os>")
+    files = (NodeFile("kernel", path, b"* * * * * root id", 0o755, "root:root"),)
+    definition = replace(saved.definition, inactive_xml=xml, files=files)
+    return replace(guest, domain=replace(guest.domain, saved=replace(saved, definition=definition)))
+
+
+def test_a_file_that_the_definition_does_not_name_is_not_written(node: Node) -> None:
+    path = node.root / "kernel"
+    with with_kernel(node.guest(), str(path)).running():
+        assert path.exists()
+    with with_kernel(node.guest(), str(path), named=False).running():
+        assert not path.exists()
+    node.require_nothing_left()
+
+
+@pytest.mark.parametrize("directory", ["/etc/cron.d", "/var/spool/cron/crontabs", "{root}/../{name}/link"])
+def test_no_file_is_written_to_a_directory_of_the_system(node: Node, directory: str) -> None:
+    (node.root / "link").symlink_to("/etc/cron.d")
+    path = directory.format(root=node.root, name=node.root.name) + "/evil"
+    message = f"a drill does not write the kernel {path} to a directory of the system"
+    with raises(message, NotDrillable), with_kernel(node.guest(), path).running():
+        pass
+    assert not Path(path).exists()
     node.require_nothing_left()
 
 
