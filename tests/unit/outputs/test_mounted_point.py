@@ -190,7 +190,7 @@ def test_what_this_node_lacks_is_no_error_of_the_restore_point(
         raise PermissionError(1, "operation not permitted", "/dev/fuse")
 
     if lacking == "fusermount3":
-        monkeypatch.setattr(mounted_point.shutil, "which", lambda _name: None)
+        monkeypatch.setattr("shutil.which", lambda _name: None)
     else:
         function = "unshare_mounts" if lacking == "namespace" else "make_private"
         monkeypatch.setattr(mounted_point, function, fail)

@@ -220,13 +220,11 @@ def test_what_an_instant_drill_lacks_here_is_named(tmp_path: Path, monkeypatch: 
     def found(directory: Path) -> str:
         return check._instant_drill(settings(drill_dir=str(directory))).subject
 
-    monkeypatch.setattr(check.shutil, "which", lambda name: name)
-    monkeypatch.setattr(check.os, "geteuid", lambda: 0)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
     fuse = [True]
     exists = os.path.exists
-    monkeypatch.setattr(
-        check.os.path, "exists", lambda path: fuse[0] if path == "/dev/fuse" else exists(path)
-    )
+    monkeypatch.setattr("os.path.exists", lambda path: fuse[0] if path == "/dev/fuse" else exists(path))
     long = tmp_path / ("x" * 75)
     long.mkdir()
     assert found(tmp_path) == "drill --instant is possible: qemu-img, fusermount3 and DRILL_DIR are there"
@@ -235,5 +233,5 @@ def test_what_an_instant_drill_lacks_here_is_named(tmp_path: Path, monkeypatch: 
     fuse[0] = False
     assert found(tmp_path).endswith("the device /dev/fuse is missing: modprobe fuse")
     fuse[0] = True
-    monkeypatch.setattr(check.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert found(tmp_path).endswith("it needs root")

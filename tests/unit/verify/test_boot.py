@@ -171,7 +171,7 @@ def test_when_its_time_is_up_what_it_has_done_is_checked(xml: str, has_agent: bo
 
 def test_a_libvirt_that_is_lost_as_its_time_is_up_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 0.0, 2.0])
-    monkeypatch.setattr(boot.time, "monotonic", lambda: next(times, 3.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(times, 3.0))
     with raises("cannot connect to libvirt", HypervisorError):
         Guest([State.RUNNING, RESTART], [LOST]).wait()
 
