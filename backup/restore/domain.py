@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from ..errors import BackupError
+from ..errors import BackupError, NotDrillable
 from ..hypervisor.backing_chain import with_layers
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
@@ -150,12 +150,14 @@ class RestoredDomain:
     def running_temporarily(self, xml: str) -> Iterator[None]:
         """Run an isolated copy with this XML during the block; nothing of it is left afterwards.
 
-        Its record stays where it cannot be ended. Raises NotDrillable if it would need files in directories
-        of the system.
+        Its record stays where it cannot be ended. Raises NotDrillable if its files cannot be written here.
         """
         named = {path for _, path in needed_files(xml)}
         files = replace(self._files, shared=[one for one in self._files.shared if one.path in named])
-        files.require_writable(self.hypervisor.local)
+        try:
+            files.require_writable(self.hypervisor.local)
+        except BackupError as error:
+            raise NotDrillable(error.message, error.hint) from error
         created = new_nvram(xml, self.name) if self.hypervisor.local else ()
         with files.written(self.uuid, self.end, created):
             self.hypervisor.run_once(xml)

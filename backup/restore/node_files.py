@@ -28,6 +28,7 @@ SYSTEM = (
     "/bin",
     "/sbin",
     "/lib",
+    "/lib64",
     "/root",
     "/home",
     "/run",

@@ -281,6 +281,16 @@ def test_nvram_that_libvirt_creates_is_recorded_and_removed(
     node.require_nothing_left()
 
 
+def test_nvram_that_cannot_be_written_here_proves_nothing(node: Node) -> None:
+    guest = node.guest(system=LOADER + "<nvram>/nowhere/web_VARS.fd</nvram>")
+    saved = guest.domain.saved
+    definition = replace(saved.definition, nvram_path="/nowhere/web_VARS.fd", nvram=NVRAM)
+    guest = replace(guest, domain=replace(guest.domain, saved=replace(saved, definition=definition)))
+    with pytest.raises(NotDrillable, match="/nowhere is missing or not writable"), guest.running():
+        pass
+    node.require_nothing_left()
+
+
 def with_kernel(guest: InstantGuest, path: str, named: bool = True) -> InstantGuest:
     """Let the restore point have a file, which the definition names."""
     saved = guest.domain.saved
