@@ -196,6 +196,8 @@ def test_killed_at_any_moment_cleanup_leaves_nothing(node: Node, lab: Lab, image
     wait_until(lambda: not node.processes("restic mount"), 60, "the end of its parent has ended it")
     done = node.run("cleanup")
     assert done.returncode == 0, done.stderr
+    # restic 0.14 leaves its lock if it is interrupted while it creates it: the next run removes it
+    assert node.run("backup", ARCHIVE).returncode == 0
 
 
 def test_killed_while_libvirt_is_stopped_cleanup_ends_the_guest(node: Node, lab: Lab, images: Path) -> None:
