@@ -19,6 +19,7 @@ from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MIB, WEB
 
 DRILLED = f"{WEB}-drill"
+UNCONFIRMED = f"{DATABASE}-drill"  # without an agent: its drill does not end before it is killed
 FIRMWARE, VARIABLES = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
@@ -178,7 +179,6 @@ MOMENTS: dict[str, Callable[[Node, Lab, Path], object]] = {
         is_running(lab, UNCONFIRMED) and bytes_read(lab, UNCONFIRMED) > MIB // 64
     ),
 }
-UNCONFIRMED = f"{DATABASE}-drill"  # without an agent: its drill does not end before it is killed
 
 
 def bytes_read(lab: Lab, name: str) -> int:
