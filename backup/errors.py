@@ -87,7 +87,11 @@ class DrillFailed(BackupError):
     """A drill failed: its restore point differs from what was saved, or could not be restored or booted."""
 
 
-class NotDrillable(BackupError):
+class NotPossibleHere(BackupError):
+    """This node lacks what a command needs, which proves nothing about a restore point."""
+
+
+class NotDrillable(NotPossibleHere):
     """A domain cannot be drilled here, which proves nothing about its restore point."""
 
 

@@ -53,6 +53,7 @@ class Hypervisor:
         self._timeout = timeout
         self.local = not urlsplit(uri).hostname
         libvirt.registerErrorHandler(lambda _context, _error: None, None)  # else it writes to stderr
+        self.connection_number = 1  # grows with each restart of libvirtd that was noticed
         self._open = self._connect(check_stop)
 
     def __enter__(self) -> Hypervisor:
@@ -219,8 +220,13 @@ class Hypervisor:
     def run_once(self, xml: str) -> None:
         """Run a domain without defining it; libvirt destroys it when this connection ends."""
         connection = self._connection()
-        with libvirt_errors("cannot start the domain"):
-            connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
+        try:
+            with libvirt_errors("cannot start the domain"):
+                connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
+        except HypervisorError as error:
+            if error.code == libvirt.VIR_ERR_INTERNAL_ERROR:  # what QEMU refuses has this code too
+                error.transient = not self._open.isAlive()
+            raise
 
     def destroy(self, uuid: str) -> None:
         """Destroy a domain; one that has already ended counts as success."""
@@ -291,6 +297,7 @@ class Hypervisor:
         """Return the connection, a new one if libvirtd was restarted meanwhile."""
         if not self._open.isAlive():
             self._open = self._connect(check_stop)
+            self.connection_number += 1
         return self._open if check_stop is never_stop else self._open.until_stop(check_stop)
 
     def _handle(self, uuid: str, check_stop: CheckStop = never_stop) -> Any:

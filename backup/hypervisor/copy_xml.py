@@ -42,7 +42,11 @@ def separate(domain: Element, devices: Element, name: str) -> Sequence[str]:
 
 
 def isolate(domain: Element, devices: Element) -> None:
-    """Remove from a copy every access to the outside, and exclude it from backups."""
+    """Remove from a copy every access to the outside, and exclude it from backups.
+
+    Nothing of it stays on the node: no dump of its memory. It runs as any other QEMU of this node does.
+    """
+    _contain(domain, devices)
     for backend in devices.findall("tpm/backend"):
         backend.attrib.pop("persistent_state", None)  # libvirt removes the state at the end
     for device in list(devices):
@@ -116,6 +120,20 @@ def _separate_character_device(device: Element, devices: Element) -> None:
 def _disconnect(device: Element, kind: str) -> None:
     device.set("type", kind)
     remove(device, "source", "protocol", "log")
+
+
+def _contain(domain: Element, devices: Element) -> None:
+    """Give it no file, program or user of the node but those that every domain may have."""
+    remove(domain, "seclabel", "blkiotune")
+    for emulator in devices.findall("emulator"):
+        if not os.path.normpath((emulator.text or "").strip()).startswith("/usr/"):
+            devices.remove(emulator)
+    for backend in devices.findall("rng/backend[@model='random']"):
+        backend.text = "/dev/urandom"
+    for crash in domain.findall("on_crash"):
+        crash.text = "destroy"
+    for watchdog in devices.findall("watchdog"):
+        watchdog.set("action", "none")
 
 
 def _connects_to_outside(device: Element) -> bool:

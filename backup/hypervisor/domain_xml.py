@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
 from xml.etree.ElementTree import Element
 
+from ..errors import BackupError
 from ..model import Disk
 from .device_xml import data_devices
 from .disk_xml import IMAGE_TYPES, REMOVABLE, Places, attribute, layers, nvram_disk
@@ -61,6 +62,19 @@ def agent_channel(live_xml: str) -> Element | None:
     """Return the element of the agent's channel, None if the domain has none."""
     channels = ElementTree.fromstring(live_xml).iterfind("./devices/channel")
     return next((c for c in channels if attribute(c, "target", "name") == AGENT_CHANNEL), None)
+
+
+def require_xml(xml: str) -> None:
+    """Raise BackupError unless this is the XML of a domain."""
+    try:
+        found = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as error:
+        message = f"the saved definition of the domain is damaged: {error}"
+        raise BackupError(message, "another restore point may be sound") from error
+    for name in ("name", "uuid", "devices"):
+        if found.tag != "domain" or found.find(name) is None:
+            message = f"the saved definition of the domain is damaged: no <{name}> in a <domain>"
+            raise BackupError(message, "another restore point may be sound")
 
 
 def nvram_path(xml: str) -> str:

@@ -7,17 +7,30 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from ..errors import BackupError, reason
 from ..model import Definition, NodeFile
+from .domain_xml import nvram_path
 from .node_file import read_file
 from .node_files import PACKAGED
 
 NVRAM_DIRECTORY = "/var/lib/libvirt/qemu/nvram"  # where libvirt has what guests write
 LIMIT = 64 << 20  # bytes; QEMU itself takes no more than 8 MiB unless it is told to
+
+
+def new_nvram(xml: str, name: str) -> Sequence[str]:
+    """Return the paths where libvirt may create NVRAM of a domain when it starts, and then leaves it."""
+    if path := nvram_path(xml):
+        return [path]
+    system = ElementTree.fromstring(xml).find("os")
+    if system is None or system.find("nvram") is not None:
+        return []
+    if system.get("firmware") == "efi" or system.find("loader[@type='pflash']") is not None:
+        return [f"{NVRAM_DIRECTORY}/{name}_VARS.{ending}" for ending in ("fd", "qcow2")]
+    return []
 
 
 def writable_loaders(domain: Element) -> Iterator[Element]:

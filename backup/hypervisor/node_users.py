@@ -18,12 +18,6 @@ def qemu_users(capabilities: str) -> Iterator[int]:
             yield from _users(label.text or "" for label in model.iterfind("baselabel"))
 
 
-def own_users(domain: str) -> Iterator[int]:
-    """Yield the UIDs that a domain's definition has QEMU run as."""
-    labels = ElementTree.fromstring(domain).iterfind("./seclabel[@model='dac']/label")
-    return _users(label.text or "" for label in labels)
-
-
 def _users(labels: Iterator[str]) -> Iterator[int]:
     for label in labels:
         found = LABEL.fullmatch(label.strip())

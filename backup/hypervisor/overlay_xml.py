@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement
 
@@ -21,6 +21,7 @@ DRIVER = {
     "error_policy": "stop",
     "rerror_policy": "stop",
 }
+KINDS = ("raw", "qcow2")
 # What a disk cannot have any more; sgio and rawio are attributes.
 REMOVED = ("source", "backingStore", "mirror", "auth", "encryption", "shareable", "transient")
 
@@ -49,12 +50,15 @@ class Overlay:
 def lay_over(disk: Element, layers: Sequence[Element], exports: Sequence[Export]) -> None:
     """Let a disk be an overlay over the exports of its layers, from the top one down.
 
-    Raises NotDrillable if one is encrypted: its restore point has it encrypted too.
+    Raises NotDrillable if one is encrypted, as its restore point has it encrypted too, or of another format.
     """
     target, top = attribute(disk, "target", "dev"), exports[0]
     for layer in layers:
         if layer.find("encryption") is not None or layer.find("source/encryption") is not None:
             message = f"{target} is encrypted by its host, and so is what the restore point has of it"
+            raise NotDrillable(message, "restore it: DRILL_POOL, and main.py drill --boot")
+        if (kind := _kind(layer)) not in KINDS:
+            message = f"{target} has the format {kind}, which may refer to other files of this node"
             raise NotDrillable(message, "restore it: DRILL_POOL, and main.py drill --boot")
     below = _backing(list(zip(layers, exports)))
     for name in REMOVED:
@@ -94,15 +98,29 @@ def overlays(xml: str) -> Sequence[Overlay]:
     return found
 
 
+def qcow2_exports(xml: str) -> Collection[str]:
+    """Return the names of the exports that are qcow2 images, of all layers."""
+    domain = ElementTree.fromstring(xml)
+    found = {
+        attribute(layer, "source", "name")
+        for layer in domain.iterfind("./devices/disk//backingStore")
+        if attribute(layer, "format", "type") == "qcow2"
+    }
+    return found | {NVRAM_TARGET for _ in domain.iterfind("./os/nvram/format[@type='qcow2']")}
+
+
 def _backing(layers: Sequence[tuple[Element, Export]]) -> Element:
     """Return the <backingStore> with these layers; an empty one ends it, so that no header is asked."""
     if not layers:
         return Element("backingStore")
     layer, export = layers[0]
     store = Element("backingStore", {"type": "network"})
-    kind = attribute(layer, "driver", "type") or attribute(layer, "format", "type") or "raw"
-    SubElement(store, "format", {"type": kind})
+    SubElement(store, "format", {"type": _kind(layer)})
     source = SubElement(store, "source", {"protocol": "nbd", "name": export.name})
     SubElement(source, "host", {"transport": "unix", "socket": export.socket})
     store.append(_backing(layers[1:]))
     return store
+
+
+def _kind(layer: Element) -> str:
+    return attribute(layer, "driver", "type") or attribute(layer, "format", "type") or "raw"

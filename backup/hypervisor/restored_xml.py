@@ -21,6 +21,7 @@ from .shared_devices import without_shared
 
 # Where monitors speak msgr2. They are only given with this port if they do not speak the old protocol.
 MESSENGER_V2_PORT = "3300"
+NOT_RESTORED = "which was not restored"
 
 Restored = TypeVar("Restored", Image, Export)
 
@@ -74,7 +75,7 @@ def redefined(xml: str, change: Redefinition) -> tuple[str, Sequence[str]]:
             left_out.append(f"{medium}, which starts empty")
         else:
             devices.remove(disk)
-            left_out.append(f"{_target(disk)}, which was not restored")
+            left_out.append(f"{_target(disk)}, {NOT_RESTORED}")
     left_out += _nvram_pointed(domain, change)
     if change.copy:
         left_out += without_shared(devices)
@@ -106,7 +107,7 @@ def _nvram_pointed(domain: Element, change: Redefinition) -> Sequence[str]:
         elif change.copy:
             for system in domain.findall("os"):
                 remove(system, "nvram")
-            left_out.append(f"{NVRAM_TARGET}, which was not restored")
+            left_out.append(f"{NVRAM_TARGET}, {NOT_RESTORED}")
     return left_out
 
 
@@ -128,6 +129,8 @@ def _origin(layer: Element) -> tuple[object, ...]:
 def _pointed(disk: Element, change: Redefinition) -> bool:
     """Let a disk and its layers refer to their restored images; return whether all were restored."""
     layers = list(_layers(disk))
+    if change.copy and not layers:
+        remove(disk, "backingStore", "mirror")
     if disk.get("device") in REMOVABLE and disk.get("type") not in IMAGE_TYPES:
         return not layers  # its next medium is a file: the restored image was in the drive before
     exports = [change.exports[target] for target, _ in layers if target in change.exports]

@@ -17,9 +17,8 @@ from uuid import uuid4
 from ..errors import BackupError, NotDrillable, TransientError, reason
 from ..hypervisor.disk_xml import NVRAM_TARGET
 from ..hypervisor.domain_xml import nvram_path
-from ..hypervisor.node_users import own_users
-from ..hypervisor.overlay_xml import Export, overlays
-from ..hypervisor.qcow2 import MAGIC
+from ..hypervisor.overlay_xml import Export, overlays, qcow2_exports
+from ..hypervisor.qcow2 import MAGIC, needed_file
 from ..mount.shown_file import File
 from ..mount.shown_point import ShownPoint
 from ..restore.domain import RestoredDomain
@@ -30,9 +29,11 @@ from ..text import size_text
 from .server import SECTOR, Server, served, size_of
 
 PREFIX = "virt-rbd-backup-"  # of directories in DRILL_DIR
+DIRECTORY_LIMIT = 74  # bytes of DRILL_DIR: the path of a socket in such a directory has 107 at the most
 ROOM = 2 << 30  # bytes that have to be free before: what a guest writes while it boots
 RESERVE = 1 << 30  # bytes that stay free, or the guest is ended
 STALL_LIMIT = 120.0  # seconds for the answer to a read
+SLOW = 10.0  # seconds for one when the guest's time is up
 POLL = 0.1  # seconds between two checks of a read
 UNREADABLE = "restic check --read-data; another restore point may be sound"
 NVRAM_LIMIT = 64 << 20  # bytes
@@ -63,8 +64,11 @@ class InstantGuest:
         self._require_possible()
         exports = {target: self._export(target) for target in self.point.disks}
         xml = self.domain.isolated_xml({}, exports=exports)
-        self._require_readable()
-        with self._directory(xml), self._server(xml) as server:
+        if not overlays(xml):
+            hint = "main.py restore-points shows what it has"
+            raise NotDrillable("the restore point has no whole disk of the domain", hint)
+        self._require_readable(xml)
+        with self._directory(xml), self._server() as server:
             self._fill(xml)
             with self.domain.running_temporarily(xml):
                 yield RunningGuest(xml, self.directory, self.point, server, self._failed)
@@ -83,15 +87,19 @@ class InstantGuest:
             message = f"DRILL_DIR {self.parent} has {size_text(free)} free"
             raise NotDrillable(f"{message}, the guest's writes may need {size_text(ROOM)}", _HINT)
 
-    def _require_readable(self) -> None:
-        """Read where QEMU does while libvirt starts it, which would hang as long as that read."""
-        for disk in self.point.disks.values():
+    def _require_readable(self, xml: str) -> None:
+        """Read where QEMU does while libvirt starts it, which would hang as long as that read.
+
+        Raises NotDrillable if a header would lead QEMU to other files of this node.
+        """
+        for target, disk in self.point.disks.items():
             began, read = time.monotonic(), begun(partial(disk.content.read, 0, SECTOR))
             while not read.done():
                 self.check_stop()
                 _require_answers(self.point, time.monotonic() - began)
                 wait([read], POLL)
-            read.result()
+            _require_alone(target, bytes(read.result()), target in qcow2_exports(xml))
+        _require_alone("NVRAM", self.point.saved.definition.nvram, True)
 
     def _export(self, target: str) -> Export:
         return Export(target, self._socket, str(self.directory))
@@ -120,8 +128,8 @@ class InstantGuest:
             yield
 
     @contextmanager
-    def _server(self, xml: str) -> Iterator[Server]:
-        users = {os.geteuid(), 0, *self.domain.hypervisor.qemu_users(), *own_users(xml)}
+    def _server(self) -> Iterator[Server]:
+        users = {os.geteuid(), 0, *self.domain.hypervisor.qemu_users()}
         with served(self.point.disks, self._socket, users, self._read_failed) as server:
             yield server
 
@@ -171,12 +179,30 @@ class RunningGuest:
         if (free := _free(str(self.directory))) < RESERVE:
             raise NotDrillable(f"the guest fills DRILL_DIR: {size_text(free)} are left", _HINT)
 
+    def check_end(self, has_agent: bool) -> None:
+        """Raise BackupError if nothing follows from what it has done when its time is up."""
+        self.check()
+        _require_answers(self.point, self.server.oldest(), SLOW)
+        if not has_agent and not self.server.has_read:
+            hint = "boot it with --boot and DRILL_POOL, or restore it as a copy and check its console"
+            raise NotDrillable("the guest has read nothing of its disks, and has no agent", hint)
 
-def _require_answers(point: ShownPoint, seconds: float) -> None:
+
+def _require_alone(what: str, header: bytes, qcow2: bool) -> None:
+    """Raise NotDrillable if this header of a qcow2 image names a file that QEMU would open.
+
+    A disk's backing file is not one: the definition has it.
+    """
+    needed = needed_file(header) if qcow2 else ""
+    if needed == "a data file" or (needed and what.lower() == NVRAM_TARGET):
+        raise NotDrillable(f"{what}: its header names {needed} of this node", "restore it as a copy")
+
+
+def _require_answers(point: ShownPoint, seconds: float, limit: float = STALL_LIMIT) -> None:
     """Raise BackupError if data is missing or damaged, TransientError for no answer in so many seconds."""
     if damage := point.damage():
         raise BackupError(f"the guest needs what the repository has lost: {damage}", UNREADABLE)
-    if seconds > STALL_LIMIT:
+    if seconds > limit:
         hint = "is the repository's host reachable?"
         raise TransientError(f"the repository has not answered for {seconds:.0f} s", hint)
 

@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Callable
 
-from ..errors import BackupError, reason
+from ..errors import BackupError, NotDrillable, reason
 from ..mount.shown_file import File
 from .nbd import Client, ProtocolError, Read
 
 READERS = 8  # reads at a time of all clients together
 QUEUED = 32  # reads of one client that may wait for their data; QEMU has 16
-CLIENTS = 64  # at a time; QEMU has one for each image
+CLIENTS = 64  # at a time, at least one for each file; QEMU has one for each image
+PAUSE = 0.1  # seconds after an error of the node, such as too many open files
 SECTOR = 512  # bytes; QEMU 7.2 waits for ever at the end of what is no multiple of it
 PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
@@ -37,6 +38,7 @@ class Server:
         self._connections: set[socket.socket] = set()
         self._closed = False
         self._bug: Exception | None = None
+        self.has_read = False  # any data
         self._began: dict[object, float] = {}  # of the reads in flight, in time.monotonic()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="nbd")
 
@@ -69,18 +71,32 @@ class Server:
         self._readers.shutdown(wait=False)
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
+        while not self._closed:
+            try:
                 connection, _ = self._listener.accept()
-                with self._lock:
-                    refused = self._closed or len(self._connections) >= CLIENTS
-                    if not (refused := refused or _user(connection) not in self._users):
-                        self._connections.add(connection)
-                if refused:
-                    connection.close()
-                else:
-                    thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-                    thread.start()
+            except OSError:  # closed; or for a while: too many open files, a client that is gone
+                time.sleep(PAUSE)
+                continue
+            try:
+                self._begin(connection)
+            except (OSError, RuntimeError):  # no memory for a thread
+                self._end(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        """Serve a client in a thread, or disconnect it. Raises OSError, RuntimeError."""
+        with self._lock:
+            refused = self._closed or len(self._connections) >= max(CLIENTS, len(self._files))
+            if not (refused := refused or _user(connection) not in self._users):
+                self._connections.add(connection)
+        if refused:
+            connection.close()
+        else:
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _end(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.discard(connection)
+        connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -89,9 +105,7 @@ class Server:
                 chosen = client.choice({name: size_of(file) for name, file in self._files.items()})
                 self._answer(client, self._files[chosen])
         finally:
-            with self._lock:
-                self._connections.discard(connection)
-            connection.close()
+            self._end(connection)
 
     def _answer(self, client: Client, file: File) -> None:
         """Answer what is there at once, and have threads read the rest."""
@@ -113,6 +127,7 @@ class Server:
             self._began[mark] = time.monotonic()
         try:
             data = file.content.read(read.offset, read.length)
+            self.has_read = True
             if len(data) < read.length:
                 data = bytes(data).ljust(read.length, b"\0")
         except BackupError as error:
@@ -141,14 +156,14 @@ def served(files: Mapping[str, File], path: str, users: Collection[int], failed:
     """Serve files, by their names, on a new socket during the block, for processes of these users (UIDs).
 
     `failed` is called with each file and offset that cannot be read. The socket's file stays. Raises
-    BackupError.
+    NotDrillable.
     """
     server = Server(files, users, failed)
     try:
         try:
             server.listen(path)
         except OSError as error:
-            raise BackupError(f"cannot listen on {path}: {reason(error)}", "see DRILL_DIR") from error
+            raise NotDrillable(f"cannot listen on {path}: {reason(error)}", "see DRILL_DIR") from error
         yield server
     finally:
         server.close()

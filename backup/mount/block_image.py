@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
-from ..errors import BackupError
+from ..errors import BackupError, TransientError
 from ..protocols import RandomAccess
 from ..stored import SavedImage
 from ..system.time_limit import CheckStop, awaited, never_stop
@@ -82,7 +82,7 @@ class BlockImage:
                 return awaited(self._block(number), max(left, 0), self.check_stop)
         except TimeoutError as error:
             hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
-            raise BackupError(f"no answer from the output within {self.limit:.0f} s", hint) from error
+            raise TransientError(f"no answer from the output within {self.limit:.0f} s", hint) from error
 
     def _read_ahead(self, offset: int, numbers: range) -> None:
         """Read ahead as far as blocks before these are there, one after the other."""

@@ -10,18 +10,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from ..errors import BackupError
+from ..errors import BackupError, NotDrillable
 from ..hypervisor.backing_chain import with_layers
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.copy_xml import nvram_beside, tpm_beside
 from ..hypervisor.disk_xml import Places
-from ..hypervisor.domain_xml import disks, drives_without_image, required_media
+from ..hypervisor.domain_xml import disks, drives_without_image, require_xml, required_media
 from ..hypervisor.errors import HypervisorError
-from ..hypervisor.firmware import loader_beside, writable_loader
+from ..hypervisor.firmware import loader_beside, new_nvram, writable_loader
 from ..hypervisor.next_start import saved_targets
 from ..hypervisor.node_files import PACKAGED, needed_files
 from ..hypervisor.overlay_xml import Export
-from ..hypervisor.restored_xml import Redefinition, Restored, redefined
+from ..hypervisor.restored_xml import NOT_RESTORED, Redefinition, Restored, redefined
 from ..hypervisor.tpm_state import tpm_place
 from ..model import TPM_STATE, Disk, Domain, Image, Level, NodeFile, State
 from ..protocols import Reporter
@@ -58,8 +58,10 @@ class RestoredDomain:
     ) -> RestoredDomain:
         """`name`: "" for the saved name. `force`: replace a domain that is shut off.
 
-        In `state_dir` is recorded what is written to this node.
+        In `state_dir` is recorded what is written to this node. Raises BackupError for a damaged definition.
         """
+        for xml in filter(None, (saved.definition.inactive_xml, saved.definition.live_xml)):
+            require_xml(xml)
         identity = str(uuid.uuid4()) if new_uuid else saved.point.uuid
         return cls(saved, hypervisor, name or saved.name, identity, force, reporter, state_dir)
 
@@ -140,17 +142,24 @@ class RestoredDomain:
         )
         xml, left_out = redefined(definition, change)
         for what in left_out:
-            self.reporter.message(Level.INFO, self.name, f"removed from the copy's definition: {what}")
+            level = Level.WARNING if what.endswith(NOT_RESTORED) else Level.INFO
+            self.reporter.message(level, self.name, f"removed from the copy's definition: {what}")
         return xml
 
     @contextmanager
     def running_temporarily(self, xml: str) -> Iterator[None]:
         """Run an isolated copy with this XML during the block; nothing of it is left afterwards.
 
-        Its record stays where it cannot be ended.
+        Its record stays where it cannot be ended. Raises NotDrillable if its files cannot be written here.
         """
-        self._files.require_writable(self.hypervisor.local)
-        with self._files.written(self.uuid, self.end):
+        named = {path for _, path in needed_files(xml)}
+        files = replace(self._files, shared=[one for one in self._files.shared if one.path in named])
+        try:
+            files.require_writable(self.hypervisor.local)
+        except BackupError as error:
+            raise NotDrillable(error.message, error.hint) from error
+        created = new_nvram(xml, self.name) if self.hypervisor.local else ()
+        with files.written(self.uuid, self.end, created):
             self.hypervisor.run_once(xml)
             yield
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 from uuid import uuid4
 
-from ..errors import BackupError, reason
+from ..errors import BackupError, NotDrillable, reason
 from ..hypervisor.tpm_state import STATE, files_of_swtpm
 from ..model import TPM_STATE, Level, NodeFile
 from ..protocols import Reporter
@@ -21,6 +21,22 @@ from .written_files import Written, WrittenFiles, new_directories, written_for_a
 
 NVRAM = "NVRAM"  # the use of the file in libvirt's own directory
 RESTORING = ".virt-rbd-backup.restoring"  # suffix of temporary names
+# Directories whose files the system, or a user, may carry out: a restore point must not bring any.
+SYSTEM = (
+    "/etc",
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/root",
+    "/home",
+    "/run",
+    "/var/spool",
+    "/dev",
+    "/proc",
+    "/sys",
+)
 MODES = {"tpm2": 0o700, "tpm1.2": 0o700}  # of new directories; libvirt gives them to swtpm's user
 
 
@@ -61,13 +77,18 @@ class NodeFiles:
                 raise BackupError(f"the {file.use} {file.path} exists", hint)
 
     @contextmanager
-    def written(self, domain: str, end_domain: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def written(
+        self, domain: str, end_domain: Callable[[], None] = lambda: None, created: Sequence[str] = ()
+    ) -> Iterator[None]:
         """Write the domain's own files, and shared ones that are missing; none is left after the block.
 
-        `domain` is its UUID; it runs in the block only, and `end_domain` ends it.
+        `domain` is its UUID; it runs in the block only, and `end_domain` ends it. `created`: what libvirt
+        may create for it, unless it exists. Raises NotDrillable for a file in a directory of the system.
         """
         drafts = {_draft(file): file for file in self._missing()}
-        own = [*drafts, *(file.path for file in self.own)]
+        _require_harmless([*self.own, *drafts.values()])
+        new = [path for path in created if not os.path.lexists(path)]
+        own = list(dict.fromkeys([*drafts, *(file.path for file in self.own), *new]))
         with self._for_a_while(own, sorted(self._tpms), domain, end_domain) as files:
             for file in self.own:
                 _create(file, file.path)
@@ -141,6 +162,15 @@ class NodeFiles:
             elif not _same(file):
                 text = f"the {file.use} {file.path} on this node is not the saved one; it stays as it is"
                 self.reporter.message(Level.WARNING, self.name, text)
+
+
+def _require_harmless(files: Sequence[NodeFile]) -> None:
+    """Raise NotDrillable for a file in a directory of the system."""
+    for file in files:
+        directory = f"{os.path.realpath(os.path.dirname(file.path))}/"
+        if directory.startswith(tuple(f"{one}/" for one in SYSTEM)):
+            message = f"a drill does not write the {file.use} {file.path} to a directory of the system"
+            raise NotDrillable(message, "put it there before, or install the package that has it")
 
 
 def _same(file: NodeFile) -> bool:

@@ -19,6 +19,7 @@ from ..errors import AlreadyFrozen, BackupError
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
+from ..instant.guest import DIRECTORY_LIMIT
 from ..job.leftovers import base_snapshots
 from ..job.snapshots import not_open
 from ..model import ClusterAddress, Disk, Domain, Finding, Gap, Image, State
@@ -109,8 +110,17 @@ def _instant_drill(settings: Settings) -> Finding:
     programs = {"qemu-img": "qemu-utils", "fusermount3": "fuse3"}
     if missing := [package for name, package in programs.items() if not shutil.which(name)]:
         return Finding(f"drill --instant is not possible here: apt-get install {' '.join(missing)}")
-    if not os.path.isdir(settings.drill_dir):
-        return Finding(f"drill --instant is not possible here: DRILL_DIR {settings.drill_dir} does not exist")
+    problems = {
+        "the device /dev/fuse is missing: modprobe fuse": os.path.exists("/dev/fuse"),
+        f"DRILL_DIR {settings.drill_dir} does not exist": os.path.isdir(settings.drill_dir),
+        f"DRILL_DIR {settings.drill_dir} is longer than {DIRECTORY_LIMIT} bytes": (
+            len(os.fsencode(settings.drill_dir)) <= DIRECTORY_LIMIT
+        ),
+        "it needs root": os.geteuid() == 0,
+    }
+    for problem, fine in problems.items():
+        if not fine:
+            return Finding(f"drill --instant is not possible here: {problem}")
     return Finding("drill --instant is possible: qemu-img, fusermount3 and DRILL_DIR are there")
 
 

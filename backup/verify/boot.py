@@ -48,7 +48,8 @@ class Booted:
 class Boot:
     """Waits for a guest that has been started, for `limit` seconds.
 
-    `check` raises BackupError if the guest cannot go on. `needs_mounts`: it has booted only when it has
+    `check` raises BackupError if the guest cannot go on, `check_end` if nothing follows from what it has done
+    when its time is up; that gets whether it has an agent. `needs_mounts`: it has booted only when it has
     mounted a file system.
     """
 
@@ -57,13 +58,16 @@ class Boot:
     stop: StopRequest
     check: Callable[[], None] = lambda: None
     needs_mounts: bool = False
+    check_end: Callable[[bool], None] = lambda _has_agent: None
 
     def wait(self, xml: str) -> Booted | None:
         """Return when the agent answers, None if the domain has none and still runs. Raises BackupError."""
         deadline, has_agent = time.monotonic() + self.limit, AGENT_CHANNEL in xml
+        connection = self.domain.hypervisor.connection_number
         lost: HypervisorError | None = None  # the connection, since the last answer
-        restarted, booted = False, None
-        while time.monotonic() < deadline:
+        booted, late = None, False
+        while not late:
+            late = time.monotonic() >= deadline  # then it is asked for the last time
             self.stop.check()
             self.check()
             try:
@@ -71,7 +75,7 @@ class Boot:
                 if booted and (booted.mounts or booted.mounts is None or not self.needs_mounts):
                     return booted
             except DomainGone as error:  # a transient domain: libvirt forgets it when it ends
-                if restarted:
+                if self.domain.hypervisor.connection_number != connection:
                     raise TransientError(
                         "libvirt was restarted, which has ended the drill's guest"
                     ) from error
@@ -79,10 +83,11 @@ class Boot:
             except HypervisorError as error:
                 if not error.transient:
                     raise
-                lost, restarted = error, True
+                lost = error
             time.sleep(POLL)
         if lost:
             raise lost
+        self.check_end(has_agent)
         if has_agent:
             raise self._silent(booted)
         text = f"still running after {self.limit} s; boot not confirmed, as the guest has no agent"

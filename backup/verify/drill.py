@@ -14,7 +14,7 @@ from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
 from ..command import COMMAND
-from ..errors import BackupError, ConfigError, DrillFailed, Interrupted, NotDrillable
+from ..errors import BackupError, ConfigError, DrillFailed, Interrupted, NotPossibleHere
 from ..job_result import Phase
 from ..model import Image, Level
 from ..protocols import Output, RunReporter
@@ -68,11 +68,11 @@ class Drill:
             if self.stop.signal_number and any_abandoned():  # its images may be left
                 record(tried=tried)  # the next drill takes this domain again, and removes them
             # of the transient ones, a timeout, a locked repository: nothing is wrong with the restore point
-            if isinstance(error, (Interrupted, NotDrillable)) or error.transient:
+            if isinstance(error, (Interrupted, NotPossibleHere)) or error.transient:
                 raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
-            record(failure=error.message, failed_drill=self.kind)
+            record(**self._failed(point, error))
             raise DrillFailed(error.message, error.hint) from error
         record(drilled=now(), drill_kind=self.kind, **self._settled(point))
         return point.domain
@@ -83,6 +83,10 @@ class Drill:
                 "name a pool with room for the largest domain, or boot from the repository: drill --instant"
             )
             yield BackupError("DRILL_POOL is not set", hint)
+
+    def _failed(self, point: StoredPoint, error: BackupError) -> Mapping[str, str]:
+        """Return what this failure changes in the record."""
+        return {"failure": error.message, "failed_drill": self.kind}
 
     def _settled(self, point: StoredPoint) -> Mapping[str, str]:
         """Return what a drill that has passed changes in the record of an earlier failure."""

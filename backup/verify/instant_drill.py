@@ -14,7 +14,7 @@ from ..job_result import Phase
 from ..model import Level
 from ..mount.shown_point import opened_point
 from ..protocols import Output, RunReporter
-from ..report.domain_record import INSTANT, read_records
+from ..report.domain_record import INSTANT, DomainRecord, read_records
 from ..settings import Settings
 from ..stored import SavedDomain, StoredPoint
 from ..system.stop_request import StopRequest
@@ -34,10 +34,17 @@ class InstantDrill(Drill):
     def _configuration_errors(self) -> Iterator[BackupError]:
         return iter(())
 
+    def _failed(self, point: StoredPoint, error: BackupError) -> Mapping[str, str]:
+        """What a comparison has found stays, as the next boot that passes would clear this failure."""
+        known = self._known(point)
+        return {} if known.failure and known.failed_drill != INSTANT else super()._failed(point, error)
+
     def _settled(self, point: StoredPoint) -> Mapping[str, str]:
         """A boot disproves only a failed boot: what a comparison has found stays."""
-        record = read_records(self.settings.state_dir).get(point.id.uuid)
-        return {"failure": ""} if record and record.failed_drill == INSTANT else {}
+        return {"failure": ""} if self._known(point).failed_drill == INSTANT else {}
+
+    def _known(self, point: StoredPoint) -> DomainRecord:
+        return read_records(self.settings.state_dir).get(point.id.uuid, DomainRecord())
 
     def _prove(self, point: StoredPoint) -> None:
         settings, began = self.settings, time.monotonic()
@@ -52,8 +59,8 @@ class InstantDrill(Drill):
             with isolated_copy(saved, settings, self.reporter, self.stop) as domain:
                 guest = InstantGuest(domain, shown, settings.drill_dir, self.stop.check)
                 with guest.running() as running:
-                    boot = Boot(domain, settings.drill_boot_timeout, self.stop, running.check, True)
-                    booted = boot.wait(running.xml)
+                    checks = (running.check, True, running.check_end)
+                    booted = Boot(domain, settings.drill_boot_timeout, self.stop, *checks).wait(running.xml)
                     if booted:
                         self._report(saved, booted, time.monotonic() - began)
 

@@ -39,6 +39,10 @@ DAMAGED = re.compile(
     "|(load|readfull).<(data|snapshot|index)/.*(no such file|not exist|404)"
 )
 
+# Of a restic that loads all snapshots to find those that it was asked for: these are of any domain.
+OF_SNAPSHOT = re.compile("could not load snapshot|<snapshot/")
+SEPARATOR = "; "
+
 
 class ResticError(BackupError):
     """restic failed; the message ends with restic's own.
@@ -102,6 +106,11 @@ def is_damage(printed: str) -> bool:
     return bool(DAMAGED.search(printed.lower()))
 
 
+def without_snapshots(lines: str) -> str:
+    """Return those of restic's `last_lines` that are not about the file of a snapshot."""
+    return SEPARATOR.join(line for line in lines.split(SEPARATOR) if not OF_SNAPSHOT.search(line))
+
+
 def is_locked(code: int, printed: str) -> bool:
     """Return whether it failed because another program had locked the repository; then it has no lock."""
     return code == LOCKED or (code == 1 and LOCKED_MESSAGE in printed)
@@ -141,7 +150,7 @@ def last_lines(printed: str) -> str:
         text = str(item.get("message") or nested or ("" if item else line)).strip()
         if text:
             lines.append(text)
-    return "; ".join(lines[-MESSAGE_LINES:])
+    return SEPARATOR.join(lines[-MESSAGE_LINES:])
 
 
 def _json(line: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, TypeVar
 
-from backup.errors import BackupError, reason
+from backup.errors import NotPossibleHere, reason
 from backup.protocols import RandomAccess
 from backup.stored import SavedImage, StoredPoint
 from backup.system.own_thread import in_own_thread
@@ -26,7 +26,7 @@ from backup.system.time_limit import CheckStop, within
 
 from ..segments.layout import Segments
 from .child import Child
-from .messages import MountEnded, ResticError, is_damage
+from .messages import MountEnded, ResticError, is_damage, without_snapshots
 from .mounted_files import MountedFiles, SegmentedImage, WholeImage
 from .program import SNAPSHOTS, Program
 from .snapshots import TAG, encoded, file_name, manifest_file
@@ -63,9 +63,10 @@ def _mounted(program: Program, point: StoredPoint, check_stop: CheckStop) -> Ite
 
 
 def _private_mountpoint(runtime_dir: str) -> str:
-    """Make a directory, and give this thread a namespace of its own to mount there. Raises BackupError."""
+    """Make a directory; give this thread a namespace of its own to mount there. Raises NotPossibleHere."""
     if not (shutil.which("fusermount3") or shutil.which("fusermount")):
-        raise BackupError("fusermount3 is not installed, which restic mount needs", "apt-get install fuse3")
+        message = "fusermount3 is not installed, which restic mount needs"
+        raise NotPossibleHere(message, "apt-get install fuse3")
     directory = Path(runtime_dir, MOUNTPOINT)
     try:
         make_private(directory)
@@ -73,12 +74,12 @@ def _private_mountpoint(runtime_dir: str) -> str:
             pass
     except OSError as error:
         hint = "run it as root; modprobe fuse; a container needs the device"
-        raise BackupError(f"cannot open {error.filename}: {reason(error)}", hint) from error
+        raise NotPossibleHere(f"cannot open {error.filename}: {reason(error)}", hint) from error
     try:
         unshare_mounts()
     except OSError as error:
         message = f"cannot create a private mount namespace: {reason(error)}"
-        raise BackupError(message, "run it as root with CAP_SYS_ADMIN") from error
+        raise NotPossibleHere(message, "run it as root with CAP_SYS_ADMIN") from error
     return str(directory)
 
 
@@ -136,5 +137,5 @@ class MountedPoint:
             raise MountEnded("restic mount has ended")
 
     def damage(self) -> str:
-        printed = self.limited.errors()
+        printed = without_snapshots(self.limited.errors())  # the snapshots of this point are there
         return printed if is_damage(printed) else ""

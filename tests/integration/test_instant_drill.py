@@ -19,6 +19,7 @@ from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MIB, WEB
 
 DRILLED = f"{WEB}-drill"
+UNCONFIRMED = f"{DATABASE}-drill"  # without an agent: its drill does not end before it is killed
 FIRMWARE, VARIABLES = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
@@ -175,21 +176,28 @@ MOMENTS: dict[str, Callable[[Node, Lab, Path], object]] = {
     "an overlay is there": lambda _node, _lab, images: list(images.glob("*/*.qcow2")),
     "the guest is there": lambda _node, lab, _images: is_running(lab),
     "the guest reads": lambda _node, lab, _images: (
-        is_running(lab)
-        and int(lab.virsh("domblkstat", DRILLED, "vda").split("rd_bytes ")[1].split()[0]) > MIB // 4
+        is_running(lab, UNCONFIRMED) and bytes_read(lab, UNCONFIRMED) > MIB // 64
     ),
 }
 
 
+def bytes_read(lab: Lab, name: str) -> int:
+    return int(lab.virsh("domblkstat", name, "vda").split("rd_bytes ")[1].split()[0])
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_any_moment_cleanup_leaves_nothing(node: Node, lab: Lab, images: Path, moment: str) -> None:
-    assert node.run("backup", WEB).returncode == 0
-    with node.started("drill", WEB, "--instant") as process:
+    name = DATABASE if moment == "the guest reads" else WEB
+    assert node.run("backup", name).returncode == 0
+    with node.started("drill", name, "--instant") as process:
         wait_until(lambda: MOMENTS[moment](node, lab, images), 90, moment)
         process.kill()
-    wait_until(lambda: not is_running(lab), 60, "libvirt has ended the guest")
+    wait_until(lambda: not is_running(lab, f"{name}-drill"), 60, "libvirt has ended the guest")
+    wait_until(lambda: not node.processes("restic mount"), 60, "the end of its parent has ended it")
     done = node.run("cleanup")
     assert done.returncode == 0, done.stderr
+    # restic 0.14 leaves its lock if it is interrupted while it creates it: the next run removes it
+    assert node.run("backup", ARCHIVE).returncode == 0
 
 
 def test_killed_while_libvirt_is_stopped_cleanup_ends_the_guest(node: Node, lab: Lab, images: Path) -> None:

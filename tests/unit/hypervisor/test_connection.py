@@ -223,11 +223,12 @@ def test_freezing_and_pausing_a_domain_works_with_libvirt_itself(
 ) -> None:
     notes = FreezeNotes(str(tmp_path))
     quiescer = Quiescer(hypervisor, notes, settings(), Recorder())
-    with quiescer.quiesced(domain()) as quiesced:
-        assert hypervisor.freeze(domain(), 5) == 0, "all of them are frozen"
+    listed = domain(instance=hypervisor.instance(UUID))
+    with quiescer.quiesced(listed) as quiesced:
+        assert hypervisor.freeze(listed, 5) == 0, "all of them are frozen"
     assert quiesced.consistency is Consistency.FILESYSTEM
-    assert hypervisor.thaw(domain(), 5) == 0
-    with quiescer.quiesced(domain(agent_connected=False)) as quiesced:
+    assert hypervisor.thaw(listed, 5) == 0
+    with quiescer.quiesced(replace(listed, agent_connected=False)) as quiesced:
         assert hypervisor.domain(UUID).state is State.PAUSED
     assert quiesced.consistency is Consistency.PAUSED
     assert hypervisor.domain(UUID).state is State.RUNNING
@@ -267,3 +268,32 @@ def test_a_migration_that_is_being_prepared_is_known_by_the_memory_that_it_has_n
     assert hypervisor.cancel_migration(UUID, sending=True) is sending
     assert hypervisor.cancel_migration(UUID)
     assert asked == ["abort"] * (sending + 1)
+
+
+@pytest.mark.parametrize(("alive", "code"), [(True, 1), (False, 1), (True, 38)])
+def test_what_qemu_refuses_to_start_is_only_transient_where_the_connection_is_lost(
+    hypervisor: Hypervisor, alive: bool, code: int
+) -> None:
+    def refuse(_xml: str, _flags: int) -> None:
+        error = libvirt.libvirtError("")
+        error.err = (code, 10, "internal error: Image is not in qcow2 format", 2, None, None, None, 0, 0)
+        raise error
+
+    opened = hypervisor._open
+    answers = iter([True, alive])
+    hypervisor._open = SimpleNamespace(createXML=refuse, isAlive=lambda: next(answers))
+    try:
+        with pytest.raises(HypervisorError, match="not in qcow2 format") as caught:
+            hypervisor.run_once("<domain/>")
+    finally:
+        hypervisor._open = opened
+    assert caught.value.transient == (not alive or code == 38)
+
+
+def test_each_new_connection_is_counted(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    hypervisor.domains()
+    assert hypervisor.connection_number == 1
+    opened = hypervisor._open
+    monkeypatch.setattr(opened, "isAlive", lambda: False, raising=False)
+    hypervisor.domains()
+    assert hypervisor.connection_number == 2

@@ -333,3 +333,35 @@ def test_an_isolated_copy_is_excluded_from_backups_whatever_its_metadata(metadat
     assert override(ElementTree.tostring(domain, encoding="unicode")) == Override(enabled=False)
     domain, _ = of_a_copy("", beside=metadata)
     assert override(ElementTree.tostring(domain, encoding="unicode")) == override(f"<d>{metadata}</d>")
+
+
+def test_an_isolated_copy_leaves_no_dump_of_its_memory_and_runs_as_any_other_qemu() -> None:
+    devices = (
+        "<emulator>{}</emulator><watchdog model='i6300esb' action='dump' />"
+        "<rng model='virtio'><backend model='random'>/etc/shadow</backend></rng>"
+    )
+    beside = (
+        "<on_crash>coredump-restart</on_crash>"
+        "<blkiotune><device><path>/dev/sda</path><weight>1000</weight></device></blkiotune>"
+        "<seclabel type='static' model='dac' relabel='yes'><label>+0:+0</label></seclabel>"
+    )
+    domain, _ = of_a_copy(devices.format("/usr/../var/tmp/evil"), True, beside)
+    assert shown(domain) == (
+        '<watchdog model="i6300esb" action="none" />'
+        '<rng model="virtio"><backend model="random">/dev/urandom</backend></rng>'
+    )
+    assert domain.findtext("on_crash") == "destroy"
+    assert (domain.find("blkiotune"), domain.find("seclabel")) == (None, None)
+    domain, _ = of_a_copy(devices.format("/usr/bin/qemu-system-x86_64"), True, beside)
+    assert domain.findtext("devices/emulator") == "/usr/bin/qemu-system-x86_64"
+    domain, _ = of_a_copy(devices.format("/opt/qemu"), False, beside)
+    assert (domain.findtext("devices/emulator"), domain.findtext("on_crash")) == (
+        "/opt/qemu",
+        "coredump-restart",
+    )
+
+
+def test_a_drive_without_a_medium_has_nothing_below_it() -> None:
+    store = "<backingStore type='file'><format type='raw'/><source file='/etc/shadow'/></backingStore>"
+    domain, _ = of_a_copy(f"<disk type='file' device='cdrom'>{store}<target dev='sda' /></disk>")
+    assert shown(domain) == '<disk type="file" device="cdrom"><target dev="sda" /></disk>'

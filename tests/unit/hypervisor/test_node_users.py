@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backup.hypervisor.node_users import own_users, qemu_users
+from backup.hypervisor.node_users import qemu_users
 
 CAPABILITIES = """
 <capabilities><host>
@@ -27,9 +27,3 @@ CAPABILITIES = """
 )
 def test_the_users_of_all_guests_are_in_libvirts_capabilities(label: str, users: list[int]) -> None:
     assert list(qemu_users(CAPABILITIES.format(label))) == users
-
-
-def test_a_domain_may_have_another_user() -> None:
-    label = "<seclabel type='static' model='{}'><label>+1234:+5</label></seclabel>"
-    assert list(own_users(f"<domain>{label.format('dac')}{label.format('apparmor')}</domain>")) == [1234]
-    assert list(own_users("<domain><seclabel model='dac' type='none'/></domain>")) == []

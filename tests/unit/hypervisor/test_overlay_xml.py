@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 import pytest
 
 from backup.errors import NotDrillable
-from backup.hypervisor.overlay_xml import Export, Overlay, overlays
+from backup.hypervisor.overlay_xml import Export, Overlay, overlays, qcow2_exports
 from backup.hypervisor.restored_xml import Redefinition, redefined
 
 from ..raising import raises
@@ -101,6 +101,30 @@ def test_an_encrypted_disk_is_refused(inside: str) -> None:
     source = f"<source protocol='rbd' name='vms/a'>{inside}</source><target dev='vda'/>"
     with raises(message, NotDrillable):
         changed(f"<disk type='network'>{source}</disk>", "vda")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_format_that_may_refer_to_other_files_is_refused(layers: int) -> None:
+    message = "vda has the format vmdk, which may refer to other files of this node"
+    below = (
+        "<driver name='qemu' type='qcow2'/><backingStore type='network'><format type='vmdk'/>"
+        f"{SOURCE.format('vms/base')}<backingStore/></backingStore>"
+    )
+    inside = "<driver name='qemu' type='vmdk'/>" if layers == 1 else below
+    with raises(message, NotDrillable):
+        changed(disk("vda", "vms/a", inside), "vda", *(["vda.backing1"] if layers == 2 else []))
+
+
+def test_it_is_known_which_exports_are_qcow2_images() -> None:
+    below = (
+        "<driver name='qemu' type='raw'/><backingStore type='network'><format type='qcow2'/>"
+        f"{SOURCE.format('vms/base')}<backingStore/></backingStore>"
+    )
+    nvram = f"<nvram type='network'>{SOURCE.format('vms/nvram')}{{}}</nvram>"
+    disks = disk("vda", "vms/top", below), "vda", "vda.backing1", "nvram"
+    _, _, text = changed(*disks, system=nvram.format("<format type='qcow2'/>"))
+    assert set(qcow2_exports(text)) == {"vda.backing1", "nvram"}
+    assert set(qcow2_exports(changed(*disks, system=nvram.format(""))[2])) == {"vda.backing1"}
 
 
 def test_a_disk_that_only_a_device_of_the_host_can_be_is_a_plain_one() -> None:

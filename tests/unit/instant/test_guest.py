@@ -9,17 +9,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import libvirt
 import pytest
 
 from backup.errors import BackupError, NotDrillable, TransientError
+from backup.hypervisor import firmware
 from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.qcow2 import HEADER, MAGIC
 from backup.instant import guest
-from backup.instant.guest import InstantGuest
-from backup.model import Consistency, Definition, Level
+from backup.instant.guest import DIRECTORY_LIMIT, InstantGuest
+from backup.model import Consistency, Definition, Level, NodeFile
 from backup.mount.shown_file import File, Text
 from backup.mount.shown_point import ShownPoint
 from backup.restore import domain as restored_domain
@@ -190,6 +192,173 @@ def test_a_repository_that_does_not_answer_proves_nothing(
         with raises("the repository has not answered for 121 s", TransientError):
             running.check()
     node.require_nothing_left()
+
+
+def qcow2_header(features: int = 0, backing: int = 0) -> bytes:
+    """A header of version 3, and zeros."""
+    header = HEADER.pack(MAGIC, 3, backing, 8, 16, MIB, 0, 1, 65536, 131072, 1, 0, 0)
+    return (header + features.to_bytes(8, "big")).ljust(MIB, b"\0")
+
+
+def test_a_disk_whose_data_is_in_a_file_of_this_node_is_refused(node: Node) -> None:
+    disks = {"vda": File("vda.raw", Text(bytes(MIB)), MIB)}
+    disks["vdb"] = File("vdb.raw", Text(qcow2_header(features=0b100)), MIB)
+    with raises("vdb: its header names a data file of this node", NotDrillable), node.guest(disks).running():
+        pass
+    disks["vdb"] = File("vdb.raw", Text(qcow2_header(backing=4096)), MIB)
+    with node.guest(disks).running():
+        """The definition says what is below it."""
+    disks["vda"], disks["vdb"] = File("vda.raw", Text(qcow2_header(features=0b100)), MIB), disks["vda"]
+    with node.guest(disks).running():
+        """It is raw: QEMU does not read it as a header."""
+    node.require_nothing_left()
+
+
+@pytest.mark.parametrize("on_rbd", [True, False])
+@pytest.mark.parametrize("header", [{"features": 0b100}, {"backing": 4096}])
+def test_nvram_that_leads_to_a_file_of_this_node_is_refused(
+    node: Node, header: Mapping[str, int], on_rbd: bool
+) -> None:
+    variables = qcow2_header(**header)
+    disks = {"vda": File("vda.raw", Text(bytes(MIB)), MIB)}
+    system = ""
+    if on_rbd:
+        disks["nvram"] = File("nvram.raw", Text(variables), MIB)
+        source = "<source protocol='rbd' name='vms/nvram'><host name='a'/></source><format type='qcow2'/>"
+        system = f"<loader readonly='yes' type='pflash'>/fw.fd</loader><nvram type='network'>{source}</nvram>"
+    guest = node.guest(disks, system)
+    if not on_rbd:
+        saved = guest.domain.saved
+        definition = replace(saved.definition, nvram_path=f"{node.root}/x_VARS.fd", nvram=variables)
+        saved = replace(saved, definition=definition)
+        guest = replace(
+            guest, domain=replace(guest.domain, saved=saved), point=replace(guest.point, saved=saved)
+        )
+    with pytest.raises(NotDrillable, match=r"(?i)nvram: its header names"), guest.running():
+        pass
+    node.require_nothing_left()
+
+
+def test_a_restore_point_without_a_disk_proves_nothing_and_one_that_lacks_some_is_a_warning(
+    node: Node,
+) -> None:
+    with (
+        raises("the restore point has no whole disk of the domain", NotDrillable),
+        node.guest({"other": File("vda.raw", Text(bytes(MIB)), MIB)}).running(),
+    ):
+        pass
+    guest = node.guest({"vda": File("vda.raw", Text(bytes(MIB)), MIB)})
+    with guest.running():
+        pass
+    assert isinstance(guest.domain.reporter, Recorder)
+    assert guest.domain.reporter.told(Level.WARNING) == [
+        "removed from the copy's definition: vdb, which was not restored"
+    ]
+    node.require_nothing_left()
+
+
+TEMPLATE = "<nvram template='/usr/share/OVMF/VARS.fd'>{}/web_VARS.fd</nvram>"
+LOADER = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/CODE.fd</loader>"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_nvram_that_libvirt_creates_is_recorded_and_removed(
+    node: Node, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    directory = node.root / "nvram"
+    directory.mkdir()
+    monkeypatch.setattr(firmware, "NVRAM_DIRECTORY", str(directory))
+    system = LOADER + (TEMPLATE.format(directory) if named else "")
+    with node.guest(system=system).running():
+        recorded = [json.loads(path.read_text().splitlines()[-1]) for path in node.records]
+        (directory / "web-drill_VARS.fd").write_bytes(b"libvirt")
+        assert any(str(directory / "web-drill_VARS.fd") in one["own"] for one in recorded)
+    assert not list(directory.iterdir())
+    (directory / "web-drill_VARS.fd").write_bytes(b"of another")
+    with node.guest(system=system).running():
+        pass
+    assert [path.read_bytes() for path in directory.iterdir()] == [b"of another"], "it was there before"
+    node.require_nothing_left()
+
+
+def test_nvram_that_cannot_be_written_here_proves_nothing(node: Node) -> None:
+    guest = node.guest(system=LOADER + "<nvram>/nowhere/web_VARS.fd</nvram>")
+    saved = guest.domain.saved
+    definition = replace(saved.definition, nvram_path="/nowhere/web_VARS.fd", nvram=NVRAM)
+    guest = replace(guest, domain=replace(guest.domain, saved=replace(saved, definition=definition)))
+    with pytest.raises(NotDrillable, match="/nowhere is missing or not writable"), guest.running():
+        pass
+    node.require_nothing_left()
+
+
+def with_kernel(guest: InstantGuest, path: str, named: bool = True) -> InstantGuest:
+    """Let the restore point have a file, which the definition names."""
+    saved = guest.domain.saved
+    xml = saved.definition.inactive_xml
+    if named:
+        xml = xml.replace("</os>", f"<kernel>{path}</kernel></os>")
+    files = (NodeFile("kernel", path, b"* * * * * root id", 0o755, "root:root"),)
+    definition = replace(saved.definition, inactive_xml=xml, files=files)
+    return replace(guest, domain=replace(guest.domain, saved=replace(saved, definition=definition)))
+
+
+def test_a_file_that_the_definition_does_not_name_is_not_written(node: Node) -> None:
+    path = node.root / "kernel"
+    with with_kernel(node.guest(), str(path)).running():
+        assert path.exists()
+    with with_kernel(node.guest(), str(path), named=False).running():
+        assert not path.exists()
+    node.require_nothing_left()
+
+
+@pytest.mark.parametrize("directory", ["/etc/cron.d", "/var/spool/cron/crontabs", "{root}/../{name}/link"])
+def test_no_file_is_written_to_a_directory_of_the_system(node: Node, directory: str) -> None:
+    (node.root / "link").symlink_to("/etc/cron.d")
+    path = directory.format(root=node.root, name=node.root.name) + "/evil"
+    message = f"a drill does not write the kernel {path} to a directory of the system"
+    with raises(message, NotDrillable), with_kernel(node.guest(), path).running():
+        pass
+    assert not Path(path).exists()
+    node.require_nothing_left()
+
+
+@pytest.mark.parametrize("xml", ["no XML", "<domain>", "<domain/>", "<pool><name/><uuid/><devices/></pool>"])
+def test_a_definition_that_is_none_is_damaged(node: Node, xml: str) -> None:
+    saved = replace(saved_domain(node.root), definition=Definition(xml))
+    with pytest.raises(BackupError, match="the saved definition of the domain is damaged"):
+        RestoredDomain.from_saved(saved, node.hypervisor, "web-drill", True, False, Recorder(), "")
+
+
+@pytest.mark.parametrize("has_agent", [True, False])
+def test_when_its_time_is_up_an_answer_that_is_missing_proves_nothing(node: Node, has_agent: bool) -> None:
+    with node.guest().running() as running:
+        running.server.has_read = True
+        running.check_end(has_agent)
+        running.server._began[object()] = time.monotonic() - 11
+        running.check()
+        with raises("the repository has not answered for 11 s", TransientError):
+            running.check_end(has_agent)
+    node.require_nothing_left()
+
+
+def test_a_guest_without_an_agent_that_has_read_nothing_proves_nothing(node: Node) -> None:
+    with node.guest().running() as running:
+        running.check_end(has_agent=True)
+        with raises("the guest has read nothing of its disks, and has no agent", NotDrillable):
+            running.check_end(has_agent=False)
+
+
+def test_a_path_that_is_too_long_for_a_socket_proves_nothing(node: Node) -> None:
+    parent = node.root / "long"
+    parent = parent / ("x" * (DIRECTORY_LIMIT - len(str(parent)) - 1))
+    parent.mkdir(parents=True)
+    with node.guest(parent=str(parent)).running():
+        pass
+    longer = parent.parent / f"{parent.name}y"
+    longer.mkdir()
+    with pytest.raises(NotDrillable, match="cannot listen on"), node.guest(parent=str(longer)).running():
+        pass
+    assert not list(longer.iterdir())
 
 
 def test_data_that_is_lost_ends_it_also_while_the_read_is_retried(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -15,7 +16,7 @@ from types import MappingProxyType
 
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, NotDrillable
 from backup.instant import server
 from backup.instant.nbd import GREETING, OPTION, OPTION_REPLY, REPLY, REQUEST, REQUEST_MAGIC
 from backup.instant.server import Server, served
@@ -226,6 +227,48 @@ def test_more_clients_than_qemu_has_are_refused(tmp_path: Path, monkeypatch: pyt
         assert reply(first, 0, 0, 3) == (0, CONTENT[:3])
 
 
+def test_each_disk_may_have_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CLIENTS", 1)
+    with (
+        serving(tmp_path, disks={"vda": Memory(), "vdb": Memory()}) as running,
+        running.connection() as first,
+        running.connection() as second,
+    ):
+        chosen(first)
+        chosen(second)
+        assert reply(second, 0, 0, 3) == (0, CONTENT[:3])
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ECONNABORTED, errno.ENOMEM])
+def test_after_an_error_of_the_node_the_next_client_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    with serving(tmp_path) as running:
+        failures = [OSError(number, os.strerror(number)), RuntimeError("can't start new thread")]
+
+        def user(connection: socket.socket) -> int:
+            if failures:
+                raise failures.pop(0)
+            return os.geteuid()
+
+        monkeypatch.setattr(server, "_user", user)
+        for _ in range(2):
+            with running.connection() as refused:
+                assert refused.recv(100) == b"", "it does not wait for an answer"
+        with running.connection() as connection:
+            chosen(connection)
+            assert reply(connection, 0, 0, 3) == (0, CONTENT[:3])
+
+
+def test_it_knows_whether_anything_was_read(tmp_path: Path) -> None:
+    with serving(tmp_path, disks={"vda": Memory(damaged=[0])}) as running, running.connection() as one:
+        chosen(one)
+        assert reply(one, 0, 0, 3) == (5, b"")
+        assert not running.server.has_read
+        assert reply(one, 0, 512, 3)[0] == 0
+        assert running.server.has_read
+
+
 def test_its_end_does_not_wait_for_a_read_that_hangs(tmp_path: Path) -> None:
     hanging = Memory(at_once=False)
     with serving(tmp_path, disks={"vda": hanging}) as running, running.connection() as connection:
@@ -246,5 +289,8 @@ def test_at_its_end_clients_are_disconnected(tmp_path: Path) -> None:
         chosen(connection)
     with connection:
         assert connection.recv(100) == b""
-    with raises(f"cannot listen on {running.path}: address already in use"), serving(tmp_path):
+    with (
+        raises(f"cannot listen on {running.path}: address already in use", NotDrillable),
+        serving(tmp_path),
+    ):
         pass

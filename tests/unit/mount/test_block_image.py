@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from backup.errors import BackupError, Interrupted
+from backup.errors import BackupError, Interrupted, TransientError
 from backup.mount import blocks as block_cache
 from backup.mount.block_image import AHEAD, BLOCK, GROUP, BlockImage
 from backup.mount.blocks import Blocks, cached_blocks
@@ -179,7 +179,7 @@ def test_both_reads_of_a_block_together_have_one_limit(stored: Stored, blocks: B
         one.read(number * MIB, MIB)
     assert began.wait(10)
     start = time.monotonic()
-    with raises("no answer from the output within 2 s"):
+    with raises("no answer from the output within 2 s", TransientError):
         one.read(9 * MIB, 10)
     assert time.monotonic() - start < 2.3
     hangs.set()
@@ -195,7 +195,7 @@ def test_memory_is_bounded(stored: Stored, blocks: Blocks, monkeypatch: pytest.M
 
 def test_a_reader_does_not_wait_for_ever(stored: Stored, blocks: Blocks) -> None:
     stored.go_on.clear()
-    with raises("no answer from the output within 0 s"):
+    with raises("no answer from the output within 0 s", TransientError):
         image(stored, blocks, limit=0.2).read(0, 10)
     stored.go_on.set()
 

@@ -13,7 +13,7 @@ from typing import Callable
 
 import pytest
 
-from backup.errors import BackupError, Interrupted
+from backup.errors import BackupError, Interrupted, NotPossibleHere
 from backup.protocols import Output
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
@@ -23,15 +23,16 @@ from backup.system.stop_request import StopRequest
 from outputs.restic import Restic
 from outputs.restic_incremental import ResticIncremental
 from outputs.restic_repository import child as restic_child
+from outputs.restic_repository import mounted_point
 from outputs.restic_repository import program as restic_program
-from outputs.restic_repository.messages import MountEnded, ResticError
+from outputs.restic_repository.messages import MountEnded, ResticError, is_damage, without_snapshots
 from outputs.segments import layout as cut
 
 from ..jobs_on_paper import JobOnPaper
 from ..memory_snapshot import MemorySnapshot, MemorySource
 from ..raising import raises
 from ..repository import Repository
-from ..samples import MIB, domain, held_point, rbd_disk, restore_point
+from ..samples import MIB, OTHER_UUID, domain, held_point, rbd_disk, restore_point
 from ..transfer.test_backup_stream import noise
 from ..waiting import children, wait_until
 from .test_locked_repository import exclusively_locked
@@ -91,6 +92,29 @@ def test_images_are_read_at_any_offset_by_several_readers(output: Output) -> Non
             reader.join()
         assert wrong == []
         opened.check()
+
+
+def test_a_damaged_snapshot_of_another_domain_is_no_damage_of_this_one(
+    repository: Repository, output: Output
+) -> None:
+    point, saved = newest(output)
+    known = set((repository.path / "snapshots").iterdir())
+    source = MemorySource(VDB)
+    output.save(restore_point(domain("db", OTHER_UUID, disks=[source.disk])), [source], JobOnPaper())
+    for path in set((repository.path / "snapshots").iterdir()) - known:
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with output.opened(point, lambda: None) as opened:
+        assert opened.image(saved.images[0]).read(3 * MIB, 2 * MIB) == VDA.content[3 * MIB : 5 * MIB]
+        assert opened.damage() == ""
+
+
+def test_damage_is_what_restic_prints_of_data_only() -> None:
+    snapshot = "could not load snapshot 6b56b1a5: load <snapshot/6b56b1a5>: invalid data returned"
+    retried = "Load(<snapshot/6b56b1a5>, 0, 0) returned error, retrying: hash mismatch"
+    data = "Load(<data/0123>) returned error, retrying: no such file"
+    assert not is_damage(without_snapshots(f"{snapshot}; {retried}"))
+    assert without_snapshots(f"{snapshot}; {data}; {retried}") == data
 
 
 def test_a_size_that_is_not_the_manifest_s_is_an_error(output: Output) -> None:
@@ -156,6 +180,25 @@ def test_a_repository_that_is_locked_exclusively_cannot_be_opened(repository: Re
     assert caught.value.locked
     assert "meanwhile `restore --to-file` reads a disk without a lock" in caught.value.hint
     assert "prune" in caught.value.hint
+
+
+@pytest.mark.parametrize("lacking", ["fusermount3", "/dev/fuse", "namespace"])
+def test_what_this_node_lacks_is_no_error_of_the_restore_point(
+    lacking: str, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(1, "operation not permitted", "/dev/fuse")
+
+    if lacking == "fusermount3":
+        monkeypatch.setattr("shutil.which", lambda _name: None)
+    else:
+        function = "unshare_mounts" if lacking == "namespace" else "make_private"
+        monkeypatch.setattr(mounted_point, function, fail)
+    with (
+        pytest.raises(NotPossibleHere, match=lacking),
+        Restic(repository.program()).opened(held_point(manifest_id="id"), lambda: None),
+    ):
+        pass
 
 
 @pytest.fixture

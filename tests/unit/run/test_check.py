@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -213,3 +214,24 @@ def test_a_repository_that_does_not_answer_makes_nothing_look_unclaimed(
     cluster.snapshots["vms/of-nobody"] = {f"virt-rbd-backup.kept.{OTHER_UUID}.{RUN}"}
     (found,) = [one for one in examine(chosen, Silent()) if one.warning]
     assert found.subject.endswith("as the restore points cannot be listed: no route to host")
+
+
+def test_what_an_instant_drill_lacks_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(directory: Path) -> str:
+        return check._instant_drill(settings(drill_dir=str(directory))).subject
+
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    fuse = [True]
+    exists = os.path.exists
+    monkeypatch.setattr("os.path.exists", lambda path: fuse[0] if path == "/dev/fuse" else exists(path))
+    long = tmp_path / ("x" * 75)
+    long.mkdir()
+    assert found(tmp_path) == "drill --instant is possible: qemu-img, fusermount3 and DRILL_DIR are there"
+    assert found(tmp_path / "a").endswith(f"DRILL_DIR {tmp_path}/a does not exist")
+    assert found(long).endswith("is longer than 74 bytes")
+    fuse[0] = False
+    assert found(tmp_path).endswith("the device /dev/fuse is missing: modprobe fuse")
+    fuse[0] = True
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert found(tmp_path).endswith("it needs root")

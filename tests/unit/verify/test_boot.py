@@ -25,6 +25,8 @@ from ..samples import UUID, domain
 AGENT = "<channel><target name='org.qemu.guest_agent.0'/></channel>"
 ROOT: Mount = ("/", "vda1", "ext4", ["vda"])
 SILENT = HypervisorError("the guest agent does not answer", code=86)
+LOST = HypervisorError("end of file while reading data", code=38)
+SLOW = HypervisorError("no answer within 60 s", code=39)
 RESTART = HypervisorError("cannot connect to libvirt", code=38)
 
 Answer = Union[State, BackupError]
@@ -38,11 +40,13 @@ class Guest:
     answers: Sequence[Union[Sequence[Mount], BackupError, None]] = ([ROOT],)
     connected: bool = True
     asked: list[str] = field(default_factory=list)
+    connection_number: int = 1
 
     def domain(self, uuid: str, check_stop: object) -> Domain:
         self.asked.append("domain")
         found = self.states[min(self.asked.count("domain"), len(self.states)) - 1]
         if isinstance(found, BackupError):
+            self.connection_number += found is RESTART
             raise found
         return domain(uuid=uuid, state=found, agent_connected=self.connected)
 
@@ -50,6 +54,7 @@ class Guest:
         self.asked.append("mounts")
         found = self.answers[min(self.asked.count("mounts"), len(self.answers)) - 1]
         if isinstance(found, BackupError):
+            self.connection_number += found is LOST
             raise found
         return found
 
@@ -139,6 +144,36 @@ def test_a_restart_of_libvirt_is_waited_for_and_proves_nothing() -> None:
         Guest([State.RUNNING, RESTART, DomainGone("gone")], connected=False).wait()
     with raises("cannot connect to libvirt", HypervisorError):
         Guest([State.RUNNING, RESTART], connected=False).wait("<domain/>")
+
+
+def test_a_restart_of_libvirt_during_a_call_of_the_agent_proves_nothing() -> None:
+    with raises("libvirt was restarted, which has ended the drill's guest", TransientError):
+        Guest([State.RUNNING, DomainGone("gone")], [LOST]).wait()
+
+
+def test_a_libvirt_that_was_slow_does_not_excuse_a_guest_that_ends() -> None:
+    with raises("the restored guest did not boot: it has ended"):
+        Guest([SLOW, State.RUNNING, DomainGone("gone")], connected=False).wait()
+
+
+@pytest.mark.parametrize(("xml", "has_agent"), [(AGENT, True), ("<domain/>", False)])
+def test_when_its_time_is_up_what_it_has_done_is_checked(xml: str, has_agent: bool) -> None:
+    ended: list[bool] = []
+
+    def check_end(has_agent: bool) -> None:
+        ended.append(has_agent)
+        raise TransientError("the repository has not answered")
+
+    with raises("the repository has not answered", TransientError):
+        Guest(connected=False).wait(xml, check_end=check_end)
+    assert ended == [has_agent]
+
+
+def test_a_libvirt_that_is_lost_as_its_time_is_up_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times, 3.0))
+    with raises("cannot connect to libvirt", HypervisorError):
+        Guest([State.RUNNING, RESTART], [LOST]).wait()
 
 
 def test_another_error_of_libvirt_ends_it() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backup.errors import BackupError, DrillFailed, NotDrillable
+from backup.errors import BackupError, DrillFailed, NotDrillable, NotPossibleHere
 from backup.hypervisor.guest_mounts import Mount
 from backup.model import Level
 from backup.report.domain_record import DomainRecords, read_records
@@ -83,9 +83,24 @@ def test_a_boot_that_has_failed_is_disproved_by_one_that_passes(state_dir: str) 
     assert read_records(state_dir)[UUID].failure == "vda differs", "it is of a verification by now"
 
 
-def test_what_cannot_be_drilled_here_is_no_failure_of_the_restore_point(state_dir: str) -> None:
-    with raises("vda is encrypted", NotDrillable):
-        drill(state_dir, NotDrillable("vda is encrypted"), "web")
+@pytest.mark.parametrize("kind", ["", "restored"])
+def test_a_comparison_that_has_failed_stays_failed_also_after_a_failed_boot(
+    state_dir: str, kind: str
+) -> None:
+    DomainRecords(state_dir, Recorder()).update(UUID, "web", failure="vda differs", failed_drill=kind)
+    with raises("it is paused", DrillFailed):
+        drill(state_dir, BackupError("it is paused"), "web")
+    drill(state_dir, name="web")
+    record = read_records(state_dir)[UUID]
+    assert (record.failure, record.failed_drill) == ("vda differs", kind)
+
+
+@pytest.mark.parametrize("kind", [NotDrillable, NotPossibleHere])
+def test_what_cannot_be_drilled_here_is_no_failure_of_the_restore_point(
+    state_dir: str, kind: type[BackupError]
+) -> None:
+    with raises("vda is encrypted", kind):
+        drill(state_dir, kind("vda is encrypted"), "web")
     record = read_records(state_dir)[UUID]
     assert (record.failure, record.drilled, record.tried > "2020") == ("", "", True)
 
