@@ -45,7 +45,10 @@ class SnapshotReader(Protocol):
         """
 
     def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start a read; the returned function waits for the bytes, exactly `length` of them."""
+        """Start a read; the returned function waits for the bytes, exactly `length` of them.
+
+        If it is not called, closing the snapshot waits for the read.
+        """
 
 
 WrittenBytes = Union[bytes, bytearray]

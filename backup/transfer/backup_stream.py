@@ -107,31 +107,21 @@ def _cut(extents: Iterable[Extent]) -> Iterator[Extent]:
 def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:
     """Yield (offset, data) in order, with as many reads in flight as the window allows.
 
-    An empty read yields an empty piece after those before it.
+    An empty read yields an empty piece after those before it. Reads in flight after an error, or when the
+    generator is closed, end when the reader is closed: here they might be repeated for minutes.
     """
     pending: deque[tuple[Extent, Callable[[], bytes]]] = deque()
     room = WINDOW_BYTES
-    try:
-        for read in reads:
-            while pending and (not read.length or read.length > room or len(pending) == WINDOW_READS):
-                first, wait = pending.popleft()
-                yield first.offset, wait()
-                room += first.length
-            if not read.length:
-                yield read.offset, b""
-                continue
-            pending.append((read, reader.start_read(read.offset, read.length)))
-            room -= read.length
-        while pending:
+    for read in reads:
+        while pending and (not read.length or read.length > room or len(pending) == WINDOW_READS):
             first, wait = pending.popleft()
             yield first.offset, wait()
-    finally:
-        for _, wait in pending:
-            _settled(wait)
-
-
-def _settled(wait: Callable[[], bytes]) -> None:
-    try:
-        wait()
-    except BackupError:
-        return  # the first error is already being raised
+            room += first.length
+        if not read.length:
+            yield read.offset, b""
+            continue
+        pending.append((read, reader.start_read(read.offset, read.length)))
+        room -= read.length
+    while pending:
+        first, wait = pending.popleft()
+        yield first.offset, wait()

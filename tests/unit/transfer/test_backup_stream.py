@@ -108,16 +108,17 @@ def test_the_number_of_reads_in_flight_is_limited(length: int, most: int) -> Non
     assert len(snapshot.reads) == count
 
 
-def test_whichever_read_fails_its_error_is_raised_and_every_other_read_is_waited_for() -> None:
+def test_whichever_read_fails_its_error_is_raised_and_no_other_read_is_waited_for() -> None:
+    """Of a cluster that has gone silent, each of them would be repeated for minutes."""
     data = dict.fromkeys(range(0, 12 * READ_SIZE, READ_SIZE), b"x")
     for number in range(12):
         snapshot = MemorySnapshot(12 * READ_SIZE, data, fails_at=number)
         with pytest.raises(BackupError, match=f"at {number * READ_SIZE}$"):
             sent(snapshot)
-        assert not snapshot.pending, f"read {number} failed"
+        assert len(snapshot.pending) == min(12, number + snapshot.most_pending) - number - 1
 
 
-def test_if_a_read_cannot_start_the_others_are_waited_for() -> None:
+def test_if_a_read_cannot_start_its_error_is_raised() -> None:
     class Broken(MemorySnapshot):
         def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
             if len(self.reads) == 5:
@@ -127,7 +128,6 @@ def test_if_a_read_cannot_start_the_others_are_waited_for() -> None:
     snapshot = Broken(8 * READ_SIZE, dict.fromkeys(range(0, 8 * READ_SIZE, READ_SIZE), b"x"))
     with pytest.raises(BackupError, match="the cluster is gone"):
         sent(snapshot)
-    assert not snapshot.pending
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,6 @@ def test_a_request_to_stop_is_heard_while_the_consumer_does_not_read(
             copy(snapshot, sink)
         timer.join()
         assert 0 < sink.sent < snapshot.size
-    assert not snapshot.pending
 
 
 @pytest.mark.parametrize("data", [{0: noise(READ_SIZE)}, {}], ids=["data", "hole"])
