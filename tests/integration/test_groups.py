@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tests.faults.provoke import agent_hook, freeze_status, kill
+from tests.integration.left_behind import left_behind
 from tests.integration.monitoring import watching
-from tests.integration.node import Node, snapshot_names, wait_until
+from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, WEB
 from tests.quick_repository import make_repository
@@ -143,9 +144,9 @@ def test_a_guest_of_a_killed_run_is_thawed_whichever_group_comes_next(
 
     def cleaned() -> bool:
         """Clean up, which takes until the dead run's lock has expired."""
-        return groups.run("root", "cleanup").returncode == 0 and not snapshot_names(lab, f"vms/{WEB}-root")
+        return groups.run("root", "cleanup").returncode == 0 and not left_behind(lab, groups.node)
 
-    wait_until(cleaned, 60, "its snapshot is removed")
+    wait_until(cleaned, 60, "its snapshot and lock are removed")
 
 
 def test_the_metrics_of_all_groups_are_one_scrape(groups: Groups, tmp_path: Path) -> None:
