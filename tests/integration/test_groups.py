@@ -23,7 +23,7 @@ from tests.lab.sample import ARCHIVE, WEB
 from tests.quick_repository import make_repository
 
 # Two groups that save one disk each of the same domain, from different pools: they have no lock in common.
-ROOT = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["ssd/*"], "FREEZE": "required", "RETRY_FOR": 60}
+ROOT = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["ssd/*"], "FREEZE": "required", "RETRY_FOR": 90}
 DATA = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["vms/*"], "FREEZE": "required"}
 
 
@@ -121,7 +121,8 @@ def test_a_guest_of_a_killed_run_is_thawed_whichever_group_comes_next(
     groups.configure("root", **ROOT)
     groups.configure("data", INCLUDE_DOMAINS=[ARCHIVE])
     with node.started("--group", "root", "backup") as process:
-        wait_until(lambda: groups.notes("root"), 60, "the guest is being frozen")
+        # by a retry, where the cluster still counts the killed worker of a test before as a client
+        wait_until(lambda: groups.notes("root"), 150, "the guest is being frozen")
         (worker,) = node.workers()
         for _ in range(200):
             os.kill(worker, signal.SIGSTOP)
