@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from ..model import Domain, Image, Level, image_named
 from ..protocols import Output, Reporter
 from ..stored import Base, SavedDomain, SnapshotId, StoredPoint
 from ..system.stop_request import StopRequest
+from ..system.time_limit import awaited
 from .domain_lock import CLEANUP, DomainLock, lock_at
 from .leftovers import base_prefix, owned_prefix, remove_leftovers, run_of
 from .snapshots import DiskSnapshot
@@ -53,7 +55,7 @@ class PreviousBackup:
 
     def base_of(self, snapshot: DiskSnapshot) -> Optional[Base]:
         """Return an image's base, None for a full read. Waits for the search; raises BackupError."""
-        return self._found.result()[1].get(snapshot)
+        return self._search()[1].get(snapshot)
 
     def remove_dropped(
         self, reporter: Reporter, lock: DomainLock, require_lock: Callable[[], None] = lambda: None
@@ -64,7 +66,7 @@ class PreviousBackup:
         exclude the image is saving it, they stay. `require_lock` as in `remove_leftovers`.
         Raises BackupError.
         """
-        saved, _ = self._found.result()
+        saved, _ = self._search()
         clusters = {one.cluster.fsid: one.cluster for one in self._snapshots}
         current = {_id(one) for one in self._snapshots}
         for image in saved.images if saved else ():
@@ -100,6 +102,10 @@ class PreviousBackup:
         self, cluster: Cluster, image: Image, reporter: Reporter, require_lock: Callable[[], None]
     ) -> None:
         remove_leftovers(cluster, image, self._domain, reporter, with_bases=True, require_lock=require_lock)
+
+    def _search(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
+        """Wait for the search. Signals are handled in this thread, but only when it wakes up."""
+        return awaited(self._found, math.inf)
 
     def _find(self) -> tuple[Optional[SavedDomain], Mapping[DiskSnapshot, Base]]:
         uuid = self._domain.uuid

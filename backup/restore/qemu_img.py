@@ -19,9 +19,9 @@ from ..system.started_program import (
     printed,
     start_program,
 )
+from ..system.time_limit import STOP_POLL
 
 INHERITED = ("PATH", "TMPDIR")  # what qemu-img gets of our own environment
-STOP_POLL = 0.2  # seconds between two checks for a stop
 
 
 def qemu_img(
