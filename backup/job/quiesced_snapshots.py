@@ -169,11 +169,14 @@ class QuiescedSnapshots:
         addresses = ", ".join(dict.fromkeys(address for one in others for address in one.addresses))
         listed = enumerated([one.image for one in others])
         message = f"{listed} in use by other clients too: {question} (open at {addresses})"
-        if self.order.min_age and not domain.state.active:
-            if self.order.attempt > 1:  # perhaps the client of an earlier attempt whose worker was killed
-                raise TransientError(message, "the cluster forgets a killed client within half a minute")
+        of_another_node = self.order.min_age and not domain.state.active
+        required = settings.freeze == "required"
+        if (of_another_node or required) and self.order.attempt > 1:
+            # perhaps the client of an earlier attempt whose worker was killed
+            raise TransientError(message, "the cluster forgets a killed client within half a minute")
+        if of_another_node:
             raise Skipped(message)
-        if settings.freeze == "required":
+        if required:
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")
         self.reporter.message(Level.WARNING, domain.name, message)
         return True

@@ -76,7 +76,7 @@ class SegmentReader:
             self._offset, self._data = self._end, b""
 
     def close(self) -> None:
-        """Wait for the reads in flight."""
+        """Read no further ahead; reads in flight end with the snapshot's reader."""
         if self._pieces is not None:
             self._pieces.close()
 

@@ -37,9 +37,9 @@ def images(tmp_path: Path) -> Path:
 def nothing_stays(node: Node, lab: Lab, images: Path) -> Iterator[None]:
     """No guest, no file, no process, no record; and the cluster is as before."""
     node.constants["DRILL_DIR"] = str(images)
-    before = cluster(lab), lab.virsh("list", "--all", "--name")
+    before = cluster(lab), domains(lab)
     yield
-    assert (cluster(lab), lab.virsh("list", "--all", "--name")) == before
+    assert (cluster(lab), domains(lab)) == before
     assert list(images.iterdir()) == []
     assert not list((node.directory / "state/written").glob("*"))
     assert not node.processes("restic")
@@ -50,6 +50,11 @@ def cluster(lab: Lab) -> list[bytes]:
     return [lab.rbd("ls", pool) for pool in ("vms", "ssd")]
 
 
+def domains(lab: Lab) -> set[str]:
+    """Name all domains; libvirt lists those that run by their ids, which a restart in a test changes."""
+    return {*lab.virsh("list", "--all", "--name").split()}
+
+
 def record(node: Node, domain: str) -> dict[str, Any]:
     """Give what the node has recorded of a domain's drills."""
     listed: list[dict[str, Any]] = json.loads(node.run("status", domain, "--json").stdout)["domains"]
@@ -58,7 +63,7 @@ def record(node: Node, domain: str) -> dict[str, Any]:
 
 
 def is_running(lab: Lab, name: str = DRILLED) -> bool:
-    return name in lab.virsh("list", "--all", "--name").split()
+    return name in domains(lab)
 
 
 @pytest.mark.parametrize("output", ["restic", "restic_incremental"])

@@ -262,11 +262,15 @@ def test_the_agent_of_a_domain_that_has_just_started_is_waited_for_without_the_l
     assert node.back_up(freeze="required").consistency is Consistency.FILESYSTEM
 
 
-def test_images_that_other_clients_have_open_fail_a_required_freeze(make: MakeNode) -> None:
+@pytest.mark.parametrize(("attempt", "transient"), [(1, False), (2, True)])
+def test_images_that_other_clients_have_open_fail_a_required_freeze(
+    make: MakeNode, attempt: int, transient: bool
+) -> None:
+    """At a retry the other client may be that of an earlier attempt whose worker was killed."""
     node = make(with_disks(ROOT))
     node.cluster.watching = {"vms/root": 2}
-    result = node.back_up(freeze="required")
-    assert (result.status, node.hypervisor.asked) == (Status.FAILED, [])
+    result = node.back_up(freeze="required", attempt=attempt)
+    assert (result.status, result.transient, node.hypervisor.asked) == (Status.FAILED, transient, [])
     assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 

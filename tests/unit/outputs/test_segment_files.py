@@ -368,21 +368,6 @@ def test_after_give_up_a_failing_read_gets_its_error_at_once(kernel_of: KernelOf
     assert kernel.files.error
 
 
-def test_a_file_that_is_closed_early_has_no_reads_in_flight(kernel_of: KernelOf) -> None:
-    one = disk(data={0: bytes([1]) * SEGMENT})
-    kernel = kernel_of(one)
-    reader: Any = one.reader
-
-    async def read_a_little() -> None:
-        handle = await kernel.open("vda/0000/000000")
-        await kernel.read(handle, 1)
-        assert reader.pending
-        await kernel.files.release(handle)
-
-    now(read_a_little)
-    assert not reader.pending
-
-
 def test_a_hole_is_a_link_to_the_file_of_zeros_beside_the_segments(kernel_of: KernelOf) -> None:
     one = disk(size=3 * SEGMENT, data={0: b"x"})
     one.holes = {1, 2}
