@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos.processes import send
+from tests.chaos.repository import LOCK
 from tests.chaos.violation import Violation
 from tests.chaos.world import World, wait_for
 from tests.lab import LabError
@@ -22,7 +23,7 @@ APART = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", 
 SHARED = 'hostname "$0"; exec restic backup --stdin --stdin-filename=foreign --host=foreign'
 # Its check is stopped with its lock, unless it has ended before; $1 is made once that has succeeded.
 EXCLUSIVE = """hostname "$0"
-locked() { ls "$RESTIC_REPOSITORY"/locks | grep -qv -e -tmp-; }
+locked() { ls "$RESTIC_REPOSITORY"/locks | grep -qE '^[0-9a-f]{64}$'; }
 until [ -e "$1" ]; do
     restic check &
     until locked || ! kill -0 $!; do :; done
@@ -79,7 +80,7 @@ class Foreign:
 
     def _locks(self) -> set[str]:
         try:
-            return {path.name for path in (self._place / "locks").iterdir() if "-tmp-" not in path.name}
+            return {path.name for path in (self._place / "locks").iterdir() if LOCK.fullmatch(path.name)}
         except FileNotFoundError:
             return set()
 

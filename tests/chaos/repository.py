@@ -18,6 +18,7 @@ from tests.lab import LabError
 from tests.lab.programs import ENVIRONMENT
 
 PIECE = 1 << 20
+LOCK = re.compile("[0-9a-f]{64}")  # the name of a lock's file; one that is being written has a longer one
 
 
 @dataclass
@@ -96,8 +97,8 @@ class Repository:
         return ""
 
     def locks(self) -> Sequence[str]:
-        """Give the names of the locks; not of files that a restic was writing when it was killed."""
-        return sorted(path.name for path in (self.place / "locks").iterdir() if "-tmp-" not in path.name)
+        """Give the names of the locks; not of files that a restic was writing when it was cut off."""
+        return sorted(path.name for path in (self.place / "locks").iterdir() if LOCK.fullmatch(path.name))
 
     def restic(self, *words: str) -> bytes:
         return self._run(["restic", *words], stdout=subprocess.PIPE)
