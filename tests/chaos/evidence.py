@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Callable
@@ -33,24 +33,31 @@ def faults(world: World, began: float) -> str:
 
 
 def _state(world: World) -> Sequence[str]:
-    lab = world.lab
-    texts = [_asked("domains", lambda: lab.virsh("list", "--all").encode())]
-    for name in world.definitions:
-        for image in BY_NAME[name].images.values():
-            texts.append(_asked(image, partial(lab.rbd, "snap", "ls", image)))
-    for pool in ("vms", "ssd"):
-        texts.append(_asked(pool, partial(world.rados, "--pool", pool, "ls")))
-    for place in world.places:
-        repository = Repository(place, world.directory)
-        texts.append(_asked(place.name, partial(repository.restic, "snapshots", "--no-lock")))
+    return [*_state_of_nodes(world), *_state_of_parts(world)]
+
+
+def _state_of_nodes(world: World) -> Iterator[str]:
     for node in world.nodes.values():
         files = sorted(str(path) for path in node.directory.rglob("*") if "cache" not in path.parts)
-        texts.append("\n".join([node.name, *files, *map(str, ours(node.directory))]))
-    return texts
+        yield "\n".join([node.name, *files, *map(str, ours(node.directory))])
 
 
-def _asked(title: str, ask: Callable[[], bytes]) -> str:
-    try:
-        return f"{title}:\n{ask().decode()}"
-    except LabError as error:
-        return f"{title}: {error}"
+def _state_of_parts(world: World) -> Iterator[str]:
+    """Yield what the parts of the lab say, up to the first that has no answer: each might take minutes."""
+    lab = world.lab
+    images = [image for name in world.definitions for image in BY_NAME[name].images.values()]
+    questions: dict[str, Callable[[], bytes]] = {
+        "domains": lambda: lab.virsh("list", "--all").encode(),
+        **{
+            place.name: partial(Repository(place, world.directory).restic, "snapshots", "--no-lock")
+            for place in world.places
+        },
+        **{image: partial(lab.rbd, "snap", "ls", image) for image in images},
+        **{pool: partial(world.rados, "--pool", pool, "ls") for pool in ("vms", "ssd")},
+    }
+    for title, ask in questions.items():
+        try:
+            yield f"{title}:\n{ask().decode()}"
+        except LabError as error:
+            yield f"{title}: {error}"
+            return
