@@ -16,6 +16,7 @@ from typing import Callable
 from tests.lab import Lab, running_lab
 
 from .bench import Bench
+from .boots import boots
 from .changing import changing, terabyte
 from .comeback import comeback
 from .disks import disks
@@ -34,6 +35,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "guest": write_latency,
     "freeze": freeze,
     "start": starts,
+    "boots": boots,
     "sizes": sizes,
     "restore": comeback,
     "changes": changing,

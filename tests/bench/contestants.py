@@ -34,13 +34,13 @@ with rados.Rados(conffile=conf) as cluster, cluster.open_ioctx(pool) as ioctx:
 # What nobody who saves an image can do without: reading it from the cluster. Nothing is done with the bytes.
 READING = """
 import sys
-from backup import stream
 from backup.ceph.cluster import Cluster
 from backup.model import ClusterAddress, Image
+from backup.transfer.backup_stream import pieces
 conf, pool, name, snapshot = sys.argv[1:]
 with Cluster(ClusterAddress(), "", conf, timeout=60) as cluster:
     with cluster.reader(Image(pool, name), snapshot) as reader:
-        for _piece in stream.pieces(reader):
+        for _piece in pieces(reader):
             continue
 """
 

@@ -127,7 +127,7 @@ def freeze(bench: Bench) -> str:
     counts = (1, 8)
     with ExitStack() as stack:
         for count in counts:
-            stack.enter_context(_running(bench, count))
+            stack.enter_context(running_guest(bench, count))
         contestant = bench.contestant("freeze")
         contestant.empty()
         frozen: dict[int, list[float]] = {count: [] for count in counts}
@@ -147,8 +147,8 @@ def freeze(bench: Bench) -> str:
 
 
 @contextmanager
-def _running(bench: Bench, count: int) -> Iterator[None]:
-    """Have a guest with so many disks run during the block."""
+def running_guest(bench: Bench, count: int) -> Iterator[str]:
+    """Have a guest with an agent and so many disks run during the block, and give its name."""
     lab, name = bench.lab, f"bench-guest-{count}"
     specs = [f"{POOL}/{name}-{number}" for number in range(count)]
     with ExitStack() as stack:
@@ -162,4 +162,4 @@ def _running(bench: Bench, count: int) -> Iterator[None]:
         lab.start_domain(name, wait_for_agent=True)
         stack.callback(lab.destroy_domain, name)
         lab.wait_for_ticks(name)
-        yield
+        yield name
