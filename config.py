@@ -147,6 +147,19 @@ RESTIC_OPTIONS = []
 # ones read two. Raise it if the node has cores to spare.
 RESTIC_READ_CONCURRENCY = 0
 
+# A second repository, to which `main.py copy` copies whole restore points, in the form of RESTIC_REPOSITORY.
+# "": none. virt-rbd-backup-copy.service does that after each run. Set it on one node of those that share the
+# first repository.
+COPY_REPOSITORY = ""
+
+# A file with the second repository's password. "": the same password as the first one's, unless
+# COPY_ENVIRONMENT supplies another one.
+COPY_PASSWORD_FILE = ""
+
+# Environment variables for restic on the second repository, in addition to those in RESTIC_ENVIRONMENT; one
+# with the same name replaces that.
+COPY_ENVIRONMENT = {}
+
 # Maximum time in seconds that the output may make no progress (no byte accepted, or no exit after the last
 # one); then the domain's backup fails. restic itself retries its back end for 15 minutes: keep it above that.
 OUTPUT_STALL_TIMEOUT = 1200

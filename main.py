@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import chain
@@ -236,15 +236,23 @@ def list_restore_points(arguments: argparse.Namespace, settings: Settings, _cons
     from backup.restore_point.find import points_of_domains
     from backup.restore_point.known_points import remember
 
-    output = outputs.readable(settings)
+    output = outputs.readable(_read(arguments, settings))
     if errors := output.configuration_errors():
         raise ConfigError(errors)
     listed = output.restore_points()
-    remember(listed, settings.state_dir)
+    if not arguments.source:
+        remember(listed, settings.state_dir)
     points = points_of_domains(listed, arguments.domains)
     as_json = arguments.json
     print_text(tables.json_text(tables.points_json(points)) if as_json else tables.points_table(points))
     return SUCCESS
+
+
+def _read(arguments: argparse.Namespace, settings: Settings) -> Settings:
+    """Return the settings of the repository that a command reads: itself, or with --from its copy."""
+    from outputs.restic_copy import settings_of_copy
+
+    return settings_of_copy(settings) if arguments.source else settings
 
 
 def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -253,7 +261,8 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
 
     order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
-        restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
+        output = outputs.readable(_read(arguments, settings))
+        restored = Restorer(order, settings, output, display, stop).restore()
     print_after_display(tables.restored_table(restored), display)
     return SUCCESS
 
@@ -263,7 +272,7 @@ def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -
     from backup.mount.mount import Mount
 
     with stoppable() as stop:
-        mounts = Mount(settings, outputs.readable(settings), console, stop)
+        mounts = Mount(settings, outputs.readable(_read(arguments, settings)), console, stop)
         mounts.mount(
             arguments.domain, arguments.at, arguments.directory, lambda text: print_text(f"{text}\n")
         )
@@ -277,7 +286,8 @@ def files(arguments: argparse.Namespace, settings: Settings, console: Console) -
 
     order = FilesOrder(**{one.name: getattr(arguments, one.name) for one in fields(FilesOrder)})
     with stoppable() as stop:
-        result = Files(order, settings, outputs.readable(settings), console, stop).carry_out()
+        output = outputs.readable(_read(arguments, settings))
+        result = Files(order, settings, output, console, stop).carry_out()
     for part in result_parts(result, order.to, arguments.json):
         print_text(part)
     return FAILED if result.failed else SUCCESS
@@ -287,7 +297,9 @@ def verify(arguments: argparse.Namespace, settings: Settings, console: Console) 
     """Read restore points back and compare them with their checksums."""
     from backup.verify.verification import Verification
 
-    output = outputs.readable(settings)
+    output = outputs.readable(_read(arguments, settings))
+    if arguments.source:  # its records are apart: they tell nothing about the repository
+        settings = replace(settings, state_dir=f"{settings.state_dir}/copy", metrics_file="")
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
         verification = Verification(settings, output, display, stop, arguments.sample)
         try:
@@ -329,11 +341,13 @@ def _findings(
 ) -> Generator[Finding, None, None]:
     from backup.run.check import examine
     from backup.run.check_groups import examine_groups
+    from outputs.restic_copy import examine_copy
 
     groups = files.shown(settings)
     yield from optional_modules()
     if settings in groups:
         yield from examine(settings, outputs.chosen(settings), check_stop)
+        yield from examine_copy(settings, check_stop)
     if files.has_groups:
         yield from examine_groups(groups, files.errors(), check_stop)
 
@@ -355,7 +369,7 @@ def show_report(arguments: argparse.Namespace, settings: Settings, console: Cons
     elif arguments.json:
         print_text(tables.json_text(newest(pasts).report))
     else:
-        print_text("\n".join(report_text(past.report) for past in pasts))
+        print_text("\n".join(report_text(past) for past in pasts))
     return FAILED if unread else SUCCESS
 
 
@@ -379,6 +393,23 @@ def keys(arguments: argparse.Namespace, settings: Settings, _console: Console) -
             text = tables.json_text(tables.keys_json(found)) if arguments.json else tables.keys_table(found)
     print_text(text)
     return SUCCESS
+
+
+def copy_points(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Copy whole restore points to the second repository."""
+    from outputs.restic_copy import RepositoryCopy
+
+    with stoppable() as stop:
+        copy = RepositoryCopy.from_settings(settings, stop.check)
+        if arguments.dry_run:
+            print_text(tables.points_table(copy.missing(arguments.domains)))
+            return SUCCESS
+        try:
+            record = copy.copy(arguments.domains, console)
+        finally:  # a failure has to reach the metrics too
+            publish_metrics(settings, console)
+    print_text(tables.copied_text(record))
+    return FAILED if record.error else SUCCESS
 
 
 def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
@@ -405,6 +436,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
     "check": check,
     "report": show_report,
     "key": keys,
+    "copy": copy_points,
     "cleanup": clean_up,
 }
 

@@ -16,7 +16,7 @@ from .errors import BackupError, ConfigError, reason
 from .groups import directory_of, with_name
 
 MAY_HOLD_PASSWORDS = (
-    *("LIBVIRT_URI", "NOTIFY_COMMAND", "PING_URL"),
+    *("COPY_ENVIRONMENT", "COPY_REPOSITORY", "LIBVIRT_URI", "NOTIFY_COMMAND", "PING_URL"),
     *("RESTIC_ENVIRONMENT", "RESTIC_OPTIONS", "RESTIC_REPOSITORY"),
 )
 
@@ -141,6 +141,9 @@ class Settings:
     restic_environment: Mapping[str, str] = _constant(_environment, secret=True)
     restic_options: Sequence[str] = _constant(_texts)
     restic_read_concurrency: int = _constant(_whole(0, 16))
+    copy_repository: str = _constant(_text)
+    copy_password_file: str = _constant(_absolute_or_none)
+    copy_environment: Mapping[str, str] = _constant(_environment, secret=True)
     output_stall_timeout: int = _constant(_whole(1))
     lock_wait: int = _constant(_whole(0))
     retry_for: int = _constant(_whole(0))

@@ -133,7 +133,7 @@ def test_the_units_are_sound(tmp_path: Path) -> None:
     for unit in (ROOT / "res").glob("*.timer"):
         (tmp_path / unit.name).write_text(unit.read_text())
     units = sorted(str(path) for path in tmp_path.iterdir())
-    assert len(units) == 9
+    assert len(units) == 11
     assert _verified(units) == ""
     drop_in = tmp_path / "virt-rbd-backup.service.d"
     drop_in.mkdir()

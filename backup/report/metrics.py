@@ -10,6 +10,7 @@ from typing import Callable, Optional
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from .. import __version__
+from .copy_record import CopyRecord
 from .domain_record import DomainRecord
 from .health import DomainHealth, NodeHealth, node_health
 from .report_types import DomainEntry, ImageEntry, Report
@@ -106,6 +107,20 @@ RUN_METRICS: Sequence[tuple[str, str, Callable[[Report], float]]] = (
 )
 
 
+COPY_METRICS: Sequence[tuple[str, str, Callable[[CopyRecord], float]]] = (
+    (
+        "finished_timestamp_seconds",
+        "Time when the last copy to the second repository ended.",
+        lambda copy: _seconds(copy.finished),
+    ),
+    (
+        "failed",
+        "1 if the last copy failed or left something out, otherwise 0.",
+        lambda copy: bool(copy.error),
+    ),
+)
+
+
 @dataclass(frozen=True)
 class _Metrics:
     """The metrics of one file. With a `group`, it is a label of each: several files are read in one scrape.
@@ -127,7 +142,12 @@ class _Metrics:
             (gauge.labels(*given) if given else gauge).set(value)
 
 
-def exposition(reports: Iterable[Report], records: Mapping[str, DomainRecord], group: str = "") -> bytes:
+def exposition(
+    reports: Iterable[Report],
+    records: Mapping[str, DomainRecord],
+    group: str = "",
+    copy: CopyRecord | None = None,
+) -> bytes:
     """Give the metrics. `reports` come newest first, `records` by the domains' UUIDs."""
     metrics = _Metrics(group)
     metrics.add("build_info", "Version of the program.", ["version"], [([__version__], 1)])
@@ -136,6 +156,9 @@ def exposition(reports: Iterable[Report], records: Mapping[str, DomainRecord], g
         for name, help_text, value_of in RUN_METRICS:
             metrics.add(f"run_{name}", help_text, [], [([], value_of(node.run))])
     _add_domains(node, records, metrics)
+    if copy:
+        for name, help_text, of_copy in COPY_METRICS:
+            metrics.add(f"copy_{name}", help_text, [], [([], of_copy(copy))])
     return generate_latest(metrics.registry)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Optional
 
 from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from .calendar import Days
+from .copy_record import CopyRecord, read_record
 from .history import History
 from .report_types import Report
 from .run_report import SCHEMA
@@ -18,11 +20,15 @@ NAMED = 3  # runs named in a hint
 
 @dataclass(frozen=True)
 class PastRuns:
-    """`left_out` is the number of reports with another schema, that of another version of this program."""
+    """`left_out` is the number of reports with another schema, that of another version of this program.
+
+    `copy` is what the last copy came to, with the newest run.
+    """
 
     report: Report
     days: Days
     left_out: int
+    copy: Optional[CopyRecord] = None
 
 
 def past_runs_of(histories: Sequence[History], run: str, today: date) -> Sequence[PastRuns]:
@@ -64,7 +70,8 @@ def past_runs(history: History, run: str, today: date) -> PastRuns:
         if chosen is None and run in ("", report["run"]):
             chosen = report
     if chosen:
-        return PastRuns(chosen, days, left_out)
+        copy = None if run else read_record(str(history.directory.parent))
+        return PastRuns(chosen, days, left_out, copy)
     if known:
         hint = f"the newest run{'' if len(known) == 1 else 's'}: {', '.join(known[:NAMED])}"
         raise ConfigError([BackupError(f"there is no report of run {run!r}", hint)])

@@ -12,6 +12,7 @@ from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.atomic_file import write_atomically
+from .copy_record import read_record
 from .domain_record import DomainRecords, now, read_records
 from .history import History
 from .report_types import Report
@@ -47,7 +48,8 @@ def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | Non
     past = History(settings.state_dir, settings.report_days).newest_first()
     reports = chain([newest], (one for one in past if one["run"] != newest["run"])) if newest else past
     try:
-        content = exposition(reports, read_records(settings.state_dir), settings.group)
+        copy = read_record(settings.state_dir) if settings.copy_repository else None
+        content = exposition(reports, read_records(settings.state_dir), settings.group, copy)
         write_atomically(Path(settings.metrics_file), content, 0o644)
     except OSError as error:
         message = f"cannot write the metrics {settings.metrics_file}: {reason(error)}"

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Callable, Protocol
 
-from .options import add_at, add_domains, add_json, add_saved_domain, age, completed, percentage
+from .options import (
+    add_at,
+    add_domains,
+    add_json,
+    add_saved_domain,
+    add_source,
+    age,
+    completed,
+    percentage,
+)
 from .parser import Parser
 
 
@@ -72,6 +81,7 @@ def _restore_points(add: AddCommand) -> None:
         {"": "list those of all domains", "web01": "list those of one domain"},
     )
     add_domains(command, "saved")
+    add_source(command)
     add_json(command)
 
 
@@ -87,6 +97,7 @@ def _restore(add: AddCommand) -> None:
     )
     add_saved_domain(command)
     add_at(command)
+    add_source(command)
     command.add_argument(
         "--disk",
         dest="disks",
@@ -145,6 +156,7 @@ def _mount(add: AddCommand) -> None:
     add_saved_domain(command)
     command.add_argument("directory", metavar="DIR", help="an empty directory")
     add_at(command)
+    add_source(command)
 
 
 def _files(add: AddCommand) -> None:
@@ -167,6 +179,7 @@ def _files(add: AddCommand) -> None:
         help="a file or directory of the guest; default: list its file systems",
     )
     add_at(command)
+    add_source(command)
     command.add_argument(
         "--disk",
         metavar="TARGET",
@@ -191,6 +204,7 @@ def _verify(add: AddCommand) -> None:
     )
     add_domains(command, "saved")
     add_at(command)
+    add_source(command)
     command.add_argument(
         "--sample",
         metavar="PERCENT",
@@ -282,6 +296,20 @@ def _key(add: AddCommand) -> None:
     add_json(form)
 
 
+def _copy(add: AddCommand) -> None:
+    command = add(
+        "copy",
+        "copy whole restore points to the second repository, COPY_REPOSITORY",
+        {
+            "": "copy all that it lacks, as virt-rbd-backup-copy.service does after each run",
+            "--dry-run": "show what would be copied",
+            "web01": "copy the restore points of one domain",
+        },
+    )
+    add_domains(command, "saved")
+    command.add_argument("--dry-run", action="store_true", help="only show what would be copied")
+
+
 def _cleanup(add: AddCommand) -> None:
     command = add(
         "cleanup",
@@ -317,5 +345,6 @@ COMMANDS: Sequence[Callable[[AddCommand], None]] = (
     _check,
     _report,
     _key,
+    _copy,
     _cleanup,
 )

@@ -73,6 +73,16 @@ def add_at(command: Parser) -> None:
     completed(at, "points")
 
 
+def add_source(command: Parser) -> None:
+    command.add_argument(
+        "--from",
+        dest="source",
+        choices=("copy",),
+        default="",
+        help="read the copy in COPY_REPOSITORY instead of the repository",
+    )
+
+
 def group_name(text: str) -> str:
     """Check the name of a group. Raises argparse.ArgumentTypeError."""
     if not is_name(text):

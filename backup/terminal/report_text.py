@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from ..report.report_types import DomainEntry, Report
+from ..report.past_runs import PastRuns
+from ..report.report_types import DomainEntry
 from ..report.totals import amounts, problems, verdict
 from ..text import duration_text, one_line, size_text
 from .tables import table
 
 
-def report_text(report: Report) -> str:
+def report_text(past: PastRuns) -> str:
     """Give the result of the run, a row per domain, and each problem with its hint."""
+    report = past.report
     begin, end = map(datetime.fromisoformat, (report["started"], report["finished"]))
     took = duration_text((end - begin).total_seconds())
     of_group = f" of group {report['group']}" if "group" in report else ""
@@ -19,6 +21,8 @@ def report_text(report: Report) -> str:
     if report["named"]:
         lines.append(f"selected on the command line: {', '.join(report['named'])}")
     lines.append(f"{verdict(report)} (exit code {report['exit_code']})")
+    if past.copy:
+        lines.append(str(past.copy))
     text = "".join(f"{one_line(line)}\n" for line in lines)
     if report["domains"]:
         head = ("domain", "result", "consistency", "frozen", "size", "data", "read", "stored", "rate", "time")

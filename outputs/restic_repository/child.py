@@ -20,6 +20,7 @@ from .messages import ResticError, is_locked
 # The lock that a command holds, and may leave if it is killed. `key list` takes one despite --no-lock (0.14).
 LOCKS = {
     "backup": "shared",
+    "copy": "shared",
     "forget": "exclusive",
     "key add": "shared",
     "key list": "shared",

@@ -149,24 +149,16 @@ def password_of(program: Program) -> str:
     return given.get("RESTIC_PASSWORD", "")
 
 
-def password_file_errors(path: Path) -> list[BackupError]:
-    """Return what prevents the use of the file, or lets others read it."""
+def password_file_errors(path: Path, constant: str = "RESTIC_PASSWORD_FILE") -> list[BackupError]:
+    """Return what prevents the use of the file that a constant names, or lets others read it."""
     try:
         status = path.stat()
         empty = not path.read_bytes().strip()
     except OSError as error:
-        return [
-            BackupError(
-                f"RESTIC_PASSWORD_FILE {path}: {reason(error)}", "write the repository's password into it"
-            )
-        ]
+        return [BackupError(f"{constant} {path}: {reason(error)}", "write the repository's password into it")]
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO) or status.st_uid not in (0, os.geteuid()):
         mode = f"mode {stat.S_IMODE(status.st_mode):04o}, owner {status.st_uid}"
-        return [
-            BackupError(f"RESTIC_PASSWORD_FILE {path} has unsafe permissions ({mode})", f"chmod 0600 {path}")
-        ]
+        return [BackupError(f"{constant} {path} has unsafe permissions ({mode})", f"chmod 0600 {path}")]
     if empty:
-        return [
-            BackupError(f"RESTIC_PASSWORD_FILE {path} is empty", "write the repository's password into it")
-        ]
+        return [BackupError(f"{constant} {path} is empty", "write the repository's password into it")]
     return []

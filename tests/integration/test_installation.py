@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.machine import Machine, machine
 from tests.lab.sample import ARCHIVE, WEB
+from tests.quick_repository import make_repository
 
 ROOT = Path(__file__).parents[2]
 QEMU_UID = 64055  # whom libvirtd has to know, as Debian has compiled it in
@@ -108,6 +110,21 @@ def test_a_guest_that_the_service_could_not_thaw_is_thawed_after_its_end(
         )
     assert booted.run("ls", "/run/virt-rbd-backup/held").stdout == ""
     assert freeze_status(lab, WEB) == "thawed"
+
+
+def test_a_copy_follows_each_run_of_the_service(booted: Machine, node: Node, lab: Lab) -> None:
+    booted.run(str(ROOT / "res/install"))
+    second = node.directory / "second"
+    make_repository(second)
+    configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE], COPY_REPOSITORY=str(second))
+    booted.run("install", "-D", "-t", DROP_INS.format("-copy"), f"{node.directory}/places.conf")
+    booted.run("systemctl", "daemon-reload")
+    assert booted.run("systemctl", "enable", "virt-rbd-backup-copy.service").returncode == 0
+    start(booted, "virt-rbd-backup.service")
+    wait_until(lambda: any((second / "snapshots").iterdir()), 60, "the restore point is copied")
+    wait_until(lambda: is_active(booted, "virt-rbd-backup-copy.service") == "inactive", 60, "it has ended")
+    copied = booted.run("virt-rbd-backup", "restore-points", "--from", "copy", "--json")
+    assert [point["domain"] for point in json.loads(copied.stdout)] == [ARCHIVE]
 
 
 def is_active(booted: Machine, service: str) -> str:

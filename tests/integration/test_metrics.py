@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.integration.monitoring import rules_without_data, unanswered, watching
 from tests.integration.node import Node, wait_until
 from tests.lab.sample import DATABASE, WEB
+from tests.quick_repository import make_repository
 
 
 def test_prometheus_alerts_and_dashboard_show_how_a_real_run_went(node: Node, tmp_path: Path) -> None:
@@ -37,6 +38,10 @@ def test_prometheus_alerts_and_dashboard_show_how_a_real_run_went(node: Node, tm
         )
 
         assert node.run("backup", DATABASE, **only).returncode == 0
+        make_repository(tmp_path / "copy")
+        node.constants["COPY_REPOSITORY"] = str(tmp_path / "copy")
+        done = node.run("copy")
+        assert (done.returncode, "2 restore points copied; none is missing" in done.stdout) == (0, True)
         wait_until(lambda: firing() == set(), 20, "the failed domain, saved by name, clears its alerts")
         assert set(shown("virt_rbd_backup_domain_consecutive_failures")) == {WEB, DATABASE}
         assert rules_without_data(prometheus) == [], "one was frozen, the other paused"

@@ -21,10 +21,12 @@ UNITS = (
     "virt-rbd-backup-thaw.service",
     "virt-rbd-backup-drill.service",
     "virt-rbd-backup-drill.timer",
+    "virt-rbd-backup-copy.service",
     "virt-rbd-backup@.service",
     "virt-rbd-backup@.timer",
     "virt-rbd-backup-drill@.service",
     "virt-rbd-backup-drill@.timer",
+    "virt-rbd-backup-copy@.service",
 )
 
 

@@ -76,6 +76,7 @@ def _run(past: PastRuns, template: jinja2.Template, alone: bool) -> _Run:
         "seconds": _seconds(report),
         "totals": amounts(report["domains"]),
         "frozen_longest": max((domain["frozen_seconds"] for domain in report["domains"]), default=0),
+        "copy": past.copy,
         "problems": problems(report),
         "timeline": run_timeline(report),
         "timeline_width": WIDTH,

@@ -42,10 +42,12 @@ LEFTOVERS = metric("domain_leftovers", WEB)
 VERIFIED = metric("domain_last_verified_timestamp_seconds", WEB)
 DRILLED = metric("domain_last_drill_timestamp_seconds", WEB)
 PROOF_FAILED = metric("domain_proof_failed", WEB)
+COPIED = metric("copy_finished_timestamp_seconds", NODE)
+COPY_FAILED = metric("copy_failed", NODE)
 
 SOUND: Mapping[str, str] = {
-    **dict.fromkeys((SAVED, FINISHED, VERIFIED, DRILLED), NOW),
-    **dict.fromkeys((EXIT_CODE, ERRORS, FAILURES, LEFTOVERS, PROOF_FAILED), NO),
+    **dict.fromkeys((SAVED, FINISHED, VERIFIED, DRILLED, COPIED), NOW),
+    **dict.fromkeys((EXIT_CODE, ERRORS, FAILURES, LEFTOVERS, PROOF_FAILED, COPY_FAILED), NO),
     **dict.fromkeys((BUILD, UP, FROZEN, consistency("filesystem")), YES),
 }
 
@@ -108,6 +110,9 @@ CASES: Mapping[str, tuple[Mapping[str, str], str]] = {
     "never verified": ({VERIFIED: NO}, ""),
     "drilled long ago": ({DRILLED: "1+0x80"}, "NoDrill"),
     "never drilled": ({DRILLED: NO}, ""),
+    "not copied": ({COPY_FAILED: YES}, "CopyFailed"),
+    "copied two days ago": ({COPIED: STOPPED}, "CopyTooOld"),
+    "no copies at all": ({COPIED: "_x81", COPY_FAILED: "_x81"}, ""),
 }
 
 

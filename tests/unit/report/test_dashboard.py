@@ -13,6 +13,7 @@ import pytest
 
 from backup.job_result import JobResult, Status
 from backup.model import Consistency
+from backup.report.copy_record import CopyRecord, now, write_record
 from backup.report.publish import publish
 from backup.report.run_report import RunResult
 from backup.stored import SavedImage
@@ -146,6 +147,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     metrics = directory / "metrics"
     metrics.mkdir()
     files = {"state_dir": str(directory / "state"), "metrics_file": str(metrics / "backup.prom")}
+    files["copy_repository"] = "/srv/copy"
+    write_record(files["state_dir"], CopyRecord(now(), now(), 2), Recorder())
     publish(
         RunResult(RUN, "node1", NOW, NOW, (FROZEN, PAUSED)), settings(report_days=36500, **files), Recorder()
     )

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from backup import __version__
 from backup.job_result import JobResult, Status
 from backup.model import Consistency, Level
+from backup.report.copy_record import CopyRecord
 from backup.report.domain_record import DomainRecord, DomainRecords
 from backup.report.metrics import exposition
 from backup.report.publish import publish, publish_metrics
@@ -55,7 +56,7 @@ def run_of(*results: JobResult, run: str = RUN, **changes: Any) -> RunResult:
 def text_of(*runs: RunResult, known: Mapping[str, DomainRecord] | None = None) -> str:
     """Give the file's text after these runs, newest first."""
     reports = [json.loads(json.dumps(report_json(run, {}))) for run in runs]
-    return exposition(reports, known or {}).decode()
+    return exposition(reports, known or {}, copy=COPY).decode()
 
 
 def values(text: str) -> dict[str, float]:
@@ -68,6 +69,7 @@ def values(text: str) -> dict[str, float]:
     return found
 
 
+COPY = CopyRecord(TAKEN.isoformat(), TAKEN.isoformat(), copied=2)
 WHOLE = text_of(run_of(SAVED, FAILED, not_selected=(EXCLUDED,)), known={UUID: PROOF})
 
 
@@ -101,6 +103,8 @@ def test_the_run_and_each_domain_have_their_metrics() -> None:
         "domain_proof_failed web": 1,
         "domain_proof_failed db": 0,
         "domain_consistency filesystem web": 1,
+        "copy_finished_timestamp_seconds": TAKEN.timestamp(),
+        "copy_failed": 0,
     }
     assert f'virt_rbd_backup_domain_leftovers{{domain="web",uuid="{UUID}"}} 2.0\n' in WHOLE
 

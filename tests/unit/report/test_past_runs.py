@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError, ConfigError
-from backup.report.past_runs import newest, past_runs, past_runs_of
+from backup.report.calendar import Days
+from backup.report.copy_record import CopyRecord, write_record
+from backup.report.past_runs import PastRuns, newest, past_runs, past_runs_of
+from backup.report.report_types import Report
 from backup.terminal.report_text import report_text
 
 from ..past_reports import NOW, keep, night
+from ..recorder import Recorder
 
 TODAY, YESTERDAY = night(["web"]), night(["web"], 1)
+
+
+def past_of(report: Report, copy: CopyRecord | None = None) -> PastRuns:
+    return PastRuns(report, Days(NOW.date()), 0, copy)
 
 
 def test_the_newest_run_is_shown_unless_another_is_named(tmp_path: Path) -> None:
@@ -54,7 +62,7 @@ def test_a_report_as_text_has_a_row_per_domain_and_each_problem_with_its_hint() 
     skipped.update(status="skipped", images=[], consistency=None, reason="saved already", timeline=None)
     report.update(exit_code=3, errors=["cannot connect to libvirt"])
     saved.update(proof_failure="vda differs at 4096")
-    head, asked, verdict, _, *rest = report_text(report).splitlines()
+    head, asked, verdict, _, *rest = report_text(past_of(report)).splitlines()
     assert head.startswith(f"run {report['run']} on node1, 2026-11-25 02:00 UTC, ")
     assert asked == "selected on the command line: web, [do]*"
     assert verdict == "1 of 2 domains failed (exit code 3)"
@@ -89,7 +97,26 @@ def test_a_report_as_text_has_a_row_per_domain_and_each_problem_with_its_hint() 
 def test_the_verdict_explains_the_exit_code(code: int, errors: list[str], number: int, verdict: str) -> None:
     report = night(["a", "b"][:number])
     report.update(exit_code=code, errors=errors)
-    assert report_text(report).splitlines()[1] == f"{verdict} (exit code {code})"
+    assert report_text(past_of(report)).splitlines()[1] == f"{verdict} (exit code {code})"
+
+
+@pytest.mark.parametrize(
+    ("copied", "missing", "error", "line"),
+    [
+        (2, 0, "", "2 restore points copied; none is missing"),
+        (1, 0, "", "1 restore point copied; none is missing"),
+        (1, 3, "3 are not in the copy", "1 restore point copied; 3 are not in the copy"),
+        (0, 0, "no space left", "failed: no space left"),
+    ],
+)
+def test_the_last_copy_is_a_line_of_the_newest_run(
+    tmp_path: Path, copied: int, missing: int, error: str, line: str
+) -> None:
+    history, began = keep(tmp_path, YESTERDAY, TODAY), "2026-11-25T02:10:11+00:00"
+    write_record(str(history.directory.parent), CopyRecord(began, began, copied, missing, error), Recorder())
+    past = past_runs(history, "", NOW.date())
+    assert report_text(past).splitlines()[2] == f"copy of 2026-11-25 02:10 UTC: {line}"
+    assert past_runs(history, YESTERDAY["run"], NOW.date()).copy is None
 
 
 def test_of_several_groups_those_without_the_run_are_left_out(tmp_path: Path) -> None:
