@@ -249,11 +249,19 @@ def list_restore_points(arguments: argparse.Namespace, settings: Settings, _cons
 
 def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Restore a domain, or some of its disks."""
-    from backup.restore.restorer import RestoreOrder, Restorer
+    from backup.restore.order import RestoreOrder
 
-    order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
+    given = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
+    order, output = given.complete(), outputs.readable(settings)
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
-        restored = Restorer(order, settings, outputs.readable(settings), display, stop).restore()
+        if order.instant:
+            from backup.instant_restore.command import InstantRestorer
+
+            restored = InstantRestorer(order, settings, output, display, stop).restore()
+        else:
+            from backup.restore.restorer import Restorer
+
+            restored = Restorer(order, settings, output, display, stop).restore()
     print_after_display(tables.restored_table(restored), display)
     return SUCCESS
 

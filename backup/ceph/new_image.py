@@ -68,6 +68,11 @@ class NewImage:
     def __str__(self) -> str:
         return str(self.image)
 
+    @property
+    def id(self) -> str:
+        """The id of the image, once it is open."""
+        return self._id
+
     def require_free(self) -> None:
         """Raise BackupError unless the image can be created; remove an interrupted restore's leftover."""
         self._require_no_other()

@@ -1,0 +1,152 @@
+"""A guest that is lost, and restored while it runs; it records each of its writes."""
+
+from __future__ import annotations
+
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import rados
+
+from tests.chaos.records import gap
+from tests.integration.node import Node
+from tests.lab import Lab, LabError, RbdDisk
+from tests.lab.guest_filesystem import CHECK_EXIT_CODES
+from tests.lab.programs import run_program
+from tests.lab.sample import MIB
+
+NAME = "instant01"
+IMAGES = {"vda": "vms/instant01-a", "vdb": "ssd/instant01-b"}
+SIZE = 64 * MIB
+RECORD = "virt-rbd-backup.instant."  # how the objects begin that have what is under way
+RECORDS = "lab.records"  # on the guest's kernel command line: append each tick to a file, too
+
+
+@dataclass(frozen=True)
+class RestoredGuest:
+    """The guest, whose domain and images are lost. `saved_at` is its tick when it was saved."""
+
+    node: Node
+    lab: Lab
+    saved_at: int
+    definition: str
+    uuid: str
+    name: str = NAME
+
+    @property
+    def state(self) -> str:
+        return self.lab.virsh("domstate", self.name).strip()
+
+    def sources(self, *options: str) -> Sequence[str]:
+        """Name the images of its disks."""
+        lines = self.lab.virsh("domblklist", self.name, *options).splitlines()
+        return [line.split()[1] for line in lines if line.strip()]
+
+    def images(self) -> Sequence[str]:
+        """List all images of its pools that are about it."""
+        names = {pool: self.lab.rbd("ls", pool).decode().split() for pool in ("vms", "ssd")}
+        listed = [(pool, name) for pool, found in names.items() for name in found]
+        return sorted(f"{pool}/{name}" for pool, name in listed if name.startswith(NAME))
+
+    def require_on_images(self, images: Mapping[str, str] = IMAGES) -> None:
+        """Have it run on its images, defined as it was, and nothing else of the restore anywhere."""
+        assert self.state == "running"
+        self.lab.wait_for_ticks(self.name, beyond=self.lab.ticks(self.name) + 2)
+        assert self.sources() == self.sources("--inactive") == list(images.values())
+        assert self.images() == sorted(images.values())
+        assert self.records() == []
+        if self.name == NAME:
+            now = self.lab.virsh("dumpxml", "--inactive", "--security-info", NAME)
+            assert comparable(now) == comparable(self.definition)
+
+    def records(self) -> Sequence[str]:
+        """List the records of instant restores in the cluster, as pool/object."""
+        found = []
+        with rados.Rados(conffile=str(self.lab.ceph_conf)) as cluster:
+            for pool in ("vms", "ssd"):
+                with cluster.open_ioctx(pool) as opened:
+                    names = [entry.key for entry in opened.list_objects()]
+                found += [f"{pool}/{name}" for name in names if name.startswith(RECORD)]
+        return found
+
+    def require_no_gap(self, images: Mapping[str, str] = IMAGES) -> None:
+        """Shut it off, and find each tick on each disk, from the first to the last that it has printed."""
+        printed = self.lab.ticks(self.name)
+        if self.state != "shut off":
+            self.lab.destroy_domain(self.name)
+        for image in images.values():
+            lines = self._recorded(image)
+            assert gap(lines) == "", image
+            assert int(lines[-2].lstrip("b")) >= printed, f"{image}: a tick that was printed is not there"
+            assert self.saved_at in {int(line.lstrip("b")) for line in lines[:-1]}
+
+    def _recorded(self, image: str) -> list[str]:
+        with tempfile.NamedTemporaryFile() as file:
+            exported = self.lab.rbd("export", "--no-progress", image, "-")
+            Path(file.name).write_bytes(exported)
+            run_program("e2fsck", "-f", "-p", file.name, accepted=CHECK_EXIT_CODES)
+            return run_program("debugfs", "-R", "cat records", file.name).decode(errors="replace").split("\n")
+
+    def ticks_since(self, tick: int) -> bool:
+        return self.lab.ticks(self.name) > tick
+
+    def remove(self) -> None:
+        """Remove what is there of it."""
+        with suppress(LabError):
+            self.lab.destroy_domain(self.name)
+        with suppress(LabError):
+            self.lab.undefine_domain(self.name)
+        for image in self.images():
+            self.lab.delete_image(image)
+        with rados.Rados(conffile=str(self.lab.ceph_conf)) as cluster:
+            for record in self.records():
+                pool, name = record.split("/")
+                with cluster.open_ioctx(pool) as opened:
+                    opened.remove_object(name)
+
+
+def comparable(xml: str) -> str:
+    """Give a definition without what libvirt chooses anew at each start."""
+    domain = ElementTree.fromstring(xml)
+    return ElementTree.canonicalize(ElementTree.tostring(domain, encoding="unicode"), strip_text=True)
+
+
+def images_dir(tmp_path: Path) -> Path:
+    """Make a directory that QEMU's user reaches, for DRILL_DIR."""
+    for directory in (tmp_path, *tmp_path.parents[:-2]):
+        directory.chmod(directory.stat().st_mode | 0o011)
+    directory = tmp_path / "images"
+    directory.mkdir(mode=0o711)
+    return directory
+
+
+@contextmanager
+def lost_guest(node: Node, lab: Lab, autostart: bool = False) -> Iterator[RestoredGuest]:
+    """Have a guest that was saved, and lost; remove what is there of it after the block."""
+    for image in IMAGES.values():
+        lab.create_image(image, SIZE)
+    lab.define_domain(NAME, [RbdDisk(target, image) for target, image in IMAGES.items()])
+    xml = lab.virsh("dumpxml", "--inactive", NAME)
+    lab.virsh("define", "/dev/stdin", stdin=xml.replace("</cmdline>", f" {RECORDS}</cmdline>").encode())
+    if autostart:
+        lab.virsh("autostart", NAME)
+    lab.start_domain(NAME, wait_for_agent=True)
+    lab.wait_for_ticks(NAME, beyond=2)
+    definition = lab.virsh("dumpxml", "--inactive", "--security-info", NAME)
+    uuid = lab.virsh("domuuid", NAME).strip()
+    done = node.run("backup", NAME)
+    assert done.returncode == 0, done.stderr
+    saved_at = lab.ticks(NAME)
+    lab.destroy_domain(NAME)
+    lab.undefine_domain(NAME)
+    for image in IMAGES.values():
+        lab.delete_image(image)
+    lab.console_log(NAME).unlink()
+    guest = RestoredGuest(node, lab, max(1, saved_at - 3), definition, uuid)
+    try:
+        yield guest
+    finally:
+        guest.remove()
