@@ -27,7 +27,7 @@ RECORDS = "lab.records"  # on the guest's kernel command line: append each tick 
 
 @dataclass(frozen=True)
 class RestoredGuest:
-    """The guest, whose domain and images are lost. `saved_at` is its tick when it was saved."""
+    """The guest, whose domain and images are lost. `saved_at` is its tick just before it was saved."""
 
     node: Node
     lab: Lab
@@ -137,15 +137,15 @@ def lost_guest(node: Node, lab: Lab, autostart: bool = False) -> Iterator[Restor
     lab.wait_for_ticks(NAME, beyond=2)
     definition = lab.virsh("dumpxml", "--inactive", "--security-info", NAME)
     uuid = lab.virsh("domuuid", NAME).strip()
+    saved_at = lab.ticks(NAME)
     done = node.run("backup", NAME)
     assert done.returncode == 0, done.stderr
-    saved_at = lab.ticks(NAME)
     lab.destroy_domain(NAME)
     lab.undefine_domain(NAME)
     for image in IMAGES.values():
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
-    guest = RestoredGuest(node, lab, max(1, saved_at - 3), definition, uuid)
+    guest = RestoredGuest(node, lab, saved_at, definition, uuid)
     try:
         yield guest
     finally:
