@@ -42,10 +42,11 @@ class Move:
     def move(self) -> None:
         """Move all disks. Raises BackupError; disks that are moved by then stay so, and the guest runs."""
         self.given.reporter.phase(self.given.saved.name, Phase.MOVE)
-        while disks := self.journal.record.on_overlays:
+        while self.journal.record.on_overlays or self.journal.record.pivoting:
             self.given.stop.check()
             try:
-                self._move(disks)
+                self._move(self.journal.record.on_overlays)
+                self._end_pivot()
             except (HypervisorError, CopyFailed) as error:
                 self._attempts += 1
                 over = isinstance(error, HypervisorError) and is_over(error)
@@ -55,6 +56,8 @@ class Move:
                 self._wait(PAUSE)
 
     def _move(self, disks: Sequence[RecordedDisk]) -> None:
+        if not disks:
+            return
         moving = self.given.moving
         self._was_off = self.guest.start_for_copy() or self._was_off
         for disk in disks:
@@ -98,18 +101,24 @@ class Move:
             if runs:
                 moving.pause()
             self._pivot_paused(disks)
+            self._end_pivot()
             if runs:
-                moving.resume()
-                given.report(
-                    Level.INFO, f"the guest was paused for {duration_text(time.monotonic() - began)}"
-                )
-            elif self._was_off and not self.journal.record.on_overlays:
-                given.domain.hypervisor.destroy(given.domain.uuid)
-            self.journal.set_pivoting(self._was_off and bool(self.journal.record.on_overlays))
+                seconds = time.monotonic() - began
+                given.report(Level.INFO, f"the guest was paused for {duration_text(seconds)}")
         finally:
             given.must_end.clear()
         if not self._was_off:
             self.guest.require_resumed()
+
+    def _end_pivot(self) -> None:
+        """Let a guest that was paused run, or be shut off, as before."""
+        if not self.journal.record.pivoting:
+            return
+        if not self._was_off:
+            self.given.moving.resume()
+        elif not self.journal.record.on_overlays:
+            self.given.domain.hypervisor.destroy(self.given.domain.uuid)
+        self.journal.set_pivoting(self._was_off and bool(self.journal.record.on_overlays))
 
     def _pivot_paused(self, disks: Sequence[RecordedDisk]) -> None:
         """Move the disks, and record it. An error that left some of them where they were is a warning.

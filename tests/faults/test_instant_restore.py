@@ -13,10 +13,9 @@ from typing import Callable
 import pytest
 
 from tests.faults.provoke import HeldBackRestic
-from tests.integration.instant_guest import NAME, RestoredGuest, images_dir, lost_guest
+from tests.integration.instant_guest import NAME, RestoredGuest, images_dir, lost_guest, qemus
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
-from tests.lab.hypervisor import qemu_pids
 
 COMMAND = ("restore", NAME, "--instant")
 
@@ -70,8 +69,8 @@ def test_killed_at_any_moment_the_same_command_continues(
         process.kill()
         process.wait()
     if with_qemu:
-        for pid in instant_qemus():
-            os.kill(pid, signal.SIGKILL)
+        for qemu in qemus(NAME):
+            qemu.kill()
     restic.let_go()
     done = node.run(*COMMAND)
     assert done.returncode == 0, done.stderr
@@ -84,12 +83,6 @@ def reached(guest: RestoredGuest, moment: str) -> bool:
         return bool(MOMENTS[moment](guest))
     except Exception:  # not defined yet
         return False
-
-
-def instant_qemus() -> list[int]:
-    """Give the pid of the guest's QEMU, if it runs."""
-    name = f"guest={NAME},"
-    return [pid for pid in qemu_pids() if name in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def test_a_lost_server_pauses_the_guest_and_it_runs_again_by_itself(node: Node, guest: RestoredGuest) -> None:
@@ -123,8 +116,8 @@ def test_a_qemu_that_is_killed_is_started_again_while_the_command_runs(
     restic = HeldBackRestic(node, "vdb.img")
     with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
         wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
-        for pid in instant_qemus():
-            os.kill(pid, signal.SIGKILL)
+        for qemu in qemus(NAME):
+            qemu.kill()
         wait_until(lambda: guest.state == "running", 60, "it runs again")
         restic.let_go()
         output, _ = process.communicate(timeout=120)

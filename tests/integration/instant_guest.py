@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import rados
@@ -15,6 +17,7 @@ from tests.chaos.records import gap
 from tests.integration.node import Node
 from tests.lab import Lab, LabError, RbdDisk
 from tests.lab.guest_filesystem import CHECK_EXIT_CODES
+from tests.lab.hypervisor import qemu_pids
 from tests.lab.programs import run_program
 from tests.lab.sample import MIB
 
@@ -72,11 +75,15 @@ class RestoredGuest:
                 found += [f"{pool}/{name}" for name in names if name.startswith(RECORD)]
         return found
 
-    def require_no_gap(self, images: Mapping[str, str] = IMAGES) -> None:
-        """Shut it off, and find each tick on each disk, from the first to the last that it has printed."""
-        printed = self.lab.ticks(self.name)
-        if self.state != "shut off":
-            self.lab.destroy_domain(self.name)
+    def require_no_gap(self, images: Mapping[str, str] = IMAGES, printed: int = 0) -> None:
+        """Shut it off, and find each tick on each disk, from the first to the last that it has printed.
+
+        `printed`: that one, if it is shut off already, and perhaps not defined here.
+        """
+        if not printed:
+            printed = self.lab.ticks(self.name)
+            if self.state != "shut off":
+                self.lab.destroy_domain(self.name)
         for image in images.values():
             lines = self._recorded(image)
             assert gap(lines) == "", image
@@ -90,6 +97,10 @@ class RestoredGuest:
             run_program("e2fsck", "-f", "-p", file.name, accepted=CHECK_EXIT_CODES)
             return run_program("debugfs", "-R", "cat records", file.name).decode(errors="replace").split("\n")
 
+    def copy(self, name: str) -> RestoredGuest:
+        """Give the domain of this name, a copy of this one."""
+        return replace(self, name=name)
+
     def ticks_since(self, tick: int) -> bool:
         return self.lab.ticks(self.name) > tick
 
@@ -98,8 +109,8 @@ class RestoredGuest:
         with suppress(LabError):
             self.lab.destroy_domain(self.name)
         with suppress(LabError):
-            self.lab.undefine_domain(self.name)
-        for image in self.images():
+            self.lab.virsh("undefine", "--nvram", self.name)
+        for image in self.images() if self.name == NAME else []:
             self.lab.delete_image(image)
         with rados.Rados(conffile=str(self.lab.ceph_conf)) as cluster:
             for record in self.records():
@@ -124,13 +135,19 @@ def images_dir(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def lost_guest(node: Node, lab: Lab, autostart: bool = False) -> Iterator[RestoredGuest]:
-    """Have a guest that was saved, and lost; remove what is there of it after the block."""
+def lost_guest(
+    node: Node, lab: Lab, autostart: bool = False, system: str = "</os>"
+) -> Iterator[RestoredGuest]:
+    """Have a guest that was saved, and lost; remove what is there of it after the block.
+
+    `system` ends its <os>.
+    """
     for image in IMAGES.values():
         lab.create_image(image, SIZE)
     lab.define_domain(NAME, [RbdDisk(target, image) for target, image in IMAGES.items()])
     xml = lab.virsh("dumpxml", "--inactive", NAME)
-    lab.virsh("define", "/dev/stdin", stdin=xml.replace("</cmdline>", f" {RECORDS}</cmdline>").encode())
+    changed = xml.replace("</cmdline>", f" {RECORDS}</cmdline>").replace("</os>", system)
+    lab.virsh("define", "/dev/stdin", stdin=changed.encode())
     if autostart:
         lab.virsh("autostart", NAME)
     lab.start_domain(NAME, wait_for_agent=True)
@@ -141,7 +158,7 @@ def lost_guest(node: Node, lab: Lab, autostart: bool = False) -> Iterator[Restor
     done = node.run("backup", NAME)
     assert done.returncode == 0, done.stderr
     lab.destroy_domain(NAME)
-    lab.undefine_domain(NAME)
+    lab.virsh("undefine", "--keep-nvram", NAME)
     for image in IMAGES.values():
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
@@ -150,3 +167,19 @@ def lost_guest(node: Node, lab: Lab, autostart: bool = False) -> Iterator[Restor
         yield guest
     finally:
         guest.remove()
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A guest's QEMU on this machine."""
+
+    pid: int
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def qemus(name: str) -> Sequence[Qemu]:
+    """Give the QEMUs of a guest, at most one."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in qemu_pids()}
+    return [Qemu(pid) for pid, line in lines.items() if f"guest={name}," in line]
