@@ -262,7 +262,8 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
             from backup.restore.restorer import Restorer
 
             restored = Restorer(order, settings, output, display, stop).restore()
-    print_after_display(tables.restored_table(restored), display)
+    if restored or not order.abort:
+        print_after_display(tables.restored_table(restored), display)
     return SUCCESS
 
 

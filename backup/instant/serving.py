@@ -89,6 +89,7 @@ class Serving:
                     self._report(f"the restore point is opened again: {error}")
             except Exception as error:  # a bug: raised where somebody waits
                 self._bug = error
+                self._ready.clear()
                 return
             self._wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

@@ -23,6 +23,7 @@ from ..instant.serving import Serving
 from ..job_result import Phase
 from ..model import Image, Level
 from ..protocols import Output, RunReporter
+from ..restore.domain import RestoredDomain
 from ..restore.images import RestoredImage
 from ..restore.order import RestoreOrder
 from ..restore.restorer import Restorer
@@ -91,7 +92,7 @@ class InstantRestorer:
                 message = f"--instant needs a libvirt of this node, not {domain.hypervisor.uri}"
                 raise BackupError(message, 'run it on that node, with LIBVIRT_URI = "qemu:///system"')
             if record:
-                _require_same(record, domain.name)
+                _require_same(record, domain, order.new_uuid)
                 domain = replace(domain, uuid=record.uuid)
             xml = restorer.xml(domain, places, cluster)
             given = Given(
@@ -205,8 +206,8 @@ def _recorded(cluster: Cluster, places: Mapping[str, Image]) -> Record | None:
     return next((record for record in found if record), None)
 
 
-def _require_same(record: Record, name: str) -> None:
+def _require_same(record: Record, domain: RestoredDomain, new_uuid: bool) -> None:
     """Raise ConfigError if what is under way is not what is ordered."""
-    if record.name != name:
-        message = f"an {record.title} to the same images is under way"
+    if record.name != domain.name or (record.uuid != domain.uuid and not new_uuid):
+        message = f"an {record.title}, UUID {record.uuid}, to the same images is under way"
         raise ConfigError([BackupError(message, "repeat that command, with the same options")])

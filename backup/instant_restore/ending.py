@@ -15,6 +15,7 @@ from ..model import Level
 from .given import Given
 from .guest import Guest
 from .journal import Journal
+from .preparation import discard_unused
 
 
 def finish(given: Given, journal: Journal) -> None:
@@ -31,8 +32,11 @@ def abort(given: Given, journal: Journal, discard: bool) -> None:
 
     Raises BackupError; TransientError if the guest runs on another node.
     """
-    if journal.record.stage is not Stage.PREPARING:
-        _shut_off(given, journal)
+    if journal.record.stage is Stage.PREPARING:
+        discard_unused(given, journal.record)
+        given.report(Level.INFO, "the instant restore is aborted: the guest had not been started")
+        return
+    _shut_off(given, journal)
     if discard:
         _discard(given, journal.record)
         given.report(Level.INFO, "the instant restore is aborted, and all that it has made is removed")

@@ -64,8 +64,14 @@ class FilledImage:
 def require_filled(given: Given, journal: Journal) -> None:
     """Check that the images recorded as complete are still there; others are restored again.
 
-    Raises BackupError if one is gone that has the guest's writes.
+    Raises BackupError if an image or overlay is gone that has the guest's writes.
     """
+    for overlay in (disk.place.overlay for disk in journal.record.on_overlays):
+        if not image_id(given.cluster, overlay):
+            message = f"the overlay {overlay}, which had what the guest has written, is gone"
+            raise BackupError(
+                message, f"is it there? rbd trash ls --all {overlay.place}; or --abort --discard"
+            )
 
     def checked(record: Record) -> Record:
         disks = []
