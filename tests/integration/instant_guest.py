@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ class RestoredGuest:
     saved_at: int
     definition: str
     uuid: str
+    boot_seconds: float  # from its start to its agent's answer, as it was before
     name: str = NAME
 
     @property
@@ -150,7 +152,9 @@ def lost_guest(
     lab.virsh("define", "/dev/stdin", stdin=changed.encode())
     if autostart:
         lab.virsh("autostart", NAME)
+    began = time.monotonic()
     lab.start_domain(NAME, wait_for_agent=True)
+    boot_seconds = time.monotonic() - began
     lab.wait_for_ticks(NAME, beyond=2)
     definition = lab.virsh("dumpxml", "--inactive", "--security-info", NAME)
     uuid = lab.virsh("domuuid", NAME).strip()
@@ -162,7 +166,7 @@ def lost_guest(
     for image in IMAGES.values():
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
-    guest = RestoredGuest(node, lab, saved_at, definition, uuid)
+    guest = RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds)
     try:
         yield guest
     finally:

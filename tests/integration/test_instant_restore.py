@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_a_lost_guest_runs_at_once_and_ends_on_its_images_as_after_a_plain_resto
         assert "Autostart:      enable" in lab.virsh("dominfo", NAME)
         guest.require_no_gap()
     assert list((tmp_path / "images").iterdir()) == []
+
+
+def test_it_takes_the_guests_own_boot_and_eight_seconds_more(
+    node: Node, lab: Lab, guest: RestoredGuest
+) -> None:
+    began = time.monotonic()
+    with node.started(*RESTORE) as process:
+        wait_until(lambda: is_answering(lab), 180, "its agent answers")
+        seconds = time.monotonic() - began
+        output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert seconds <= guest.boot_seconds + 8
+
+
+def is_answering(lab: Lab) -> bool:
+    return NAME in lab.virsh("list", "--name").split() and lab.hypervisor.agent_answers(NAME)
 
 
 def test_a_copy_runs_beside_the_domain_without_a_network(node: Node, lab: Lab, guest: RestoredGuest) -> None:
