@@ -52,9 +52,9 @@ class RecordedDisk:
 class Record:
     """What is under way: the domain as it is defined (`name`, `uuid`), its restore point, its disks.
 
-    `host` is the node that has started the guest, or is about to. `pivoting`: this program has paused the
-    guest, whose disks may be moved already although they are not recorded as that. `token` distinguishes this
-    instant restore from all others.
+    `host` is the node that has started the guest, or is about to. `started`: it may have run. `pivoting`: it
+    is paused by this program, and its disks may be moved already although they are not recorded as that.
+    `token` distinguishes this instant restore from all others.
     """
 
     domain: str
@@ -67,6 +67,7 @@ class Record:
     disks: tuple[RecordedDisk, ...]
     stage: Stage = Stage.PREPARING
     no_network: bool = False
+    started: bool = False
     pivoting: bool = False
     version: int = VERSION
 

@@ -38,7 +38,7 @@ class Guest:
         state = self.given.moving.state()
         if state is not None and state.active:
             self._adopt()
-        elif state is not None and self._is_own():
+        elif state is not None and self.journal.record.started and self._is_own():
             if self.journal.record.host != this_host():
                 self._require_nowhere_else()
             self._redefine()
@@ -46,7 +46,9 @@ class Guest:
         else:
             self._require_nowhere_else()
             self.journal.set_host(this_host())
-            self.given.domain.define_for_now(self.given.xml_now(self.journal.record))
+            # one that was killed while it defined the domain may not have written its NVRAM
+            again = state is not None and self._is_own()
+            self.given.domain.define_for_now(self.given.xml_now(self.journal.record), again)
             self._run(paused=False)
 
     def record_moved(self) -> None:
@@ -165,8 +167,8 @@ class Guest:
         self.given.domain.hypervisor.define(self.given.xml_now(self.journal.record))
 
     def _run(self, paused: bool) -> None:
-        """Start it. It has not run since its disks were moved the last time, so nothing is being moved."""
-        self.journal.set_pivoting(False)
+        """Start it."""
+        self.journal.set_started()
         self.given.domain.hypervisor.start(self.given.domain.uuid, paused)
         if not paused:
             self.given.report(Level.INFO, "started; its images are restored while it runs")

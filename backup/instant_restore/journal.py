@@ -30,6 +30,10 @@ class Journal:
     def set_pivoting(self, pivoting: bool) -> None:
         self.change(lambda record: replace(record, pivoting=pivoting))
 
+    def set_started(self) -> None:
+        """Record that the guest is about to run; nothing is being moved then."""
+        self.change(lambda record: replace(record, started=True, pivoting=False))
+
     def set_filled(self, target: str, image_id: str) -> None:
         self.change(lambda record: record.changed(target, filled=image_id))
 

@@ -179,9 +179,10 @@ class RestoredDomain:
         self.define_for_now(xml)
         self.set_autostart()
 
-    def define_for_now(self, xml: str) -> None:
-        """The same, but let libvirt not start it by itself yet."""
-        self.require_definable()
+    def define_for_now(self, xml: str, again: bool = False) -> None:
+        """The same, but let libvirt not start it by itself yet. `again`: replace what was begun before."""
+        domain = replace(self, force=True) if again else self
+        domain.require_definable()
         with self._files.replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")

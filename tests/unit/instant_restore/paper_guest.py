@@ -93,7 +93,9 @@ class PaperDomain:
         self.defined = sources(xml)
         self.world.step()
 
-    define_for_now = define
+    def define_for_now(self, xml: str, again: bool = False) -> None:
+        assert self.defined is None or again
+        self.define(xml)
 
     def start(self, _uuid: str, paused: bool = False) -> None:
         assert self.live is None, "the guest was started twice"
@@ -222,7 +224,7 @@ def given(world: World) -> Given:
             uuid=domain.uuid,
             name=domain.name,
             hypervisor=domain,
-            define_for_now=domain.define,
+            define_for_now=domain.define_for_now,
             set_autostart=domain.set_autostart,
         ),
         moving=domain,
