@@ -20,6 +20,7 @@ from .changing import changing, terabyte
 from .comeback import comeback
 from .disks import disks
 from .guests import freeze, keeping, write_latency
+from .instant import instant
 from .large import large
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
@@ -36,6 +37,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "start": starts,
     "sizes": sizes,
     "restore": comeback,
+    "instant": instant,
     "changes": changing,
     "terabyte": terabyte,
     "large": large,
