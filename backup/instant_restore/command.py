@@ -44,6 +44,15 @@ POLL = 0.2  # seconds between two checks of the guest while its images are resto
 
 
 @dataclass(frozen=True)
+class _Chosen:
+    """A restore point, what it has, and where that is restored to, by target."""
+
+    point: StoredPoint
+    saved: SavedDomain
+    places: Mapping[str, Image]
+
+
+@dataclass(frozen=True)
 class InstantRestorer:
     """Carries out a restore order with --instant."""
 
@@ -55,49 +64,53 @@ class InstantRestorer:
 
     def restore(self) -> Sequence[RestoredImage]:
         """Restore the domain; return its images, none if it was aborted. Raises ConfigError, BackupError."""
-        restorer = Restorer(self.order, self.settings, self.output, self.reporter, self.stop)
-        points = restorer.points()
-        point = find_point(points, self.order.domain, self.order.at)
-        saved = self._saved(restorer, point)
-        places = restorer.places(saved.images)
+        points = self._restorer(self.order).points()
+        chosen = self._chosen(self.order, find_point(points, self.order.domain, self.order.at))
         must_end = threading.Event()
-        with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
-            work = partial(self._work, cluster, points, point, saved, places, must_end)
-            return unless_silent(work, cluster, list(places.values()), self.stop, self.reporter, must_end)
+        with restore_cluster(self.settings, self.stop, self.reporter, chosen.saved.name) as cluster:
+            work = partial(self._work, cluster, points, chosen, must_end)
+            images = list(chosen.places.values())
+            return unless_silent(work, cluster, images, self.stop, self.reporter, must_end)
 
-    def _saved(self, restorer: Restorer, point: StoredPoint) -> SavedDomain:
-        return with_current_ids(restorer.saved(point), point)
+    def _restorer(self, order: RestoreOrder) -> Restorer:
+        return Restorer(order, self.settings, self.output, self.reporter, self.stop)
+
+    def _chosen(self, order: RestoreOrder, point: StoredPoint) -> _Chosen:
+        restorer = self._restorer(order)
+        saved = with_current_ids(restorer.saved(point), point)
+        return _Chosen(point, saved, restorer.places(saved.images))
 
     def _work(
-        self,
-        cluster: Cluster,
-        points: Sequence[StoredPoint],
-        point: StoredPoint,
-        saved: SavedDomain,
-        places: Mapping[str, Image],
-        must_end: threading.Event,
+        self, cluster: Cluster, points: Sequence[StoredPoint], chosen: _Chosen, must_end: threading.Event
     ) -> Sequence[RestoredImage]:
-        record = _recorded(cluster, places)
-        order = self.order
+        record, order, places = _recorded(cluster, chosen.places), self.order, chosen.places
         if record and record.stage is not Stage.PREPARING:
-            point = self._point_of(record, point, points)
+            point = self._point_of(record, chosen.point, points)
             order = replace(order, no_network=record.no_network)
-        restorer = Restorer(order, self.settings, self.output, self.reporter, self.stop)
-        if record and record.stage is not Stage.PREPARING and saved.point != point.id:
-            saved = self._saved(restorer, point)
-            places = restorer.places(saved.images)
+            chosen = chosen if point is chosen.point else self._chosen(order, point)
         with ExitStack() as stack:
-            domain = restorer.domain(saved, stack)
+            restorer = self._restorer(order)
+            domain = restorer.domain(chosen.saved, stack)
             if not domain.hypervisor.local:
                 message = f"--instant needs a libvirt of this node, not {domain.hypervisor.uri}"
                 raise BackupError(message, 'run it on that node, with LIBVIRT_URI = "qemu:///system"')
             if record:
                 _require_same(record, domain, order.new_uuid)
                 domain = replace(domain, uuid=record.uuid)
-            xml = restorer.xml(domain, places, cluster)
+            xml = restorer.xml(domain, chosen.places, cluster)
             given = Given(
-                *(self.settings, self.output, self.reporter, self.stop, cluster, point, saved, places),
-                *(domain, xml, order.force, must_end),
+                self.settings,
+                self.output,
+                self.reporter,
+                self.stop,
+                cluster,
+                chosen.point,
+                chosen.saved,
+                chosen.places,
+                domain,
+                xml,
+                order.force,
+                must_end,
             )
             stack.enter_context(locked(given))
             if _recorded(cluster, places) != record:
@@ -113,7 +126,7 @@ class InstantRestorer:
         if not found:
             message = f"the restore point of the {record.title} is no longer in the repository"
             raise BackupError(message, "--instant --abort ends it; what the guest has written stays")
-        return found[-1]
+        return point if record.is_of(point) else found[-1]
 
     def _locked(self, given: Given, record: Record | None) -> Sequence[RestoredImage]:
         if self.order.abort:

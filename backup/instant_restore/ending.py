@@ -38,7 +38,7 @@ def abort(given: Given, journal: Journal, discard: bool) -> None:
         return
     _shut_off(given, journal)
     if discard:
-        _discard(given, journal.record)
+        _discard(given, journal)
         given.report(Level.INFO, "the instant restore is aborted, and all that it has made is removed")
         return
     journal.change(lambda record: replace(record, stage=Stage.ABORTED, pivoting=False))
@@ -47,26 +47,23 @@ def abort(given: Given, journal: Journal, discard: bool) -> None:
 
 
 def _shut_off(given: Given, journal: Journal) -> None:
-    moving, record = given.moving, journal.record
-    state = moving.state()
-    if state is not None:
-        Guest(given, journal, lambda: False).record_moved()
-        if state.active:
+    record, guest = journal.record, Guest(given, journal, lambda: False)
+    if guest.is_here():
+        guest.record_moved()
+        state = given.moving.state()
+        if state is not None and state.active:
             given.domain.hypervisor.destroy(given.domain.uuid)
-            return
+        return
     images = [disk.place if disk.moved else disk.place.overlay for disk in record.disks if disk.attached]
     if used := unused(given.cluster, images, given.stop.check):
         message = f"the guest runs elsewhere, on {record.host} perhaps: it has {'; '.join(used)}"
         raise TransientError(message, "repeat the command on that node")
 
 
-def _discard(given: Given, record: Record) -> None:
-    moving = given.moving
-    for target, disk in (moving.disks() if moving.state() is not None else {}).items():
-        known = {str(image) for image in record.overlays.values()} | {one.image for one in record.disks}
-        if target in record.overlays and disk.image in known:
-            moving.undefine()
-            break
+def _discard(given: Given, journal: Journal) -> None:
+    record = journal.record
+    if Guest(given, journal, lambda: False).is_here():
+        given.moving.undefine()
     removal = ImageRemoval(given.cluster, given.reporter, given.stop)
     for one in record.disks:
         unfinished = replace(one.place, name=one.place.name + RESTORING)

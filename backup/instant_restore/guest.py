@@ -38,7 +38,7 @@ class Guest:
         state = self.given.moving.state()
         if state is not None and state.active:
             self._adopt()
-        elif state is not None and self.journal.record.started and self._is_own():
+        elif state is not None and self.journal.record.started and self.is_own():
             if self.journal.record.host != this_host():
                 self._require_nowhere_else()
             self._redefine()
@@ -47,7 +47,7 @@ class Guest:
             self._require_nowhere_else()
             self.journal.set_host(this_host())
             # one that was killed while it defined the domain may not have written its NVRAM
-            again = state is not None and self._is_own()
+            again = state is not None and self.is_own()
             self.given.domain.define_for_now(self.given.xml_now(self.journal.record), again)
             self._run(paused=False)
 
@@ -127,7 +127,7 @@ class Guest:
 
     def _adopt(self) -> None:
         """Continue with a guest that runs here."""
-        if not self._is_own():
+        if not self.is_own():
             domain = self.given.domain
             message = f"the domain {domain.name} that runs here has other disks"
             raise BackupError(message, f"virsh domblklist {domain.name}; --abort ends the instant restore")
@@ -143,7 +143,11 @@ class Guest:
             self.journal.set_pivoting(False)
         self.given.report(Level.INFO, "the guest runs here already")
 
-    def _is_own(self) -> bool:
+    def is_here(self) -> bool:
+        """Return whether the guest's domain is defined here, running or not."""
+        return self.given.moving.state() is not None and self.is_own()
+
+    def is_own(self) -> bool:
         """Return whether the domain that is defined here has the overlays, or the images, of the record."""
         disks = self.given.moving.disks()
         return all(
