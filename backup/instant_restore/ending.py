@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ceph.image_removal import ImageRemoval
-from ..ceph.new_image import RESTORING
+from ..ceph.new_image import RESTORING, replaced_by
 from ..ceph.overlay_image import image_id, remove_overlay, unused
 from ..command import COMMAND
 from ..errors import TransientError
@@ -22,6 +22,9 @@ def finish(given: Given, journal: Journal) -> None:
     """Define the domain as a plain restore does, and remove the overlays. Raises BackupError."""
     given.domain.hypervisor.define(given.xml)
     given.domain.set_autostart()
+    removal = ImageRemoval(given.cluster, given.reporter, given.stop)
+    for disk in journal.record.disks:  # of a process that was killed when it had replaced it
+        removal.remove(replaced_by(disk.place))
     _remove_overlays(given, journal.record)
     records.remove(given.cluster, journal.record)
     given.report(Level.INFO, "runs on its restored images alone: the instant restore is complete")

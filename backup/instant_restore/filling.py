@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from ..ceph.image_writer import ImageWriter
-from ..ceph.new_image import NewImage
+from ..ceph.new_image import NewImage, undo_replacement
 from ..ceph.overlay_image import FORGET_LIMIT, POLL, image_id
 from ..errors import BackupError, TransientError
 from ..instant.record import Record
@@ -82,6 +82,8 @@ def require_filled(given: Given, journal: Journal) -> None:
                 raise BackupError(
                     message, f"rbd trash ls --all {disk.place.place}; --abort --discard ends it"
                 )
+            if not there:
+                undo_replacement(given.cluster, disk.place)
             disks.append(disk if there else replace(disk, filled=""))
         return replace(record, disks=tuple(disks))
 
