@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -39,6 +40,7 @@ class RestoredGuest:
     definition: str
     uuid: str
     boot_seconds: float  # from its start to its agent's answer, as it was before
+    used: int  # bytes of its images, as they were before
     name: str = NAME
 
     @property
@@ -121,6 +123,12 @@ class RestoredGuest:
                     opened.remove_object(name)
 
 
+def used_bytes(lab: Lab) -> int:
+    """Give how many bytes the guest's images occupy, in whole objects."""
+    listed = [json.loads(lab.rbd("du", "--format", "json", image)) for image in IMAGES.values()]
+    return sum(int(one["used_size"]) for found in listed for one in found["images"])
+
+
 def comparable(xml: str) -> str:
     """Give a definition without what libvirt chooses anew at each start."""
     domain = ElementTree.fromstring(xml)
@@ -162,11 +170,12 @@ def lost_guest(
     done = node.run("backup", NAME)
     assert done.returncode == 0, done.stderr
     lab.destroy_domain(NAME)
+    used = used_bytes(lab)
     lab.virsh("undefine", "--keep-nvram", NAME)
     for image in IMAGES.values():
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
-    guest = RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds)
+    guest = RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds, used)
     try:
         yield guest
     finally:

@@ -20,6 +20,7 @@ from tests.integration.instant_guest import (
     images_dir,
     lost_guest,
     qemus,
+    used_bytes,
 )
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
@@ -27,6 +28,7 @@ from tests.lab.second_node import second_node
 
 RESTORE = ("restore", NAME, "--instant")
 OVERLAYS = [f"{image}.virt-rbd-backup.overlay" for image in IMAGES.values()]
+OBJECT = 4 << 20  # bytes
 FIRMWARE, VARIABLES = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
 
@@ -85,6 +87,20 @@ def test_it_takes_the_guests_own_boot_and_eight_seconds_more(
 
 def is_answering(lab: Lab) -> bool:
     return NAME in lab.virsh("list", "--name").split() and lab.hypervisor.agent_answers(NAME)
+
+
+def test_its_images_stay_thin_although_the_guest_trims(node: Node, lab: Lab, guest: RestoredGuest) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started(*RESTORE, RESTIC_BINARY=restic.path) as process:
+        restic.reached()
+        wait_until(lambda: is_answering(lab), 120, "its agent answers")
+        lab.virsh("domfstrim", NAME)
+        restic.let_go()
+        output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert used_bytes(lab) <= guest.used + 3 * OBJECT
+    guest.require_on_images()
+    guest.require_no_gap()
 
 
 def test_a_copy_runs_beside_the_domain_without_a_network(node: Node, lab: Lab, guest: RestoredGuest) -> None:
