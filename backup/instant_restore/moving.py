@@ -42,6 +42,8 @@ class Move:
     def move(self) -> None:
         """Move all disks. Raises BackupError; disks that are moved by then stay so, and the guest runs."""
         self.given.reporter.phase(self.given.saved.name, Phase.MOVE)
+        if self.journal.record.on_overlays:
+            self.given.report(Level.INFO, "all images are restored; moving the guest to them")
         while self.journal.record.on_overlays or self.journal.record.pivoting:
             self.given.stop.check()
             try:

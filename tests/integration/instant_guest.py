@@ -173,6 +173,7 @@ def lost_guest(
     used = used_bytes(lab)
     lab.virsh("undefine", "--keep-nvram", NAME)
     for image in IMAGES.values():
+        lab.rbd("snap", "purge", "--no-progress", image)  # base snapshots
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
     guest = RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds, used)
