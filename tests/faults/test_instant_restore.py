@@ -110,6 +110,31 @@ READ_ALL = json.dumps(
 )
 
 
+def test_a_guest_that_reads_without_the_server_waits_and_gets_no_error(
+    node: Node, guest: RestoredGuest
+) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
+        wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
+        wait_until(lambda: guest.lab.hypervisor.agent_answers(NAME), 60, "its agent answers")
+        process.kill()
+        process.wait()
+    reading = json.loads(guest.lab.virsh("qemu-agent-command", NAME, READ_ALL))["return"]["pid"]
+    paused = "paused (I/O error)"
+    wait_until(lambda: paused in guest.lab.virsh("domstate", "--reason", NAME), 30, "it is paused")
+    time.sleep(2)
+    assert paused in guest.lab.virsh("domstate", "--reason", NAME), "nobody resumes it meanwhile"
+    restic.let_go()
+    done = node.run(*COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert "a read or write of the guest failed: it is paused until that succeeds" in done.stderr
+    guest.require_on_images()
+    ask = json.dumps({"execute": "guest-exec-status", "arguments": {"pid": reading}})
+    status = json.loads(guest.lab.virsh("qemu-agent-command", NAME, ask))["return"]
+    assert (status["exited"], status["exitcode"]) == (True, 0), "its reads have succeeded"
+    guest.require_no_gap()
+
+
 def test_a_qemu_that_is_killed_is_started_again_while_the_command_runs(
     node: Node, guest: RestoredGuest
 ) -> None:
