@@ -186,7 +186,8 @@ DRILL_POOL = ""
 DRILL_BOOT_TIMEOUT = 300
 
 # Directory for what a guest writes while `main.py drill --instant` runs it; removed afterwards. 2 GiB have to
-# be free, and QEMU's user needs to reach it: no directory above it may be closed to others.
+# be free, and QEMU's user needs to reach it: no directory above it may be closed to others. The socket of
+# `main.py restore --instant` is there, too.
 DRILL_DIR = "/var/lib/libvirt/images"
 
 # --- State and reports on this node -------------------------------------------------------------

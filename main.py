@@ -257,13 +257,21 @@ def _read(arguments: argparse.Namespace, settings: Settings) -> Settings:
 
 def restore(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
     """Restore a domain, or some of its disks."""
-    from backup.restore.restorer import RestoreOrder, Restorer
+    from backup.restore.order import RestoreOrder
 
-    order = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
+    given = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
+    order, output = given.complete(), outputs.readable(_read(arguments, settings))
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
-        output = outputs.readable(_read(arguments, settings))
-        restored = Restorer(order, settings, output, display, stop).restore()
-    print_after_display(tables.restored_table(restored), display)
+        if order.instant:
+            from backup.instant_restore.command import InstantRestorer
+
+            restored = InstantRestorer(order, settings, output, display, stop).restore()
+        else:
+            from backup.restore.restorer import Restorer
+
+            restored = Restorer(order, settings, output, display, stop).restore()
+    if restored or not order.abort:
+        print_after_display(tables.restored_table(restored), display)
     return SUCCESS
 
 

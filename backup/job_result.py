@@ -21,6 +21,7 @@ class Phase(str, Enum):
     VERIFY = "verifying"
     RESTORE = "restoring"
     BOOT = "booting"
+    MOVE = "moving the guest"  # from the overlays of an instant restore to the restored images
     TIDY = "tidying up"  # removing snapshots and the lock
 
 

@@ -36,6 +36,9 @@ class Consistency(str, Enum):
     OFFLINE = "offline"  # shut off
 
 
+OVERLAY = ".virt-rbd-backup.overlay"  # suffix of the image with a guest's writes during an instant restore
+
+
 @dataclass(frozen=True)
 class Image:
     """An RBD image within its cluster: found by its `id` if that is known, even if renamed, else by name.
@@ -53,6 +56,15 @@ class Image:
     def place(self) -> str:
         """Its pool or pool/namespace."""
         return f"{self.pool}/{self.namespace}" if self.namespace else self.pool
+
+    @property
+    def overlay(self) -> Image:
+        """The image with what the guest writes while this one is restored below it."""
+        return Image(self.pool, self.name + OVERLAY, self.namespace)
+
+    @property
+    def is_overlay(self) -> bool:
+        return self.name.endswith(OVERLAY)
 
     def __str__(self) -> str:
         return f"{self.place}/{self.name}"

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from .command import COMMAND
-from .errors import BackupError, ConfigError
+from .errors import BackupError, ConfigError, Skipped
 from .model import Disk, Domain, Gap, State
 from .settings import Settings
 
 METADATA = "its metadata"
+ON_OVERLAYS = f"an instant restore of it is under way, or was interrupted: see `{COMMAND} status`"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,12 @@ def effective(domain: Domain, settings: Settings) -> Settings:
 
 
 def require_complete(domain: Domain) -> None:
-    """Raise BackupError if the domain, as returned by `select_disks`, could not be restored completely."""
+    """Raise BackupError if the domain, as returned by `select_disks`, could not be restored completely.
+
+    Raises Skipped while an instant restore of it is under way.
+    """
+    if _is_on_overlays(domain):
+        raise Skipped(ON_OVERLAYS)
     if domain.problem:
         raise domain.problem
     for disk in domain.disks:
@@ -64,6 +70,11 @@ def require_complete(domain: Domain) -> None:
             message = f"{disk} cannot be backed up: {disk.skipped}"
             hint = f'to exclude it: <backup exclude="{disk.target}"/> in the domain\'s metadata'
             raise BackupError(message, hint)
+
+
+def _is_on_overlays(domain: Domain) -> bool:
+    """Return whether an instant restore has not moved the domain to its images yet."""
+    return any(disk.image and disk.image.is_overlay for disk in domain.disks)
 
 
 def _rank(domain: Domain) -> tuple[int, bool]:
@@ -89,6 +100,8 @@ def _skip_reason(domain: Domain, best: Domain, settings: Settings, names: Sequen
         return "not selected on the command line"
     if domain is not best:
         return f"{'runs' if best.state.active else 'also defined'} at {best.uri}"
+    if _is_on_overlays(domain):
+        return ON_OVERLAYS
     if domain.override.enabled is False:
         return f"disabled in {METADATA}"
     if domain.override.enabled is None:

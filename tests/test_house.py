@@ -38,6 +38,7 @@ FLOORS = {
     "instant": 5,
     "watch": 5,
     "orphaned": 5,
+    "instant_restore": 6,
     "run": 6,
     "status": 6,
     "verify": 6,

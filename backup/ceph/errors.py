@@ -6,7 +6,7 @@ import errno
 import os
 
 from ..command import COMMAND
-from ..errors import BackupError, TransientError
+from ..errors import BackupError, Skipped, TransientError
 from ..model import Image
 
 # ESHUTDOWN: this client was blocklisted; the next attempt is another client.
@@ -44,6 +44,16 @@ class HeldByCleanup(LockHeld):
 
 class HeldByDead(LockHeld):
     """A process of this node that was killed holds the lock until it expires: nobody is saving the domain."""
+
+
+class HeldByRestore(LockHeld, Skipped):
+    """An instant restore holds the lock until the guest is on its restored images: a backup skips it.
+
+    `here`: it is a process of this node; `ended`: which does not run any more.
+    """
+
+    here = False
+    ended = False
 
 
 class LockLost(TransientError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Callable
@@ -60,13 +60,18 @@ class NewImage:
         self._reporter = reporter
         self._removal = ImageRemoval(cluster, reporter, stop or StopRequest())
         self.filling = replace(image, name=image.name + RESTORING)
-        self._replaced = replace(image, name=image.name + REPLACED)
+        self._replaced = replaced_by(image)
         self._id = ""  # of the created image
         self._opened: Any = None
         self._undo = ExitStack()
 
     def __str__(self) -> str:
         return str(self.image)
+
+    @property
+    def id(self) -> str:
+        """The id of the image, once it is open."""
+        return self._id
 
     def require_free(self) -> None:
         """Raise BackupError unless the image can be created; remove an interrupted restore's leftover."""
@@ -244,6 +249,21 @@ class NewImage:
         if image == self.filling:
             self._removal.empty(image)
         self._removal.remove(image)
+
+
+def replaced_by(image: Image) -> Image:
+    """Return the name that an image has while another one replaces it."""
+    return replace(image, name=image.name + REPLACED)
+
+
+def undo_replacement(cluster: Cluster, image: Image) -> None:
+    """Give an image its name again if a killed process has just begun to replace it. Raises ClusterError."""
+
+    def undo() -> None:
+        with suppress(rbd.ImageNotFound, rbd.ImageExists):
+            rbd.RBD().rename(cluster.pool_of(image), replaced_by(image).name, image.name)
+
+    cluster.retried("cannot give its name again to", replaced_by(image), undo)
 
 
 def require_room(cluster: Cluster, pool: str, data_bytes: int) -> None:

@@ -88,13 +88,13 @@ class Hypervisor:
 
     def domain(self, uuid: str, check_stop: CheckStop = never_stop) -> Domain:
         """Return a domain as it is now; its state is BUSY if it has a libvirt job. Raises DomainGone."""
-        handle = self._handle(uuid, check_stop)
+        handle = self.handle(uuid, check_stop)
         found = self._described(handle)
         return replace(found, state=State.BUSY) if has_job(handle) else found
 
     def state(self, uuid: str) -> State:
         """Return the domain's state, quickly, as its guest may be frozen. Raises DomainGone."""
-        handle = self._handle(uuid)
+        handle = self.handle(uuid)
         with libvirt_errors("cannot read the domain's state"):
             return State.BUSY if has_job(handle) else state_of(handle)
 
@@ -103,12 +103,12 @@ class Hypervisor:
 
         `sending`: only one that sends the domain's memory, which it does not do as long as it is prepared.
         """
-        return cancel_migration(self._handle(uuid), sending)
+        return cancel_migration(self.handle(uuid), sending)
 
     def instance(self, uuid: str) -> int:
         """Return libvirt's id of the running domain, -1 if it is not running. Raises DomainGone."""
         with libvirt_errors("cannot read the domain's id"):
-            return int(self._handle(uuid).ID())
+            return int(self.handle(uuid).ID())
 
     def secret(self, address: ClusterAddress, check_stop: CheckStop = never_stop) -> str:
         """Return the cephx key that the disk's <auth> refers to, "" if there is none."""
@@ -128,7 +128,7 @@ class Hypervisor:
 
     def definition(self, domain: Domain, check_stop: CheckStop = never_stop) -> Definition:
         """Return what is needed to define the domain again. Raises BackupError if NVRAM cannot be read."""
-        handle = self._handle(domain.uuid, check_stop)
+        handle = self.handle(domain.uuid, check_stop)
         with libvirt_errors(f"cannot get the definition of {domain.name}"):
             secure = libvirt.VIR_DOMAIN_XML_SECURE
             inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
@@ -157,7 +157,7 @@ class Hypervisor:
         Raises BackupError if its TPM's state cannot be read, or a file system hangs.
         """
         with libvirt_errors("cannot read the domain's definition"):
-            handle = self._handle(domain.uuid)
+            handle = self.handle(domain.uuid)
             xmls = (handle.XMLDesc(0), handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
         read = partial(node_files.read_files, domain, xmls, limit, self.local, read=False)
         return self._of_node(read)[1]
@@ -206,16 +206,16 @@ class Hypervisor:
 
     def set_autostart(self, uuid: str, autostart: bool) -> None:
         """Let libvirt start the domain whenever the node starts, or not."""
-        handle = self._handle(uuid)
+        handle = self.handle(uuid)
         option = "" if autostart else "--disable "
         with libvirt_errors("cannot set the domain's autostart", f"virsh autostart {option}{uuid}"):
             handle.setAutostart(autostart)
 
-    def start(self, uuid: str) -> None:
-        """Start a domain that is shut off."""
-        handle = self._handle(uuid)
+    def start(self, uuid: str, paused: bool = False) -> None:
+        """Start a domain that is shut off. `paused`: its processors do not run."""
+        handle = self.handle(uuid)
         with libvirt_errors("cannot start the domain", f"the domain is defined; try: virsh start {uuid}"):
-            handle.create()
+            handle.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     def run_once(self, xml: str) -> None:
         """Run a domain without defining it; libvirt destroys it when this connection ends."""
@@ -231,7 +231,7 @@ class Hypervisor:
     def destroy(self, uuid: str) -> None:
         """Destroy a domain; one that has already ended counts as success."""
         with suppress(DomainGone):
-            handle = self._handle(uuid)
+            handle = self.handle(uuid)
             with libvirt_errors("cannot destroy the domain"):
                 handle.destroy()
 
@@ -239,30 +239,30 @@ class Hypervisor:
         self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
     ) -> PartialFreeze | None:
         """Check that the guest agent answers; see GuestAgent.probe."""
-        handle = self._handle(domain.uuid, check_stop)
+        handle = self.handle(domain.uuid, check_stop)
         return GuestAgent(handle, timeout, self._timeout, check_stop).probe()
 
     def mounts(
         self, domain: Domain, timeout: int, check_stop: CheckStop = never_stop
     ) -> Sequence[Mount] | None:
         """Return what the guest has mounted; see GuestAgent.mounts."""
-        return GuestAgent(self._handle(domain.uuid, check_stop), timeout, self._timeout, check_stop).mounts()
+        return GuestAgent(self.handle(domain.uuid, check_stop), timeout, self._timeout, check_stop).mounts()
 
     def freeze(self, domain: Domain, timeout: int, mountpoints: Sequence[str] = ()) -> int:
         """Freeze the guest's file systems; see GuestAgent.freeze.
 
         The limit is three times the agent's `timeout`, as libvirt waits half a minute for other agent calls.
         """
-        agent = GuestAgent(self._handle(domain.uuid), timeout, min(self._timeout, 2 * timeout))
+        agent = GuestAgent(self.handle(domain.uuid), timeout, min(self._timeout, 2 * timeout))
         return agent.freeze(mountpoints)
 
     def thaw(self, domain: Domain, timeout: int) -> int:
         """Thaw the guest's file systems; see GuestAgent.thaw."""
-        return GuestAgent(self._handle(domain.uuid), timeout, self._timeout).thaw()
+        return GuestAgent(self.handle(domain.uuid), timeout, self._timeout).thaw()
 
     def pause(self, domain: Domain) -> None:
         """Pause the domain's processors. Before this returns, QEMU has drained and flushed all disks."""
-        handle = self._handle(domain.uuid)
+        handle = self.handle(domain.uuid)
         with libvirt_errors("cannot pause the domain"):
             handle.suspend()
 
@@ -272,7 +272,7 @@ class Hypervisor:
         The state is not checked before: unlike a check, the resume waits for a pause that timed out and may
         still happen.
         """
-        handle = self._handle(domain.uuid)
+        handle = self.handle(domain.uuid)
         try:
             with libvirt_errors("cannot resume the domain"):
                 handle.resume()
@@ -300,7 +300,8 @@ class Hypervisor:
             self.connection_number += 1
         return self._open if check_stop is never_stop else self._open.until_stop(check_stop)
 
-    def _handle(self, uuid: str, check_stop: CheckStop = never_stop) -> Any:
+    def handle(self, uuid: str, check_stop: CheckStop = never_stop) -> Any:
+        """Return libvirt's own object of a domain, for this room. Raises DomainGone, HypervisorError."""
         with libvirt_errors(f"cannot find domain {uuid}"):
             return self._connection(check_stop).lookupByUUIDString(uuid)
 

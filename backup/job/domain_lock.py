@@ -15,7 +15,7 @@ from functools import partial
 
 from ..ceph.cluster import Claim, Cluster
 from ..ceph.clusters import Clusters
-from ..ceph.errors import ClusterError, HeldByCleanup, HeldByDead, LockHeld
+from ..ceph.errors import ClusterError, HeldByCleanup, HeldByDead, HeldByRestore, LockHeld
 from ..command import COMMAND
 from ..errors import BackupError, TransientError
 from ..model import Domain, Image, Level
@@ -25,6 +25,7 @@ from ..system.stop_request import StopRequest
 from ..system.undo import undone_by
 
 CLEANUP = "cleanup."  # how owners begin that only remove leftovers
+RESTORE = "restore."  # and those that restore the domain while its guest runs
 RETRY_PAUSE = 1.0  # seconds before a renewal that failed is retried, at the most
 
 
@@ -107,6 +108,11 @@ class DomainLock:
         except LockHeld as error:
             place = f"--pool {one.image.pool} --namespace '{one.image.namespace}'"
             owner = one.cluster.last_owner(one.image, self.name)
+            if owner.startswith(RESTORE):
+                found = HeldByRestore(f"the domain is being restored: {owner_text(owner)}")
+                found.here = _host_of(owner[len(RESTORE) :]) == socket.gethostname()
+                found.ended = _is_dead(owner[len(RESTORE) :])
+                raise found from error
             if _is_dead(owner):
                 message = f"a backup of this domain was killed, and its lock has not expired yet ({owner})"
                 hint = (
@@ -203,8 +209,15 @@ class _Renewer:
 
 def owner_text(owner: str) -> str:
     """Return what an owner does, and on which node: "backup on node1"."""
-    what, name = ("cleanup", owner[len(CLEANUP) :]) if owner.startswith(CLEANUP) else ("backup", owner)
-    return f"{what} on {name.rsplit('.', 2)[0]}"
+    what, name = "backup", owner
+    for prefix, purpose in ((CLEANUP, "cleanup"), (RESTORE, "instant restore")):
+        if owner.startswith(prefix):
+            what, name = purpose, owner[len(prefix) :]
+    return f"{what} on {_host_of(name)}"
+
+
+def _host_of(owner: str) -> str:
+    return owner.rsplit(".", 2)[0]
 
 
 def _is_dead(owner: str) -> bool:

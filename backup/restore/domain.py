@@ -95,7 +95,7 @@ class RestoredDomain:
 
     def xml(self, images: Mapping[str, Image], monitors: Sequence[tuple[str, str]]) -> str:
         """Return its XML with these images; warn of all that differs. Raises BackupError."""
-        change = Redefinition(self.name, self.uuid, self.copy, self._attached(images), monitors)
+        change = Redefinition(self.name, self.uuid, self.copy, self.attached(images), monitors)
         xml, left_out = redefined(self._definition(images), change)
         inactive = self._with_layers
         drives = drives_without_image(inactive)
@@ -138,7 +138,7 @@ class RestoredDomain:
         """
         definition = self._with_layers if exports else self._definition(images)
         change = Redefinition(
-            *(self.name, self.uuid, True, self._attached(images), monitors, True, self._attached(exports))
+            *(self.name, self.uuid, True, self.attached(images), monitors, True, self.attached(exports))
         )
         xml, left_out = redefined(definition, change)
         for what in left_out:
@@ -176,13 +176,18 @@ class RestoredDomain:
 
     def define(self, xml: str) -> None:
         """Define it and write its NVRAM. Raises BackupError, also if its name has been taken meanwhile."""
-        self.require_definable()
+        self.define_for_now(xml)
+        self.set_autostart()
+
+    def define_for_now(self, xml: str, again: bool = False) -> None:
+        """The same, but let libvirt not start it by itself yet. `again`: replace what was begun before."""
+        domain = replace(self, force=True) if again else self
+        domain.require_definable()
         with self._files.replaced():
             self.hypervisor.define(xml)
         self.reporter.message(Level.INFO, self.name, f"defined, UUID {self.uuid}")
         self._warn_of_new_tpm()
         self._restore_missing_files(xml)
-        self._set_autostart()
         self._warn_of_missing_secrets(xml)
 
     def start(self) -> None:
@@ -190,7 +195,7 @@ class RestoredDomain:
         self.hypervisor.start(self.uuid)
         self.reporter.message(Level.INFO, self.name, "started")
 
-    def _attached(self, images: Mapping[str, Restored]) -> Mapping[str, Restored]:
+    def attached(self, images: Mapping[str, Restored]) -> Mapping[str, Restored]:
         """Return the restored images by their targets in the definition, which is that of the next start."""
         return {target: images[one] for target, one in self._saved_targets.items() if one in images}
 
@@ -268,7 +273,7 @@ class RestoredDomain:
                 error = BackupError(f"the {use} {path} does not exist on this node", MISSING_HINT)
                 self.reporter.message(Level.WARNING, self.name, str(error))
 
-    def _set_autostart(self) -> None:
+    def set_autostart(self) -> None:
         """Set it as it was saved, but not for a copy: the domain is defined, whether it succeeds or not."""
         autostart = self.saved.definition.autostart
         if autostart is None:

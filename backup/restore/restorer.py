@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,69 +25,12 @@ from ..system.stop_request import StopRequest
 from ..system.transient import at_most_by_hand, outlasted
 from .images import ImageRestore, RestoredImage, Wanted
 from .new_file import NewFile
+from .order import RestoreOrder
 from .saved_memory import require_no_saved_memory
 
 if TYPE_CHECKING:
     from ..ceph.cluster import Cluster
     from .domain import RestoredDomain
-
-
-@dataclass(frozen=True)
-class RestoreOrder:
-    """The domain, the restore point and the destination; "", () and False for options that were not given.
-
-    `to_pool` is pool or pool/namespace, `to_image` pool/image or pool/namespace/image.
-    """
-
-    domain: str
-    at: str = "latest"
-    disks: Sequence[str] = ()
-    to_pool: str = ""
-    suffix: str = ""
-    to_image: str = ""
-    to_file: str = ""
-    define: bool = False
-    name: str = ""
-    new_uuid: bool = False
-    start: bool = False
-    force: bool = False
-
-    def require_consistent(self) -> None:
-        """Raise ConfigError with all options that contradict each other."""
-        errors = []
-        places = [option for option in ("to_pool", "to_image", "to_file") if getattr(self, option)]
-        if len(places) > 1:
-            errors.append(f"{' and '.join(map(_option, places))} exclude each other")
-        errors += [
-            f"--suffix and {_option(place)} exclude each other"
-            for place in ("to_image", "to_file")
-            if self.suffix and getattr(self, place)
-        ]
-        errors += [
-            f"{_option(option)} requires --define"
-            for option in ("name", "new_uuid", "start")
-            if getattr(self, option) and not self.define
-        ]
-        if self.define and self.to_file:
-            errors.append(
-                "--define and --to-file exclude each other: libvirt gets no domain with files as disks"
-            )
-        if self.to_image and not image_named(self.to_image):
-            errors.append(f"--to-image {self.to_image}: expected POOL/IMAGE or POOL/NAMESPACE/IMAGE")
-        if self.to_pool and not image_named(f"{self.to_pool}/image"):
-            errors.append(f"--to-pool {self.to_pool}: expected POOL or POOL/NAMESPACE")
-        if errors:
-            raise ConfigError([BackupError(error, f"see {COMMAND} restore --help") for error in errors])
-
-    def destination(self, image: Image) -> Image:
-        """Return the image that a saved image is restored to."""
-        if self.to_image:
-            return image_named(self.to_image) or image
-        named = replace(image, name=image.name + self.suffix)
-        if self.to_pool:
-            pool, _, namespace = self.to_pool.partition("/")
-            named = replace(named, pool=pool, namespace=namespace)
-        return named
 
 
 @dataclass(frozen=True)
@@ -107,15 +50,8 @@ class Restorer:
         the domain could not be defined or started.
         """
         order = self.order
-        order.require_consistent()
-        if errors := self.output.configuration_errors():
-            raise ConfigError(errors)
-        listed = partial(self.output.restore_points, self.stop.check)
-        points = outlasted(
-            listed, at_most_by_hand(self.settings.retry_for), self.reporter, "", self.stop.check
-        )
-        point = find_point(points, order.domain, order.at)
-        saved = self._saved(point)
+        point = find_point(self.points(), order.domain, order.at)
+        saved = self.saved(point)
         images = current_images(_disks(saved, order.disks), point)
         if (order.to_file or order.to_image) and len(images) > 1:
             message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
@@ -125,6 +61,15 @@ class Restorer:
             return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])
         return self._into_cluster(saved, images, restore)
 
+    def points(self) -> Sequence[StoredPoint]:
+        """List the restore points, once the order is consistent. Raises ConfigError, BackupError."""
+        self.order.require_consistent()
+        if errors := self.output.configuration_errors():
+            raise ConfigError(errors)
+        listed = partial(self.output.restore_points, self.stop.check)
+        retry_for = at_most_by_hand(self.settings.retry_for)
+        return outlasted(listed, retry_for, self.reporter, "", self.stop.check)
+
     def _into_cluster(
         self, saved: SavedDomain, images: Sequence[SavedImage], restore: ImageRestore
     ) -> Sequence[RestoredImage]:
@@ -132,12 +77,17 @@ class Restorer:
         from ..ceph.abandonable import unless_silent
         from ..ceph.restore_cluster import restore_cluster
 
-        places = {image.target: self.order.destination(_image(image)) for image in images}
-        _require_different_names(images, places.values())
+        places = self.places(images)
         with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
             work = partial(self._into_places, cluster, saved, images, places, restore)
             images_there = list(places.values())
             return unless_silent(work, cluster, images_there, self.stop, self.reporter, restore.renaming)
+
+    def places(self, images: Sequence[SavedImage]) -> Mapping[str, Image]:
+        """Return where these images are restored to, by their targets. Raises BackupError."""
+        places = {image.target: self.order.destination(_image(image)) for image in images}
+        _require_different_names(images, places.values())
+        return places
 
     def _into_places(
         self,
@@ -152,9 +102,12 @@ class Restorer:
         order = self.order
         with ExitStack() as stack:
             require_no_saved_memory(saved, places, self.settings, self.reporter, self.stop)
-            domain = self._domain(saved, stack) if order.define else None
-            xml = domain.xml(places, cluster.monitors()) if domain else ""
-            _require_room(cluster, images, places)
+            require_no_overlay(cluster, places.values())
+            domain = self.domain(saved, stack) if order.define else None
+            if domain:
+                domain.require_definable()
+            xml = self.xml(domain, places, cluster) if domain else ""
+            require_room(cluster, images, places)
             wanted: Wanted = [
                 (one, NewImage(cluster, places[one.target], one, order.force, self.reporter, self.stop))
                 for one in images
@@ -164,15 +117,30 @@ class Restorer:
                 define_on_images(domain, xml, order.start)
         return restored
 
-    def _saved(self, point: StoredPoint) -> SavedDomain:
+    def saved(self, point: StoredPoint) -> SavedDomain:
+        """Return what the restore point has of the domain; report what it lacks. Raises BackupError."""
         saved = manifest.unpack(self.output.manifest(point, self.stop.check))
         self.reporter.message(Level.INFO, saved.name, f"{saved.title}, {saved.consistency.value}")
         for text in saved.lacks:
             self.reporter.message(Level.WARNING, saved.name, text)
         return saved
 
-    def _domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:
-        """Connect to libvirt. Raises BackupError if the domain cannot be defined there."""
+    def xml(self, domain: RestoredDomain, places: Mapping[str, Image], cluster: Cluster) -> str:
+        """Return the definition of the domain with its restored images. Raises BackupError."""
+        from ..hypervisor.instant_xml import unplugged
+
+        xml = domain.xml(places, cluster.monitors())
+        if self.order.no_network:
+            xml, left_out = unplugged(xml)
+            for what in left_out:
+                text = f"removed from the definition: {what} (--no-network)"
+                self.reporter.message(Level.WARNING, domain.name, text)
+            text = f"its network interfaces are down: virsh domif-setlink {domain.name} MAC up"
+            self.reporter.message(Level.INFO, domain.name, text)
+        return xml
+
+    def domain(self, saved: SavedDomain, stack: ExitStack) -> RestoredDomain:
+        """Return the domain as it will be defined; the stack closes its connection. Raises BackupError."""
         from ..hypervisor.connection import Hypervisor
         from .domain import RestoredDomain
 
@@ -183,11 +151,9 @@ class Restorer:
         hypervisor = stack.enter_context(
             Hypervisor(settings.libvirt_uris[0], settings.libvirt_timeout, self.stop.check)
         )
-        domain = RestoredDomain.from_saved(
+        return RestoredDomain.from_saved(
             saved, hypervisor, order.name, order.new_uuid, order.force, self.reporter, settings.state_dir
         )
-        domain.require_definable()
-        return domain
 
 
 def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
@@ -233,8 +199,22 @@ def _require_different_names(images: Sequence[SavedImage], places: Iterable[Imag
         raise ConfigError([BackupError(message, "restore one at a time with --disk TARGET --to-image")])
 
 
-def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
-    from ..ceph.new_image import require_room
+def require_no_overlay(cluster: Cluster, places: Iterable[Image]) -> None:
+    """Raise BackupError if an instant restore to one of these images has not ended."""
+    from ..ceph.overlay_image import image_id
+
+    for image in places:
+        if image_id(cluster, image.overlay):
+            message = f"{image.overlay} exists: an instant restore to {image} has not ended"
+            hint = (
+                f"`{COMMAND} restore DOMAIN --instant` continues it, --abort ends it: see `{COMMAND} status`"
+            )
+            raise BackupError(message, hint)
+
+
+def require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
+    """Raise BackupError if a pool has no room for these images, or lacks the namespace of one."""
+    from ..ceph.new_image import require_room as require_pool_has_room
 
     needed: Counter[str] = Counter()
     for image in images:
@@ -243,10 +223,6 @@ def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mappin
         data_pool = image.layout.data_pool
         needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += image.data_bytes
     for pool, data_bytes in needed.items():
-        require_room(cluster, pool, data_bytes)
+        require_pool_has_room(cluster, pool, data_bytes)
     for image in images:
         cluster.require_namespace(places[image.target])
-
-
-def _option(option: str) -> str:
-    return f"--{option.replace('_', '-')}"

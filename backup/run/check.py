@@ -32,6 +32,7 @@ from ..settings import Settings
 from ..system.parallel_calls import Calls
 from ..system.time_limit import CheckStop, never_stop, within
 from ..watch.node_lock import prepare_runtime_dir, require_writable
+from .instant_restores import instant_restores
 
 CEPH_LIMIT = 10  # seconds for an answer of Ceph
 AGENT_LIMIT = 5  # seconds for an answer of a guest agent
@@ -83,15 +84,22 @@ def _growing(
     output: Output,
     check_stop: CheckStop,
 ) -> Iterator[Finding]:
-    """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest."""
+    """Report snapshots of ours that no backup replaces any more: each grows with every write of the guest.
+
+    And instant restores that have not ended.
+    """
     try:
         points = known_points(output, check_stop)
     except BackupError as error:
         check_stop()
         yield Finding(error.message, warning=True)
         return
+    timeout, failed = min(CEPH_LIMIT, settings.ceph_timeout), list[str]()
+    restores = instant_restores(hypervisors, domains, points, settings, timeout, check_stop, failed.append)
+    yield from [Finding(one.title, warning=one.needs_admin) for one in restores]
+    yield from [Finding(text, warning=True) for text in failed]
     stack = ExitStack()
-    nodes = domains_of_nodes(hypervisors, domains, settings, min(CEPH_LIMIT, settings.ceph_timeout), stack)
+    nodes = domains_of_nodes(hypervisors, domains, settings, timeout, stack)
     yield from growing(nodes, not hypervisors.unreachable, points, settings, check_stop, stack.close)
 
 

@@ -42,6 +42,7 @@ from ..watch.node_lock import only_run, prepare_runtime_dir
 from ..watch.other_groups import FindSettings, no_others, thaw_other_groups, with_notes
 from ..watch.thaw_all import thaw_all
 from .drafts import remove_all_drafts
+from .instant_restores import instant_restores
 
 AT_A_TIME = 16  # domains that are cleaned at the same time
 BY_HAND = 60.0  # seconds to try to thaw and resume the guests of interrupted runs
@@ -151,7 +152,14 @@ class Cleaner:
             self.stop.check()
             self.reporter.message(Level.WARNING, "", str(error))
             return
-        nodes = domains_of_nodes(hypervisors, domains, settings, settings.ceph_timeout, stack)
+        warn = partial(self.reporter.message, Level.WARNING, "")
+        timeout = settings.ceph_timeout
+        for restore in instant_restores(
+            hypervisors, domains, points, settings, timeout, self.stop.check, warn
+        ):
+            level = Level.WARNING if restore.needs_admin else Level.INFO
+            self.reporter.message(level, restore.record.name, f"nothing is removed of the {restore.title}")
+        nodes = domains_of_nodes(hypervisors, domains, settings, timeout, stack)
         limit = SEARCH_IN_A_SERVICE if in_a_service() else math.inf
         removal = OrphanRemoval(settings, self.reporter, self.stop, self._deletions(), self.with_bases, limit)
         removal.remove(nodes, not hypervisors.unreachable, points, stack.close)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Callable, Optional
 
 from ..errors import BackupError
+from ..instant.under_way import UnderWay, under_way
 from ..job.domain_lock import DomainLock, lock_at, lock_of
 from ..model import Domain
 from ..orphaned.places import NodeDomains, PoolPlace, pool_places
@@ -60,11 +61,25 @@ class _Asked:
             self.warn("no cluster can be asked for base snapshots and active jobs")
             return domains
         bases = self._bases()
+        restores = self._instant_restores()
         jobs = list(self.calls.map(self._job, domains))
+        known = {one.uuid for one in domains}
+        for uuid, restore in restores.items():
+            if uuid not in known:
+                self.warn(restore.title)
         return [
-            replace(one, bases=bases.get(one.uuid, BaseSnapshots()), job=job)
+            replace(
+                one,
+                bases=bases.get(one.uuid, BaseSnapshots()),
+                job=restores[one.uuid].text if one.uuid in restores else job,
+            )
             for one, job in zip(domains, jobs)
         ]
+
+    def _instant_restores(self) -> Mapping[str, UnderWay]:
+        """Return the instant restores that are under way, or were interrupted, by the domains' UUIDs."""
+        search = partial(_restores_in, failed=self.warn)
+        return {one.record.uuid: one for found in self.calls.map(search, self.places) for one in found}
 
     def _bases(self) -> Mapping[str, BaseSnapshots]:
         """Search the pools; return the base snapshots by the domains' UUIDs."""
@@ -98,6 +113,10 @@ class _Asked:
 
 def _has_lock(domain: Domain) -> bool:
     return any(disk.image and not domain.override.excludes(disk.target) for disk in domain.disks)
+
+
+def _restores_in(place: PoolPlace, failed: Callable[[str], None]) -> Sequence[UnderWay]:
+    return under_way(place.cluster, place.pool, place.namespaces, failed)
 
 
 def _used_bytes(snapshot: OwnSnapshot) -> Optional[int]:

@@ -90,6 +90,7 @@ def _restore(add: AddCommand) -> None:
         "restore",
         "restore a domain's images, and the domain itself",
         {
+            "web01 --instant": "restore a lost domain, whose guest runs within seconds, while it is restored",
             "web01 --define --start": "restore a lost domain with all its disks, and start it",
             "web01 --to-pool scratch --define --name web01-copy --new-uuid": "restore a copy of the domain",
             "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2": "restore one disk into a file",
@@ -131,6 +132,7 @@ def _restore(add: AddCommand) -> None:
         action="store_true",
         help="replace existing images, files and domains, unless they are in use",
     )
+    _add_instant_options(command)
 
 
 def _add_definition_options(command: Parser) -> None:
@@ -142,6 +144,30 @@ def _add_definition_options(command: Parser) -> None:
     )
     command.add_argument("--new-uuid", action="store_true", help="define it with a new UUID, as a copy")
     command.add_argument("--start", action="store_true", help="start the domain once it is defined")
+    command.add_argument(
+        "--no-network",
+        action="store_true",
+        help="define it with its network interfaces down: virsh domif-setlink sets them up",
+    )
+
+
+def _add_instant_options(command: Parser) -> None:
+    command.add_argument(
+        "--instant",
+        action="store_true",
+        help="define and start the domain at once, out of the repository; restore its images while it runs,"
+        " and then move it to them; the same command continues what was interrupted, on any node",
+    )
+    command.add_argument(
+        "--abort",
+        action="store_true",
+        help="with --instant: shut the guest off (as a power cut would) and stop; what it has written stays",
+    )
+    command.add_argument(
+        "--discard",
+        action="store_true",
+        help="with --abort: drop what the guest has written, and all else that the instant restore has made",
+    )
 
 
 def _mount(add: AddCommand) -> None:

@@ -79,7 +79,8 @@ def _modules(arguments: argparse.Namespace, settings: Settings) -> Mapping[str, 
     modules: dict[str, str] = {}
     without = ("report", "restore-points", "verify", "key", "mount", "files")
     to_file = command == "restore" and arguments.to_file
-    if command not in (*without, "restore") or (command == "restore" and arguments.define and not to_file):
+    defines = command == "restore" and (arguments.define or arguments.instant) and not to_file
+    if command not in (*without, "restore") or defines:
         modules.update(LIBVIRT_MODULES)
     if command not in without and not to_file:
         modules.update(CEPH_MODULES)

@@ -21,6 +21,7 @@ from .changing import changing, terabyte
 from .comeback import comeback
 from .disks import disks
 from .guests import freeze, keeping, write_latency
+from .instant import instant
 from .large import large
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
@@ -38,6 +39,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "boots": boots,
     "sizes": sizes,
     "restore": comeback,
+    "instant": instant,
     "changes": changing,
     "terabyte": terabyte,
     "large": large,

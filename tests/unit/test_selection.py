@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from backup.errors import BackupError, ConfigError
+from backup.errors import BackupError, ConfigError, Skipped
 from backup.model import Domain, Override, State
-from backup.selection import Choice, choose
+from backup.selection import Choice, choose, require_complete
 
+from .raising import raises
 from .samples import OTHER_URI, OTHER_UUID, URI, UUID, broken_disk, domain, foreign_disk, rbd_disk, settings
 
 WEB = domain("web", UUID, disks=[rbd_disk("vda", "vms/web-root"), rbd_disk("vdb", "ssd/scratch/web-tmp")])
@@ -188,3 +189,11 @@ def test_naming_a_domain_does_not_select_it_twice() -> None:
 
 def test_domains_with_the_same_name_and_different_uuids_are_both_selected() -> None:
     assert [one.skipped for one in choose([WEB, domain("web", OTHER_UUID)], settings())] == ["", ""]
+
+
+def test_a_domain_that_an_instant_restore_has_not_moved_yet_is_skipped() -> None:
+    on_overlay = domain("web", disks=[rbd_disk(shown="vms/web-root.virt-rbd-backup.overlay"), broken_disk()])
+    reason = "an instant restore of it is under way, or was interrupted: see `main.py status`"
+    assert skipped("web", domains=(on_overlay,)) == {"web": reason}
+    with raises(reason, Skipped):  # it began after the domain was selected
+        require_complete(on_overlay)

@@ -76,7 +76,7 @@ def test_a_resume_waits_for_a_pause_that_is_still_pending(
     """libvirt executes them one after the other, while the domain is still shown as running."""
     asked = []
     handle = SimpleNamespace(state=lambda: (1, 0), resume=lambda: asked.append("resume"))
-    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    monkeypatch.setattr(hypervisor, "handle", lambda _uuid: handle)
     hypervisor.resume(domain())
     assert asked == ["resume"]
 
@@ -125,7 +125,7 @@ def test_an_autostart_that_cannot_be_set_gets_the_command_as_a_hint(
     def refuse(_autostart: bool) -> None:
         raise libvirt.libvirtError("no")
 
-    monkeypatch.setattr(hypervisor, "_handle", lambda _: SimpleNamespace(setAutostart=refuse))
+    monkeypatch.setattr(hypervisor, "handle", lambda _: SimpleNamespace(setAutostart=refuse))
     for autostart, option in ((True, ""), (False, "--disable ")):
         with pytest.raises(HypervisorError, match=r"^cannot set the domain's autostart") as caught:
             hypervisor.set_autostart(UUID, autostart)
@@ -134,14 +134,14 @@ def test_an_autostart_that_cannot_be_set_gets_the_command_as_a_hint(
 
 def test_what_only_libvirt_stores_of_a_domain_is_known_with_its_definition(hypervisor: Hypervisor) -> None:
     assert hypervisor.definition(domain()).not_saved == ()
-    handle = hypervisor._handle(OTHER_UUID)
+    handle = hypervisor.handle(OTHER_UUID)
     for name in ("before-upgrade", "after"):
         handle.snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
     archive = hypervisor.domain(OTHER_UUID)
     assert hypervisor.definition(archive).not_saved == (
         "the metadata of libvirt's snapshots after, before-upgrade",
     )
-    hypervisor._handle(UUID).managedSave()
+    hypervisor.handle(UUID).managedSave()
     saved = hypervisor.domain(UUID)
     assert hypervisor.definition(saved).not_saved == ("the memory that virsh managedsave saved",)
 
@@ -250,7 +250,7 @@ def test_only_a_migration_to_another_node_is_cancelled(
     asked = []
     stats = {} if operation is None else {"operation": operation}
     handle = SimpleNamespace(jobStats=lambda: stats, abortJob=lambda: asked.append("abort"))
-    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    monkeypatch.setattr(hypervisor, "handle", lambda _uuid: handle)
     assert hypervisor.cancel_migration(UUID) is cancelled
     assert asked == ["abort"] * cancelled
 
@@ -264,7 +264,7 @@ def test_a_migration_that_is_being_prepared_is_known_by_the_memory_that_it_has_n
     asked = []
     stats = {"operation": libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, **memory}
     handle = SimpleNamespace(jobStats=lambda: stats, abortJob=lambda: asked.append("abort"))
-    monkeypatch.setattr(hypervisor, "_handle", lambda _uuid: handle)
+    monkeypatch.setattr(hypervisor, "handle", lambda _uuid: handle)
     assert hypervisor.cancel_migration(UUID, sending=True) is sending
     assert hypervisor.cancel_migration(UUID)
     assert asked == ["abort"] * (sending + 1)

@@ -202,7 +202,7 @@ def test_persistent_metadata_takes_precedence_over_that_of_the_live_definition(
 ) -> None:
     uri = node_uri(tmp_path / "node.xml", domain_element())
     with Hypervisor(uri) as hypervisor:
-        handle = hypervisor._handle(UUID)
+        handle = hypervisor.handle(UUID)
         steps = (
             (libvirt.VIR_DOMAIN_AFFECT_LIVE, "<backup enabled='no'/>", Override(enabled=False)),
             (libvirt.VIR_DOMAIN_AFFECT_CONFIG, "<backup freeze='never'/>", Override(freeze="never")),

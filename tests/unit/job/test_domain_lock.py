@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,10 +12,10 @@ from typing import Any
 import pytest
 
 from backup.ceph.cluster import Claim
-from backup.ceph.errors import HeldByCleanup, LockHeld
+from backup.ceph.errors import HeldByCleanup, HeldByRestore, LockHeld
 from backup.ceph.retry import CephRetry
-from backup.errors import BackupError, TransientError
-from backup.job.domain_lock import CLEANUP, DomainLock, lock_at, lock_of
+from backup.errors import BackupError, Skipped, TransientError
+from backup.job.domain_lock import CLEANUP, RESTORE, DomainLock, lock_at, lock_of
 from backup.model import ClusterAddress, Level, Override
 from backup.system.stop_request import StopRequest
 
@@ -104,6 +106,24 @@ def test_a_cleanup_that_has_the_lock_is_no_run(
         locked(cluster, stop, recorder),
     ):
         raise AssertionError("the block must not begin")
+
+
+@pytest.mark.parametrize(("process", "ended"), [(os.getpid(), False), (1 << 30, True)])
+def test_a_domain_that_is_being_restored_is_skipped_with_the_node_as_the_reason(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, process: int, ended: bool
+) -> None:
+    restoring = lock_at(cluster, "vms", "", UUID, 60, RESTORE)
+    host = socket.gethostname()
+    restoring = replace(restoring, owner=f"{RESTORE}{host}.{process}.0123abcd")
+    message = f"the domain is being restored: instant restore on {host}"
+    with (
+        restoring.locked(stop, recorder, "web"),
+        raises(message, Skipped) as caught,
+        locked(cluster, stop, recorder),
+    ):
+        raise AssertionError("the block must not begin")
+    assert isinstance(caught.value, HeldByRestore)
+    assert (caught.value.here, caught.value.ended) == (True, ended)
 
 
 def test_the_lock_is_renewed_as_long_as_the_block_lasts(

@@ -9,7 +9,8 @@ import pytest
 
 from backup.errors import BackupError
 from backup.protocols import Output
-from backup.restore.restorer import RestoreOrder, Restorer
+from backup.restore.order import RestoreOrder
+from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
 from backup.stored import PointId, SavedImage
 from backup.system.stop_request import StopRequest

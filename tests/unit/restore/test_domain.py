@@ -277,7 +277,7 @@ def test_an_image_that_was_in_a_drive_of_the_running_domain_only_is_restored_bes
 
 
 def autostarts(hypervisor: Hypervisor, uuid: str = UUID) -> bool:
-    return bool(hypervisor._handle(uuid).autostart())
+    return bool(hypervisor.handle(uuid).autostart())
 
 
 @pytest.mark.parametrize("saved", [False, True])

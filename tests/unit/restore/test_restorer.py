@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Callable
 
 from backup.model import Definition, Disk, Level
-from backup.restore.restorer import RestoreOrder, Restorer
+from backup.restore.order import RestoreOrder
+from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
 from backup.stored import Packed, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
@@ -39,7 +40,7 @@ def test_a_repository_that_does_not_answer_once_is_asked_again(tmp_path: Path) -
 def test_a_restore_reports_what_was_skipped_in_the_backup_and_why() -> None:
     recorder, output = Recorder(), Held({UUID: "web"})
     restorer = Restorer(RestoreOrder("web"), settings(), output, recorder, StopRequest())
-    restorer._saved(output.restore_points()[0])
+    restorer.saved(output.restore_points()[0])
     assert recorder.told(Level.WARNING) == [
         "skipped in the backup: disk vdb (/srv/x.qcow2): no RBD image (file); "
         "filesystem:data (/srv/a): no RBD image (virtiofs file system)",

@@ -1,0 +1,101 @@
+"""Ends an instant restore: complete, or aborted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..ceph.image_removal import ImageRemoval
+from ..ceph.new_image import RESTORING, replaced_by
+from ..ceph.overlay_image import image_id, remove_overlay, unused
+from ..command import COMMAND
+from ..errors import TransientError
+from ..instant import record as records
+from ..instant.record import Record, Stage
+from ..model import Level
+from .given import Given
+from .guest import Guest
+from .journal import Journal
+from .preparation import discard_unused
+
+
+def finish(given: Given, journal: Journal) -> None:
+    """Define the domain as a plain restore does, and remove the overlays. Raises BackupError."""
+    given.domain.hypervisor.define(given.xml)
+    given.domain.set_autostart()
+    removal = ImageRemoval(given.cluster, given.reporter, given.stop)
+    for disk in journal.record.disks:  # of a process that was killed when it had replaced it
+        removal.remove(replaced_by(disk.place))
+    _remove_overlays(given, journal.record)
+    records.remove(given.cluster, journal.record)
+    given.report(Level.INFO, "runs on its restored images alone: the instant restore is complete")
+
+
+def abort(given: Given, journal: Journal, discard: bool) -> None:
+    """Shut the guest off, as a power cut would. `discard`: remove all that the instant restore has made.
+
+    Raises BackupError; TransientError if the guest runs on another node.
+    """
+    if journal.record.stage is Stage.PREPARING:
+        discard_unused(given, journal.record)
+        given.report(Level.INFO, "the instant restore is aborted: the guest had not been started")
+        return
+    _shut_off(given, journal)
+    if discard:
+        _discard(given, journal)
+        given.report(Level.INFO, "the instant restore is aborted, and all that it has made is removed")
+        return
+    journal.change(lambda record: replace(record, stage=Stage.ABORTED, pivoting=False))
+    for text in _ways(given, journal.record):
+        given.report(Level.INFO, text)
+
+
+def _shut_off(given: Given, journal: Journal) -> None:
+    record, guest = journal.record, Guest(given, journal, lambda: False)
+    if guest.is_here():
+        guest.record_moved()
+        state = given.moving.state()
+        if state is not None and state.active:
+            given.domain.hypervisor.destroy(given.domain.uuid)
+        return
+    images = [disk.place if disk.moved else disk.place.overlay for disk in record.disks if disk.attached]
+    if used := unused(given.cluster, images, given.stop.check):
+        message = f"the guest runs elsewhere, on {record.host} perhaps: it has {'; '.join(used)}"
+        raise TransientError(message, "repeat the command on that node")
+
+
+def _discard(given: Given, journal: Journal) -> None:
+    record = journal.record
+    if Guest(given, journal, lambda: False).is_here():
+        given.moving.undefine()
+    removal = ImageRemoval(given.cluster, given.reporter, given.stop)
+    for one in record.disks:
+        unfinished = replace(one.place, name=one.place.name + RESTORING)
+        complete = one.filled and image_id(given.cluster, one.place) == one.filled
+        for image in [unfinished, *([one.place] if complete else [])]:
+            unused(given.cluster, [image], given.stop.check)
+            removal.remove(image)
+    _remove_overlays(given, record)
+    records.remove(given.cluster, record)
+
+
+def _remove_overlays(given: Given, record: Record) -> None:
+    """Remove them, the first image's last: by it the record is found."""
+    for image in reversed(list(record.overlays.values())):
+        remove_overlay(given.cluster, image, given.reporter, given.stop)
+
+
+def _ways(given: Given, record: Record) -> list[str]:
+    """Return how to get at what the guest has written, as texts."""
+    again = f"the same command without --abort starts the guest again and continues ({record.progress})"
+    texts = [f"the instant restore is aborted, the guest is shut off: {again}"]
+    for disk in record.disks:
+        if disk.attached and disk.moved:
+            texts.append(f"{disk.attached}: all that the guest has written is in {disk.image}")
+        elif disk.attached:
+            overlay, below = disk.place.overlay, disk.image
+            below += "" if disk.filled else ", which is not restored yet"
+            text = f"{disk.attached}: what the guest has written since the restore point is in {overlay}"
+            text += f", a qcow2 image over {below}; by hand: `qemu-img commit rbd:{overlay}`"
+            texts.append(text)
+    texts.append(f"to drop that: `{COMMAND} restore ... --instant --abort --discard`")
+    return texts

@@ -1,0 +1,152 @@
+"""An instant restore whose parts are killed is continued by the same command, and no write is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+from tests.faults.provoke import HeldBackRestic
+from tests.integration.instant_guest import NAME, RestoredGuest, images_dir, lost_guest, qemus
+from tests.integration.node import Node, wait_until
+from tests.lab import Lab
+
+COMMAND = ("restore", NAME, "--instant")
+
+
+@pytest.fixture
+def guest(node: Node, lab: Lab, tmp_path: Path) -> Iterator[RestoredGuest]:
+    node.constants["DRILL_DIR"] = str(images_dir(tmp_path))
+    with lost_guest(node, lab) as guest:
+        yield guest
+
+
+def is_recorded(guest: RestoredGuest) -> bool:
+    return bool(guest.records())
+
+
+def writes(guest: RestoredGuest) -> bool:
+    return guest.ticks_since(guest.saved_at + 5)
+
+
+def copies(guest: RestoredGuest) -> bool:
+    return "<mirror" in guest.lab.virsh("dumpxml", NAME)
+
+
+def is_paused_for_the_pivot(guest: RestoredGuest) -> bool:
+    return guest.lab.virsh("domstate", "--reason", NAME).strip() == "paused (user)"
+
+
+def is_moved(guest: RestoredGuest) -> bool:
+    return guest.sources()[0] == "vms/instant01-a"
+
+
+MOMENTS: dict[str, Callable[[RestoredGuest], object]] = {
+    "before the start": is_recorded,
+    "while images are filled": writes,
+    "while disks are copied": copies,
+    "at the pivot": is_paused_for_the_pivot,
+    "once it is moved": is_moved,
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("with_qemu", [False, True], ids=["our process", "and QEMU"])
+def test_killed_at_any_moment_the_same_command_continues(
+    node: Node, guest: RestoredGuest, moment: str, with_qemu: bool
+) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    if moment != "while images are filled":
+        restic.let_go()
+    with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
+        wait_until(lambda: reached(guest, moment), 120, moment)
+        process.kill()
+        process.wait()
+    if with_qemu:
+        for qemu in qemus(NAME):
+            qemu.kill()
+    restic.let_go()
+    done = node.run(*COMMAND)
+    assert done.returncode == 0, done.stderr
+    guest.require_on_images()
+    guest.require_no_gap()
+
+
+def reached(guest: RestoredGuest, moment: str) -> bool:
+    try:
+        return bool(MOMENTS[moment](guest))
+    except Exception:  # not defined yet
+        return False
+
+
+def test_a_lost_server_pauses_the_guest_and_it_runs_again_by_itself(node: Node, guest: RestoredGuest) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
+        wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
+        for pid in node.processes("restic mount"):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(1)
+        wait_until(lambda: node.processes("restic mount"), 60, "the restore point is opened again")
+        guest.lab.virsh("qemu-agent-command", NAME, READ_ALL)
+        restic.let_go()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "the restore point is opened again" in output
+    guest.require_on_images()
+    guest.require_no_gap()
+
+
+READ_ALL = json.dumps(
+    {
+        "execute": "guest-exec",
+        "arguments": {"path": "/bin/sh", "arg": ["-c", "cat /dev/vda /dev/vdb >/dev/null"]},
+    }
+)
+
+
+def test_a_guest_that_reads_without_the_server_waits_and_gets_no_error(
+    node: Node, guest: RestoredGuest
+) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
+        wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
+        wait_until(lambda: guest.lab.hypervisor.agent_answers(NAME), 60, "its agent answers")
+        process.kill()
+        process.wait()
+    reading = json.loads(guest.lab.virsh("qemu-agent-command", NAME, READ_ALL))["return"]["pid"]
+    paused = "paused (I/O error)"
+    wait_until(lambda: paused in guest.lab.virsh("domstate", "--reason", NAME), 30, "it is paused")
+    time.sleep(2)
+    assert paused in guest.lab.virsh("domstate", "--reason", NAME), "nobody resumes it meanwhile"
+    restic.let_go()
+    done = node.run(*COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert "a read or write of the guest failed: it is paused until that succeeds" in done.stderr
+    guest.require_on_images()
+    ask = json.dumps({"execute": "guest-exec-status", "arguments": {"pid": reading}})
+    status = json.loads(guest.lab.virsh("qemu-agent-command", NAME, ask))["return"]
+    assert (status["exited"], status["exitcode"]) == (True, 0), "its reads have succeeded"
+    guest.require_no_gap()
+
+
+def test_a_qemu_that_is_killed_is_started_again_while_the_command_runs(
+    node: Node, guest: RestoredGuest
+) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
+        wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
+        for qemu in qemus(NAME):
+            qemu.kill()
+        wait_until(lambda: guest.state == "running", 60, "it runs again")
+        restic.let_go()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "the guest's QEMU has ended by accident" in output
+    guest.require_on_images()
+    guest.require_no_gap()

@@ -1,0 +1,120 @@
+"""backup/instant_restore/ending.py: complete, aborted, or without a trace."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from backup.errors import BackupError
+from backup.instant import record as records
+from backup.instant.record import Stage
+from backup.instant_restore import ending, guest, preparation
+from backup.instant_restore.ending import abort, finish
+from backup.instant_restore.journal import Journal
+from backup.model import Image, Level
+
+from ..recorder import Recorder
+from .paper_guest import TARGETS, World, given, new_world
+
+OVERLAYS = [f"{name}.virt-rbd-backup.overlay" for name in TARGETS.values()]
+
+
+class Removal:
+    """Removes images of the world on paper."""
+
+    def __init__(self, world: World, *_: object) -> None:
+        self._world = world
+
+    def remove(self, image: Image) -> None:
+        self._world.images.pop(str(image), None)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world in which the guest runs on its overlays."""
+    world = new_world()
+    world.record = replace(world.record, started=True)
+    monkeypatch.setattr(records, "write", lambda world, record: world.write_record(record))
+    monkeypatch.setattr(records, "remove", lambda world, _: world.images.pop("record"))
+    world.images["record"] = []
+    monkeypatch.setattr(ending, "ImageRemoval", Removal)
+    monkeypatch.setattr(ending, "image_id", lambda _, image: f"id of {image}")
+    for module in (ending, preparation):
+        monkeypatch.setattr(module, "remove_overlay", lambda world, image, *_: Removal(world).remove(image))
+    for user in (ending, guest):
+        monkeypatch.setattr(user, "unused", lambda *_: ())
+    assert world.domain
+    world.domain.defined = dict(zip(TARGETS, OVERLAYS))
+    world.domain.live = dict(world.domain.defined)
+    return world
+
+
+def aborted(world: World, discard: bool = False) -> list[str]:
+    about = given(world)
+    abort(about, Journal(about.cluster, world.record), discard)
+    assert isinstance(about.reporter, Recorder)
+    return about.reporter.told(Level.INFO)
+
+
+def test_a_complete_one_has_the_definition_of_a_plain_restore_and_no_overlays(world: World) -> None:
+    about = given(world)
+    finish(about, Journal(about.cluster, world.record))
+    assert world.domain
+    assert world.domain.defined == TARGETS
+    assert world.domain.autostarts
+    assert sorted(world.images) == sorted(TARGETS.values())
+
+
+def test_aborted_the_guest_is_shut_off_and_its_writes_stay_with_how_to_get_at_them(world: World) -> None:
+    told = aborted(world)
+    assert world.domain
+    assert (world.domain.live, world.domain.defined) == (None, dict(zip(TARGETS, OVERLAYS)))
+    assert world.record.stage is Stage.ABORTED
+    assert {*OVERLAYS} <= {*world.images}
+    assert "the same command without --abort starts the guest again" in told[0]
+    assert told[1].endswith(
+        f"is in {OVERLAYS[0]}, a qcow2 image over vms/a; by hand: `qemu-img commit rbd:{OVERLAYS[0]}`"
+    )
+
+
+def test_discarded_nothing_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    undefined: list[bool] = []
+    monkeypatch.setattr(world.domain, "undefine", lambda: undefined.append(True), raising=False)
+    aborted(world, discard=True)
+    assert (undefined, world.images) == ([True], {})
+
+
+def test_an_image_of_another_one_is_not_removed_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "image_id", lambda _, image: f"another than {image}")
+    monkeypatch.setattr(world.domain, "undefine", lambda: None, raising=False)
+    aborted(world, discard=True)
+    assert sorted(world.images) == sorted(TARGETS.values())
+
+
+def test_a_domain_with_other_disks_is_not_shut_off(world: World) -> None:
+    assert world.domain
+    world.domain.live = {"vda": "vms/other", "vdb": "ssd/b"}
+    world.images["vms/other"] = []
+    aborted(world)
+    assert world.domain.live
+
+
+def test_a_guest_that_runs_elsewhere_is_not_declared_shut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert world.domain
+    world.domain.live = world.domain.defined = None
+    monkeypatch.setattr(ending, "unused", lambda *_: ["vms/a.overlay at 192.0.2.1"])
+    with pytest.raises(BackupError, match="the guest runs elsewhere, on node1 perhaps"):
+        aborted(world)
+    assert world.record.stage is Stage.RUNNING
+
+
+def test_one_whose_guest_has_never_been_started_leaves_nothing(world: World) -> None:
+    world.record = replace(world.record, stage=Stage.PREPARING)
+    told = aborted(world)
+    assert told == ["the instant restore is aborted: the guest had not been started"]
+    assert not {*OVERLAYS, "record"} & {*world.images}
