@@ -282,6 +282,20 @@ def _key(add: AddCommand) -> None:
     add_json(form)
 
 
+def _prune(add: AddCommand) -> None:
+    command = add(
+        "prune",
+        "remove the restore points that KEEP_LAST and KEEP_WITHIN_DAYS do not keep",
+        {
+            "": "remove those of all domains; each run does it for the domains that it saves",
+            "--dry-run": "show what would be removed",
+            "'db*'": "remove those of these domains only",
+        },
+    )
+    add_domains(command, "saved")
+    command.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+
+
 def _cleanup(add: AddCommand) -> None:
     command = add(
         "cleanup",
@@ -317,5 +331,6 @@ COMMANDS: Sequence[Callable[[AddCommand], None]] = (
     _check,
     _report,
     _key,
+    _prune,
     _cleanup,
 )
