@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..command import COMMAND
 from ..errors import BackupError, ConfigError, NotDefined
 from ..model import Image, Level, image_named
-from ..protocols import Output, RunReporter
+from ..protocols import ClonesImages, Output, RestoreTarget, RunReporter
 from ..restore_point import manifest
 from ..restore_point.find import current_images, find_point
 from ..settings import Settings
@@ -46,6 +46,7 @@ class RestoreOrder:
     suffix: str = ""
     to_image: str = ""
     to_file: str = ""
+    clone: bool = False
     define: bool = False
     name: str = ""
     new_uuid: bool = False
@@ -72,6 +73,8 @@ class RestoreOrder:
             errors.append(
                 "--define and --to-file exclude each other: libvirt gets no domain with files as disks"
             )
+        if self.clone and self.to_file:
+            errors.append("--clone and --to-file exclude each other: a clone is an image")
         if self.to_image and not image_named(self.to_image):
             errors.append(f"--to-image {self.to_image}: expected POOL/IMAGE or POOL/NAMESPACE/IMAGE")
         if self.to_pool and not image_named(f"{self.to_pool}/image"):
@@ -110,6 +113,8 @@ class Restorer:
         order.require_consistent()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
+        if order.clone:
+            require_clones(self.output)
         listed = partial(self.output.restore_points, self.stop.check)
         points = outlasted(
             listed, at_most_by_hand(self.settings.retry_for), self.reporter, "", self.stop.check
@@ -120,7 +125,10 @@ class Restorer:
         if (order.to_file or order.to_image) and len(images) > 1:
             message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
             raise ConfigError([BackupError(message, "select one with --disk TARGET")])
-        restore = ImageRestore(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop)
+        restore = ImageRestore(
+            *(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop),
+            clones=order.clone,
+        )
         if order.to_file:
             return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])
         return self._into_cluster(saved, images, restore)
@@ -130,14 +138,23 @@ class Restorer:
     ) -> Sequence[RestoredImage]:
         """Restore to images of the cluster, and define the domain if that is ordered."""
         from ..ceph.abandonable import unless_silent
-        from ..ceph.restore_cluster import restore_cluster
 
         places = {image.target: self.order.destination(_image(image)) for image in images}
         _require_different_names(images, places.values())
-        with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
+        with self._cluster(saved, images) as cluster:
             work = partial(self._into_places, cluster, saved, images, places, restore)
             images_there = list(places.values())
             return unless_silent(work, cluster, images_there, self.stop, self.reporter, restore.renaming)
+
+    def _cluster(self, saved: SavedDomain, images: Sequence[SavedImage]) -> Cluster:
+        """Connect to the cluster that gets the images: for clones, that of the restore point's snapshots."""
+        from ..ceph.cloned_image import clone_cluster
+        from ..ceph.restore_cluster import restore_cluster
+
+        if self.order.clone and images:
+            parent = require_clones(self.output).parent(images[0])
+            return clone_cluster(parent, self.settings, self.stop, self.reporter, saved.name)
+        return restore_cluster(self.settings, self.stop, self.reporter, saved.name)
 
     def _into_places(
         self,
@@ -147,22 +164,26 @@ class Restorer:
         places: Mapping[str, Image],
         restore: ImageRestore,
     ) -> Sequence[RestoredImage]:
-        from ..ceph.new_image import NewImage
-
         order = self.order
         with ExitStack() as stack:
             require_no_saved_memory(saved, places, self.settings, self.reporter, self.stop)
             domain = self._domain(saved, stack) if order.define else None
             xml = domain.xml(places, cluster.monitors()) if domain else ""
-            _require_room(cluster, images, places)
-            wanted: Wanted = [
-                (one, NewImage(cluster, places[one.target], one, order.force, self.reporter, self.stop))
-                for one in images
-            ]
+            _require_room(cluster, images, places, order.clone)
+            wanted: Wanted = [(one, self._target(cluster, one, places[one.target])) for one in images]
             restored = restore.restore(wanted)
             if domain:
                 define_on_images(domain, xml, order.start)
         return restored
+
+    def _target(self, cluster: Cluster, saved: SavedImage, image: Image) -> RestoreTarget:
+        from ..ceph.cloned_image import ClonedImage
+        from ..ceph.new_image import NewImage
+
+        arguments = (cluster, image, saved, self.order.force, self.reporter, self.stop)
+        if self.order.clone:
+            return ClonedImage(*arguments, parent=require_clones(self.output).parent(saved))
+        return NewImage(*arguments)
 
     def _saved(self, point: StoredPoint) -> SavedDomain:
         saved = manifest.unpack(self.output.manifest(point, self.stop.check))
@@ -205,6 +226,14 @@ def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
             raise NotDefined(f"the domain is restored, but {error.message}", error.hint) from error
 
 
+def require_clones(output: Output) -> ClonesImages:
+    """Return the output if its images can be cloned. Raises ConfigError."""
+    if isinstance(output, ClonesImages):
+        return output
+    message = "--clone needs restore points that are snapshots of images"
+    raise ConfigError([BackupError(message, 'those of OUTPUT = "rbd" are, see res/docs/rbd-output.md')])
+
+
 def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:
     by_target = {image.target: image for image in saved.images}
     hint = f"it has {', '.join(by_target)}"
@@ -233,7 +262,9 @@ def _require_different_names(images: Sequence[SavedImage], places: Iterable[Imag
         raise ConfigError([BackupError(message, "restore one at a time with --disk TARGET --to-image")])
 
 
-def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
+def _require_room(
+    cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image], clones: bool
+) -> None:
     from ..ceph.new_image import require_room
 
     needed: Counter[str] = Counter()
@@ -241,7 +272,8 @@ def _require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mappin
         pool = places[image.target].pool
         needed[pool] += 0
         data_pool = image.layout.data_pool
-        needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += image.data_bytes
+        data_bytes = 0 if clones else image.data_bytes
+        needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += data_bytes
     for pool, data_bytes in needed.items():
         require_room(cluster, pool, data_bytes)
     for image in images:

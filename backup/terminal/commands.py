@@ -83,6 +83,7 @@ def _restore(add: AddCommand) -> None:
             "web01 --define --start": "restore a lost domain with all its disks, and start it",
             "web01 --to-pool scratch --define --name web01-copy --new-uuid": "restore a copy of the domain",
             "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2": "restore one disk into a file",
+            "web01 --clone --define --start": "start a lost domain within seconds, on clones",
         },
     )
     add_saved_domain(command)
@@ -113,6 +114,12 @@ def _restore(add: AddCommand) -> None:
         metavar="PATH",
         default="",
         help="restore one disk into a file: qcow2 if PATH ends in .qcow2, otherwise raw and sparse",
+    )
+    command.add_argument(
+        "--clone",
+        action="store_true",
+        help="do not copy: make clones of the restore point's snapshots, which takes seconds; for OUTPUT ="
+        ' "rbd". The restore point is kept while there are clones; `rbd flatten` makes one independent',
     )
     _add_definition_options(command)
     command.add_argument(
