@@ -23,6 +23,7 @@ from .guests import freeze, keeping, write_latency
 from .large import large
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
+from .second_pool import far_away, second_pool
 from .starts import starts
 
 PARTS: Mapping[str, Callable[[Bench], str]] = {
@@ -41,6 +42,8 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "large": large,
     "keeping": keeping,
     "progress": progress,
+    "rbd": second_pool,
+    "far": far_away,
 }
 
 
