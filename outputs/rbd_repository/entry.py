@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timezone
+from typing import Optional
 
-from backup.errors import BackupError
 from backup.protocols import SnapshotSource
-from backup.stored import PointId, RestorePoint, SavedImage, StoredImage, StoredPoint
+from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredImage, StoredPoint
 
-from .names import disk_name, restore_id, snapshot_name
+from .names import definition_name, disk_name, restore_id, snapshot_name, split_id
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,32 @@ class Entry:
         )
 
 
-def unpacked(text: str, where: str) -> Entry:
-    """Read what `packed` wrote. Raises BackupError."""
+def unpacked(text: str) -> Optional[Entry]:
+    """Read what `packed` wrote, None if it is damaged."""
     try:
         content = json.loads(text)
         taken = datetime.fromisoformat(content["taken"])
         images = tuple(EntryImage(**fields) for fields in content["images"])
         return Entry(**{**content, "taken": taken, "images": images, "locks": tuple(content["locks"])})
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"the note {where} is damaged ({type(error).__name__})"
-        raise BackupError(message, f"see rbd image-meta ls {where.partition(': ')[0]}") from error
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def entry_of_manifest(saved: SavedDomain) -> Entry:
+    """Return the entry of a complete restore point, but for its node and the locks of its run."""
+    images = tuple(
+        EntryImage(one.target, one.image, split_id(one.restore_id)[0], one.size) for one in saved.images
+    )
+    return Entry(saved.name, saved.taken, saved.consistency.value, "", (), images)
+
+
+def guessed_entry(uuid: str, snapshot: str, names: Sequence[str]) -> Entry:
+    """Return an entry for a restore point of which nothing can be read: its images are among `names`."""
+    prefix = disk_name(uuid, "")
+    stored = [name for name in names if name.startswith(prefix) and name != definition_name(uuid)]
+    images = tuple(EntryImage(name[len(prefix) :], "", name, 0) for name in stored)
+    taken = datetime.strptime(snapshot[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+    return Entry(uuid, taken, "", "", (), images)
 
 
 def entry_of(

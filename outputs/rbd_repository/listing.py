@@ -12,10 +12,12 @@ from typing import Callable, Optional
 from backup.ceph.errors import ImageGone
 from backup.ceph.repository_pool import ImageState, RepositoryPool
 from backup.errors import BackupError
+from backup.restore_point import manifest
 from backup.stored import StoredPoint, is_future
 
-from .entry import Entry, unpacked
-from .names import POINT, defined_uuid, definition_name, point_id, restore_id, snapshot_name
+from .definition import read_definition
+from .entry import Entry, entry_of_manifest, guessed_entry, unpacked
+from .names import POINT, defined_uuid, definition_name, point_id, restore_id
 
 AT_A_TIME = 16  # domains that are listed at the same time
 
@@ -43,31 +45,40 @@ def in_order(points: Iterable[StoredPoint]) -> Sequence[StoredPoint]:
     return sorted(points, key=lambda one: (not is_future(one.taken), one.taken))
 
 
-def entries(pool: RepositoryPool, uuid: str, notes: Mapping[str, str]) -> Mapping[str, Entry]:
-    """Return the entries in a domain's notes, by their snapshots. Raises BackupError."""
-    image = pool.image(definition_name(uuid))
-    return {
-        key[len(POINT) :]: unpacked(text, f"{image}: {key}")
-        for key, text in notes.items()
-        if key.startswith(POINT)
-    }
+def entries(
+    pool: RepositoryPool, uuid: str, snapshots: Sequence[str], notes: Mapping[str, str]
+) -> Mapping[str, Entry]:
+    """Return the entries of a domain's restore points, by their snapshots.
+
+    `snapshots` and `notes` are the definition image's. Where a note is missing or damaged, the manifest has
+    what it had. Raises BackupError if that cannot be read now.
+    """
+    noted = {key[len(POINT) :]: text for key, text in notes.items() if key.startswith(POINT)}
+    ours = [one for one in dict.fromkeys([*noted, *snapshots]) if point_id(uuid, one)]
+    return {one: unpacked(noted.get(one, "")) or _from_manifest(pool, uuid, one) for one in ours}
+
+
+def _from_manifest(pool: RepositoryPool, uuid: str, snapshot: str) -> Entry:
+    try:
+        with pool.reader(definition_name(uuid), snapshot) as reader:
+            return entry_of_manifest(manifest.unpack(read_definition(reader)))
+    except BackupError as error:
+        if error.transient:
+            raise
+        return guessed_entry(uuid, snapshot, pool.names())
 
 
 def _of_domain(pool: RepositoryPool, check_stop: Callable[[], None], uuid: str) -> Sequence[StoredPoint]:
     check_stop()
     definition = _state(pool, definition_name(uuid))
-    known = entries(pool, uuid, definition.notes)
+    known = entries(pool, uuid, definition.snapshots, definition.notes)
     stored = {image.stored for entry in known.values() for image in entry.images}
     there = [restore_id(name, one) for name in stored for one in _state(pool, name).snapshots]
-    found = []
-    for snapshot, entry in known.items():
-        point = point_id(uuid, snapshot)
-        if point is None or snapshot_name(point) != snapshot:
-            image = pool.image(definition_name(uuid))
-            hint = f"remove it: rbd image-meta rm {image} {POINT}{snapshot}"
-            raise BackupError(f"image {image} has a note of {snapshot}, which is no restore point", hint)
-        found.append(entry.listed(point, there, snapshot in definition.snapshots))
-    return found
+    return [
+        entry.listed(point, there, snapshot in definition.snapshots)
+        for snapshot, entry in known.items()
+        if (point := point_id(uuid, snapshot))
+    ]
 
 
 def _state(pool: RepositoryPool, name: str) -> ImageState:

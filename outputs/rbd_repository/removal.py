@@ -34,7 +34,8 @@ def _remove(pool: RepositoryPool, point: PointId, complete_too: bool, check_stop
     name, snapshot = definition_name(point.uuid), snapshot_name(point)
     try:
         with pool.opened(name) as definition:
-            entry = entries(pool, point.uuid, definition.notes()).get(snapshot)
+            known = entries(pool, point.uuid, definition.snapshots(), definition.notes())
+            entry = known.get(snapshot)
             if not entry or not _uncommitted(pool, point, definition, entry, complete_too):
                 return
             for image in entry.images:

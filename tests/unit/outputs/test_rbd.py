@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -185,12 +187,34 @@ def test_who_opens_a_point_that_is_gone_is_told(output: PaperRbd) -> None:
         raise AssertionError
 
 
-def test_a_damaged_note_names_its_image(output: PaperRbd, pool: PaperPool) -> None:
+@pytest.mark.parametrize("note", ["{", "", None])
+def test_a_damaged_or_lost_note_costs_nothing(output: PaperRbd, pool: PaperPool, note: Optional[str]) -> None:
     save(output, RUNS[0], FIRST)
-    key = next(key for key in pool.images[DEFINITION].notes if key.endswith(RUNS[0]))
-    pool.images[DEFINITION].notes[key] = "{"
-    with pytest.raises(BackupError, match=f"the note backups/{DEFINITION}: .* is damaged"):
-        output.restore_points()
+    save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    before = output.restore_points()
+    notes = pool.images[DEFINITION].notes
+    key = next(key for key in notes if key.endswith(RUNS[0]))
+    del notes[key]
+    if note is not None:
+        notes[key] = note
+    assert [replace(one, node="node1") for one in output.restore_points()] == before
+    assert read_back(output, complete(output)[RUNS[0]]) == FIRST
+    output.withdraw([PointId(RUNS[0], UUID)])
+    assert [one.id.run for one in output.restore_points()] == [RUNS[1]]
+    assert [*pool.images[VDA].snapshots] == [RUNS[1]]
+
+
+def test_a_point_of_which_nothing_can_be_read_is_removed_too(output: PaperRbd, pool: PaperPool) -> None:
+    save(output, RUNS[0], FIRST)
+    save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    pool.images[DEFINITION].snapshots[RUNS[0]] = b"damaged"
+    pool.images[DEFINITION].notes = dict.fromkeys(pool.images[DEFINITION].notes, "")
+    listed = {one.id.run: one for one in output.restore_points()}
+    assert (listed[RUNS[0]].domain, f"{listed[RUNS[0]].taken:%Y-%m-%d}") == (UUID, "2024-02-01")
+    assert listed[RUNS[1]].domain == "web"
+    output.withdraw([PointId(RUNS[0], UUID)])
+    assert [*pool.images[VDB].snapshots] == [RUNS[1]]
+    assert read_back(output, complete(output)[RUNS[1]]) == SECOND
 
 
 def test_a_disk_that_is_no_longer_there_stays_until_its_last_point(output: PaperRbd, pool: PaperPool) -> None:
