@@ -78,6 +78,9 @@ def clone_cluster(
         text = f"the clones are made in the repository's cluster: {error}"
         reporter.message(Level.WARNING, domain, text)
         return there
+    except BaseException:
+        there.close()
+        raise
     chosen, other = (here, there) if here.fsid == there.fsid else (there, here)
     other.close()
     return chosen
