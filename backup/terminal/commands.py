@@ -309,7 +309,7 @@ def _cleanup(add: AddCommand) -> None:
         "thaw guests and remove leftovers of interrupted runs",
         {
             "": "clean up after a run was killed",
-            "--all": "clean up after OUTPUT was changed from restic_incremental",
+            "--all": "clean up after OUTPUT was changed to restic",
         },
     )
     what = command.add_mutually_exclusive_group()
@@ -321,7 +321,7 @@ def _cleanup(add: AddCommand) -> None:
     what.add_argument(
         "--all",
         action="store_true",
-        help="also remove the base snapshots of restic_incremental: each domain's next backup is a full read",
+        help="also remove the base snapshots of incremental backups: each domain's next backup is a full read",
     )
 
 
