@@ -321,7 +321,7 @@ def _cleanup(add: AddCommand) -> None:
     what.add_argument(
         "--all",
         action="store_true",
-        help="also remove the base snapshots of incremental backups: each domain's next backup is a full read",
+        help="also remove base snapshots of incremental backups: each domain's next backup is a full read",
     )
 
 
