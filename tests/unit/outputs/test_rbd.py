@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, TransientError
 from backup.model import Extent
 from backup.restore.restorer import RestoreOrder, Restorer
 from backup.restore_point import manifest
@@ -17,6 +17,7 @@ from backup.system.stop_request import StopRequest
 from backup.verify.verification import Verification
 from outputs import chosen, readable
 from outputs.rbd import Rbd
+from outputs.rbd_repository import saved_disk
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
 from outputs.rbd_repository.removal import PointInUse
 
@@ -119,6 +120,22 @@ def test_an_image_of_others_under_our_name_is_refused(output: PaperRbd, pool: Pa
     pool.images[VDA].content[0] = 1
     with raises(f"image backups/{VDA} exists, and is not of this program", BackupError):
         save(output, RUNS[0], FIRST)
+
+
+def test_an_image_that_another_client_has_open_is_waited_for_and_then_named(
+    output: PaperRbd, pool: PaperPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved_disk, "USERS_LIMIT", 0.1)
+    monkeypatch.setattr(saved_disk, "USERS_POLL", 0.02)
+    save(output, RUNS[0], FIRST)
+    pool.images[VDA].users = 1
+    with pytest.raises(TransientError, match=f"image backups/{VDA} of the repository is open at 192.0.2.0"):
+        save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    assert [*pool.images[VDA].snapshots] == [RUNS[0]]
+    pool.images[VDA].users = 0
+    output.discard([PointId(RUNS[1], UUID)], wait_if_busy=False)
+    save(output, RUNS[2], THIRD, (RUNS[0], FIRST))
+    assert read_back(output, complete(output)[RUNS[2]]) == THIRD
 
 
 def test_what_we_wrote_ourselves_is_rewritten(output: PaperRbd, pool: PaperPool) -> None:
