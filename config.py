@@ -113,14 +113,16 @@ SNAPSHOT_DELETES = 2
 # The module of outputs/ that stores backups. "restic": read each image completely and stream it into restic,
 # which stores only new data. "restic_incremental": read only what changed since the previous backup. For
 # that, each image keeps one snapshot between runs, and the node needs /dev/fuse and python3-pyfuse3. Both can
-# use the same repository, and can be switched at any time; see res/docs/incremental.md.
+# use the same repository, and can be switched at any time; see res/docs/incremental.md. "rbd": write only
+# what changed into images of a second pool, namespace or cluster, from which a domain starts within seconds;
+# see res/docs/rbd-output.md.
 OUTPUT = "restic"
 
-# Only for "restic_incremental": days after which an image gets a full read again. 0: never. (Every run also
-# compares a random sample of the data that has not changed.)
+# Not for "restic": days after which an image gets a full read again. 0: never. (Every run also compares a
+# random sample of the data that has not changed.)
 FULL_READ_DAYS = 30
 
-# Only for "restic_incremental": how changes are listed. False: object by object, about 20 s per TiB of those
+# Not for "restic": how changes are listed. False: object by object, about 20 s per TiB of those
 # that exist. True: from the images' object maps (feature fast-diff) where Ceph considers them valid, which is
 # instant. Ceph has had bugs there (trackers 42248, 53784, 53885, 61616): use it only with a librbd in which
 # these are fixed.
@@ -159,6 +161,29 @@ COPY_PASSWORD_FILE = ""
 # Environment variables for restic on the second repository, in addition to those in RESTIC_ENVIRONMENT; one
 # with the same name replaces that.
 COPY_ENVIRONMENT = {}
+
+# Only for "rbd": Ceph's configuration file of the cluster that gets the backups, which has to lead to the
+# keyring of RBD_OUTPUT_USER. "": CEPH_CONF, for a second pool or namespace of the same cluster.
+RBD_OUTPUT_CONF = ""
+
+# Only for "rbd": the cephx user that writes the backups. "": CEPH_USER.
+RBD_OUTPUT_USER = ""
+
+# Only for "rbd": the pool, or "pool/namespace", that gets the backups. Guests should have no access to it.
+RBD_OUTPUT_POOL = ""
+
+# Only for "rbd": maximum write rate per image in bytes per second. 0: no limit. Set it if backups slow down
+# what else uses the cluster that gets them, or the link to it.
+MAX_WRITE_RATE = 0
+
+# Only for "rbd": how many restore points of each domain to keep, the newest ones; older ones are removed at
+# the end of a run and by `main.py prune`, unless KEEP_WITHIN_DAYS keeps them. 0: no limit. The newest
+# complete one is never removed.
+KEEP_LAST = 0
+
+# Only for "rbd": age in days up to which restore points are kept; older ones are removed, unless KEEP_LAST
+# keeps them. 0: no limit. With both 0 none is ever removed, and the pool fills up.
+KEEP_WITHIN_DAYS = 0
 
 # Maximum time in seconds that the output may make no progress (no byte accepted, or no exit after the last
 # one); then the domain's backup fails. restic itself retries its back end for 15 minutes: keep it above that.

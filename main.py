@@ -431,6 +431,18 @@ def clean_up(arguments: argparse.Namespace, settings: Settings, console: Console
         return FAILED if clean_node(settings, display, stop, arguments.all, output, others) else SUCCESS
 
 
+def prune(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:
+    """Remove the restore points that KEEP_LAST and KEEP_WITHIN_DAYS do not keep."""
+    from backup.run.prune import prune
+
+    with stoppable() as stop:
+        pruned = prune(
+            settings, outputs.readable(settings), console, stop.check, arguments.domains, arguments.dry_run
+        )
+    print_text(tables.pruned_table(pruned, settings, arguments.dry_run))
+    return FAILED if any(one.failed for one in pruned) else SUCCESS
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] = {
     "backup": back_up,
     "list": show_list,
@@ -445,6 +457,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace, Settings, Console], int]] =
     "report": show_report,
     "key": keys,
     "copy": copy_points,
+    "prune": prune,
     "cleanup": clean_up,
 }
 

@@ -95,6 +95,16 @@ class ClusterAddress:
     fsid: str = ""
 
 
+@dataclass(frozen=True)
+class ParentSnapshot:
+    """A snapshot of which clones can be made: Ceph's configuration file, the cephx user, and its place."""
+
+    conf_file: str
+    user: str
+    image: Image
+    snapshot: str
+
+
 class Gap(str, Enum):
     """What a restore point lacks because a disk is skipped."""
 

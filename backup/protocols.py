@@ -6,11 +6,11 @@ import math
 from collections.abc import Collection, Generator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Callable, Optional, Protocol, Union
+from typing import Callable, Optional, Protocol, Union, runtime_checkable
 
 from .errors import BackupError
 from .job_result import Phase
-from .model import Disk, Extent, Image, Level
+from .model import Disk, Extent, Image, Level, ParentSnapshot
 from .stored import (
     Base,
     Layout,
@@ -193,9 +193,11 @@ class Output(Protocol):
     """A destination of backups. Instances are pickled on their way to the workers.
 
     `keeps_base_snapshots`: a domain's snapshots stay until its next backup, which then is incremental.
+    `prunes`: KEEP_LAST and KEEP_WITHIN_DAYS hold here; `withdraw` removes what they do not keep.
     """
 
     keeps_base_snapshots: bool
+    prunes: bool
 
     def configuration_errors(self) -> Sequence[BackupError]:
         """Return the errors in the settings, without access to the destination."""
@@ -280,7 +282,15 @@ class Output(Protocol):
         """
 
     def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
-        """Remove restore points that were found to lack images, including their manifests.
+        """Remove restore points, complete ones too: the manifest first. Raises BackupError.
 
-        Raises BackupError.
+        A transient error if one is in use, and stays.
         """
+
+
+@runtime_checkable
+class ClonesImages(Protocol):
+    """An output whose images are snapshots of a Ceph cluster: a clone of one is there at once."""
+
+    def parent(self, image: SavedImage) -> ParentSnapshot:
+        """Return the snapshot that has a saved image."""

@@ -18,6 +18,10 @@ def chosen(settings: Settings) -> Output:
 
 def readable(settings: Settings) -> Output:
     """Return an output that can read what the output of OUTPUT saved, and needs fewer modules."""
+    if settings.output == "rbd":
+        from .rbd import Rbd
+
+        return Rbd.from_settings(settings)
     from .restic import Restic
 
     return Restic.from_settings(settings)

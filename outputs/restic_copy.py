@@ -47,6 +47,9 @@ def settings_of_copy(settings: Settings) -> Settings:
     if not settings.copy_repository:
         hint = "set it to the repository for the copies, see res/docs/copies.md"
         raise ConfigError([BackupError("COPY_REPOSITORY is not set", hint)])
+    if not settings.output.startswith("restic"):
+        message = f'OUTPUT = "{settings.output}" is no restic repository, which COPY_REPOSITORY could copy'
+        raise ConfigError([BackupError(message, "see res/docs/copies.md")])
     own, password_file = settings.copy_environment, settings.copy_password_file
     dropped = PLACE
     if password_file or PASSWORD & {*own}:

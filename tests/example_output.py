@@ -34,6 +34,7 @@ class Directory:
     directory: str
 
     keeps_base_snapshots = False
+    prunes = True
 
     def configuration_errors(self) -> Sequence[BackupError]:
         return () if self.directory else [BackupError("DIRECTORY is not set", "name a directory")]

@@ -109,6 +109,11 @@ class Connection:
         self._pools.clear()
         self._rados.shutdown()
 
+    def set_option(self, name: str, value: str) -> None:
+        """Set one of Ceph's options for what this connection does from now on. Raises ClusterError."""
+        with self.errors(f"cannot set {name}"):
+            self._rados.conf_set(name, value)
+
     def pool_of(self, image: Image) -> Any:
         """Return the rados.Ioctx of the image's pool and namespace."""
         key = (image.pool, image.namespace)

@@ -13,6 +13,8 @@ from ..protocols import WrittenBytes
 from .connection import Connection
 from .retry import STOP_POLL
 
+Ended = Callable[[Any], None]
+
 
 class ImageWriter:
     """An image that is open for writing. Satisfies protocols.ImageWriter.
@@ -39,14 +41,30 @@ class ImageWriter:
 
     def start_write(self, offset: int, data: WrittenBytes) -> Callable[[], None]:
         """Start a write; the returned function waits for its end. Until then the bytes must not change."""
-        write = _Write(self, offset, data)
+
+        def begin(ended: Ended) -> Any:  # holds the bytes, as librbd does not copy them
+            return self._opened.aio_write(data, offset, ended, self._write_flags)
+
+        return self._started(f"cannot write {len(data)} bytes at {offset} of", begin)
+
+    def start_zeros(self, offset: int, length: int) -> Callable[[], None]:
+        """Start to make a range read as zeros; the returned function waits for its end.
+
+        Whole objects are removed, of others exactly this range is zeroed. Not so with a discard: librbd
+        leaves what is not aligned as it is (rbd_skip_partial_discard).
+        """
+        action = f"cannot write {length} zeros at {offset} of"
+        return self._started(action, partial(self._opened.aio_write_zeroes, offset, length))
+
+    def _started(self, action: str, begin: Callable[[Ended], Any]) -> Callable[[], None]:
+        write = _Write(self, action, begin)
         retry = self._cluster.retry
         return partial(retry.call, write.wait, retry.check_stop, write.ended_at)
 
     def begin_write(self, write: _Write) -> Any:
         """Start a write in librbd, and return its completion; the write is in flight until it is settled."""
         with self._cluster.errors(write.action, self._image):
-            completion = self._opened.aio_write(write.data, write.offset, write.end, self._write_flags)
+            completion = write.begin(write.end)
         self._under_way.add(write)
         return completion
 
@@ -61,12 +79,12 @@ class ImageWriter:
 
 
 class _Write:
-    """A write in flight, repeated if it times out. Holds its bytes, as librbd does not copy them."""
+    """A write in flight, repeated if it times out."""
 
-    def __init__(self, writer: ImageWriter, offset: int, data: WrittenBytes) -> None:
-        self.offset = offset
-        self.data = data
-        self.action = f"cannot write {len(data)} bytes at {offset} of"
+    def __init__(self, writer: ImageWriter, action: str, begin: Callable[[Ended], Any]) -> None:
+        """`begin` starts it in librbd, which calls what it is given at the end; it returns a completion."""
+        self.action = action
+        self.begin = begin
         self._writer = writer
         self._begin()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable
 
+from ..command import COMMAND
 from ..model import Level
 from ..protocols import Output, Reporter
 from ..settings import Settings
@@ -41,16 +42,17 @@ class Mount:
             failed = ReadErrors(self.reporter, self.stop).report
             files = [*point.disks.values(), *point.texts]
             with served(FileSystem(files, point.time_ns, failed), path) as serving:
-                ready(_ready_text(point, path))
+                ready(_ready_text(point, path, self.output.prunes))
                 while not serving.ended.wait(STOP_POLL):
                     self.stop.check()
                     point.check()
                 serving.check()
 
 
-def _ready_text(point: ShownPoint, path: str) -> str:
+def _ready_text(point: ShownPoint, path: str, pruned_by_us: bool) -> str:
     shown = shlex.quote(path)
+    until_then = f"`{COMMAND} prune` leaves it" if pruned_by_us else "`restic prune` has to wait"
     return (
         f"{point.saved.name}, {point.saved.title}, is in {shown} until Ctrl-C or `fusermount3 -u {shown}`;"
-        " `restic prune` has to wait until then"
+        f" {until_then} until then"
     )

@@ -39,6 +39,7 @@ class RestoredImage:
 class ImageRestore:
     """Restores the disks of one restore point, up to `streams` at a time.
 
+    `clones`: the targets are clones, which have their data as they exist.
     `renaming` is set before the first image gets its final name: from then on the work must not be abandoned,
     or the domain would have some disks of the restore point, and others as they were.
     """
@@ -49,6 +50,7 @@ class ImageRestore:
     reporter: RunReporter
     stop: StopRequest
     renaming: threading.Event = field(default_factory=threading.Event)
+    clones: bool = False
 
     def restore(self, wanted: Wanted) -> Sequence[RestoredImage]:
         """Restore each image to its target.
@@ -103,11 +105,12 @@ class ImageRestore:
 
         written = 0
         with target.opened(self.stop.check) as writer:
-            if saved.size:  # an empty image is in the manifest only
+            if saved.size and not self.clones:  # an empty image is in the manifest only
                 with self.output.image(saved, self.stop.check) as source:
                     written = write_image(source, saved.size, writer, progress)
         restored = RestoredImage(saved, str(target), written, time.monotonic() - began)
-        self.reporter.message(Level.INFO, self.domain, _summary(restored))
+        text = _cloned(restored) if self.clones else _summary(restored)
+        self.reporter.message(Level.INFO, self.domain, text)
         return restored
 
 
@@ -118,3 +121,8 @@ def _summary(restored: RestoredImage) -> str:
         f"{saved.target} ({saved.image}) restored to {restored.target}: {size_text(saved.size)}, "
         f"{size_text(restored.written)} written, in {seconds:.1f} s ({rate}/s)"
     )
+
+
+def _cloned(restored: RestoredImage) -> str:
+    saved = restored.saved
+    return f"{saved.target} ({saved.image}) cloned to {restored.target} in {restored.seconds:.1f} s"

@@ -24,6 +24,7 @@ class RestoreOrder:
     suffix: str = ""
     to_image: str = ""
     to_file: str = ""
+    clone: bool = False
     define: bool = False
     name: str = ""
     new_uuid: bool = False
@@ -56,7 +57,7 @@ class RestoreOrder:
         ]
         errors += [
             f"--instant and {_option(option)} exclude each other"
-            for option in ("disks", "to_image", "to_file")
+            for option in ("disks", "to_image", "to_file", "clone")
             if self.instant and getattr(self, option)
         ]
         if self.abort and not self.instant:
@@ -67,6 +68,8 @@ class RestoreOrder:
             errors.append(
                 "--define and --to-file exclude each other: libvirt gets no domain with files as disks"
             )
+        if self.clone and self.to_file:
+            errors.append("--clone and --to-file exclude each other: a clone is an image")
         if self.to_image and not image_named(self.to_image):
             errors.append(f"--to-image {self.to_image}: expected POOL/IMAGE or POOL/NAMESPACE/IMAGE")
         if self.to_pool and not image_named(f"{self.to_pool}/image"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ..command import COMMAND
 from ..errors import BackupError, ConfigError, NotDefined
 from ..model import Image, Level, image_named
-from ..protocols import Output, RunReporter
+from ..protocols import ClonesImages, Output, RestoreTarget, RunReporter
 from ..restore_point import manifest
 from ..restore_point.find import current_images, find_point
 from ..settings import Settings
@@ -56,7 +56,10 @@ class Restorer:
         if (order.to_file or order.to_image) and len(images) > 1:
             message = f"{saved.name} has several disks: {', '.join(image.target for image in images)}"
             raise ConfigError([BackupError(message, "select one with --disk TARGET")])
-        restore = ImageRestore(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop)
+        restore = ImageRestore(
+            *(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop),
+            clones=order.clone,
+        )
         if order.to_file:
             return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])
         return self._into_cluster(saved, images, restore)
@@ -66,6 +69,8 @@ class Restorer:
         self.order.require_consistent()
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
+        if self.order.clone:
+            require_clones(self.output)
         listed = partial(self.output.restore_points, self.stop.check)
         retry_for = at_most_by_hand(self.settings.retry_for)
         return outlasted(listed, retry_for, self.reporter, "", self.stop.check)
@@ -75,10 +80,9 @@ class Restorer:
     ) -> Sequence[RestoredImage]:
         """Restore to images of the cluster, and define the domain if that is ordered."""
         from ..ceph.abandonable import unless_silent
-        from ..ceph.restore_cluster import restore_cluster
 
         places = self.places(images)
-        with restore_cluster(self.settings, self.stop, self.reporter, saved.name) as cluster:
+        with self._cluster(saved, images) as cluster:
             work = partial(self._into_places, cluster, saved, images, places, restore)
             images_there = list(places.values())
             return unless_silent(work, cluster, images_there, self.stop, self.reporter, restore.renaming)
@@ -89,6 +93,16 @@ class Restorer:
         _require_different_names(images, places.values())
         return places
 
+    def _cluster(self, saved: SavedDomain, images: Sequence[SavedImage]) -> Cluster:
+        """Connect to the cluster that gets the images: for clones, that of the restore point's snapshots."""
+        from ..ceph.cloned_image import clone_cluster
+        from ..ceph.restore_cluster import restore_cluster
+
+        if self.order.clone and images:
+            parent = require_clones(self.output).parent(images[0])
+            return clone_cluster(parent, self.settings, self.stop, self.reporter, saved.name)
+        return restore_cluster(self.settings, self.stop, self.reporter, saved.name)
+
     def _into_places(
         self,
         cluster: Cluster,
@@ -97,8 +111,6 @@ class Restorer:
         places: Mapping[str, Image],
         restore: ImageRestore,
     ) -> Sequence[RestoredImage]:
-        from ..ceph.new_image import NewImage
-
         order = self.order
         with ExitStack() as stack:
             require_no_saved_memory(saved, places, self.settings, self.reporter, self.stop)
@@ -107,15 +119,21 @@ class Restorer:
             if domain:
                 domain.require_definable()
             xml = self.xml(domain, places, cluster) if domain else ""
-            require_room(cluster, images, places)
-            wanted: Wanted = [
-                (one, NewImage(cluster, places[one.target], one, order.force, self.reporter, self.stop))
-                for one in images
-            ]
+            require_room(cluster, images, places, order.clone)
+            wanted: Wanted = [(one, self._target(cluster, one, places[one.target])) for one in images]
             restored = restore.restore(wanted)
             if domain:
                 define_on_images(domain, xml, order.start)
         return restored
+
+    def _target(self, cluster: Cluster, saved: SavedImage, image: Image) -> RestoreTarget:
+        from ..ceph.cloned_image import ClonedImage
+        from ..ceph.new_image import NewImage
+
+        arguments = (cluster, image, saved, self.order.force, self.reporter, self.stop)
+        if self.order.clone:
+            return ClonedImage(*arguments, parent=require_clones(self.output).parent(saved))
+        return NewImage(*arguments)
 
     def saved(self, point: StoredPoint) -> SavedDomain:
         """Return what the restore point has of the domain; report what it lacks. Raises BackupError."""
@@ -171,6 +189,14 @@ def define_on_images(domain: RestoredDomain, xml: str, start: bool) -> None:
             raise NotDefined(f"the domain is restored, but {error.message}", error.hint) from error
 
 
+def require_clones(output: Output) -> ClonesImages:
+    """Return the output if its images can be cloned. Raises ConfigError."""
+    if isinstance(output, ClonesImages):
+        return output
+    message = "--clone needs restore points that are snapshots of images"
+    raise ConfigError([BackupError(message, 'those of OUTPUT = "rbd" are, see res/docs/rbd-output.md')])
+
+
 def _disks(saved: SavedDomain, targets: Sequence[str]) -> Sequence[SavedImage]:
     by_target = {image.target: image for image in saved.images}
     hint = f"it has {', '.join(by_target)}"
@@ -212,7 +238,12 @@ def require_no_overlay(cluster: Cluster, places: Iterable[Image]) -> None:
             raise BackupError(message, hint)
 
 
-def require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping[str, Image]) -> None:
+def require_room(
+    cluster: Cluster,
+    images: Sequence[SavedImage],
+    places: Mapping[str, Image],
+    clones: bool = False,
+) -> None:
     """Raise BackupError if a pool has no room for these images, or lacks the namespace of one."""
     from ..ceph.new_image import require_room as require_pool_has_room
 
@@ -221,7 +252,8 @@ def require_room(cluster: Cluster, images: Sequence[SavedImage], places: Mapping
         pool = places[image.target].pool
         needed[pool] += 0
         data_pool = image.layout.data_pool
-        needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += image.data_bytes
+        data_bytes = 0 if clones else image.data_bytes
+        needed[data_pool if data_pool and cluster.has_pool(data_pool) else pool] += data_bytes
     for pool, data_bytes in needed.items():
         require_pool_has_room(cluster, pool, data_bytes)
     for image in images:

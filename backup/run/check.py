@@ -263,7 +263,7 @@ def _image(domain: Domain, disk: Disk, cluster: Cluster, image: Image) -> Findin
     except BackupError as error:
         return Finding(subject, error)
     if bases:
-        text = f"has base snapshot {', '.join(bases)} for restic_incremental"
+        text = f"has base snapshot {', '.join(bases)} for incremental backups"
         notes.append(f"{text} ({COMMAND} cleanup --all removes it)")
     return Finding(f"{subject} {'; '.join(notes)}".rstrip())
 

@@ -39,6 +39,7 @@ from .confirm import confirmed
 from .drafts import remove_all_drafts
 from .incomplete_points import discard_of_dead, discard_own, incomplete, report_dead_locks
 from .list_domains import list_domains, ordered, skipped_domains
+from .prune import prune_saved
 from .retry import Retry
 from .still_quiesced import still_quiesced
 from .worker_pool import Pool
@@ -126,6 +127,7 @@ class Run:
             unlocked = beside.submit(self.output.discard, (), False, check_stop)
             self._clean_up_after_workers()
             results: Sequence[JobResult] = ()
+            not_pruned: Sequence[str] = ()
             with (
                 watched(settings, self.reporter) as watchdog,
                 guarded(settings, self.reporter, watchdog) as guard,
@@ -145,12 +147,14 @@ class Run:
                 results = self._confirmed(results)
                 report_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(points), domains, results, hypervisors)
+                if not self.stop.requested:
+                    not_pruned = prune_saved(results, settings, self.output, self.reporter, self.stop.check)
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else skipped_domains(choices)
         return replace(
             self._result(results),
             named=tuple(names),
-            errors=unreachable,
+            errors=[*unreachable, *not_pruned],
             not_selected=not_selected,
             verified=verify,
         )

@@ -13,7 +13,7 @@ from .commands import COMMANDS
 from .options import common_options
 from .parser import Parser, examples_text
 
-DESCRIPTION = "Back up libvirt domains whose disks are Ceph RBD images, into a restic repository."
+DESCRIPTION = "Back up libvirt domains whose disks are Ceph RBD images, into restic or into a second pool."
 EPILOG = "Without a command: backup.\n\n{codes}\n{examples}\nManual: {manual}"
 MANUAL = Path(__file__).resolve().parents[2] / "res/docs"
 EMPTY_OPTION = re.compile("--[a-z-]+=")

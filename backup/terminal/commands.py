@@ -94,6 +94,7 @@ def _restore(add: AddCommand) -> None:
             "web01 --define --start": "restore a lost domain with all its disks, and start it",
             "web01 --to-pool scratch --define --name web01-copy --new-uuid": "restore a copy of the domain",
             "web01 --at 2026-11-23 --disk vdb --to-file /tmp/vdb.qcow2": "restore one disk into a file",
+            "web01 --clone --define --start": "start a lost domain within seconds, on clones",
         },
     )
     add_saved_domain(command)
@@ -125,6 +126,12 @@ def _restore(add: AddCommand) -> None:
         metavar="PATH",
         default="",
         help="restore one disk into a file: qcow2 if PATH ends in .qcow2, otherwise raw and sparse",
+    )
+    command.add_argument(
+        "--clone",
+        action="store_true",
+        help="do not copy: make clones of the restore point's snapshots, which takes seconds; for OUTPUT ="
+        ' "rbd". The restore point is kept while there are clones; `rbd flatten` makes one independent',
     )
     _add_definition_options(command)
     command.add_argument(
@@ -336,13 +343,27 @@ def _copy(add: AddCommand) -> None:
     command.add_argument("--dry-run", action="store_true", help="only show what would be copied")
 
 
+def _prune(add: AddCommand) -> None:
+    command = add(
+        "prune",
+        "remove the restore points that KEEP_LAST and KEEP_WITHIN_DAYS do not keep",
+        {
+            "": "remove those of all domains; each run does it for the domains that it saves",
+            "--dry-run": "show what would be removed",
+            "'db*'": "remove those of these domains only",
+        },
+    )
+    add_domains(command, "saved")
+    command.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+
+
 def _cleanup(add: AddCommand) -> None:
     command = add(
         "cleanup",
         "thaw guests and remove leftovers of interrupted runs",
         {
             "": "clean up after a run was killed",
-            "--all": "clean up after OUTPUT was changed from restic_incremental",
+            "--all": "clean up after OUTPUT was changed to restic",
         },
     )
     what = command.add_mutually_exclusive_group()
@@ -354,7 +375,7 @@ def _cleanup(add: AddCommand) -> None:
     what.add_argument(
         "--all",
         action="store_true",
-        help="also remove the base snapshots of restic_incremental: each domain's next backup is a full read",
+        help="also remove base snapshots of incremental backups: each domain's next backup is a full read",
     )
 
 
@@ -372,5 +393,6 @@ COMMANDS: Sequence[Callable[[AddCommand], None]] = (
     _report,
     _key,
     _copy,
+    _prune,
     _cleanup,
 )

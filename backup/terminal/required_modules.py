@@ -77,12 +77,13 @@ def _modules(arguments: argparse.Namespace, settings: Settings) -> Mapping[str, 
     """Give the modules that the command needs, with their packages."""
     command = arguments.command
     modules: dict[str, str] = {}
-    without = ("report", "restore-points", "verify", "key", "mount", "files")
+    without = ("report", "restore-points", "verify", "key", "mount", "files", "prune")
     to_file = command == "restore" and arguments.to_file
     defines = command == "restore" and (arguments.define or arguments.instant) and not to_file
     if command not in (*without, "restore") or defines:
         modules.update(LIBVIRT_MODULES)
-    if command not in without and not to_file:
+    in_rbd = settings.output == "rbd" and command not in ("report", "key")
+    if in_rbd or (command not in without and not to_file):
         modules.update(CEPH_MODULES)
     if command not in ("report", "key"):
         modules.update(REPOSITORY_MODULES)

@@ -91,9 +91,8 @@ class SettingsFiles:
         """
         if not self.has_groups:
             return [own]
-        has_repository = own.restic_repository or any(
-            name.startswith("RESTIC_REPOSITORY") for name in own.restic_environment
-        )
+        named = own.rbd_output_pool if own.output == "rbd" else own.restic_repository
+        has_repository = named or any(name.startswith("RESTIC_REPOSITORY") for name in own.restic_environment)
         return [*([own] if has_repository else []), *self.others()] or [own]
 
     @property

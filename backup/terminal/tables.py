@@ -14,11 +14,13 @@ from ..report.copy_record import CopyRecord
 from ..report.domain_record import INSTANT
 from ..report.run_report import RunResult
 from ..selection import Choice
+from ..settings import Settings
 from ..stored import RepositoryKey, StoredPoint, is_future
 from ..text import one_line, size_text
 
 if TYPE_CHECKING:  # they need modules that only distributions package, and main reports which are missing
     from ..restore.images import RestoredImage
+    from ..run.prune import Pruned
     from ..verify.verification import Verified
 
 
@@ -129,6 +131,26 @@ def selection_json(choices: Sequence[Choice]) -> list[dict[str, object]]:
         }
         for choice in choices
     ]
+
+
+def pruned_table(pruned: Sequence[Pruned], settings: Settings, dry_run: bool) -> str:
+    """Give a row per restore point that is not kept, and a line with their number and the limits."""
+    limits = f"KEEP_LAST = {settings.keep_last}, KEEP_WITHIN_DAYS = {settings.keep_within_days}"
+    if not pruned:
+        return f"nothing to remove ({limits})\n"
+    rows = [
+        (
+            one.point.domain,
+            f"{one.point.taken:%Y-%m-%d %H:%M:%S}",
+            one.point.id.run,
+            "would be removed" if dry_run else one.problem.message if one.problem else "removed",
+        )
+        for one in pruned
+    ]
+    gone = len(pruned) if dry_run else sum(one.problem is None for one in pruned)
+    done = "would be removed" if dry_run else "removed"
+    text = f"{gone} of {len(pruned)} restore points {done} ({limits})\n"
+    return table(("domain", "taken (UTC)", "run", "result"), rows) + text
 
 
 def points_table(points: Sequence[StoredPoint]) -> str:

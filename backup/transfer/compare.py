@@ -14,7 +14,7 @@ from ..stored import Layout, SavedDomain, SavedImage
 from . import backup_stream
 from .restore_stream import PIECE, ZERO_PIECE, next_piece, require_end
 
-DAMAGED = "the repository is damaged: run `restic check --read-data`, then back up the domain again"
+DAMAGED = "the repository is damaged: check it (`restic check --read-data`), then back up the domain again"
 SHOWN = 3  # differing extents that a message lists
 
 Progress = Callable[[int], None]

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Optional
 
 from ..ceph.abandonable import unless_silent
+from ..ceph.cloned_image import ClonedImage, has_parent
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import NewImage, require_room
 from ..ceph.restore_cluster import restore_cluster
@@ -17,7 +18,7 @@ from ..command import COMMAND
 from ..errors import BackupError, ConfigError, DrillFailed, Interrupted, NotPossibleHere
 from ..job_result import Phase
 from ..model import Image, Level
-from ..protocols import Output, RunReporter
+from ..protocols import ClonesImages, Output, RunReporter
 from ..report.domain_record import RESTORED, DomainRecord, DomainRecords, now, read_records
 from ..restore.images import ImageRestore
 from ..restore_point import manifest
@@ -110,12 +111,14 @@ class Drill:
 
     def _into_pool(self, cluster: Cluster, saved: SavedDomain, places: Mapping[str, Image]) -> None:
         pool = self.settings.drill_pool.partition("/")[0]
-        require_room(cluster, pool, sum(image.data_bytes for image in saved.images))
-        wanted = [
-            (one, NewImage(cluster, places[one.target], one, False, self.reporter, self.stop))
-            for one in map(_without_data_pool, saved.images)
-        ]
-        restore = ImageRestore(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop)
+        wanted_images = [_without_data_pool(image) for image in saved.images]
+        clones = self._clones(cluster, wanted_images)
+        require_room(cluster, pool, 0 if clones else sum(image.data_bytes for image in wanted_images))
+        wanted = [(one, self._target(cluster, places[one.target], one, clones)) for one in wanted_images]
+        restore = ImageRestore(
+            *(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop),
+            clones=clones is not None,
+        )
         with restore.staged(wanted):
             self.reporter.phase(saved.name, Phase.VERIFY)
             for image, target in wanted:
@@ -123,6 +126,20 @@ class Drill:
             if self.boot:
                 images = {image.target: target.filling for image, target in wanted}
                 self._boot(saved, images, cluster.monitors())
+
+    def _clones(self, cluster: Cluster, images: Sequence[SavedImage]) -> Optional[ClonesImages]:
+        """Return the output if its snapshots are in this cluster, so that nothing has to be copied."""
+        output, settings = self.output, self.settings
+        if not isinstance(output, ClonesImages) or not images:
+            return None
+        parent = output.parent(images[0])
+        return output if has_parent(cluster, parent, settings, self.stop, self.reporter) else None
+
+    def _target(
+        self, cluster: Cluster, image: Image, saved: SavedImage, clones: Optional[ClonesImages]
+    ) -> NewImage:
+        arguments = (cluster, image, saved, False, self.reporter, self.stop)
+        return ClonedImage(*arguments, parent=clones.parent(saved)) if clones else NewImage(*arguments)
 
     def _verify(self, saved: SavedDomain, image: SavedImage, restored: Image, cluster: Cluster) -> None:
         """Compare the restored image with the checksums of the saved one."""

@@ -78,7 +78,7 @@ class Verification:
         )
         domains = {point.id.uuid: point.domain for point in points_of_domains(points, names)}
         if not domains:
-            hint = f"check RESTIC_REPOSITORY; `{COMMAND} restore-points` lists all restore points"
+            hint = f"is the repository the right one? `{COMMAND} restore-points` lists all restore points"
             raise BackupError("there is no restore point to verify", hint)
         failed: set[str] = set()
         images = size = 0
@@ -159,7 +159,8 @@ class Verification:
             if interval.due(done, image.size):
                 self.reporter.progress(saved.name, image.target, done, image.size)
 
-        cluster = snapshots.cluster() if image.segment_size else None
+        incremental = image.segment_size or image.full_read
+        cluster = snapshots.cluster() if incremental else None
         if self._equals_snapshot(saved.name, image, cluster, progress):
             return
         with self.output.image(image, self.stop.check) as source:

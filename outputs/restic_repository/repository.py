@@ -75,6 +75,7 @@ class Repository:
     lock_wait: float = 0
 
     keeps_base_snapshots = False
+    prunes = False  # `restic forget` does
 
     @classmethod
     def from_settings(cls: type[Self], settings: Settings) -> Self:

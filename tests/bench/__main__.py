@@ -25,6 +25,7 @@ from .instant import instant
 from .large import large
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
+from .second_pool import far_away, second_pool
 from .starts import starts
 
 PARTS: Mapping[str, Callable[[Bench], str]] = {
@@ -45,6 +46,8 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "large": large,
     "keeping": keeping,
     "progress": progress,
+    "rbd": second_pool,
+    "far": far_away,
 }
 
 

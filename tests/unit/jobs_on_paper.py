@@ -56,6 +56,7 @@ class NoOutput:
     """Satisfies protocols.Output for jobs that never ask it."""
 
     keeps_base_snapshots = False
+    prunes = False
 
     def configuration_errors(self) -> Sequence[BackupError]:
         return ()

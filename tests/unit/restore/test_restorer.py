@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
+from backup.errors import ConfigError
 from backup.model import Definition, Disk, Level
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
@@ -13,6 +14,7 @@ from backup.restore_point import manifest
 from backup.stored import Packed, SavedImage, StoredPoint
 from backup.system.stop_request import StopRequest
 
+from ..raising import raises
 from ..recorder import Recorder
 from ..samples import LAYOUT, MIB, UUID, domain, foreign_disk, rbd_disk, restore_point, settings
 from ..stored_points import HeldPoints
@@ -46,3 +48,16 @@ def test_a_restore_reports_what_was_skipped_in_the_backup_and_why() -> None:
         "filesystem:data (/srv/a): no RBD image (virtiofs file system)",
         "not in the backup: the memory that virsh managedsave saved",
     ]
+
+
+def test_clones_need_restore_points_that_are_snapshots() -> None:
+    restorer = Restorer(
+        RestoreOrder("web", clone=True), settings(), HeldPoints({UUID: "web"}), Recorder(), StopRequest()
+    )
+    with raises("--clone needs restore points that are snapshots of images", ConfigError):
+        restorer.restore()
+
+
+def test_a_clone_is_no_file() -> None:
+    with raises("--clone and --to-file exclude each other: a clone is an image", ConfigError):
+        RestoreOrder("web", clone=True, to_file="/tmp/x").require_consistent()

@@ -80,13 +80,16 @@ def test_a_domain_of_two_groups_is_a_warning(node: Node) -> None:
         (("restic_incremental", "restic_incremental"), ("/x", "/y"), True),
         (("restic_incremental", "restic_incremental"), ("/x", "/x"), False),
         (("restic_incremental", "restic"), ("/x", "/y"), False),
+        (("restic_incremental", "rbd"), ("/x", "/x"), True),
+        (("rbd", "rbd"), ("x", "y"), True),
+        (("rbd", "rbd"), ("x", "x"), False),
     ],
 )
 def test_it_says_where_two_incremental_groups_cost_full_reads(
     node: Node, outputs: Sequence[str], repositories: Sequence[str], alternate: bool
 ) -> None:
     a, b = (
-        node.group(name, "web", output=output, restic_repository=repository)
+        node.group(name, "web", output=output, restic_repository=repository, rbd_output_pool=repository)
         for name, output, repository in zip("ab", outputs, repositories)
     )
     (warning,) = warnings([a, b])

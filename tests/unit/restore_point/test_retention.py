@@ -1,0 +1,64 @@
+"""backup/restore_point/retention.py: what is kept, and never less than the newest complete restore point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from backup.restore_point.retention import Retention
+from backup.stored import PointId, StoredPoint
+
+from ..samples import OTHER_UUID, UUID, held_point
+
+NOW = datetime(2024, 2, 20, tzinfo=timezone.utc)
+
+
+def points(*ages: float, uuid: str = UUID) -> list[StoredPoint]:
+    """Give complete points of these ages in days; their runs are named for them."""
+    return [
+        replace(
+            held_point(uuid=uuid), id=PointId(str(age), uuid), taken=NOW - timedelta(age), manifest_id="m"
+        )
+        for age in ages
+    ]
+
+
+def gone(retention: Retention, known: Sequence[StoredPoint]) -> list[str]:
+    return [point.id.run for point in retention.expired(known, NOW)]
+
+
+@pytest.mark.parametrize(
+    ("last", "days", "expired"),
+    [
+        (0, 0, []),
+        (1, 0, ["40", "20", "3", "2"]),
+        (3, 0, ["40", "20"]),
+        (9, 0, []),
+        (0, 10, ["40", "20"]),
+        (0, 1, ["40", "20", "3", "2"]),
+        (4, 10, ["40"]),
+        (1, 10, ["40", "20"]),
+    ],
+)
+def test_a_point_is_kept_if_one_limit_keeps_it(last: int, days: int, expired: list[str]) -> None:
+    assert gone(Retention(last, days), points(40, 20, 3, 2, 1)) == expired
+
+
+@pytest.mark.parametrize("retention", [Retention(1, 0), Retention(0, 1), Retention(1, 1)])
+def test_the_newest_complete_one_is_never_removed_however_old(retention: Retention) -> None:
+    incomplete = replace(points(400)[0], id=PointId("failed", UUID), manifest_id="")
+    assert gone(retention, [*points(900, 500), incomplete]) == ["900"]
+    assert gone(retention, [incomplete]) == []
+
+
+def test_each_domain_has_its_own_points() -> None:
+    assert gone(Retention(1, 0), [*points(5, uuid=OTHER_UUID), *points(4), *points(3)]) == ["4"]
+
+
+def test_a_point_whose_clock_was_wrong_does_not_push_out_the_newest_one() -> None:
+    listed = [*points(-700), *points(9, 1)]  # those of the future are listed first
+    assert gone(Retention(2, 0), listed) == ["-700"]
+    assert gone(Retention(0, 5), listed) == ["9"]
