@@ -33,6 +33,7 @@ class UnderWay:
         if record.stage is Stage.ABORTED:
             return f"instant restore aborted; what the guest has written is in {self._overlays}"
         what = f"instant restore interrupted on {record.host}: {record.progress}"
+        what += ", the guest is paused" if record.pivoting else ""
         return f"{what}; `{COMMAND} restore {record.domain} --instant` continues it"
 
     @property

@@ -14,6 +14,7 @@ from functools import partial
 
 from ..ceph.abandonable import unless_silent
 from ..ceph.cluster import Cluster
+from ..ceph.new_image import require_room
 from ..ceph.restore_cluster import restore_cluster
 from ..command import COMMAND
 from ..errors import BackupError, ConfigError, TransientError
@@ -83,6 +84,9 @@ class InstantRestorer:
     def _work(
         self, cluster: Cluster, points: Sequence[StoredPoint], chosen: _Chosen, must_end: threading.Event
     ) -> Sequence[RestoredImage]:
+        for image in chosen.places.values():  # before what is asked for beside the images
+            require_room(cluster, image.pool, 0)
+            cluster.require_namespace(image)
         record, order, places = _recorded(cluster, chosen.places), self.order, chosen.places
         if record and record.stage is not Stage.PREPARING:
             point = self._point_of(record, chosen.point, points)

@@ -39,7 +39,7 @@ class Guest:
         if state is not None and state.active:
             self._adopt()
         elif state is not None and self.journal.record.started and self.is_own():
-            if self.journal.record.host != this_host():
+            if self.journal.record.host != this_host() or state is State.ELSEWHERE:
                 self._require_nowhere_else()
             self._redefine()
             self._run(paused=False)

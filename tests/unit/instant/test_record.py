@@ -77,6 +77,10 @@ def test_who_continues_it_is_shown_or_how_to(objects: dict[str, bytes], cluster:
         "instant restore interrupted on node1: 0 of 2 images restored, 0 of 2 disks moved; "
         "`main.py restore web --instant` continues it",
     )
+    records.write(cluster, replace(RECORD, pivoting=True))
+    (found,) = under_way(cluster, "vms", [""], failed.append)
+    assert "0 of 2 disks moved, the guest is paused; `main.py restore web" in found.text
+    records.write(cluster, RECORD)
     lock = f"virt-rbd-backup.lock.{UUID}"
     cluster.locks[lock] = cluster.tokens[lock] = "restore.node2.123.abcd"
     (found,) = under_way(cluster, "vms", [""], failed.append)

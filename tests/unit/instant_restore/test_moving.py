@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from backup.instant_restore.given import Given
 from backup.instant_restore.guest import Guest
 from backup.instant_restore.journal import Journal
 from backup.instant_restore.moving import Move
-from backup.model import Level
+from backup.model import Level, State
 
 from ..recorder import Recorder
 from .paper_guest import SAVED, TARGETS, Killed, World, elsewhere, given, new_world
@@ -125,9 +126,15 @@ def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so(monkeypatch: pyte
     assert world.images["vms/a"] == list(range(SAVED, world.tick + 1))
 
 
-def test_it_is_never_started_while_it_runs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("migrated", [False, True])
+def test_it_is_never_started_while_it_runs_elsewhere(monkeypatch: pytest.MonkeyPatch, migrated: bool) -> None:
     monkeypatch.setattr(guests, "unused", lambda _, images, __: [f"{one} at 192.0.2.1" for one in images])
     world = new_world()
+    if migrated:
+        world.record = replace(world.record, started=True)
+        assert world.domain
+        world.domain.defined = {one: f"{name}.virt-rbd-backup.overlay" for one, name in TARGETS.items()}
+        monkeypatch.setattr(world.domain, "state", lambda: State.ELSEWHERE)
     about = given(world)
     with pytest.raises(
         BackupError, match=r"the guest runs elsewhere, on node1 perhaps: it has vms/a\..*overlay"
