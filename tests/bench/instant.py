@@ -29,7 +29,7 @@ POLL = 0.02
 
 @dataclass(frozen=True)
 class Course:
-    """In seconds: until the guest has written, until the command ended, the guest's pause. Bytes in use."""
+    """In seconds: until the guest has written, until the command has ended, its pause. Bytes in use."""
 
     writes: float
     whole: float
@@ -93,14 +93,15 @@ def _course(bench: Bench, contestant: Contestant, options: Sequence[str]) -> Cou
     with subprocess.Popen(
         command, env=contestant.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        writes = 0.0
-        while process.poll() is None or not writes:
+        writes = whole = 0.0
+        while not (writes and whole):
+            if not whole and process.poll() is not None:
+                whole = time.monotonic() - began
             if not writes and lab.ticks(NAME):
                 writes = time.monotonic() - began
-            if process.poll() not in (None, 0):
+            if process.returncode:
                 break
             time.sleep(POLL)
-        whole = time.monotonic() - began
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(f"{' '.join(options)}: {output}")
