@@ -21,6 +21,7 @@ from ..system.stop_request import StopRequest
 from ..text import size_text
 from .cluster import FEATURES, Cluster
 from .errors import ClusterError, ImageGone
+from .image_creation import create_image
 from .image_removal import ImageRemoval
 from .image_writer import ImageWriter
 
@@ -203,7 +204,7 @@ class NewImage:
         )
         with self.cluster.errors("cannot create", image):
             try:
-                create()
+                create_image(self.cluster, image, create)
             except rbd.ImageExists as error:
                 raise self._under_way() from error
 

@@ -16,6 +16,7 @@ from ..protocols import Reporter
 from ..system.stop_request import StopRequest
 from .cluster import Cluster
 from .errors import ClusterError, ImageGone
+from .image_creation import create_image
 from .image_removal import ImageRemoval
 
 OBJECT_BITS = 22  # of objects of 4 MiB
@@ -48,7 +49,7 @@ def create_overlay(cluster: Cluster, image: Image, content: bytes, data_pool: st
         data_pool=data_pool if data_pool and cluster.has_pool(data_pool) else None,
     )
     with cluster.errors("cannot create", image):
-        create()
+        create_image(cluster, image, create)
         with cluster.opened(image, read_only=False) as opened:
             opened.write(content, 0)
             opened.flush()

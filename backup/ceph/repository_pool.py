@@ -15,6 +15,7 @@ from ..model import ClusterAddress, Extent, Image, Level
 from ..system.stop_request import StopRequest
 from .cluster import FEATURES, Cluster
 from .errors import ClusterError, ImageGone
+from .image_creation import create_image
 from .image_reader import ImageReader
 from .image_removal import ImageRemoval
 from .repository_image import RepositoryImage, notes_of, repository_image, snapshots_of
@@ -92,17 +93,20 @@ class RepositoryPool:
         image = self.image(name)
 
         def create() -> None:
-            with suppress(rbd.ImageExists):
-                rbd.RBD().create(
-                    self.cluster.pool_of(image),
-                    name,
-                    size,
-                    order=object_size.bit_length() - 1,
-                    old_format=False,
-                    features=sum(FEATURES[one] for one in REPOSITORY_FEATURES),
-                )
+            rbd.RBD().create(
+                self.cluster.pool_of(image),
+                name,
+                size,
+                order=object_size.bit_length() - 1,
+                old_format=False,
+                features=sum(FEATURES[one] for one in REPOSITORY_FEATURES),
+            )
 
-        self.cluster.retried("cannot create", image, create)
+        def create_unless_there() -> None:
+            with suppress(rbd.ImageExists):
+                create_image(self.cluster, image, create)
+
+        self.cluster.retried("cannot create", image, create_unless_there)
 
     def remove(self, name: str) -> None:
         """Remove an image without snapshots; success if it is gone. Raises ClusterError."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
+import rados
 import rbd
 
 from backup.ceph import image_removal
 from backup.ceph.cluster import Cluster
-from backup.ceph.new_image import REPLACED, NewImage
+from backup.ceph.new_image import REPLACED, RESTORING, NewImage
 from backup.errors import BackupError, TransientError
 from backup.model import ClusterAddress, Image, Level
 from backup.stored import SavedImage
@@ -64,6 +66,29 @@ def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Clu
     first.remove_replaced()
     first.discard()
     assert _content(cluster) == b"first"
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])
+def test_an_image_that_a_killed_process_has_only_begun_to_create_is_replaced(
+    cluster: Cluster, lab: Lab, listed: bool
+) -> None:
+    """librbd writes its id, its entry in the pool's directory, then its header."""
+    image = replace(IMAGE, name=f"{IMAGE.name}{RESTORING}")
+    lab.create_image(f"{POOL}/{image.name}", MIB)
+    with cluster.opened(image) as opened:
+        identity = opened.id()
+    pool = cluster.pool_of(image)
+    pool.remove_object(f"rbd_header.{identity}")
+    if not listed:
+        with rados.WriteOpCtx() as forget:
+            pool.remove_omap_keys(forget, (f"name_{image.name}", f"id_{identity}"))
+            pool.operate_write_op(forget, "rbd_directory")
+    target = _new(cluster)
+    target.require_free()
+    _fill(target, b"whole")
+    target.commit()
+    target.remove_replaced()
+    assert _content(cluster) == b"whole"
 
 
 def test_who_comes_second_does_not_remove_what_the_first_has_made(cluster: Cluster) -> None:
