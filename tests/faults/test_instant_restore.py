@@ -7,9 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Callable
 
+import libvirt
 import pytest
 
 from tests.faults.provoke import HeldBackRestic
@@ -40,7 +42,17 @@ def copies(guest: RestoredGuest) -> bool:
 
 
 def is_paused_for_the_pivot(guest: RestoredGuest) -> bool:
-    return guest.lab.virsh("domstate", "--reason", NAME).strip() == "paused (user)"
+    """Ask again and again once disks are copied: it is paused for a tenth of a second."""
+    if not copies(guest):
+        return False
+    with closing(libvirt.open(guest.lab.libvirt_uri)) as connection:
+        domain = connection.lookupByName(NAME)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if domain.state() == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER]:
+                return True
+            time.sleep(0.002)
+    return False
 
 
 def is_moved(guest: RestoredGuest) -> bool:
