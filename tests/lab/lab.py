@@ -114,7 +114,10 @@ class Lab:
 
     def delete_image(self, spec: str) -> None:
         """Delete it, once Ceph has forgotten its clients: that takes 30 s where one was killed."""
-        wait_until(lambda: self._deletes(spec), 90, f"no client has {spec} open")
+        try:
+            wait_until(lambda: self._deletes(spec), 90, f"no client has {spec} open")
+        except LabError as error:
+            raise LabError(str(error), self.rbd("status", spec).decode()) from error
 
     def _deletes(self, spec: str) -> bool:
         try:
