@@ -99,8 +99,8 @@ def killed_at(number: int, directory: Path, binary: str, with_keeper: bool) -> b
 
 def keepers_of(worker: int | None) -> list[ProcessId]:
     found = []
-    for path in Path(f"/proc/{worker}/task").glob("*/children"):
-        for pid in path.read_text().split():
+    for path in Path(f"/proc/{worker}/task").iterdir():
+        for pid in (path / "children").read_text().split():
             with suppress(OSError):  # it has just ended
                 if "read -r line" in Path(f"/proc/{pid}/cmdline").read_text():
                     found.append(process_id(int(pid)))
@@ -108,10 +108,10 @@ def keepers_of(worker: int | None) -> list[ProcessId]:
 
 
 def restics(directory: Path) -> Iterator[int]:
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*"):
         try:
-            if f"RESTIC_REPOSITORY={directory}/".encode() in path.read_bytes():
-                yield int(path.parent.name)
+            if f"RESTIC_REPOSITORY={directory}/".encode() in (path / "environ").read_bytes():
+                yield int(path.name)
         except OSError:  # it has just ended
             continue
 
