@@ -101,10 +101,10 @@ def before(node: Node) -> Iterator[Held]:
 def mounts(node: Node) -> Sequence[int]:
     """Give the processes that see a mount in the node's directory."""
     seen = []
-    for path in Path("/proc").glob("[0-9]*/mounts"):
+    for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has just ended
-            if str(node.directory) in path.read_text():
-                seen.append(int(path.parent.name))
+            if str(node.directory) in (path / "mounts").read_text():
+                seen.append(int(path.name))
     return seen
 
 

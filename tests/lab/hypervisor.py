@@ -117,9 +117,9 @@ class Hypervisor:
 
 def refuse_running_libvirt() -> None:
     hint = "the lab needs qemu:///system for itself: stop it, or use another machine"
-    for process in Path("/proc").glob("[0-9]*/comm"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            name, pid = process.read_text().strip(), int(process.parent.name)
+            name, pid = (process / "comm").read_text().strip(), int(process.name)
             if name in ("libvirtd", "virtqemud") and command_line(pid):
                 raise LabError(f"{name} runs already, with pid {pid}", hint)
     for path in SOCKETS:

@@ -62,8 +62,8 @@ class Running:
     @property
     def restic(self) -> int:
         """The pid of its restic."""
-        listed = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        (pid,) = [int(one) for path in listed for one in path.read_text().split()]
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        (pid,) = [int(one) for task in tasks for one in (task / "children").read_text().split()]
         return pid
 
     def end(self, number: signal.Signals) -> int:
