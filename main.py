@@ -416,7 +416,7 @@ def copy_points(arguments: argparse.Namespace, settings: Settings, console: Cons
             record = copy.copy(arguments.domains, console)
         finally:  # a failure has to reach the metrics too
             publish_metrics(settings, console)
-    print_text(tables.copied_text(record))
+    print_text(f"{record}\n")
     return FAILED if record.error else SUCCESS
 
 

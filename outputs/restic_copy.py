@@ -23,6 +23,7 @@ from backup.report.copy_record import CopyRecord, now, write_record
 from backup.restore_point.find import points_of_domains
 from backup.settings import Settings
 from backup.stored import StoredPoint
+from backup.system.child_records import end_orphans
 from backup.system.pipe_writer import Stalled
 from backup.system.private_directory import make_private
 from backup.system.process_group import Group
@@ -101,16 +102,19 @@ class RepositoryCopy:
         """Copy the whole restore points of these domains, without names of all, that the copy lacks.
 
         The newest come first. What the copy lacks afterwards, such as what a prune has removed meanwhile, is
-        an error in the record, which is stored. Raises BackupError.
+        an error in the record. That is stored, unless domains are named: what is shown and watched is whether
+        the copy lacks anything. Raises BackupError.
         """
-        began, state_dir = now(), self.settings.state_dir
+        began, record = now(), None
         with _alone(Path(self._program.runtime_dir)):
             try:
                 record = self._carried_out(names, began, reporter)
             except BackupError as error:
-                write_record(state_dir, CopyRecord(began, now(), error=error.message), reporter)
+                record = CopyRecord(began, now(), error=error.message)
                 raise
-            write_record(state_dir, record, reporter)
+            finally:
+                if record and not names:
+                    write_record(self.settings.state_dir, record, reporter)
         return record
 
     def missing(self, names: Sequence[str]) -> Sequence[StoredPoint]:
@@ -119,6 +123,8 @@ class RepositoryCopy:
         return _lacking([point for point in reversed(saved) if point.manifest_id], self._copied_points())
 
     def _carried_out(self, names: Sequence[str], began: str, reporter: Reporter) -> CopyRecord:
+        end_orphans(self._program.runtime_dir)
+        remove_dead_locks(self._program, self.check_stop)
         missing = self.missing(names)
         for start in range(0, len(missing), BATCH):
             if start:
@@ -131,7 +137,6 @@ class RepositoryCopy:
 
     def _call(self, points: Sequence[StoredPoint]) -> None:
         program = self._program
-        remove_dead_locks(program, self.check_stop)
         # the repository itself gets no lock: neither backups nor a prune wait for a copy that takes days
         arguments = ("copy", "--no-lock", *_snapshots(points))
         with program.running(*arguments, limit=0, check_stop=self.check_stop) as child:

@@ -13,6 +13,7 @@ from ..stored import SavedImage
 from ..system.stop_request import StopRequest
 from .cluster import FEATURES, Cluster
 from .errors import ClusterError
+from .image_creation import create_image
 from .new_image import IMPLIED, NewImage
 from .restore_cluster import restore_cluster
 from .retry import CephRetry
@@ -57,7 +58,7 @@ class ClonedImage(NewImage):
         self.cluster.set_option(*CLONE_FORMAT)
         with self.cluster.errors(f"cannot clone {parent.image}@{parent.snapshot} to", image):
             try:
-                clone()
+                create_image(self.cluster, image, clone)
             except rbd.ImageExists as error:
                 raise self._under_way() from error
 
@@ -78,7 +79,7 @@ def clone_cluster(
         text = f"the clones are made in the repository's cluster: {error}"
         reporter.message(Level.WARNING, domain, text)
         return there
-    except BaseException:
+    except BaseException:  # whatever it was, a stop included: no connection stays open
         there.close()
         raise
     chosen, other = (here, there) if here.fsid == there.fsid else (there, here)

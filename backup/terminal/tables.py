@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Callable
 
 from ..job_result import JobResult
 from ..model import Disk, Finding, Gap
-from ..report.copy_record import CopyRecord
 from ..report.domain_record import INSTANT
 from ..report.run_report import RunResult
 from ..selection import Choice
@@ -203,10 +202,6 @@ def points_json(points: Sequence[StoredPoint]) -> list[dict[str, object]]:
 
 def _size(size: int | None) -> str:
     return "-" if size is None else size_text(size)
-
-
-def copied_text(record: CopyRecord) -> str:
-    return f"{record}\n"
 
 
 def restored_table(restored: Sequence[RestoredImage]) -> str:
