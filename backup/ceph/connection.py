@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -198,10 +199,14 @@ class Connection:
     @contextmanager
     def errors(self, action: str, image: Image | None = None) -> Iterator[None]:
         """Map errors of rados and rbd in the block to ClusterError."""
+        began = time.monotonic()
         try:
             yield
         except (rados.Error, rbd.Error) as error:
             number = abs(getattr(error, "errno", 0) or 0)
+            if number == errno.EBADMSG and time.monotonic() - began >= self.timeout:
+                # librbd decodes an answer that did not come in time (seen with 16.2, its OSD stopped)
+                number = errno.ETIMEDOUT
             raise self.failure(action, image, number, str(error)) from error
 
     def failure(self, action: str, image: Image | None, number: int, message: str = "") -> ClusterError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -73,15 +72,8 @@ class RepositoryImage(ImageWriter):
         """Make a snapshot, and protect it from `rbd snap rm` and `rbd snap purge`. Raises ClusterError."""
 
         def make() -> None:
-            try:
+            with suppress(rbd.ImageExists):  # an attempt that timed out has made it
                 self._opened.create_snap(name)
-            except rbd.ImageExists:
-                pass  # an attempt that timed out has made it
-            except rbd.Error as error:
-                if getattr(error, "errno", None) != errno.EBADMSG:
-                    raise
-                # librbd decodes an answer that did not come in time (seen with 16.2, its OSD stopped)
-                raise rbd.OSError(str(error), errno=errno.ETIMEDOUT) from error
 
         self._retried(f"cannot make snapshot {name} of", make)
         self.protect_snapshot(name)

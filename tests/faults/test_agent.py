@@ -86,8 +86,8 @@ FREEZING = tuple(f"guest-fsfreeze-{command}" for command in ("status", "freeze",
 def test_an_agent_that_may_not_freeze_gets_its_domain_paused_and_nothing_stays(node: Node, lab: Lab) -> None:
     with agent_without(lab, WEB, *FREEZING):
         began = time.monotonic()
-        done = node.run("backup", WEB, RETRY_FOR=0)
-        assert time.monotonic() - began < 25, "no thaw was retried for FREEZE_TIMEOUT"
+        done = node.run("backup", WEB, RETRY_FOR=0, FREEZE_TIMEOUT=110)
+        assert time.monotonic() - began < 100, "no thaw was retried for FREEZE_TIMEOUT"
         assert done.returncode == 0, done.stderr
         assert "may still be frozen" not in done.stderr
         assert "(hint: permit guest-fsfreeze-freeze, " in done.stderr

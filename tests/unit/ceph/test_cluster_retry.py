@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable
@@ -183,3 +184,15 @@ def test_what_is_asked_before_the_snapshots_outlasts_a_stall(
     monkeypatch.setattr(cluster_module, "owners", lambda _: [])
     assert question(silent) == answer
     assert silent.opens == 2
+
+
+@pytest.mark.parametrize(("timeout", "number"), [(0, errno.ETIMEDOUT), (60, errno.EBADMSG)])
+def test_an_answer_that_did_not_come_in_time_is_a_timeout_whatever_librbd_makes_of_it(
+    timeout: int, number: int
+) -> None:
+    cluster = SlowCluster(CephRetry(), times_out=0, done=False)
+    cluster.timeout = timeout
+    with pytest.raises(ClusterError) as raised, cluster.errors("cannot create a snapshot of", IMAGE):
+        raise rbd.OSError("bad message", errno=errno.EBADMSG)
+    assert raised.value.number == number
+    assert raised.value.transient == (number == errno.ETIMEDOUT)

@@ -208,7 +208,7 @@ def test_a_request_to_stop_is_heard_while_snapshots_are_made(
         try:
             snapshots.create(60, stop.check)
         finally:
-            assert time.monotonic() - started < 2
+            assert time.monotonic() - started < 20
             cluster.go_on.set()
     assert_only_foreign_ones_left(cluster)
 
