@@ -10,7 +10,8 @@ from tests.lab import Lab, RbdDisk
 from tests.lab.sample import MIB, make_image
 
 GUEST_SIZE = 40 * MIB
-RECORDS = "lab.records"  # on the guest's kernel command line: append each tick to a file, too
+# On the guest's kernel command line: append each tick to a file, too, and wait half a second after each.
+RECORDS = "lab.records lab.pause=0.5"
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,10 @@ if grep -q lab.records /proc/cmdline; then
     done
 fi
 
+# With "lab.pause=0.5" on the kernel's command line it waits so many seconds after each tick: emulated, ten guests that
+# write five times a second keep a processor of the host busy.
+pause=$(sed -n 's/.*lab.pause=\([0-9.]*\).*/\1/p' /proc/cmdline)
+
 # What the shell does itself costs an emulated processor next to nothing; a process costs it much.
 mkfifo /run/never
 while :; do
@@ -66,5 +70,5 @@ while :; do
         [ -z "$records" ] || printf '%07d\n' "$tick" >>"/mnt/$disk/records"
     done
     echo "lab: tick $tick"
-    read -r -t 0.2 _ <>/run/never
+    read -r -t "${pause:-0.2}" _ <>/run/never
 done
