@@ -44,7 +44,7 @@ def nothing_left() -> Iterator[None]:
     files = open_files()
     yield
     assert set(children()) <= before
-    assert open_files() == files
+    assert open_files() <= files, "fewer: garbage of earlier tests"
 
 
 @pytest.fixture
