@@ -15,6 +15,7 @@ from tests.lab import Lab
 from tests.lab.machine import Machine, machine
 from tests.lab.sample import ARCHIVE, WEB
 from tests.quick_repository import make_repository
+from tests.unit.hook_files import HookFiles
 
 ROOT = Path(__file__).parents[2]
 QEMU_UID = 64055  # whom libvirtd has to know, as Debian has compiled it in
@@ -51,9 +52,19 @@ def test_the_services_work_under_their_limits(booted: Machine, node: Node, lab: 
 
     incremental = f"{ROOT}/res/restic-incremental.conf"
     booted.run("install", "-D", "-t", DROP_INS.format(""), incremental)
-    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE], OUTPUT="restic_incremental")
+    hooks, metrics = HookFiles(node.directory), node.directory / "metrics.prom"
+    for name in ("before-run.d/stop", "before-freeze.d/stop", "after-job.d/go-on", "after-run.d/go-on"):
+        hooks.add(name)
+    notify = [str(hooks.add("notify", f"cat >{node.directory}/notified"))]
+    told = {"HOOKS": str(hooks.directory), "NOTIFY_COMMAND": notify, "NOTIFY_ON": "always"}
+    told["METRICS_FILE"] = str(metrics)
+    configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE, WEB], OUTPUT="restic_incremental", **told)
     start(booted, "virt-rbd-backup.service")
     assert saved(node) == {WEB: "filesystem", ARCHIVE: "offline"}
+    ran = ["before-run.d/stop", *2 * ["before-freeze.d/stop"], *2 * ["after-job.d/go-on"]]
+    assert sorted(hooks.ran) == sorted([*ran, "after-run.d/go-on", "notify"])
+    assert json.loads((node.directory / "notified").read_text())["run"] == node.report()["run"]
+    assert f'domain="{WEB}"' in metrics.read_text()
     start(booted, "virt-rbd-backup.service")
     assert "0 of 3 segments read" in booted.run("journalctl", "--no-pager").stdout
     done = booted.run("virt-rbd-backup", "backup", ARCHIVE)  # by hand
