@@ -44,7 +44,7 @@ def test_a_required_freeze_that_is_impossible_fails_the_domain_alone(node: Node)
 
 
 def test_a_guest_agent_that_does_not_answer_gets_its_domain_paused(node: Node, lab: Lab) -> None:
-    stop_agent(lab, WEB, seconds=8)
+    stop_agent(lab, WEB, seconds=20)
     _saved(node, lab, "paused", "not frozen: ", FREEZE_TIMEOUT=9)
 
 
@@ -55,7 +55,7 @@ def test_a_guest_agent_that_died_gets_its_domain_paused(node: Node, lab: Lab) ->
 
 
 def test_the_agent_of_a_domain_that_has_just_started_is_waited_for(node: Node, lab: Lab) -> None:
-    kill_agent(lab, WEB, seconds=10)
+    kill_agent(lab, WEB, seconds=15)
     wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
     text = "the domain has just started: waiting up to "  # which counts from the start of QEMU
     done = node.run("backup", WEB, AGENT_BOOT_TIMEOUT=86400, FREEZE="required")
@@ -66,7 +66,7 @@ def test_the_agent_of_a_domain_that_has_just_started_is_waited_for(node: Node, l
 
 
 def test_a_required_freeze_that_fails_is_retried_at_the_end_of_the_run(node: Node, lab: Lab) -> None:
-    kill_agent(lab, WEB, seconds=10)
+    kill_agent(lab, WEB, seconds=15)
     wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "it is dead")
     done = node.run("backup", WEB, RETRY_FOR=40, FREEZE="required")
     assert done.returncode == 0, done.stderr
