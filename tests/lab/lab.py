@@ -21,6 +21,7 @@ from tests.lab.initramfs import build_initramfs
 from tests.lab.programs import end_of, require_programs, wait_until
 from tests.lab.system_directories import SystemDirectories, remove_tree
 
+CONSOLE_END = 64 << 10  # bytes of a console in which its newest tick is looked for
 MACHINE_CEPH_CONF = Path("/etc/ceph/ceph.conf")
 PROGRAMS = (
     *("ceph", "ceph-mon", "ceph-osd", "monmaptool", "rbd"),
@@ -160,9 +161,9 @@ class Lab:
 
     def ticks(self, name: str) -> int:
         """The newest counter that the guest says it has written; 0 before the first."""
-        with suppress(FileNotFoundError):
-            console = self.console_log(name).read_text(errors="replace")
-            found = re.findall(r"lab: tick (\d+)\r?\n", console)
+        with suppress(FileNotFoundError), self.console_log(name).open("rb") as console:
+            console.seek(max(0, console.seek(0, os.SEEK_END) - CONSOLE_END))
+            found = re.findall(rb"lab: tick (\d+)\r?\n", console.read())
             return int(found[-1]) if found else 0
         return 0
 

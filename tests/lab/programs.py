@@ -57,11 +57,13 @@ def require_programs(*names: str) -> None:
 
 
 def wait_until(condition: Callable[[], bool], timeout: float, awaited: str, log: Path | None = None) -> None:
-    deadline = time.monotonic() + timeout
+    """Poll until it is true, less often the longer that takes: conditions start programs."""
+    began = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise LabError(f"waited {timeout:g} s in vain until {awaited}", end_of(log) if log else "")
-        time.sleep(0.05)
+        time.sleep(min(0.05 + waited / 20, 0.5))
 
 
 def end_of(log: Path) -> str:
