@@ -5,6 +5,7 @@ What is in the directory, and what makes a restore point count, is in directory_
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -26,6 +27,7 @@ from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.system.concurrency_limit import Slots
 from backup.system.time_limit import never_stop
 
+from .directory_repository.chain import require_complete
 from .directory_repository.domain_directory import DomainDirectory
 from .directory_repository.errors import MOUNTED, answered, named_errors
 from .directory_repository.listing import points_of, read_manifest, restore_points
@@ -45,6 +47,7 @@ from .own_points.run_names import point_name
 from .streams import Streams
 
 PROGRAMS = ("qemu-img", "qemu-nbd")
+REPORTED = 100  # checks of the lock between two signs of life
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Directory:
 
     @property
     def keeps_base_snapshots(self) -> bool:
-        return self.kind == QCOW2  # raw files build on nothing
+        return self.kind == QCOW2 and self.chain > 0  # or nothing builds on an earlier file
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Directory:
@@ -122,6 +125,8 @@ class Directory:
                 checksums = {image.target: one for image, one in saved}
                 domain.write_manifest(name, manifest.pack(point, images, checksums))
                 domain.write_entry(name, entry_of(point, sources, self._file, images))
+                for image in images:
+                    require_complete(domain.file(*split_id(image.restore_id)[1:]))
                 job.require_lock()  # without it another run might be saving the domain
                 domain.commit(name)
         except BaseException:
@@ -163,10 +168,8 @@ class Directory:
         """
         uuid, point, file = split_id(image.restore_id)
         domain = DomainDirectory(self.root, uuid)
-        self._require_domain(domain)
         with shared(domain, self.lock_wait, check_stop):
-            partial_file = domain.partial(point) / file
-            path = partial_file if partial_file.exists() else domain.final(point) / file
+            path = domain.file(point, file)
             with (
                 opened_image(path, image, self.runtime_dir, 1, self.limit, check_stop) as reads,
                 PieceSource(reads, check_stop) as source,
@@ -177,11 +180,10 @@ class Directory:
     def opened(self, point: StoredPoint, check_stop: Callable[[], None]) -> Iterator[OpenedPoint]:
         """Open the files of a restore point; meanwhile it is not removed."""
         domain = DomainDirectory(self.root, point.id.uuid)
-        self._require_domain(domain)
         with ExitStack() as stack:
             stack.enter_context(shared(domain, self.lock_wait, check_stop))
             require_there(domain, point)
-            packed = read_manifest(domain, point_name(point.id))
+            packed = self.manifest(point, check_stop)
             yield OpenedPoint(domain, point, packed, self.runtime_dir, self.limit, check_stop, stack)
 
     def holds(self, path: str, check_stop: Callable[[], None] = lambda: None) -> bool:
@@ -232,10 +234,6 @@ class Directory:
     def _file(self, target: str) -> str:
         return file_name(target, self.kind)
 
-    def _require_domain(self, domain: DomainDirectory) -> None:
-        with named_errors("read", domain.path):
-            domain.path.lstat()
-
     def _require_usable(self, check_stop: Callable[[], None]) -> None:
         """Raise BackupError unless files can be written and locked there."""
         missing = [name for name in PROGRAMS if self.kind == QCOW2 and not shutil.which(name)]
@@ -256,9 +254,12 @@ class Directory:
 def _waiting(point: RestorePoint, job: Job) -> Callable[[], None]:
     """Return what is called while a job waits for the lock: it gives a sign of life."""
 
+    calls = itertools.count()
+
     def alive() -> None:
         job.check_stop()
-        job.reporter.message(Level.DEBUG, point.domain.name, "waits until something is removed")
+        if next(calls) % REPORTED == 0:
+            job.reporter.message(Level.DEBUG, point.domain.name, "waits while something is removed")
 
     return alive
 

@@ -59,6 +59,15 @@ def length(path: Path) -> int:
     return found
 
 
+def require_complete(path: Path) -> None:
+    """Raise BackupError unless all files are there that it takes to read this one."""
+    if path.suffix == SUFFIX:
+        length(path)
+    else:
+        with named_errors("read", path):
+            path.lstat()
+
+
 def dependants(domain: DomainDirectory) -> dict[Path, list[Path]]:
     """Return what builds on each file of the domain, in complete directories and in others."""
     found: dict[Path, list[Path]] = {}

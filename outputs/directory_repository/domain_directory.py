@@ -49,6 +49,15 @@ class DomainDirectory:
         found = (of_partial(name) for name in self._names())
         return sorted(name for name in found if name and point_id(self.uuid, name))
 
+    def exists(self) -> bool:
+        with named_errors("read", self.path):
+            return _exists(self.path)
+
+    def file(self, point: str, name: str) -> Path:
+        """Return the path of a file, also if the restore point is not complete yet."""
+        with named_errors("read", path := self.partial(point) / name):
+            return path if _exists(path) else self.final(point) / name
+
     def counts(self, point: str) -> bool:
         with named_errors("read", path := self.final(point) / MANIFEST):
             return _exists(path)

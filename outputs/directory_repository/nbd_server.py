@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -36,7 +37,6 @@ INSTALL_HINT = "apt-get install qemu-utils"
 OPTIONS = ("--format=qcow2", "--cache=writeback", "--aio=threads", "--discard=unmap", "--detect-zeroes=off")
 DIRECTORY = "nbd-"  # in RUNTIME_DIR, while a server starts: then its socket needs no name any more
 START_LIMIT = 60.0  # seconds until the server listens
-ABANDONED = 600  # seconds: such a directory that is older was left by a killed process
 POLL = 0.02
 
 
@@ -137,10 +137,11 @@ def _socket_directory(runtime_dir: str) -> Iterator[Path]:
     try:
         make_private(Path(runtime_dir))
         for left in Path(runtime_dir).glob(f"{DIRECTORY}*"):
-            with suppress(FileNotFoundError):  # another process removes it at the same time
-                if left.stat().st_mtime < time.time() - ABANDONED:
-                    shutil.rmtree(left, ignore_errors=True)
-        directory = Path(tempfile.mkdtemp(prefix=DIRECTORY, dir=runtime_dir))
+            with suppress(OSError):  # its process runs, or another one is removing it
+                descriptor = _locked(left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(descriptor)
+        directory, descriptor = _new_directory(runtime_dir)
     except OSError as error:
         message = f"cannot use RUNTIME_DIR {runtime_dir}: {reason(error)}"
         raise BackupError(message, "qemu-nbd needs a directory for its socket") from error
@@ -148,3 +149,24 @@ def _socket_directory(runtime_dir: str) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _new_directory(runtime_dir: str) -> tuple[Path, int]:
+    """Create one and lock it, until the descriptor is closed. Raises OSError."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=DIRECTORY, dir=runtime_dir))
+        with suppress(FileNotFoundError, BlockingIOError):  # taken for one that was left
+            return directory, _locked(directory)
+
+
+def _locked(directory: Path) -> int:
+    """Lock a directory. Raises OSError: BlockingIOError if it is locked."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(directory)  # it may have been removed just before
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -25,7 +25,8 @@ from .nbd_connection import NbdConnection
 from .nbd_server import INSTALL_HINT, served
 
 WRITERS = 4  # writes of a raw file at a time
-SECTOR = 512  # bytes: the size of a qcow2 disk is a multiple of it
+# Bytes. Disks have whole clusters: what QEMU leaves in a part of one could be back when a fold makes it larger.
+CLUSTER = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ class NewImages:
     def _qcow2(
         self, path: Path, size: int, backing: Optional[Path], alive: Callable[[], None]
     ) -> Iterator[NbdConnection]:
-        whole = -(-size // SECTOR) * SECTOR
+        whole = whole_clusters(size)
         base = ("-b", backing_name(backing), "-F", QCOW2) if backing else ()
         # short options: it has no long ones before version 10
-        qemu_img(("create", "-q", "-f", QCOW2, *base, str(path), str(whole)), alive, INSTALL_HINT)
+        options = ("-q", "-f", QCOW2, "-o", f"cluster_size={CLUSTER}", *base)
+        qemu_img(("create", *options, str(path), str(whole)), alive, INSTALL_HINT)
         with served(path, self.runtime_dir, 1, True, self.limit, alive) as (connection,):
             image = NbdConnection(connection, path, self.limit, alive)
             if backing and whole > size:
@@ -75,6 +77,11 @@ class NewImages:
             yield image
             image.flush()
             image.disconnect()
+
+
+def whole_clusters(size: int) -> int:
+    """Return the size of a qcow2 disk for an image of this size, in bytes."""
+    return -(-size // CLUSTER) * CLUSTER
 
 
 @contextmanager

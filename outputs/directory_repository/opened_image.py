@@ -18,7 +18,7 @@ from .chain import SUFFIX
 from .errors import named_errors
 from .nbd_connection import NbdConnection
 from .nbd_server import served
-from .new_image import SECTOR
+from .new_image import whole_clusters
 
 READERS = 4  # reads of an image at a time, at random
 
@@ -33,7 +33,7 @@ def opened_image(
     if path.suffix == SUFFIX:
         with served(path, runtime_dir, readers, False, limit, alive) as connections:
             reads = Qcow2Reads(connections, path, saved.size, limit, alive)
-            _require_size(path, reads.found, -(-saved.size // SECTOR) * SECTOR)
+            _require_size(path, reads.found, whole_clusters(saved.size))
             yield reads
     else:
         with named_errors("read", path), path.open("rb", buffering=0) as file:

@@ -23,6 +23,8 @@ from .room import require_room
 
 CheckStop = Callable[[], None]
 
+IN_USE = "another process using the image"  # as QEMU's programs refuse a file that a guest has open
+
 
 def discard(root: Path, point: PointId, check_stop: CheckStop) -> None:
     """Remove a restore point if it is incomplete. Raises PointInUse, BackupError."""
@@ -40,7 +42,7 @@ def _remove(root: Path, point: PointId, complete_too: bool, check_stop: CheckSto
     if name in domain.partials():
         domain.remove_partial(name)
     there = name in domain.points()
-    if not domain.path.exists() or (there and domain.counts(name) and not complete_too):
+    if not domain.exists() or (there and domain.counts(name) and not complete_too):
         return
     try:
         with exclusive(domain) as lock:
@@ -80,7 +82,7 @@ def _fold(domain: DomainDirectory, base: Path, top: Path, check_stop: CheckStop)
     try:
         domain.commit_into(base, top, header(top).size, check_stop)
     except BackupError as error:
-        if "lock" not in error.message:  # as QEMU refuses what another QEMU has open
+        if IN_USE not in error.message:
             raise
         message = f"{base} or what builds on it is in use by another program: {error.message}"
         raise PointInUse(message, f"see `fuser -v {base}`, and guests on overlays of it") from error

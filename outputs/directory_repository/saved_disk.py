@@ -94,8 +94,9 @@ class _Copy:
                 self._parts = None
         if why:
             self._log(Level.INFO, f"{self._title}: full read, {why}")
-        needed = bytes_to_write(self._reader, self._parts, self._progress)
-        require_room(self._saver.domain.path, needed, self._title)
+        if self._parts is not None or not self._before:  # of a comparison nobody knows what differs
+            needed = bytes_to_write(self._reader, self._parts, self._progress)
+            require_room(self._saver.domain.path, needed, self._title)
 
     def write(self) -> Checksums:
         """Write the file, and return the checksums of the whole disk. Raises BackupError."""

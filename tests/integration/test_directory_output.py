@@ -26,6 +26,7 @@ from tests.lab.sample import ARCHIVE, MIB, WEB, large_domain
 
 ROUNDS = 6
 SPEC = f"vms/{ARCHIVE}"
+WRITTEN = "*/.*.partial/vdb.qcow2"
 
 
 @pytest.fixture
@@ -205,9 +206,7 @@ def test_a_killed_run_leaves_no_restore_point_of_its_own_and_all_of_the_others(
             saved(node, name)
             change(lab, "vms/large")
         with node.started("backup", name, MAX_READ_RATE=SLOW) as process:
-            wait_until(
-                lambda: any(repository.path.glob("*/.*.partial/vdb.qcow2")), 90, "the disk is being written"
-            )
+            wait_until(lambda: any(repository.path.glob(WRITTEN)), 90, "the disk is being written")
             for pid in [process.pid, *node.processes("")]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -255,11 +254,12 @@ def test_a_directory_that_is_full_fails_the_domain_and_nothing_is_left(
         assert re.search(r"vdb \(vms/large\) needs .*, .* has room for", done.stderr), done.stderr
         filler.unlink()
         with node.started("backup", name, MAX_READ_RATE=SLOW) as process:
-            wait_until(lambda: any(place.glob("*/.*.partial/vdb.qcow2")), 90, "the disk is being written")
-            filler.write_bytes(bytes(100 * MIB))  # somebody else takes the room
+            wait_until(lambda: process.poll() or any(place.glob(WRITTEN)), 90, "the disk is being written")
+            if process.poll() is None:
+                filler.write_bytes(bytes(100 * MIB))  # somebody else takes the room
             printed, _ = process.communicate(timeout=120)
-        assert process.returncode == 3
-        assert "no space left on device" in printed
+        assert process.returncode == 3, printed
+        assert "no space left on device" in printed, printed
         filler.unlink()
         assert repository.files() == before
         assert node.run("verify", ARCHIVE).returncode == 0
@@ -268,9 +268,7 @@ def test_a_directory_that_is_full_fails_the_domain_and_nothing_is_left(
 def test_a_directory_that_vanishes_fails_the_domain(node: Node, lab: Lab, repository: Repository) -> None:
     with large_domain(lab) as name:
         with node.started("backup", name, MAX_READ_RATE=SLOW) as process:
-            wait_until(
-                lambda: any(repository.path.glob("*/.*.partial/vdb.qcow2")), 90, "the disk is being written"
-            )
+            wait_until(lambda: any(repository.path.glob(WRITTEN)), 90, "the disk is being written")
             shutil.rmtree(repository.path)
             printed, _ = process.communicate(timeout=120)
         assert process.returncode == 3

@@ -32,19 +32,19 @@ def qemu_img(*words: object) -> str:
 
 
 def content_of(output: Directory, run: str, scratch: Path) -> Disks:
-    """Give the disks of a restore point as qemu-img alone reads them; checks each file."""
+    """Give the disks of a restore point as qemu-img alone reads them; it checks them, too."""
     found = {}
     for path in sorted((output.root / UUID / run).glob(f"*.{output.kind}")):
-        qemu_img("convert", "-f", output.kind, "-O", "raw", path, scratch)
-        found[path.stem] = scratch.read_bytes()
         if output.kind == "qcow2":
             qemu_img("check", "-q", path)
+            qemu_img("convert", "-f", "qcow2", "-O", "raw", path, scratch)
+        found[path.stem] = (scratch if output.kind == "qcow2" else path).read_bytes()
     return found
 
 
 def rounded_up(disks: Disks) -> Disks:
-    """Give disks as qcow2 has them: of whole sectors."""
-    return {target: data.ljust(-(-len(data) // 512) * 512, b"\0") for target, data in disks.items()}
+    """Give disks as qcow2 has them: of whole clusters."""
+    return {target: data.ljust(-(-len(data) // 65536) * 65536, b"\0") for target, data in disks.items()}
 
 
 def chain_of(path: Path) -> Sequence[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 
@@ -58,9 +58,18 @@ def test_what_is_saved_is_listed_and_restored_byte_for_byte(kind: str, tmp_path:
     Restorer(order, settings(), output, Recorder(), StopRequest()).restore()
     assert (tmp_path / "back.img").read_bytes() == FIRST["vda"]
     assert verified(output, tmp_path)
-    assert content_of(output, RUNS[0], tmp_path / "scratch") == rounded_up(FIRST)
+    found = content_of(output, RUNS[0], tmp_path / "scratch")
+    assert found == (rounded_up(FIRST) if kind == "qcow2" else FIRST)
     assert oct(disk(output, RUNS[0]).stat().st_mode)[-3:] == "600"
     assert list((tmp_path / "run").glob("nbd-*")) == []
+
+
+@KINDS
+def test_a_disk_without_a_byte_is_saved_too(kind: str, tmp_path: Path) -> None:
+    output = directory(tmp_path, kind)
+    save(output, RUNS[0], {"vda": b"", "vdb": b"x"})
+    assert read_back(output, complete(output)[RUNS[0]]) == {"vda": b"", "vdb": b"x"}
+    assert verified(output, tmp_path)
 
 
 @KINDS
@@ -138,6 +147,21 @@ def test_a_point_that_others_build_on_is_folded_into_the_next_one(output: Direct
             assert content_of(output, left, tmp_path / "scratch") == rounded_up(disks)
             assert verified(output, tmp_path, left)
     assert {name.split("/")[1] for name in files(output) if "/" in name} == {".lock", RUNS[3]}
+
+
+def test_what_an_image_had_before_it_shrank_does_not_come_back(output: Directory, tmp_path: Path) -> None:
+    sizes = (3 * MIB, MIB + 4097, 2 * MIB, MIB + 512, 3 * MIB)
+    contents = {run: {"vda": b"x" * MIB + bytes(size - MIB)} for run, size in zip(RUNS, sizes)}
+    contents[RUNS[0]] = {"vda": b"old!" * (3 * MIB // 4)}
+    before = None
+    for run, disks in contents.items():
+        save(output, run, disks, before)
+        before = run, disks
+    for run in RUNS[:4]:
+        output.withdraw([PointId(run, UUID)])
+        del contents[run]
+        for left, disks in contents.items():
+            assert content_of(output, left, tmp_path / "scratch") == rounded_up(disks), f"{left} after {run}"
 
 
 def test_what_several_build_on_stays_until_one_does(output: Directory) -> None:
@@ -224,7 +248,7 @@ def test_a_flipped_byte_is_found_by_verification(kind: str, tmp_path: Path) -> N
 def test_a_file_of_another_size_is_refused(output: Directory) -> None:
     save(output, RUNS[0], FIRST)
     shutil.copyfile(disk(output, RUNS[0], "vdb"), disk(output, RUNS[0]))
-    with pytest.raises(BackupError, match=r"vda.qcow2 has 4194304 bytes, its manifest 9438208"):
+    with pytest.raises(BackupError, match=r"vda.qcow2 has 4194304 bytes, its manifest 9502720"):
         read_back(output, complete(output)[RUNS[0]])
 
 
@@ -269,6 +293,29 @@ def test_a_directory_that_vanishes_fails_the_domain(
         output.ready()
 
 
+def test_a_base_that_vanishes_fails_the_backup(output: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(output, RUNS[0], FIRST)
+    write = DomainDirectory.write_manifest
+
+    def removed(domain: DomainDirectory, *arguments: Any) -> None:
+        write(domain, *arguments)
+        shutil.rmtree(domain.final(RUNS[0]))
+
+    monkeypatch.setattr(DomainDirectory, "write_manifest", removed)
+    with pytest.raises(BackupError, match=r"cannot read .*vda.qcow2: no such file or directory"):
+        save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    assert output.restore_points() == []
+
+
+def test_what_a_killed_process_left_in_the_runtime_directory_is_removed(
+    output: Directory, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / "nbd-left").mkdir(parents=True, mode=0o700)
+    (tmp_path / "run" / "nbd-left" / "socket").touch()
+    save(output, RUNS[0], {"vda": b"x"})
+    assert list((tmp_path / "run").glob("nbd-*")) == []
+
+
 def test_the_program_that_is_missing_is_named(output: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     (problem,) = output.problems()
@@ -285,7 +332,7 @@ def test_a_fold_that_another_program_prevents_is_left_to_the_next_time(
     save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
 
     def refused(*_: object) -> None:
-        raise BackupError('Failed to get "write" lock')
+        raise BackupError('Failed to get "write" lock\nIs another process using the image [/x]?')
 
     with monkeypatch.context() as patch:
         patch.setattr(DomainDirectory, "commit_into", refused)
