@@ -25,7 +25,7 @@ from .nbd_connection import NbdConnection
 from .nbd_server import INSTALL_HINT, served
 
 WRITERS = 4  # writes of a raw file at a time
-# Bytes. Disks have whole clusters: what QEMU leaves in a part of one could be back when a fold makes it larger.
+# Bytes. Disks have whole clusters: what QEMU leaves in a part of one could be back when a fold enlarges it.
 CLUSTER = 64 << 10
 
 
