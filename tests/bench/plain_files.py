@@ -27,7 +27,7 @@ def plain_files(bench: Bench) -> str:
     """16 GiB, of which 2.5 GiB are data: into qcow2 files, unchanged, and with 1 % changed."""
     costs: dict[tuple[str, str], list[Cost]] = {}
     data = spread(16 * GIB, int(2.5 * GIB))
-    place = bench.directory / "plain-files"
+    place = bench.directory / "files"
 
     def note(kind: str, name: str, cost: Cost) -> None:
         costs.setdefault((kind, name), []).append(cost)
