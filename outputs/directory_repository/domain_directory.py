@@ -66,13 +66,13 @@ class DomainDirectory:
         with named_errors("create", self.path):
             if not self.path.exists():
                 self.path.mkdir(mode=0o700, exist_ok=True)
-                _sync(self.root)
+                sync(self.root)
 
     def begin(self, point: str) -> None:
         """Create the directory of a restore point, which does not count yet."""
         with named_errors("create", path := self.partial(point)):
             path.mkdir(mode=0o700)
-            _sync(self.path)
+            sync(self.path)
 
     def write_entry(self, point: str, entry: Entry) -> None:
         with named_errors("write", path := self.partial(point) / ENTRY):
@@ -85,9 +85,9 @@ class DomainDirectory:
     def commit(self, point: str) -> None:
         """Give a restore point its final name: from now on it counts. All of its files are on the disk."""
         with named_errors("rename", path := self.partial(point)):
-            _sync(path)
+            sync(path)
             path.rename(self.final(point))
-            _sync(self.path)
+            sync(self.path)
 
     def remove_partial(self, point: str) -> None:
         """Remove what was not completed, its entry last: that has the locks of its run."""
@@ -98,12 +98,12 @@ class DomainDirectory:
         """From now on the restore point does not count."""
         with named_errors("remove", path := self.final(point) / MANIFEST):
             path.unlink(missing_ok=True)
-            _sync(path.parent)
+            sync(path.parent)
 
     def remove_file(self, path: Path) -> None:
         with named_errors("remove", path):
             path.unlink(missing_ok=True)
-            _sync(path.parent)
+            sync(path.parent)
 
     def remove_point(self, point: str) -> None:
         """Remove a directory without images."""
@@ -132,7 +132,7 @@ class DomainDirectory:
             sync(base)
             os.replace(base, top)
             for directory in (top.parent, base.parent):
-                _sync(directory)
+                sync(directory)
 
     def images(self, directory: Path) -> Sequence[Path]:
         """List the files of disks in the directory of a restore point, none if that is gone."""
@@ -145,15 +145,12 @@ class DomainDirectory:
 
 
 def sync(path: Path) -> None:
-    """Wait until the file's data is on the disk. Raises OSError."""
+    """Wait until a file's data, or a directory's names, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_sync = sync  # a directory: its names
 
 
 def _exists(path: Path) -> bool:
@@ -177,4 +174,4 @@ def _remove_all(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
     if directory.exists():
         shutil.rmtree(directory)
-        _sync(directory.parent)
+        sync(directory.parent)

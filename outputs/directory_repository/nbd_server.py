@@ -68,13 +68,15 @@ def served(
                 _require_success(process, limit, alive)
         except ConnectionLost as error:
             ended_within(process, STOP_POLL)
-            raise _failure(path, f"{error.message} ({_text(stderr)})") from error
+            raise _failure(path, f"{error.message} ({_text(stderr)})", writes) from error
         if process.returncode:
-            raise _failure(path, _text(stderr))
+            raise _failure(path, _text(stderr), writes)
 
 
-def _failure(path: Path, text: str) -> BackupError:
-    return BackupError(f"qemu-nbd failed on {path}: {text}", f"qemu-img check {path}")
+def _failure(path: Path, text: str, writes: bool) -> BackupError:
+    """Return the error of a server that failed: what it reads is damaged, what it writes can be retried."""
+    kind = TransientError if writes else BackupError
+    return kind(f"qemu-nbd failed on {path}: {text}", f"qemu-img check {path}")
 
 
 def _text(stderr: IO[bytes]) -> str:

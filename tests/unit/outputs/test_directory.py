@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import pytest
 
-from backup.errors import BackupError
+from backup.errors import BackupError, TransientError
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
 from backup.stored import PointId, SavedDomain
+from backup.system.started_program import StartedProgram
 from backup.system.stop_request import StopRequest
 from backup.verify.verification import Verification
 from outputs import chosen, readable
 from outputs.directory import Directory
+from outputs.directory_repository import nbd_server
 from outputs.directory_repository.domain_directory import DomainDirectory
 from outputs.directory_repository.locks import exclusive
+from outputs.directory_repository.nbd_connection import NbdConnection
 from outputs.own_points.in_use import PointInUse
 
 from ..recorder import Recorder
@@ -314,6 +318,41 @@ def test_what_a_killed_process_left_in_the_runtime_directory_is_removed(
     (tmp_path / "run" / "nbd-left" / "socket").touch()
     save(output, RUNS[0], {"vda": b"x"})
     assert list((tmp_path / "run").glob("nbd-*")) == []
+
+
+def test_a_server_that_is_killed_fails_the_domain_and_nothing_is_left(
+    output: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servers: list[StartedProgram] = []
+    started, start_write = nbd_server._started, NbdConnection.start_write
+
+    def recorded(*arguments: Any) -> StartedProgram:
+        servers.append(started(*arguments))
+        return servers[-1]
+
+    def killed(*arguments: Any) -> Callable[[], None]:
+        servers[-1].kill()
+        servers[-1].wait()
+        return start_write(*arguments)
+
+    monkeypatch.setattr(nbd_server, "_started", recorded)
+    monkeypatch.setattr(NbdConnection, "start_write", killed)
+    with pytest.raises(TransientError, match=r"qemu-nbd failed on .*vda.qcow2: the connection"):
+        save(output, RUNS[0], {"vda": FIRST["vda"]})
+    assert files(output) == []
+
+
+def test_a_stale_handle_of_a_file_server_is_transient(
+    output: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(output, RUNS[0], FIRST)
+
+    def stale(_: object) -> list[str]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "listdir", stale)
+    with pytest.raises(TransientError, match=r"cannot read .*: stale file handle .*mounted"):
+        output.restore_points()
 
 
 def test_the_program_that_is_missing_is_named(output: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
