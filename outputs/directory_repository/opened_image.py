@@ -72,7 +72,7 @@ class RawReads:
 class Qcow2Reads:
     """A served qcow2 file. Satisfies protocols.ImageReads and protocols.RandomAccess.
 
-    `start_read` is for one thread, which calls `read` not at all. `found` is the size that the file has.
+    `read` is for several threads, `start_read` for one alone. `found` is the size that the file has.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class _Copy:
     def prepare(self) -> None:
         """Find out what has to be written, and whether there is room for it. Raises BackupError."""
         base = self._source.base
-        self._before, why = self._known() if self._saver.images.kind == QCOW2 else (None, "")
+        self._before, why = self._known()
         if base and not why:
             why = full_read_due(base, self._saver.point.taken, self._saver.full_read_interval)
         if base and not why:
@@ -148,11 +148,13 @@ class _Copy:
         base = self._source.base
         found: Optional[_Before]
         why = ""
+        if self._saver.images.kind != QCOW2:
+            return None, "a raw file is complete (DIRECTORY_FORMAT)"
         if base and (file := self._there(base.saved)):
             found = _Before(file, base.saved.size, base.checksums)
         else:
             found = self._newest()
-            lost = "the directory no longer has the previous backup"
+            lost = "the directory has no qcow2 file of the previous backup"
             why = lost if base else "there is no base snapshot of a previous backup"
         if found and (count := length(found.file)) > self._saver.chain:
             return None, f"{count} files build on each other already (DIRECTORY_CHAIN)"

@@ -415,3 +415,14 @@ def test_another_process_that_removes_is_waited_for(output: Directory) -> None:
     ):
         raise AssertionError
     assert os.path.exists(domain.path / ".lock")
+
+
+def test_a_raw_file_is_complete_even_if_there_is_a_base_snapshot(output: Directory, tmp_path: Path) -> None:
+    save(output, RUNS[0], FIRST)
+    raw = replace(output, kind="raw")
+    save(raw, RUNS[1], SECOND, (RUNS[0], FIRST))
+    assert read_back(raw, complete(raw)[RUNS[1]]) == SECOND
+    save(output, RUNS[2], THIRD, (RUNS[1], SECOND))
+    assert chain_of(disk(output, RUNS[2])) == [RUNS[2]]
+    assert read_back(output, complete(output)[RUNS[2]]) == THIRD
+    assert verified(output, tmp_path)
