@@ -115,7 +115,8 @@ SNAPSHOT_DELETES = 2
 # that, each image keeps one snapshot between runs, and the node needs /dev/fuse and python3-pyfuse3. Both can
 # use the same repository, and can be switched at any time; see res/docs/incremental.md. "rbd": write only
 # what changed into images of a second pool, namespace or cluster, from which a domain starts within seconds;
-# see res/docs/rbd-output.md.
+# see res/docs/rbd-output.md. "directory": files in a directory, local, NFS or CephFS, which QEMU alone opens;
+# see res/docs/directory-output.md.
 OUTPUT = "restic"
 
 # Not for "restic": days after which an image gets a full read again. 0: never. (Every run also compares a
@@ -176,13 +177,26 @@ RBD_OUTPUT_POOL = ""
 # what else uses the cluster that gets them, or the link to it.
 MAX_WRITE_RATE = 0
 
-# Only for "rbd": how many restore points of each domain to keep, the newest ones; older ones are removed at
-# the end of a run and by `main.py prune`, unless KEEP_WITHIN_DAYS keeps them. 0: no limit. The newest
-# complete one is never removed.
+# Only for "directory": the directory that gets the backups; it has to exist. On a mounted file system, name a
+# directory in it: then a backup fails, instead of filling the node's own disk, if that is not mounted.
+DIRECTORY_OUTPUT = ""
+
+# Only for "directory": the format of the files. "qcow2": each backup saves what has changed, into a file that
+# builds on those of earlier ones. "raw": each backup saves a complete, sparse file.
+DIRECTORY_FORMAT = "qcow2"
+
+# Only for "directory" with "qcow2": how many files of a disk at the most build on one that is complete by
+# itself; then another complete one is written. 0: each is complete. Lower it if a damaged file must not cost
+# many restore points; raise it if the space for several complete ones is lacking.
+DIRECTORY_CHAIN = 14
+
+# Only for "rbd" and "directory": how many restore points of each domain to keep, the newest ones; older ones
+# are removed at the end of a run and by `main.py prune`, unless KEEP_WITHIN_DAYS keeps them. 0: no limit. The
+# newest complete one is never removed.
 KEEP_LAST = 0
 
-# Only for "rbd": age in days up to which restore points are kept; older ones are removed, unless KEEP_LAST
-# keeps them. 0: no limit. With both 0 none is ever removed, and the pool fills up.
+# Only for "rbd" and "directory": age in days up to which restore points are kept; older ones are removed,
+# unless KEEP_LAST keeps them. 0: no limit. With both 0 none is ever removed, and the destination fills up.
 KEEP_WITHIN_DAYS = 0
 
 # Maximum time in seconds that the output may make no progress (no byte accepted, or no exit after the last

@@ -24,10 +24,21 @@ from .stored import (
 )
 
 
-class SnapshotReader(Protocol):
-    """A snapshot of an image, open for reading. `size` is in bytes."""
+class ImageReads(Protocol):
+    """An image, open for reading. `size` is in bytes."""
 
     size: int
+
+    def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
+        """Start a read; the returned function waits for the bytes, exactly `length` of them.
+
+        If it is not called, closing the image waits for the read.
+        """
+
+
+class SnapshotReader(ImageReads, Protocol):
+    """A snapshot of an image, open for reading."""
+
     layout: Layout
     source: SnapshotId
 
@@ -42,12 +53,6 @@ class SnapshotReader(Protocol):
         """Yield the extents that may differ from an older snapshot, named `since`, in ascending order.
 
         `fast`: from the object map, if that is valid. Empty extents mark how far the listing has come.
-        """
-
-    def start_read(self, offset: int, length: int) -> Callable[[], bytes]:
-        """Start a read; the returned function waits for the bytes, exactly `length` of them.
-
-        If it is not called, closing the snapshot waits for the read.
         """
 
 
@@ -196,8 +201,11 @@ class Output(Protocol):
     `prunes`: KEEP_LAST and KEEP_WITHIN_DAYS hold here; `withdraw` removes what they do not keep.
     """
 
-    keeps_base_snapshots: bool
-    prunes: bool
+    @property
+    def keeps_base_snapshots(self) -> bool: ...
+
+    @property
+    def prunes(self) -> bool: ...
 
     def configuration_errors(self) -> Sequence[BackupError]:
         """Return the errors in the settings, without access to the destination."""

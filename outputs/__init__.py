@@ -22,6 +22,10 @@ def readable(settings: Settings) -> Output:
         from .rbd import Rbd
 
         return Rbd.from_settings(settings)
+    if settings.output == "directory":
+        from .directory import Directory
+
+        return Directory.from_settings(settings)
     from .restic import Restic
 
     return Restic.from_settings(settings)

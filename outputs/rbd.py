@@ -5,7 +5,6 @@ What is in the repository, and what makes a restore point count, is in rbd_repos
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,11 +22,15 @@ from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.concurrency_limit import Slots
 
+from .own_points.entry import entry_of
+from .own_points.once import Once
+from .own_points.order import last_saved
+from .own_points.piece_source import PieceSource
+from .own_points.run_names import point_name
 from .rbd_repository.definition import OBJECT_SIZE, read_definition, write_definition
-from .rbd_repository.entry import entry_of
-from .rbd_repository.listing import last_saved, points_of, restore_points
-from .rbd_repository.names import POINT, definition_name, snapshot_name, split_id, uuid_of
-from .rbd_repository.opened_point import OpenedPoint, PieceSource
+from .rbd_repository.listing import points_of, restore_points
+from .rbd_repository.names import POINT, definition_name, disk_name, split_id, uuid_of
+from .rbd_repository.opened_point import OpenedPoint
 from .rbd_repository.removal import discard, withdraw
 from .rbd_repository.saved_disk import DiskSaver
 from .streams import Streams
@@ -90,7 +93,8 @@ class Rbd:
         self, point: RestorePoint, sources: Sequence[SnapshotSource], job: Job
     ) -> tuple[SavedImage, ...]:
         """Save the disks at the same time, then the manifest: with its snapshot the restore point counts."""
-        uuid, snapshot = point.domain.uuid, snapshot_name(_id(point))
+        uuid, snapshot = point.domain.uuid, point_name(_id(point))
+        stored = partial(disk_name, uuid)
 
         def report(level: Level, text: str) -> None:
             job.reporter.message(level, point.domain.name, text)
@@ -100,11 +104,11 @@ class Rbd:
             with pool.opened(definition_name(uuid)) as definition:
                 for last in definition.snapshots()[-1:]:
                     definition.protect_snapshot(last)  # a run may have been killed just after it made it
-                definition.note(POINT + snapshot, entry_of(point, sources).packed())
+                definition.note(POINT + snapshot, entry_of(point, sources, stored).packed())
                 saver = DiskSaver(
                     pool,
                     point,
-                    _Once(partial(_newest, pool, uuid, None, job.check_stop, partial(report, Level.WARNING))),
+                    Once(partial(_newest, pool, uuid, None, job.check_stop, partial(report, Level.WARNING))),
                     timedelta(days=self.full_read_days),
                     self.fast_diff,
                 )
@@ -116,7 +120,7 @@ class Rbd:
                 packed = manifest.pack(point, images, {image.target: one for image, one in saved})
                 write_definition(definition, packed)
                 job.require_lock()  # without it another run might be saving the domain
-                definition.note(POINT + snapshot, entry_of(point, sources, images).packed())
+                definition.note(POINT + snapshot, entry_of(point, sources, stored, images).packed())
                 definition.make_snapshot(snapshot)
         return images
 
@@ -212,22 +216,6 @@ class Rbd:
         report: Callable[[Level, str], None] = lambda _level, _text: None,
     ) -> AbstractContextManager[RepositoryPool]:
         return repository_pool(self.address, check_stop, report)
-
-
-class _Once:
-    """A call of which all threads get the result of the first one."""
-
-    def __init__(self, call: Callable[[], Optional[SavedDomain]]) -> None:
-        self._call = call
-        self._lock = threading.Lock()
-        self._found: Optional[SavedDomain] = None
-        self._done = False
-
-    def __call__(self) -> Optional[SavedDomain]:
-        with self._lock:
-            if not self._done:
-                self._found, self._done = self._call(), True
-            return self._found
 
 
 def _newest(

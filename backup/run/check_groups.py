@@ -82,13 +82,20 @@ def _shared_domains(selected: Mapping[str, Sequence[tuple[Settings, Domain]]]) -
             continue
         names = " and ".join(name_of(one) for one, _ in users)
         text = f"domain {users[0][1].name} is selected by {names}: it is backed up by each of them"
-        if len({_repository(one) for one, _ in users if one.output != "restic"}) > 1:
+        if len({_repository(one) for one, _ in users if _is_incremental(one)}) > 1:
             text += "; each backup is a full read, as the base snapshots of one are none for the other"
         yield Finding(f"{text} (INCLUDE_DOMAINS, EXCLUDE_DOMAINS)", warning=True)
+
+
+def _is_incremental(settings: Settings) -> bool:
+    is_raw = settings.output == "directory" and settings.directory_format == "raw"
+    return settings.output != "restic" and not is_raw
 
 
 def _repository(settings: Settings) -> tuple[str, ...]:
     """Return what is different for groups whose base snapshots are none for each other."""
     if settings.output == "rbd":
         return ("rbd", settings.rbd_output_conf or settings.ceph_conf, settings.rbd_output_pool)
+    if settings.output == "directory":
+        return ("directory", settings.directory_output)
     return (settings.output, settings.restic_repository)

@@ -91,7 +91,8 @@ class SettingsFiles:
         """
         if not self.has_groups:
             return [own]
-        named = own.rbd_output_pool if own.output == "rbd" else own.restic_repository
+        places = {"rbd": own.rbd_output_pool, "directory": own.directory_output}
+        named = places.get(own.output, own.restic_repository)
         has_repository = named or any(name.startswith("RESTIC_REPOSITORY") for name in own.restic_environment)
         return [*([own] if has_repository else []), *self.others()] or [own]
 

@@ -10,7 +10,7 @@ from typing import Callable
 
 from ..errors import BackupError
 from ..model import Extent
-from ..protocols import SnapshotReader
+from ..protocols import ImageReads, SnapshotReader
 from ..restore_point.checksums import Checksums
 from ..system.pipe_writer import PipeWriter
 
@@ -104,7 +104,7 @@ def _cut(extents: Iterable[Extent]) -> Iterator[Extent]:
             offset = part_end
 
 
-def read_ahead(reader: SnapshotReader, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:
+def read_ahead(reader: ImageReads, reads: Iterator[Extent]) -> Generator[tuple[int, bytes], None, None]:
     """Yield (offset, data) in order, with as many reads in flight as the window allows.
 
     An empty read yields an empty piece after those before it. Reads in flight after an error, or when the

@@ -9,8 +9,8 @@ from backup.stored import Packed
 from backup.system.spool import Spool, chunks
 from backup.transfer import backup_stream
 
-from .changed_parts import PIECE
-from .written_pieces import PieceWriter
+from ..own_points.changed_parts import PIECE
+from ..own_points.written_pieces import PieceWriter
 
 OBJECT_SIZE = 4 << 20  # bytes
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from functools import partial
 from itertools import chain
-from typing import Callable, Optional
+from typing import Callable
 
 from backup.ceph.errors import ImageGone
 from backup.ceph.repository_pool import ImageState, RepositoryPool
 from backup.errors import BackupError
 from backup.restore_point import manifest
-from backup.stored import StoredPoint, is_future
+from backup.stored import PointId, StoredPoint
 
+from ..own_points.entry import Entry, entry_of_manifest, guessed_entry, unpacked
+from ..own_points.order import in_order
+from ..own_points.run_names import point_id
 from .definition import read_definition
-from .entry import Entry, entry_of_manifest, guessed_entry, unpacked
-from .names import POINT, defined_uuid, definition_name, point_id, restore_id
+from .names import POINT, defined_uuid, definition_name, disk_name, restore_id, split_id
 
 AT_A_TIME = 16  # domains that are listed at the same time
 
@@ -33,16 +34,6 @@ def restore_points(pool: RepositoryPool, check_stop: Callable[[], None]) -> Sequ
 def points_of(pool: RepositoryPool, uuid: str, check_stop: Callable[[], None]) -> Sequence[StoredPoint]:
     """List the restore points of a domain, in the same order. Raises BackupError."""
     return in_order(_of_domain(pool, check_stop, uuid))
-
-
-def last_saved(points: Sequence[StoredPoint]) -> Optional[datetime]:
-    """Return the time of the newest complete restore point; none of the future."""
-    times = (one.taken for one in points if one.manifest_id and not is_future(one.taken))
-    return max(times, default=None)
-
-
-def in_order(points: Iterable[StoredPoint]) -> Sequence[StoredPoint]:
-    return sorted(points, key=lambda one: (not is_future(one.taken), one.taken))
 
 
 def entries(
@@ -61,11 +52,15 @@ def entries(
 def _from_manifest(pool: RepositoryPool, uuid: str, snapshot: str) -> Entry:
     try:
         with pool.reader(definition_name(uuid), snapshot) as reader:
-            return entry_of_manifest(manifest.unpack(read_definition(reader)))
+            saved = manifest.unpack(read_definition(reader))
+        return entry_of_manifest(saved, lambda identifier: split_id(identifier)[0])
     except BackupError as error:
         if error.transient:
             raise
-        return guessed_entry(uuid, snapshot, pool.names())
+        prefix = disk_name(uuid, "")
+        targets = {name: name[len(prefix) :] for name in pool.names() if name.startswith(prefix)}
+        targets.pop(definition_name(uuid), None)
+        return guessed_entry(uuid, snapshot, targets)
 
 
 def _of_domain(pool: RepositoryPool, check_stop: Callable[[], None], uuid: str) -> Sequence[StoredPoint]:
@@ -73,9 +68,18 @@ def _of_domain(pool: RepositoryPool, check_stop: Callable[[], None], uuid: str) 
     definition = _state(pool, definition_name(uuid))
     known = entries(pool, uuid, definition.snapshots, definition.notes)
     stored = {image.stored for entry in known.values() for image in entry.images}
-    there = [restore_id(name, one) for name in stored for one in _state(pool, name).snapshots]
+    snapshots = {name: _state(pool, name).snapshots for name in stored}
+
+    def listed(point: PointId, snapshot: str, entry: Entry) -> StoredPoint:
+        counts = snapshot in definition.snapshots and not entry.removed
+        return entry.listed(
+            point,
+            lambda name: restore_id(name, snapshot) if snapshot in snapshots[name] else "",
+            snapshot if counts else "",
+        )
+
     return [
-        entry.listed(point, there, snapshot in definition.snapshots)
+        listed(point, snapshot, entry)
         for snapshot, entry in known.items()
         if (point := point_id(uuid, snapshot))
     ]

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import Optional
 
-from backup.stored import PointId
-
 PREFIX = "virt-rbd-backup"
 DEFINITION = "definition"
 
@@ -22,7 +20,6 @@ POINT = "virt-rbd-backup.point."
 
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _DEFINITION = re.compile(rf"{re.escape(PREFIX)}\.(?P<uuid>{_UUID})\.{DEFINITION}")
-_SNAPSHOT = re.compile(r"(?P<run>[0-9]{8}T[0-9]{6}Z-[a-z]+)(?:\.(?P<attempt>[0-9]+))?")
 
 
 def disk_name(uuid: str, target: str) -> str:
@@ -38,16 +35,6 @@ def defined_uuid(name: str) -> Optional[str]:
     """Return the UUID of the domain whose definition image this is, None if it is another image."""
     found = _DEFINITION.fullmatch(name)
     return found["uuid"] if found else None
-
-
-def snapshot_name(point: PointId) -> str:
-    return point.run if point.attempt == 1 else f"{point.run}.{point.attempt}"
-
-
-def point_id(uuid: str, snapshot: str) -> Optional[PointId]:
-    """Return the restore point that a snapshot belongs to, None if its name is not one of ours."""
-    found = _SNAPSHOT.fullmatch(snapshot)
-    return PointId(found["run"], uuid, int(found["attempt"] or 1)) if found else None
 
 
 def restore_id(name: str, snapshot: str) -> str:

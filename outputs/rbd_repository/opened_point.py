@@ -1,18 +1,14 @@
-"""An open restore point: its snapshots are read at any offset, or from the first to the last byte."""
+"""An open restore point: its snapshots are read at any offset."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Callable
 
 from backup.ceph.image_reader import ImageReader
 from backup.ceph.repository_pool import RepositoryPool
 from backup.errors import BackupError
-from backup.model import Extent
 from backup.stored import Packed, SavedImage, StoredPoint
-from backup.transfer import backup_stream
 
-from .changed_parts import PIECE
 from .names import definition_name, split_id
 
 
@@ -58,40 +54,3 @@ class OpenedImage:
 
     def read(self, offset: int, length: int) -> bytes:
         return self._reader.start_read(offset, length)()
-
-
-class PieceSource:
-    """A snapshot that is read in order. Satisfies backup.protocols.Source.
-
-    A context manager: after its block no read is waited for.
-    """
-
-    def __init__(self, reader: ImageReader, check_stop: Callable[[], None]) -> None:
-        self.received = 0
-        starts = range(0, reader.size, PIECE)
-        reads = (Extent(start, min(PIECE, reader.size - start)) for start in starts)
-        self._pieces = backup_stream.read_ahead(reader, reads)
-        self._piece = memoryview(b"")
-        self._check_stop = check_stop
-
-    def __enter__(self) -> PieceSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pieces.close()
-
-    def fill(self, buffer: memoryview) -> int:
-        filled = 0
-        while filled < len(buffer):
-            if not self._piece:
-                self._check_stop()
-                piece = next(self._pieces, None)
-                if piece is None:
-                    break
-                self._piece = memoryview(piece[1])
-            part = self._piece[: len(buffer) - filled]
-            buffer[filled : filled + len(part)] = part
-            self._piece = self._piece[len(part) :]
-            filled += len(part)
-        self.received += filled
-        return filled

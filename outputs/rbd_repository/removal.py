@@ -7,16 +7,14 @@ from typing import Callable
 from backup.ceph.errors import ImageGone
 from backup.ceph.repository_image import RepositoryImage
 from backup.ceph.repository_pool import RepositoryPool
-from backup.errors import BackupError, TransientError
+from backup.errors import BackupError
 from backup.stored import PointId
 
-from .entry import Entry
+from ..own_points.entry import Entry
+from ..own_points.in_use import PointInUse
+from ..own_points.run_names import point_id, point_name
 from .listing import entries
-from .names import POINT, WRITING, definition_name, point_id, snapshot_name
-
-
-class PointInUse(TransientError):
-    """The restore point is being read: it is not removed."""
+from .names import POINT, WRITING, definition_name
 
 
 def discard(pool: RepositoryPool, point: PointId, check_stop: Callable[[], None]) -> None:
@@ -31,7 +29,7 @@ def withdraw(pool: RepositoryPool, point: PointId, check_stop: Callable[[], None
 
 def _remove(pool: RepositoryPool, point: PointId, complete_too: bool, check_stop: Callable[[], None]) -> None:
     check_stop()
-    name, snapshot = definition_name(point.uuid), snapshot_name(point)
+    name, snapshot = definition_name(point.uuid), point_name(point)
     try:
         with pool.opened(name) as definition:
             known = entries(pool, point.uuid, definition.snapshots(), definition.notes())
@@ -57,7 +55,7 @@ def _uncommitted(
     Who reads it opens the definition image for writing first, then checks that it counts: so whoever began
     before it stopped to count is seen here. Raises PointInUse.
     """
-    snapshot = snapshot_name(point)
+    snapshot = point_name(point)
     has_counted = entry.removed
     if snapshot in definition.snapshots():
         if not entry.removed:
@@ -81,7 +79,7 @@ def _require_unread(pool: RepositoryPool, point: PointId, entry: Entry) -> None:
 
 
 def _require_no_clones(pool: RepositoryPool, point: PointId, entry: Entry) -> None:
-    snapshot = snapshot_name(point)
+    snapshot = point_name(point)
     for image in entry.images:
         if clones := pool.clones(image.stored, snapshot):
             message = f"{image.target} of {entry.domain}, run {point.run}, has clones: {', '.join(clones)}"

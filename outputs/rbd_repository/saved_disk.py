@@ -6,22 +6,23 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Callable, Optional
 
 from backup.ceph.repository_image import RepositoryImage
 from backup.ceph.repository_pool import RepositoryPool
 from backup.errors import BackupError, TransientError
-from backup.model import Extent, Level
+from backup.model import Level
 from backup.protocols import Job, SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums
-from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage
+from backup.stored import Base, Packed, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.text import size_text
-from backup.transfer.spot_check import spot_check
 
-from .changed_parts import PIECE, ChangedParts
-from .names import WRITING, disk_name, point_id, restore_id, snapshot_name, split_id
-from .written_pieces import PieceWriter, write_all, write_changed
+from ..own_points.changed_parts import PIECE, ChangedParts
+from ..own_points.plan import changed_parts, full_read_due, tail, wrong_list
+from ..own_points.run_names import point_id, point_name
+from ..own_points.written_pieces import PieceWriter, write_all, write_changed
+from .names import WRITING, disk_name, restore_id, split_id
 
 # Ceph forgets a client that died after 30 seconds (osd_client_watch_timeout).
 USERS_LIMIT = 40.0  # seconds to wait until nobody else has the image open
@@ -48,7 +49,7 @@ class DiskSaver:
         """Save a disk; the repository then has its snapshot. Raises BackupError."""
         began, target = time.monotonic(), source.disk.target
         name = disk_name(self.point.domain.uuid, target)
-        snapshot = snapshot_name(_id(self.point))
+        snapshot = point_name(_id(self.point))
         with ExitStack() as reading:
             reader = reading.enter_context(source.open())
             self.pool.create(name, reader.size, reader.layout.object_size)
@@ -120,11 +121,11 @@ class _Copy:
             if torn or since != last:
                 self._unknown.add_pieces(self._saver.pool.changes(self._name, since, exact=True))
             if self._before and self._image.size != self._before.size:
-                self._unknown.add_pieces([_tail(min(self._image.size, self._before.size), self._reader.size)])
+                self._unknown.add_pieces([tail(min(self._image.size, self._before.size), self._reader.size)])
         self._writer = PieceWriter(self._image, fresh)
         why = self._full_read_reason(ours)
         if not why and base:
-            why = self._plan(base.snapshot)
+            why = self._plan(base)
         if why:
             self._parts = None
             self._log(Level.INFO, f"{self._title}: full read, {why}")
@@ -209,38 +210,19 @@ class _Copy:
 
     def _full_read_reason(self, ours: Sequence[str]) -> str:
         """Return the reason for a full read, "" if none is needed."""
-        base, interval = self._source.base, self._saver.full_read_interval
+        base = self._source.base
         if not base:
             return "there is no base snapshot of a previous backup"
         if not self._snapshot_of(base.saved, ours):
             return "the repository no longer has the previous backup"
-        # abs: a clock that was wrong once must not postpone the full read for years
-        taken, before = self._saver.point.taken, datetime.fromisoformat(base.saved.full_read)
-        if interval and abs(taken - before) >= interval:
-            return f"the last one was on {base.saved.full_read[:10]} (FULL_READ_DAYS)"
-        return ""
+        return full_read_due(base, self._saver.point.taken, self._saver.full_read_interval)
 
-    def _plan(self, since: str) -> str:
+    def _plan(self, base: Base) -> str:
         """List the changes since the base snapshot; return why they cannot be trusted, "" if they can."""
-        base, reader = self._source.base, self._reader
-        assert base
-        parts = self._parts = ChangedParts(reader.size)
-        if base.saved.size != reader.size:
-            parts.add_pieces([_tail(min(base.saved.size, reader.size), reader.size)])
-        for extent in reader.changes(since, self._saver.fast_diff):
-            self._job.check_stop()
-            if extent.length:
-                parts.add(extent)
-            else:  # a sign of life: listing a large image takes minutes
-                self._progress(0)
-        wrong = spot_check(reader, base, parts.unchanged())
-        if not wrong:
-            return ""
-        why = (
-            f"{wrong.length} bytes at {wrong.offset} differ from what was saved, although Ceph reports "
-            "them as unchanged: restore points since the last full read may lack changes"
-        )
-        self._log(Level.ERROR, f"{self._title}: {why}")
+        self._parts = changed_parts(self._reader, base, self._saver.fast_diff, self._progress)
+        why = wrong_list(self._reader, base, self._parts)
+        if why:
+            self._log(Level.ERROR, f"{self._title}: {why}")
         return why
 
     def _progress(self, done: int) -> None:
@@ -250,11 +232,6 @@ class _Copy:
 
     def _log(self, level: Level, text: str) -> None:
         self._job.reporter.message(level, self._saver.point.domain.name, text)
-
-
-def _tail(start: int, size: int) -> Extent:
-    """Return what follows `start`, and the piece that it is in."""
-    return Extent(start, max(size - start, 1))
 
 
 def _id(point: RestorePoint) -> PointId:

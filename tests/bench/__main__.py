@@ -23,6 +23,7 @@ from .disks import disks
 from .guests import freeze, keeping, write_latency
 from .instant import instant
 from .large import large
+from .plain_files import plain_files
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
 from .second_pool import far_away, second_pool
@@ -48,6 +49,7 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "progress": progress,
     "rbd": second_pool,
     "far": far_away,
+    "directory": plain_files,
 }
 
 

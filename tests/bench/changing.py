@@ -35,8 +35,8 @@ def changing(bench: Bench) -> str:
             _run(streams, made, "restic", NOTHING, costs, number)
             _run(counts, made, INCREMENTAL, NOTHING, costs, number)
             for rate in RATES:
-                for kind, drawn in _drawn(list(data), rate).items():
-                    _overwrite(bench.lab, made, drawn)
+                for kind, offsets in drawn(list(data), rate).items():
+                    overwrite(bench.lab, made, offsets)
                     _run(counts, made, INCREMENTAL, f"{rate:.1%} changed, {kind}", costs, number)
             counts.run(counts.node.command("cleanup", "--all"))
         streams.remove()
@@ -72,14 +72,14 @@ def _run(
     say(f"round {number + 1}: {output}, {kind}: {cost.seconds:.1f} s")
 
 
-def _drawn(offsets: Sequence[int], rate: float) -> dict[str, Sequence[int]]:
+def drawn(offsets: Sequence[int], rate: float) -> dict[str, Sequence[int]]:
     """Draw objects: neighbours among those that have data, and some from everywhere."""
     count = max(1, int(len(offsets) * rate))
     start = random.randrange(len(offsets) - count + 1)
     return {"clustered": offsets[start : start + count], "scattered": random.sample(offsets, count)}
 
 
-def _overwrite(lab: Lab, made: Subject, offsets: Sequence[int]) -> None:
+def overwrite(lab: Lab, made: Subject, offsets: Sequence[int]) -> None:
     with (
         rados.Rados(conffile=str(lab.ceph_conf)) as cluster,
         cluster.open_ioctx(POOL) as pool,

@@ -17,16 +17,16 @@ from backup.stored import PointId, SavedDomain
 from backup.system.stop_request import StopRequest
 from backup.verify.verification import Verification
 from outputs import chosen, readable
+from outputs.own_points.in_use import PointInUse
 from outputs.rbd import Rbd
 from outputs.rbd_repository import saved_disk
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
-from outputs.rbd_repository.removal import PointInUse
 
 from ..paper_repository import PaperPool, PaperRbd
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, UUID, settings
-from .rbd_samples import FIRST, RUNS, SECOND, THIRD, complete, read_back, save
+from .saved_samples import FIRST, RUNS, SECOND, THIRD, complete, read_back, save
 
 VDA, VDB, DEFINITION = disk_name(UUID, "vda"), disk_name(UUID, "vdb"), definition_name(UUID)
 
@@ -264,7 +264,7 @@ def test_both_commands_that_save_and_that_read_get_this_output() -> None:
 
 
 def test_extents_of_a_whole_piece_are_not_more_than_the_image() -> None:
-    from outputs.rbd_repository.changed_parts import ChangedParts
+    from outputs.own_points.changed_parts import ChangedParts
 
     parts = ChangedParts(9 * MIB)
     parts.add(Extent(3 * MIB, 2 * MIB))

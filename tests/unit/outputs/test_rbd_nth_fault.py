@@ -18,7 +18,7 @@ from outputs.rbd_repository.names import WRITING, definition_name
 from ..faulty_node import Boundary, Fault, Killed
 from ..paper_repository import PaperPool, PaperRbd
 from ..samples import MIB, UUID
-from .rbd_samples import RUNS, Disks, complete, content, read_back, save
+from .saved_samples import RUNS, Disks, complete, content, read_back, save
 
 # Small ones, as each is saved and read hundreds of times. The second run writes, and cuts off, what the third
 # has where the first had it: so what is left of the second one must not stay.

@@ -74,6 +74,9 @@ def test_a_domain_of_two_groups_is_a_warning(node: Node) -> None:
     )
 
 
+PLACES = ("restic_repository", "rbd_output_pool", "directory_output")
+
+
 @pytest.mark.parametrize(
     ("outputs", "repositories", "alternate"),
     [
@@ -83,13 +86,16 @@ def test_a_domain_of_two_groups_is_a_warning(node: Node) -> None:
         (("restic_incremental", "rbd"), ("/x", "/x"), True),
         (("rbd", "rbd"), ("x", "y"), True),
         (("rbd", "rbd"), ("x", "x"), False),
+        (("rbd", "directory"), ("/x", "/x"), True),
+        (("directory", "directory"), ("/x", "/y"), True),
+        (("directory", "directory"), ("/x", "/x"), False),
     ],
 )
 def test_it_says_where_two_incremental_groups_cost_full_reads(
     node: Node, outputs: Sequence[str], repositories: Sequence[str], alternate: bool
 ) -> None:
     a, b = (
-        node.group(name, "web", output=output, restic_repository=repository, rbd_output_pool=repository)
+        node.group(name, "web", output=output, **dict.fromkeys(PLACES, repository))
         for name, output, repository in zip("ab", outputs, repositories)
     )
     (warning,) = warnings([a, b])

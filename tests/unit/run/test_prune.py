@@ -15,7 +15,7 @@ from backup.stored import PointId, SavedImage
 from outputs.rbd_repository.names import disk_name
 
 from ..jobs_on_paper import NoOutput
-from ..outputs.rbd_samples import FIRST, RUNS, complete, save
+from ..outputs.saved_samples import FIRST, RUNS, complete, save
 from ..paper_repository import PaperPool, PaperRbd
 from ..raising import raises
 from ..recorder import Recorder

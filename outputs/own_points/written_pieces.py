@@ -1,4 +1,4 @@
-"""Writes an image of the repository piece by piece: reads and writes in flight, holes stay holes."""
+"""Writes an image of a repository piece by piece: reads and writes in flight, holes stay holes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from contextlib import closing
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import Callable, Optional
+from typing import Callable, Optional, Protocol
 
-from backup.ceph.repository_image import RepositoryImage
 from backup.model import Extent
-from backup.protocols import SnapshotReader
+from backup.protocols import ImageWriter, SnapshotReader
 from backup.restore_point.checksums import RECORD, Checksums, digest, packed
 from backup.transfer import backup_stream
 from backup.transfer.backup_stream import WINDOW_BYTES, WINDOW_READS
@@ -27,6 +26,13 @@ Record = tuple[int, int, bytes]  # of a piece: offset, length and digest of its 
 Progress = Callable[[int], None]
 
 
+class StoredImageWriter(ImageWriter, Protocol):
+    """An image of a repository, open for writing: what is not written stays."""
+
+    def start_zeros(self, offset: int, length: int) -> Callable[[], None]:
+        """Start to make a range read as zeros; the returned function waits for its end."""
+
+
 class PieceWriter:
     """Writes parts of an image, up to WINDOW_BYTES at a time. `written` counts bytes of data.
 
@@ -34,7 +40,7 @@ class PieceWriter:
     is in flight when it is closed.
     """
 
-    def __init__(self, image: RepositoryImage, fresh: bool) -> None:
+    def __init__(self, image: StoredImageWriter, fresh: bool) -> None:
         self.written = 0
         self._image = image
         self._fresh = fresh

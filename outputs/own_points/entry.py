@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
-from typing import Optional
+from datetime import datetime
+from typing import Callable, Optional
 
 from backup.protocols import SnapshotSource
 from backup.stored import PointId, RestorePoint, SavedDomain, SavedImage, StoredImage, StoredPoint
 
-from .names import definition_name, disk_name, restore_id, snapshot_name, split_id
+from .run_names import began
 
 
 @dataclass(frozen=True)
 class EntryImage:
-    """An image of a restore point: the disk's target, the source's name, the image that has it, its size."""
+    """An image of a restore point: the disk's target, the source's name, the name that it has in the
+    repository, its size.
+    """
 
     target: str
     image: str
@@ -28,7 +30,7 @@ class EntryImage:
 class Entry:
     """A restore point from its beginning to the end of its removal.
 
-    It counts while the definition image has its snapshot. `removed`: it does not count any more.
+    What makes it count is not here. `removed`: it does not count any more.
     """
 
     domain: str
@@ -45,16 +47,17 @@ class Entry:
     def marked_removed(self) -> Entry:
         return replace(self, removed=True)
 
-    def listed(self, point: PointId, snapshots: Sequence[str], complete: bool) -> StoredPoint:
-        """Return it as an output lists it; `snapshots` has the ids of those that exist."""
-        snapshot = snapshot_name(point)
-        named = {one: restore_id(one.stored, snapshot) for one in self.images}
+    def listed(self, point: PointId, restore_id: Callable[[str], str], manifest_id: str) -> StoredPoint:
+        """Return it as an output lists it.
+
+        `restore_id` returns the id of the image with a name in the repository, "" if it is not there.
+        `manifest_id` is "" if the restore point does not count.
+        """
         images = tuple(
             StoredImage(one.target, one.image, one.size or None, identifier)
-            for one, identifier in named.items()
-            if identifier in snapshots
+            for one in self.images
+            if (identifier := restore_id(one.stored))
         )
-        manifest_id = snapshot if complete and not self.removed else ""
         return StoredPoint(
             point, self.domain, self.taken, self.consistency, self.node, images, manifest_id, self.locks
         )
@@ -71,30 +74,39 @@ def unpacked(text: str) -> Optional[Entry]:
         return None
 
 
-def entry_of_manifest(saved: SavedDomain) -> Entry:
-    """Return the entry of a complete restore point, but for its node and the locks of its run."""
+def entry_of_manifest(saved: SavedDomain, stored: Callable[[str], str]) -> Entry:
+    """Return the entry of a complete restore point, but for its node and the locks of its run.
+
+    `stored` returns the name in the repository of the image with a restore id.
+    """
     images = tuple(
-        EntryImage(one.target, one.image, split_id(one.restore_id)[0], one.size) for one in saved.images
+        EntryImage(one.target, one.image, stored(one.restore_id), one.size) for one in saved.images
     )
     return Entry(saved.name, saved.taken, saved.consistency.value, "", (), images)
 
 
-def guessed_entry(uuid: str, snapshot: str, names: Sequence[str]) -> Entry:
-    """Return an entry for a restore point of which nothing can be read: its images are among `names`."""
-    prefix = disk_name(uuid, "")
-    stored = [name for name in names if name.startswith(prefix) and name != definition_name(uuid)]
-    images = tuple(EntryImage(name[len(prefix) :], "", name, 0) for name in stored)
-    taken = datetime.strptime(snapshot[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
-    return Entry(uuid, taken, "", "", (), images)
+def guessed_entry(uuid: str, name: str, targets: Mapping[str, str]) -> Entry:
+    """Return an entry for a restore point with this name of which nothing can be read.
+
+    `targets` has those of its images, by their names in the repository.
+    """
+    images = tuple(EntryImage(target, "", stored, 0) for stored, target in targets.items())
+    return Entry(uuid, began(name), "", "", (), images)
 
 
 def entry_of(
-    point: RestorePoint, sources: Sequence[SnapshotSource], saved: Sequence[SavedImage] = ()
+    point: RestorePoint,
+    sources: Sequence[SnapshotSource],
+    stored: Callable[[str], str],
+    saved: Sequence[SavedImage] = (),
 ) -> Entry:
-    """Return the entry of a restore point; without the saved images their sizes are not known yet."""
+    """Return the entry of a restore point; without the saved images their sizes are not known yet.
+
+    `stored` returns the name in the repository of the image of the disk with a target.
+    """
     sizes = {one.target: one.size for one in saved}
     images = tuple(
-        EntryImage(target, str(one.image), disk_name(point.domain.uuid, target), sizes.get(target, 0))
+        EntryImage(target, str(one.image), stored(target), sizes.get(target, 0))
         for one in sources
         for target in (one.disk.target,)
     )

@@ -1,4 +1,4 @@
-"""Domains whose disks change from run to run, saved into an RBD repository in memory."""
+"""Domains whose disks change from run to run, saved by an output that keeps restore points itself."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from datetime import timedelta
 from typing import Optional
 
 from backup.model import Extent
+from backup.protocols import Output
 from backup.restore_point import manifest
 from backup.stored import Base, SavedImage, StoredPoint
 
 from ..jobs_on_paper import JobOnPaper
 from ..memory_snapshot import MemorySnapshot, MemorySource
-from ..paper_repository import STEP, PaperRbd
+from ..paper_repository import STEP
 from ..samples import MIB, TAKEN, UUID, domain, rbd_disk, restore_point
 
 RUNS = [f"2024020{day}T040506Z-abcd" for day in range(1, 8)]
@@ -61,7 +62,7 @@ def snapshot(now: bytes, before: Optional[bytes]) -> MemorySnapshot:
 
 
 def save(
-    output: PaperRbd, run: str, now: Disks, before: Optional[tuple[str, Disks]] = None, attempt: int = 1
+    output: Output, run: str, now: Disks, before: Optional[tuple[str, Disks]] = None, attempt: int = 1
 ) -> tuple[SavedImage, ...]:
     """Save a run; `before` is the run and the disks that base snapshots are left of."""
     base = output.base(UUID, [before[0]], (), lambda: None) if before else None
@@ -79,12 +80,12 @@ def save(
     return output.save(point, sources, JobOnPaper())
 
 
-def complete(output: PaperRbd) -> Mapping[str, StoredPoint]:
+def complete(output: Output) -> Mapping[str, StoredPoint]:
     """Give the complete restore points by their runs."""
     return {one.id.run: one for one in output.restore_points() if one.manifest_id}
 
 
-def read_back(output: PaperRbd, point: StoredPoint) -> Disks:
+def read_back(output: Output, point: StoredPoint) -> Disks:
     """Give what a restore of a point writes."""
     found = {}
     for image in manifest.unpack(output.manifest(point)).images:

@@ -1,4 +1,4 @@
-"""outputs/rbd_repository/written_pieces.py: an image becomes what its source is, by writing little."""
+"""outputs/own_points/written_pieces.py: an image becomes what its source is, by writing little."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 
 from backup.model import Extent
 from backup.restore_point.checksums import Checksums
-from outputs.rbd_repository.changed_parts import PIECE, ChangedParts
-from outputs.rbd_repository.written_pieces import BLOCK, PieceWriter, write_all, write_changed
+from outputs.own_points.changed_parts import PIECE, ChangedParts
+from outputs.own_points.written_pieces import BLOCK, PieceWriter, write_all, write_changed
 
 from ..memory_snapshot import MemorySnapshot
 from ..paper_repository import PaperImage, PaperPool
 from ..samples import MIB
-from .rbd_samples import content
+from .saved_samples import content
 
 SIZE = 9 * MIB + 513
 
