@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ from .errors import named_errors
 from .names import QCOW2
 
 MAGIC = b"QFI\xfb"
-HEADER = struct.Struct(">4sIQIIQ")  # magic, version, where the name of the backing file is, size of the disk
+# Magic, version, where the name of the backing file is, size of the disk; incompatible features (version 3).
+HEADER, FEATURES = struct.Struct(">4sIQIIQ40x"), struct.Struct(">Q")
+EXTERNAL_DATA = 4  # a feature: the data is in another file, which the header names
 SUFFIX = f".{QCOW2}"
+LONGEST = 1000  # files that build on each other; DIRECTORY_CHAIN is 200 at the most
 
 
 class Header(NamedTuple):
@@ -29,15 +33,22 @@ class Header(NamedTuple):
 
 
 def header(path: Path) -> Header:
-    """Read the header of a qcow2 file. Raises BackupError."""
+    """Read the header of a qcow2 file.
+
+    Raises BackupError, also if it names a file that is not one of the domain's: whoever can write to the
+    directory must not have QEMU read any file of this node.
+    """
+    _require_file(path)
     with named_errors("read", path), path.open("rb") as file:
-        start = file.read(HEADER.size)
-        if len(start) < HEADER.size or start[:4] != MAGIC:
-            raise BackupError(f"{path} is damaged: it has no qcow2 header", "qemu-img info")
-        _, _, offset, length, _, size = HEADER.unpack(start)
+        start = file.read(HEADER.size + FEATURES.size)
+        if len(start) < HEADER.size + FEATURES.size or start[:4] != MAGIC:
+            raise BackupError(f"{path} is damaged: it has no qcow2 header", f"qemu-img info {path}")
+        _, version, offset, length, _, size = HEADER.unpack(start[: HEADER.size])
+        if version > 2 and FEATURES.unpack(start[HEADER.size :])[0] & EXTERNAL_DATA:
+            raise BackupError(f"{path} has its data in another file", f"qemu-img info {path}")
         file.seek(offset)
         name = file.read(length).decode(errors="replace") if offset else ""
-    return Header(beside(path, name) if name else None, size)
+    return Header(_beside(path, name) if name else None, size)
 
 
 def backing_name(path: Path) -> str:
@@ -45,10 +56,19 @@ def backing_name(path: Path) -> str:
     return f"../{path.parent.name}/{path.name}"
 
 
-def beside(path: Path, name: str) -> Path:
-    """Return the file that `path` names so, if `backing_name` gave it that name."""
-    parts = Path(name).parts[-2:]
-    return path.parent.parent.joinpath(*parts)
+def _beside(path: Path, name: str) -> Path:
+    """Return the file that `path` names so. Raises BackupError unless `backing_name` gave it that name."""
+    found = path.parent.parent.joinpath(*Path(name).parts[-2:])
+    if name != backing_name(found) or found.parent.name in ("..", "."):
+        raise BackupError(f"{path} builds on {name}, which is no restore point", f"qemu-img info {path}")
+    return found
+
+
+def _require_file(path: Path) -> None:
+    """Raise BackupError unless it is a file, and no link to one elsewhere."""
+    with named_errors("read", path):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BackupError(f"{path} is no regular file", f"ls -l {path}")
 
 
 def length(path: Path) -> int:
@@ -56,6 +76,8 @@ def length(path: Path) -> int:
     found, above = 1, header(path).backing
     while above:
         found, above = found + 1, header(above).backing
+        if found > LONGEST:
+            raise BackupError(f"{path} builds on itself", f"qemu-img info {path}")
     return found
 
 
@@ -64,8 +86,7 @@ def require_complete(path: Path) -> None:
     if path.suffix == SUFFIX:
         length(path)
     else:
-        with named_errors("read", path):
-            path.lstat()
+        _require_file(path)
 
 
 def dependants(domain: DomainDirectory) -> dict[Path, list[Path]]:

@@ -14,7 +14,7 @@ from typing import Callable, Union
 from backup.errors import BackupError
 from backup.stored import SavedImage
 
-from .chain import SUFFIX
+from .chain import SUFFIX, require_complete
 from .errors import named_errors
 from .nbd_connection import NbdConnection
 from .nbd_server import served
@@ -28,8 +28,7 @@ def opened_image(
     path: Path, saved: SavedImage, runtime_dir: str, readers: int, limit: float, alive: Callable[[], None]
 ) -> Iterator[Union[RawReads, Qcow2Reads]]:
     """Open the file of a saved image during the block, for so many reads at a time. Raises BackupError."""
-    with named_errors("read", path):
-        path.lstat()  # qemu-nbd would name it less clearly
+    require_complete(path)
     if path.suffix == SUFFIX:
         with served(path, runtime_dir, readers, False, limit, alive) as connections:
             reads = Qcow2Reads(connections, path, saved.size, limit, alive)

@@ -29,7 +29,7 @@ from outputs.own_points.in_use import PointInUse
 
 from ..recorder import Recorder
 from ..samples import MIB, UUID, settings
-from .directory_samples import chain_of, content_of, directory, files, rounded_up
+from .directory_samples import chain_of, content_of, directory, files, qemu_img, rounded_up
 from .saved_samples import FIRST, RUNS, SECOND, THIRD, complete, read_back, save
 
 KINDS = pytest.mark.parametrize("kind", ["qcow2", "raw"])
@@ -253,6 +253,36 @@ def test_a_file_of_another_size_is_refused(output: Directory) -> None:
     save(output, RUNS[0], FIRST)
     shutil.copyfile(disk(output, RUNS[0], "vdb"), disk(output, RUNS[0]))
     with pytest.raises(BackupError, match=r"vda.qcow2 has 4194304 bytes, its manifest 9502720"):
+        read_back(output, complete(output)[RUNS[0]])
+
+
+FOREIGN = {
+    "of any path": ("/etc/passwd", "raw", "builds on /etc/passwd, which is no restore point"),
+    "of an address": ("nbd://192.0.2.1/x", "raw", "builds on nbd://192.0.2.1/x, which is no restore point"),
+    "beside the domain": ("../../vda.qcow2", "qcow2", "builds on ../../vda.qcow2, which is no restore point"),
+    "itself": (f"../{RUNS[1]}/vda.qcow2", "qcow2", "builds on itself"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_file_that_builds_on_another_than_the_domain_s_is_not_read(output: Directory, case: str) -> None:
+    backing, kind, message = FOREIGN[case]
+    save(output, RUNS[0], FIRST)
+    save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    qemu_img("rebase", "-u", "-f", "qcow2", "-b", backing, "-F", kind, disk(output, RUNS[1]))
+    with pytest.raises(BackupError, match=message):
+        read_back(output, complete(output)[RUNS[1]])
+
+
+def test_a_file_with_its_data_elsewhere_and_a_link_are_not_read(output: Directory, tmp_path: Path) -> None:
+    save(output, RUNS[0], FIRST)
+    data = f"data_file={tmp_path}/data,data_file_raw=on"
+    qemu_img("create", "-q", "-f", "qcow2", "-o", data, disk(output, RUNS[0]), 9 * MIB)
+    with pytest.raises(BackupError, match=r"vda.qcow2 has its data in another file"):
+        read_back(output, complete(output)[RUNS[0]])
+    disk(output, RUNS[0]).rename(tmp_path / "elsewhere")
+    disk(output, RUNS[0]).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BackupError, match=r"vda.qcow2 is no regular file"):
         read_back(output, complete(output)[RUNS[0]])
 
 
