@@ -16,7 +16,7 @@ from tests.lab import Lab, RbdDisk
 from tests.lab.sample import MIB, make_image
 
 NODES = 10
-DOMAINS = [f"shared{number}" for number in range(4)]
+DOMAINS = [f"shared{number}" for number in range(3)]
 
 
 @pytest.fixture
