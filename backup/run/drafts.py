@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from .. import groups
 from ..hooks import not_started
-from ..report import domain_record
+from ..report import copy_record, domain_record
 from ..report.history import REPORT_NAMES
 from ..restore_point import known_points
 from ..settings import Settings
@@ -32,9 +33,14 @@ def _places(settings: Settings) -> Iterator[tuple[Path, str]]:
     yield Path(settings.runtime_dir), "watchdog"
     for directory in _directories_in(Path(settings.runtime_dir)):
         yield directory, RECORD_NAMES
-    for name in (domain_record.FILE, known_points.FILE, not_started.FILE):
-        yield Path(settings.state_dir), re.escape(name)
-    yield Path(settings.state_dir, "reports"), REPORT_NAMES
+    state = Path(settings.state_dir)
+    for name in (domain_record.FILE, known_points.FILE, not_started.FILE, copy_record.FILE):
+        yield state, re.escape(name)
+    yield state, "restic-key-[0-9a-f]+"  # hints of the output
+    yield state / "reports", REPORT_NAMES
+    for directory in _directories_in(state):
+        if directory.name not in ("reports", groups.DIRECTORY):
+            yield directory, ".+"  # the output's own, such as cached manifests
     for path in (settings.report_file, settings.metrics_file):
         if path:  # its directory may have files of other programs
             yield Path(path).parent, re.escape(Path(path).name)

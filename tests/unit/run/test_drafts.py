@@ -39,13 +39,18 @@ DRAFTS = (
     "state/.proofs.json.12345678",
     "state/.known-points.json.12345678",
     "state/.not-started.json.12345678",
+    "state/.copy.json.12345678",
+    "state/.restic-key-0123456789abcdef.12345678",
     f"state/reports/.{RUN}.json.gz.abcdefgh",
+    f"state/manifests/.{UUID}.0123abcd.abcdefgh",
     "shared/.report.json.abcdefgh",
     "shared/.backup.prom.abcdefgh",
 )
 OTHERS = (
     f"run/held/{UUID}.json",
     f"run/held/.{UUID}.json.abcdefghi",
+    f"state/manifests/{UUID}.0123abcd",
+    "state/groups/.copy.json.12345678",
     "state/.other.json.abcdefgh",
     "state/reports/.notes.json.gz.abcdefgh",
     "shared/.report.json.ABCDEFGH",
