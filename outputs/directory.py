@@ -21,7 +21,6 @@ from backup.model import Level
 from backup.protocols import Job, SnapshotSource, Source
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
-from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.concurrency_limit import Slots
@@ -40,6 +39,7 @@ from .directory_repository.opened_point import OpenedPoint, require_there
 from .directory_repository.removal import discard, withdraw
 from .directory_repository.saved_disk import DiskSaver
 from .own_points.entry import entry_of
+from .own_points.newest import newest
 from .own_points.once import Once
 from .own_points.order import last_saved
 from .own_points.piece_source import PieceSource
@@ -270,18 +270,7 @@ def _newest(
     check_stop: Callable[[], None],
     warn: Callable[[str], None],
 ) -> Optional[SavedDomain]:
-    """Read the manifest of the domain's newest complete restore point of these runs, of any if it is None.
+    def read(point: StoredPoint) -> Packed:
+        return read_manifest(domain, point_name(point.id))
 
-    A damaged one causes a warning, and the one before is read. Raises BackupError if none can be read now.
-    """
-    for point in reversed(points_of(domain, check_stop)):
-        if point.manifest_id and (runs is None or point.id.run in runs):
-            try:
-                packed = read_manifest(domain, point_name(point.id))
-                return with_current_ids(manifest.unpack(packed), point)
-            except BackupError as error:
-                if error.transient:
-                    raise
-                taken = f"{point.taken:%Y-%m-%d %H:%M:%S} UTC"
-                warn(f"cannot build on the restore point of {taken}, run {point.id.run}: {error}")
-    return None
+    return newest(points_of(domain, check_stop), runs, read, warn)

@@ -17,12 +17,12 @@ from backup.errors import BackupError
 from backup.model import Level, ParentSnapshot
 from backup.protocols import Job, SnapshotSource, Source
 from backup.restore_point import manifest
-from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.concurrency_limit import Slots
 
 from .own_points.entry import entry_of
+from .own_points.newest import newest
 from .own_points.once import Once
 from .own_points.order import last_saved
 from .own_points.piece_source import PieceSource
@@ -225,20 +225,7 @@ def _newest(
     check_stop: Callable[[], None],
     warn: Callable[[str], None],
 ) -> Optional[SavedDomain]:
-    """Read the manifest of the domain's newest complete restore point of these runs, of any if it is None.
-
-    A damaged one causes a warning, and the one before is read. Raises BackupError if none can be read now.
-    """
-    for point in reversed(points_of(pool, uuid, check_stop)):
-        if point.manifest_id and (runs is None or point.id.run in runs):
-            try:
-                return with_current_ids(manifest.unpack(_manifest(pool, point)), point)
-            except BackupError as error:
-                if error.transient:
-                    raise
-                taken = f"{point.taken:%Y-%m-%d %H:%M:%S} UTC"
-                warn(f"cannot build on the restore point of {taken}, run {point.id.run}: {error}")
-    return None
+    return newest(points_of(pool, uuid, check_stop), runs, partial(_manifest, pool), warn)
 
 
 def _manifest(pool: RepositoryPool, point: StoredPoint) -> Packed:

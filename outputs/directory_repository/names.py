@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Optional
 
+from backup.errors import BackupError
+
 MANIFEST = "definition.tar"
 ENTRY = "point.json"  # what restore-points lists
 LOCK = ".lock"
@@ -49,6 +51,11 @@ def restore_id(uuid: str, point: str, file: str) -> str:
 
 
 def split_id(identifier: str) -> tuple[str, str, str]:
-    """Return the UUID, the name of the restore point and the file of a saved image's id."""
-    uuid, point, file = identifier.split("/")
-    return uuid, point, file
+    """Return the UUID, the name of the restore point and the file of a saved image's id.
+
+    Raises BackupError if it does not name a file below the directory: manifests may be forged.
+    """
+    parts = identifier.split("/")
+    if len(parts) == 3 and is_uuid(parts[0]) and not parts[1].startswith(".") and target_of(parts[2]):
+        return parts[0], parts[1], parts[2]
+    raise BackupError(f"{identifier} is no image of a restore point", "choose another restore point")

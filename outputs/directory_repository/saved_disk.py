@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Callable, Optional
 
+from backup.errors import BackupError
 from backup.model import Level
 from backup.protocols import Job, SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums
@@ -156,7 +157,14 @@ class _Copy:
             found = self._newest()
             lost = "the directory has no qcow2 file of the previous backup"
             why = lost if base else "there is no base snapshot of a previous backup"
-        if found and (count := length(found.file)) > self._saver.chain:
+        try:
+            count = length(found.file) if found else 0
+        except BackupError as error:
+            if error.transient:
+                raise
+            self._log(Level.ERROR, f"{self._title}: cannot build on the last restore point: {error}")
+            return None, "the last restore point is damaged"
+        if count > self._saver.chain:
             return None, f"{count} files build on each other already (DIRECTORY_CHAIN)"
         return found, why
 

@@ -21,6 +21,7 @@ import rbd
 from tests.integration.changing_domain import KINDS, NAME, changing_domain
 from tests.integration.directory_repository import Repository, directory_repository, qemu_img
 from tests.integration.node import SLOW, Node, snapshot_names, wait_until
+from tests.integration.saving import pieces_read, saved, write
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB, WEB, large_domain
 
@@ -33,29 +34,6 @@ WRITTEN = "*/.*.partial/vdb.qcow2"
 def repository(node: Node, tmp_path: Path) -> Iterator[Repository]:
     with directory_repository(node, tmp_path / "backups") as repository:
         yield repository
-
-
-def saved(node: Node, *words: str, **constants: object) -> str:
-    """Back up, and give what was logged."""
-    done = node.run("backup", *words, **constants)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def pieces_read(log: str, target: str = "vda") -> tuple[int, int]:
-    """Give how many of how many pieces of a disk were read."""
-    found = re.search(rf"{target} \(.*\) saved: .*, (\d+) of (\d+) pieces read", log)
-    assert found, log
-    return int(found[1]), int(found[2])
-
-
-def write(lab: Lab, offset: int, data: bytes) -> None:
-    with (
-        rados.Rados(conffile=str(lab.ceph_conf)) as cluster,
-        cluster.open_ioctx("vms") as pool,
-        rbd.Image(pool, ARCHIVE) as image,
-    ):
-        image.write(data, offset)
 
 
 def exported(lab: Lab, spec: str, path: Path) -> Path:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import rados
-import rbd
 
 from tests.integration.changing_domain import NAME, changing_domain
 from tests.integration.node import Node, snapshot_names
+from tests.integration.saving import pieces_read, saved, write
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB, WEB
 from tests.unit.hook_files import HookFiles
@@ -32,29 +30,6 @@ def incremental(node: Node) -> Iterator[Node]:
     assert node.run("cleanup", "--all").returncode == 0
 
 
-def saved(node: Node, *words: str, **constants: object) -> str:
-    """Back up, and give what was said of it."""
-    done = node.run("backup", *words, **constants)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def segments_read(said: str, target: str = "vda") -> tuple[int, int]:
-    """Tell how many of how many segments of a disk were read."""
-    found = re.search(rf"{target} \(.*\) saved: .*, (\d+) of (\d+) segments read", said)
-    assert found, said
-    return int(found[1]), int(found[2])
-
-
-def write(lab: Lab, offset: int, data: bytes) -> None:
-    with (
-        rados.Rados(conffile=str(lab.ceph_conf)) as cluster,
-        cluster.open_ioctx("vms") as pool,
-        rbd.Image(pool, ARCHIVE) as image,
-    ):
-        image.write(data, offset)
-
-
 def test_after_any_changes_every_image_is_saved_bit_for_bit(
     incremental: Node, lab: Lab, tmp_path: Path
 ) -> None:
@@ -62,7 +37,7 @@ def test_after_any_changes_every_image_is_saved_bit_for_bit(
     with changing_domain(lab) as domain:
         for number in range(ROUNDS):
             said = saved(incremental, NAME, FULL_READ_DAYS=0)
-            counts += [segments_read(said, target) for target in ("vda", "vdb", "vdc", "vdd", "vde")]
+            counts += [pieces_read(said, target) for target in ("vda", "vdb", "vdc", "vdd", "vde")]
             domain.require_saved(incremental, tmp_path / "restored")
             shutil.rmtree(tmp_path / "restored")
             if number == 3:
@@ -76,14 +51,14 @@ def test_after_any_changes_every_image_is_saved_bit_for_bit(
 
 
 def test_unchanged_data_is_not_read_and_one_base_snapshot_stays(incremental: Node, lab: Lab) -> None:
-    assert segments_read(saved(incremental, ARCHIVE)) == WHOLE
+    assert pieces_read(saved(incremental, ARCHIVE)) == WHOLE
     (first,) = snapshot_names(lab, SPEC)
-    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
+    assert pieces_read(saved(incremental, ARCHIVE)) == NOTHING
     (second,) = snapshot_names(lab, SPEC)
     assert first != second
     assert "kept" in second
     write(lab, MIB, b"changed")
-    assert segments_read(saved(incremental, ARCHIVE)) == (1, 3)
+    assert pieces_read(saved(incremental, ARCHIVE)) == (1, 3)
     assert incremental.run("verify", ARCHIVE).returncode == 0
 
 
@@ -104,17 +79,17 @@ def test_how_often_restic_is_called_for_a_domain_with_one_disk(
 def test_another_node_goes_on_where_the_first_left_off(incremental: Node) -> None:
     saved(incremental, ARCHIVE)
     done = incremental.run_elsewhere("backup", ARCHIVE)
-    assert segments_read(done.stderr) == NOTHING
+    assert pieces_read(done.stderr) == NOTHING
 
 
 def test_without_its_snapshot_or_its_restore_point_everything_is_read(incremental: Node, lab: Lab) -> None:
     saved(incremental, ARCHIVE)
     lab.rbd("snap", "purge", "--no-progress", SPEC)
-    assert segments_read(saved(incremental, ARCHIVE)) == WHOLE
+    assert pieces_read(saved(incremental, ARCHIVE)) == WHOLE
     for snapshot in incremental.snapshots("virt-rbd-backup"):
         incremental.restic("forget", snapshot["id"])
     said = saved(incremental, ARCHIVE)
-    assert segments_read(said) == WHOLE
+    assert pieces_read(said) == WHOLE
     assert ": full read, there is no base snapshot of a previous backup" in said
     assert len(snapshot_names(lab, SPEC)) == 1, "what no restore point is of is removed"
 
@@ -131,7 +106,7 @@ def test_an_image_under_another_name_is_the_same_and_another_image_of_its_name_i
         lab.delete_image(SPEC)
     finally:
         lab.rbd("rename", "vms/moved", SPEC)
-    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING, "its own restore point is still there"
+    assert pieces_read(saved(incremental, ARCHIVE)) == NOTHING, "its own restore point is still there"
 
 
 def test_a_repository_that_lost_data_and_was_repaired_costs_one_full_read(
@@ -149,15 +124,15 @@ def test_a_repository_that_lost_data_and_was_repaired_costs_one_full_read(
     incremental.restic("rebuild-index")
     said = saved(incremental, ARCHIVE)
     assert f"error: {ARCHIVE}: failed: the repository has lost data of the previous backup" in said
-    assert segments_read(said) == WHOLE
-    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
+    assert pieces_read(said) == WHOLE
+    assert pieces_read(saved(incremental, ARCHIVE)) == NOTHING
     assert incremental.run("verify", ARCHIVE).returncode == 0
     incremental.restic("forget", first["id"])  # its manifest is lost with its data
 
 
 def test_all_is_read_again_after_some_days(incremental: Node) -> None:
     saved(incremental, ARCHIVE, FULL_READ_DAYS=30)
-    assert segments_read(saved(incremental, ARCHIVE, FULL_READ_DAYS=30)) == NOTHING
+    assert pieces_read(saved(incremental, ARCHIVE, FULL_READ_DAYS=30)) == NOTHING
 
 
 def test_a_change_that_ceph_does_not_list_is_found_by_the_spot_check(incremental: Node, lab: Lab) -> None:
@@ -166,7 +141,7 @@ def test_a_change_that_ceph_does_not_list_is_found_by_the_spot_check(incremental
     lying(incremental)
     said = saved(incremental, ARCHIVE)
     assert "4194304 bytes at 0 differ from what was saved, although Ceph reports them as unchanged" in said
-    assert segments_read(said) == WHOLE
+    assert pieces_read(said) == WHOLE
     assert incremental.run("verify").returncode == 0
 
 
@@ -176,7 +151,7 @@ def test_a_missed_change_is_found_by_verify_while_the_base_snapshot_exists(
     saved(incremental, ARCHIVE)
     write(lab, MIB, b"missed too")
     lying(incremental, "import random; random.sample = lambda population, k: []")
-    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
+    assert pieces_read(saved(incremental, ARCHIVE)) == NOTHING
     incremental.environment = {}
     done = incremental.run("verify")
     assert done.returncode == 3
@@ -210,13 +185,13 @@ def test_the_outputs_can_take_turns_on_one_repository(incremental: Node, lab: La
     for output in (STREAMING, "restic_incremental"):
         assert incremental.run("verify", "--at", kept.rpartition(".")[2], OUTPUT=output).returncode == 0
         assert incremental.run("verify", OUTPUT=output).returncode == 0
-    assert segments_read(saved(incremental, ARCHIVE)) == NOTHING
+    assert pieces_read(saved(incremental, ARCHIVE)) == NOTHING
 
 
 def test_a_running_domain_is_restored_and_its_drill_boots(incremental: Node, lab: Lab) -> None:
     saved(incremental, WEB)
     lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
-    assert segments_read(saved(incremental, WEB))[0] < 16
+    assert pieces_read(saved(incremental, WEB))[0] < 16
     done = incremental.run("drill", WEB, "--boot", DRILL_POOL="ssd")
     assert done.returncode == 0, done.stderr
 

@@ -20,6 +20,7 @@ import rbd
 from tests.integration.changing_domain import KINDS, NAME, changing_domain
 from tests.integration.node import Node, snapshot_names, wait_until
 from tests.integration.rbd_repository import DEFINITION, PLACE, Repository, exported, rbd_repository
+from tests.integration.saving import pieces_read, saved, write
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB, WEB, large_domain
 
@@ -32,29 +33,6 @@ SPEC = f"vms/{ARCHIVE}"
 def repository(node: Node, lab: Lab) -> Iterator[Repository]:
     with rbd_repository(lab, node) as repository:
         yield repository
-
-
-def saved(node: Node, *words: str, **constants: object) -> str:
-    """Back up, and give what was logged."""
-    done = node.run("backup", *words, **constants)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
-
-
-def pieces_read(log: str, target: str = "vda") -> tuple[int, int]:
-    """Give how many of how many pieces of a disk were read."""
-    found = re.search(rf"{target} \(.*\) saved: .*, (\d+) of (\d+) pieces read", log)
-    assert found, log
-    return int(found[1]), int(found[2])
-
-
-def write(lab: Lab, offset: int, data: bytes) -> None:
-    with (
-        rados.Rados(conffile=str(lab.ceph_conf)) as cluster,
-        cluster.open_ioctx("vms") as pool,
-        rbd.Image(pool, ARCHIVE) as image,
-    ):
-        image.write(data, offset)
 
 
 def test_after_any_changes_every_image_is_saved_bit_for_bit(

@@ -18,6 +18,7 @@ from backup.restore_point import manifest
 from backup.stored import PointId, SavedDomain
 from backup.system.started_program import StartedProgram
 from backup.system.stop_request import StopRequest
+from backup.system.time_limit import never_stop
 from backup.verify.verification import Verification
 from outputs import chosen, readable
 from outputs.directory import Directory
@@ -254,6 +255,32 @@ def test_a_file_of_another_size_is_refused(output: Directory) -> None:
     shutil.copyfile(disk(output, RUNS[0], "vdb"), disk(output, RUNS[0]))
     with pytest.raises(BackupError, match=r"vda.qcow2 has 4194304 bytes, its manifest 9502720"):
         read_back(output, complete(output)[RUNS[0]])
+
+
+@pytest.mark.parametrize("damage", ["lost", "foreign"])
+def test_a_damaged_restore_point_costs_the_next_backup_a_full_copy(
+    output: Directory, tmp_path: Path, damage: str
+) -> None:
+    save(output, RUNS[0], FIRST)
+    save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    if damage == "lost":
+        disk(output, RUNS[0]).unlink()
+    else:
+        qemu_img("rebase", "-u", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", disk(output, RUNS[1]))
+    save(output, RUNS[2], THIRD, (RUNS[1], SECOND))
+    assert chain_of(disk(output, RUNS[2])) == [RUNS[2]]
+    assert content_of(output, RUNS[2], tmp_path / "scratch") == rounded_up(THIRD)
+
+
+@pytest.mark.parametrize(
+    "path", ["../../vda.raw", f"{UUID}/../vda.raw", f"{UUID}/{RUNS[0]}/shadow", "/x/vda.raw"]
+)
+def test_a_forged_manifest_names_no_file_elsewhere(output: Directory, path: str) -> None:
+    save(output, RUNS[0], FIRST)
+    saved: SavedDomain = manifest.unpack(output.manifest(complete(output)[RUNS[0]]))
+    forged = replace(saved.images[0], restore_id=path)
+    with pytest.raises(BackupError, match="is no image of a restore point"), output.image(forged, never_stop):
+        raise AssertionError
 
 
 FOREIGN = {
