@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-import pytest
 import rados
 
 from tests.faults.provoke import (
@@ -19,27 +18,11 @@ from tests.faults.provoke import (
 )
 from tests.integration.node import SLOW, Node, snapshot_names, wait_until
 from tests.lab import Lab
-from tests.lab.cluster import HEARTBEAT_GRACE, POOLS
 from tests.lab.sample import ARCHIVE, MIB
 
 STALL = 100  # seconds
 CONSTANTS: Mapping[str, object] = {"MAX_READ_RATE": SLOW, "CEPH_TIMEOUT": 5, "CEPH_STALL_TIMEOUT": 300}
 WAITING = "the cluster has not answered for 5 s; waiting up to 300 s (CEPH_STALL_TIMEOUT)"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def readable(lab: Lab) -> Iterator[None]:
-    """Have placement groups stay readable for longer than the OSD is stopped, see HEARTBEAT_GRACE.
-
-    They take the time over when they peer again. With the one before, those that are used as the OSD goes on
-    hang for good, or not: it depends on which of its threads is the first.
-    """
-    lab.ceph("tell", "osd.0", "config", "set", "osd_heartbeat_grace", str(4 * STALL))
-    lab.ceph("osd", "down", "0")  # it comes up again at once
-    for pool in POOLS:
-        lab.rbd("ls", "--pool", pool)
-    yield
-    lab.ceph("tell", "osd.0", "config", "set", "osd_heartbeat_grace", str(HEARTBEAT_GRACE))
 
 
 def test_an_osd_that_is_silent_in_mid_stream_costs_time_and_nothing_else(
