@@ -15,6 +15,8 @@ from typing import Union
 from .process_group import ProcessId, is_running, pid_namespace, process_id, sees_own_pids
 
 DRAFT_AGE = 600.0  # seconds after which a draft of an unknown writer counts as abandoned
+# The shortest name: what follows it is the writer, if it can be.
+_DRAFT = re.compile(r"\.(?P<name>.+?)\.(?:(?P<writer>\d+-\d+-\d+)\.)?[a-z0-9_]{8}")
 
 
 def write_atomically(
@@ -46,15 +48,15 @@ def remove_drafts(directory: Path, names: str, age: float | None = None) -> None
     A draft is removed if its writer is dead; if that is unknown, when it is `age` seconds old (DRAFT_AGE).
     Drafts are beside their files, named .NAME.WRITER.xxxxxxxx. A draft that cannot be removed does no harm.
     """
-    draft = re.compile(rf"\.(?:{names})\.(?:(\d+)-(\d+)-(\d+)\.)?[a-z0-9_]{{8}}")
     with suppress(OSError):
         for name in os.listdir(directory):
-            if found := draft.fullmatch(name):
-                _remove_if_abandoned(directory / name, found, DRAFT_AGE if age is None else age)
+            found = _DRAFT.fullmatch(name)
+            if found and re.fullmatch(names, found["name"]):
+                _remove_if_abandoned(directory / name, found["writer"], DRAFT_AGE if age is None else age)
 
 
-def _remove_if_abandoned(path: Path, found: re.Match[str], age: float) -> None:
-    alive = _is_alive(*map(int, found.groups())) if found[1] else None
+def _remove_if_abandoned(path: Path, writer: str | None, age: float) -> None:
+    alive = _is_alive(*map(int, writer.split("-"))) if writer else None
     if alive is not True:
         _remove_if_old(path, age if alive is None else 0)
 

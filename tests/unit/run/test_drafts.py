@@ -126,8 +126,9 @@ def killed(tmp_path: Path) -> Path:
     return draft
 
 
-def test_the_draft_of_a_killed_writer_is_removed_at_once(killed: Path) -> None:
-    atomic_file.remove_drafts(killed.parent, r"proofs\.json")
+@pytest.mark.parametrize("names", [r"proofs\.json", ".+"])
+def test_the_draft_of_a_killed_writer_is_removed_at_once(killed: Path, names: str) -> None:
+    atomic_file.remove_drafts(killed.parent, names)
     assert not killed.exists()
 
 
