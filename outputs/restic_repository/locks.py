@@ -2,8 +2,9 @@
 
 `restic unlock` is no alternative: it considers a lock dead if another host has the same name, or if its owner
 is in another namespace or belongs to another user, and it sends the owner a real SIGHUP. Where it is the only
-way, as the repository is not on this node, it is called if there are no other locks: one that such an owner
-makes between our list and restic's own would be lost.
+way, as the repository is not on this node, it is called if it certainly leaves all other locks: those that
+other hosts have taken or renewed lately. One that such an owner makes between our list and restic's own would
+be lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from socket import gethostname
+from time import time
 from typing import Callable, Optional
 
 from backup.errors import reason
@@ -29,6 +32,10 @@ from .program import Program
 from .snapshots import moment
 
 CLOCK = 2.0  # maximum difference in seconds between the times in a lock and in its record
+UNLOCK_LIMIT = 600.0  # seconds for `restic unlock`
+# Seconds. It removes locks of other hosts when they are half an hour old (restic's lock.go, Stale), by this
+# node's clock, and may look at them as late as its limit allows.
+FRESH = 30 * 60 - UNLOCK_LIMIT - 60
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class Lock:
 def remove_dead_locks(program: Program, check_stop: Callable[[], None]) -> Sequence[Lock]:
     """Remove the locks of recorded restics that are provably dead, and erase the records.
 
-    If there are other locks, restic has no command to remove only ours: then all locks are returned and none
-    is removed. Without such records the repository is not asked. Raises ResticError.
+    Where restic's only command for it might remove others too, all locks are returned and none is removed.
+    Without such records the repository is not asked. Raises ResticError.
     """
     dead = _dead(program)
     if not dead:
@@ -132,15 +139,23 @@ def _removed(
     if directory := own.locks:
         own.answer(partial(_unlink, directory, ours))
         return True
-    known = {lock.identity for lock in ours}
-    if len(ours) < len(locks) or any(pid_in_use(lock.pid) for lock in ours):
+    if any(pid_in_use(lock.pid) for lock in ours):
         return False
-    if not {*_identities(program, check_stop)} <= known:
+    if not all(lock in ours or _is_left_alone(lock) for lock in locks):
+        return False
+    if not {*_identities(program, check_stop)} <= {lock.identity for lock in locks}:
         return False
     # It removes locks that are older than half an hour, or have this host's name and the PID of no process:
     # ours do. A lock that is created right now stays, unlike with --remove-all.
-    program.call("unlock", "--quiet", limit=program.call_limit, check_stop=check_stop)
+    program.call("unlock", "--quiet", limit=min(UNLOCK_LIMIT, program.call_limit), check_stop=check_stop)
     return True
+
+
+def _is_left_alone(lock: Lock) -> bool:
+    """Return whether `restic unlock` certainly leaves a lock, whether its owner lives or not."""
+    if not lock.taken or not lock.host or lock.host == gethostname():
+        return False
+    return time() - lock.taken.timestamp() < FRESH
 
 
 def _unlink(directory: Path, locks: Sequence[Lock]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from backup.system.child_records import ChildRecord, records_in
 from backup.system.process_group import ProcessId, process_id
 from outputs.restic import Restic
 from outputs.restic_repository.child import LOCKS
-from outputs.restic_repository.locks import Lock, left_by
+from outputs.restic_repository.locks import FRESH, Lock, left_by
 from outputs.restic_repository.messages import ResticError
 
 from ..repository import Repository
@@ -183,13 +186,20 @@ class FarAway:
             f"*unlock*) : >{directory}/locks ;; esac\n"
         )
         self.path.chmod(0o700)
-        identities = [f"{pid:064x}" for pid in pids]
+        self.identities = identities = [f"{pid:064x}" for pid in pids]
         (directory / "locks").write_text("".join(f"{one}\n" for one in identities))
         for pid, identity in zip(pids, identities):
             (directory / identity).write_text(
                 '{"time": "2023-11-14T22:13:21.123456789Z", "exclusive": false, "hostname": "node1", '
                 f'"pid": {pid}}}'
             )
+
+    def lock(self, pid: int, host: str, age: float) -> None:
+        """Have a lock of another host and time, age in seconds."""
+        taken = datetime.fromtimestamp(time.time() - age, timezone.utc).isoformat()
+        identity = self.identities[[int(one, 16) for one in self.identities].index(pid)]
+        content = {"time": taken, "exclusive": False, "hostname": host, "pid": pid}
+        (self.directory / identity).write_text(json.dumps(content))
 
     def discard(self, repository: Repository) -> None:
         program = repository.program(str(self.path), repository="sftp:host:/backups")
@@ -219,6 +229,28 @@ def test_without_access_to_the_files_a_foreign_lock_prevents_the_removal_and_is_
     assert "unlock --remove-all" in caught.value.hint
     assert "unlock" not in far.calls()
     assert len(repository.records()) == 1, "another run may be able to"
+
+
+@pytest.mark.parametrize(
+    ("host", "age", "removed"),
+    [
+        ("node2", 5, True),
+        ("node2", FRESH - 60, True),
+        ("node2", FRESH + 1, False),  # restic may find it half an hour old
+        ("node2", -3600, True),
+        (gethostname(), 5, False),
+        ("", 5, False),
+    ],
+)
+def test_ours_are_removed_beside_locks_that_restic_unlock_certainly_leaves(
+    repository: Repository, tmp_path: Path, host: str, age: float, removed: bool
+) -> None:
+    far = FarAway(tmp_path, GONE.pid, 77)
+    far.lock(77, host, age)
+    with nullcontext() if removed else pytest.raises(ResticError, match="cannot remove one of 2 locks"):
+        far.discard(repository)
+    assert ("unlock" in far.calls()) is removed
+    assert (repository.records() == []) is removed
 
 
 def test_a_record_without_a_lock_or_of_another_boot_is_erased(repository: Repository, tmp_path: Path) -> None:
