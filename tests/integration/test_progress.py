@@ -58,7 +58,7 @@ def test_systemd_shows_the_progress_and_process_titles_show_the_task(
             while f"; {large} streaming vdb" not in told:
                 told = manager.recv(4096).decode()
             worker = f"virt-rbd-backup: {large}: streaming vdb"
-            wait_until(lambda: node.processes(worker), 10, "the worker's title")
+            wait_until(lambda: node.processes(worker), 30, "the worker's title")
             assert node.processes("virt-rbd-backup: backup") == [process.pid]
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)
