@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import Optional
+from typing import Callable, Optional
 
 from ..ceph.clusters import Clusters
 from ..ceph.errors import HeldByCleanup, HeldByDead, LockHeld, SnapshotInUse
@@ -44,13 +44,18 @@ PHASE_MARGIN = 120  # seconds that a phase may take longer than the limits of it
 
 @dataclass
 class DomainJob:
-    """One domain's backup. Satisfies protocols.Job."""
+    """One domain's backup. Satisfies protocols.Job.
+
+    `on_saved` gets the result as soon as the restore point is complete: what follows only tidies up, and may
+    end this process.
+    """
 
     order: JobOrder
     settings: Settings
     output: Output
     reporter: Reporter
     stop: StopRequest
+    on_saved: Callable[[JobResult], None] = lambda _result: None
     _snapshots: Optional[DomainSnapshots] = field(default=None, init=False)
     _previous: Optional[PreviousBackup] = field(default=None, init=False)
     _taker: QuiescedSnapshots = field(init=False)
@@ -112,6 +117,7 @@ class DomainJob:
         try:
             with ExitStack() as stack:
                 result = self._saved(result, stack)
+                self.on_saved(self._measured(result, started))
             self._hooks.require_success()
         except Skipped as error:
             result = replace(result, status=Status.SKIPPED, reason=error.message)
@@ -132,15 +138,17 @@ class DomainJob:
                 withdraw=withdraw,
                 freeze_failed=isinstance(error, FreezeFailed),
             )
+        return self._hooks.after_job(self._measured(result, started))
+
+    def _measured(self, result: JobResult, started: float) -> JobResult:
         quiesced = self._taker.quiesced
-        result = replace(
+        return replace(
             result,
             seconds=time.monotonic() - started,
             frozen_seconds=quiesced.seconds if quiesced else 0.0,
             frozen_at=quiesced.since if quiesced and quiesced.seconds else None,
             leftovers=self._leftovers,
         )
-        return self._hooks.after_job(result)
 
     def _saved(self, result: JobResult, stack: ExitStack) -> JobResult:
         """Save the domain; the caller unwinds `stack`, after errors too."""

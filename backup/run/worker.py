@@ -55,7 +55,14 @@ class PhaseBegun:
     limit: float
 
 
-FromWorker = Union[Message, Progress, PhaseBegun, JobResult]
+@dataclass(frozen=True)
+class Saved:
+    """The restore point is complete. The result, should the worker send no other: it only tidies up now."""
+
+    result: JobResult
+
+
+FromWorker = Union[Message, Progress, PhaseBegun, Saved, JobResult]
 
 
 class PipeReporter:
@@ -151,4 +158,5 @@ def work(
         return
     reporter = PipeReporter(pipe, set_title)
     with commands_logged(partial(reporter.message, Level.DEBUG, order.name)):
-        reporter.send(DomainJob(order, settings, output, reporter, stop).run())
+        job = DomainJob(order, settings, output, reporter, stop, lambda result: reporter.send(Saved(result)))
+        reporter.send(job.run())

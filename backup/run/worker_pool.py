@@ -31,7 +31,7 @@ from ..system.process import SPAWN, signals_blocked
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
 from ..system.time_limit import carry_out
-from .worker import Message, PhaseBegun, Progress, work
+from .worker import Message, PhaseBegun, Progress, Saved, work
 
 STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
 START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
@@ -57,6 +57,7 @@ class Worker:
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     phases: list[tuple[Phase, datetime]] = field(default_factory=list)
     result: JobResult | None = None
+    saved: JobResult | None = None  # once its restore point is complete
     begun: PhaseBegun | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
     hung: bool = False
@@ -223,6 +224,8 @@ class Pool:
         elif isinstance(item, PhaseBegun):
             worker.enters(item)
             self.reporter.phase(item.domain, item.phase, item.limit)
+        elif isinstance(item, Saved):
+            worker.saved = item.result
         else:
             worker.result = item
 
@@ -250,6 +253,8 @@ class Pool:
             hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
             hint = hint if worker.process.exitcode is not None else result.hint
             result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
+        if worker.saved and not worker.result:
+            result = replace(result, reason=f"saved, but {result.reason}")
         self._done(replace(result, timeline=worker.timeline))
 
     def _died(self, worker: Worker) -> JobResult:
@@ -264,11 +269,18 @@ class Pool:
         else:
             how, hint = f"ended with exit code {code}", ""
         if crashed:
-            hint = "a library crashed, perhaps librbd: the stacks are in the error output; is retried"
+            hint = "a library crashed, perhaps librbd: the stacks are in the error output"
+            hint += "" if worker.saved else "; is retried"
         if why := self.worker_died(order):
             how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
         message = f"its worker process {how}"
-        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
+        if worker.saved:  # what it has left is removed by the next run
+            return replace(worker.saved, status=Status.FAILED, reason=message, hint=hint)
+        # between the output's last call and that message it may have died too
+        withdraw = any(phase is Phase.STREAM for phase, _ in worker.phases)
+        return JobResult(
+            order.name, order.uuid, Status.FAILED, message, hint, transient=crashed, withdraw=withdraw
+        )
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)

@@ -13,7 +13,16 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.provoke import HeldBackRestic, freeze_status, frozen, held, kill, received_bytes, streaming
+from tests.faults.provoke import (
+    HeldBackRestic,
+    deletions_held_back,
+    freeze_status,
+    frozen,
+    held,
+    kill,
+    received_bytes,
+    streaming,
+)
 from tests.integration.node import PREFIX, SLOW, Node, parent, snapshot_names, wait_until
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB, WEB
@@ -107,6 +116,20 @@ def test_a_worker_may_be_killed_in_every_phase(node: Node, lab: Lab, phase: str)
     assert "SIGKILL" in web["reason"]
     assert node.snapshots() == []
     _next_run_tidies_up(node, lab, WEB)
+
+
+def test_a_worker_that_is_killed_while_it_tidies_up_has_saved_its_domain(node: Node, lab: Lab) -> None:
+    with deletions_held_back(node), node.started("backup", ARCHIVE, SNAPSHOT_DELETES=1) as process:
+        wait_until(lambda: node.processes(": tidying up"), 60, "the snapshot is to be removed")
+        kill(*node.processes(": tidying up"))
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    archive = node.report()["domains"][ARCHIVE]
+    assert (archive["status"], len(archive["images"])) == ("failed", 1), output
+    assert archive["reason"] == "saved, but its worker process was killed by SIGKILL"
+    assert len([one for one in node.snapshots() if "definition" in one["tags"]]) == 1, "it counts"
+    wait_until(lambda: node.run_elsewhere("backup", ARCHIVE).returncode == 0, 60, "the lock has expired")
+    assert snapshot_names(lab, f"vms/{ARCHIVE}") == []
 
 
 @pytest.mark.parametrize(("retry_for", "code", "status"), [(60, 0, "saved"), (0, 3, "failed")])

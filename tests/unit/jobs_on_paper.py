@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import Callable, Optional
@@ -18,9 +18,9 @@ from typing import Callable, Optional
 from backup.errors import BackupError
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status
-from backup.model import Level
+from backup.model import Consistency, Level
 from backup.protocols import Job, OpenedPoint, Output, Reporter, SnapshotSource, Source
-from backup.run.worker import PipeReporter, Progress
+from backup.run.worker import PipeReporter, Progress, Saved
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.child_records import ChildRecord, records_in
@@ -148,13 +148,9 @@ def stop_at_once(*_: object) -> None:
 def _do(order: JobOrder, pipe: Connection) -> None:
     reporter = PipeReporter(pipe)
     saved = JobResult(order.name, order.uuid, Status.SAVED)
-    if order.name in DEATHS:
-        os.kill(os.getpid(), DEATHS[order.name])
-    elif order.name == "killed within a message":
-        os.write(pipe.fileno(), struct.pack("!i", 1000) + b"not a thousand bytes")
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif order.name == "bug":
-        sys.exit(7)
+    _die(order, pipe, reporter)
+    if order.name.endswith("while tidying up"):
+        _tidies_up(order, reporter, saved)
     elif order.name in ("hangs", "hangs with a program"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
         reporter.phase(order.name, Phase.STREAM, 0.2)
@@ -185,3 +181,27 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.message(Level.INFO, order.name, "nearly there")
         reporter.progress(order.name, "vda", 1, 2)
         reporter.send(saved)
+
+
+def _die(order: JobOrder, pipe: Connection, reporter: PipeReporter) -> None:
+    """End this process, if that is what the job's name demands."""
+    if order.name == "bug":
+        sys.exit(7)
+    elif order.name == "killed within a message":
+        os.write(pipe.fileno(), struct.pack("!i", 1000) + b"not a thousand bytes")
+    elif order.name == "killed while streaming":
+        reporter.phase(order.name, Phase.STREAM, 9)
+    elif order.name not in DEATHS:
+        return
+    os.kill(os.getpid(), DEATHS.get(order.name, signal.SIGKILL))
+
+
+def _tidies_up(order: JobOrder, reporter: PipeReporter, saved: JobResult) -> None:
+    """Have saved the domain, and never say that all is done."""
+    reporter.phase(order.name, Phase.STREAM, 9)
+    reporter.send(Saved(replace(saved, consistency=Consistency.OFFLINE, frozen_seconds=2)))
+    reporter.phase(order.name, Phase.TIDY, 0.2)
+    if order.name.startswith("killed"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
+    signal.pause()

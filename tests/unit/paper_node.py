@@ -77,6 +77,7 @@ class PaperNode:
         self.output = PaperOutput(self)
         self.recorder = Recorder()
         self.stop = StopRequest()
+        self.saved: list[JobResult] = []  # as soon as their restore points were complete
         monkeypatch.setattr(connections, "Hypervisor", self._connect)
         monkeypatch.setattr(domain_job, "Clusters", lambda *_: PaperClusters(self.cluster))
 
@@ -109,12 +110,17 @@ class PaperNode:
         uris = {"libvirt_uri": [URI, OTHER_URI], "runtime_dir": str(self.directory)}
         locks_before = set(self.cluster.locks)
         result = DomainJob(
-            order, settings(**{**uris, **constants}), self.output, self.recorder, self.stop
+            order, settings(**{**uris, **constants}), self.output, self.recorder, self.stop, self._on_saved
         ).run()
         assert set(self.cluster.locks) == locks_before
         assert self.notes.all() == []
         assert all(hypervisor.moves for hypervisor in self.hypervisors.values())
         return result
+
+    def _on_saved(self, result: JobResult) -> None:
+        assert self.output.points
+        assert LOCK in self.cluster.locks, "it only tidies up from now on, and that comes later"
+        self.saved.append(result)
 
     def ours(self, image: str) -> set[str]:
         return self.cluster.snapshots[image] - {"foreign"}

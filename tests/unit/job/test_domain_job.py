@@ -48,6 +48,7 @@ def test_a_backup_reports_its_moment_and_consistency_and_leaves_nothing_behind(
     (point,) = node.output.points
     assert (point.run, point.domain, point.consistency) == (RUN, with_disks(ROOT, DATA), result.consistency)
     assert point.definition == Definition("<domain>web</domain>")
+    assert node.saved == [replace(result, seconds=node.saved[0].seconds)], "told before it tidied up"
     assert 0 < result.seconds < 10
     assert abs((datetime.now(timezone.utc) - point.taken).total_seconds()) < 10
     assert point.frozen_seconds == result.frozen_seconds > 0

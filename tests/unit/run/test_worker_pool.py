@@ -17,7 +17,7 @@ import pytest
 from backup.errors import Interrupted
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status, Timeline
-from backup.model import Level
+from backup.model import Consistency, Level
 from backup.run import worker_pool
 from backup.run.worker_pool import Pool
 from backup.system import process_end
@@ -104,6 +104,29 @@ def test_a_job_whose_worker_crashed_in_a_library_is_retried() -> None:
     assert results["crashed"].reason == "its worker process was killed by SIGABRT"
     assert "a library crashed" in results["crashed"].hint
     assert [results[name].transient for name in ("crashed", "killed")] == [True, False]
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+def test_a_worker_that_dies_once_its_restore_point_is_complete_has_saved_it(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
+    (result,) = done(f"{how} while tidying up").results.values()
+    hung = "no sign of life for 0 s while tidying up; " if how == "hangs" else ""
+    assert result.reason == f"saved, but {hung}its worker process was killed by SIGKILL"
+    assert result.status is Status.FAILED
+    assert (result.consistency, result.frozen_seconds) == (Consistency.OFFLINE, 2), "as it was saved"
+    assert result.timeline
+    assert not result.transient
+    assert not result.withdraw
+
+
+def test_what_a_worker_may_have_saved_that_dies_before_it_says_so_is_withdrawn() -> None:
+    results = done("killed", "killed while streaming").results
+    assert {name: one.withdraw for name, one in results.items()} == {
+        "killed": False,
+        "killed while streaming": True,
+    }
 
 
 def test_each_job_has_a_timeline_and_a_lane_of_its_own() -> None:
