@@ -16,13 +16,14 @@ from typing import Callable
 from tests.lab import Lab, running_lab
 
 from .bench import Bench
-from .boots import boots
+from .boots import boots, distribution
 from .changing import changing, terabyte
 from .comeback import comeback
 from .disks import disks
 from .guests import freeze, keeping, write_latency
 from .instant import instant
 from .large import large
+from .large_repository import index, lists, small_domains
 from .plain_files import plain_files
 from .progress import progress
 from .races import domains, fragments, latency, main_race, sizes
@@ -39,12 +40,16 @@ PARTS: Mapping[str, Callable[[Bench], str]] = {
     "freeze": freeze,
     "start": starts,
     "boots": boots,
+    "distribution": distribution,
     "sizes": sizes,
     "restore": comeback,
     "instant": instant,
     "changes": changing,
     "terabyte": terabyte,
     "large": large,
+    "index": index,
+    "small": small_domains,
+    "lists": lists,
     "keeping": keeping,
     "progress": progress,
     "rbd": second_pool,

@@ -1,19 +1,14 @@
-"""How soon something happens: the first byte of an image, a list of 500 domains."""
+"""How soon the first byte of an image is read."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from contextlib import ExitStack
 from pathlib import Path
-
-from tests.lab import RbdDisk
 
 from .bench import Bench, say
 from .subjects import GIB, spread, subject
 from .table import markdown
-
-DOMAINS = 500
 
 # Stands before restic: when the first byte of an image is there, notes the time.
 NOTING = """#!/usr/bin/python3
@@ -27,9 +22,8 @@ os.execvp({restic!r}, [{restic!r}, *sys.argv[1:]])
 
 
 def starts(bench: Bench) -> str:
-    """From the start of the program to the first byte, and to the list of 500 domains."""
-    with ExitStack() as stack:
-        made = stack.enter_context(subject(bench.lab, bench.directory, "start", GIB, spread(GIB, GIB // 8)))
+    """From the start of the program to the first byte."""
+    with subject(bench.lab, bench.directory, "start", GIB, spread(GIB, GIB // 8)) as made:
         contestant = bench.contestant("start")
         contestant.empty()
         notes = bench.directory / "first-bytes"
@@ -40,18 +34,8 @@ def starts(bench: Bench) -> str:
             contestant.run(contestant.node.command("backup", made.name, RESTIC_BINARY=str(restic)))
             first.append(float(notes.read_text().split()[-1]) - began)
         say(f"first byte: {first}")
-        for number in range(DOMAINS):
-            name = f"bench-many-{number}"
-            bench.lab.define_domain(name, [RbdDisk("vda", made.spec)])
-            stack.callback(bench.lab.undefine_domain, name)
-        listed = [
-            contestant.run(contestant.node.command("list")).seconds for _ in range(max(3, bench.rounds))
-        ]
         contestant.remove()
-    rows = [
-        ("first byte of an image", f"{statistics.median(first):.2f} s", f"{max(first):.2f} s"),
-        (f"list of {DOMAINS} domains", f"{statistics.median(listed):.2f} s", f"{max(listed):.2f} s"),
-    ]
+    rows = [("first byte of an image", f"{statistics.median(first):.2f} s", f"{max(first):.2f} s")]
     return markdown(("from the start to", "median", "longest"), rows)
 
 

@@ -30,6 +30,7 @@ def main() -> int:
     print(f"seed {options.seed}; logs of what fails: {logs}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="virt-rbd-backup-chaos-lab-") as scratch:
+        Path(scratch).chmod(0o711)  # QEMU's user has to reach what instant restores make
         tried = kills if options.kills else rounds
         tally = tried(options, Path(scratch), logs)
     print(f"{tally}; {time.monotonic() - began:.0f} s, seed {options.seed}", flush=True)

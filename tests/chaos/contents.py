@@ -14,7 +14,7 @@ from tests.chaos import records
 from tests.chaos.agreement import report_of
 from tests.chaos.guests import BY_NAME, Guest
 from tests.chaos.nodes import Running
-from tests.chaos.repository import Point, Repository, sha256
+from tests.chaos.repository import Holder, Point, Repository, sha256
 from tests.chaos.violation import Violation
 from tests.chaos.world import World
 from tests.lab import LabError
@@ -23,28 +23,35 @@ COMES_BACK = "every restore point comes back"
 SETTLES = 1.5  # seconds until what a guest has printed is seen, at the latest
 
 
-def violations(world: World, repository: Repository) -> Iterator[Violation]:
-    """Read back what is new since the last time; what is older has to be there still."""
-    points = [point for point in repository.points() if point.manifest]
+def violations(world: World, holder: Holder) -> Iterator[Violation]:
+    """Read back what is new since the last time; what is older has to be there still, or pruned."""
+    points = [point for point in holder.points() if point.manifest]
+    held = world.held_in.setdefault(holder.place, {})
     for point in points:
         if point.manifest not in world.checked:
             world.checked.add(point.manifest)
-            for text in _of_point(world, repository, point):
+            for text in _of_point(world, holder, point):
                 yield Violation(COMES_BACK, f"{point}: {text}")
-            world.of_repository.setdefault(repository.place, {})[point.manifest] = str(point)
-    there = {point.manifest for point in points}
-    for manifest, name in list(world.of_repository.get(repository.place, {}).items()):
-        if manifest not in there:
-            del world.of_repository[repository.place][manifest]
-            yield Violation("nobody removes restore points", f"{name} is gone")
+            held[point.manifest] = point
+    for manifest in {*held}.difference(point.manifest for point in points):
+        gone = held.pop(manifest)
+        if not _pruned(holder, gone, points):
+            yield Violation("nobody removes restore points", f"{gone} is gone")
 
 
-def _of_point(world: World, repository: Repository, point: Point) -> Iterator[str]:
-    guest = BY_NAME[point.domain]
+def _pruned(holder: Holder, gone: Point, points: Sequence[Point]) -> bool:
+    """Tell whether the program was asked to remove it: as many newer ones as are kept are there."""
+    newer = [point for point in points if point.uuid == gone.uuid and point.run > gone.run]
+    return 0 < holder.keeps <= len(newer)
+
+
+def _of_point(world: World, holder: Holder, point: Point) -> Iterator[str]:
     try:
-        repository.require_manifest(point)
+        holder.require_manifest(point)
     except LabError as error:
         yield f"its manifest can't be read: {error}"
+        return
+    guest = BY_NAME[point.domain]
     images = {target: guest.images[target] for target in guest.images if target in point.images}
     missing = {*guest.images} - {*images}
     if missing and not world.happened("disk detached", point.domain):
@@ -53,7 +60,7 @@ def _of_point(world: World, repository: Repository, point: Point) -> Iterator[st
         files = {}
         for target in images:
             try:
-                files[target] = _kept(stack, repository, point, target)
+                files[target] = _kept(stack, holder, point, target)
             except LabError as error:
                 yield f"{target} can't be read: {error}"
         for target, file in files.items():
@@ -62,8 +69,8 @@ def _of_point(world: World, repository: Repository, point: Point) -> Iterator[st
             yield from _of_guest(world, guest, point, files)
 
 
-def _kept(stack: ExitStack, repository: Repository, point: Point, target: str) -> Path:
-    with repository.image(point, target) as path:
+def _kept(stack: ExitStack, holder: Holder, point: Point, target: str) -> Path:
+    with holder.image(point, target) as path:
         kept = path.parent.with_name(f"kept-{target}")
         path.rename(kept)
     stack.callback(kept.unlink)
@@ -118,5 +125,5 @@ def forget_old(world: World, repository: Repository) -> None:
     ids = [one["id"] for one in repository.snapshots() if one["id"] not in kept]
     if ids:
         repository.restic("forget", "--prune", "--quiet", *ids)
-    held = world.of_repository.get(repository.place, {})
-    world.of_repository[repository.place] = {one: name for one, name in held.items() if one in manifests}
+    held = world.held_in.get(repository.place, {})
+    world.held_in[repository.place] = {one: point for one, point in held.items() if one in manifests}

@@ -12,8 +12,9 @@ from tests.chaos.guests import BY_NAME
 from tests.chaos.processes import ours
 from tests.chaos.repository import Repository
 from tests.chaos.violation import Violation
-from tests.chaos.world import World
+from tests.chaos.world import SAVED_POOL, World
 from tests.lab import LabError
+from tests.lab.programs import run_program
 
 
 def kept(world: World, directory: Path, began: float, violations: Sequence[Violation], into: Path) -> Path:
@@ -52,6 +53,8 @@ def _state_of_parts(world: World) -> Iterator[str]:
             place.name: partial(Repository(place, world.directory).restic, "snapshots", "--no-lock")
             for place in world.places
         },
+        str(world.saved_directory): partial(run_program, "find", world.saved_directory, "-ls"),
+        str(SAVED_POOL): partial(lab.rbd, "ls", "--long", str(SAVED_POOL)),
         **{image: partial(lab.rbd, "snap", "ls", image) for image in images},
         **{pool: partial(world.rados, "--pool", pool, "ls") for pool in ("vms", "ssd")},
     }

@@ -63,8 +63,9 @@ def _quiesced(world: World) -> bool:
 
 
 def _streaming(world: World) -> bool:
-    """Tell whether a restic of ours saves something."""
-    lines = [
-        one.line for node in world.nodes.values() for one in ours(node.directory) if one.role == "restic"
-    ]
-    return any(" backup " in line for line in lines)
+    """Tell whether a worker of ours streams something, as its title says."""
+    return any(
+        one.role == "worker" and ": streaming" in one.line
+        for node in world.nodes.values()
+        for one in ours(node.directory)
+    )

@@ -11,7 +11,6 @@ from tests.chaos.guests import GUESTS
 from tests.chaos.nodes import Node
 from tests.chaos.of_domains import snapshots
 from tests.chaos.processes import ours
-from tests.chaos.repository import Repository
 from tests.chaos.violation import Violation
 from tests.chaos.world import World
 from tests.lab.cluster import POOLS
@@ -47,13 +46,16 @@ def _in_cluster(world: World) -> Iterator[str]:
             yield from (f"snapshot {image}@{one}" for one in names if not one.startswith(BASE))
             if len(bases := [one for one in names if one.startswith(BASE)]) > 1:
                 yield f"{len(bases)} base snapshots of {image}"
-        yield from (f"object {pool}/{name}" for name in lock_objects(world, pool))
+        yield from (f"object {pool}/{name}" for name in _objects(world, pool) if name.startswith(PREFIX))
 
 
 def lock_objects(world: World, pool: str) -> list[str]:
     """Give the names of the domains' lock objects in a pool."""
-    listed = world.rados("--pool", pool, "ls").decode().split()
-    return [name for name in listed if name.startswith(f"{PREFIX}lock.")]
+    return [name for name in _objects(world, pool) if name.startswith(f"{PREFIX}lock.")]
+
+
+def _objects(world: World, pool: str) -> list[str]:
+    return world.rados("--pool", pool, "ls").decode().split()
 
 
 def _on_nodes(world: World) -> Iterator[str]:
@@ -83,11 +85,10 @@ def left_files(node: Node, run: str) -> Iterator[Path]:
     ):
         files = [path for path in directory.rglob("*") if not path.is_dir()]
         yield from (path for path in files if not re.fullmatch(stays, str(path.relative_to(directory))))
-    yield from node.temporary.iterdir()
+    yield from (path for place in (node.temporary, node.drill_dir) for path in place.iterdir())
 
 
 def _in_repositories(world: World) -> Iterator[str]:
-    for place in world.places:
-        repository = Repository(place, world.directory)
-        yield from (f"{place.name}: restic's lock {name[:8]}" for name in repository.locks())
-        yield from (f"{place.name}: {point}" for point in repository.points() if not point.manifest)
+    for holder in world.holders:
+        yield from holder.left()
+        yield from (f"{holder.place.name}: {point}" for point in holder.points() if not point.manifest)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import processes
+from tests.chaos.own_points import KEEP_LAST
 from tests.chaos.plan import Order
 from tests.lab import Lab
 from tests.lab.programs import ENVIRONMENT
@@ -86,6 +87,8 @@ class Node:
         self.runtime_dir, self.state_dir = directory / "runtime", directory / "state"
         self.temporary = directory / "tmp"
         self.temporary.mkdir(parents=True)
+        self.drill_dir = directory / "drill"
+        self.drill_dir.mkdir(mode=0o711)  # QEMU's user gets there
         self.password_file = directory / "password"
         self.password_file.write_text(PASSWORD)
         self.password_file.chmod(0o600)
@@ -148,17 +151,25 @@ class Node:
             "RESTIC_PASSWORD_FILE": str(self.password_file),
             "RUNTIME_DIR": str(self.runtime_dir),
             "STATE_DIR": str(self.state_dir),
+            "DRILL_DIR": str(self.drill_dir),
             "REPORT_FILE": str(base.with_suffix(".report")),
             **{name: value for name, value in CONSTANTS.items() if name in known},
             **order.constants,
         }
         if order.wrapper:
             own["RESTIC_BINARY"] = str(self._wrapper(order.wrapper))
-        repository = str(self._repositories[own.get("OUTPUT", "restic")])
-        if order.remote:
-            own["RESTIC_OPTIONS"] = [f"--option=sftp.command={SFTP_SERVER}"]
-            repository = f"sftp:another-host:{repository}"
-        return [*own.items(), ("RESTIC_REPOSITORY", repository)]
+        return [*{**own, **self._repository(own.get("OUTPUT", "restic"), order.remote)}.items()]
+
+    def _repository(self, output: str, remote: bool) -> Mapping[str, Any]:
+        place = str(self._repositories[output])
+        if output == "rbd":
+            return {"RBD_OUTPUT_POOL": place, "KEEP_LAST": KEEP_LAST}
+        if output == "directory":
+            return {"DIRECTORY_OUTPUT": place, "KEEP_LAST": KEEP_LAST}
+        if remote:
+            options = [f"--option=sftp.command={SFTP_SERVER}"]
+            return {"RESTIC_REPOSITORY": f"sftp:another-host:{place}", "RESTIC_OPTIONS": options}
+        return {"RESTIC_REPOSITORY": place}
 
     def _wrapper(self, kind: str) -> Path:
         path = self.directory / f"restic-in-{kind}"

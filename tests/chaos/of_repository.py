@@ -53,7 +53,9 @@ def _remounted(place: Path, how: str) -> bool:
 
 @contextmanager
 def _gone(world: World, _fault: Fault) -> Iterator[tuple[str, ...]]:
-    away = [(place, place.with_name(f"{place.name}.gone")) for place in world.places]
+    away = [
+        (place, place.with_name(f"{place.name}.gone")) for place in (*world.places, world.saved_directory)
+    ]
     for place, gone in away:
         place.rename(gone)
         place.touch()  # or a restic would make its directories anew, and lose what it saves there

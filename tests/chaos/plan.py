@@ -10,12 +10,14 @@ from typing import Any, Callable
 from tests.chaos.guests import GUESTS, RUNNING, WITH_AGENT
 
 NODES = ("node-a", "node-b")
-OUTPUTS = ("restic", "restic_incremental")
+OUTPUTS = ("restic", "restic_incremental", "rbd", "directory")
+INSTANT = "--instant"
+OF_RESTIC = OUTPUTS[:2]
 ROLES = ("main", "worker", "watchdog", "restic")  # more of them where they are, see `_roles`
 REMOTE = 0.35  # of the rounds
 WRAPPERS = ("", "", "", "sh", "timeout")
 # When a fault comes: so many seconds after the commands were started, after a guest was recorded as about to
-# be quiesced, or after a restic began to save.
+# be quiesced, or after a worker began to stream.
 START, QUIESCED, STREAMING = "start", "quiesced", "streaming"
 COMMANDS = ("backup", "restore", "verify", "drill", "cleanup")
 COMMAND_WEIGHTS = (10, 3, 3, 2, 2)
@@ -87,18 +89,21 @@ def drawn(seed: int, number: int) -> Plan:
     rng = random.Random(f"{seed}/{number}")
     remote = rng.random() < REMOTE
     orders = [_order(rng, index, number, remote) for index in range(rng.choice((1, 1, 2)))]
+    if any(INSTANT in order.words for order in orders):
+        orders = [*map(_of_named, orders)]
     faults = [_fault(rng, orders) for _ in range(rng.choice((1, 1, 2, 2, 3)))]
     return Plan(orders, faults, rng.choice(("", "", "shared", "exclusive")), _further(rng, orders))
 
 
 def _further(rng: random.Random, orders: Sequence[Order]) -> Sequence[Order]:
-    """Have each node save a part of all domains, with the output that the round's backup had."""
+    """Have each node save a part of all domains, with each output that the round's backups had."""
     names = [guest.name for guest in GUESTS]
     rng.shuffle(names)
-    output = next((one.constants["OUTPUT"] for one in orders if one.command == "backup"), rng.choice(OUTPUTS))
+    used = [one.constants["OUTPUT"] for one in orders if one.command == "backup"]
     parts = (names[:2], names[2:])
     return [
         Order(node, ("backup", *part), 0, {"OUTPUT": output, "WORKERS": 3}, orders[0].remote)
+        for output in dict.fromkeys(used or [rng.choice(OUTPUTS)])
         for node, part in zip(NODES, parts)
     ]
 
@@ -108,26 +113,42 @@ def _order(rng: random.Random, index: int, number: int, remote: bool) -> Order:
     (command,) = rng.choices(COMMANDS, COMMAND_WEIGHTS) if index else ("backup",)
     if not index and rng.random() < 0.2:
         (command,) = rng.choices(COMMANDS, COMMAND_WEIGHTS)
-    constants = {
+    constants: dict[str, Any] = {
         "OUTPUT": rng.choice(OUTPUTS),
         "WORKERS": rng.randint(1, 3),
         "MAX_READ_RATE": rng.choice(SLOW),
     }
-    words, after = (command, *_words(rng, command, number)), rng.uniform(0, 3) * index
+    words, after = (command, *_words(rng, command, number, constants["OUTPUT"])), rng.uniform(0, 3) * index
     return Order(node, words, after, constants, remote, rng.choice(WRAPPERS))
 
 
-def _words(rng: random.Random, command: str, number: int) -> Sequence[str]:
+def _of_named(order: Order) -> Order:
+    """Have a backup of all domains name them, so that it is none of a domain that is being restored."""
+    named = order.command != "backup" or any(guest.name in order.words for guest in GUESTS)
+    return order if named else replace(order, words=(*order.words, *(guest.name for guest in GUESTS)))
+
+
+def _words(rng: random.Random, command: str, number: int, output: str) -> Sequence[str]:
     """Draw a command's arguments."""
     names = [guest.name for guest in GUESTS]
     if command == "backup":
         options = ["--verify"] if rng.random() < 0.1 else []
         return [*options, *([] if rng.random() < 0.5 else sorted(rng.sample(names, rng.randint(1, 3))))]
     if command == "restore":
-        return [rng.choice(names), f"--suffix=-back{number}"]
+        return _restored(rng, rng.choice(names), f"-back{number}", output)
     if command == "verify":
         return rng.choice(([], ["--sample", "30%"], [rng.choice(names)]))
-    return [rng.choice(names)] if command == "drill" else []
+    if command == "drill":
+        name = rng.choice(names)
+        return [name, INSTANT] if name in WITH_AGENT and rng.random() < 0.5 else [name]
+    return []
+
+
+def _restored(rng: random.Random, name: str, suffix: str, output: str) -> Sequence[str]:
+    """Have a domain restored beside the one that was saved: its images, or all of it at once."""
+    if name in RUNNING and rng.random() < 0.6:
+        return [name, f"--suffix={suffix}", INSTANT, f"--name={name}{suffix}", "--new-uuid"]
+    return [name, f"--suffix={suffix}", *(["--clone"] if output == "rbd" and rng.random() < 0.5 else [])]
 
 
 def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
@@ -148,8 +169,11 @@ def _fault(rng: random.Random, orders: Sequence[Order]) -> Fault:
 def _roles(rng: random.Random, orders: Sequence[Order]) -> tuple[str, ...]:
     """Draw who gets a signal, in which order."""
     roles = [*ROLES]
-    if any(order.constants["OUTPUT"] == "restic_incremental" for order in orders):
+    outputs = {order.constants["OUTPUT"] for order in orders}
+    if "restic_incremental" in outputs:
         roles.append("keeper")
+    if "directory" in outputs:
+        roles.append("qemu-nbd")
     if any(order.wrapper for order in orders):
         roles.append("wrapper")
     if orders[0].remote:

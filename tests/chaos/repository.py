@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from tests.lab import LabError
@@ -39,12 +39,39 @@ class Point:
         return f"{self.domain} of run {self.run} ({self.manifest[:8] or 'no manifest'})"
 
 
+class Holder(Protocol):
+    """What an output saves to, seen without the program."""
+
+    @property
+    def place(self) -> Path: ...
+
+    @property
+    def keeps(self) -> int:
+        """How many of a domain's restore points are never removed; 0: all."""
+
+    def points(self) -> Sequence[Point]:
+        """List all restore points, complete or not."""
+
+    def image(self, point: Point, target: str) -> AbstractContextManager[Path]:
+        """Read an image back into a file, as the manual does by hand. Raises LabError."""
+
+    def require_manifest(self, point: Point) -> None:
+        """Raises LabError if it can't be read."""
+
+    def check(self) -> str:
+        """Give what is wrong with what it holds, "" for nothing."""
+
+    def left(self) -> Iterator[str]:
+        """Find what is to be gone by now, beside incomplete restore points."""
+
+
 @dataclass(frozen=True)
 class Repository:
-    """A repository, and a directory to work in."""
+    """A repository of restic, and a directory to work in. Satisfies Holder."""
 
     place: Path
     directory: Path
+    keeps: int = 0  # of a domain's restore points; 0: all
 
     def points(self) -> Sequence[Point]:
         """List all restore points, complete or not."""
@@ -95,6 +122,10 @@ class Repository:
         except LabError as error:
             return str(error)
         return ""
+
+    def left(self) -> Iterator[str]:
+        """Find what is to be gone by now, beside incomplete restore points."""
+        yield from (f"{self.place.name}: restic's lock {name[:8]}" for name in self.locks())
 
     def locks(self) -> Sequence[str]:
         """Give the names of the locks; not of files that a restic was writing when it was cut off."""

@@ -115,9 +115,7 @@ class Round:
         for one in foreign:
             yield from one.violations()
         world = self._world
-        points = {
-            name: Repository(place, world.directory).points() for name, place in world.repositories.items()
-        }
+        points = {output: holder.points() for output, holder in world.holder_of.items()}
         undefined = {fault.target[0] for fault in self._plan.faults if fault.kind == "domain undefined"}
         for command in self._commands:
             held = points[command.order.constants.get("OUTPUT", "restic")]
@@ -155,25 +153,30 @@ class Round:
 
     def _now_agree(self, before: int) -> Iterator[Violation]:
         """See whether the further runs agree, and have removed what was noted as failed by those before."""
-        place = self._world.repositories[self._plan.further[0].constants["OUTPUT"]]
-        points = Repository(place, self._world.directory).points()
+        outputs = {order.constants["OUTPUT"] for order in self._plan.further}
+        points = {self._place(output): self._world.holder_of[output].points() for output in outputs}
         for further in self._commands[before:]:
-            yield from agreement.violations(further, points, set(), further.node.noted)
+            held = points[self._place(further.order.constants["OUTPUT"])]
+            yield from agreement.violations(further, held, set(), further.node.noted)
         for command in self._commands[:before]:
-            if self._world.repositories[command.order.constants.get("OUTPUT", "restic")] == place:
-                yield from agreement.later(command, points)
+            place = self._place(command.order.constants.get("OUTPUT", "restic"))
+            if place in points:
+                yield from agreement.later(command, points[place])
+
+    def _place(self, output: str) -> Path:
+        return self._world.holder_of[output].place
 
     def _further(self, index: int, order: Order) -> Running:
         base = self._directory / f"further-{index}-{order.node}"
         return self._world.nodes[order.node].start(order, base)
 
     def _of_repositories(self) -> Iterator[Violation]:
-        for place in self._world.places:
-            repository = Repository(place, self._world.directory)
-            yield from contents.violations(self._world, repository)
-            if wrong := repository.check():
-                yield Violation("restic check passes", wrong)
-            contents.forget_old(self._world, repository)
+        for holder in self._world.holders:
+            yield from contents.violations(self._world, holder)
+            if wrong := holder.check():
+                yield Violation("what a check of the repository finds", wrong)
+            if isinstance(holder, Repository):
+                contents.forget_old(self._world, holder)
 
     @property
     def commands(self) -> Sequence[Running]:

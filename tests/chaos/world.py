@@ -13,14 +13,17 @@ from typing import Callable
 
 from tests.chaos.guests import GUESTS, Guest, add_guests, known_content
 from tests.chaos.nodes import Node, Running
-from tests.chaos.plan import NODES, OUTPUTS, Fault, Order
+from tests.chaos.own_points import SavedDirectory, SavedPool
+from tests.chaos.plan import NODES, OF_RESTIC, OUTPUTS, Fault, Order
 from tests.chaos.pulse import Pulse
+from tests.chaos.repository import Holder, Point, Repository
 from tests.lab import Lab, LabError, running_lab
 from tests.lab.programs import run_program
 from tests.quick_repository import PASSWORD, make_repository
 
 STORE_SIZE = "1536m"  # of all repositories
 FIRST_LIMIT = 180  # seconds
+SAVED_POOL = Path("ssd/saved")  # a pool and a namespace
 ADMINS_SNAPSHOT = "admin-keeps-this"
 
 
@@ -48,7 +51,7 @@ class World:
     lab: Lab
     directory: Path
     store: Path
-    repositories: Mapping[str, Path]
+    holder_of: Mapping[str, Holder]  # by output
     nodes: Mapping[str, Node]
     pulse: Pulse
     content: Mapping[str, str]  # SHA-256 by image
@@ -60,12 +63,21 @@ class World:
     spans: list[Span] = field(default_factory=list)
     watchdogs_hit: set[tuple[str, int]] = field(default_factory=set)  # (node, PID), killed or stopped
     checked: set[str] = field(default_factory=set)  # restore points, by the ids of their manifests
-    of_repository: dict[Path, dict[str, str]] = field(default_factory=dict)  # those to be there still
+    held_in: dict[Path, dict[str, Point]] = field(default_factory=dict)  # those to be there still
 
     @property
     def places(self) -> list[Path]:
-        """Give the repositories, each once."""
-        return [*dict.fromkeys(self.repositories.values())]
+        """Give restic's repositories, each once."""
+        return [*dict.fromkeys(self.holder_of[output].place for output in OF_RESTIC)]
+
+    @property
+    def saved_directory(self) -> Path:
+        return self.holder_of["directory"].place
+
+    @property
+    def holders(self) -> Sequence[Holder]:
+        """Give what all outputs save to, each once."""
+        return [*{holder.place: holder for holder in self.holder_of.values()}.values()]
 
     def rados(self, *arguments: str) -> bytes:
         return run_program("rados", "--conf", self.lab.ceph_conf, *arguments)
@@ -91,10 +103,13 @@ def built(directory: Path, shared: bool, guests: Sequence[Guest] = GUESTS) -> It
         password = directory / "password"
         password.write_text(PASSWORD)
         password.chmod(0o600)
-        repositories = {output: store / ("both" if shared else output) for output in OUTPUTS}
+        repositories = {output: store / ("both" if shared else output) for output in OF_RESTIC}
         for place in dict.fromkeys(repositories.values()):
             make_repository(place)
+        repositories |= {"directory": store / "directory", "rbd": SAVED_POOL}
+        (store / "directory").mkdir()
         with running_lab(directory / "lab") as lab:
+            lab.rbd("namespace", "create", str(SAVED_POOL))
             add_guests(lab, guests)
             running = [guest.name for guest in guests if guest.running]
             with Pulse(lab, running).followed() as pulse:
@@ -119,7 +134,11 @@ def _world(
         lab=lab,
         directory=directory,
         store=directory / "store",
-        repositories=repositories,
+        holder_of={
+            **{output: Repository(repositories[output], directory) for output in OF_RESTIC},
+            "rbd": SavedPool(repositories["rbd"], directory, lab),
+            "directory": SavedDirectory(repositories["directory"], directory),
+        },
         nodes={name: Node(lab, name, directory / "nodes" / name, repositories) for name in NODES},
         pulse=pulse,
         content=known_content(lab, guests),

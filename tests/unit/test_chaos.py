@@ -51,11 +51,11 @@ def test_room_is_made_without_the_newest_restore_point_of_a_domain(monkeypatch: 
     ]
     names = ("image1", "manifest1", "image2", "manifest2", "image3")
     repository = Mock(points=lambda: points, snapshots=lambda: [{"id": name} for name in names])
-    world = Mock(of_repository={repository.place: {"manifest1": "1", "manifest2": "2"}})
+    world = Mock(held_in={repository.place: {"manifest1": points[0], "manifest2": points[1]}})
     monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(used=6, total=10))
     forget_old(world, repository)
     repository.restic.assert_called_with("forget", "--prune", "--quiet", "image1", "manifest1", "image3")
-    assert world.of_repository == {repository.place: {"manifest2": "2"}}
+    assert world.held_in == {repository.place: {"manifest2": points[1]}}
 
 
 def test_records_without_a_gap_are_unbroken() -> None:
@@ -261,6 +261,7 @@ LEFT = [
     "state/reports/.20260101T000000Z-abcd.json.gz.abcdefgh",
     "state/anything",
     "tmp/file",
+    "drill/file",
 ]
 STAYS = [
     "runtime/run.lock",
@@ -277,9 +278,13 @@ STAYS = [
 @pytest.mark.parametrize(("path", "left"), [*((one, True) for one in LEFT), *((one, False) for one in STAYS)])
 def test_each_record_that_is_left_behind_is_found(tmp_path: Path, path: str, left: bool) -> None:
     node = SimpleNamespace(
-        runtime_dir=tmp_path / "runtime", state_dir=tmp_path / "state", temporary=tmp_path / "tmp"
+        runtime_dir=tmp_path / "runtime",
+        state_dir=tmp_path / "state",
+        temporary=tmp_path / "tmp",
+        drill_dir=tmp_path / "drill",
     )
     node.temporary.mkdir()
+    node.drill_dir.mkdir()
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).mkdir() if path.endswith("/") else (tmp_path / path).touch()
     found = [str(one.relative_to(tmp_path)) for one in left_files(node, "20260101T000000Z-efgh")]  # type: ignore[arg-type]
