@@ -182,7 +182,7 @@ class Cluster:
 
 
 def new_key() -> str:
-    """A cephx key of the installed Ceph's own kind: new clusters of Ceph 20.2.4 refuse what all had before."""
+    """A cephx key of the installed Ceph's kind: new clusters of Ceph 20.2.4 refuse what all had before."""
     return run_program("ceph-authtool", "--gen-print-key").decode().strip()
 
 
