@@ -18,7 +18,7 @@ import rbd
 
 from ..model import ClusterAddress, Image, Level
 from ..system.time_limit import abandon, awaited, begun
-from .errors import ClusterError, PoolFull, failure, full_hint
+from .errors import CONNECTING, ClusterError, PoolFull, failure, full_hint
 from .image_limits import EXCLUDE_OPTION, EXCLUDED, NO_LIMITS, limits_in_effect
 from .retry import CephRetry
 
@@ -65,7 +65,7 @@ class Connection:
         path = address.conf_file or conf_file
         if not os.path.exists(path) and (address.conf_file or not address.monitors):
             raise ClusterError(f"there is no {path}", "set CEPH_CONF to the cluster's configuration file")
-        with self.errors("cannot connect to the cluster"):
+        with self.errors(CONNECTING):
             self._rados = rados.Rados(
                 conffile=path if os.path.exists(path) else None, rados_id=self.user, conf=options
             )

@@ -9,6 +9,7 @@ from ..command import COMMAND
 from ..errors import BackupError, Skipped, TransientError
 from ..model import Image
 
+CONNECTING = "cannot connect to the cluster"
 # ESHUTDOWN: this client was blocklisted; the next attempt is another client.
 TRANSIENT = (errno.ETIMEDOUT, errno.EBUSY, errno.EAGAIN, errno.ENOTCONN, errno.ESHUTDOWN)
 
@@ -74,7 +75,18 @@ def failure(
         if image.namespace:
             hint += f"; if the namespace is missing: rbd namespace create {image.place}"
         return ImageGone(text, hint, number)
+    if number == errno.EINVAL and action == CONNECTING:
+        return ClusterError(text, _key_hint(user), number)
     return ClusterError(text, _hint(number, image, user, timeout), number)
+
+
+def _key_hint(user: str) -> str:
+    """Return what to do about a key that librados cannot decode: 16.2 and 18.2 fail so on one of 20.2.4."""
+    return (
+        f"the key of client.{user} (ceph auth get client.{user}) is damaged, or of a kind that the Ceph of "
+        "this node is too old for: clusters that were made with Ceph 20.2.4 or newer have keys that begin "
+        "with Ag, and need that on the node too, see ceph --version"
+    )
 
 
 def _hint(number: int, image: Image | None, user: str, timeout: int) -> str:

@@ -74,6 +74,7 @@ def test_no_output_of_a_failing_run_contains_a_secret(
     for words in (("check",), ("list", "--json"), ("cleanup",)):
         done = node.run(*words, *debug)
         told[words[0]] = done.stdout + done.stderr
+    assert "the key of client.libvirt" in told["check"], "the hint names the key, without it"
     told["repository"] = node.restic("snapshots", "--json").decode()
     told["manifest"] = "".join(text.decode(errors="replace") for text in node.definition(ARCHIVE).values())
     found = [(what, where) for what, secret in secrets.items() for where in told if secret in told[where]]

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from tests.lab.time_stamp_counter import kilohertz
 
-KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off"
+KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
 AGENT_CHANNEL = """
     <channel type='unix'>
       <target type='virtio' name='org.qemu.guest_agent.0'/>

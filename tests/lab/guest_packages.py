@@ -14,6 +14,8 @@ from tests.lab.errors import LabError
 from tests.lab.programs import run_program
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
+# From Debian 14 on the image is a meta package too.
+KERNEL_PARTS = ("linux-image-", "linux-base-", "linux-binary-", "linux-modules-")
 PROGRAM_PACKAGES = ("busybox-static", "qemu-guest-agent")
 
 
@@ -25,19 +27,19 @@ class GuestPackages:
 
     @property
     def kernel(self) -> Path:
-        return next(self.root.glob("boot/vmlinuz-*"))
+        return _only(self.root, "**/vmlinuz*")
 
     @property
     def modules(self) -> Path:
-        return next(path.parent for path in self.root.glob("**/modules.builtin"))
+        return _only(self.root, "**/modules.builtin").parent
 
     @property
     def busybox(self) -> Path:
-        return next(self.root.glob("**/bin/busybox"))
+        return _only(self.root, "**/bin/busybox")
 
     @property
     def agent(self) -> Path:
-        return next(self.root.glob("**/sbin/qemu-ga"))
+        return _only(self.root, "**/sbin/qemu-ga")
 
 
 def guest_packages() -> GuestPackages:
@@ -51,6 +53,13 @@ def guest_packages() -> GuestPackages:
     return GuestPackages(root)
 
 
+def _only(root: Path, pattern: str) -> Path:
+    for path in root.glob(pattern):
+        return path
+    hint = f"see whether Debian has moved it to another package; remove {root}"
+    raise LabError(f"the guest's packages in {root} have no {pattern}", hint)
+
+
 def _cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "virt-rbd-backup-lab"
@@ -60,17 +69,16 @@ def _unpack_packages(scratch: Path, root: Path) -> None:
     run_program("apt-get", "--quiet", "update", timeout=300)
     # apt's own user may not write to the cache of root.
     download = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root", "download")
-    run_program(*download, _kernel_package(), *PROGRAM_PACKAGES, directory=scratch, timeout=600)
+    run_program(*download, *_kernel_packages(), *PROGRAM_PACKAGES, directory=scratch, timeout=600)
     root.mkdir()
     for package in scratch.glob("*.deb"):
         run_program("dpkg-deb", "--extract", package, root, timeout=300)
 
 
-def _kernel_package() -> str:
-    """The versioned package behind the meta package."""
-    output = run_program("apt-cache", "depends", "--important", KERNEL_META_PACKAGE).decode()
-    for line in output.splitlines():
-        relation, _, name = line.strip().partition(": ")
-        if relation == "Depends" and name.startswith("linux-image-"):
-            return name
-    raise LabError(f"apt knows no kernel behind {KERNEL_META_PACKAGE}", "run apt-get update")
+def _kernel_packages() -> list[str]:
+    """The packages behind the meta package that have the kernel and its modules."""
+    output = run_program("apt-cache", "depends", "--recurse", "--important", KERNEL_META_PACKAGE).decode()
+    names = [line for line in output.splitlines() if line.startswith(KERNEL_PARTS)]
+    if len(names) < 2:
+        raise LabError(f"apt knows no kernel behind {KERNEL_META_PACKAGE}", "run apt-get update")
+    return names

@@ -175,6 +175,7 @@ def test_a_renewal_that_times_out_is_retried_and_the_lock_taken_again_where_it_h
     cluster.retry = CephRetry(limit=60)
     with locked(cluster, stop, recorder, duration=0.03):
         cluster.unreachable = True
+        wait_until(lambda: recorder.told(Level.WARNING), 5, "a renewal has failed")
         wait_until(lambda: not stop.leased, 5, "the lock may have expired")
         cluster.locks.clear()  # it has
         stop.check()  # and the job goes on
