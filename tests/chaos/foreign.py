@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos.processes import send
-from tests.chaos.repository import LOCK
+from tests.chaos.repository import LOCK, Repository
 from tests.chaos.violation import Violation
 from tests.chaos.world import World, wait_for
 from tests.lab import LabError
@@ -39,6 +40,7 @@ class Foreign:
 
     def __init__(self, world: World, place: Path, kind: str, host: str) -> None:
         self._place = place
+        self._repository = Repository(place, world.directory)
         self._missing = ""
         before = self._locks()
         holds = world.directory / f"holds-{place.name}"
@@ -59,6 +61,7 @@ class Foreign:
             self._kill()
             raise LabError("the foreign restic has not taken its lock")
         self._taken = self._locks() - before
+        self._owners = {self._owner(name) for name in self._taken}
         self._release_once = threading.Lock()
 
     def release(self) -> None:
@@ -67,6 +70,8 @@ class Foreign:
             return
         wait_for(lambda: (self._place / "locks").exists(), BACK_LIMIT)
         missing = sorted(self._taken - self._locks())
+        if missing and (renewed := {name for name in self._locks() if self._owner(name) in self._owners}):
+            self._taken, missing = renewed, []  # after five minutes restic's lock has another name
         if self._process.poll() is not None:
             self._missing = f"its process has ended with {self._process.returncode}"
         elif missing:
@@ -83,6 +88,14 @@ class Foreign:
             return {path.name for path in (self._place / "locks").iterdir() if LOCK.fullmatch(path.name)}
         except FileNotFoundError:
             return set()
+
+    def _owner(self, name: str) -> str:
+        """Give the host and the PID that a lock names, and something else for each that cannot be read."""
+        try:
+            lock = json.loads(self._repository.restic("cat", "lock", name, "--no-lock"))
+        except LabError:
+            return name
+        return f"{lock['hostname']} {lock['pid']}"
 
     def _kill(self) -> None:
         send(self._process.pid, signal.SIGKILL)
