@@ -103,7 +103,7 @@ def _read(
 ) -> Optional[RepositoryKey]:
     """Read a key. None if it was removed since it was listed."""
     try:
-        found = from_json(_call(program, check_stop, "cat", "key", key))
+        found = from_json(_call(program, check_stop, "cat", "key", key), dict)
     except ResticError:
         if key in key_ids(program, check_stop):
             raise
@@ -122,7 +122,9 @@ def _read(
 
 
 def _rows(program: Program, check_stop: Callable[[], None]) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = from_json(_call(program, check_stop, "key", "list", "--json"))
+    rows: Sequence[Mapping[str, Any]] = from_json(_call(program, check_stop, "key", "list", "--json"), list)
+    if not rows:  # it opens with one: the directory has gone meanwhile, which restic takes for an empty one
+        raise ResticError("restic lists no key of the repository", "is it still there?", transient=True)
     return rows
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from backup.errors import BackupError
+
+Json = TypeVar("Json", list[Any], dict[str, Any])
 
 CLEAR_LINE = "\x1b[2K"  # precedes the message of 0.18 about an interrupt
 MESSAGE_LINES = 4  # the longest messages, such as those about locks
@@ -71,14 +74,20 @@ class MountEnded(ResticError):
     """A `restic mount` has ended by itself."""
 
 
-def from_json(printed: str) -> Any:
-    """Read what restic printed with --json. Raises ResticError: a wrapper may print lines of its own."""
-    try:
-        return json.loads(printed)
-    except ValueError as error:
-        first = printed.strip().partition("\n")[0][:80]
-        message = f"restic printed no JSON, but {first!r}"
-        raise ResticError(message, "RESTIC_BINARY may print nothing of its own on standard output") from error
+def from_json(printed: str, kind: type[Json]) -> Json:
+    """Read the list or the object that restic printed with --json; it prints null for an empty list.
+
+    Raises ResticError: a wrapper may print lines of its own.
+    """
+    with suppress(ValueError):
+        read = json.loads(printed)
+        if read is None and kind is list:
+            return kind()
+        if isinstance(read, kind):
+            return read
+    first = printed.strip().partition("\n")[0][:80]
+    message = f"restic printed no JSON, but {first!r}"
+    raise ResticError(message, "RESTIC_BINARY may print nothing of its own on standard output")
 
 
 def failure(command: str, code: int, printed: str, lines: str) -> ResticError:

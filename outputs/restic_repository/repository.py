@@ -245,7 +245,7 @@ class Repository:
     ) -> Sequence[Mapping[str, Any]]:
         """List snapshots; without a lock, as listing needs none."""
         listed = self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)
-        return from_json(listed) or ()
+        return from_json(listed, list)
 
     def when_unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
         """Save, waiting up to LOCK_WAIT while another program, such as a prune, has locked the repository.

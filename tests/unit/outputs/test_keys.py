@@ -197,6 +197,18 @@ def test_what_was_learnt_holds_for_a_day(program: Program) -> None:
     assert program.key_hint.variables == {VARIABLE: fast[:8]}
 
 
+@pytest.mark.parametrize("printed", ["null", "{}", "3", "no JSON"])
+def test_a_repository_that_goes_away_while_its_keys_are_listed_is_an_error(
+    repository: Repository, tmp_path: Path, printed: str
+) -> None:
+    restic = tmp_path / "gone-restic"
+    restic.write_text(f"#!/bin/sh\necho '{printed}'\n")  # null: as restic does
+    restic.chmod(0o700)
+    program = repository.program(str(restic), repository="sftp:host:/backups")
+    with pytest.raises(ResticError):
+        learn(program, never_stop)
+
+
 @pytest.mark.parametrize("damaged", [bytes(64), b"0123abcd\0", b"no id", b"a" * 200_000, b"\xff" * 8])
 def test_a_damaged_hint_is_none_and_is_learnt_anew(program: Program, damaged: bytes) -> None:
     program.key_hint.path.write_bytes(damaged)
