@@ -207,10 +207,9 @@ class Run:
         """Run the jobs, then thaw guests that killed workers left frozen."""
         results = pool.run(orders)
         attempts = {order.uuid: order.attempt for order in orders}
-        failed = {PointId(self.run, one.uuid, attempts[one.uuid]) for one in results if one.withdraw}
-        for point in failed:  # a worker that died has not
-            FailedPoints(self.settings.state_dir).add(point)
-        self._failed_points.update(failed)
+        self._failed_points.update(
+            PointId(self.run, one.uuid, attempts[one.uuid]) for one in results if one.withdraw
+        )
         self._clean_up_after_workers()
         return results
 

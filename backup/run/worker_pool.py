@@ -276,11 +276,7 @@ class Pool:
         message = f"its worker process {how}"
         if worker.saved:  # what it has left is removed by the next run
             return replace(worker.saved, status=Status.FAILED, reason=message, hint=hint)
-        # between the output's last call and that message it may have died too
-        withdraw = any(phase is Phase.STREAM for phase, _ in worker.phases)
-        return JobResult(
-            order.name, order.uuid, Status.FAILED, message, hint, transient=crashed, withdraw=withdraw
-        )
+        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)

@@ -148,7 +148,7 @@ def stop_at_once(*_: object) -> None:
 def _do(order: JobOrder, pipe: Connection) -> None:
     reporter = PipeReporter(pipe)
     saved = JobResult(order.name, order.uuid, Status.SAVED)
-    _die(order, pipe, reporter)
+    _die(order, pipe)
     if order.name.endswith("while tidying up"):
         _tidies_up(order, reporter, saved)
     elif order.name in ("hangs", "hangs with a program"):
@@ -183,14 +183,12 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.send(saved)
 
 
-def _die(order: JobOrder, pipe: Connection, reporter: PipeReporter) -> None:
+def _die(order: JobOrder, pipe: Connection) -> None:
     """End this process, if that is what the job's name demands."""
     if order.name == "bug":
         sys.exit(7)
     elif order.name == "killed within a message":
         os.write(pipe.fileno(), struct.pack("!i", 1000) + b"not a thousand bytes")
-    elif order.name == "killed while streaming":
-        reporter.phase(order.name, Phase.STREAM, 9)
     elif order.name not in DEATHS:
         return
     os.kill(os.getpid(), DEATHS.get(order.name, signal.SIGKILL))

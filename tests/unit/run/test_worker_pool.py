@@ -121,14 +121,6 @@ def test_a_worker_that_dies_once_its_restore_point_is_complete_has_saved_it(
     assert not result.withdraw
 
 
-def test_what_a_worker_may_have_saved_that_dies_before_it_says_so_is_withdrawn() -> None:
-    results = done("killed", "killed while streaming").results
-    assert {name: one.withdraw for name, one in results.items()} == {
-        "killed": False,
-        "killed while streaming": True,
-    }
-
-
 def test_each_job_has_a_timeline_and_a_lane_of_its_own() -> None:
     results = done("good", "too", "slow", "killed", workers=2).results
     lanes: dict[int, list[Timeline]] = {1: [], 2: []}
