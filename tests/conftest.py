@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.left_behind import require_clean
+from tests.integration.left_behind import remove_left_behind, require_clean
 from tests.integration.node import Node
 from tests.lab import Lab, running_lab
 from tests.lab.sample import add_sample_domains
@@ -40,7 +40,10 @@ def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     """A node with an empty repository; after the test nothing may be left and the guests have to write."""
     node = Node(lab, tmp_path)
     yield node
-    require_clean(lab, node)
+    try:
+        require_clean(lab, node)
+    finally:
+        remove_left_behind(lab, node)
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -20,10 +20,10 @@ from .connection import Result
 from .errors import ClusterError, LockHeld, LockLost, PoolFull, SnapshotInUse
 from .image_limits import limits_in_effect
 from .image_listing import ImageListing
-from .image_lock import owner_named, owners, remover
+from .image_lock import is_mirror, owner_named, owners, remover
 from .image_reader import ImageReader
 from .lock_request import holders, lock_info_request, lock_request
-from .unfit_image import is_mirror, require_fit
+from .unfit_image import require_fit
 from .watchers import users
 
 # The data will not be read again soon, so the OSD need not cache it. Unlike DONTNEED, NOCACHE leaves cached
@@ -119,7 +119,7 @@ class Cluster(ImageListing):
             stack.enter_context(self.errors(action, image))
             opened = self._open_images.get(image)
             opened = opened or stack.enter_context(self.opened(image, read_only=False))
-            with owner_named(image, opened, action, self.user):
+            with self.owner_named(image, opened, action):
                 opened.create_snap(name)
 
     def remove_snapshot(self, image: Image, name: str) -> None:
@@ -134,7 +134,7 @@ class Cluster(ImageListing):
             try:
                 with self.opened(image, read_only=False) as opened:
                     self._require_removable(image, opened)
-                    with owner_named(image, opened, action, self.user):
+                    with self.owner_named(image, opened, action):
                         opened.remove_snap(name)
             except rbd.ImageNotFound:
                 return
@@ -190,13 +190,20 @@ class Cluster(ImageListing):
         return total
 
     def rename_snapshot(self, image: Image, name: str, new: str) -> None:
+        action = f"cannot rename snapshot {name} of"
+
         def rename() -> None:
             with self.opened(image, read_only=False) as opened:
                 names = {snapshot["name"] for snapshot in opened.list_snaps()}
                 if new not in names or name in names:  # else an attempt that timed out has renamed it
-                    opened.rename_snap(name, new)
+                    with self.owner_named(image, opened, action):
+                        opened.rename_snap(name, new)
 
-        self.retried(f"cannot rename snapshot {name} of", image, rename)
+        self.retried(action, image, rename)
+
+    def owner_named(self, image: Image, opened: Any, action: str) -> AbstractContextManager[None]:
+        """Name the owner of an open image's lock if it keeps the block from changing the image."""
+        return owner_named(image, opened, action, self.user, self.client)
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:

@@ -74,6 +74,7 @@ class Connection:
             try:
                 self._connect()
                 self.fsid = str(self._rados.get_fsid())
+                self.client = f"client.{self._rados.get_instance_id()}"  # as locks and watches name it
                 if address.fsid not in ("", self.fsid):
                     message = (
                         f"the image is in cluster {address.fsid}, but {path} belongs to cluster {self.fsid}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from .errors import ClusterError
 
 MANAGED_TAG = "internal"  # of locks that librbd takes and gives up by itself (librbd/managed_lock/Utils.cc)
 MANAGED_COOKIE = "auto "
+PAUSE = 0.5  # seconds, at least between two attempts to take a lock that fail at once
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,29 @@ def remover(opened: Any) -> Owner | None:
     return next((one for one in owners(opened) if one.alive), None)
 
 
+def is_mirror(opened: Any) -> bool:
+    """Return whether an open image is a mirror that is not primary: no client can change it."""
+    mirror = opened.mirror_image_get_info()
+    return mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]
+
+
 @contextmanager
-def owner_named(image: Image, opened: Any, action: str, user: str) -> Iterator[None]:
-    """Name the owner of an open image's lock if it keeps the block from changing the image."""
+def owner_named(image: Image, opened: Any, action: str, user: str, own: str) -> Iterator[None]:
+    """Name the owner of an open image's lock if it keeps the block from changing the image.
+
+    Nobody else than `own`, which is this client, has it where the cluster did not answer in time: librbd 16.2
+    makes an EROFS of that, too, again and again at once. That is raised as a timeout.
+    """
     try:
         yield
     except rbd.ReadOnlyImage as error:
-        found = " and ".join(map(str, owners(opened))) or "another client"
+        found = " and ".join(str(one) for one in owners(opened) if one.client != own)
+        if not found and is_mirror(opened):
+            raise
+        if not found:
+            time.sleep(PAUSE)
+            message = f"{action} image {image}: the image's lock could not be taken in time"
+            raise ClusterError(message, f"rbd status {image}; ceph status", errno.ETIMEDOUT) from error
         hint = (
             f"is it stopped? see rbd status {image}, rbd lock ls {image}. If it is dead, client.{user} may "
             f"not blocklist it: ceph auth caps client.{user} mon 'profile rbd' ..., or rbd lock rm"

@@ -25,6 +25,8 @@ class RepositoryImage(ImageWriter):
     Threads may write; all other calls are of one thread at a time.
     """
 
+    _cluster: Cluster
+
     def __init__(self, cluster: Cluster, image: Image, opened: Any, write_rate: int) -> None:
         """`opened` is the rbd.Image, `write_rate` in bytes per second, 0 for no limit."""
         super().__init__(cluster, image, opened, WRITE_FLAGS)
@@ -104,7 +106,11 @@ class RepositoryImage(ImageWriter):
         self._retried(f"cannot remove snapshot {name} of", remove)
 
     def _retried(self, action: str, call: Callable[[], Result]) -> Result:
-        return self._cluster.retried(action, self._image, call)
+        def changed() -> Result:
+            with self._cluster.owner_named(self._image, self._opened, action):
+                return call()
+
+        return self._cluster.retried(action, self._image, changed)
 
 
 @contextmanager

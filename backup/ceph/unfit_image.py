@@ -8,7 +8,7 @@ import rbd
 
 from ..model import Image
 from .errors import ClusterError
-from .image_lock import require_unlocked
+from .image_lock import is_mirror, require_unlocked
 
 # The first bytes of a clone that was formatted with an encryption of its own (librbd, crypto/luks/Magic.cc).
 CLONE_MAGIC = b"RBDL\xba\xbe"
@@ -30,12 +30,6 @@ def require_fit(image: Image, opened: Any) -> None:
         hint = f"with the passphrases of all its layers (see rbd flatten --help): rbd flatten {image}"
         raise ClusterError(message, hint)
     require_unlocked(image, opened)
-
-
-def is_mirror(opened: Any) -> bool:
-    """Return whether an open image is a mirror that is not primary."""
-    mirror = opened.mirror_image_get_info()
-    return mirror["state"] == rbd.RBD_MIRROR_IMAGE_ENABLED and not mirror["primary"]
 
 
 def _is_formatted_clone(opened: Any) -> bool:

@@ -101,11 +101,11 @@ def test_a_lost_server_pauses_the_guest_and_it_runs_again_by_itself(node: Node, 
     restic = HeldBackRestic(node, "vdb.img")
     with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
         wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
+        read_all_soon(guest)
         for pid in node.processes("restic mount"):
             os.kill(pid, signal.SIGKILL)
         time.sleep(1)
         wait_until(lambda: node.processes("restic mount"), 60, "the restore point is opened again")
-        guest.lab.virsh("qemu-agent-command", NAME, READ_ALL)
         restic.let_go()
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
@@ -114,12 +114,20 @@ def test_a_lost_server_pauses_the_guest_and_it_runs_again_by_itself(node: Node, 
     guest.require_no_gap()
 
 
+# The pause: a guest that reads by itself as soon as the server is gone could not be told any more.
 READ_ALL = json.dumps(
     {
         "execute": "guest-exec",
-        "arguments": {"path": "/bin/sh", "arg": ["-c", "cat /dev/vda /dev/vdb >/dev/null"]},
+        "arguments": {"path": "/bin/sh", "arg": ["-c", "sleep 2; cat /dev/vda /dev/vdb >/dev/null"]},
     }
 )
+
+
+def read_all_soon(guest: RestoredGuest) -> int:
+    """Have the guest read its disks in a moment, and give the pid there."""
+    wait_until(lambda: guest.lab.hypervisor.agent_answers(NAME), 60, "its agent answers")
+    pid: int = json.loads(guest.lab.virsh("qemu-agent-command", NAME, READ_ALL))["return"]["pid"]
+    return pid
 
 
 def test_a_guest_that_reads_without_the_server_waits_and_gets_no_error(
@@ -128,10 +136,9 @@ def test_a_guest_that_reads_without_the_server_waits_and_gets_no_error(
     restic = HeldBackRestic(node, "vdb.img")
     with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
         wait_until(lambda: reached(guest, "while images are filled"), 120, "the guest writes")
-        wait_until(lambda: guest.lab.hypervisor.agent_answers(NAME), 60, "its agent answers")
+        reading = read_all_soon(guest)
         process.kill()
         process.wait()
-    reading = json.loads(guest.lab.virsh("qemu-agent-command", NAME, READ_ALL))["return"]["pid"]
     paused = "paused (I/O error)"
     wait_until(lambda: paused in guest.lab.virsh("domstate", "--reason", NAME), 30, "it is paused")
     time.sleep(2)

@@ -127,7 +127,9 @@ class Node:
 
     def workers(self) -> Sequence[int]:
         """Give the pids of a started command's processes that do jobs, by their titles."""
-        return [pid for pid in self.processes("virt-rbd-backup: ") if os.getsid(pid) != pid]
+        found = [pid for pid in self.processes("virt-rbd-backup: ") if os.getsid(pid) != pid]
+        # what a worker starts has its title, too, until it is another program
+        return [pid for pid in found if parent(pid) not in found]
 
     def watchdogs(self) -> Sequence[int]:
         """Give the pid of the run's watchdog, which has a session of its own by then."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable
 
 import pytest
 
+from backup.ceph.repository_image import RepositoryImage
+from backup.ceph.repository_pool import RepositoryAddress, repository_pool
 from tests.faults.provoke import stopped
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
@@ -90,6 +94,31 @@ def test_a_domain_is_saved_into_another_cluster_and_cloned_there(
     done = node.run("drill", ARCHIVE, DRILL_POOL="ssd")
     assert done.returncode == 0, done.stderr
     assert "restored to ssd/" in done.stderr, "a copy, as the pool for drills is in the other cluster"
+
+
+# The first change of an image that is open takes its lock.
+FIRST_CHANGES: dict[str, Callable[[RepositoryImage], None]] = {
+    "a note": lambda image: image.note("first", "change"),
+    "a size": lambda image: image.resize(8 * MIB),
+    "a snapshot": lambda image: image.make_snapshot("virt-rbd-backup.first"),
+    "a write": lambda image: image.start_write(0, bytes(MIB))(),
+}
+
+
+@pytest.mark.parametrize("change", FIRST_CHANGES)
+def test_an_image_s_lock_that_cannot_be_taken_in_time_is_taken_later(there: Cluster, change: str) -> None:
+    address = RepositoryAddress(str(there.conf), USER, "ssd", timeout=2, stall_timeout=60)
+    with (
+        ThreadPoolExecutor(1) as thread,
+        repository_pool(address, lambda: None) as pool,
+    ):
+        pool.create("first", 4 * MIB, 4 * MIB)
+        with pool.opened("first") as image:
+            with stopped(pid_of(there.osd)):
+                changed = thread.submit(FIRST_CHANGES[change], image)
+                time.sleep(6)  # three timeouts
+                assert not changed.done(), changed.exception()
+            changed.result(timeout=60)
 
 
 def test_a_link_that_stalls_for_a_while_costs_nothing(node: Node, lab: Lab, there: Cluster) -> None:

@@ -56,10 +56,13 @@ def large_domain(lab: Lab) -> Iterator[str]:
     make_image(lab, "vms/large-first", 4 * MIB, {0: MIB})
     make_image(lab, "vms/large", 256 * MIB, {0: 200 * MIB})
     lab.define_domain("large", [RbdDisk("vda", "vms/large-first"), RbdDisk("vdb", "vms/large")])
-    yield "large"
-    lab.undefine_domain("large")
-    lab.delete_image("vms/large-first")
-    lab.delete_image("vms/large")
+    try:
+        yield "large"
+    finally:
+        lab.undefine_domain("large")
+        for spec in ("vms/large-first", "vms/large"):
+            lab.rbd("snap", "purge", "--no-progress", spec)  # where a test has failed
+            lab.delete_image(spec)
 
 
 def make_image(lab: Lab, spec: str, size: int, data: Mapping[int, int], *options: str) -> None:

@@ -25,6 +25,7 @@ class PaperCluster(Cluster):
 
     def __init__(self, fsid: str = FSID) -> None:
         self.fsid = fsid
+        self.client = "client.1"
         self.user = "libvirt"
         self.timeout = 60
         self.retry = CephRetry()

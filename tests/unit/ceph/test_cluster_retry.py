@@ -27,7 +27,8 @@ class SlowCluster(Cluster):
     """A cluster with one image; its first operations time out, with or without taking effect (`done`)."""
 
     def __init__(self, retry: CephRetry, times_out: int, done: bool) -> None:
-        self.user, self.timeout, self.retry = "libvirt", 60, retry.of_connection(60)
+        self.user, self.client, self.timeout = "libvirt", "client.1", 60
+        self.retry = retry.of_connection(60)
         self.times_out = times_out
         self._given_up = False
         self.questions = 0
