@@ -1,0 +1,60 @@
+"""Who keeps an image from being changed: another client, a mirror's source, or a cluster that stalls."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+import rbd
+
+from backup.ceph import image_lock
+from backup.ceph.errors import ClusterError
+from backup.ceph.image_lock import owner_named
+from backup.model import Image
+
+IMAGE = Image("vms", "root")
+OWN = "client.7"
+
+
+class LockedImage:
+    """An open image with its exclusive lock's owner, "" for nobody."""
+
+    def __init__(self, owner: str, primary: bool = True) -> None:
+        self.owner = owner
+        self.primary = primary
+
+    def features(self) -> int:
+        return int(rbd.RBD_FEATURE_EXCLUSIVE_LOCK)
+
+    def list_lockers(self) -> dict[str, Any]:
+        locker = (self.owner, "auto 1", "192.0.2.1:0/1")
+        return {"tag": "internal", "lockers": [locker]} if self.owner else {}
+
+    def watchers_list(self) -> list[dict[str, str]]:
+        return []
+
+    def mirror_image_get_info(self) -> dict[str, Any]:
+        return {"state": rbd.RBD_MIRROR_IMAGE_ENABLED, "primary": self.primary}
+
+    def refuse(self) -> None:
+        with owner_named(IMAGE, self, "cannot resize", "libvirt", OWN):
+            raise rbd.ReadOnlyImage("read-only", errno=errno.EROFS)
+
+
+@pytest.mark.parametrize(
+    ("owner", "number"), [("", errno.ETIMEDOUT), (OWN, errno.ETIMEDOUT), ("client.8", errno.EROFS)]
+)
+def test_what_nobody_else_prevents_has_timed_out(
+    owner: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_lock, "PAUSE", 0)
+    with pytest.raises(ClusterError) as raised:
+        LockedImage(owner).refuse()
+    assert raised.value.number == number
+    assert ("client.8 at 192.0.2.1:0/1 has its lock" in raised.value.message) == (number == errno.EROFS)
+
+
+def test_a_mirror_can_t_be_changed_at_any_time() -> None:
+    with pytest.raises(rbd.ReadOnlyImage):
+        LockedImage("", primary=False).refuse()
