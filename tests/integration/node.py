@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Callable
@@ -127,9 +127,13 @@ class Node:
 
     def workers(self) -> Sequence[int]:
         """Give the pids of a started command's processes that do jobs, by their titles."""
-        found = [pid for pid in self.processes("virt-rbd-backup: ") if os.getsid(pid) != pid]
+        parents = {}
+        for pid in self.processes("virt-rbd-backup: "):
+            with suppress(OSError):  # it has just ended
+                if os.getsid(pid) != pid:
+                    parents[pid] = parent(pid)
         # what a worker starts has its title, too, until it is another program
-        return [pid for pid in found if parent(pid) not in found]
+        return [pid for pid in parents if parents[pid] not in parents]
 
     def watchdogs(self) -> Sequence[int]:
         """Give the pid of the run's watchdog, which has a session of its own by then."""
