@@ -79,6 +79,8 @@ def _reads(extents: Iterable[Extent]) -> Generator[Extent, None, None]:
     """
     start = end = 0
     for part in _cut(extents):
+        if not part.length and part.offset % READ_SIZE:
+            continue  # it must not cut a piece in two: listings end within one where objects are smaller
         if part.length and end and part.offset // READ_SIZE == start // READ_SIZE:
             end = max(end, part.offset + part.length)
             continue

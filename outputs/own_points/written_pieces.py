@@ -10,6 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Callable, Optional, Protocol
 
+from backup.errors import BackupError
 from backup.model import Extent
 from backup.protocols import ImageWriter, SnapshotReader
 from backup.restore_point.checksums import RECORD, Checksums, digest, packed
@@ -149,6 +150,8 @@ def _together(
         offset, data, known = number * PIECE, b"", None
         for _, kind, one in group:
             if kind == 0 and one[1]:  # type: ignore[index]
+                if data:
+                    raise BackupError(f"the piece at {offset} was read twice", "report this as a bug")
                 offset, data = one  # type: ignore[misc]
             elif kind == 1:
                 known = one

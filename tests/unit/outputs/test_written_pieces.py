@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Generator
 
 import pytest
 
+from backup.errors import BackupError
 from backup.model import Extent
 from backup.restore_point.checksums import Checksums
+from backup.transfer import backup_stream
 from outputs.own_points.changed_parts import PIECE, ChangedParts
 from outputs.own_points.written_pieces import BLOCK, PieceWriter, write_all, write_changed
 
@@ -79,6 +82,32 @@ def test_a_full_read_writes_what_differs_from_the_checksums(seed: int) -> None:
     changed = write_changed(source, writer, parts, known, lambda _: None)
     assert bytes(image.stored.content) == bytes(now)
     assert (writer.written, changed == found) == (100, True)
+
+
+class ListedWithin(MemorySnapshot):
+    """A snapshot whose listing comes to an end, and goes on, within a piece."""
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        for offset in range(0, self.size, MIB):
+            yield Extent(offset, min(MIB, self.size - offset))
+            yield Extent(min(offset + MIB, self.size), 0)
+
+
+def test_a_piece_that_is_listed_in_parts_is_written_whole() -> None:
+    now = noise(3)
+    image = image_with(bytes(SIZE))
+    source, writer = ListedWithin(SIZE, {0: now}), PieceWriter(image, fresh=True)
+    found = write_all(source, writer, Checksums(), ChangedParts(SIZE), lambda _: None)
+    assert bytes(image.stored.content) == now
+    assert len({offset // PIECE for offset, _, _ in found}) == len(found), "one record for each piece"
+
+
+def test_a_piece_that_is_read_twice_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = [(0, b"first"), (MIB, b"second")]
+    monkeypatch.setattr(backup_stream, "pieces", lambda _: (one for one in twice))
+    writer = PieceWriter(image_with(bytes(SIZE)), fresh=True)
+    with pytest.raises(BackupError, match="the piece at 0 was read twice"):
+        write_all(MemorySnapshot(SIZE), writer, Checksums(), ChangedParts(SIZE), lambda _: None)
 
 
 def test_zeros_of_a_new_image_are_not_written() -> None:

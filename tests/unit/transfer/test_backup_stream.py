@@ -197,6 +197,22 @@ def test_a_hole_is_sent_as_far_as_it_is_listed() -> None:
     assert (copied.data_bytes, len(copied.checksums)) == (2, 2)
 
 
+class ListedWithin(MemorySnapshot):
+    """A snapshot whose listing comes to an end, and goes on, within a piece."""
+
+    def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
+        yield Extent(5 * MIB, MIB)
+        yield Extent(6 * MIB, 0)
+        yield Extent(6 * MIB, MIB)
+
+
+def test_where_a_listing_ends_within_a_piece_it_is_one_read_nevertheless() -> None:
+    snapshot = ListedWithin(9 * MIB, {5 * MIB: noise(2 * MIB)})
+    arrived, _ = sent(snapshot)
+    assert arrived == snapshot.content
+    assert snapshot.reads == [Extent(5 * MIB, 2 * MIB)]
+
+
 def test_progress_counts_holes_and_data() -> None:
     progress: list[int] = []
     snapshot = MemorySnapshot(13 * MIB, {5 * MIB: b"x", 12 * MIB: b"y"})
