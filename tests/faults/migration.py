@@ -74,7 +74,7 @@ class Migration:
 
     def await_memory(self, process: subprocess.Popen[str]) -> None:
         """Wait until its memory is on its way, or it has ended."""
-        wait_until(lambda: self._begun or process.poll() is not None, 30, "the migration has begun")
+        wait_until(lambda: self._begun or process.poll() is not None, 120, "the migration has begun")
 
     @property
     def _begun(self) -> bool:
@@ -92,7 +92,7 @@ class Migration:
 
     def arrives(self, process: subprocess.Popen[str]) -> bool:
         """Wait for its end; return whether the guest is on the other node, False if it was cancelled."""
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=180)
         assert process.returncode == 0 or "cancel" in output, output
         return process.returncode == 0
 
@@ -131,15 +131,16 @@ class Migration:
 def roaming_guest(lab: Lab) -> Iterator[None]:
     """Have a running guest on the first node that both nodes' QEMUs append its console to one file."""
     lab.create_image(f"vms/{GUEST}", 64 * MIB)
-    lab.define_domain(GUEST, [RbdDisk("vda", f"vms/{GUEST}")])
-    xml = lab.virsh("dumpxml", "--inactive", GUEST)
-    path = f"<source path='{lab.console_log(GUEST)}'"
-    assert path in xml
-    lab.virsh("define", "/dev/stdin", stdin=xml.replace(path, f"{path} append='on'").encode())
-    lab.start_domain(GUEST, wait_for_agent=True)
     try:
+        lab.define_domain(GUEST, [RbdDisk("vda", f"vms/{GUEST}")])
+        xml = lab.virsh("dumpxml", "--inactive", GUEST)
+        path = f"<source path='{lab.console_log(GUEST)}'"
+        assert path in xml
+        lab.virsh("define", "/dev/stdin", stdin=xml.replace(path, f"{path} append='on'").encode())
+        lab.start_domain(GUEST, wait_for_agent=True)
         yield
     finally:
+        end_guest(lab)
         lab.delete_image(f"vms/{GUEST}")
 
 

@@ -18,19 +18,28 @@ from uuid import uuid4
 import pytest
 
 from tests.integration.node import Node, wait_until
-from tests.lab import Lab
+from tests.lab import Lab, LabError
 from tests.lab.second_node import SecondNode
+from tests.unit.hook_files import HookFiles
 
 # Lines for the guest. The agent marks with a file that it is about to freeze; a write that does not come
-# back tells that it has.
+# back tells that it has. In the seconds after that, `frozen` asks the agent.
 ONCE_FROZEN = """
 until [ -e /run/qga.state.isfrozen ]; do usleep 20000; done
 blocked() { touch /mnt/vda/probe & usleep 300000; kill -0 $! 2>/dev/null; }
 until blocked; do :; done
+sleep 3
 """
 AGENT = "$(pidof qemu-ga)"
+NOBODY = "no agent answers"
 # The shell waits for its restic's lock.
-ONCE_LOCKED = 'until ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; do :; done'
+LOCKED = 'ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp'
+ONCE_LOCKED = f"until {LOCKED}; do :; done"
+# The shell leaves a check that stands still with its lock, as $!. One that was over too soon is repeated.
+STOPPED_CHECK = (
+    f"while restic check >&2 & do until {LOCKED} || ! kill -0 $! 2>/dev/null; do :; done; "
+    f"kill -STOP $! 2>/dev/null; {LOCKED} && break; kill -CONT $! 2>/dev/null; wait; done"
+)
 
 
 @contextmanager
@@ -42,7 +51,8 @@ def stopped(*pids: int) -> Iterator[None]:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager
@@ -75,6 +85,7 @@ def kill(*pids: int) -> None:
 
 def in_guest(lab: Lab, name: str, lines: str) -> int:
     """Have the guest run lines of shell, in the background; give the number that it knows them by."""
+    wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers")
     arguments = {"path": "/bin/sh", "arg": ["-c", lines]}
     return int(_asked(lab, name, "guest-exec", arguments)["pid"])
 
@@ -87,7 +98,13 @@ def _asked(lab: Lab, name: str, command: str, arguments: object) -> Any:
 def done_in_guest(lab: Lab, name: str, lines: str) -> None:
     """Have the guest run lines of shell to their end."""
     pid = in_guest(lab, name, lines)
-    wait_until(lambda: _asked(lab, name, "guest-exec-status", {"pid": pid})["exited"], 90, lines)
+
+    def ended() -> bool:
+        with suppress(LabError):  # the agent is too slow
+            return bool(_asked(lab, name, "guest-exec-status", {"pid": pid})["exited"])
+        return False
+
+    wait_until(ended, 300, lines)
 
 
 def stop_agent(lab: Lab, name: str, seconds: int) -> None:
@@ -110,14 +127,20 @@ def agent_without(lab: Lab, name: str, *commands: str) -> Iterator[None]:
         name,
         f"tr '\\0' ' ' </proc/{AGENT}/cmdline >/run/agent; {again} --block-rpcs={','.join(commands)}",
     )
-    time.sleep(3)
-    wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+    wait_until(lambda: {*commands} <= _refused(lab, name), 90, "it refuses them")
     try:
         yield
     finally:
         in_guest(lab, name, again)
-        time.sleep(3)
-        wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+        wait_until(lambda: not {*commands, NOBODY} & _refused(lab, name), 90, "it takes them again")
+
+
+def _refused(lab: Lab, name: str) -> set[str]:
+    """Give the commands that the guest's agent has, and refuses."""
+    with suppress(LabError):
+        known = _asked(lab, name, "guest-info", {})["supported_commands"]
+        return {one["name"] for one in known if not one["enabled"]}
+    return {NOBODY}
 
 
 @contextmanager
@@ -133,8 +156,15 @@ def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
 
 def freeze_status(lab: Lab | SecondNode, name: str) -> str:
     """Ask the guest agent whether file systems are frozen; it tells so in either case."""
-    answer = lab.virsh("qemu-agent-command", name, '{"execute": "guest-fsfreeze-status"}')
-    return str(json.loads(answer)["return"])
+    answers: list[str] = []
+
+    def answered() -> bool:
+        with suppress(LabError):  # libvirt waits for 5 s, or during a backup for a third of FREEZE_TIMEOUT
+            answers.append(lab.virsh("qemu-agent-command", name, '{"execute": "guest-fsfreeze-status"}'))
+        return bool(answers)
+
+    wait_until(answered, 60, "the agent tells whether file systems are frozen")
+    return str(json.loads(answers[0])["return"])
 
 
 @contextmanager
@@ -149,12 +179,28 @@ def frozen(node: Node, lab: Lab, name: str, **constants: object) -> Iterator[tup
         (worker,) = node.workers()
         for _ in range(200):
             os.kill(worker, signal.SIGSTOP)
-            if freeze_status(lab, name) == "frozen":
+            status = freeze_status(lab, name)
+            if status == "frozen":
                 break
             os.kill(worker, signal.SIGCONT)
-        assert freeze_status(lab, name) == "frozen"
+            time.sleep(0.05)  # or it is stopped again before it gets a processor
+        assert status == "frozen"  # not asked again: the agent may be stopped by now
         yield process.pid, worker
-        process.communicate(timeout=90)
+        process.communicate(timeout=180)
+
+
+@contextmanager
+def held_before_freeze(
+    node: Node, name: str, **constants: object
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[], None]]]:
+    """Have a run that waits in a hook, with the guest locked, until the second of these is called."""
+    files = HookFiles(node.directory)
+    waits, may_go = node.directory / "hook-waits", node.directory / "hook-may-go"
+    files.add("before-freeze.d/10-wait", f"touch {waits}; until [ -e {may_go} ]; do sleep 0.1; done")
+    settings = {"HOOKS": str(files.directory), "HOOK_TIMEOUT": 600, **constants}
+    with node.started("backup", name, **settings) as run:
+        wait_until(waits.exists, 60, "its hook runs")
+        yield run, may_go.touch
 
 
 def held(node: Node) -> bool:
@@ -164,8 +210,11 @@ def held(node: Node) -> bool:
 
 def held_for(node: Node) -> float:
     """Tell for how many seconds a guest has been noted as held still."""
-    notes = node.runtime_dir.glob("held/*.json")
-    return max((time.time() - note.stat().st_mtime for note in notes), default=0)
+    since = [time.time()]
+    for note in node.runtime_dir.glob("held/*.json"):
+        with suppress(FileNotFoundError):
+            since.append(note.stat().st_mtime)
+    return time.time() - min(since)
 
 
 def streaming(node: Node) -> bool:
@@ -176,7 +225,9 @@ def streaming(node: Node) -> bool:
 def received_bytes(node: Node) -> int:
     """Tell how many bytes restic has read, while it is fed the image that takes a while."""
     for pid in node.processes("--stdin-filename=vdb.img"):
-        return int(re.findall(r"rchar: (\d+)", Path(f"/proc/{pid}/io").read_text())[0])
+        with suppress(OSError):  # it has just ended
+            found = re.findall(r"rchar: (\d+)", Path(f"/proc/{pid}/io").read_text())
+            return int(found[0]) if found else 0
     return 0
 
 
@@ -199,7 +250,7 @@ class HeldBackRestic:
         self._waits.unlink(missing_ok=True)
         wait = f"touch {self._waits}; until [ -e {self._may_go} ]; do sleep 0.05; done"
         if afterwards:
-            wait = f'restic "$@"; {wait}'
+            wait = f'restic "$@"; code=$?; {wait}; exit $code'
         self.path = restic_script(node, f'case "$*" in *{word}*) {wait};; esac')
 
     def reached(self) -> None:
@@ -223,7 +274,7 @@ def repository_taken(node: Node) -> Iterator[Callable[[], None]]:
         "RESTIC_PASSWORD_FILE": str(node.password_file),
         "RESTIC_CACHE_DIR": str(node.directory / "cache of another host"),
     }
-    line = f"hostname another-host; restic check >&2 & {ONCE_LOCKED}; kill -STOP $!; echo $!; wait $!"
+    line = f"hostname another-host; {STOPPED_CHECK}; echo $!; wait $!"
     command = ["unshare", "--uts", "sh", "-c", line]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
         assert other.stdout
@@ -231,7 +282,7 @@ def repository_taken(node: Node) -> Iterator[Callable[[], None]]:
 
         def let_go() -> None:
             os.kill(check, signal.SIGCONT)
-            assert other.wait(60) == 0
+            assert other.wait(300) == 0
 
         try:
             yield let_go

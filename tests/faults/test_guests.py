@@ -19,19 +19,19 @@ from tests.faults.provoke import (
     kill_agent,
     stopped,
 )
-from tests.integration.node import Node, wait_until
+from tests.integration.node import Node, wait_until, within
 from tests.lab import Lab
 from tests.lab.sample import WEB
 from tests.unit.waiting import runs
 
-LIMIT = 6  # seconds, as FREEZE_TIMEOUT
-POSSIBLE = 60  # seconds in which a freeze that was asked for may still happen, and more
+LIMIT = 12  # seconds, as FREEZE_TIMEOUT
+POSSIBLE = 90  # seconds in which a freeze that was asked for may still happen, and more
 IN_TIME = LIMIT + 5  # seconds from the freeze on, on a busy machine
 
 
 def test_a_worker_that_is_stopped_costs_its_job_and_no_more_than_freeze_timeout(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT):
-        wait_until(lambda: not held(node), IN_TIME, "main has thawed the guest")
+        within(lambda: not held(node), IN_TIME, "main has thawed the guest")
         assert freeze_status(lab, WEB) == "thawed"
     web = node.report()["domains"][WEB]
     assert web["status"] == "failed"
@@ -42,7 +42,7 @@ def test_a_worker_that_is_stopped_costs_its_job_and_no_more_than_freeze_timeout(
 
 def test_a_worker_that_not_even_sigkill_ends_keeps_neither_its_guest_nor_main(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, worker), in_frozen_cgroup(worker):
-        wait_until(lambda: not held(node), IN_TIME, "main has thawed the guest")
+        within(lambda: not held(node), IN_TIME, "main has thawed the guest")
         assert freeze_status(lab, WEB) == "thawed"
         os.kill(main, signal.SIGTERM)
         time.sleep(2)  # two that come at once are one
@@ -61,7 +61,7 @@ def test_where_all_are_stopped_the_guest_is_thawed_once_they_go_on(node: Node, l
             os.kill(worker, signal.SIGCONT)
             time.sleep(IN_TIME)
             assert freeze_status(lab, WEB) == "frozen", "nobody can act"
-        wait_until(lambda: not held(node), IN_TIME, "the guest was thawed")
+        within(lambda: not held(node), IN_TIME, "the guest was thawed")
         assert freeze_status(lab, WEB) == "thawed"
     web = node.report()["domains"][WEB]
     assert (web["status"], web["consistency"]) != ("saved", "filesystem") or web["frozen_seconds"] < LIMIT
@@ -70,7 +70,7 @@ def test_where_all_are_stopped_the_guest_is_thawed_once_they_go_on(node: Node, l
 
 def test_where_main_is_stopped_too_the_watchdog_thaws_in_time(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, _), stopped(main):
-        wait_until(lambda: not held(node), IN_TIME + 2, "the watchdog has thawed the guest")
+        within(lambda: not held(node), IN_TIME + 2, "the watchdog has thawed the guest")
         assert freeze_status(lab, WEB) == "thawed"
     assert node.report()["domains"][WEB]["status"] == "failed"
     _saved_by_the_next_run(node)
@@ -104,7 +104,7 @@ def test_a_freeze_of_a_slow_agent_whose_sender_was_killed_is_undone(node: Node, 
 
 def test_an_agent_that_dies_while_main_and_worker_are_killed_is_waited_for(node: Node, lab: Lab) -> None:
     """The next run is not kept from saving the domain, and the watchdog thaws it as soon as it can."""
-    kill_agent(lab, WEB, seconds=75, when=ONCE_FROZEN)
+    kill_agent(lab, WEB, seconds=120, when=ONCE_FROZEN)
     with frozen(node, lab, WEB) as (main, worker):
         wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "the agent is dead")
         kill(main, worker)
@@ -113,14 +113,15 @@ def test_an_agent_that_dies_while_main_and_worker_are_killed_is_waited_for(node:
         assert node.report()["errors"] == ["web01: the guest may still be frozen after the run"]
         assert "the guest may still be frozen or paused by an earlier backup" in done.stderr
         assert node.report()["domains"][WEB]["consistency"] == "crash"
-    wait_until(lambda: lab.hypervisor.agent_answers(WEB), 90, "the agent answers again")
+    wait_until(lambda: lab.hypervisor.agent_answers(WEB), 150, "the agent answers again")
     wait_until(lambda: not held(node), 40, "a watchdog has thawed the guest")
     _writes(lab)
 
 
 def test_a_guest_that_was_started_anew_is_in_the_way_of_nothing(node: Node, lab: Lab, plain: str) -> None:
     with frozen(node, lab, plain) as (main, worker):
-        kill(*node.watchdogs(), main, worker)
+        os.kill(main, signal.SIGSTOP)  # or it would start another watchdog
+        kill(*node.watchdogs(), worker, main)
     lab.destroy_domain(plain)
     lab.start_domain(plain, wait_for_agent=False)
     assert held(node)

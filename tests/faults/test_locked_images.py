@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.faults.provoke import held_before_freeze
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE
@@ -40,9 +41,9 @@ def owned(lab: Lab) -> Iterator[tuple[int, str]]:
 
 def test_a_lock_by_hand_fails_its_domain_and_check_with_its_owner(node: Node, lab: Lab) -> None:
     lab.rbd("lock", "add", SPEC, "theirs")
+    listed = lab.rbd("lock", "ls", SPEC).decode()
+    ((client, address),) = re.findall(r"(client\.\d+)\s+theirs\s+(\S+)", listed)
     try:
-        listed = lab.rbd("lock", "ls", SPEC).decode()
-        ((client, address),) = re.findall(r"(client\.\d+)\s+theirs\s+(\S+)", listed)
         done = node.run("backup", ARCHIVE)
         checked = node.run("check")
     finally:
@@ -57,9 +58,12 @@ def test_a_lock_by_hand_fails_its_domain_and_check_with_its_owner(node: Node, la
 def test_an_owner_that_is_stopped_is_named(node: Node, lab: Lab) -> None:
     with owned(lab) as (pid, address):
         assert node.run("backup", ARCHIVE).returncode == 0, "a living owner makes the snapshot"
-        os.kill(pid, signal.SIGSTOP)
-        done = node.run("backup", ARCHIVE, CEPH_TIMEOUT=6)  # half of WATCH_TIMEOUT
-    assert re.search(rf"locked by client\.\d+ at {address}\) were not made within", done.stderr)
+        # half of WATCH_TIMEOUT
+        with held_before_freeze(node, ARCHIVE, RETRY_FOR=0, CEPH_TIMEOUT=6) as (run, go_on):
+            os.kill(pid, signal.SIGSTOP)
+            go_on()
+            output, _ = run.communicate(timeout=300)
+    assert re.search(rf"locked by client\.\d+ at {address}\) were not made within", output)
 
 
 def test_an_owner_that_died_is_named_by_check_and_a_user_who_may_not_replace_it_in_the_failure(

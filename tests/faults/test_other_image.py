@@ -51,7 +51,9 @@ def test_another_client_s_writes_to_a_disk_that_the_guest_only_reads_or_gets_lat
         disk = rbd_disk(target, f"vms/{target}", inside).encode()
         lab.virsh("attach-device", plain, "/dev/stdin", *flags, stdin=disk)
     try:
-        assert [_watchers(lab, spec) for spec in ("vms/plain", "vms/vdr", "vms/vds")] == [1, 1, 0]
+        images = ("vms/plain", "vms/vdr", "vms/vds")
+        watchers = [1, 1, 0]  # and for a while those of workers that were killed before
+        wait_until(lambda: [_watchers(lab, one) for one in images] == watchers, 30, "they are in use")
         assert _consistency(node, plain) == "filesystem"
         for spec in ("vdr", "vds"):
             with _written(lab, spec):
@@ -67,12 +69,12 @@ def test_a_disk_that_is_attached_during_a_slow_freeze_is_saved_with_the_others(
 ) -> None:
     lab.create_image("vms/late", MIB)
     try:
-        backup = node.started("backup", plain, FREEZE_TIMEOUT=30)
-        with agent_hook(lab, plain, "freeze", "sleep 3"), backup as process:
+        backup = node.started("backup", plain, FREEZE_TIMEOUT=60)
+        with agent_hook(lab, plain, "freeze", "sleep 8"), backup as process:
             wait_until(lambda: held(node), 60, "the guest is being frozen")
             disk = rbd_disk("vdl", "vms/late").encode()
             lab.virsh("attach-device", plain, "/dev/stdin", "--config", "--live", stdin=disk)
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, output
         assert "disk vdl (vms/late): attached or changed while the snapshots were made" in output
         images = node.report()["domains"][plain]["images"]

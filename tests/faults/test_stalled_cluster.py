@@ -16,13 +16,13 @@ from tests.faults.provoke import (
     restic_script,
     stopped,
 )
-from tests.integration.node import SLOW, Node, snapshot_names, wait_until
+from tests.integration.node import SLOW, Node, snapshot_names, wait_until, within
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB
 
 STALL = 100  # seconds
 CONSTANTS: Mapping[str, object] = {"MAX_READ_RATE": SLOW, "CEPH_TIMEOUT": 5, "CEPH_STALL_TIMEOUT": 300}
-WAITING = "the cluster has not answered for 5 s; waiting up to 300 s (CEPH_STALL_TIMEOUT)"
+WAITING = "; waiting up to 300 s (CEPH_STALL_TIMEOUT)"
 
 
 def test_an_osd_that_is_silent_in_mid_stream_costs_time_and_nothing_else(
@@ -34,10 +34,10 @@ def test_an_osd_that_is_silent_in_mid_stream_costs_time_and_nothing_else(
         wait_until(lambda: received_bytes(node) > 8 * MIB, 60, "restic has got a part of the image")
         with stopped(lab.osd_pid):  # for much longer than LOCK_DURATION
             time.sleep(STALL)
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert output.count(WAITING) == 1, output
-    assert "the cluster answers again, after" in output
+    # a second, short stall when the OSD goes on is no fault
+    assert output.count(WAITING) == output.count("the cluster answers again, after") >= 1, output
     assert "cannot renew the domain's lock: " in output
     assert "the domain's lock is renewed again" in output
     assert "failed domains" not in output
@@ -53,21 +53,21 @@ def test_an_osd_that_is_silent_from_the_start_costs_time_and_nothing_else(node: 
         with stopped(lab.osd_pid):
             lines = lines_until(process, WAITING)
             time.sleep(10)
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, "".join(lines) + output
     assert "failed domains" not in output
 
 
 def test_a_stop_is_heard_within_seconds_while_an_osd_is_silent(node: Node, lab: Lab, large: str) -> None:
-    constants = {**CONSTANTS, "CEPH_TIMEOUT": 15}
+    constants = {**CONSTANTS, "CEPH_TIMEOUT": 20}
     with node.started("backup", large, **constants) as process:
         wait_until(lambda: received_bytes(node) > 8 * MIB, 60, "restic has got a part of the image")
         with stopped(lab.osd_pid):
             wait_until(lambda: _takes_nothing(node), 30, "what was read ahead has been taken")
             process.terminate()
-            wait_until(lambda: not node.processes("--stdin"), 5, "restic was interrupted")
+            within(lambda: not node.processes("--stdin"), 12, "restic was interrupted")
             # reads under way time out, then the cluster is asked once whether it answers again
-            output, _ = process.communicate(timeout=2 * 15 + 10)
+            output, _ = process.communicate(timeout=2 * 20 + 30)
     assert process.returncode == 143, output
     assert node.snapshots() == []
     _next_run_tidies_up(node, large)
@@ -80,7 +80,7 @@ def test_a_lock_that_another_node_has_had_meanwhile_is_lost_and_the_domain_tried
         wait_until(lambda: received_bytes(node) > 8 * MIB, 60, "restic has got a part of the image")
         _remove_lock(lab)  # as who had it does in the end
         lines = lines_until(process, "retrying 1 failed domains")
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=240)
     output = "".join(lines) + output
     assert "lost the domain's lock" in output
     assert "retrying 1 failed domains: " in output
@@ -95,9 +95,9 @@ def test_snapshots_are_removed_when_the_cluster_answers_again(node: Node, lab: L
         with stopped(lab.osd_pid):
             delete()
             restic.let_go()
-            lines = lines_until(process, "the cluster has not answered for 3 s")
+            lines = lines_until(process, "the cluster has not answered for ")
             time.sleep(7)  # it is retried more than once
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, "".join(lines) + output
     assert snapshot_names(lab, f"vms/{ARCHIVE}") == []
 

@@ -21,7 +21,7 @@ def test_the_second_run_on_a_node_is_refused(node: Node, large: str) -> None:
         assert "another run is active" in second.stderr
         assert node.run("cleanup").returncode == 11
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
     assert ARCHIVE not in {one["hostname"] for one in node.snapshots()}
 
 
@@ -33,20 +33,20 @@ def test_two_nodes_never_back_up_the_same_domain_at_once(node: Node, large: str,
         assert (domains[large]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
         assert "another run is backing up this domain" in domains[large]["reason"]
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
 
 
 def test_the_lock_is_kept_for_as_long_as_the_job_takes(
     node: Node, lab: Lab, large: str, tmp_path: Path
 ) -> None:
-    with _busy(node, large, LOCK_DURATION=3) as process:
+    with _busy(node, large, LOCK_DURATION=6) as process:
         began = time.monotonic()
-        while time.monotonic() < began + 8:  # more than two durations: without renewal it would be free
+        while time.monotonic() < began + 14:  # more than two durations: without renewal it would be free
             other = node.run("backup", large, RUNTIME_DIR=str(tmp_path / "other-node"))
             assert other.returncode == 3
             assert process.poll() is None
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import rados
 import rbd
 
 from tests.integration.node import PREFIX, Node
-from tests.lab import Lab
+from tests.lab import Lab, LabError
 from tests.lab.sample import DATABASE, WEB
 
 
@@ -41,12 +41,18 @@ def remove_left_behind(lab: Lab, node: Node) -> None:
     for pid in node.processes(""):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for note in node.runtime_dir.glob("**/held/*.json"):  # nobody is left to thaw or resume these guests
+        for command in ("resume", "domfsthaw"):
+            with suppress(LabError):
+                lab.virsh(command, note.stem)
     for pool in _pools(lab):
         for namespace, key in list(_locks(pool)):
             pool.set_namespace(namespace)
             pool.remove_object(key)
         for name, snapshot in _snapshots(pool):
             with rbd.Image(pool, name) as image:
+                if image.is_protected_snap(snapshot):
+                    image.unprotect_snap(snapshot)
                 image.remove_snap(snapshot)
 
 
