@@ -23,7 +23,7 @@ from tests.faults.provoke import (
     kill_agent,
     stop_agent,
 )
-from tests.integration.node import Node, wait_until
+from tests.integration.node import Node, wait_until, within
 from tests.lab import Lab
 from tests.lab.sample import DATABASE, WEB
 
@@ -247,7 +247,7 @@ def _saved_although_silent_while_frozen(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=15) as (_, worker):
         wait_until(lambda: not lab.hypervisor.agent_answers(WEB), 20, "the agent says nothing more")
         os.kill(worker, signal.SIGCONT)
-        wait_until(lambda: not held(node), 18, "the guest was let go")
+        within(lambda: not held(node), 18, "the guest was let go")
     saved = node.report()["domains"][WEB]
     assert saved["status"] == "saved"
     assert saved["frozen_seconds"] > 2

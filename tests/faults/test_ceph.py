@@ -19,7 +19,7 @@ from tests.faults.provoke import (
     received_bytes,
     stopped,
 )
-from tests.integration.node import SLOW, Node, snapshot_names, wait_until
+from tests.integration.node import SLOW, Node, snapshot_names, wait_until, within
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, MEDIA, MIB
 
@@ -52,7 +52,7 @@ def test_an_osd_that_hangs_while_a_guest_is_frozen_fails_its_domain(node: Node, 
         with stopped(lab.osd_pid):
             os.kill(worker, signal.SIGCONT)
             wait_until(lambda: held_for(node) > 6, 60, "it was frozen for longer than Ceph may take")
-        wait_until(lambda: not held(node), 15, "the guest was let go")
+        within(lambda: not held(node), 15, "the guest was let go")
         lab.wait_for_ticks(plain, beyond=lab.ticks(plain))
     assert freeze_status(lab, plain) == "thawed"
     _next_run_tidies_up(node, plain)
@@ -159,7 +159,7 @@ def test_the_guest_is_frozen_no_longer_than_allowed_when_ceph_hangs(node: Node, 
     with node.started("backup", plain, FREEZE_TIMEOUT=6, CEPH_TIMEOUT=15) as process:
         wait_until(lambda: held(node), 60, "the guest is being frozen")
         with stopped(lab.mon_pid):  # it has a part in every snapshot, and none in what guests write
-            wait_until(lambda: not held(node), 7, "the guest was let go")
+            within(lambda: not held(node), 7, "the guest was let go")
             lab.wait_for_ticks(plain, beyond=lab.ticks(plain))
         output, _ = process.communicate(timeout=90)
     assert "the snapshots of vms/plain were not made within 5 s" in output

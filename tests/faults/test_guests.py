@@ -19,7 +19,7 @@ from tests.faults.provoke import (
     kill_agent,
     stopped,
 )
-from tests.integration.node import Node, wait_until
+from tests.integration.node import Node, wait_until, within
 from tests.lab import Lab
 from tests.lab.sample import WEB
 from tests.unit.waiting import runs
@@ -31,7 +31,7 @@ IN_TIME = LIMIT + 5  # seconds from the freeze on, on a busy machine
 
 def test_a_worker_that_is_stopped_costs_its_job_and_no_more_than_freeze_timeout(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT):
-        wait_until(lambda: not held(node), IN_TIME, "main has thawed the guest")
+        within(lambda: not held(node), IN_TIME, "main has thawed the guest")
         assert freeze_status(lab, WEB) == "thawed"
     web = node.report()["domains"][WEB]
     assert web["status"] == "failed"
@@ -42,7 +42,7 @@ def test_a_worker_that_is_stopped_costs_its_job_and_no_more_than_freeze_timeout(
 
 def test_a_worker_that_not_even_sigkill_ends_keeps_neither_its_guest_nor_main(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, worker), in_frozen_cgroup(worker):
-        wait_until(lambda: not held(node), IN_TIME, "main has thawed the guest")
+        within(lambda: not held(node), IN_TIME, "main has thawed the guest")
         assert freeze_status(lab, WEB) == "thawed"
         os.kill(main, signal.SIGTERM)
         time.sleep(2)  # two that come at once are one
@@ -61,7 +61,7 @@ def test_where_all_are_stopped_the_guest_is_thawed_once_they_go_on(node: Node, l
             os.kill(worker, signal.SIGCONT)
             time.sleep(IN_TIME)
             assert freeze_status(lab, WEB) == "frozen", "nobody can act"
-        wait_until(lambda: not held(node), IN_TIME, "the guest was thawed")
+        within(lambda: not held(node), IN_TIME, "the guest was thawed")
         assert freeze_status(lab, WEB) == "thawed"
     web = node.report()["domains"][WEB]
     assert (web["status"], web["consistency"]) != ("saved", "filesystem") or web["frozen_seconds"] < LIMIT
@@ -70,7 +70,7 @@ def test_where_all_are_stopped_the_guest_is_thawed_once_they_go_on(node: Node, l
 
 def test_where_main_is_stopped_too_the_watchdog_thaws_in_time(node: Node, lab: Lab) -> None:
     with frozen(node, lab, WEB, FREEZE_TIMEOUT=LIMIT) as (main, _), stopped(main):
-        wait_until(lambda: not held(node), IN_TIME + 2, "the watchdog has thawed the guest")
+        within(lambda: not held(node), IN_TIME + 2, "the watchdog has thawed the guest")
         assert freeze_status(lab, WEB) == "thawed"
     assert node.report()["domains"][WEB]["status"] == "failed"
     _saved_by_the_next_run(node)

@@ -16,7 +16,7 @@ from tests.faults.provoke import (
     restic_script,
     stopped,
 )
-from tests.integration.node import SLOW, Node, snapshot_names, wait_until
+from tests.integration.node import SLOW, Node, snapshot_names, wait_until, within
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB
 
@@ -65,7 +65,7 @@ def test_a_stop_is_heard_within_seconds_while_an_osd_is_silent(node: Node, lab: 
         with stopped(lab.osd_pid):
             wait_until(lambda: _takes_nothing(node), 30, "what was read ahead has been taken")
             process.terminate()
-            wait_until(lambda: not node.processes("--stdin"), 5, "restic was interrupted")
+            within(lambda: not node.processes("--stdin"), 5, "restic was interrupted")
             # reads under way time out, then the cluster is asked once whether it answers again
             output, _ = process.communicate(timeout=2 * 15 + 10)
     assert process.returncode == 143, output
