@@ -255,7 +255,7 @@ class HeldBackRestic:
 
     def reached(self) -> None:
         """Wait until it waits."""
-        wait_until(self._waits.exists, 60, "restic is about to begin")
+        wait_until(self._waits.exists, 180, "restic is about to begin")
 
     def let_go(self) -> None:
         """Let it begin, now and from now on."""

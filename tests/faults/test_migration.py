@@ -23,7 +23,7 @@ from tests.faults.provoke import (
     lines_until,
     stopped,
 )
-from tests.integration.node import Node, wait_until
+from tests.integration.node import Node, wait_until, within
 from tests.lab import Lab
 from tests.lab.second_node import SecondNode, second_node
 
@@ -121,7 +121,7 @@ def _thawed_while_it_migrates(migration: Migration, node: Node, lab: Lab) -> boo
         migration.under_way(*MOVED) as moving,
     ):
         os.kill(worker, signal.SIGCONT)
-        wait_until(lambda: not held(node), THAWED_WITHIN, "it is thawed")
+        within(lambda: not held(node), THAWED_WITHIN, "it is thawed")
         assert freeze_status(lab, GUEST) == "thawed"
         migration.let_go()
         return migration.arrives(moving)
@@ -143,7 +143,7 @@ def _thawed_while_a_migration_is_prepared(migration: Migration, node: Node, lab:
     with node.started("backup", GUEST, RETRY_FOR=RETRIES) as source:
         wait_until(lambda: held(node), 60, "it is being frozen")
         with migration.begun(*MOVED) as moving:  # slow: one that ends within the freeze takes it along
-            wait_until(lambda: not held(node), THAWED_WITHIN, "it is thawed")
+            within(lambda: not held(node), THAWED_WITHIN, "it is thawed")
             migration.await_memory(moving)
             migration.let_go()
             arrives = migration.arrives(moving)

@@ -23,7 +23,7 @@ from tests.faults.provoke import (
     received_bytes,
     streaming,
 )
-from tests.integration.node import PREFIX, SLOW, Node, parent, snapshot_names, wait_until
+from tests.integration.node import PREFIX, SLOW, Node, parent, snapshot_names, wait_until, within
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, MIB, WEB
 
@@ -186,7 +186,7 @@ def test_a_guest_thaws_within_seconds_after_worker_and_main_were_killed(node: No
     with _reached("frozen", node, lab) as (main, worker):
         (watchdog,) = node.watchdogs()
         kill(main, worker)
-        wait_until(lambda: not held(node), 5, "the watchdog let the guest go")
+        within(lambda: not held(node), 5, "the watchdog let the guest go")
         assert freeze_status(lab, WEB) == "thawed"
         lab.wait_for_ticks(WEB, beyond=lab.ticks(WEB))
         wait_until(lambda: watchdog not in node.processes(""), 10, "the watchdog has ended")
@@ -202,7 +202,7 @@ def test_a_watchdog_that_is_stopped_is_replaced_before_worker_and_main_are_kille
         os.kill(first, signal.SIGSTOP)
         wait_until(lambda: node.watchdogs() and first not in node.watchdogs(), 20, "it was replaced")
         kill(main, worker)
-        wait_until(lambda: not held(node), 5, "the second watchdog let the guest go")
+        within(lambda: not held(node), 5, "the second watchdog let the guest go")
         assert freeze_status(lab, WEB) == "thawed"
         wait_until(lambda: not node.processes(""), 10, "all have ended")
     _next_run_tidies_up(node, lab, WEB)

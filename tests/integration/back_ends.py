@@ -67,7 +67,7 @@ class BackEnd:
         """Run restic at the server."""
         environment = {**ENVIRONMENT, "RESTIC_PASSWORD": PASSWORD, **self.by_server}
         command = ["restic", "--no-cache", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=600)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 

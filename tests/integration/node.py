@@ -91,7 +91,7 @@ class Node:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=900,
             check=False,
         )
 
@@ -161,7 +161,7 @@ class Node:
             "CEPH_CONF": str(self.lab.ceph_conf),
         }
         done = subprocess.run(
-            command, cwd=directory, env=environment, capture_output=True, timeout=120, check=False
+            command, cwd=directory, env=environment, capture_output=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
@@ -208,7 +208,12 @@ def snapshot_names(lab: Lab, spec: str, prefix: str = PREFIX) -> Sequence[str]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Poll until it is true. Fails the test after so many seconds."""
+    """Poll until it is true. Fails the test after so many seconds of an idle machine."""
+    within(condition, 4 * seconds, what)
+
+
+def within(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll until it is true. Fails the test after so many seconds, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

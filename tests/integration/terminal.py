@@ -26,7 +26,7 @@ class Terminal:
         self.process = process
         self.written = ""
 
-    def wait_for(self, pattern: str, seconds: float = 60, after: int = 0) -> None:
+    def wait_for(self, pattern: str, seconds: float = 180, after: int = 0) -> None:
         """Read until there is a match in the text that was written from a position on."""
         deadline = time.monotonic() + seconds
         while not re.search(pattern, self.text(after)):
@@ -41,7 +41,7 @@ class Terminal:
         """Read until the command has ended; give its exit code."""
         while self._read():
             pass
-        return self.process.wait(60)
+        return self.process.wait(300)
 
     def resize(self, columns: int, rows: int = 25) -> None:
         """Have another size, and tell the foreground process, as the kernel does."""

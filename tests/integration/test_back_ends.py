@@ -38,7 +38,7 @@ def test_backup_interruption_verification_restore_and_prune(
         wait_until(lambda: received_bytes(node) > 4 * MIB, 60, "restic has got a part of the image")
         command_lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in node.processes("")]
         process.terminate()
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=300)
         words.append(output)
     assert process.returncode == 143, output
     done = node.run("check")
@@ -74,7 +74,7 @@ def test_a_slow_connection_that_breaks_costs_no_domain(node: Node, large: str, n
         with node.started("backup", large, MAX_READ_RATE=SLOW) as process:
             wait_until(lambda: received_bytes(node) > 4 * MIB, 60, "restic has got a part of the image")
             back_end.link.cut()
-            output, _ = process.communicate(timeout=240)
+            output, _ = process.communicate(timeout=900)
         assert process.returncode == 0, output
         back_end.link.delay = 0
         assert node.run("verify").returncode == 0

@@ -176,5 +176,5 @@ def test_with_min_age_a_domain_that_another_node_is_saving_is_left_to_it(
         done = node.run("backup", RUNTIME_DIR=str(tmp_path / "other-node"), **constants)
         assert done.returncode == 0
         assert node.report()["domains"]["slow"]["status"] == "skipped"
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
     assert process.returncode == 0

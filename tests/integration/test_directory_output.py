@@ -170,7 +170,7 @@ def test_what_is_being_read_is_removed_by_no_node(node: Node, repository: Reposi
         assert "is in use" in done.stderr
         assert first in repository.runs()
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(300)
     assert node.run_elsewhere("prune", KEEP_LAST=1).returncode == 0
     assert repository.runs() == [node.report()["run"]]
 
@@ -232,7 +232,7 @@ def test_a_directory_that_is_full_fails_the_domain_and_nothing_is_left(
             wait_until(lambda: process.poll() or any(place.glob(WRITTEN)), 90, "the disk is being written")
             if process.poll() is None:
                 filler.write_bytes(bytes(200 * MIB))  # somebody else takes the room
-            printed, _ = process.communicate(timeout=120)
+            printed, _ = process.communicate(timeout=300)
         assert process.returncode == 3, printed
         assert "no space left on device" in printed, printed
         filler.unlink()
@@ -245,7 +245,7 @@ def test_a_directory_that_vanishes_fails_the_domain(node: Node, lab: Lab, reposi
         with node.started("backup", name, MAX_READ_RATE=SLOW) as process:
             wait_until(lambda: any(repository.path.glob(WRITTEN)), 90, "the disk is being written")
             shutil.rmtree(repository.path)
-            printed, _ = process.communicate(timeout=120)
+            printed, _ = process.communicate(timeout=300)
         assert process.returncode == 3
         assert "no such file or directory" in printed
         assert "is the file system of DIRECTORY_OUTPUT mounted" in printed

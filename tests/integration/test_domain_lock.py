@@ -13,7 +13,7 @@ from backup.ceph.errors import LockHeld, LockLost
 from backup.job.domain_lock import lock_at
 from backup.model import ClusterAddress, Image
 from backup.system.stop_request import StopRequest
-from tests.integration.node import wait_until
+from tests.integration.node import within
 from tests.lab import Lab
 from tests.unit.recorder import Recorder
 
@@ -48,7 +48,7 @@ def _taken_by_other(other: Cluster, duration: int) -> None:
             return False
         return True
 
-    wait_until(taken, 10, "it has expired")
+    within(taken, 10, "it has expired")
 
 
 def test_a_lock_is_one_s_alone_until_it_is_removed(clusters: tuple[Cluster, Cluster]) -> None:

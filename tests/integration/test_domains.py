@@ -132,7 +132,7 @@ def test_what_happens_to_a_domain_after_its_snapshots_does_not_matter(
     with node.started("backup", transient, MAX_READ_RATE=SLOW, FREEZE="never") as process:
         wait_until(lambda: node.processes("--stdin-filename=vda.img"), 60, "the image is on its way")
         lab.destroy_domain(transient)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     domain = node.report()["domains"][transient]
     assert (domain["status"], domain["consistency"]) == ("saved", "paused")
@@ -154,7 +154,7 @@ def test_each_domain_is_looked_at_again_when_its_turn_comes(
         lab.undefine_domain("undefined")
         lab.virsh("start", "started")
         stack.callback(lab.destroy_domain, "started")
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     domains = node.report()["domains"]
     assert domains["undefined"]["status"] == "skipped"

@@ -105,7 +105,7 @@ def test_an_interrupted_drill_leaves_no_guest_and_no_image(node: Node, lab: Lab)
         (listed,) = [one for one in json.loads(node.run("list", "--json").stdout) if "-drill" in one["name"]]
         assert not listed["selected"], listed
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
 
 

@@ -105,7 +105,7 @@ def test_two_groups_never_quiesce_the_same_domain_at_once(groups: Groups, lab: L
             for group in ("root", "data")
         }
         for run in runs.values():
-            output, _ = run.communicate(timeout=120)
+            output, _ = run.communicate(timeout=300)
             assert run.returncode == 0, output
     first, second = sorted(groups.frozen(group) for group in runs)
     assert first[1] - first[0] > timedelta(seconds=3)
@@ -127,7 +127,7 @@ def test_a_guest_of_a_killed_run_is_thawed_by_the_next_run_of_another_group(grou
             os.kill(worker, signal.SIGCONT)
         assert freeze_status(lab, WEB) == "frozen"
         kill(*node.watchdogs(), process.pid, worker)
-        process.communicate(timeout=90)
+        process.communicate(timeout=300)
     assert groups.notes("root")
     done = groups.run("data", "backup")
     assert done.returncode == 0, done.stderr

@@ -82,7 +82,7 @@ def test_a_hook_ends_with_its_worker_and_what_it_began_is_undone(
         wait_until(lambda: pids.exists() and pids.read_text().endswith("\n"), 60, "the hook runs")
         (worker,) = node.workers()
         os.kill(worker if number == signal.SIGKILL else process.pid, number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == (3 if number == signal.SIGKILL else 143), output
     assert not [pid for pid in pids.read_text().split() if runs(int(pid))]
 

@@ -89,7 +89,7 @@ def configure(booted: Machine, node: Node, lab: Lab, **constants: object) -> Non
 
 
 def start(booted: Machine, service: str) -> None:
-    done = booted.run("systemctl", "start", service, timeout=180)
+    done = booted.run("systemctl", "start", service)
     assert done.returncode == 0, booted.run("journalctl", "--no-pager", f"--unit={service}").stdout
 
 
@@ -108,7 +108,7 @@ def test_a_guest_that_the_service_could_not_thaw_is_thawed_after_its_end(
     booted.run("install", "-D", "-t", DROP_INS.format(""), f"{node.directory}/stop.conf")
     booted.run("systemctl", "daemon-reload")
     with agent_hook(lab, WEB, "freeze", "sleep 120"):
-        done = booted.run("systemctl", "start", "virt-rbd-backup.service", timeout=180)
+        done = booted.run("systemctl", "start", "virt-rbd-backup.service")
         assert done.returncode != 0
         assert booted.run("ls", "/run/virt-rbd-backup/held").stdout.endswith(".json\n")
         assert is_active(booted, "virt-rbd-backup.service") == "failed"

@@ -223,7 +223,7 @@ def test_a_signal_ends_it_and_nothing_is_left(
     with node.started("drill", WEB, "--instant") as process:
         wait_until(lambda: is_running(lab), 90, "the guest is there")
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == code, output
 
 
@@ -233,7 +233,7 @@ def test_a_restic_that_is_killed_ends_it_and_proves_nothing(node: Node, lab: Lab
         wait_until(lambda: is_running(lab), 90, "the guest is there")
         for pid in node.processes("restic mount"):
             os.kill(pid, signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode in (1, 3), output
     assert "restic mount was killed by SIGKILL" in output or "cannot read" in output
     wait_until(lambda: not is_running(lab), 10, "its guest has ended with it")
@@ -245,7 +245,7 @@ def test_a_restart_of_libvirt_leaves_neither_the_guest_nor_a_record(node: Node, 
         wait_until(lambda: is_running(lab), 90, "the guest is there")
         lab.stop_libvirtd()
         lab.start_libvirtd()
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode in (0, 1), output
     assert record(node, WEB)["proof_failure"] == "", "libvirt's restart proves nothing about the backup"
 
@@ -263,7 +263,7 @@ def test_two_at_once_do_not_meet(node: Node, lab: Lab) -> None:
         wait_until(lambda: is_running(lab), 90, "the guest is there")
         done = node.run("drill", WEB, "--instant")
         assert (done.returncode, "is another drill of it running?" in done.stderr) == (1, True), done.stderr
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
 
 
@@ -275,4 +275,4 @@ def test_backups_ignore_the_guest_of_a_drill(node: Node, lab: Lab) -> None:
         (found,) = [one for one in listed if one["name"] == DRILLED]
         assert not found["selected"], found
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)

@@ -80,7 +80,7 @@ def test_it_takes_the_guests_own_boot_and_eight_seconds_more(
     with node.started(*RESTORE) as process:
         wait_until(lambda: is_answering(lab), 180, "its agent answers")
         seconds = time.monotonic() - began
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert seconds <= guest.boot_seconds + 8
 
@@ -96,7 +96,7 @@ def test_its_images_stay_thin_although_the_guest_trims(node: Node, lab: Lab, gue
         wait_until(lambda: is_answering(lab), 120, "its agent answers")
         lab.virsh("domfstrim", NAME)
         restic.let_go()
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert used_bytes(lab) <= guest.used + 3 * OBJECT
     guest.require_on_images()

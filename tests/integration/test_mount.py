@@ -19,7 +19,7 @@ from tests.integration.node import Node, snapshot_names, wait_until
 from tests.lab import Lab
 from tests.lab.sample import ARCHIVE, WEB
 
-READY = 60  # seconds under load
+READY = 180  # seconds under load
 DISKS = {"vda": f"vms/{WEB}-root", "vdb": f"ssd/{WEB}-data"}
 
 

@@ -225,7 +225,7 @@ def test_what_is_being_read_is_not_removed(node: Node, repository: Repository, t
         assert "in use at" in done.stderr
         assert first in repository.snapshots(repository.disk("vda"))
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(300)
     assert node.run("prune", KEEP_LAST=1).returncode == 0
     assert first not in repository.snapshots(repository.disk("vda"))
 

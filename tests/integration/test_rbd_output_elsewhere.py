@@ -127,7 +127,7 @@ def test_a_link_that_stalls_for_a_while_costs_nothing(node: Node, lab: Lab, ther
             wait_until(lambda: len(images(there, "ssd")) == 3, 60, "both disks are being written")
             with stopped(pid_of(there.osd), pid_of(there.monitor)):
                 time.sleep(8)  # longer than a timeout
-            output, _ = process.communicate(timeout=170)
+            output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         assert len(complete(node)) == 1
         assert node.run("verify", name).returncode == 0

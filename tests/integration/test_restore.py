@@ -305,7 +305,7 @@ def test_an_interrupted_restore_leaves_nothing(
     with node.started("restore", pair, "--suffix", SUFFIX) as process:
         wait_until(lambda: _images(lab) - before, 60, "an image is made")
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + number, output
     assert _images(lab) == before
     assert node.processes("dump") == []
@@ -349,7 +349,7 @@ def test_a_domain_is_restored_while_it_is_backed_up(node: Node, lab: Lab, pair: 
         with stopped(*node.processes("--stdin-filename")):  # or it might be faster than the restore
             done = node.run("restore", pair, "--suffix", SUFFIX)
             assert backup.poll() is None, "the backup is still at work"
-        output, _ = backup.communicate(timeout=120)
+        output, _ = backup.communicate(timeout=300)
     assert (done.returncode, backup.returncode) == (0, 0), done.stderr + output
     assert _digest(lab, f"ssd/pair01-b{SUFFIX}") == _digest(lab, "ssd/pair01-b")
 

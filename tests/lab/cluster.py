@@ -121,11 +121,11 @@ class Cluster:
         self.monitor.end()
 
     def ceph(self, *arguments: str, stdin: bytes = b"") -> str:
-        patience = ("--connect-timeout", "30")
+        patience = ("--connect-timeout", "100")
         return run_program("ceph", "--conf", self.conf, *patience, *arguments, stdin=stdin).decode()
 
     def rbd(self, *arguments: str, stdin: bytes | None = None) -> bytes:
-        return run_program("rbd", "--conf", self.conf, *arguments, stdin=stdin or b"", timeout=300)
+        return run_program("rbd", "--conf", self.conf, *arguments, stdin=stdin or b"")
 
     def refuse_taken_ports(self) -> None:
         family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
@@ -175,7 +175,7 @@ class Cluster:
         (self.directory / "osd" / "keyring").write_text(_keyring_entry("osd.0", key))
         run_program("ceph-osd", "--mkfs", "--id", "0", "--conf", self.conf, "--osd-uuid", uuid)
         self.osd.start()
-        wait_until(self._osd_is_up, 60, "the OSD is up", self.osd.log_file)
+        wait_until(self._osd_is_up, 240, "the OSD is up", self.osd.log_file)
 
     def _osd_is_up(self) -> bool:
         return bool(json.loads(self.ceph("osd", "stat", "--format", "json"))["num_up_osds"])

@@ -45,7 +45,7 @@ class Daemon:
         # The OSD of Debian 13 looks for its classes in a relative path that is right from the root.
         command = (*note_pid, *self.launcher, *self.command)
         run_program("setsid", "--fork", *command, directory=Path("/"))
-        wait_until(lambda: self.pid is not None, 10, f"{self.command[0]} has started", self.log_file)
+        wait_until(lambda: self.pid is not None, 60, f"{self.command[0]} has started", self.log_file)
 
     def end(self) -> None:
         pid = self.pid
@@ -86,6 +86,6 @@ def end_process(pid: int, name: str, end_signals: Sequence[signal.Signals] = POL
             os.kill(pid, end_signal)
             os.kill(pid, signal.SIGCONT)
         with suppress(LabError):
-            wait_until(gone, 10, "")
+            wait_until(gone, 60 if end_signal == signal.SIGKILL else 10, "")
             return
     raise LabError(f"{name} with pid {pid} does not end", f"look at /proc/{pid}/stack and wchan")

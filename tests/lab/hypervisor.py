@@ -84,7 +84,7 @@ class Hypervisor:
 
     def start(self) -> None:
         self.daemon.start()
-        wait_until(self._answers, 30, "libvirtd answers", self.daemon.log_file)
+        wait_until(self._answers, 120, "libvirtd answers", self.daemon.log_file)
 
     def down(self) -> None:
         self.daemon.end()
@@ -100,7 +100,7 @@ class Hypervisor:
         return run_program("virsh", "--quiet", "--connect", self.uri, *arguments, stdin=stdin).decode()
 
     def agent_answers(self, domain: str) -> bool:
-        ping = ("qemu-agent-command", domain, "--timeout", "2", '{"execute": "guest-ping"}')
+        ping = ("qemu-agent-command", domain, "--timeout", "5", '{"execute": "guest-ping"}')
         try:
             self.virsh(*ping)
         except LabError:

@@ -148,7 +148,7 @@ class Lab:
         self.virsh("start", name)
         if wait_for_agent:
             answered = f"the agent of {name} answers"
-            wait_until(lambda: self.hypervisor.agent_answers(name), 120, answered, self.console_log(name))
+            wait_until(lambda: self.hypervisor.agent_answers(name), 300, answered, self.console_log(name))
 
     def destroy_domain(self, name: str) -> None:
         self.virsh("destroy", name)
@@ -170,7 +170,7 @@ class Lab:
     def wait_for_ticks(self, name: str, beyond: int = 0) -> int:
         """Wait until the guest has written a counter larger than this, and return it."""
         written = f"{name} writes beyond tick {beyond}"
-        wait_until(lambda: self.ticks(name) > beyond, 120, written, self.console_log(name))
+        wait_until(lambda: self.ticks(name) > beyond, 300, written, self.console_log(name))
         return self.ticks(name)
 
     def _refuse(self) -> None:

@@ -21,7 +21,7 @@ class Machine:
 
     systemd: int
 
-    def run(self, *words: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """Run a command in it to its end; standard error goes where standard output does."""
         within = ("nsenter", f"--target={self.systemd}", "--mount", "--pid", "--ipc", "--uts")
         return subprocess.run(
@@ -45,10 +45,10 @@ def machine(log: Path) -> Iterator[Machine]:
         subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=output) as outer,
     ):
         try:
-            wait_until(lambda: bool(_systemd(outer.pid)), 20, "systemd starts", log)
+            wait_until(lambda: bool(_systemd(outer.pid)), 120, "systemd starts", log)
             booted = Machine(_systemd(outer.pid))
             start = ("systemctl", "start", "systemd-journald.service")
-            wait_until(lambda: booted.run(*start).returncode == 0, 20, "systemd answers", log)
+            wait_until(lambda: booted.run(*start).returncode == 0, 120, "systemd answers", log)
             yield booted
         finally:
             if pid := _systemd(outer.pid):
@@ -56,7 +56,7 @@ def machine(log: Path) -> Iterator[Machine]:
                     pid, signal.SIGKILL
                 )  # and with it all that runs there; what started it then tidies up
             try:
-                outer.wait(20)
+                outer.wait(120)
             finally:
                 outer.kill()
 

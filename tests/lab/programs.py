@@ -24,7 +24,7 @@ ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 def run_program(
     *command: Argument,
     stdin: bytes = b"",
-    timeout: float = 120,
+    timeout: float = 600,
     directory: Path | None = None,
     accepted: Collection[int] = (0,),
 ) -> bytes:

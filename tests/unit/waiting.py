@@ -10,7 +10,12 @@ from typing import Callable
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Poll until it is true. Fails the test after so many seconds."""
+    """Poll until it is true. Fails the test after so many seconds of an idle machine."""
+    within(condition, 4 * seconds, what)
+
+
+def within(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Poll until it is true. Fails the test after so many seconds, however busy the machine is."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"

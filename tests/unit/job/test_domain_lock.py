@@ -23,7 +23,7 @@ from ..paper_cluster import PaperCluster, PaperClusters
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import FSID, UUID, domain, rbd_disk
-from ..waiting import wait_until
+from ..waiting import wait_until, within
 
 NAME = f"virt-rbd-backup.lock.{UUID}"
 OTHER = ClusterAddress(("ceph2",))
@@ -152,7 +152,7 @@ def test_a_lock_that_is_lost_counts_as_such_before_its_time_is_up(
     with locked(cluster, stop, recorder, duration=3):
         assert stop.leased
         cluster.locks[NAME] = "another node"
-        wait_until(lambda: not stop.leased, 2, "the renewal after a third of it")
+        within(lambda: not stop.leased, 2, "the renewal after a third of it")
 
 
 def test_a_lock_that_another_run_had_and_released_is_lost_too(
