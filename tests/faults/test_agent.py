@@ -226,9 +226,8 @@ def test_a_guest_that_somebody_else_froze_is_left_as_found(node: Node, lab: Lab)
 def test_a_guest_with_more_mounts_than_libvirt_lists_is_frozen(node: Node, lab: Lab) -> None:
     done_in_guest(lab, WEB, MANY_MOUNTS)
     try:
-        done = node.run(
-            "backup", WEB, FREEZE="required", FREEZE_TIMEOUT=180
-        )  # an agent needs seconds for all
+        # an agent needs seconds for all
+        done = node.run("backup", WEB, FREEZE="required", FREEZE_TIMEOUT=180)
     finally:
         done_in_guest(lab, WEB, NO_MORE_MOUNTS)
     assert done.returncode == 0, done.stderr

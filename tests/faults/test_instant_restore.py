@@ -72,7 +72,8 @@ def test_killed_at_any_moment_the_same_command_continues(
         restic.let_go()
     with node.started(*COMMAND, RESTIC_BINARY=restic.path) as process:
         if moment in BRIEF:
-            wait_until(lambda: reached(guest, "while disks are copied"), 120, "disks are copied")
+            copied = "while disks are copied"
+            wait_until(lambda: reached_in_steps(process, guest, copied), 120, copied)
             wait_until(lambda: reached_in_steps(process, guest, moment), 120, moment)
         else:
             wait_until(lambda: reached(guest, moment), 120, moment)
