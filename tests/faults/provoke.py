@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 
 from tests.integration.node import Node, wait_until
-from tests.lab import Lab
+from tests.lab import Lab, LabError
 from tests.lab.second_node import SecondNode
 
 # Lines for the guest. The agent marks with a file that it is about to freeze; a write that does not come
@@ -29,20 +29,37 @@ blocked() { touch /mnt/vda/probe & usleep 300000; kill -0 $! 2>/dev/null; }
 until blocked; do :; done
 """
 AGENT = "$(pidof qemu-ga)"
+# What libvirt says if the agent has given no first sign in time, in new releases and in old ones.
+NO_FIRST_SIGN = ("didn't respond to synchronization", "Guest agent not available for now")
+AGENT_PATIENCE = 60  # seconds
+NOBODY = "nobody answers"
 # The shell waits for its restic's lock.
 ONCE_LOCKED = 'until ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; do :; done'
+# The shell has a check of its own stand still while that has its lock; one that was too fast it repeats.
+STOPPED_CHECK = """
+locked() { ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; }
+while :; do
+    restic check >&2 & check=$!
+    until locked || ! kill -0 $check; do :; done
+    kill -STOP $check && locked && break
+    kill -CONT $check
+    wait $check
+done
+"""
 
 
 @contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """Have processes of the lab stand still during the block."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 @contextmanager
@@ -79,9 +96,18 @@ def in_guest(lab: Lab, name: str, lines: str) -> int:
     return int(_asked(lab, name, "guest-exec", arguments)["pid"])
 
 
-def _asked(lab: Lab, name: str, command: str, arguments: object) -> Any:
+def _asked(lab: Lab | SecondNode, name: str, command: str, arguments: object) -> Any:
+    """Ask the agent; again, if it gave no first sign within libvirt's 5 s, as nothing is done by then."""
     call = json.dumps({"execute": command, "arguments": arguments})
-    return json.loads(lab.virsh("qemu-agent-command", name, call))["return"]
+    deadline = time.monotonic() + AGENT_PATIENCE
+    while True:
+        try:
+            answer = lab.virsh("qemu-agent-command", name, "--timeout", str(AGENT_PATIENCE), call)
+            return json.loads(answer)["return"]
+        except LabError as error:
+            silent = any(words in str(error) for words in NO_FIRST_SIGN)
+            if not silent or time.monotonic() > deadline:
+                raise
 
 
 def done_in_guest(lab: Lab, name: str, lines: str) -> None:
@@ -110,14 +136,20 @@ def agent_without(lab: Lab, name: str, *commands: str) -> Iterator[None]:
         name,
         f"tr '\\0' ' ' </proc/{AGENT}/cmdline >/run/agent; {again} --block-rpcs={','.join(commands)}",
     )
-    time.sleep(3)
-    wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+    wait_until(lambda: {*commands} <= _refused(lab, name), 90, "the agent refuses them")
     try:
         yield
     finally:
         in_guest(lab, name, again)
-        time.sleep(3)
-        wait_until(lambda: lab.hypervisor.agent_answers(name), 60, "the agent answers again")
+        wait_until(lambda: not {*commands, NOBODY} & _refused(lab, name), 90, "the agent refuses none")
+
+
+def _refused(lab: Lab, name: str) -> set[str]:
+    """Give the commands that the guest's agent refuses, NOBODY if none answers."""
+    with suppress(LabError):
+        known = _asked(lab, name, "guest-info", {})["supported_commands"]
+        return {one["name"] for one in known if not one["enabled"]}
+    return {NOBODY}
 
 
 @contextmanager
@@ -133,8 +165,7 @@ def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
 
 def freeze_status(lab: Lab | SecondNode, name: str) -> str:
     """Ask the guest agent whether file systems are frozen; it tells so in either case."""
-    answer = lab.virsh("qemu-agent-command", name, '{"execute": "guest-fsfreeze-status"}')
-    return str(json.loads(answer)["return"])
+    return str(_asked(lab, name, "guest-fsfreeze-status", {}))
 
 
 @contextmanager
@@ -152,9 +183,10 @@ def frozen(node: Node, lab: Lab, name: str, **constants: object) -> Iterator[tup
             if freeze_status(lab, name) == "frozen":
                 break
             os.kill(worker, signal.SIGCONT)
+            time.sleep(0.005)  # or it may be stopped again before it gets on
         assert freeze_status(lab, name) == "frozen"
         yield process.pid, worker
-        process.communicate(timeout=90)
+        process.communicate(timeout=300)
 
 
 def held(node: Node) -> bool:
@@ -223,15 +255,15 @@ def repository_taken(node: Node) -> Iterator[Callable[[], None]]:
         "RESTIC_PASSWORD_FILE": str(node.password_file),
         "RESTIC_CACHE_DIR": str(node.directory / "cache of another host"),
     }
-    line = f"hostname another-host; restic check >&2 & {ONCE_LOCKED}; kill -STOP $!; echo $!; wait $!"
-    command = ["unshare", "--uts", "sh", "-c", line]
+    lines = f"hostname another-host\n{STOPPED_CHECK}\necho $check; wait $check"
+    command = ["unshare", "--uts", "sh", "-c", lines]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
         assert other.stdout
         check = int(other.stdout.readline())
 
         def let_go() -> None:
             os.kill(check, signal.SIGCONT)
-            assert other.wait(60) == 0
+            assert other.wait(300) == 0
 
         try:
             yield let_go
