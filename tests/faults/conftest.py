@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import MIB, large_domain
+from tests.lab.sample import MIB, large_domain, remove_domain
 
 
 @pytest.fixture(scope="package")
@@ -24,10 +24,10 @@ def plain(lab: Lab) -> Iterator[str]:
     With one, QEMU itself makes the snapshot, and holds back the guest's writes until the monitor has
     answered, frozen or not.
     """
-    lab.create_image("vms/plain", 64 * MIB, "--image-feature", "layering")
-    lab.define_domain("plain", [RbdDisk("vda", "vms/plain")])
-    lab.start_domain("plain", wait_for_agent=True)
-    yield "plain"
-    lab.destroy_domain("plain")
-    lab.undefine_domain("plain")
-    lab.delete_image("vms/plain")
+    try:
+        lab.create_image("vms/plain", 64 * MIB, "--image-feature", "layering")
+        lab.define_domain("plain", [RbdDisk("vda", "vms/plain")])
+        lab.start_domain("plain", wait_for_agent=True)
+        yield "plain"
+    finally:
+        remove_domain(lab, "plain", "vms/plain")
