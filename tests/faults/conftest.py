@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
-from tests.lab import Lab, LabError, RbdDisk
-from tests.lab.sample import MIB, large_domain
+from tests.lab import Lab, RbdDisk
+from tests.lab.sample import MIB, large_domain, remove_domain
 
 
 @pytest.fixture(scope="package")
@@ -25,14 +24,10 @@ def plain(lab: Lab) -> Iterator[str]:
     With one, QEMU itself makes the snapshot, and holds back the guest's writes until the monitor has
     answered, frozen or not.
     """
-    lab.create_image("vms/plain", 64 * MIB, "--image-feature", "layering")
     try:
+        lab.create_image("vms/plain", 64 * MIB, "--image-feature", "layering")
         lab.define_domain("plain", [RbdDisk("vda", "vms/plain")])
         lab.start_domain("plain", wait_for_agent=True)
         yield "plain"
     finally:
-        with suppress(LabError):  # a test has failed
-            lab.destroy_domain("plain")
-        with suppress(LabError):
-            lab.undefine_domain("plain")
-        lab.delete_image("vms/plain")
+        remove_domain(lab, "plain", "vms/plain")

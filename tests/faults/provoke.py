@@ -31,23 +31,32 @@ until blocked; do :; done
 sleep 3
 """
 AGENT = "$(pidof qemu-ga)"
-NOBODY = "no agent answers"
+# What libvirt says if the agent has given no first sign in time, in new releases and in old ones.
+NO_FIRST_SIGN = ("didn't respond to synchronization", "Guest agent not available for now")
+AGENT_PATIENCE = 60  # seconds
+NOBODY = "nobody answers"
 # The shell waits for its restic's lock.
-LOCKED = 'ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp'
-ONCE_LOCKED = f"until {LOCKED}; do :; done"
-# The shell leaves a check that stands still with its lock, as $!. One that was over too soon is repeated.
-STOPPED_CHECK = (
-    f"while restic check >&2 & do until {LOCKED} || ! kill -0 $! 2>/dev/null; do :; done; "
-    f"kill -STOP $! 2>/dev/null; {LOCKED} && break; kill -CONT $! 2>/dev/null; wait; done"
-)
+ONCE_LOCKED = 'until ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; do :; done'
+# The shell has a check of its own stand still while that has its lock; one that was too fast it repeats.
+STOPPED_CHECK = """
+locked() { ls "$RESTIC_REPOSITORY"/locks | grep -qv tmp; }
+while :; do
+    restic check >&2 & check=$!
+    until locked || ! kill -0 $check; do :; done
+    kill -STOP $check && locked && break
+    kill -CONT $check
+    wait $check
+done
+"""
 
 
 @contextmanager
 def stopped(*pids: int) -> Iterator[None]:
     """Have processes of the lab stand still during the block."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
     try:
+        for pid in pids:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
@@ -90,9 +99,18 @@ def in_guest(lab: Lab, name: str, lines: str) -> int:
     return int(_asked(lab, name, "guest-exec", arguments)["pid"])
 
 
-def _asked(lab: Lab, name: str, command: str, arguments: object) -> Any:
+def _asked(lab: Lab | SecondNode, name: str, command: str, arguments: object) -> Any:
+    """Ask the agent; again, if it gave no first sign within libvirt's 5 s, as nothing is done by then."""
     call = json.dumps({"execute": command, "arguments": arguments})
-    return json.loads(lab.virsh("qemu-agent-command", name, call))["return"]
+    deadline = time.monotonic() + AGENT_PATIENCE
+    while True:
+        try:
+            answer = lab.virsh("qemu-agent-command", name, "--timeout", str(AGENT_PATIENCE), call)
+            return json.loads(answer)["return"]
+        except LabError as error:
+            silent = any(words in str(error) for words in NO_FIRST_SIGN)
+            if not silent or time.monotonic() > deadline:
+                raise
 
 
 def done_in_guest(lab: Lab, name: str, lines: str) -> None:
@@ -127,16 +145,16 @@ def agent_without(lab: Lab, name: str, *commands: str) -> Iterator[None]:
         name,
         f"tr '\\0' ' ' </proc/{AGENT}/cmdline >/run/agent; {again} --block-rpcs={','.join(commands)}",
     )
-    wait_until(lambda: {*commands} <= _refused(lab, name), 90, "it refuses them")
+    wait_until(lambda: {*commands} <= _refused(lab, name), 90, "the agent refuses them")
     try:
         yield
     finally:
         in_guest(lab, name, again)
-        wait_until(lambda: not {*commands, NOBODY} & _refused(lab, name), 90, "it takes them again")
+        wait_until(lambda: not {*commands, NOBODY} & _refused(lab, name), 90, "the agent refuses none")
 
 
 def _refused(lab: Lab, name: str) -> set[str]:
-    """Give the commands that the guest's agent has, and refuses."""
+    """Give the commands that the guest's agent refuses, NOBODY if none answers."""
     with suppress(LabError):
         known = _asked(lab, name, "guest-info", {})["supported_commands"]
         return {one["name"] for one in known if not one["enabled"]}
@@ -156,15 +174,7 @@ def agent_hook(lab: Lab, name: str, moment: str, lines: str) -> Iterator[None]:
 
 def freeze_status(lab: Lab | SecondNode, name: str) -> str:
     """Ask the guest agent whether file systems are frozen; it tells so in either case."""
-    answers: list[str] = []
-
-    def answered() -> bool:
-        with suppress(LabError):  # libvirt waits for 5 s, or during a backup for a third of FREEZE_TIMEOUT
-            answers.append(lab.virsh("qemu-agent-command", name, '{"execute": "guest-fsfreeze-status"}'))
-        return bool(answers)
-
-    wait_until(answered, 60, "the agent tells whether file systems are frozen")
-    return str(json.loads(answers[0])["return"])
+    return str(_asked(lab, name, "guest-fsfreeze-status", {}))
 
 
 @contextmanager
@@ -186,7 +196,7 @@ def frozen(node: Node, lab: Lab, name: str, **constants: object) -> Iterator[tup
             time.sleep(0.05)  # or it is stopped again before it gets a processor
         assert status == "frozen"  # not asked again: the agent may be stopped by now
         yield process.pid, worker
-        process.communicate(timeout=180)
+        process.communicate(timeout=300)
 
 
 @contextmanager
@@ -274,8 +284,8 @@ def repository_taken(node: Node) -> Iterator[Callable[[], None]]:
         "RESTIC_PASSWORD_FILE": str(node.password_file),
         "RESTIC_CACHE_DIR": str(node.directory / "cache of another host"),
     }
-    line = f"hostname another-host; {STOPPED_CHECK}; echo $!; wait $!"
-    command = ["unshare", "--uts", "sh", "-c", line]
+    lines = f"hostname another-host\n{STOPPED_CHECK}\necho $check; wait $check"
+    command = ["unshare", "--uts", "sh", "-c", lines]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as other:
         assert other.stdout
         check = int(other.stdout.readline())

@@ -190,7 +190,7 @@ def test_a_lock_of_a_living_restic_in_another_pid_namespace_survives_a_run(node:
 
 def test_a_lock_of_a_living_check_in_another_pid_namespace_survives_a_run_that_waits(node: Node) -> None:
     restic, log = logging_restic(node)
-    line = f"{STOPPED_CHECK}; echo; read end; kill -CONT $!; wait $!"
+    line = f"{STOPPED_CHECK}\necho; read end; kill -CONT $check; wait $check"
     with locked_from_elsewhere(node, line) as other:
         assert other.stdout
         other.stdout.readline()

@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,9 @@ def served(command: Sequence[str], port: int, log: Path, **environment: str) -> 
             yield
         finally:
             server.terminate()
-            try:
-                server.wait(20)
-            finally:
-                server.kill()
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(60)
+            server.kill()
 
 
 def _listens(port: int) -> bool:

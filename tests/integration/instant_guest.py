@@ -115,6 +115,8 @@ class RestoredGuest:
         with suppress(LabError):
             self.lab.virsh("undefine", "--nvram", self.name)
         for image in self.images() if self.name == NAME else []:
+            if not self.definition:  # it has not come as far as to be lost
+                self.lab.rbd("snap", "purge", "--no-progress", image)
             self.lab.delete_image(image)
         with rados.Rados(conffile=str(self.lab.ceph_conf)) as cluster:
             for record in self.records():
@@ -152,6 +154,16 @@ def lost_guest(
 
     `system` ends its <os>.
     """
+    guest = RestoredGuest(node, lab, 0, "", "", 0, 0)
+    try:
+        guest = _saved_and_lost(guest, autostart, system)
+        yield guest
+    finally:
+        guest.remove()
+
+
+def _saved_and_lost(guest: RestoredGuest, autostart: bool, system: str) -> RestoredGuest:
+    node, lab = guest.node, guest.lab
     for image in IMAGES.values():
         lab.create_image(image, SIZE)
     lab.define_domain(NAME, [RbdDisk(target, image) for target, image in IMAGES.items()])
@@ -176,11 +188,7 @@ def lost_guest(
         lab.rbd("snap", "purge", "--no-progress", image)  # base snapshots
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
-    guest = RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds, used)
-    try:
-        yield guest
-    finally:
-        guest.remove()
+    return RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds, used)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
@@ -34,27 +33,27 @@ class Prometheus:
         self._api = f"http://127.0.0.1:{port}/api/v1"
 
     def query(self, expression: str) -> Sequence[Any]:
-        """Give the samples of now. Raises URLError if it can't answer that."""
+        """Give the samples of now. Raises OSError if it can't answer that."""
         return self._results("query", query=expression)
 
     def lines(self, expression: str) -> Sequence[Any]:
-        """Give the series of the last minute. Raises URLError."""
+        """Give the series of the last minute. Raises OSError."""
         now = time.time()
         return self._results("query_range", query=expression, start=now - 60, end=now, step=STEP)
 
     def has(self, expression: str) -> bool:
         try:
             return bool(self.query(expression))
-        except URLError:  # not up yet
+        except OSError:  # not up yet
             return False
 
     def values(self, metric: str, label: str) -> Sequence[str]:
-        """Give the values of a metric's label, as Grafana finds them for a variable. Raises URLError."""
+        """Give the values of a metric's label, as Grafana finds them for a variable. Raises OSError."""
         values: Sequence[str] = self._data(f"label/{label}/values", **{"match[]": metric})
         return values
 
     def rules(self) -> Sequence[Any]:
-        """Give the rules with their state. Raises URLError."""
+        """Give the rules with their state. Raises OSError."""
         return [rule for group in self._data("rules")["groups"] for rule in group["rules"]]
 
     def _results(self, path: str, **parameters: object) -> Sequence[Any]:
@@ -62,7 +61,7 @@ class Prometheus:
         return results
 
     def _data(self, path: str, **parameters: object) -> Any:
-        with urlopen(f"{self._api}/{path}?{urlencode(parameters)}", timeout=10) as answer:
+        with urlopen(f"{self._api}/{path}?{urlencode(parameters)}", timeout=60) as answer:
             return json.load(answer)["data"]
 
 

@@ -130,9 +130,10 @@ class Node:
         parents = {}
         for pid in self.processes("virt-rbd-backup: "):
             with suppress(OSError):  # it has just ended
-                if os.getsid(pid) != pid:
-                    parents[pid] = parent(pid)
-        # what a worker starts has its title, too, until it is another program
+                above = parent(pid)
+                if os.getsid(pid) != pid and _command_line(pid) != _command_line(above):
+                    parents[pid] = above
+        # what main or a worker starts has its title, too, until it is another program
         return [pid for pid in parents if parents[pid] not in parents]
 
     def watchdogs(self) -> Sequence[int]:
@@ -230,6 +231,10 @@ def _all_processes() -> dict[int, tuple[str, str]]:
             continue  # it has just ended
         found[int(directory.name)] = (_words(line), _words(environment))
     return found
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def parent(pid: int) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration.node import SLOW, Node, snapshot_names
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import ARCHIVE, ARCHIVE_SIZE, DATABASE, MEDIA, MIB, WEB, make_image
+from tests.lab.sample import ARCHIVE, ARCHIVE_SIZE, DATABASE, MEDIA, MIB, WEB, make_image, remove_domain
 from tests.quick_repository import PASSWORD
 
 
@@ -102,13 +102,14 @@ OPTIONS = {"vdg": ("--object-size", "64K")}
 @pytest.fixture
 def shapes(lab: Lab) -> Iterator[str]:
     """A domain that is shut off, with images of sizes and holes that trip up readers."""
-    for target, (size, data) in SHAPES.items():
-        make_image(lab, f"vms/shape-{target}", size, data, *OPTIONS.get(target, ()))
-    lab.define_domain("shapes", [RbdDisk(target, f"vms/shape-{target}") for target in SHAPES])
-    yield "shapes"
-    lab.undefine_domain("shapes")
-    for target in SHAPES:
-        lab.delete_image(f"vms/shape-{target}")
+    specs = {target: f"vms/shape-{target}" for target in SHAPES}
+    try:
+        for target, (size, data) in SHAPES.items():
+            make_image(lab, specs[target], size, data, *OPTIONS.get(target, ()))
+        lab.define_domain("shapes", [RbdDisk(target, spec) for target, spec in specs.items()])
+        yield "shapes"
+    finally:
+        remove_domain(lab, "shapes", *specs.values())
 
 
 @pytest.mark.parametrize("replica_reads", ["", "balance", "localize"])
@@ -135,13 +136,13 @@ def test_the_largest_domain_comes_first(node: Node) -> None:
 def four_disks(lab: Lab) -> Iterator[str]:
     """A domain that is shut off, with four equal images."""
     images = [f"vms/equal-{number}" for number in range(4)]
-    for image in images:
-        make_image(lab, image, 96 * MIB, {0: 96 * MIB})
-    lab.define_domain("equal", [RbdDisk(f"vd{'abcd'[number]}", one) for number, one in enumerate(images)])
-    yield "equal"
-    lab.undefine_domain("equal")
-    for image in images:
-        lab.delete_image(image)
+    try:
+        for image in images:
+            make_image(lab, image, 96 * MIB, {0: 96 * MIB})
+        lab.define_domain("equal", [RbdDisk(f"vd{'abcd'[number]}", one) for number, one in enumerate(images)])
+        yield "equal"
+    finally:
+        remove_domain(lab, "equal", *images)
 
 
 @pytest.mark.parametrize(("streams", "least", "most"), [(4, 2.0, 4.0), (1, 0.0, 1.1)])
@@ -186,14 +187,15 @@ def uefi(lab: Lab, tmp_path: Path) -> Iterator[tuple[str, bytes]]:
     """A domain that is shut off, with an NVRAM file, and the file's content."""
     nvram = tmp_path / "nvram.fd"
     nvram.write_bytes(b"variables of the firmware" * 5000)
-    make_image(lab, "vms/uefi", MIB, {})
-    lab.define_domain("uefi", [RbdDisk("vda", "vms/uefi")])
     firmware = f"<loader readonly='yes' type='pflash'>/firmware.fd</loader><nvram>{nvram}</nvram></os>"
-    xml = lab.virsh("dumpxml", "uefi").replace("</os>", firmware)
-    lab.virsh("define", "/dev/stdin", stdin=xml.encode())
-    yield "uefi", nvram.read_bytes()
-    lab.virsh("undefine", "--keep-nvram", "uefi")
-    lab.delete_image("vms/uefi")
+    try:
+        make_image(lab, "vms/uefi", MIB, {})
+        lab.define_domain("uefi", [RbdDisk("vda", "vms/uefi")])
+        xml = lab.virsh("dumpxml", "uefi").replace("</os>", firmware)
+        lab.virsh("define", "/dev/stdin", stdin=xml.encode())
+        yield "uefi", nvram.read_bytes()
+    finally:
+        remove_domain(lab, "uefi", "vms/uefi")
 
 
 def test_the_nvram_file_is_saved(node: Node, uefi: tuple[str, bytes]) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.integration.node import Node
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import MIB, WEB
+from tests.lab.sample import MIB, WEB, remove_domain
 from tests.unit.files.guest_images import ext4, partitioned
 
 NAME = "files01"
@@ -54,16 +54,17 @@ def saved(
     system = ext4(tmp_path / "system", content, size="96M")
     disk = partitioned(tmp_path / "disk", TABLE, {4096: system})
     specs = {f"vms/{NAME}-root": disk, f"vms/{NAME}-data": system}
-    for spec, image in specs.items():
-        lab.rbd("import", "--no-progress", str(image), spec)
-    lab.define_domain(NAME, [RbdDisk(target, spec) for target, spec in zip(("vda", "vdb"), specs)])
-    done = node.run("backup", NAME)
-    assert done.returncode == 0, done.stderr
-    yield node
-    assert node.run("cleanup", "--all").returncode == 0
-    lab.undefine_domain(NAME)
-    for spec in specs:
-        lab.delete_image(spec)
+    try:
+        for spec, image in specs.items():
+            lab.rbd("import", "--no-progress", str(image), spec)
+        lab.define_domain(NAME, [RbdDisk(target, spec) for target, spec in zip(("vda", "vdb"), specs)])
+        done = node.run("backup", NAME)
+        assert done.returncode == 0, done.stderr
+        yield node
+    finally:
+        cleaned = node.run("cleanup", "--all")
+        remove_domain(lab, NAME, *specs)
+    assert cleaned.returncode == 0, cleaned.stderr
 
 
 def digests(directory: Path) -> dict[str, str]:

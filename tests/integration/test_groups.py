@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -125,6 +126,7 @@ def test_a_guest_of_a_killed_run_is_thawed_by_the_next_run_of_another_group(grou
             if freeze_status(lab, WEB) == "frozen":
                 break
             os.kill(worker, signal.SIGCONT)
+            time.sleep(0.005)  # or it may be stopped again before it gets on
         assert freeze_status(lab, WEB) == "frozen"
         kill(*node.watchdogs(), process.pid, worker)
         process.communicate(timeout=300)

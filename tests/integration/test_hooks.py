@@ -32,7 +32,8 @@ def test_a_run_with_hooks_in_all_phases_and_notifications(node: Node, files: Hoo
     notify = node.directory / "notify"
     notify.write_text(f"#!/bin/sh\ncat >{told}; exit 1\n")
     notify.chmod(0o700)
-    status = """virsh qemu-agent-command "$VIRT_RBD_BACKUP_UUID" '{"execute": "guest-fsfreeze-status"}'"""
+    call = """'{"execute": "guest-fsfreeze-status"}'"""
+    status = f'virsh qemu-agent-command "$VIRT_RBD_BACKUP_UUID" --timeout 30 {call}'
     for name in ("before-run", "before-freeze", "after-thaw", "after-job", "after-run"):
         files.add(f"{name}.d/10-x", status if name in ("before-freeze", "after-thaw") else "")
     files.add("before-freeze.d/20-slow", "sleep 3")

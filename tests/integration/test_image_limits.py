@@ -8,18 +8,19 @@ import pytest
 
 from tests.integration.node import Node
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import MIB, make_image
+from tests.lab.sample import MIB, make_image, remove_domain
 
 NAME, SPEC = "limited", "ssd/limited"
 
 
 @pytest.fixture(scope="module")
 def limited(lab: Lab) -> Iterator[str]:
-    make_image(lab, SPEC, 48 * MIB, {0: 40 * MIB})
-    lab.define_domain(NAME, [RbdDisk("vda", SPEC)])
-    yield NAME
-    lab.undefine_domain(NAME)
-    lab.delete_image(SPEC)
+    try:
+        make_image(lab, SPEC, 48 * MIB, {0: 40 * MIB})
+        lab.define_domain(NAME, [RbdDisk("vda", SPEC)])
+        yield NAME
+    finally:
+        remove_domain(lab, NAME, SPEC)
 
 
 @pytest.fixture(params=["image", "pool"])

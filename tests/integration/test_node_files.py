@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab, RbdDisk
-from tests.lab.sample import MIB, make_image
+from tests.lab.sample import MIB, make_image, remove_domain
 
 TPM = "<tpm model='tpm-crb'><backend type='emulator' version='2.0'/></tpm>"
 NAME = "tpm01"
@@ -28,19 +28,20 @@ def own_kernel(tmp_path: Path, lab: Lab) -> Path:
 @pytest.fixture
 def guest(lab: Lab, own_kernel: Path) -> Iterator[str]:
     """A running guest with a TPM, and with a kernel of its own."""
-    make_image(lab, f"vms/{NAME}", 64 * MIB, {})
-    lab.define_domain(NAME, [RbdDisk("vda", f"vms/{NAME}")], extra_xml=TPM)
-    xml = lab.virsh("dumpxml", NAME).replace(str(lab.directory / "vmlinuz"), str(own_kernel))
-    lab.virsh("define", "/dev/stdin", stdin=xml.encode())
-    lab.start_domain(NAME, wait_for_agent=True)
-    yield NAME
-    for name in lab.virsh("list", "--all", "--name").split():
-        if name.startswith(NAME):
-            lab.destroy_domain(name)
-            lab.undefine_domain(name)
-    for image in lab.rbd("ls", "vms").decode().split():
-        if image.startswith(NAME):
-            lab.delete_image(f"vms/{image}")
+    try:
+        make_image(lab, f"vms/{NAME}", 64 * MIB, {})
+        lab.define_domain(NAME, [RbdDisk("vda", f"vms/{NAME}")], extra_xml=TPM)
+        xml = lab.virsh("dumpxml", NAME).replace(str(lab.directory / "vmlinuz"), str(own_kernel))
+        lab.virsh("define", "/dev/stdin", stdin=xml.encode())
+        lab.start_domain(NAME, wait_for_agent=True)
+        yield NAME
+    finally:
+        for name in lab.virsh("list", "--all", "--name").split():
+            if name.startswith(NAME):
+                remove_domain(lab, name)
+        for image in lab.rbd("ls", "vms").decode().split():
+            if image.startswith(NAME):
+                lab.delete_image(f"vms/{image}")
 
 
 def _state(lab: Lab, name: str) -> Path:

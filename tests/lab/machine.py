@@ -21,7 +21,7 @@ class Machine:
 
     systemd: int
 
-    def run(self, *words: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run a command in it to its end; standard error goes where standard output does."""
         within = ("nsenter", f"--target={self.systemd}", "--mount", "--pid", "--ipc", "--uts")
         return subprocess.run(
@@ -32,7 +32,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=600,
         )
 
 

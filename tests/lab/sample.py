@@ -65,6 +65,18 @@ def large_domain(lab: Lab) -> Iterator[str]:
             lab.delete_image(spec)
 
 
+def remove_domain(lab: Lab, name: str, *specs: str) -> None:
+    """Remove what is there of a domain, which may run, and of its images."""
+    if name in lab.virsh("list", "--name").split():
+        lab.destroy_domain(name)
+    if name in lab.virsh("list", "--all", "--name").split():
+        lab.virsh("undefine", "--keep-nvram", name)
+    for spec in specs:
+        pool, image = spec.split("/")
+        if image in lab.rbd("ls", pool).decode().split():
+            lab.delete_image(spec)
+
+
 def make_image(lab: Lab, spec: str, size: int, data: Mapping[int, int], *options: str) -> None:
     """Make an image of `size` bytes with random data of these lengths at these offsets, holes elsewhere.
 
