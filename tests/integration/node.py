@@ -66,7 +66,9 @@ class Node:
         """Write the configuration, with these constants changed, and give the command line."""
         path = self.directory / "settings.py"
         lines = [f"{name} = {value!r}\n" for name, value in {**self.constants, **constants}.items()]
-        path.write_text("".join(lines))
+        draft = path.with_suffix(".draft")
+        draft.write_text("".join(lines))
+        draft.rename(path)  # a command that has just been started may be reading the last one
         return [PYTHON, str(MAIN), *words]
 
     def run(self, *words: str, **constants: Any) -> subprocess.CompletedProcess[str]:

@@ -163,9 +163,9 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         wait_until(lambda: stop.requested, 10, "the request to stop")
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "interrupted"))
     elif order.name == "slow":
-        reporter.phase(order.name, Phase.STREAM, 1.5)
+        reporter.phase(order.name, Phase.STREAM, 4)
         for done in range(20):  # longer than the limit, but not without a sign of life
-            time.sleep(0.1)
+            time.sleep(0.25)
             reporter.send(Progress(order.name, "vda", done, 20))
         reporter.send(saved)
     elif order.name == "failed":
@@ -198,7 +198,7 @@ def _tidies_up(order: JobOrder, reporter: PipeReporter, saved: JobResult) -> Non
     """Have saved the domain, and never say that all is done."""
     reporter.phase(order.name, Phase.STREAM, 9)
     reporter.send(Saved(replace(saved, consistency=Consistency.OFFLINE, frozen_seconds=2)))
-    reporter.phase(order.name, Phase.TIDY, 0.2)
+    reporter.phase(order.name, Phase.TIDY, 60 if order.name.startswith("killed") else 0.2)
     if order.name.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns

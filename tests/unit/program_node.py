@@ -86,6 +86,6 @@ class Node:
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
+            timeout=180,
             check=False,
         )

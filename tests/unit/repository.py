@@ -52,7 +52,7 @@ class Repository:
             "RESTIC_PASSWORD_FILE": str(self.password_file),
         }
         command = ["restic", "--no-cache", "--no-lock", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=180, check=False)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout
 

@@ -15,7 +15,7 @@ def silent(family: socket.AddressFamily, address: Any) -> Iterator[socket.socket
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.bind(address)
         listening.listen(64)
-        listening.settimeout(30)
+        listening.settimeout(120)
         yield listening
 
 

@@ -49,6 +49,7 @@ def test_a_failure_is_shown_above_the_view_which_is_gone_at_the_end(node: Node) 
 
 
 def test_a_stopped_terminal_blocks_neither_the_run_nor_its_report(node: Node) -> None:
+    node.configure(CEPH_TIMEOUT=6)  # time to stop the terminal
     with on_terminal(COMMAND, environment(node)) as terminal:
         terminal.wait_for("running for ")
         terminal.type(STOP)
@@ -60,12 +61,13 @@ def test_a_stopped_terminal_blocks_neither_the_run_nor_its_report(node: Node) ->
 
 
 def test_a_signal_ends_it_while_the_terminal_is_stopped(node: Node) -> None:
+    node.configure(CEPH_TIMEOUT=6)  # time to stop the terminal
     with on_terminal(COMMAND, environment(node)) as terminal:
         terminal.wait_for("running for ")
         terminal.type(STOP)
         wait_until(node.report_file.exists, 30, "the report")
         terminal.process.terminate()
-        assert terminal.process.wait(10) == 3, "the result of the run"
+        assert terminal.process.wait(30) == 3, "the result of the run"
 
 
 def test_an_error_ends_it_while_the_terminal_is_stopped(node: Node) -> None:

@@ -72,13 +72,14 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._events.put(None)
-        since, before = time.monotonic(), self._written
+        silent, before = 0, self._written
         while self._writer.is_alive() and not self.given_up:
             self._writer.join(POLL)
-            if self._written != before:
-                since, before = time.monotonic(), self._written
+            # checks are counted, as the clock goes on while the whole process stands still
+            silent = silent + 1 if self._written == before else 0
+            before = self._written
             limit = STOPPED_LIMIT if self._is_stopping() else LIMIT
-            self.given_up = self._writer.is_alive() and time.monotonic() > since + limit
+            self.given_up = self._writer.is_alive() and silent * POLL > limit
 
     def __reduce__(self) -> tuple[Callable[..., Console], tuple[object, ...]]:
         """In another process there are only plain lines."""

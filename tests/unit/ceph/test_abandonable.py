@@ -77,7 +77,11 @@ def test_the_result_of_the_work_is_returned_and_its_error_raised() -> None:
         unless_silent(fails, PaperCluster(), IMAGES, StopRequest(), Recorder())
 
 
-def test_work_that_undoes_what_it_began_is_awaited_while_the_cluster_answers() -> None:
+def test_work_that_undoes_what_it_began_is_awaited_while_the_cluster_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "ANSWER_LIMIT", 30)
+
     def undoes() -> int:
         time.sleep(0.7)
         return 5

@@ -151,8 +151,10 @@ def test_no_image_is_closed_while_its_snapshot_is_still_being_made(
 
     late = raises("the snapshots of vms/b were not made within 0 s")
     with late, made_for_block(cluster, recorder) as snapshots, snapshots.images_open():
-        threading.Timer(0.1, answer).start()
-        snapshots.create(0.05, go_on)
+        try:
+            snapshots.create(0.05, go_on)
+        finally:
+            threading.Timer(0.1, answer).start()
     assert open_then == [True]
     assert_only_foreign_ones_left(cluster)
 

@@ -229,8 +229,9 @@ def test_a_mount_that_does_not_appear_in_time_has_what_restic_has_printed(
     monkeypatch.setattr(restic_program, "CALL_LIMIT", 0.1)
     fake = tmp_path / "hanging-restic"
     fake.write_text("#!/bin/sh\necho Load failed: no such file, retrying >&2\nexec sleep 100\n")
+    hanging = Restic(replace(hanging.program, stall_timeout=3))  # time to print it
     with (
-        pytest.raises(ResticError, match="did not answer within 0 s: Load failed: no such file, retrying"),
+        pytest.raises(ResticError, match="did not answer within 3 s: Load failed: no such file, retrying"),
         hanging.opened(held_point(manifest_id="id"), lambda: None),
     ):
         pass

@@ -259,7 +259,7 @@ class Meeting(MemorySnapshot):
     meeting = threading.Barrier(2)
 
     def extents(self, within: Extent | None = None) -> Generator[Extent, None, None]:
-        self.meeting.wait(timeout=2)
+        self.meeting.wait(timeout=20)
         return super().extents(within)
 
 

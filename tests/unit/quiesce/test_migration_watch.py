@@ -79,10 +79,9 @@ def test_a_domain_that_was_destroyed_and_undefined_is_saved_nevertheless(web: Wa
     with web.watched(binding=None) as watch:
         wait_until(lambda: web.looked > 0, 10, "it is watched")
         web.hypervisor.gone = True
-        time.sleep(0.05)
         looked = web.looked
-        time.sleep(0.05)
-        assert web.looked == looked, "the watch has ended"
+        time.sleep(0.2)
+        assert web.looked <= looked + 2, "the watch has ended"
         watch.check()
 
 

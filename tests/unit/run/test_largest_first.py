@@ -52,7 +52,6 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Order]:
     """Sort domains by their names; those of the second libvirt have images of ten times the size."""
     uris = [node_uri(tmp_path / f"{name}.xml", domain_element()) for name in ("first", "second")]
 
-    monkeypatch.setattr(largest, "LIMIT", 1.0)
     made: list[SizedCluster] = []
 
     def clusters(secret_of: MethodType, *_: object) -> PaperClusters:
@@ -97,10 +96,13 @@ def test_an_image_that_can_t_be_opened_counts_as_empty(order: Order) -> None:
 HUNG = {f"hung{number}": [f"vms/hung{number}"] for number in range(200)}
 
 
-def test_a_pool_that_hangs_costs_one_limit_whatever_the_number_of_its_images(order: Order) -> None:
+def test_a_pool_that_hangs_costs_one_limit_whatever_the_number_of_its_images(
+    order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(largest, "LIMIT", 3.0)
     began = time.monotonic()
     names = order({"small": ["vms/small"], **HUNG}, {"large": ["vms/large"]})
-    assert time.monotonic() < began + 5
+    assert time.monotonic() < began + 15
     assert names[-200:] == [*HUNG], "what is not known in time counts as empty"
 
 
@@ -130,4 +132,4 @@ def test_a_stop_is_heard_while_all_calls_hang(order: Order, monkeypatch: pytest.
     began = time.monotonic()
     with raises("interrupted", Interrupted):
         order(HUNG, {}, stop.check)
-    assert time.monotonic() < began + 5
+    assert time.monotonic() < began + 15

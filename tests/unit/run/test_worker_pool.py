@@ -322,7 +322,7 @@ def test_progress_is_a_sign_of_life() -> None:
 
 
 def test_a_main_process_that_was_stopped_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
-    stops = iter([1.7])  # once, for longer than the worker may be silent
+    stops = iter([4.3])  # once, for longer than the worker may be silent
 
     monkeypatch.setattr(StopsAt, "progress", lambda *_: time.sleep(next(stops, 0)))
     all_done = done("slow")

@@ -46,7 +46,7 @@ def ended_like_main(tmp_path: Path, how: str) -> list[str]:
         command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as program:
         try:
-            assert program.wait(timeout=30) == 7
+            assert program.wait(timeout=180) == 7
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)

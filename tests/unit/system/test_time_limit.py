@@ -53,19 +53,19 @@ def _raise_timeout() -> None:
 
 def test_a_call_that_hangs_is_abandoned_and_others_go_on() -> None:
     bare = Library()
-    library = Bounded(bare, 0.05)
+    library = Bounded(bare, 5)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="no answer within 0 s"):
-        library.hang()
-    assert time.monotonic() < began + 2
+        library.within(0.05).hang()
+    assert time.monotonic() < began + 4
     assert library.add(1, 2) == (1, 2)
     bare.go_on.set()
-    assert library.within(5).hang()
+    assert library.hang()
 
 
 def test_objects_that_the_library_returns_are_limited_too_and_passed_back_bare() -> None:
     bare = Library()
-    (other,) = Bounded(bare, 0.05).others()
+    (other,) = Bounded(bare, 1).others()
     with pytest.raises(TimeoutError):
         other.hang()
     assert other.same(other)
@@ -74,7 +74,7 @@ def test_objects_that_the_library_returns_are_limited_too_and_passed_back_bare()
 
 def test_whether_a_call_of_any_of_its_objects_goes_on_is_known() -> None:
     bare = Library()
-    library = Bounded(bare, 0.05)
+    library = Bounded(bare, 5)
     (other,) = library.others()
     assert not library.under_way
     with pytest.raises(TimeoutError):
@@ -92,7 +92,7 @@ def test_a_stop_ends_the_wait_for_a_call_and_for_calls_of_returned_objects() -> 
     began = time.monotonic()
     with raises("interrupted", Interrupted):
         other.hang()
-    assert time.monotonic() < began + 2
+    assert time.monotonic() < began + 4
     bare.go_on.set()
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -113,6 +114,28 @@ def test_a_request_to_stop_shortens_the_wait_for_a_stopped_terminal(monkeypatch:
         display.message(Level.INFO, "web", "first")
     assert time.monotonic() < began + 5
     stopped.go.set()
+
+
+def test_a_process_that_stood_still_after_a_request_to_stop_writes_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock went on, but the thread that writes stood still, too."""
+    stopped = Stopped(interval=math.inf)
+    checks: list[float] = []
+
+    def is_stopping() -> bool:
+        checks.append(time.monotonic())
+        if len(checks) == 1:
+            later = SimpleNamespace(monotonic=lambda: time.monotonic() + 100)
+            monkeypatch.setattr(module, "time", later)
+        else:
+            stopped.go.set()
+        return True
+
+    with Display(Console(io.StringIO()), [stopped], is_stopping) as display:
+        display.message(Level.INFO, "web", "last")
+    assert stopped.seen == ["last", "closed"]
+    assert not display.given_up
 
 
 def test_progress_is_shown_at_intervals_without_any_event() -> None:
