@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import tempfile
-import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,7 +38,6 @@ class RestoredGuest:
     saved_at: int
     definition: str
     uuid: str
-    boot_seconds: float  # from its start to its agent's answer, as it was before
     used: int  # bytes of its images, as they were before
     name: str = NAME
 
@@ -154,7 +152,7 @@ def lost_guest(
 
     `system` ends its <os>.
     """
-    guest = RestoredGuest(node, lab, 0, "", "", 0, 0)
+    guest = RestoredGuest(node, lab, 0, "", "", 0)
     try:
         guest = _saved_and_lost(guest, autostart, system)
         yield guest
@@ -172,9 +170,7 @@ def _saved_and_lost(guest: RestoredGuest, autostart: bool, system: str) -> Resto
     lab.virsh("define", "/dev/stdin", stdin=changed.encode())
     if autostart:
         lab.virsh("autostart", NAME)
-    began = time.monotonic()
     lab.start_domain(NAME, wait_for_agent=True)
-    boot_seconds = time.monotonic() - began
     lab.wait_for_ticks(NAME, beyond=2)
     definition = lab.virsh("dumpxml", "--inactive", "--security-info", NAME)
     uuid = lab.virsh("domuuid", NAME).strip()
@@ -188,7 +184,7 @@ def _saved_and_lost(guest: RestoredGuest, autostart: bool, system: str) -> Resto
         lab.rbd("snap", "purge", "--no-progress", image)  # base snapshots
         lab.delete_image(image)
     lab.console_log(NAME).unlink()
-    return RestoredGuest(node, lab, saved_at, definition, uuid, boot_seconds, used)
+    return RestoredGuest(node, lab, saved_at, definition, uuid, used)
 
 
 @dataclass(frozen=True)

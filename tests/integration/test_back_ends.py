@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,12 @@ def test_backup_interruption_verification_restore_and_prune(
     node: Node, lab: Lab, large: str, back_end: BackEnd, tmp_path: Path
 ) -> None:
     words = []
-    with node.started("backup", large, "--log-level", "debug", MAX_READ_RATE=SLOW) as process:
+    with node.started("backup", large, "--log-level", "debug", MAX_READ_RATE=4 * MIB) as process:
         wait_until(lambda: received_bytes(node) > 4 * MIB, 60, "restic has got a part of the image")
-        command_lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in node.processes("")]
+        command_lines = []
+        for pid in node.processes(""):
+            with suppress(OSError):  # it has just ended
+                command_lines.append(Path(f"/proc/{pid}/cmdline").read_bytes())
         process.terminate()
         output, _ = process.communicate(timeout=300)
         words.append(output)

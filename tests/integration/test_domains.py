@@ -10,7 +10,8 @@ import pytest
 import rados
 import rbd
 
-from tests.integration.node import SLOW, Node, wait_until
+from tests.faults.provoke import HeldBackRestic
+from tests.integration.node import Node, wait_until
 from tests.lab import Lab, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MIB, WEB, make_image
 
@@ -54,7 +55,7 @@ def test_names_of_any_kind_are_restored_unchanged(node: Node, lab: Lab, stack: E
 def test_a_domain_suspended_to_memory_is_saved_as_it_stands(node: Node, lab: Lab, stack: ExitStack) -> None:
     lab.virsh("dompmsuspend", WEB, "mem")
     stack.callback(lab.virsh, "dompmwakeup", WEB)
-    wait_until(lambda: lab.virsh("domstate", WEB).strip() == "pmsuspended", 30, "the guest sleeps")
+    wait_until(lambda: lab.virsh("domstate", WEB).strip() == "pmsuspended", 120, "the guest sleeps")
     assert node.run("backup", WEB).returncode == 0
     domain = node.report()["domains"][WEB]
     assert (domain["consistency"], domain["frozen_seconds"]) == ("paused", 0)
@@ -129,9 +130,11 @@ def _destroy(lab: Lab, name: str) -> None:
 def test_what_happens_to_a_domain_after_its_snapshots_does_not_matter(
     node: Node, lab: Lab, transient: str
 ) -> None:
-    with node.started("backup", transient, MAX_READ_RATE=SLOW, FREEZE="never") as process:
-        wait_until(lambda: node.processes("--stdin-filename=vda.img"), 60, "the image is on its way")
+    restic = HeldBackRestic(node, "vda.img")
+    with node.started("backup", transient, RESTIC_BINARY=restic.path, FREEZE="never") as process:
+        restic.reached()
         lab.destroy_domain(transient)
+        restic.let_go()
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     domain = node.report()["domains"][transient]
@@ -148,12 +151,14 @@ def test_each_domain_is_looked_at_again_when_its_turn_comes(
         stack.callback(lab.delete_image, f"vms/{name}")
         lab.define_domain(name, [RbdDisk("vda", f"vms/{name}")])
     stack.callback(lab.undefine_domain, "started")
-    slowly = {"WORKERS": 1, "MAX_READ_RATE": SLOW, "FREEZE": "never"}
-    with node.started("backup", transient, "undefined", "started", **slowly) as process:
-        wait_until(lambda: node.processes("--stdin-filename=vda.img"), 60, "the first image is on its way")
+    restic = HeldBackRestic(node, "vda.img")
+    constants = {"WORKERS": 1, "RESTIC_BINARY": restic.path, "FREEZE": "never"}
+    with node.started("backup", transient, "undefined", "started", **constants) as process:
+        restic.reached()
         lab.undefine_domain("undefined")
         lab.virsh("start", "started")
         stack.callback(lab.destroy_domain, "started")
+        restic.let_go()
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     domains = node.report()["domains"]

@@ -24,8 +24,8 @@ from tests.lab.sample import ARCHIVE, WEB
 from tests.quick_repository import make_repository
 
 # Two groups that save one disk each of the same domain, from different pools: they have no lock in common.
-ROOT = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["ssd/*"], "FREEZE": "required"}
-DATA = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["vms/*"], "FREEZE": "required"}
+ROOT = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["ssd/*"], "FREEZE": "required", "FREEZE_TIMEOUT": 90}
+DATA = {"INCLUDE_DOMAINS": [WEB], "EXCLUDE_IMAGES": ["vms/*"], "FREEZE": "required", "FREEZE_TIMEOUT": 90}
 
 
 class Groups:

@@ -33,14 +33,14 @@ def test_a_limit_for_guests_does_not_slow_down_the_backup(
     node: Node, lab: Lab, limited: str, place: tuple[str, str], name: str
 ) -> None:
     kind, spec = place
-    lab.rbd("config", kind, "set", spec, name, "2" if "iops" in name else str(MIB))
+    lab.rbd("config", kind, "set", spec, name, "2" if "iops" in name else str(MIB // 4))
     try:
         done = node.run("backup", limited)
     finally:
         lab.rbd("config", kind, "remove", spec, name)
     assert done.returncode == 0, done.stderr
     (image,) = node.report()["domains"][limited]["images"]
-    assert image["seconds"] < 15
+    assert image["seconds"] < 60
 
 
 def test_max_read_rate_holds_whatever_the_image_allows(node: Node, lab: Lab, limited: str) -> None:
@@ -51,12 +51,12 @@ def test_max_read_rate_holds_whatever_the_image_allows(node: Node, lab: Lab, lim
         lab.rbd("config", "image", "remove", SPEC, "rbd_qos_read_bps_limit")
     assert done.returncode == 0, done.stderr
     (image,) = node.report()["domains"][limited]["images"]
-    assert 4 < image["seconds"] < 20
+    assert 4 < image["seconds"] < 60
 
 
 def test_a_limit_that_holds_is_named(node: Node, lab: Lab, limited: str) -> None:
     """One with a burst of its own, with Ceph 16."""
-    options = {"rbd_qos_bps_limit": str(4 * MIB), "rbd_qos_bps_burst": str(4 * MIB)}
+    options = {"rbd_qos_bps_limit": str(2 * MIB), "rbd_qos_bps_burst": str(2 * MIB)}
     for name, value in options.items():
         lab.rbd("config", "image", "set", SPEC, name, value)
     try:
@@ -67,5 +67,5 @@ def test_a_limit_that_holds_is_named(node: Node, lab: Lab, limited: str) -> None
             lab.rbd("config", "image", "remove", SPEC, name)
     assert done.returncode == 0, done.stderr
     (image,) = node.report()["domains"][limited]["images"]
-    text = f"reads of image {SPEC} are limited by rbd_qos_bps_limit = {4 * MIB} of the image"
-    assert image["seconds"] < 5 or (text in done.stderr and text in checked)
+    text = f"reads of image {SPEC} are limited by rbd_qos_bps_limit = {2 * MIB} of the image"
+    assert image["seconds"] < 12 or (text in done.stderr and text in checked)

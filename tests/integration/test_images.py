@@ -63,7 +63,7 @@ def outcomes(lab: Lab) -> Iterator[Mapping[str, Future[None]]]:
     with ExitStack() as stack:
         connection = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
         pool = stack.enter_context(connection.open_ioctx("vms"))
-        cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20))
+        cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=120))
         threads = stack.enter_context(ThreadPoolExecutor(TOGETHER))
         scratch = partial(ScratchImage, lab, pool, cluster)
         yield {
@@ -128,7 +128,7 @@ def test_a_terabyte_with_little_in_it_is_read_where_the_data_is(lab: Lab) -> Non
     size, data = 1 << 40, {0: 1, (300 << 30) + 5: 4096, (1 << 40) - 7: 7}
     make_image(lab, "vms/terabyte", size, data)
     try:
-        with Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20) as cluster:
+        with Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=120) as cluster:
             image = cluster.identified(Image("vms", "terabyte"))
             cluster.create_snapshot(image, "ours")
             with cluster.reader(image, "ours") as reader:
@@ -153,7 +153,7 @@ def test_allocation_is_listed_in_pieces_of_any_size(
     with ExitStack() as stack:
         connection = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
         pool = stack.enter_context(connection.open_ioctx("vms"))
-        cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20))
+        cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=120))
         for kind in ("stripes of 64 KiB over 5 objects", "layering alone"):
             _layout(lab, ScratchImage(lab, pool, cluster, f"pieces of {kind}"), kind)
         for kind in ("clone with stripes", "clone without object-map", "child of the clone of a clone"):
@@ -173,7 +173,7 @@ def test_an_object_map_that_lies_costs_nothing_that_librbd_reads(
         with ExitStack() as stack:
             connection = stack.enter_context(rados.Rados(conffile=str(lab.ceph_conf)))
             pool = stack.enter_context(connection.open_ioctx("vms"))
-            cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20))
+            cluster = stack.enter_context(Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=120))
             pool.write_full(f"{prefix}.{5:016x}", b"bypassed")
             pool.remove_object(f"{prefix}.{3:016x}")
             ScratchImage(lab, pool, cluster, "lying").compare()

@@ -41,7 +41,7 @@ def test_the_services_work_under_their_limits(booted: Machine, node: Node, lab: 
     start(booted, "virt-rbd-backup-drill.service")
     images = node.directory / "images"
     images.mkdir()
-    instant = {"DRILL_POOL": "", "DRILL_DIR": str(images), "DRILL_BOOT_TIMEOUT": 120}
+    instant = {"DRILL_POOL": "", "DRILL_DIR": str(images), "DRILL_BOOT_TIMEOUT": 300}
     configure(booted, node, lab, INCLUDE_DOMAINS=[WEB], **instant)
     start(booted, "virt-rbd-backup-drill.service")  # of the other domain
     start(booted, "virt-rbd-backup-drill.service")
@@ -103,11 +103,11 @@ def test_a_guest_that_the_service_could_not_thaw_is_thawed_after_its_end(
     booted: Machine, node: Node, lab: Lab
 ) -> None:
     booted.run(str(ROOT / "res/install"))
-    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE], FREEZE_TIMEOUT=3, RETRY_FOR=0)
+    configure(booted, node, lab, INCLUDE_DOMAINS=[WEB, ARCHIVE], FREEZE_TIMEOUT=9, RETRY_FOR=0)
     (node.directory / "stop.conf").write_text("[Service]\nTimeoutStopSec=15\n")  # instead of minutes
     booted.run("install", "-D", "-t", DROP_INS.format(""), f"{node.directory}/stop.conf")
     booted.run("systemctl", "daemon-reload")
-    with agent_hook(lab, WEB, "freeze", "sleep 120"):
+    with agent_hook(lab, WEB, "freeze", "sleep 200"):
         done = booted.run("systemctl", "start", "virt-rbd-backup.service")
         assert done.returncode != 0
         assert booted.run("ls", "/run/virt-rbd-backup/held").stdout.endswith(".json\n")
@@ -117,7 +117,7 @@ def test_a_guest_that_the_service_could_not_thaw_is_thawed_after_its_end(
         assert "another run" not in done.stdout
         ended = ("inactive",)
         wait_until(
-            lambda: is_active(booted, "virt-rbd-backup-thaw.service") in ended, 180, "it ends by itself"
+            lambda: is_active(booted, "virt-rbd-backup-thaw.service") in ended, 400, "it ends by itself"
         )
     assert booted.run("ls", "/run/virt-rbd-backup/held").stdout == ""
     assert freeze_status(lab, WEB) == "thawed"
@@ -132,8 +132,8 @@ def test_a_copy_follows_each_run_of_the_service(booted: Machine, node: Node, lab
     booted.run("systemctl", "daemon-reload")
     assert booted.run("systemctl", "enable", "virt-rbd-backup-copy.service").returncode == 0
     start(booted, "virt-rbd-backup.service")
-    wait_until(lambda: any((second / "snapshots").iterdir()), 60, "the restore point is copied")
-    wait_until(lambda: is_active(booted, "virt-rbd-backup-copy.service") == "inactive", 60, "it has ended")
+    wait_until(lambda: any((second / "snapshots").iterdir()), 240, "the restore point is copied")
+    wait_until(lambda: is_active(booted, "virt-rbd-backup-copy.service") == "inactive", 240, "it has ended")
     copied = booted.run("virt-rbd-backup", "restore-points", "--from", "copy", "--json")
     assert [point["domain"] for point in json.loads(copied.stdout)] == [ARCHIVE]
 

@@ -9,13 +9,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.node import Node, wait_until
-from tests.lab import Lab, RbdDisk
+from tests.lab import Lab, LabError, RbdDisk
 from tests.lab.sample import ARCHIVE, DATABASE, MIB, WEB
 
 DRILLED = f"{WEB}-drill"
@@ -85,7 +86,7 @@ def test_a_guest_with_two_disks_boots_out_of_the_repository_without_the_cluster(
 
 def test_without_a_name_the_longest_ago_has_its_turn_and_boot_without_a_pool_is_instant(node: Node) -> None:
     assert node.run("backup", WEB, DATABASE).returncode == 0
-    limits = {"DRILL_POOL": "", "DRILL_BOOT_TIMEOUT": 60}
+    limits = {"DRILL_POOL": "", "DRILL_BOOT_TIMEOUT": 120}
     names = [node.run("drill", "--boot", **limits).stdout.split()[3] for _ in range(2)]
     assert sorted(names) == sorted([WEB, DATABASE])
     done = node.run("drill", "--instant", **limits)
@@ -139,11 +140,11 @@ def test_a_pack_that_is_missing_fails_it_with_restics_reason(node: Node, tmp_pat
     for pack in packs_of(node, f"image=vms/{WEB}-root"):
         (copy / "data" / pack[:2] / pack).unlink()
     began = time.monotonic()
-    done = node.run("drill", WEB, "--instant", RESTIC_REPOSITORY=str(copy))
+    done = node.run("drill", WEB, "--instant", RESTIC_REPOSITORY=str(copy), DRILL_BOOT_TIMEOUT=900)
     assert done.returncode == 3, done.stderr
     reason = r"(cannot read at offset|the guest needs what the repository has lost: ).*data"
     assert re.search(reason, done.stderr), done.stderr
-    assert time.monotonic() - began < 120, "it does not wait for the agent any more"
+    assert time.monotonic() - began < 600, "it does not wait for the agent any more"
     assert re.search(reason, record(node, WEB)["proof_failure"])
 
 
@@ -174,7 +175,9 @@ MOMENTS: dict[str, Callable[[Node, Lab, Path], object]] = {
 
 
 def bytes_read(lab: Lab, name: str) -> int:
-    return int(lab.virsh("domblkstat", name, "vda").split("rd_bytes ")[1].split()[0])
+    with suppress(LabError):  # it is just being started
+        return int(lab.virsh("domblkstat", name, "vda").split("rd_bytes ")[1].split()[0])
+    return 0
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -236,7 +239,7 @@ def test_a_restic_that_is_killed_ends_it_and_proves_nothing(node: Node, lab: Lab
         output, _ = process.communicate(timeout=300)
     assert process.returncode in (1, 3), output
     assert "restic mount was killed by SIGKILL" in output or "cannot read" in output
-    wait_until(lambda: not is_running(lab), 10, "its guest has ended with it")
+    wait_until(lambda: not is_running(lab), 60, "its guest has ended with it")
 
 
 def test_a_restart_of_libvirt_leaves_neither_the_guest_nor_a_record(node: Node, lab: Lab) -> None:
@@ -258,21 +261,21 @@ def test_what_cannot_run_here_is_refused_and_no_failure_of_the_backup(node: Node
 
 
 def test_two_at_once_do_not_meet(node: Node, lab: Lab) -> None:
-    assert node.run("backup", WEB).returncode == 0
-    with node.started("drill", WEB, "--instant") as process:
-        wait_until(lambda: is_running(lab), 90, "the guest is there")
-        done = node.run("drill", WEB, "--instant")
+    assert node.run("backup", DATABASE).returncode == 0
+    with node.started("drill", DATABASE, "--instant", DRILL_BOOT_TIMEOUT=60) as process:
+        wait_until(lambda: is_running(lab, UNCONFIRMED), 90, "the guest is there")
+        done = node.run("drill", DATABASE, "--instant")
         assert (done.returncode, "is another drill of it running?" in done.stderr) == (1, True), done.stderr
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
 
 
 def test_backups_ignore_the_guest_of_a_drill(node: Node, lab: Lab) -> None:
-    assert node.run("backup", WEB).returncode == 0
-    with node.started("drill", WEB, "--instant") as process:
-        wait_until(lambda: is_running(lab), 90, "the guest is there")
+    assert node.run("backup", DATABASE).returncode == 0
+    with node.started("drill", DATABASE, "--instant") as process:
+        wait_until(lambda: is_running(lab, UNCONFIRMED), 90, "the guest is there")
         listed = json.loads(node.run("list", "--json").stdout)
-        (found,) = [one for one in listed if one["name"] == DRILLED]
+        (found,) = [one for one in listed if one["name"] == UNCONFIRMED]
         assert not found["selected"], found
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=300)

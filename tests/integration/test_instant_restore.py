@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.faults.provoke import HeldBackRestic
+from tests.faults.provoke import HeldBackRestic, stopped
 from tests.integration.instant_guest import (
     IMAGES,
     NAME,
@@ -64,7 +63,7 @@ def test_a_lost_guest_runs_at_once_and_ends_on_its_images_as_after_a_plain_resto
         assert done.returncode == 0, done.stderr
         paused = re.search(rf"{NAME}: the guest was paused for (\d+\.\d+) s", done.stderr)
         assert paused, done.stderr
-        assert float(paused[1]) < 1.5
+        assert float(paused[1]) < 10
         for text in ("restored to vms/instant01-a", "all images are restored; moving the guest to them"):
             assert text in done.stderr, done.stderr
         guest.require_on_images()
@@ -73,16 +72,16 @@ def test_a_lost_guest_runs_at_once_and_ends_on_its_images_as_after_a_plain_resto
     assert list((tmp_path / "images").iterdir()) == []
 
 
-def test_it_takes_the_guests_own_boot_and_eight_seconds_more(
-    node: Node, lab: Lab, guest: RestoredGuest
-) -> None:
-    began = time.monotonic()
-    with node.started(*RESTORE) as process:
-        wait_until(lambda: is_answering(lab), 180, "its agent answers")
-        seconds = time.monotonic() - began
+def test_the_guest_does_not_wait_for_its_images(node: Node, lab: Lab, guest: RestoredGuest) -> None:
+    restic = HeldBackRestic(node, "vda.img")
+    with node.started(*RESTORE, RESTIC_BINARY=restic.path) as process:
+        restic.reached()
+        wait_until(lambda: is_answering(lab), 300, "its agent answers")
+        assert IMAGES["vda"] not in guest.images()
+        restic.let_go()
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert seconds <= guest.boot_seconds + 8
+    guest.require_on_images()
 
 
 def is_answering(lab: Lab) -> bool:
@@ -180,10 +179,11 @@ def test_aborted_its_writes_can_be_merged_by_hand(node: Node, guest: RestoredGue
     with node.started(*RESTORE, RESTIC_BINARY=restic.path) as process:
         restic.reached()
         wait_until(lambda: guest.ticks_since(guest.saved_at + 5), 120, "the guest writes")
-        restic.let_go()
-        wait_until(lambda: {*IMAGES.values()} <= {*guest.images()}, 60, "both are restored")
-        process.kill()
-        process.wait()
+        with stopped(qemus(NAME)[0].pid):  # or the guest might be moved to its images before the kill
+            restic.let_go()
+            wait_until(lambda: {*IMAGES.values()} <= {*guest.images()}, 60, "both are restored")
+            process.kill()
+            process.wait()
     assert node.run(*RESTORE, "--abort").returncode == 0
     for overlay, image in zip(OVERLAYS, IMAGES.values()):
         if overlay in guest.images():
@@ -240,7 +240,7 @@ def test_an_existing_domain_is_replaced_with_force_only(node: Node, lab: Lab, gu
     lab.console_log(NAME).unlink()
     wait_until(lambda: node.run(*RESTORE, "--force").returncode == 0, 100, "Ceph has forgotten its QEMU")
     guest.require_on_images()
-    assert lab.ticks(NAME) < printed, "it is the one of the backup"
+    assert guest.saved_at <= lab.began_at(NAME) < printed, "it is the one of the backup"
     guest.require_no_gap()
 
 

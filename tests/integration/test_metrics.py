@@ -28,11 +28,11 @@ def test_prometheus_alerts_and_dashboard_show_how_a_real_run_went(node: Node, tm
             return {one["metric"].get("domain", ""): float(one["value"][1]) for one in samples}
 
         expected = {("VirtRbdBackupDomainNeverSaved", DATABASE), ("VirtRbdBackupDomainFailing", DATABASE)}
-        wait_until(lambda: firing() == expected, 20, "the alerts of what failed, and no others")
+        wait_until(lambda: firing() == expected, 120, "the alerts of what failed, and no others")
         assert unanswered(prometheus) == []
         assert prometheus.query("node_textfile_scrape_error")[0]["value"][1] == "0"
         assert 0 < shown("uuid:virt_rbd_backup_domain_age_seconds:min")[WEB] < 600
-        assert 0 < shown("virt_rbd_backup_domain_frozen_seconds")[WEB] < 5
+        assert 0 < shown("virt_rbd_backup_domain_frozen_seconds")[WEB] < 30
         assert shown("virt_rbd_backup_domain_read_bytes")[WEB] == sum(
             image["read_bytes"] for image in node.report()["domains"][WEB]["images"]
         )
@@ -42,11 +42,11 @@ def test_prometheus_alerts_and_dashboard_show_how_a_real_run_went(node: Node, tm
         node.constants["COPY_REPOSITORY"] = str(tmp_path / "copy")
         done = node.run("copy")
         assert (done.returncode, "2 restore points copied; none is missing" in done.stdout) == (0, True)
-        wait_until(lambda: firing() == set(), 20, "the failed domain, saved by name, clears its alerts")
+        wait_until(lambda: firing() == set(), 120, "the failed domain, saved by name, clears its alerts")
         assert set(shown("virt_rbd_backup_domain_consecutive_failures")) == {WEB, DATABASE}
-        wait_until(lambda: not rules_without_data(prometheus), 20, "the copy's metrics are scraped too")
+        wait_until(lambda: not rules_without_data(prometheus), 120, "the copy's metrics are scraped too")
 
         assert node.run("backup", RESTIC_REPOSITORY="/nowhere", **only).returncode == 1
         expected = {("VirtRbdBackupRunIncomplete", "")}
-        wait_until(lambda: firing() == expected, 20, "the alert of a run that could do nothing")
+        wait_until(lambda: firing() == expected, 120, "the alert of a run that could do nothing")
         assert set(shown("virt_rbd_backup_domain_consecutive_failures")) == {WEB, DATABASE}

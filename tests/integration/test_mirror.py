@@ -93,6 +93,7 @@ def test_a_user_beside_the_mirror_counts_and_is_named(node: Node, lab: Lab, mirr
         cluster.open_ioctx("vms") as pool,
         rbd.Image(pool, NAME) as image,
     ):
+        wait_until(lambda: len(list(image.watchers_list())) == 2, 120, "both have the image open")
         watchers = [one["addr"] for one in image.watchers_list()]
         done = node.run("backup", mirrored)
         own = [address for address in watchers if f"open at {address}" in done.stderr]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.node import SLOW, Node, wait_until
 from tests.lab import Lab
-from tests.lab.sample import ARCHIVE, WEB, large_domain
+from tests.lab.sample import ARCHIVE, MIB, WEB, large_domain
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def large(lab: Lab) -> Iterator[str]:
 
 
 def test_a_terminal_shows_each_job_through_resizes_and_is_left_as_it_was(node: Node, large: str) -> None:
-    with node.on_terminal("backup", large, ARCHIVE, MAX_READ_RATE=SLOW) as terminal:
+    with node.on_terminal("backup", large, ARCHIVE, MAX_READ_RATE=4 * MIB) as terminal:
         modes = terminal.modes()
         # not all of them: what takes less than the view's half second may never be seen
         terminal.wait_for(rf"{large} +(preparing|making snapshots|streaming)")
@@ -37,6 +37,7 @@ def test_a_terminal_shows_each_job_through_resizes_and_is_left_as_it_was(node: N
         assert max(map(len, rows)) <= 60
         terminal.resize(120)
         terminal.wait_for(rf"{large} +streaming vdb .*MiB of .*MiB", after=len(terminal.written))
+        terminal.wait_for(rf"{large}: vda .* saved: ")
         terminal.process.terminate()  # a session in a shell's background would ignore Ctrl-C
         assert terminal.read_to_end() == 143
         assert terminal.modes() == modes
@@ -53,16 +54,15 @@ def test_systemd_shows_the_progress_and_process_titles_show_the_task(
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(30)
         node.environment["NOTIFY_SOCKET"] = manager.getsockname()
-        with node.started("backup", large, ARCHIVE, MAX_READ_RATE=SLOW) as process:
-            told = ""
-            while f"; {large} streaming vdb" not in told:
-                told = manager.recv(4096).decode()
+        with node.started("backup", large, ARCHIVE, MAX_READ_RATE=4 * MIB) as process:
+            status = r"STATUS=\d of 2 domains done, \d+ %, .* MiB of .* MiB, .*"
+            while not re.match(rf"{status}; {large} streaming vdb", manager.recv(4096).decode()):
+                pass
             worker = f"virt-rbd-backup: {large}: streaming vdb"
             wait_until(lambda: node.processes(worker), 30, "the worker's title")
             assert process.pid in node.processes("virt-rbd-backup: backup")
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=300)
-    assert re.match(rf"STATUS=\d of 2 domains done, \d+ %, .* MiB of .* MiB, .*; {large} streaming vdb", told)
 
 
 def test_lines_report_phases_and_progress_of_a_job(node: Node, large: str) -> None:

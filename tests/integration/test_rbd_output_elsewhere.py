@@ -76,7 +76,9 @@ def pid_of(daemon: Daemon) -> int:
 def is_written(cluster: Cluster) -> bool:
     """Whether a disk's image is being written."""
     names = [name for name in images(cluster, "ssd") if name.endswith(".vdb")]
-    return any(WRITING.encode() in cluster.rbd("image-meta", "ls", f"ssd/{name}") for name in names)
+    with suppress(LabError):  # it is just being created
+        return any(WRITING.encode() in cluster.rbd("image-meta", "ls", f"ssd/{name}") for name in names)
+    return False
 
 
 def test_a_domain_is_saved_into_another_cluster_and_cloned_there(
@@ -109,7 +111,7 @@ FIRST_CHANGES: dict[str, Callable[[RepositoryImage], None]] = {
 
 @pytest.mark.parametrize("change", FIRST_CHANGES)
 def test_an_image_s_lock_that_cannot_be_taken_in_time_is_taken_later(there: Cluster, change: str) -> None:
-    address = RepositoryAddress(str(there.conf), USER, "ssd", timeout=2, stall_timeout=60)
+    address = RepositoryAddress(str(there.conf), USER, "ssd", timeout=2, stall_timeout=300)
     with (
         ThreadPoolExecutor(1) as thread,
         repository_pool(address, lambda: None) as pool,
@@ -120,15 +122,15 @@ def test_an_image_s_lock_that_cannot_be_taken_in_time_is_taken_later(there: Clus
                 changed = thread.submit(FIRST_CHANGES[change], image)
                 time.sleep(6)  # three timeouts
                 assert not changed.done(), changed.exception()
-            changed.result(timeout=60)
+            changed.result(timeout=300)
 
 
 def test_a_link_that_stalls_for_a_while_costs_nothing(node: Node, lab: Lab, there: Cluster) -> None:
     with large_domain(lab) as name:
-        with node.started("backup", name, MAX_WRITE_RATE=SLOW, CEPH_TIMEOUT=3) as process:
+        with node.started("backup", name, MAX_WRITE_RATE=SLOW, CEPH_TIMEOUT=10) as process:
             wait_until(lambda: len(images(there, "ssd")) == 3, 60, "both disks are being written")
             with stopped(pid_of(there.osd), pid_of(there.monitor)):
-                time.sleep(8)  # longer than a timeout
+                time.sleep(25)  # longer than a timeout
             output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         assert len(complete(node)) == 1
@@ -143,11 +145,11 @@ def test_a_link_that_breaks_costs_no_finished_restore_point(node: Node, lab: Lab
         before = complete(node)
         lab.rbd("snap", "purge", "--no-progress", "vms/large")  # so that everything is read
         with node.started(
-            "backup", name, MAX_WRITE_RATE=SLOW, MAX_READ_RATE=SLOW, CEPH_TIMEOUT=3, CEPH_STALL_TIMEOUT=4
+            "backup", name, MAX_WRITE_RATE=SLOW, MAX_READ_RATE=SLOW, CEPH_TIMEOUT=10, CEPH_STALL_TIMEOUT=12
         ) as process:
             wait_until(lambda: is_written(there), 60, "a disk is being written")
             with stopped(pid_of(there.osd)):
-                # mostly 70 s; a worker that hangs in librbd is ended after 13 minutes
+                # mostly a minute or two; a worker that hangs in librbd is ended after 13 minutes
                 output, _ = process.communicate(timeout=900)
         assert process.returncode == 3, output
         assert complete(node) == before

@@ -38,7 +38,8 @@ def _nodes(first: Node) -> Sequence[Node]:
         directory = first.directory / f"node{number}"
         directory.mkdir()
         one = Node(first.lab, directory)
-        one.constants["OUTPUT"] = "restic_incremental"
+        # ten runs at once are slow: no lock may expire meanwhile
+        one.constants.update(OUTPUT="restic_incremental", LOCK_DURATION=60, CEPH_TIMEOUT=60)
         one.constants["RESTIC_REPOSITORY"] = first.constants["RESTIC_REPOSITORY"]
         nodes.append(one)
     return nodes

@@ -154,7 +154,7 @@ def image(lab: Lab) -> Iterator[Image]:
 
 @pytest.fixture
 def cluster(lab: Lab) -> Iterator[Cluster]:
-    with Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=20) as cluster:
+    with Cluster(ClusterAddress(), "", str(lab.ceph_conf), timeout=120) as cluster:
         yield cluster
 
 
@@ -197,6 +197,6 @@ def test_another_image_of_the_same_name_is_not_taken_for_it(lab: Lab, cluster: C
 def test_a_device_of_another_cluster_is_not_looked_for_in_this_one(lab: Lab, cluster: Cluster) -> None:
     other = "00000000-0000-4000-8000-000000000001"
     with pytest.raises(ClusterError, match=f"{other}.* belongs to cluster {cluster.fsid}"):
-        Cluster(ClusterAddress(fsid=other), "", str(lab.ceph_conf), timeout=20)
-    with Cluster(ClusterAddress(fsid=cluster.fsid), "", str(lab.ceph_conf), timeout=20) as same:
+        Cluster(ClusterAddress(fsid=other), "", str(lab.ceph_conf), timeout=120)
+    with Cluster(ClusterAddress(fsid=cluster.fsid), "", str(lab.ceph_conf), timeout=120) as same:
         assert same.fsid == cluster.fsid

@@ -173,6 +173,11 @@ class Lab:
         wait_until(lambda: self.ticks(name) > beyond, 300, written, self.console_log(name))
         return self.ticks(name)
 
+    def began_at(self, name: str) -> int:
+        """Return the counter that a guest with a new console found on its first disk when it booted."""
+        self.wait_for_ticks(name)
+        return int(re.findall(rb", from tick (\d+)\r?\n", self.console_log(name).read_bytes())[-1])
+
     def _refuse(self) -> None:
         if os.geteuid() != 0:
             raise LabError("the lab needs root for qemu:///system", "run it with sudo")
