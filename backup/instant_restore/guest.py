@@ -70,17 +70,24 @@ class Guest:
                 raise
 
     def start_for_copy(self) -> bool:
-        """Let its QEMU run, if somebody has shut the guest off with paused processors: return whether so."""
+        """Let its QEMU run, if somebody has shut the guest off with paused processors: return whether so.
+
+        One whose memory libvirt has saved goes on: to start its QEMU takes that memory out of the file.
+        """
         moving = self.given.moving
         state = moving.state()
         if state is None or state.active:
             return False
-        by_accident = moving.ended_by_accident()
+        saved = state is State.SAVED
+        paused = not (saved or moving.ended_by_accident())
         self.record_moved()
         self._redefine()
-        self._run(paused=not by_accident)
-        self.journal.set_pivoting(not by_accident)  # if this process ends now, the next one resumes it
-        return not by_accident
+        if saved:
+            text = "the guest was saved (virsh managedsave): it is resumed, to be moved to its images"
+            self.given.report(Level.WARNING, text)
+        self._run(paused)
+        self.journal.set_pivoting(paused)  # if this process ends now, the next one resumes it
+        return paused
 
     def require_resumed(self, limit: float = 10.0) -> None:
         """Wait until no failed read pauses it any more; a warning if that takes longer."""

@@ -33,15 +33,21 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"{module.__name__}.time.sleep", lambda _: None)
 
 
-def carried_out(world: World) -> Given:
-    """Do what a process does once its images are restored."""
+def begun(world: World) -> Move:
+    """Give the move of a process that has let the guest run and restored its images."""
     about = given(world)
     journal = Journal(about.cluster, world.record)
     guest = Guest(about, journal, lambda: True)
     guest.start()
-    Move(about, journal, guest).move()
-    about.domain.hypervisor.define(about.xml)
-    return about
+    return Move(about, journal, guest)
+
+
+def carried_out(world: World) -> Given:
+    """Do what a process does once its images are restored."""
+    move = begun(world)
+    move.move()
+    move.given.domain.hypervisor.define(move.given.xml)
+    return move.given
 
 
 def require_whole(world: World) -> None:
@@ -111,19 +117,24 @@ def test_what_libvirt_fails_to_do_once_is_repeated(operation: str) -> None:
     require_whole(world)
 
 
-def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so() -> None:
     world = new_world()
-    about = given(world)
-    journal = Journal(about.cluster, world.record)
-    guest = Guest(about, journal, lambda: True)
-    guest.start()
+    move = begun(world)
     assert world.domain
-    world.domain.die()
-    monkeypatch.setattr(world.domain, "ended_by_accident", lambda: False)
-    Move(about, journal, guest).move()
+    world.domain.shut_off()
+    move.move()
     assert world.domain.live is None
     assert world.domain.defined == TARGETS
     assert world.images["vms/a"] == list(range(SAVED, world.tick + 1))
+
+
+def test_a_guest_whose_memory_somebody_saves_goes_on_with_it() -> None:
+    world = new_world()
+    move = begun(world)
+    assert world.domain
+    world.domain.save()
+    move.move()
+    require_whole(world)
 
 
 @pytest.mark.parametrize("migrated", [False, True])
