@@ -47,6 +47,7 @@ class Move:
         while self.journal.record.on_overlays or self.journal.record.pivoting:
             self.given.stop.check()
             try:
+                self.guest.record_moved()  # by an attempt that could not record it any more
                 self._move(self.journal.record.on_overlays)
                 self._end_pivot()
             except (HypervisorError, CopyFailed) as error:

@@ -136,6 +136,7 @@ class PaperDomain:
 
     def disks(self) -> Mapping[str, RunningDisk]:
         self.world.step()
+        self._require_working("disks")
         if self.defined is None:
             raise DomainGone("the domain is no longer defined")
         now = self.live if self.live is not None else self.defined
@@ -196,11 +197,14 @@ class PaperDomain:
 
     def _require_active(self, operation: str) -> None:
         self.world.step()
+        self._require_working(operation)
+        if self.live is None:
+            raise HypervisorError("the domain is not running", code=libvirt.VIR_ERR_OPERATION_INVALID)
+
+    def _require_working(self, operation: str) -> None:
         if operation in self.failing:
             self.failing.remove(operation)
             raise HypervisorError(f"{operation} failed", code=libvirt.VIR_ERR_RPC)
-        if self.live is None:
-            raise HypervisorError("the domain is not running", code=libvirt.VIR_ERR_OPERATION_INVALID)
 
 
 def sources(xml: str) -> dict[str, str]:

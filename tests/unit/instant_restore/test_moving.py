@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import libvirt
 import pytest
 
 from backup.errors import BackupError
+from backup.hypervisor.errors import HypervisorError
 from backup.instant import record as records
 from backup.instant_restore import guest as guests
 from backup.instant_restore import moving
@@ -29,6 +31,7 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "write", lambda world, record: world.write_record(record))
     monkeypatch.setattr(guests, "unused", lambda *_: ())
     monkeypatch.setattr(guests, "this_host", lambda: "node1")
+    monkeypatch.setattr(moving, "PAUSE", 0.0)
     for module in (moving, guests):
         monkeypatch.setattr(f"{module.__name__}.time.sleep", lambda _: None)
 
@@ -113,6 +116,25 @@ def test_what_libvirt_fails_to_do_once_is_repeated(operation: str) -> None:
     world = new_world()
     assert world.domain
     world.domain.failing.append(operation)
+    carried_out(world)
+    require_whole(world)
+
+
+def test_a_disk_whose_move_libvirt_could_not_confirm_is_not_copied_into_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = new_world()
+    domain = world.domain
+    assert domain
+    pivot = domain.pivot
+
+    def restarted_meanwhile(target: str) -> None:
+        monkeypatch.setattr(domain, "pivot", pivot)
+        pivot(target)
+        domain.failing.append("disks")
+        raise HypervisorError("libvirt is being restarted", code=libvirt.VIR_ERR_RPC)
+
+    monkeypatch.setattr(domain, "pivot", restarted_meanwhile)
     carried_out(world)
     require_whole(world)
 
