@@ -41,6 +41,8 @@ class Guest:
         elif state is not None and self.journal.record.started and self.is_own():
             if self.journal.record.host != this_host() or state is State.ELSEWHERE:
                 self._require_nowhere_else()
+            else:  # it may have been moved, unrecorded, and started and shut down since
+                self.record_moved()
             self._redefine()
             self._run(paused=False)
         else:
@@ -174,8 +176,8 @@ class Guest:
 
     def _redefine(self) -> None:
         """Let the definition fit the record, whatever libvirt had stored of it when its node ended."""
-        self.journal.set_host(this_host())
         self.given.domain.hypervisor.define(self.given.xml_now(self.journal.record))
+        self.journal.set_host(this_host())  # afterwards: what is defined on the record's host counts
 
     def _run(self, paused: bool) -> None:
         """Start it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import libvirt
@@ -20,6 +21,7 @@ from backup.instant_restore.moving import Move
 from backup.model import Level, State
 
 from ..recorder import Recorder
+from ..samples import UUID
 from .paper_guest import SAVED, TARGETS, Killed, World, elsewhere, given, new_world
 
 AFTERWARDS = 3  # ticks that a guest that has survived its process writes until the command is repeated
@@ -97,6 +99,42 @@ def test_killed_at_any_step_the_next_process_moves_it_and_no_tick_is_lost(
         world.kill_at = -1
         carried_out(world)
         require_whole(world)
+
+
+def test_what_it_wrote_after_an_admin_started_it_by_its_definition_is_not_lost() -> None:
+    for number in numbers():
+        world = new_world()
+        world.kill_at = number
+        with pytest.raises(Killed):
+            carried_out(world)
+        world.kill_at = -1
+        domain = world.domain
+        assert domain
+        domain.die()
+        if world.record.started:
+            domain.start(UUID)
+            domain.shut_off()
+        carried_out(world)
+        require_whole(world)
+
+
+@pytest.mark.parametrize("kill_at", [0, 1, 2, 3, 4, 5, 6])
+def test_an_old_definition_of_a_node_that_had_lost_it_does_not_count(kill_at: int) -> None:
+    """Also if the process there is killed while it replaces that definition."""
+    world = new_world()
+    world.record = replace(world.record, started=True, host="node2")
+    assert world.domain
+    world.domain.defined = TARGETS
+    world.images["vms/a.virt-rbd-backup.overlay"].append(1)
+    world.images["ssd/b.virt-rbd-backup.overlay"].append(1)
+    world.tick = 1
+    world.kill_at = kill_at
+    with suppress(Killed):
+        carried_out(world)
+    world.domain.die()
+    world.kill_at = -1
+    carried_out(world)
+    require_whole(world)
 
 
 def _after_the_end(world: World, lost: str) -> None:
