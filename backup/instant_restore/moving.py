@@ -97,6 +97,7 @@ class Move:
         given.must_end.set()
         try:
             given.stop.check()
+            self._notice_resumed()
             runs = not self._was_off and (moving.state() is State.RUNNING or self.journal.record.pivoting)
             if runs:
                 self.journal.set_pivoting(True)
@@ -117,11 +118,19 @@ class Move:
         """Let a guest that was paused run, or be shut off, as before."""
         if not self.journal.record.pivoting:
             return
+        self._notice_resumed()
         if not self._was_off:
-            self.given.moving.resume()
+            if self.given.moving.state() is not State.RUNNING:
+                self.given.moving.resume()
         elif not self.journal.record.on_overlays:
             self.given.domain.hypervisor.destroy(self.given.domain.uuid)
         self.journal.set_pivoting(self._was_off and bool(self.journal.record.on_overlays))
+
+    def _notice_resumed(self) -> None:
+        """Have a guest that was shut off run on, if somebody has resumed it since it was started paused."""
+        if self._was_off and self.given.moving.state() is State.RUNNING:
+            self._was_off = False
+            self.given.report(Level.WARNING, "somebody has resumed the guest: it is moved while it runs")
 
     def _pivot_paused(self, disks: Sequence[RecordedDisk]) -> None:
         """Move the disks, and record it. An error that left some of them where they were is a warning.

@@ -188,6 +188,26 @@ def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so() -> None:
     assert world.images["vms/a"] == list(range(SAVED, world.tick + 1))
 
 
+@pytest.mark.parametrize("operation", ["start_copy", "pivot"])
+def test_a_guest_that_somebody_shuts_off_and_resumes_is_moved_and_runs_on(
+    monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    world = new_world()
+    move = begun(world)
+    domain = world.domain
+    assert domain
+    domain.shut_off()
+    carry_out = getattr(domain, operation)
+
+    def resumed_before(*words: str) -> None:
+        domain.paused = False
+        carry_out(*words)
+
+    monkeypatch.setattr(domain, operation, resumed_before)
+    move.move()
+    require_whole(world)
+
+
 def test_a_guest_whose_memory_somebody_saves_goes_on_with_it() -> None:
     world = new_world()
     move = begun(world)
