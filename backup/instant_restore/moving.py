@@ -26,7 +26,7 @@ SETTLE_LIMIT = 60.0  # seconds for libvirt to end a copy
 
 
 class CopyFailed(TransientError):
-    """libvirt has ended a copy: QEMU could not write it, or has ended itself."""
+    """libvirt has ended a copy, or not moved a disk: QEMU could not write it, or has ended itself."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Move:
             began = time.monotonic()
             if runs:
                 moving.pause()
-            self._pivot_paused(disks)
+            failed = self._pivot_paused(disks)
             self._end_pivot()
             if runs:
                 seconds = time.monotonic() - began
@@ -113,6 +113,8 @@ class Move:
             given.must_end.clear()
         if not self._was_off:
             self.guest.require_resumed()
+        if failed and self.journal.record.on_overlays:
+            raise CopyFailed(failed.message, failed.hint) from failed
 
     def _end_pivot(self) -> None:
         """Let a guest that was paused run, or be shut off, as before."""
@@ -132,23 +134,27 @@ class Move:
             self._was_off = False
             self.given.report(Level.WARNING, "somebody has resumed the guest: it is moved while it runs")
 
-    def _pivot_paused(self, disks: Sequence[RecordedDisk]) -> None:
-        """Move the disks, and record it. An error that left some of them where they were is a warning.
+    def _pivot_paused(self, disks: Sequence[RecordedDisk]) -> HypervisorError | None:
+        """Move the disks, and record it; return an error that left some of them where they were.
 
         Raises BackupError if it is not certain which are moved: the guest must not run then.
         """
+        failed = None
         try:
             for disk in disks:
                 self.given.moving.pivot(disk.attached)
         except HypervisorError as error:
-            self.given.report(Level.WARNING, str(error))
+            failed = error
         try:
             self._settle(disks)
             self.guest.record_moved()
         except BackupError:
+            if failed:
+                self.given.report(Level.WARNING, str(failed))
             text = "the guest stays paused, as it cannot be recorded where its disks are"
             self.given.report(Level.ERROR, f"{text}: repeat the command; do not resume the guest by hand")
             raise
+        return failed
 
     def _settle(self, disks: Sequence[RecordedDisk]) -> None:
         """Have no copy under way any more. Raises HypervisorError, CopyFailed if one does not end."""

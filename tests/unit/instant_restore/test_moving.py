@@ -17,7 +17,7 @@ from backup.instant_restore import moving
 from backup.instant_restore.given import Given
 from backup.instant_restore.guest import Guest
 from backup.instant_restore.journal import Journal
-from backup.instant_restore.moving import Move
+from backup.instant_restore.moving import ATTEMPTS, Move
 from backup.model import Level, State
 
 from ..recorder import Recorder
@@ -175,6 +175,29 @@ def test_a_disk_whose_move_libvirt_could_not_confirm_is_not_copied_into_itself(
     monkeypatch.setattr(domain, "pivot", restarted_meanwhile)
     carried_out(world)
     require_whole(world)
+
+
+def test_a_disk_that_libvirt_never_moves_is_an_error_after_some_attempts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, tried = new_world(), []
+    move = begun(world)
+
+    def refused(target: str) -> None:
+        tried.append(target)
+        assert len(tried) <= ATTEMPTS
+        raise HypervisorError(f"cannot move {target}", code=libvirt.VIR_ERR_OPERATION_FAILED)
+
+    monkeypatch.setattr(world.domain, "pivot", refused)
+    with pytest.raises(BackupError, match="cannot move vda"):
+        move.move()
+    assert len(tried) == ATTEMPTS
+    assert world.domain
+    assert not world.domain.paused
+    assert not world.record.pivoting
+    assert isinstance(move.given.reporter, Recorder)
+    told = move.given.reporter.told(Level.WARNING)
+    assert told == ["cannot move vda; the guest is moved again"] * (ATTEMPTS - 1)
 
 
 def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so() -> None:
