@@ -88,7 +88,6 @@ class Guest:
             text = "the guest was saved (virsh managedsave): it is resumed, to be moved to its images"
             self.given.report(Level.WARNING, text)
         self._run(paused)
-        self.journal.set_pivoting(paused)  # if this process ends now, the next one resumes it
         return paused
 
     def require_resumed(self, limit: float = 10.0) -> None:
@@ -182,6 +181,8 @@ class Guest:
     def _run(self, paused: bool) -> None:
         """Start it."""
         self.journal.set_started()
+        if paused:  # recorded before: if this process ends then, the next one resumes it
+            self.journal.set_pivoting(True)
         self.given.domain.hypervisor.start(self.given.domain.uuid, paused)
         if not paused:
             self.given.report(Level.INFO, "started; its images are restored while it runs")

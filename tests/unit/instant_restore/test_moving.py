@@ -211,6 +211,25 @@ def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so() -> None:
     assert world.images["vms/a"] == list(range(SAVED, world.tick + 1))
 
 
+def test_killed_while_it_moves_one_that_is_shut_off_the_next_process_does_not_leave_it_paused() -> None:
+    killed = True
+    kill_at = 0
+    while killed:
+        killed, kill_at = False, kill_at + 1
+        world = new_world()
+        move = begun(world)
+        assert world.domain
+        world.domain.shut_off()
+        world.kill_at = world.steps + kill_at
+        try:
+            move.move()
+        except Killed:
+            killed = True
+        world.kill_at = -1
+        carried_out(world)
+        require_whole(world)
+
+
 @pytest.mark.parametrize("operation", ["start_copy", "pivot"])
 def test_a_guest_that_somebody_shuts_off_and_resumes_is_moved_and_runs_on(
     monkeypatch: pytest.MonkeyPatch, operation: str
