@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from .journal import Journal
 POLL = 0.1  # seconds between two checks of a copy
 ATTEMPTS = 5
 PAUSE = 2.0  # seconds between two attempts
+AWAY_LIMIT = 120.0  # seconds in which attempts of which libvirt answers none count as one
 SETTLE_LIMIT = 60.0  # seconds for libvirt to end a copy
 
 
@@ -37,6 +39,7 @@ class Move:
     journal: Journal
     guest: Guest
     _attempts: int = field(default=0, init=False)
+    _away: tuple[float, float] = field(default=(-math.inf, -math.inf), init=False)  # the first time, the last
     _was_off: bool = field(default=False, init=False)  # somebody has shut the guest off: it stays so
 
     def move(self) -> None:
@@ -51,12 +54,22 @@ class Move:
                 self._move(self.journal.record.on_overlays)
                 self._end_pivot()
             except (HypervisorError, CopyFailed) as error:
-                self._attempts += 1
-                over = isinstance(error, HypervisorError) and is_over(error)
-                if self._attempts >= ATTEMPTS or not (error.transient or over):
-                    raise
-                self.given.report(Level.WARNING, f"{error}; the guest is moved again")
+                if not self._is_still_away(error):
+                    self._attempts += 1
+                    over = isinstance(error, HypervisorError) and is_over(error)
+                    if self._attempts >= ATTEMPTS or not (error.transient or over):
+                        raise
+                    self.given.report(Level.WARNING, f"{error}; the guest is moved again")
                 self._wait(PAUSE)
+
+    def _is_still_away(self, error: BackupError) -> bool:
+        """Return whether libvirt has not answered this time nor shortly before, and not for long."""
+        if not (isinstance(error, HypervisorError) and error.transient):
+            return False
+        now, (first, last) = time.monotonic(), self._away
+        goes_on = now < last + AWAY_LIMIT
+        self._away = (first if goes_on else now, now)
+        return goes_on and now < first + AWAY_LIMIT
 
     def _move(self, disks: Sequence[RecordedDisk]) -> None:
         if not disks:

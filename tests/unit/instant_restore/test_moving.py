@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import libvirt
@@ -11,6 +11,7 @@ import pytest
 
 from backup.errors import BackupError
 from backup.hypervisor.errors import HypervisorError
+from backup.hypervisor.moving_domain import RunningDisk
 from backup.instant import record as records
 from backup.instant_restore import guest as guests
 from backup.instant_restore import moving
@@ -198,6 +199,57 @@ def test_a_disk_that_libvirt_never_moves_is_an_error_after_some_attempts(
     assert isinstance(move.given.reporter, Recorder)
     told = move.given.reporter.told(Level.WARNING)
     assert told == ["cannot move vda; the guest is moved again"] * (ATTEMPTS - 1)
+
+
+class Clock:
+    """A clock that only sleep advances."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("seconds", "moved"), [(100, True), (200, False)])
+def test_a_libvirt_that_is_away_for_a_while_does_not_end_the_move(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, moved: bool
+) -> None:
+    """Twice, the second time while the disks are moved."""
+    world, clock = new_world(), Clock()
+    monkeypatch.setattr(moving, "time", clock)
+    monkeypatch.setattr(moving, "PAUSE", 2.0)
+    move = begun(world)
+    domain = world.domain
+    assert domain
+    disks, pivot = domain.disks, domain.pivot
+    away_until = [clock.now + seconds]
+
+    def disks_unless_away() -> Mapping[str, RunningDisk]:
+        require_here()
+        return disks()
+
+    def pivot_unless_away(target: str) -> None:
+        if len(away_until) == 1:
+            clock.now += 3600
+            away_until.append(clock.now + seconds)
+        require_here()
+        pivot(target)
+
+    def require_here() -> None:
+        if clock.now < away_until[-1]:
+            raise HypervisorError("libvirt does not answer", code=libvirt.VIR_ERR_RPC)
+
+    monkeypatch.setattr(domain, "disks", disks_unless_away)
+    monkeypatch.setattr(domain, "pivot", pivot_unless_away)
+    with nullcontext() if moved else pytest.raises(BackupError, match="libvirt does not answer"):
+        move.move()
+    assert bool(world.record.on_overlays) is not moved
+    assert isinstance(move.given.reporter, Recorder)
+    told = [one for one in move.given.reporter.told(Level.WARNING) if "is moved again" in one]
+    assert len(told) == (2 if moved else ATTEMPTS - 1)
 
 
 def test_a_guest_that_somebody_shuts_off_is_moved_and_stays_so() -> None:
