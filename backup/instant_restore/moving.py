@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..errors import BackupError, TransientError
 from ..hypervisor.errors import HypervisorError
 from ..hypervisor.instant_xml import destination
-from ..hypervisor.moving_domain import is_over
+from ..hypervisor.moving_domain import RunningDisk, is_over
 from ..instant.record import RecordedDisk
 from ..job_result import Phase
 from ..model import Level, State
@@ -77,7 +77,7 @@ class Move:
         moving = self.given.moving
         self._was_off = self.guest.start_for_copy() or self._was_off
         for disk in disks:
-            if moving.disks()[disk.attached].copied:  # of an attempt that failed
+            if self._now(disk).copied:  # of an attempt that failed
                 moving.cancel_copy(disk.attached)
             moving.start_copy(disk.attached, destination(self.given.xml, disk.attached))
         while not self._ready(disks):
@@ -89,16 +89,24 @@ class Move:
     def _ready(self, disks: Sequence[RecordedDisk]) -> bool:
         """Return whether all copies have everything. Raises CopyFailed."""
         moving, ready = self.given.moving, True
-        now = moving.disks()
         for disk in disks:
+            now = self._now(disk)
             done, size = moving.copied_bytes(disk.attached)
             if size:
                 self.given.reporter.progress(self.given.saved.name, disk.target, done, size)
-            if not now[disk.attached].copied:
+            if not now.copied:
                 hint = f"see /var/log/libvirt/qemu/{self.given.domain.name}.log; is the pool full?"
                 raise CopyFailed(f"the copy of {disk.attached} into {disk.image} has ended", hint)
-            ready = ready and now[disk.attached].ready
+            ready = ready and now.ready
         return ready
+
+    def _now(self, disk: RecordedDisk) -> RunningDisk:
+        """Return the image that a disk has now. Raises BackupError if somebody has detached it."""
+        if now := self.given.moving.disks().get(disk.attached):
+            return now
+        name = self.given.domain.name
+        hint = f"attach it again, see `virsh dumpxml --inactive {name}`; then repeat the command"
+        raise BackupError(f"somebody has detached {disk.attached} from the guest before it was moved", hint)
 
     def _pivot(self, disks: Sequence[RecordedDisk]) -> None:
         """Let the guest have its images, all at one moment.
@@ -172,7 +180,7 @@ class Move:
     def _settle(self, disks: Sequence[RecordedDisk]) -> None:
         """Have no copy under way any more. Raises HypervisorError, CopyFailed if one does not end."""
         deadline = time.monotonic() + SETTLE_LIMIT
-        while left := [one for one in disks if self.given.moving.disks()[one.attached].copied]:
+        while left := [one for one in disks if self._now(one).copied]:
             if time.monotonic() > deadline:
                 raise CopyFailed(
                     f"the copy of {left[0].attached} does not end", "see the journal of libvirtd"

@@ -201,6 +201,31 @@ def test_a_disk_that_libvirt_never_moves_is_an_error_after_some_attempts(
     assert told == ["cannot move vda; the guest is moved again"] * (ATTEMPTS - 1)
 
 
+@pytest.mark.parametrize("operation", ["start_copy", "copied_bytes", "pivot"])
+def test_a_disk_that_somebody_detaches_is_named(monkeypatch: pytest.MonkeyPatch, operation: str) -> None:
+    world = new_world()
+    move = begun(world)
+    domain = world.domain
+    assert domain
+    carry_out = getattr(domain, operation)
+
+    def detached_then(target: str, *words: str) -> object:
+        if domain.live and target == "vda":
+            domain.live.pop("vdb", None)
+            domain.copies.pop("vdb", None)
+        elif operation == "pivot":
+            raise HypervisorError("no such disk", code=libvirt.VIR_ERR_INVALID_ARG)
+        return carry_out(target, *words)
+
+    monkeypatch.setattr(domain, operation, detached_then)
+    with pytest.raises(BackupError, match="somebody has detached vdb") as raised:
+        move.move()
+    assert "attach it again" in raised.value.hint
+    assert isinstance(move.given.reporter, Recorder)
+    stays_paused = any("stays paused" in one for one in move.given.reporter.told(Level.ERROR))
+    assert stays_paused is domain.paused is (operation == "pivot")
+
+
 class Clock:
     """A clock that only sleep advances."""
 
