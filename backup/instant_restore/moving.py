@@ -39,7 +39,8 @@ class Move:
     journal: Journal
     guest: Guest
     _attempts: int = field(default=0, init=False)
-    _away: tuple[float, float] = field(default=(-math.inf, -math.inf), init=False)  # the first time, the last
+    # When libvirt did not answer, the first and the last time, in time.monotonic().
+    _away: tuple[float, float] = field(default=(-math.inf, -math.inf), init=False)
     _was_off: bool = field(default=False, init=False)  # somebody has shut the guest off: it stays so
 
     def move(self) -> None:
@@ -63,7 +64,10 @@ class Move:
                 self._wait(PAUSE)
 
     def _is_still_away(self, error: BackupError) -> bool:
-        """Return whether libvirt has not answered this time nor shortly before, and not for long."""
+        """Return whether this is a further attempt that libvirt does not answer, soon after the first one.
+
+        It is not counted: libvirt is being restarted perhaps.
+        """
         if not (isinstance(error, HypervisorError) and error.transient):
             return False
         now, (first, last) = time.monotonic(), self._away
