@@ -41,6 +41,8 @@ class Guest:
         elif state is not None and self.journal.record.started and self.is_own():
             if self.journal.record.host != this_host() or state is State.ELSEWHERE:
                 self._require_nowhere_else()
+            else:  # it may have been moved, unrecorded, and started and shut down since
+                self.record_moved()
             self._redefine()
             self._run(paused=False)
         else:
@@ -70,17 +72,23 @@ class Guest:
                 raise
 
     def start_for_copy(self) -> bool:
-        """Let its QEMU run, if somebody has shut the guest off with paused processors: return whether so."""
+        """Let its QEMU run, if somebody has shut the guest off with paused processors: return whether so.
+
+        One whose memory libvirt has saved goes on: to start its QEMU takes that memory out of the file.
+        """
         moving = self.given.moving
         state = moving.state()
         if state is None or state.active:
             return False
-        by_accident = moving.ended_by_accident()
+        saved = state is State.SAVED
+        paused = not (saved or moving.ended_by_accident())
         self.record_moved()
         self._redefine()
-        self._run(paused=not by_accident)
-        self.journal.set_pivoting(not by_accident)  # if this process ends now, the next one resumes it
-        return not by_accident
+        if saved:
+            text = "the guest was saved (virsh managedsave): it is resumed, to be moved to its images"
+            self.given.report(Level.WARNING, text)
+        self._run(paused)
+        return paused
 
     def require_resumed(self, limit: float = 10.0) -> None:
         """Wait until no failed read pauses it any more; a warning if that takes longer."""
@@ -167,12 +175,14 @@ class Guest:
 
     def _redefine(self) -> None:
         """Let the definition fit the record, whatever libvirt had stored of it when its node ended."""
-        self.journal.set_host(this_host())
         self.given.domain.hypervisor.define(self.given.xml_now(self.journal.record))
+        self.journal.set_host(this_host())  # afterwards: what is defined on the record's host counts
 
     def _run(self, paused: bool) -> None:
         """Start it."""
         self.journal.set_started()
+        if paused:  # recorded before: if this process ends then, the next one resumes it
+            self.journal.set_pivoting(True)
         self.given.domain.hypervisor.start(self.given.domain.uuid, paused)
         if not paused:
             self.given.report(Level.INFO, "started; its images are restored while it runs")

@@ -102,6 +102,24 @@ def test_its_images_stay_thin_although_the_guest_trims(node: Node, lab: Lab, gue
     guest.require_no_gap()
 
 
+def test_a_guest_whose_memory_is_saved_meanwhile_goes_on_with_it(
+    node: Node, lab: Lab, guest: RestoredGuest
+) -> None:
+    restic = HeldBackRestic(node, "vdb.img")
+    with node.started(*RESTORE, RESTIC_BINARY=restic.path) as process:
+        restic.reached()
+        wait_until(lambda: guest.ticks_since(guest.saved_at + 5), 120, "the guest writes")
+        lab.virsh("managedsave", NAME)
+        lab.console_log(NAME).unlink()
+        restic.let_go()
+        output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert "the guest was saved (virsh managedsave)" in output
+    guest.require_on_images()
+    assert "lab: writing to" not in lab.console_log(NAME).read_text(errors="replace"), "it has booted again"
+    guest.require_no_gap()
+
+
 def test_a_copy_runs_beside_the_domain_without_a_network(node: Node, lab: Lab, guest: RestoredGuest) -> None:
     done = node.run(*RESTORE)
     assert done.returncode == 0, done.stderr

@@ -75,6 +75,8 @@ class PaperDomain:
     copies: dict[str, int] = field(default_factory=dict)  # ticks of the overlay that are copied, by target
     failing: list[str] = field(default_factory=list)  # operations that fail, each once
     autostarts: bool = False
+    shut_down: bool = False  # by somebody: it has not ended by accident
+    memory: Optional[dict[str, str]] = None  # saved by libvirt: the disks that the guest has in it
 
     def write(self) -> None:
         """Write one tick to all disks, if it runs."""
@@ -87,6 +89,16 @@ class PaperDomain:
     def die(self) -> None:
         """Let its QEMU be killed."""
         self.live, self.paused, self.copies = None, False, {}
+
+    def shut_off(self) -> None:
+        """Let somebody shut it down."""
+        self.die()
+        self.shut_down = True
+
+    def save(self) -> None:
+        """Let somebody save its memory, as `virsh managedsave` does."""
+        self.memory = self.live
+        self.shut_off()
 
     def define(self, xml: str) -> None:
         self.world.step()
@@ -101,7 +113,8 @@ class PaperDomain:
         assert self.live is None, "the guest was started twice"
         assert self.defined
         self.world.step()
-        self.live, self.paused = dict(self.defined), paused
+        self.live, self.paused = self.memory or dict(self.defined), paused
+        self.memory, self.shut_down = None, False
         self.world.starts += 1
         self.world.step()
 
@@ -112,17 +125,18 @@ class PaperDomain:
         if self.defined is None:
             return None
         if self.live is None:
-            return State.SHUT_OFF
+            return State.SAVED if self.memory else State.SHUT_OFF
         return State.PAUSED if self.paused else State.RUNNING
 
     def paused_by_error(self) -> bool:
         return self.by_error
 
     def ended_by_accident(self) -> bool:
-        return self.live is None
+        return self.live is None and not self.shut_down
 
     def disks(self) -> Mapping[str, RunningDisk]:
         self.world.step()
+        self._require_working("disks")
         if self.defined is None:
             raise DomainGone("the domain is no longer defined")
         now = self.live if self.live is not None else self.defined
@@ -183,11 +197,14 @@ class PaperDomain:
 
     def _require_active(self, operation: str) -> None:
         self.world.step()
+        self._require_working(operation)
+        if self.live is None:
+            raise HypervisorError("the domain is not running", code=libvirt.VIR_ERR_OPERATION_INVALID)
+
+    def _require_working(self, operation: str) -> None:
         if operation in self.failing:
             self.failing.remove(operation)
             raise HypervisorError(f"{operation} failed", code=libvirt.VIR_ERR_RPC)
-        if self.live is None:
-            raise HypervisorError("the domain is not running", code=libvirt.VIR_ERR_OPERATION_INVALID)
 
 
 def sources(xml: str) -> dict[str, str]:
