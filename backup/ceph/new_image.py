@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Callable
@@ -23,6 +23,7 @@ from .cluster import FEATURES, Cluster
 from .errors import ClusterError, ImageGone
 from .image_creation import create_image
 from .image_removal import ImageRemoval
+from .image_renaming import rename_image
 from .image_writer import ImageWriter
 
 RESTORING = ".virt-rbd-backup.restoring"  # suffix of an image that is being filled
@@ -119,11 +120,12 @@ class NewImage:
                 message,
                 "another restore removed it, perhaps while this node had no connection to the cluster",
             )
+        # A renaming that fails may have been carried out nevertheless, so it can be undone before it begins.
         if self._exists(self.image):
-            self._rename(self.image, self._replaced)
-            self._undo.callback(self._rename, self._replaced, self.image)
-        self._rename(self.filling, self.image)
+            self._undo.callback(undo_replacement, self.cluster, self.image)
+            rename_image(self.cluster, self.image, self._replaced)
         self._undo.callback(self._rename_back)
+        rename_image(self.cluster, self.filling, self.image)
 
     def remove_replaced(self) -> None:
         """Remove the image that this one replaced; nothing can be undone any more."""
@@ -133,7 +135,8 @@ class NewImage:
             self._close()
             if self._exists(old):
                 if not self.cluster.watchers(old):  # otherwise it cannot be removed
-                    self._rename(old, self.filling)  # the next restore removes what may be left of it
+                    # the next restore removes what may be left of it
+                    rename_image(self.cluster, old, self.filling)
                     old = self.filling
                 self._remove(old)
         except BackupError as error:  # the restore itself is complete
@@ -219,13 +222,9 @@ class NewImage:
         self._reporter.message(Level.WARNING, "", text)
         return None
 
-    def _rename(self, image: Image, to: Image) -> None:
-        with self.cluster.errors(f"cannot give the name {to} to", image):
-            rbd.RBD().rename(self.cluster.pool_of(image), image.name, to.name)
-
     def _rename_back(self) -> None:
         if self._is_own(self.image):
-            self._rename(self.image, self.filling)
+            rename_image(self.cluster, self.image, self.filling)
 
     def _close(self) -> None:
         with self.cluster.errors("cannot close", self.image):
@@ -258,13 +257,15 @@ def replaced_by(image: Image) -> Image:
 
 
 def undo_replacement(cluster: Cluster, image: Image) -> None:
-    """Give an image its name again if a killed process has just begun to replace it. Raises ClusterError."""
+    """Give an image its name again if it was about to be replaced; success if it has it, or another one has.
 
-    def undo() -> None:
-        with suppress(rbd.ImageNotFound, rbd.ImageExists):
-            rbd.RBD().rename(cluster.pool_of(image), replaced_by(image).name, image.name)
-
-    cluster.retried("cannot give its name again to", replaced_by(image), undo)
+    Raises ClusterError.
+    """
+    try:
+        rename_image(cluster, replaced_by(image), image)
+    except ClusterError as error:
+        if error.number not in (errno.ENOENT, errno.EEXIST):
+            raise
 
 
 def require_room(cluster: Cluster, pool: str, data_bytes: int) -> None:

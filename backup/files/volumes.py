@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
+from ..errors import BackupError
 from .programs import output_of
 
+MOST = 256  # partitions of a disk: for each one a program runs, and a guest's table can claim thousands
 SECTOR = 512  # bytes; the unit in which partx prints, whatever the disk's is
 SECTORS = (512, 4096)  # bytes that the unit of GPT may have; that of MBR cannot be seen
 EXTENDED = ("0x5", "0xf", "0x85")  # types of a partition that holds other ones
@@ -103,8 +105,11 @@ class _Disk:
     def _partitions(self, sector: int) -> Sequence[Volume]:
         options = ("--raw", "--noheadings", f"--sector-size={sector}", "--output=NR,START,SECTORS,TYPE")
         _, listed = output_of(("partx", *options, str(self.path)), self.check_stop)
-        found = []
-        for line in listed.splitlines():
+        lines, found = listed.splitlines(), []
+        if len(lines) > MOST:
+            hint = "the guest's partition table may be damaged; `mount` shows the whole disk"
+            raise BackupError(f"{self.name} has more than {MOST} partitions", hint)
+        for line in lines:
             number, start, sectors, *kind = line.split()
             if not {*kind} & {*EXTENDED}:
                 found.append(self._probed(self._partition(int(number), int(start), int(sectors))))

@@ -17,26 +17,13 @@ from ..hypervisor.tpm_state import STATE, files_of_swtpm
 from ..model import TPM_STATE, Level, NodeFile
 from ..protocols import Reporter
 from .new_file import NO_LINKS
+from .system_directories import in_system
 from .written_files import Written, WrittenFiles, new_directories, written_for_a_while
 
 NVRAM = "NVRAM"  # the use of the file in libvirt's own directory
 RESTORING = ".virt-rbd-backup.restoring"  # suffix of temporary names
-# Directories whose files the system, or a user, may carry out: a restore point must not bring any.
-SYSTEM = (
-    "/etc",
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib64",
-    "/root",
-    "/home",
-    "/run",
-    "/var/spool",
-    "/dev",
-    "/proc",
-    "/sys",
-)
+MISSING_HINT = "put it there before, or install the package that has it"
+BY_HAND = 'if it belongs there, define the domain by hand: see "Restoring by hand" in res/docs/restore.md'
 MODES = {"tpm2": 0o700, "tpm1.2": 0o700}  # of new directories; libvirt gives them to swtpm's user
 
 
@@ -58,6 +45,7 @@ class NodeFiles:
     def require_writable(self, local: bool) -> None:
         """Raise BackupError unless the domain's own files can be written."""
         for file in self.own:
+            self._require_restorable(file, BY_HAND)
             text = f"cannot write the {file.use} {file.path}"
             if not local:
                 hint = 'restore on that node, with LIBVIRT_URI = "qemu:///system"'
@@ -86,7 +74,7 @@ class NodeFiles:
         may create for it, unless it exists. Raises NotDrillable for a file in a directory of the system.
         """
         drafts = {_draft(file): file for file in self._missing()}
-        _require_harmless([*self.own, *drafts.values()])
+        self._require_drillable([*self.own, *drafts.values()])
         new = [path for path in created if not os.path.lexists(path)]
         own = list(dict.fromkeys([*drafts, *(file.path for file in self.own), *new]))
         with self._for_a_while(own, sorted(self._tpms), domain, end_domain) as files:
@@ -115,10 +103,11 @@ class NodeFiles:
             self._remove_other_states()
 
     def add_missing(self) -> None:
-        """Write shared files that this node lacks; report it, and those that cannot be written."""
+        """Write shared files that this node lacks; report it, and those that are not written."""
         for file in self._missing():
             draft = _draft(file)
             try:
+                self._require_restorable(file, MISSING_HINT)
                 with self._for_a_while([draft]):
                     _create(file, draft)
                     _name(draft, file)
@@ -127,6 +116,19 @@ class NodeFiles:
             else:
                 text = f"restored the {file.use} {file.path}, which was missing on this node"
                 self.reporter.message(Level.INFO, self.name, text)
+
+    def _require_restorable(self, file: NodeFile, hint: str) -> None:
+        """Raise BackupError for a file in a directory of the system, but for the firmware of guests."""
+        if in_system(file.path, self.state_dir, firmware=False):
+            message = f"a restore does not write the {file.use} {file.path} to a directory of the system"
+            raise BackupError(message, hint)
+
+    def _require_drillable(self, files: Sequence[NodeFile]) -> None:
+        """Raise NotDrillable for a file in a directory of the system."""
+        for file in files:
+            if in_system(file.path, self.state_dir, firmware=True):
+                message = f"a drill does not write the {file.use} {file.path} to a directory of the system"
+                raise NotDrillable(message, MISSING_HINT)
 
     @property
     def _tpms(self) -> set[str]:
@@ -162,15 +164,6 @@ class NodeFiles:
             elif not _same(file):
                 text = f"the {file.use} {file.path} on this node is not the saved one; it stays as it is"
                 self.reporter.message(Level.WARNING, self.name, text)
-
-
-def _require_harmless(files: Sequence[NodeFile]) -> None:
-    """Raise NotDrillable for a file in a directory of the system."""
-    for file in files:
-        directory = f"{os.path.realpath(os.path.dirname(file.path))}/"
-        if directory.startswith(tuple(f"{one}/" for one in SYSTEM)):
-            message = f"a drill does not write the {file.use} {file.path} to a directory of the system"
-            raise NotDrillable(message, "put it there before, or install the package that has it")
 
 
 def _same(file: NodeFile) -> bool:

@@ -1,16 +1,24 @@
-"""Reads files below a directory that restic serves, and the images that they make up, at any offset."""
+"""Reads files below a directory that restic serves, and the images that they make up, at any offset.
+
+No symbolic link is followed: one in a snapshot that was made by hand could lead to a file of this node.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Callable
 
 from backup.errors import BackupError, reason
 
 from ..segments.archive import UNSOUND
-from ..segments.layout import HOLES, PER_DIRECTORY, Segments
+from ..segments.layout import HOLES, PER_DIRECTORY, ZEROS_LINK, Segments
+
+DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe is not waited for
 
 
 class MountedFiles:
@@ -23,22 +31,29 @@ class MountedFiles:
         self._open = [directory]
 
     def opened(self, path: str, size: int | None = None) -> int:
-        """Open a file, which must have this size in bytes. Raises BackupError."""
+        """Open a plain file, which must have this size in bytes. Raises BackupError."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-            found = os.fstat(descriptor).st_size
+            with self._directory_of(path) as (directory, name):
+                descriptor = os.open(name, FILE, dir_fd=directory)
+            found = os.fstat(descriptor)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise _no_plain_file(path) from error
             raise self._error(path, error) from error
-        if size is not None and found != size:
+        if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
-            message = f"the repository has {path} with {found} bytes, but its manifest has {size}"
+            raise _no_plain_file(path)
+        if size is not None and found.st_size != size:
+            os.close(descriptor)
+            message = f"the repository has {path} with {found.st_size} bytes, but its manifest has {size}"
             raise BackupError(message, UNSOUND)
         return descriptor
 
     def links_to(self, path: str, target: str) -> bool:
         """Return whether a path is a symbolic link with this content. Raises BackupError."""
         try:
-            return os.readlink(path, dir_fd=self._directory) == target
+            with self._directory_of(path) as (directory, name):
+                return os.readlink(name, dir_fd=directory) == target
         except OSError as error:
             if error.errno == errno.EINVAL:  # no link
                 return False
@@ -76,10 +91,33 @@ class MountedFiles:
             with suppress(OSError):  # restic has ended
                 os.close(self._open.pop())
 
+    @contextmanager
+    def _directory_of(self, path: str) -> Iterator[tuple[int, str]]:
+        """Open the directory of a path; yield it, and the last name. Raises OSError."""
+        *directories, name = filter(None, path.split("/"))  # also of a path that begins with /
+        with ExitStack() as stack:
+            here = self._directory
+            for one in directories:
+                here = os.open(_downward(one), DIRECTORY, dir_fd=here)
+                stack.callback(os.close, here)
+            yield here, _downward(name)
+
     def _error(self, path: str, error: OSError) -> BackupError:
         printed = self._errors()
         message = f"cannot read {path} from the repository: {reason(error)}"
         return BackupError(f"{message}: {printed}" if printed else message, UNSOUND)
+
+
+def _downward(name: str) -> str:
+    """Return a name that leads to no directory above. Raises OSError."""
+    if name in (".", ".."):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    return name
+
+
+def _no_plain_file(path: str) -> BackupError:
+    hint = "no backup has made that: who else can write to the repository? another restore point may be sound"
+    return BackupError(f"the repository's {path} is no plain file", hint)
 
 
 class WholeImage:
@@ -115,7 +153,7 @@ class SegmentedImage:
         return b"".join(parts)
 
     def _part(self, number: int, offset: int, length: int) -> bytes:
-        """Read from one segment; a link to the file of zeros has its length too."""
+        """Read from one segment; a link to the file of zeros stands for its zeros."""
         subdirectory = number // PER_DIRECTORY
         if subdirectory not in self._linked:  # by several threads, with the same result
             path = f"{self._directory}/{self._segments.subdirectory(subdirectory)}"
@@ -124,6 +162,8 @@ class SegmentedImage:
         if self._linked[subdirectory]:
             return bytes(length)
         path = f"{self._directory}/{self._segments.path(number)}"
+        if self._segments.can_be_link(number) and self._files.links_to(path, ZEROS_LINK):
+            return bytes(length)
         descriptor = self._files.opened(path, self._segments.extent(number).length)
         try:
             return self._files.read(descriptor, path, offset, length)

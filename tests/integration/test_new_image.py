@@ -13,6 +13,7 @@ import rbd
 
 from backup.ceph import image_removal
 from backup.ceph.cluster import Cluster
+from backup.ceph.image_renaming import rename_image
 from backup.ceph.new_image import REPLACED, RESTORING, NewImage
 from backup.errors import BackupError, TransientError
 from backup.model import ClusterAddress, Image, Level
@@ -166,6 +167,26 @@ def test_a_replaced_image_that_cannot_be_removed_is_reported_and_the_new_one_sta
     left = f"{IMAGE}{REPLACED}"
     expected = f"{IMAGE} is restored, but {left}, which it replaced, is left: cannot remove image {left}: "
     assert told.startswith(expected)
+
+
+@pytest.mark.parametrize("in_directory", ["old", "new"])
+def test_a_renaming_that_timed_out_half_way_is_completed(cluster: Cluster, in_directory: str) -> None:
+    """librbd writes the id under the new name, changes the directory, and removes the id of the old name."""
+    pool, to = cluster.pool_of(IMAGE), Image(POOL, "owned-aside")
+    rbd.RBD().create(pool, IMAGE.name, MIB)
+    with cluster.opened(IMAGE, read_only=False) as opened:
+        opened.write(b"first", 0)
+    if in_directory == "new":
+        rbd.RBD().rename(pool, IMAGE.name, to.name)
+    written, other = (IMAGE, to) if in_directory == "old" else (to, IMAGE)
+    pool.write_full(f"rbd_id.{other.name}", pool.read(f"rbd_id.{written.name}"))
+    with pytest.raises(rbd.ImageExists):
+        rbd.RBD().rename(pool, IMAGE.name, to.name)
+    rename_image(cluster, IMAGE, to)
+    assert _content(cluster, to) == b"first"
+    assert {name for name in _names(cluster) if "owned" in name} == {to.name}
+    with pytest.raises(rbd.ImageNotFound):
+        _content(cluster)
 
 
 class Insisting(StopRequest):

@@ -6,13 +6,17 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
+from backup.files import volumes as volumes_module
 from backup.files.order import Result
-from backup.files.volumes import Volume, volumes
+from backup.files.programs import output_of
+from backup.files.volumes import MOST, Volume, volumes
 from backup.terminal.files_text import result_parts
 
+from ..raising import raises
 from ..samples import MIB
 from .guest_images import SECTOR, change, ext4, partitioned, run
 
@@ -55,6 +59,29 @@ def test_partitions_of_mbr_also_logical_ones(content: Path, tmp_path: Path) -> N
     run("mkswap", tmp_path / "swap")
     disk = partitioned(tmp_path / "disk", MBR, {32048: image, 120000: tmp_path / "swap"})
     assert places(disk) == [("vda1", 2048, ""), ("vda5", 32048, "ext4"), ("vda6", 120000, "swap")]
+
+
+@pytest.mark.parametrize("count", [MOST, MOST + 1])
+def test_a_table_that_claims_too_many_partitions_is_an_error(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each one a program runs."""
+    calls: list[str] = []
+
+    def counted(arguments: Sequence[str], check_stop: Callable[[], None]) -> tuple[int, str]:
+        calls.append(arguments[0])
+        return output_of(arguments, check_stop) if arguments[0] == "partx" else (2, "")
+
+    monkeypatch.setattr(volumes_module, "output_of", counted)
+    lines = [f"start={2048 + 16 * number}, size=16" for number in range(count)]
+    table = "\n".join(["label: gpt", "table-length: 512", "grain: 512", *lines, ""])
+    disk = partitioned(tmp_path / "disk", table, {})
+    if count > MOST:
+        with raises(f"vda has more than {MOST} partitions"):
+            found(disk)
+        assert "blkid" not in calls
+    else:
+        assert len(found(disk)) == MOST
 
 
 def test_of_a_partition_that_ends_behind_the_disk_there_is_what_is_on_it(

@@ -11,6 +11,7 @@ from backup.errors import BackupError
 from backup.model import TPM_STATE, Level, NodeFile
 from backup.restore import node_files
 from backup.restore.node_files import NodeFiles
+from backup.restore.system_directories import in_system
 
 from ..raising import raises
 from ..recorder import Recorder
@@ -108,6 +109,55 @@ def test_nothing_is_written_through_a_link_that_is_in_the_way(
     assert (precious.read_text(), files.tpm.read_bytes()) == ("root", b"state")
     assert not (tmp_path / "nowhere").exists()
     assert [path.name for path in files.kernel.parent.iterdir()] == ["vmlinuz"], "no draft is left"
+
+
+PLACES = [
+    "/etc/cron.d",
+    "/etc",
+    "/var/lib/../spool/cron/crontabs",
+    "{root}/missing/../link",
+    "{root}-state/written",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_file_of_a_restore_point_is_written_to_a_directory_of_the_system(
+    place: str, files: Files, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    path = f"{place.format(root=tmp_path)}/shadow-of-a-stranger"
+    own, shared = replace(files.files.own[0], path=path), replace(files.files.shared[0], path=path)
+    with raises(f"a restore does not write the TPM state {path} to a directory of the system"):
+        replace(files.files, own=[own]).require_writable(True)
+    replace(files.files, shared=[shared]).add_missing()
+    (text,) = files.recorder.told(Level.WARNING)
+    assert text.startswith(f"a restore does not write the kernel {path} to a directory of the system (hint: ")
+    assert not Path(path).exists()
+    assert not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/lib/modules", "/root/.ssh", "/usr/bin", "/usr/share/polkit-1/rules.d", "/boot/grub"],
+)
+def test_a_directory_of_the_system_is_one_for_restores_too(place: str) -> None:
+    assert in_system(f"{place}/file", "/var/lib/virt-rbd-backup", firmware=False)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/usr/share/OVMF",
+        "/usr/share/qemu-efi-aarch64",
+        "/usr/local/share/edk2/ovmf",
+        "/var/lib/libvirt/qemu/nvram",
+        "/boot",
+        "/srv/etc",
+        "/etcetera",
+    ],
+)
+def test_where_guests_usually_have_their_files_they_are_written(place: str) -> None:
+    assert not in_system(f"{place}/file", "/var/lib/virt-rbd-backup", firmware=False)
 
 
 def test_what_somebody_else_put_beside_temporary_files_stays(files: Files) -> None:
