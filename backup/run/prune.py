@@ -38,35 +38,43 @@ def prune(
     check_stop: CheckStop,
     names: Sequence[str] = (),
     dry_run: bool = False,
+    run: str = "",
 ) -> Sequence[Pruned]:
     """Remove what is not kept of the domains with these names, UUIDs or patterns, without names of all.
 
+    `run` is the run that has just saved them, "" without one. None is removed while all of other runs seem
+    to be too old: that is a warning.
     Raises ConfigError if the output has another retention; BackupError if the restore points cannot be
     listed; the reason to stop.
     """
     require_pruning(settings, output)
-    points = points_of_domains(output.restore_points(check_stop), names)
-    retention = Retention(settings.keep_last, settings.keep_within_days)
-    expired = retention.expired(points, datetime.now(timezone.utc))
+    listed = output.restore_points(check_stop)
+    retention, now = Retention(settings.keep_last, settings.keep_within_days), datetime.now(timezone.utc)
+    expired = retention.expired(points_of_domains(listed, names), now)
+    others = [point for point in listed if point.id.run != run]
+    if expired and retention.doubts_clock(others, now):
+        reporter.message(Level.WARNING, "", _doubt(settings, now))
+        expired = []
     if dry_run:
         return [Pruned(point) for point in expired]
     return [_removed(point, output, reporter, check_stop) for point in expired]
 
 
 def prune_saved(
+    run: str,
     results: Sequence[JobResult],
     settings: Settings,
     output: Output,
     reporter: Reporter,
     check_stop: CheckStop,
 ) -> Sequence[str]:
-    """Prune the domains that a run has saved; return what failed. Raises the reason to stop."""
+    """Prune the domains that the run has saved; return what failed. Raises the reason to stop."""
     saved = [one.uuid for one in results if one.images]
     limited = Retention(settings.keep_last, settings.keep_within_days).limited
     if not (saved and output.prunes and limited):
         return ()
     try:
-        pruned = prune(settings, output, reporter, check_stop, saved)
+        pruned = prune(settings, output, reporter, check_stop, saved, run=run)
     except BackupError as error:
         check_stop()
         reporter.message(Level.ERROR, "", f"restore points are not pruned: {error}")
@@ -81,6 +89,15 @@ def require_pruning(settings: Settings, output: Output) -> None:
     if not output.prunes:
         message = f'prune is not for OUTPUT = "{settings.output}", which restic itself prunes'
         raise ConfigError([BackupError(message, "restic forget --prune, see res/docs/how-it-works.md")])
+
+
+def _doubt(settings: Settings, now: datetime) -> str:
+    limit = f"{settings.keep_within_days} days (KEEP_WITHIN_DAYS)"
+    clock = f"(now {now:%Y-%m-%d %H:%M} UTC)"
+    return (
+        f"no restore point is removed: by the clock {clock} all earlier ones are older than {limit} "
+        "(hint: is the clock right? then the next run removes them)"
+    )
 
 
 def _removed(point: StoredPoint, output: Output, reporter: Reporter, check_stop: CheckStop) -> Pruned:

@@ -21,6 +21,7 @@ from ..raising import raises
 from ..recorder import Recorder
 from ..samples import LAYOUT, UUID, settings
 
+RUN = "20240301T040506Z-abcd"
 LIMITED = settings(output="rbd", keep_last=1)
 
 
@@ -61,17 +62,17 @@ def test_without_a_limit_nothing_is_removed(output: PaperRbd) -> None:
 
 def test_a_run_prunes_what_it_has_saved(output: PaperRbd) -> None:
     failed = JobResult("web", UUID, Status.FAILED)
-    assert prune_saved([failed], LIMITED, output, Recorder(), nothing) == ()
-    assert prune_saved([saved()], settings(output="rbd"), output, Recorder(), nothing) == ()
+    assert prune_saved(RUN, [failed], LIMITED, output, Recorder(), nothing) == ()
+    assert prune_saved(RUN, [saved()], settings(output="rbd"), output, Recorder(), nothing) == ()
     assert [*complete(output)] == RUNS[:3]
-    assert prune_saved([saved()], LIMITED, output, Recorder(), nothing) == []
+    assert prune_saved(RUN, [saved()], LIMITED, output, Recorder(), nothing) == []
     assert [*complete(output)] == [RUNS[2]]
 
 
 def test_what_is_in_use_is_no_failure_of_the_run(output: PaperRbd) -> None:
     output.pool.children[disk_name(UUID, "vdb"), RUNS[0]] = ["vms/clone"]
     recorder = Recorder()
-    assert prune_saved([saved()], LIMITED, output, recorder, nothing) == []
+    assert prune_saved(RUN, [saved()], LIMITED, output, recorder, nothing) == []
     assert [*complete(output)] == [RUNS[0], RUNS[2]]
     assert "has clones: vms/clone" in " ".join(recorder.told(Level.INFO))
 
@@ -87,7 +88,7 @@ def test_what_cannot_be_removed_is_a_failure_and_the_others_are_removed(
         withdraw(points)
 
     monkeypatch.setattr(PaperRbd, "withdraw", lambda _self, points, check_stop: refused(points))
-    assert prune_saved([saved()], LIMITED, output, Recorder(), nothing) == ["web: refused"]
+    assert prune_saved(RUN, [saved()], LIMITED, output, Recorder(), nothing) == ["web: refused"]
     assert [*complete(output)] == [RUNS[0], RUNS[2]]
 
 
@@ -99,7 +100,7 @@ def test_a_repository_that_does_not_answer_is_an_error_of_the_run(
 
     monkeypatch.setattr(PaperRbd, "restore_points", silent)
     recorder = Recorder()
-    errors = prune_saved([saved()], LIMITED, output, recorder, nothing)
+    errors = prune_saved(RUN, [saved()], LIMITED, output, recorder, nothing)
     assert errors == ["restore points are not pruned: no answer"]
     assert recorder.told(Level.ERROR) == ["restore points are not pruned: no answer"]
 
@@ -108,7 +109,22 @@ def test_a_repository_that_does_not_answer_is_an_error_of_the_run(
 def test_restic_has_a_retention_of_its_own(of_test: Settings) -> None:
     with pytest.raises(ConfigError, match="which restic itself prunes"):
         prune(of_test, NoOutput(), Recorder(), nothing)
-    assert prune_saved([saved()], of_test, NoOutput(), Recorder(), nothing) == ()
+    assert prune_saved(RUN, [saved()], of_test, NoOutput(), Recorder(), nothing) == ()
+
+
+def test_by_a_clock_that_is_ahead_nothing_is_removed(output: PaperRbd) -> None:
+    of_test, recorder = settings(output="rbd", keep_within_days=30), Recorder()
+    assert prune(of_test, output, recorder, nothing) == []
+    assert prune_saved(RUNS[2], [saved()], of_test, output, recorder, nothing) == []
+    assert [*complete(output)] == RUNS[:3]
+    warnings = recorder.told(Level.WARNING)
+    assert len(warnings) == 2
+    assert (
+        "all earlier ones are older than 30 days (KEEP_WITHIN_DAYS) (hint: is the clock right?" in warnings[0]
+    )
+    with_both = settings(output="rbd", keep_last=1, keep_within_days=30)
+    assert prune(with_both, output, recorder, nothing) == []
+    assert len(prune(LIMITED, output, recorder, nothing)) == 2
 
 
 def test_an_unknown_domain_is_an_error(output: PaperRbd) -> None:
