@@ -42,15 +42,16 @@ def prune(
 ) -> Sequence[Pruned]:
     """Remove what is not kept of the domains with these names, UUIDs or patterns, without names of all.
 
-    `run` is the run that has just saved them, "" without one. None is removed while all of other runs seem
-    to be too old: that is a warning.
+    `run` is the run that has just saved them, "" without one: its own stay, even if by a clock that is behind
+    they are the oldest. None is removed while all of other runs seem to be too old: that is a warning.
     Raises ConfigError if the output has another retention; BackupError if the restore points cannot be
     listed; the reason to stop.
     """
     require_pruning(settings, output)
     listed = output.restore_points(check_stop)
     retention, now = Retention(settings.keep_last, settings.keep_within_days), datetime.now(timezone.utc)
-    expired = retention.expired(points_of_domains(listed, names), now)
+    points = retention.expired(points_of_domains(listed, names), now)
+    expired = [point for point in points if point.id.run != run]
     others = [point for point in listed if point.id.run != run]
     if expired and retention.doubts_clock(others, now):
         reporter.message(Level.WARNING, "", _doubt(settings, now))

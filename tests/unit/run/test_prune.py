@@ -127,6 +127,11 @@ def test_by_a_clock_that_is_ahead_nothing_is_removed(output: PaperRbd) -> None:
     assert len(prune(LIMITED, output, recorder, nothing)) == 2
 
 
+def test_a_run_keeps_what_it_has_saved_by_a_clock_that_is_behind(output: PaperRbd) -> None:
+    assert prune_saved(RUNS[0], [saved()], LIMITED, output, Recorder(), nothing) == []
+    assert [*complete(output)] == [RUNS[0], RUNS[2]]
+
+
 def test_an_unknown_domain_is_an_error(output: PaperRbd) -> None:
     with raises("there is no restore point of a domain 'wbe'", ConfigError):
         prune(LIMITED, output, Recorder(), nothing, ["wbe"])
