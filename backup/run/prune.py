@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Optional
 
 from ..errors import BackupError, ConfigError
+from ..job.failed_points import FailedPoints
 from ..job_result import JobResult
 from ..model import Level
 from ..protocols import Output, Reporter
@@ -50,8 +51,9 @@ def prune(
     require_pruning(settings, output)
     listed = output.restore_points(check_stop)
     retention, now = Retention(settings.keep_last, settings.keep_within_days), datetime.now(timezone.utc)
-    points = retention.expired(points_of_domains(listed, names), now)
-    expired = [point for point in points if point.id.run != run]
+    failed = FailedPoints(settings.state_dir).all()  # they do not count; the next run removes them
+    points = [point for point in points_of_domains(listed, names) if point.id not in failed]
+    expired = [point for point in retention.expired(points, now) if point.id.run != run]
     others = [point for point in listed if point.id.run != run]
     if expired and retention.doubts_clock(others, now):
         reporter.message(Level.WARNING, "", _doubt(settings, now))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backup.errors import BackupError, ConfigError
+from backup.job.failed_points import FailedPoints
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.run.prune import prune, prune_saved
@@ -130,6 +131,13 @@ def test_by_a_clock_that_is_ahead_nothing_is_removed(output: PaperRbd) -> None:
 def test_a_run_keeps_what_it_has_saved_by_a_clock_that_is_behind(output: PaperRbd) -> None:
     assert prune_saved(RUNS[0], [saved()], LIMITED, output, Recorder(), nothing) == []
     assert [*complete(output)] == [RUNS[0], RUNS[2]]
+
+
+def test_a_point_that_failed_neither_counts_nor_is_removed(output: PaperRbd, tmp_path: Path) -> None:
+    FailedPoints(str(tmp_path)).add(PointId(RUNS[2], UUID))
+    of_test = settings(output="rbd", keep_last=1, state_dir=str(tmp_path))
+    assert [one.point.id.run for one in prune(of_test, output, Recorder(), nothing)] == [RUNS[0]]
+    assert [*complete(output)] == RUNS[1:3]
 
 
 def test_an_unknown_domain_is_an_error(output: PaperRbd) -> None:
