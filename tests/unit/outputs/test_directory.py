@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
 
-from backup.errors import BackupError, TransientError
+from backup.errors import BackupError, Interrupted, TransientError
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
@@ -410,6 +412,34 @@ def test_a_stale_handle_of_a_file_server_is_transient(
     monkeypatch.setattr(os, "listdir", stale)
     with pytest.raises(TransientError, match=r"cannot read .*: stale file handle .*mounted"):
         output.restore_points()
+
+
+@pytest.mark.parametrize(("step", "remove"), [("remove_partial", "discard"), ("remove_manifest", "withdraw")])
+def test_a_removal_that_the_file_server_does_not_answer_can_be_stopped(
+    output: Directory, monkeypatch: pytest.MonkeyPatch, step: str, remove: str
+) -> None:
+    save(output, RUNS[0], FIRST)
+    DomainDirectory(output.root, UUID).begin(RUNS[1])
+    hangs, answers, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        answers.wait(5)
+        answered.set()
+        raise BackupError("the file server is back")
+
+    def stop_while_it_hangs() -> None:
+        if hangs.is_set():
+            raise Interrupted("interrupted", signal.SIGTERM)
+
+    monkeypatch.setattr(DomainDirectory, step, hang)
+    point = PointId(RUNS[0 if remove == "withdraw" else 1], UUID)
+    options = {"wait_if_busy": False} if remove == "discard" else {}
+    with pytest.raises(Interrupted):
+        getattr(output, remove)([point], check_stop=stop_while_it_hangs, **options)
+    assert not answered.is_set()
+    answers.set()
+    assert answered.wait(5)
 
 
 def test_the_program_that_is_missing_is_named(output: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
