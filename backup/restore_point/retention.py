@@ -28,14 +28,15 @@ class Retention:
     def expired(self, points: Sequence[StoredPoint], now: datetime) -> Sequence[StoredPoint]:
         """Return those of the points that are not kept, of whatever domains; `points` are oldest first.
 
-        Never a domain's newest complete one. Incomplete ones, whose run may be active, do not count.
+        Never a domain's newest complete one. Incomplete ones, whose run may be active, do not count. Those
+        whose removal was interrupted go in any case.
         """
         of_domains: dict[str, list[StoredPoint]] = {}
         for point in points:
             if point.manifest_id:
                 of_domains.setdefault(point.id.uuid, []).append(point)
         gone = {point.id for complete in of_domains.values() for point in self._expired(complete, now)}
-        return [point for point in points if point.id in gone]
+        return [point for point in points if point.id in gone or point.removed]
 
     def doubts_clock(self, points: Sequence[StoredPoint], now: datetime) -> bool:
         """Return whether all `points`, those of other runs in the whole repository, seem to be too old.

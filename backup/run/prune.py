@@ -55,9 +55,9 @@ def prune(
     points = [point for point in points_of_domains(listed, names) if point.id not in failed]
     expired = [point for point in retention.expired(points, now) if point.id.run != run]
     others = [point for point in listed if point.id.run != run]
-    if expired and retention.doubts_clock(others, now):
+    if not all(point.removed for point in expired) and retention.doubts_clock(others, now):
         reporter.message(Level.WARNING, "", _doubt(settings, now))
-        expired = []
+        expired = [point for point in expired if point.removed]
     if dry_run:
         return [Pruned(point) for point in expired]
     return [_removed(point, output, reporter, check_stop) for point in expired]
@@ -113,5 +113,6 @@ def _removed(point: StoredPoint, output: Output, reporter: Reporter, check_stop:
         reporter.message(level, point.domain, f"restore point of run {point.id.run} not removed: {error}")
         return Pruned(point, error)
     text = f"restore point of {point.taken:%Y-%m-%d %H:%M:%S} UTC, run {point.id.run}, removed"
-    reporter.message(Level.INFO, point.domain, f"{text} (KEEP_LAST, KEEP_WITHIN_DAYS)")
+    why = "its removal was interrupted" if point.removed else "KEEP_LAST, KEEP_WITHIN_DAYS"
+    reporter.message(Level.INFO, point.domain, f"{text} ({why})")
     return Pruned(point)

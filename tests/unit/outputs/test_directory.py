@@ -17,6 +17,7 @@ from backup.errors import BackupError, Interrupted, TransientError
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
+from backup.run.prune import prune
 from backup.stored import PointId, SavedDomain
 from backup.system.started_program import StartedProgram
 from backup.system.stop_request import StopRequest
@@ -465,10 +466,21 @@ def test_a_fold_that_another_program_prevents_is_left_to_the_next_time(
         with pytest.raises(PointInUse, match="in use by another program"):
             output.withdraw([PointId(RUNS[0], UUID)])
     incomplete, _ = output.restore_points()
-    assert (incomplete.id.run, incomplete.manifest_id) == (RUNS[0], "")
+    assert (incomplete.id.run, incomplete.manifest_id, incomplete.removed) == (RUNS[0], "", True)
     output.discard([incomplete.id], wait_if_busy=True)
     assert [one.id.run for one in output.restore_points()] == [RUNS[1]]
     assert chain_of(disk(output, RUNS[1])) == [RUNS[1]]
+
+
+def test_prune_completes_a_removal_and_leaves_what_a_run_may_be_saving(output: Directory) -> None:
+    save(output, RUNS[0], FIRST)
+    domain = DomainDirectory(output.root, UUID)
+    domain.remove_manifest(RUNS[0])  # here a removal was killed
+    domain.begin(RUNS[1])
+    of_test = settings(output="directory")
+    assert [one.point.id.run for one in prune(of_test, output, Recorder(), never_stop)] == [RUNS[0]]
+    assert [(one.id.run, one.removed) for one in output.restore_points()] == [(RUNS[1], False)]
+    assert not domain.final(RUNS[0]).exists()
 
 
 def test_the_settings_are_checked() -> None:

@@ -54,6 +54,13 @@ def test_the_newest_complete_one_is_never_removed_however_old(retention: Retenti
     assert gone(retention, [incomplete]) == []
 
 
+@pytest.mark.parametrize("retention", [Retention(0, 0), Retention(9, 0), Retention(0, 900)])
+def test_one_whose_removal_was_interrupted_goes_in_any_case(retention: Retention) -> None:
+    half_gone = replace(points(3)[0], manifest_id="", removed=True)
+    assert gone(retention, [half_gone, *points(2, 1)]) == ["3"]
+    assert gone(retention, [half_gone]) == ["3"], "also the last one of its domain: it does not count"
+
+
 def test_each_domain_has_its_own_points() -> None:
     assert gone(Retention(1, 0), [*points(5, uuid=OTHER_UUID), *points(4), *points(3)]) == ["4"]
 

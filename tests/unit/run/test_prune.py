@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
-from backup.errors import BackupError, ConfigError
+from backup.errors import BackupError, ConfigError, Interrupted
 from backup.job.failed_points import FailedPoints
 from backup.job_result import JobResult, Status
 from backup.model import Level
@@ -36,6 +39,17 @@ def output(tmp_path: Path) -> PaperRbd:
 
 def nothing() -> None:
     pass
+
+
+def stopped_at(number: int) -> Callable[[], None]:
+    """Give a check that finds a signal when it is called for this time, from 0 on."""
+    calls = itertools.count()
+
+    def check_stop() -> None:
+        if next(calls) == number:
+            raise Interrupted("interrupted", signal.SIGINT)
+
+    return check_stop
 
 
 def saved(uuid: str = UUID) -> JobResult:
@@ -137,6 +151,26 @@ def test_a_point_that_failed_neither_counts_nor_is_removed(output: PaperRbd, tmp
     FailedPoints(str(tmp_path)).add(PointId(RUNS[2], UUID))
     of_test = settings(output="rbd", keep_last=1, state_dir=str(tmp_path))
     assert [one.point.id.run for one in prune(of_test, output, Recorder(), nothing)] == [RUNS[0]]
+    assert [*complete(output)] == RUNS[1:3]
+
+
+def test_an_interrupted_removal_is_completed_also_without_a_limit(output: PaperRbd) -> None:
+    with pytest.raises(Interrupted):
+        output.withdraw([PointId(RUNS[0], UUID)], stopped_at(1))
+    disk = output.pool.of(disk_name(UUID, "vdb"))
+    assert [*disk.snapshots] == RUNS[:3]
+    recorder = Recorder()
+    pruned = prune(settings(output="rbd"), output, recorder, nothing, ["web"])
+    assert [one.point.id.run for one in pruned] == [RUNS[0]]
+    assert [*disk.snapshots] == [one.id.run for one in output.restore_points()] == RUNS[1:3]
+    assert "removed (its removal was interrupted)" in " ".join(recorder.told(Level.INFO))
+
+
+def test_a_clock_in_doubt_is_none_for_an_interrupted_removal(output: PaperRbd) -> None:
+    with pytest.raises(Interrupted):
+        output.withdraw([PointId(RUNS[0], UUID)], stopped_at(1))
+    pruned = prune(settings(output="rbd", keep_within_days=30), output, Recorder(), nothing)
+    assert [one.point.id.run for one in pruned] == [RUNS[0]]
     assert [*complete(output)] == RUNS[1:3]
 
 
