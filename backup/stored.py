@@ -163,7 +163,8 @@ class StoredPoint:
     """A restore point as an output lists it. Without `manifest_id` it is incomplete, and does not count.
 
     An empty image is listed in the manifest only. `locks` are the places of the locks that its job held, ()
-    if an older version saved it.
+    if an older version saved it. `removed`: it was complete, and its removal was interrupted, so no run is
+    saving it.
     """
 
     id: PointId
@@ -174,6 +175,7 @@ class StoredPoint:
     images: tuple[StoredImage, ...]
     manifest_id: str
     locks: tuple[str, ...] = ()
+    removed: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ What is in the directory, and what makes a restore point count, is in directory_
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -24,7 +25,7 @@ from backup.restore_point.checksums import Checksums
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.concurrency_limit import Slots
-from backup.system.time_limit import never_stop
+from backup.system.time_limit import awaited, begun, never_stop
 
 from .directory_repository.chain import require_complete
 from .directory_repository.domain_directory import DomainDirectory
@@ -199,13 +200,21 @@ class Directory:
         check_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """Remove what was not completed. A lock ends with its process: none is left."""
-        for point in points:
-            discard(self.root, point, check_stop)
+        self._remove(points, discard, check_stop)
 
     def withdraw(self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None) -> None:
         """Remove restore points; those that build on them stay complete."""
+        self._remove(points, withdraw, check_stop)
+
+    def _remove(
+        self,
+        points: Collection[PointId],
+        remove: Callable[[Path, PointId, Callable[[], None]], None],
+        check_stop: Callable[[], None],
+    ) -> None:
+        """Remove one after the other; a request to stop is heard even if the file system hangs."""
         for point in points:
-            withdraw(self.root, point, check_stop)
+            awaited(begun(partial(remove, self.root, point, check_stop)), math.inf, check_stop)
 
     def _saved(
         self,

@@ -12,6 +12,7 @@ import rbd
 from ..model import Image, Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
+from ..system.time_limit import CheckStop, never_stop
 from ..text import size_text
 from .cluster import Cluster
 from .errors import ClusterError
@@ -22,12 +23,18 @@ REPORT_INTERVAL = 30.0  # seconds between two progress messages of a removal
 
 
 class ImageRemoval:
-    """Removes images of a cluster. `stop` ends a long `empty`."""
+    """Removes images of a cluster. `stop` ends a long `empty` some time after a signal.
 
-    def __init__(self, cluster: Cluster, reporter: Reporter, stop: StopRequest) -> None:
+    `check_stop` may raise the reason to end it at once, for images that whoever comes next removes.
+    """
+
+    def __init__(
+        self, cluster: Cluster, reporter: Reporter, stop: StopRequest, check_stop: CheckStop = never_stop
+    ) -> None:
         self._cluster = cluster
         self._reporter = reporter
         self._stop = stop
+        self._check_stop = check_stop
 
     def remove(self, image: Image) -> None:
         """Remove an image; success if it is already gone. Raises ClusterError."""
@@ -60,6 +67,7 @@ class ImageRemoval:
             size, step = int(opened.size()), EMPTIED_AT_A_TIME * int(opened.stat()["obj_size"])
             report = self._progress_of(image)
             for end in reversed(range(0, size, step)):
+                self._check_stop()
                 if self._stop.signalled_twice or self._stop.seconds_since_signal > TIDY_LIMIT:
                     message = f"image {image} is removed only in part, {size_text(opened.size())} are left"
                     raise ClusterError(message, f"the next restore to it removes the rest; or rbd rm {image}")

@@ -109,8 +109,12 @@ class RepositoryPool:
         self.cluster.retried("cannot create", image, create_unless_there)
 
     def remove(self, name: str) -> None:
-        """Remove an image without snapshots; success if it is gone. Raises ClusterError."""
-        removal = ImageRemoval(self.cluster, _Progress(self.cluster.retry.report), StopRequest())
+        """Remove an image without snapshots; success if it is gone. Raises ClusterError, the reason to stop.
+
+        After a stop it may be smaller; the next removal of the restore point removes the rest.
+        """
+        retry = self.cluster.retry
+        removal = ImageRemoval(self.cluster, _Progress(retry.report), StopRequest(), retry.check_stop)
         removal.empty(self.image(name))
         removal.remove(self.image(name))
 

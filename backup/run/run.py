@@ -148,7 +148,9 @@ class Run:
                 report_dead_locks(unlocked, self.reporter)
                 self._tidy_output(incomplete(points), domains, results, hypervisors)
                 if not self.stop.requested:
-                    not_pruned = prune_saved(results, settings, self.output, self.reporter, self.stop.check)
+                    not_pruned = prune_saved(
+                        self.run, results, settings, self.output, self.reporter, self.stop.check
+                    )
         unreachable = [error.message for error in hypervisors.unreachable]
         not_selected = () if names else skipped_domains(choices)
         return replace(

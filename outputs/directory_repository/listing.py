@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -63,7 +64,7 @@ def _points(domain: DomainDirectory) -> Iterator[StoredPoint]:
         counts = domain.counts(name)
         path = domain.final(name)
         if (counts or _text(path)) and (listed := _listed(domain, name, path, MANIFEST if counts else "")):
-            yield listed
+            yield replace(listed, removed=not counts)  # it got its final name when it was complete
 
 
 def _listed(domain: DomainDirectory, name: str, path: Path, manifest_id: str) -> Optional[StoredPoint]:

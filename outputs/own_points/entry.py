@@ -59,7 +59,9 @@ class Entry:
             if (identifier := restore_id(one.stored))
         )
         return StoredPoint(
-            point, self.domain, self.taken, self.consistency, self.node, images, manifest_id, self.locks
+            *(point, self.domain, self.taken, self.consistency, self.node, images, manifest_id),
+            locks=self.locks,
+            removed=self.removed,
         )
 
 

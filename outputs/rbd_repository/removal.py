@@ -38,7 +38,7 @@ def _remove(pool: RepositoryPool, point: PointId, complete_too: bool, check_stop
                 return
             for image in entry.images:
                 check_stop()
-                _remove_of_disk(pool, image.stored, snapshot)
+                _remove_of_disk(pool, image.stored, snapshot, check_stop)
             definition.remove_note(POINT + snapshot)
             left = any(key.startswith(POINT) for key in definition.notes()) or definition.snapshots()
     except ImageGone:
@@ -86,7 +86,7 @@ def _require_no_clones(pool: RepositoryPool, point: PointId, entry: Entry) -> No
             raise PointInUse(message, f"make them independent: rbd flatten {clones[0]}")
 
 
-def _remove_of_disk(pool: RepositoryPool, name: str, snapshot: str) -> None:
+def _remove_of_disk(pool: RepositoryPool, name: str, snapshot: str, check_stop: Callable[[], None]) -> None:
     """Remove a snapshot of a disk's image, and the image with its last one."""
     try:
         with pool.opened(name) as image:
@@ -103,5 +103,6 @@ def _remove_of_disk(pool: RepositoryPool, name: str, snapshot: str) -> None:
         try:
             pool.remove(name)
         except BackupError as error:
+            check_stop()
             hint = error.hint or f"see rbd status {pool.image(name)}"
             raise BackupError(f"no restore point is left in it, but {error.message}", hint) from error

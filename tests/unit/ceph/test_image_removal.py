@@ -14,7 +14,9 @@ from backup.ceph import image_removal
 from backup.ceph.cluster import Cluster
 from backup.ceph.errors import ClusterError
 from backup.ceph.image_removal import EMPTIED_AT_A_TIME, ImageRemoval
+from backup.ceph.repository_pool import RepositoryAddress, RepositoryPool
 from backup.ceph.retry import CephRetry
+from backup.errors import Interrupted
 from backup.model import Image
 from backup.system.stop_request import StopRequest
 
@@ -79,6 +81,16 @@ def test_a_removal_goes_on_after_a_signal_and_is_given_up_while_systemd_still_wa
         ImageRemoval(cluster, Recorder(), cluster.stop).empty(IMAGE)
     assert caught.value.hint == "the next restore to it removes the rest; or rbd rm vms/filling"
     assert 150 < cluster.stop.seconds_since_signal < 300 - SECONDS
+
+
+def test_an_image_of_a_repository_is_left_to_the_next_removal_after_a_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = cluster_with_signal(3, monkeypatch)
+    cluster.retry = CephRetry(900, cluster.stop.check).of_connection(60)
+    with pytest.raises(Interrupted):
+        RepositoryPool(RepositoryAddress("/nowhere", "admin", "vms"), cluster).remove(IMAGE.name)
+    assert cluster.left == (STEPS - 3) * STEP
 
 
 @pytest.mark.parametrize("after", [STEPS - 3, STEPS + 1], ids=["nearly done", "no signal"])

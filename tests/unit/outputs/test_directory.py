@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
 
-from backup.errors import BackupError, TransientError
+from backup.errors import BackupError, Interrupted, TransientError
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
+from backup.run.prune import prune
 from backup.stored import PointId, SavedDomain
 from backup.system.started_program import StartedProgram
 from backup.system.stop_request import StopRequest
@@ -412,6 +415,34 @@ def test_a_stale_handle_of_a_file_server_is_transient(
         output.restore_points()
 
 
+@pytest.mark.parametrize(("step", "remove"), [("remove_partial", "discard"), ("remove_manifest", "withdraw")])
+def test_a_removal_that_the_file_server_does_not_answer_can_be_stopped(
+    output: Directory, monkeypatch: pytest.MonkeyPatch, step: str, remove: str
+) -> None:
+    save(output, RUNS[0], FIRST)
+    DomainDirectory(output.root, UUID).begin(RUNS[1])
+    hangs, answers, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        hangs.set()
+        answers.wait(5)
+        answered.set()
+        raise BackupError("the file server is back")
+
+    def stop_while_it_hangs() -> None:
+        if hangs.is_set():
+            raise Interrupted("interrupted", signal.SIGTERM)
+
+    monkeypatch.setattr(DomainDirectory, step, hang)
+    point = PointId(RUNS[0 if remove == "withdraw" else 1], UUID)
+    options = {"wait_if_busy": False} if remove == "discard" else {}
+    with pytest.raises(Interrupted):
+        getattr(output, remove)([point], check_stop=stop_while_it_hangs, **options)
+    assert not answered.is_set()
+    answers.set()
+    assert answered.wait(5)
+
+
 def test_the_program_that_is_missing_is_named(output: Directory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     (problem,) = output.problems()
@@ -435,10 +466,21 @@ def test_a_fold_that_another_program_prevents_is_left_to_the_next_time(
         with pytest.raises(PointInUse, match="in use by another program"):
             output.withdraw([PointId(RUNS[0], UUID)])
     incomplete, _ = output.restore_points()
-    assert (incomplete.id.run, incomplete.manifest_id) == (RUNS[0], "")
+    assert (incomplete.id.run, incomplete.manifest_id, incomplete.removed) == (RUNS[0], "", True)
     output.discard([incomplete.id], wait_if_busy=True)
     assert [one.id.run for one in output.restore_points()] == [RUNS[1]]
     assert chain_of(disk(output, RUNS[1])) == [RUNS[1]]
+
+
+def test_prune_completes_a_removal_and_leaves_what_a_run_may_be_saving(output: Directory) -> None:
+    save(output, RUNS[0], FIRST)
+    domain = DomainDirectory(output.root, UUID)
+    domain.remove_manifest(RUNS[0])  # here a removal was killed
+    domain.begin(RUNS[1])
+    of_test = settings(output="directory")
+    assert [one.point.id.run for one in prune(of_test, output, Recorder(), never_stop)] == [RUNS[0]]
+    assert [(one.id.run, one.removed) for one in output.restore_points()] == [(RUNS[1], False)]
+    assert not domain.final(RUNS[0]).exists()
 
 
 def test_the_settings_are_checked() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
 import pytest
 
-from backup.errors import BackupError, TransientError
+from backup.errors import BackupError, Interrupted, TransientError
 from backup.model import Extent
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
@@ -276,3 +277,28 @@ def test_extents_of_a_whole_piece_are_not_more_than_the_image() -> None:
         Extent(8 * MIB, MIB),
     ]
     assert (len(parts), parts.read_bytes, parts.unchanged()) == (3, 9 * MIB, [])
+
+
+@pytest.mark.parametrize("then", ["removed", "saved"])
+def test_a_removal_that_is_stopped_midway_goes_on_later(
+    output: PaperRbd, pool: PaperPool, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    save(output, RUNS[0], FIRST)
+    stop, point = StopRequest(), PointId(RUNS[0], UUID)
+
+    def stopped(_: PaperPool, name: str) -> None:
+        del pool.of(name).content[MIB:]  # as much is removed when the signal arrives
+        stop.request(Interrupted("interrupted", signal.SIGTERM))
+        stop.check()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PaperPool, "remove", stopped)
+        with pytest.raises(Interrupted):
+            output.withdraw([point], stop.check)
+    assert not complete(output)
+    if then == "saved":
+        save(output, RUNS[1], SECOND)
+        assert read_back(output, complete(output)[RUNS[1]]) == SECOND
+    output.withdraw([point])
+    assert [*complete(output)] == ([RUNS[1]] if then == "saved" else [])
+    assert then == "saved" or not pool.images

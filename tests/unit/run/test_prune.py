@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
-from backup.errors import BackupError, ConfigError
+from backup.errors import BackupError, ConfigError, Interrupted
+from backup.job.failed_points import FailedPoints
 from backup.job_result import JobResult, Status
 from backup.model import Level
 from backup.run.prune import prune, prune_saved
@@ -21,6 +25,7 @@ from ..raising import raises
 from ..recorder import Recorder
 from ..samples import LAYOUT, UUID, settings
 
+RUN = "20240301T040506Z-abcd"
 LIMITED = settings(output="rbd", keep_last=1)
 
 
@@ -34,6 +39,17 @@ def output(tmp_path: Path) -> PaperRbd:
 
 def nothing() -> None:
     pass
+
+
+def stopped_at(number: int) -> Callable[[], None]:
+    """Give a check that finds a signal when it is called for this time, from 0 on."""
+    calls = itertools.count()
+
+    def check_stop() -> None:
+        if next(calls) == number:
+            raise Interrupted("interrupted", signal.SIGINT)
+
+    return check_stop
 
 
 def saved(uuid: str = UUID) -> JobResult:
@@ -61,17 +77,17 @@ def test_without_a_limit_nothing_is_removed(output: PaperRbd) -> None:
 
 def test_a_run_prunes_what_it_has_saved(output: PaperRbd) -> None:
     failed = JobResult("web", UUID, Status.FAILED)
-    assert prune_saved([failed], LIMITED, output, Recorder(), nothing) == ()
-    assert prune_saved([saved()], settings(output="rbd"), output, Recorder(), nothing) == ()
+    assert prune_saved(RUN, [failed], LIMITED, output, Recorder(), nothing) == ()
+    assert prune_saved(RUN, [saved()], settings(output="rbd"), output, Recorder(), nothing) == ()
     assert [*complete(output)] == RUNS[:3]
-    assert prune_saved([saved()], LIMITED, output, Recorder(), nothing) == []
+    assert prune_saved(RUN, [saved()], LIMITED, output, Recorder(), nothing) == []
     assert [*complete(output)] == [RUNS[2]]
 
 
 def test_what_is_in_use_is_no_failure_of_the_run(output: PaperRbd) -> None:
     output.pool.children[disk_name(UUID, "vdb"), RUNS[0]] = ["vms/clone"]
     recorder = Recorder()
-    assert prune_saved([saved()], LIMITED, output, recorder, nothing) == []
+    assert prune_saved(RUN, [saved()], LIMITED, output, recorder, nothing) == []
     assert [*complete(output)] == [RUNS[0], RUNS[2]]
     assert "has clones: vms/clone" in " ".join(recorder.told(Level.INFO))
 
@@ -87,7 +103,7 @@ def test_what_cannot_be_removed_is_a_failure_and_the_others_are_removed(
         withdraw(points)
 
     monkeypatch.setattr(PaperRbd, "withdraw", lambda _self, points, check_stop: refused(points))
-    assert prune_saved([saved()], LIMITED, output, Recorder(), nothing) == ["web: refused"]
+    assert prune_saved(RUN, [saved()], LIMITED, output, Recorder(), nothing) == ["web: refused"]
     assert [*complete(output)] == [RUNS[0], RUNS[2]]
 
 
@@ -99,7 +115,7 @@ def test_a_repository_that_does_not_answer_is_an_error_of_the_run(
 
     monkeypatch.setattr(PaperRbd, "restore_points", silent)
     recorder = Recorder()
-    errors = prune_saved([saved()], LIMITED, output, recorder, nothing)
+    errors = prune_saved(RUN, [saved()], LIMITED, output, recorder, nothing)
     assert errors == ["restore points are not pruned: no answer"]
     assert recorder.told(Level.ERROR) == ["restore points are not pruned: no answer"]
 
@@ -108,7 +124,54 @@ def test_a_repository_that_does_not_answer_is_an_error_of_the_run(
 def test_restic_has_a_retention_of_its_own(of_test: Settings) -> None:
     with pytest.raises(ConfigError, match="which restic itself prunes"):
         prune(of_test, NoOutput(), Recorder(), nothing)
-    assert prune_saved([saved()], of_test, NoOutput(), Recorder(), nothing) == ()
+    assert prune_saved(RUN, [saved()], of_test, NoOutput(), Recorder(), nothing) == ()
+
+
+def test_by_a_clock_that_is_ahead_nothing_is_removed(output: PaperRbd) -> None:
+    of_test, recorder = settings(output="rbd", keep_within_days=30), Recorder()
+    assert prune(of_test, output, recorder, nothing) == []
+    assert prune_saved(RUNS[2], [saved()], of_test, output, recorder, nothing) == []
+    assert [*complete(output)] == RUNS[:3]
+    warnings = recorder.told(Level.WARNING)
+    assert len(warnings) == 2
+    assert (
+        "all earlier ones are older than 30 days (KEEP_WITHIN_DAYS) (hint: is the clock right?" in warnings[0]
+    )
+    with_both = settings(output="rbd", keep_last=1, keep_within_days=30)
+    assert prune(with_both, output, recorder, nothing) == []
+    assert len(prune(LIMITED, output, recorder, nothing)) == 2
+
+
+def test_a_run_keeps_what_it_has_saved_by_a_clock_that_is_behind(output: PaperRbd) -> None:
+    assert prune_saved(RUNS[0], [saved()], LIMITED, output, Recorder(), nothing) == []
+    assert [*complete(output)] == [RUNS[0], RUNS[2]]
+
+
+def test_a_point_that_failed_neither_counts_nor_is_removed(output: PaperRbd, tmp_path: Path) -> None:
+    FailedPoints(str(tmp_path)).add(PointId(RUNS[2], UUID))
+    of_test = settings(output="rbd", keep_last=1, state_dir=str(tmp_path))
+    assert [one.point.id.run for one in prune(of_test, output, Recorder(), nothing)] == [RUNS[0]]
+    assert [*complete(output)] == RUNS[1:3]
+
+
+def test_an_interrupted_removal_is_completed_also_without_a_limit(output: PaperRbd) -> None:
+    with pytest.raises(Interrupted):
+        output.withdraw([PointId(RUNS[0], UUID)], stopped_at(1))
+    disk = output.pool.of(disk_name(UUID, "vdb"))
+    assert [*disk.snapshots] == RUNS[:3]
+    recorder = Recorder()
+    pruned = prune(settings(output="rbd"), output, recorder, nothing, ["web"])
+    assert [one.point.id.run for one in pruned] == [RUNS[0]]
+    assert [*disk.snapshots] == [one.id.run for one in output.restore_points()] == RUNS[1:3]
+    assert "removed (its removal was interrupted)" in " ".join(recorder.told(Level.INFO))
+
+
+def test_a_clock_in_doubt_is_none_for_an_interrupted_removal(output: PaperRbd) -> None:
+    with pytest.raises(Interrupted):
+        output.withdraw([PointId(RUNS[0], UUID)], stopped_at(1))
+    pruned = prune(settings(output="rbd", keep_within_days=30), output, Recorder(), nothing)
+    assert [one.point.id.run for one in pruned] == [RUNS[0]]
+    assert [*complete(output)] == RUNS[1:3]
 
 
 def test_an_unknown_domain_is_an_error(output: PaperRbd) -> None:
