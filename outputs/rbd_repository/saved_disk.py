@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Callable, Optional
 
+from backup.ceph.errors import ImageGone
 from backup.ceph.repository_image import RepositoryImage
 from backup.ceph.repository_pool import RepositoryPool
 from backup.errors import BackupError, TransientError
@@ -50,20 +51,21 @@ class DiskSaver:
         began, target = time.monotonic(), source.disk.target
         name = disk_name(self.point.domain.uuid, target)
         snapshot = point_name(_id(self.point))
-        with ExitStack() as reading:
+        with ExitStack() as reading, ExitStack() as writing:
             reader = reading.enter_context(source.open())
             self.pool.create(name, reader.size, reader.layout.object_size)
-            with self.pool.opened(name) as image:
+            with _transient_if_gone():
+                image = writing.enter_context(self.pool.opened(name))
                 copy = _Copy(self, source, reader, image, name, job)
                 copy.prepare()
-                image.note(WRITING, snapshot)  # before anything is written
-                image.resize(reader.size)
-                checksums = copy.write()
-                image.flush()
-                reading.close()  # raises if the source's snapshot was removed while it was read
-                job.check_stop()
-                image.make_snapshot(snapshot)
-                image.remove_note(WRITING)
+            image.note(WRITING, snapshot)  # before anything is written
+            image.resize(reader.size)
+            checksums = copy.write()
+            image.flush()
+            reading.close()  # raises if the source's snapshot was removed while it was read
+            job.check_stop()
+            image.make_snapshot(snapshot)
+            image.remove_note(WRITING)
         saved = copy.saved(checksums, restore_id(name, snapshot), time.monotonic() - began)
         job.reporter.message(Level.INFO, self.point.domain.name, copy.summary(saved))
         return saved, checksums
@@ -232,6 +234,19 @@ class _Copy:
 
     def _log(self, level: Level, text: str) -> None:
         self._job.reporter.message(level, self._saver.point.domain.name, text)
+
+
+@contextmanager
+def _transient_if_gone() -> Iterator[None]:
+    """Raise TransientError if an image or a snapshot is gone.
+
+    A run removes what it left incomplete without the domain's lock: in the meantime another node may have
+    begun to save the domain.
+    """
+    try:
+        yield
+    except ImageGone as error:
+        raise TransientError(error.message, error.hint) from error
 
 
 def _id(point: RestorePoint) -> PointId:

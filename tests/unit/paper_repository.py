@@ -178,7 +178,8 @@ class PaperImage(RepositoryImage):
         self.protect_snapshot(name)
 
     def protect_snapshot(self, name: str) -> None:
-        assert name in self.stored.snapshots
+        if name not in self.stored.snapshots:
+            raise ImageGone(f"there is no snapshot {name} of {self.name}")
         self.pool.call("protect_snapshot", self.stored.protected.add, name)
 
     def remove_snapshot(self, name: str) -> None:

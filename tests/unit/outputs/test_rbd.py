@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
@@ -22,7 +23,7 @@ from outputs.rbd import Rbd
 from outputs.rbd_repository import saved_disk
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
 
-from ..paper_repository import PaperPool, PaperRbd
+from ..paper_repository import PaperImage, PaperPool, PaperRbd
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, UUID, settings
@@ -137,6 +138,27 @@ def test_an_image_that_another_client_has_open_is_waited_for_and_then_named(
     output.discard([PointId(RUNS[1], UUID)], wait_if_busy=False)
     save(output, RUNS[2], THIRD, (RUNS[0], FIRST))
     assert read_back(output, complete(output)[RUNS[2]]) == THIRD
+
+
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["a snapshot", "the image with it"])
+def test_what_another_node_removes_of_its_failed_run_costs_a_retry(
+    output: PaperRbd, pool: PaperPool, monkeypatch: pytest.MonkeyPatch, all_of_it: bool
+) -> None:
+    save(output, RUNS[0], FIRST)
+
+    def removed_right_after(image: PaperImage) -> Sequence[str]:
+        names = list(image.stored.snapshots)
+        if image.name == VDA:
+            image.stored.snapshots.clear()
+        return names
+
+    if all_of_it:
+        monkeypatch.setattr(pool, "create", lambda *_: pool.images.pop(VDA, None))
+    else:
+        monkeypatch.setattr(PaperImage, "snapshots", removed_right_after)
+    with pytest.raises(BackupError, match=f"there is no .*{VDA}") as raised:
+        save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    assert raised.value.transient
 
 
 def test_what_we_wrote_ourselves_is_rewritten(output: PaperRbd, pool: PaperPool) -> None:
