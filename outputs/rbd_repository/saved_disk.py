@@ -188,10 +188,10 @@ class _Copy:
         if last:
             message = f"image {image} of the repository was written to by others since {last}"
             hint = f"what they wrote is lost with: rbd snap rollback {image}@{last}"
-        else:
+        else:  # without a restore point in it, it may have another name
             message = f"image {image} exists, and is not of this program"
-            hint = "its name is needed in the repository"
-        raise BackupError(message, f"{hint}; or rename it: rbd rename {image} {image}.other")
+            hint = f"its name is needed in the repository: rbd rename {image} {image}.other"
+        raise BackupError(message, hint)
 
     def _known(self, ours: Sequence[str]) -> Optional[_Before]:
         """Return the newest snapshot of the image with known checksums: that of the base, if possible."""

@@ -110,8 +110,9 @@ def test_a_change_that_ceph_did_not_list_is_found_by_the_spot_check(output: Pape
 def test_an_image_that_others_wrote_to_is_refused_by_name(output: PaperRbd, pool: PaperPool) -> None:
     save(output, RUNS[0], FIRST)
     pool.images[VDB].content[MIB] ^= 1
-    with raises(f"image backups/{VDB} of the repository was written to by others since {RUNS[0]}"):
+    with raises(f"image backups/{VDB} of the repository was written to by others since {RUNS[0]}") as raised:
         save(output, RUNS[1], FIRST, (RUNS[0], FIRST))
+    assert raised.value.hint == f"what they wrote is lost with: rbd snap rollback backups/{VDB}@{RUNS[0]}"
     assert [*complete(output)] == [RUNS[0]]
     assert read_back(output, complete(output)[RUNS[0]]) == FIRST
     assert pool.images[VDB].content[MIB] == FIRST["vdb"][MIB] ^ 1, "it was not touched"
@@ -120,8 +121,9 @@ def test_an_image_that_others_wrote_to_is_refused_by_name(output: PaperRbd, pool
 def test_an_image_of_others_under_our_name_is_refused(output: PaperRbd, pool: PaperPool) -> None:
     pool.create(VDA, MIB, MIB)
     pool.images[VDA].content[0] = 1
-    with raises(f"image backups/{VDA} exists, and is not of this program", BackupError):
+    with raises(f"image backups/{VDA} exists, and is not of this program", BackupError) as raised:
         save(output, RUNS[0], FIRST)
+    assert raised.value.hint.endswith(f": rbd rename backups/{VDA} backups/{VDA}.other")
 
 
 def test_an_image_that_another_client_has_open_is_waited_for_and_then_named(
