@@ -10,7 +10,7 @@ from typing import Optional
 import pytest
 
 from backup.errors import BackupError, TransientError
-from backup.model import Extent
+from backup.model import Extent, Level
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
@@ -23,11 +23,12 @@ from outputs.rbd import Rbd
 from outputs.rbd_repository import saved_disk
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
 
+from ..jobs_on_paper import JobOnPaper
 from ..paper_repository import PaperImage, PaperPool, PaperRbd
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, UUID, settings
-from .saved_samples import FIRST, RUNS, SECOND, THIRD, complete, read_back, save
+from .saved_samples import FIRST, RUNS, SECOND, THIRD, Disks, complete, read_back, save
 
 VDA, VDB, DEFINITION = disk_name(UUID, "vda"), disk_name(UUID, "vdb"), definition_name(UUID)
 
@@ -105,6 +106,31 @@ def test_a_change_that_ceph_did_not_list_is_found_by_the_spot_check(output: Pape
     images = save(output, RUNS[1], SECOND, (RUNS[0], SECOND))  # so nothing is listed
     assert images[0].read_bytes > 0
     assert read_back(output, complete(output)[RUNS[1]]) == SECOND
+
+
+@pytest.mark.parametrize("now", [FIRST, SECOND, THIRD], ids=["same size", "grown", "shrunk"])
+@pytest.mark.parametrize("damage", ["lost", "garbage in a hole", "unreadable", ""])
+def test_a_full_read_writes_damaged_pieces_of_the_repository_anew(
+    output: PaperRbd, pool: PaperPool, now: Disks, damage: str
+) -> None:
+    """What has changed since is no damage."""
+    unchanged = {**now, "vdb": now["vdb"][:MIB] + FIRST["vdb"][MIB : 2 * MIB] + now["vdb"][2 * MIB :]}
+    save(output, RUNS[0], FIRST)
+    image = pool.images[VDB]
+    if damage == "lost":
+        image.content[MIB : 2 * MIB] = bytes(MIB)
+    elif damage == "garbage in a hole":
+        image.content[3 * MIB] = 1
+    elif damage == "unreadable":
+        pool.unreadable.add(0)
+    image.snapshots[RUNS[0]] = bytes(image.content)  # so Ceph knows of no change
+    recorder = Recorder()
+    save(output, RUNS[1], unchanged, job=JobOnPaper(recorder))
+    assert read_back(output, complete(output)[RUNS[1]]) == unchanged
+    found = [text for text in recorder.told(Level.ERROR) if "differs from what was saved" in text]
+    at_0 = f"vdb (vms/vdb): backups/{VDB} differs from what was saved: pieces at 0; they are written anew"
+    assert [text.startswith(at_0) for text in found if "vdb" in text] == ([True] if damage else [])
+    assert damage == "unreadable" or not any("vda" in text for text in found)
 
 
 def test_an_image_that_others_wrote_to_is_refused_by_name(output: PaperRbd, pool: PaperPool) -> None:
