@@ -116,7 +116,7 @@ def _hint(number: int, image: Image | None, user: str, timeout: int) -> str:
             "it for dead, or an admin did; the retry connects anew"
         )
     if number == errno.EROFS:
-        return f"who has the image's lock: rbd lock ls {image}; rbd status {image}"
+        return f"the image's lock cannot be taken: rbd lock ls {image}; rbd status {image}"
     return ""
 
 

@@ -71,15 +71,16 @@ def owner_named(image: Image, opened: Any, action: str, user: str, own: str) -> 
     """Name the owner of an open image's lock if it keeps the block from changing the image.
 
     Nobody else than `own`, which is this client, has it where the cluster did not answer in time: librbd 16.2
-    makes an EROFS of that, too, again and again at once. That is raised as a timeout.
+    makes an EROFS of that, too, again and again at once. That is raised as a timeout. A dead owner may
+    be there as its lock could not be broken in time: that is transient.
     """
     try:
         yield
     except rbd.ReadOnlyImage as error:
-        found = " and ".join(str(one) for one in owners(opened) if one.client != own)
-        if not found and is_mirror(opened):
+        others = [one for one in owners(opened) if one.client != own]
+        if not others and is_mirror(opened):
             raise
-        if not found:
+        if not others:
             time.sleep(PAUSE)
             message = f"{action} image {image}: the image's lock could not be taken in time"
             raise ClusterError(message, f"rbd status {image}; ceph status", errno.ETIMEDOUT) from error
@@ -87,8 +88,11 @@ def owner_named(image: Image, opened: Any, action: str, user: str, own: str) -> 
             f"is it stopped? see rbd status {image}, rbd lock ls {image}. If it is dead, client.{user} may "
             f"not blocklist it: ceph auth caps client.{user} mon 'profile rbd' ..., or rbd lock rm"
         )
+        found = " and ".join(map(str, others))
         message = f"{action} image {image}: {found} has its lock, and does not give it up"
-        raise ClusterError(message, hint, errno.EROFS) from error
+        lasts = any(one.alive for one in others) or is_mirror(opened)
+        number = errno.EROFS if lasts else errno.EAGAIN
+        raise ClusterError(message, hint, number) from error
 
 
 def require_unlocked(image: Image, opened: Any) -> None:

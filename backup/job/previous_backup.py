@@ -121,10 +121,16 @@ def _id(snapshot: DiskSnapshot) -> tuple[str, str]:
 
 
 def _ours(snapshot: DiskSnapshot, uuid: str) -> Mapping[str, int]:
-    """Return the ids of our snapshots of the image by name: base snapshots and leftovers."""
+    """Return the ids of our snapshots of the image by name: base snapshots and leftovers.
+
+    The one that has the name of the snapshot to be made is of an attempt that crashed. It has to be removed,
+    even if the restore point of that attempt is complete.
+    """
     prefixes = (owned_prefix(uuid), base_prefix(uuid))
     every = snapshot.cluster.snapshot_ids(snapshot.image)
-    return {name: number for name, number in every.items() if name.startswith(prefixes)}
+    found = {name: number for name, number in every.items() if name.startswith(prefixes)}
+    found.pop(snapshot.name, None)
+    return found
 
 
 def _base(snapshot: DiskSnapshot, ours: Mapping[str, int], saved: SavedDomain) -> Optional[Base]:

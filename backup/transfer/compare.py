@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Callable, Union
 
+from ..command import COMMAND
 from ..errors import BackupError
 from ..model import Extent
 from ..protocols import SnapshotReader, Source
@@ -14,7 +15,10 @@ from ..stored import Layout, SavedDomain, SavedImage
 from . import backup_stream
 from .restore_stream import PIECE, ZERO_PIECE, next_piece, require_end
 
-DAMAGED = "the repository is damaged: check it (`restic check --read-data`), then back up the domain again"
+DAMAGED = (
+    "the repository is damaged: check it (`restic check --read-data`), then back up the domain again, with "
+    f'OUTPUT = "rbd" after `{COMMAND} cleanup --all`, so that everything is read'
+)
 SHOWN = 3  # differing extents that a message lists
 
 Progress = Callable[[int], None]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Callable, Optional
 
+from backup.ceph.errors import ImageGone
 from backup.ceph.repository_image import RepositoryImage
 from backup.ceph.repository_pool import RepositoryPool
 from backup.errors import BackupError, TransientError
@@ -17,11 +18,13 @@ from backup.protocols import Job, SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums
 from backup.stored import Base, Packed, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.text import size_text
+from backup.transfer.compare import SHOWN
 
 from ..own_points.changed_parts import PIECE, ChangedParts
 from ..own_points.plan import changed_parts, full_read_due, tail, wrong_list
 from ..own_points.run_names import point_id, point_name
 from ..own_points.written_pieces import PieceWriter, write_all, write_changed
+from .damaged_pieces import damaged_pieces
 from .names import WRITING, disk_name, restore_id, split_id
 
 # Ceph forgets a client that died after 30 seconds (osd_client_watch_timeout).
@@ -50,20 +53,21 @@ class DiskSaver:
         began, target = time.monotonic(), source.disk.target
         name = disk_name(self.point.domain.uuid, target)
         snapshot = point_name(_id(self.point))
-        with ExitStack() as reading:
+        with ExitStack() as reading, ExitStack() as writing:
             reader = reading.enter_context(source.open())
             self.pool.create(name, reader.size, reader.layout.object_size)
-            with self.pool.opened(name) as image:
+            with _transient_if_gone():
+                image = writing.enter_context(self.pool.opened(name))
                 copy = _Copy(self, source, reader, image, name, job)
                 copy.prepare()
-                image.note(WRITING, snapshot)  # before anything is written
-                image.resize(reader.size)
-                checksums = copy.write()
-                image.flush()
-                reading.close()  # raises if the source's snapshot was removed while it was read
-                job.check_stop()
-                image.make_snapshot(snapshot)
-                image.remove_note(WRITING)
+            image.note(WRITING, snapshot)  # before anything is written
+            image.resize(reader.size)
+            checksums = copy.write()
+            image.flush()
+            reading.close()  # raises if the source's snapshot was removed while it was read
+            job.check_stop()
+            image.make_snapshot(snapshot)
+            image.remove_note(WRITING)
         saved = copy.saved(checksums, restore_id(name, snapshot), time.monotonic() - began)
         job.reporter.message(Level.INFO, self.point.domain.name, copy.summary(saved))
         return saved, checksums
@@ -134,6 +138,7 @@ class _Copy:
         """Write what differs, and return the checksums of all. Raises BackupError."""
         before = Checksums(self._before.checksums) if self._before else NOTHING
         if self._parts is None:
+            self._find_damage(before)
             return write_all(self._reader, self._writer, before, self._unknown, self._progress)
         base = self._source.base
         assert base
@@ -141,6 +146,26 @@ class _Copy:
         for number in self._unknown:
             self._parts.add(self._parts.piece(number))
         return write_changed(self._reader, self._writer, self._parts, before, self._progress)
+
+    def _find_damage(self, before: Checksums) -> None:
+        """Have pieces of the image written anew that are not what was saved. Raises BackupError.
+
+        A full read compares the source with the checksums: without this, damage would stay for ever.
+        """
+        if not self._before:
+            return
+        image, damaged, first = self._saver.pool.image(self._name), 0, []
+        with self._saver.pool.cluster.head_reader(image) as head:
+            for piece in damaged_pieces(head, before, self._unknown, self._progress):
+                self._unknown.add_pieces([piece])
+                damaged += 1
+                first += [f"at {piece.offset}"] if damaged <= SHOWN else []
+        if damaged:
+            more = f", and {damaged - SHOWN} more" if damaged > SHOWN else ""
+            places = f"pieces {', '.join(first)}{more}"
+            text = f"{image} differs from what was saved: {places}; they are written anew"
+            hint = "verify the restore points before this one, see ceph health detail"
+            self._log(Level.ERROR, f"{self._title}: {text} (hint: {hint})")
 
     def saved(self, checksums: Checksums, identifier: str, seconds: float) -> SavedImage:
         data_bytes = sum(length for _, length, _ in checksums)
@@ -186,10 +211,10 @@ class _Copy:
         if last:
             message = f"image {image} of the repository was written to by others since {last}"
             hint = f"what they wrote is lost with: rbd snap rollback {image}@{last}"
-        else:
+        else:  # without a restore point in it, it may have another name
             message = f"image {image} exists, and is not of this program"
-            hint = "its name is needed in the repository"
-        raise BackupError(message, f"{hint}; or rename it: rbd rename {image} {image}.other")
+            hint = f"its name is needed in the repository: rbd rename {image} {image}.other"
+        raise BackupError(message, hint)
 
     def _known(self, ours: Sequence[str]) -> Optional[_Before]:
         """Return the newest snapshot of the image with known checksums: that of the base, if possible."""
@@ -232,6 +257,19 @@ class _Copy:
 
     def _log(self, level: Level, text: str) -> None:
         self._job.reporter.message(level, self._saver.point.domain.name, text)
+
+
+@contextmanager
+def _transient_if_gone() -> Iterator[None]:
+    """Raise TransientError if an image or a snapshot is gone.
+
+    A run removes what it left incomplete without the domain's lock: in the meantime another node may have
+    begun to save the domain.
+    """
+    try:
+        yield
+    except ImageGone as error:
+        raise TransientError(error.message, error.hint) from error
 
 
 def _id(point: RestorePoint) -> PointId:

@@ -48,6 +48,17 @@ class Repository:
             with rbd.Image(pool, name) as image:
                 image.write(data, offset)
 
+    def lose(self, name: str, offset: int) -> None:
+        """Remove the RADOS object that has an image's data at an offset."""
+        with (
+            rados.Rados(conffile=str(self.lab.ceph_conf)) as cluster,
+            cluster.open_ioctx(POOL) as pool,
+        ):
+            pool.set_namespace(NAMESPACE)
+            with rbd.Image(pool, name, read_only=True) as image:
+                found = image.stat()
+            pool.remove_object(f"{found['block_name_prefix']}.{offset // found['obj_size']:016x}")
+
     def require_same(self, spec: str, other: str) -> None:
         """Compare two images or snapshots with rbd export."""
         line = 'cmp <(rbd export --no-progress "$1" -) <(rbd export --no-progress "$2" -)'

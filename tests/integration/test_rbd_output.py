@@ -159,6 +159,23 @@ def test_a_lost_base_snapshot_costs_a_full_read_but_writes_only_what_differs(
     assert node.run("verify", ARCHIVE).returncode == 0
 
 
+def test_a_full_read_writes_what_the_repository_has_lost(
+    node: Node, lab: Lab, repository: Repository
+) -> None:
+    write(lab, 2 * MIB, os.urandom(MIB))
+    saved(node, ARCHIVE)
+    name = repository.disk("vda")
+    repository.lose(name, 2 * MIB)
+    assert node.run("verify", ARCHIVE).returncode == 3
+    saved(node, ARCHIVE)
+    assert node.run("verify", ARCHIVE).returncode == 3, "nothing has changed"
+    assert node.run("cleanup", "--all").returncode == 0
+    log = saved(node, ARCHIVE)
+    assert f"{PLACE}/{name} differs from what was saved: pieces at 0; they are written anew" in log
+    assert node.run("verify", ARCHIVE).returncode == 0
+    repository.require_same(SPEC, f"{PLACE}/{name}@{node.report()['run']}")
+
+
 def test_a_clone_is_a_domain_that_starts_within_seconds(node: Node, lab: Lab, repository: Repository) -> None:
     saved(node, WEB)
     (run,) = repository.snapshots(repository.disk("vda"))

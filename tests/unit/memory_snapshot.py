@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import errno
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Callable, Optional
 
+from backup.ceph.errors import ClusterError
 from backup.errors import BackupError
 from backup.model import Disk, Extent, Image
 from backup.stored import Base, Layout, SnapshotId
@@ -31,6 +33,7 @@ class MemorySnapshot:
     reads: list[Extent] = field(default_factory=list)
     pending: set[int] = field(default_factory=set)
     most_pending: int = 0
+    unreadable: Collection[int] = ()  # offsets that the cluster has lost
 
     def __post_init__(self) -> None:
         assert all(offset + len(data) <= self.size for offset, data in self.data.items())
@@ -63,6 +66,8 @@ class MemorySnapshot:
             self.pending.remove(number)
             if number == self.fails_at:
                 raise BackupError(f"cannot read {length} bytes at {offset}")
+            if offset in self.unreadable:
+                raise ClusterError(f"cannot read {length} bytes at {offset}", number=errno.EIO)
             return self._bytes(offset, length)
 
         return wait

@@ -122,6 +122,8 @@ class PaperCluster(Cluster):
             self.together.wait(timeout=5)
         if str(image) in self.hanging:
             assert self.go_on.wait(timeout=5)
+        if name in self.snapshots[str(image)]:
+            raise ClusterError(f"cannot create snapshot {name} of image {image}: file exists")
         self.snapshots[str(image)].add(name)
         if ("create", str(image)) in self.failing:
             raise ClusterError(f"cannot create snapshot {name} of image {image}: connection timed out")

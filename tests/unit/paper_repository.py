@@ -12,7 +12,7 @@ from backup.ceph.errors import ClusterError, ImageGone, SnapshotInUse
 from backup.ceph.image_reader import ImageReader
 from backup.ceph.repository_image import RepositoryImage
 from backup.ceph.repository_pool import ImageState, RepositoryAddress, RepositoryPool
-from backup.model import Extent
+from backup.model import Extent, Image
 from backup.protocols import WrittenBytes
 from outputs.rbd import Rbd
 
@@ -43,9 +43,10 @@ class PaperPool(RepositoryPool):
     """Refuses what Ceph refuses. All that changes something goes through `boundary`, if there is one."""
 
     def __init__(self) -> None:
-        super().__init__(ADDRESS, PaperCluster())
+        super().__init__(ADDRESS, HeadCluster(self))
         self.images: dict[str, StoredImage] = {}
         self.boundary: Optional[Boundary] = None
+        self.unreadable: set[int] = set()  # offsets at which the cluster has lost what the images hold
         self.children: dict[tuple[str, str], list[str]] = {}  # clones by image and snapshot
 
     def call(self, name: str, effect: Callable[..., Any], *arguments: Any) -> Any:
@@ -118,6 +119,21 @@ class PaperPool(RepositoryPool):
         return self.images[name]
 
 
+class HeadCluster(PaperCluster):
+    """The cluster of such a pool: reads its images as they are now."""
+
+    def __init__(self, pool: PaperPool) -> None:
+        super().__init__()
+        self.pool = pool
+
+    @contextmanager
+    def head_reader(self, image: Image) -> Iterator[ImageReader]:
+        content = bytes(self.pool.of(image.name).content)
+        head = MemorySnapshot(len(content), {0: content} if content else {})
+        head.unreadable = self.pool.unreadable
+        yield head  # type: ignore[misc]
+
+
 class PaperImage(RepositoryImage):
     """An image of such a pool. A write has its effect when it is started."""
 
@@ -178,7 +194,8 @@ class PaperImage(RepositoryImage):
         self.protect_snapshot(name)
 
     def protect_snapshot(self, name: str) -> None:
-        assert name in self.stored.snapshots
+        if name not in self.stored.snapshots:
+            raise ImageGone(f"there is no snapshot {name} of {self.name}")
         self.pool.call("protect_snapshot", self.stored.protected.add, name)
 
     def remove_snapshot(self, name: str) -> None:

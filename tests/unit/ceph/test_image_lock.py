@@ -15,24 +15,26 @@ from backup.model import Image
 
 IMAGE = Image("vms", "root")
 OWN = "client.7"
+ADDRESS = "192.0.2.1:0/1"
 
 
 class LockedImage:
-    """An open image with its exclusive lock's owner, "" for nobody."""
+    """An open image with its exclusive lock's owner, "" for nobody; one that is alive has the image open."""
 
-    def __init__(self, owner: str, primary: bool = True) -> None:
+    def __init__(self, owner: str, alive: bool = False, primary: bool = True) -> None:
         self.owner = owner
+        self.alive = alive
         self.primary = primary
 
     def features(self) -> int:
         return int(rbd.RBD_FEATURE_EXCLUSIVE_LOCK)
 
     def list_lockers(self) -> dict[str, Any]:
-        locker = (self.owner, "auto 1", "192.0.2.1:0/1")
+        locker = (self.owner, "auto 1", ADDRESS)
         return {"tag": "internal", "lockers": [locker]} if self.owner else {}
 
     def watchers_list(self) -> list[dict[str, str]]:
-        return []
+        return [{"addr": ADDRESS}] if self.alive else []
 
     def mirror_image_get_info(self) -> dict[str, Any]:
         return {"state": rbd.RBD_MIRROR_IMAGE_ENABLED, "primary": self.primary}
@@ -42,19 +44,28 @@ class LockedImage:
             raise rbd.ReadOnlyImage("read-only", errno=errno.EROFS)
 
 
-@pytest.mark.parametrize(
-    ("owner", "number"), [("", errno.ETIMEDOUT), (OWN, errno.ETIMEDOUT), ("client.8", errno.EROFS)]
-)
-def test_what_nobody_else_prevents_has_timed_out(
-    owner: str, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("owner", ["", OWN])
+def test_what_nobody_else_prevents_has_timed_out(owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_lock, "PAUSE", 0)
     with pytest.raises(ClusterError) as raised:
-        LockedImage(owner).refuse()
-    assert raised.value.number == number
-    assert ("client.8 at 192.0.2.1:0/1 has its lock" in raised.value.message) == (number == errno.EROFS)
+        LockedImage(owner, alive=True).refuse()
+    assert raised.value.number == errno.ETIMEDOUT
+    assert "its lock" not in raised.value.message
+
+
+@pytest.mark.parametrize(("alive", "number"), [(True, errno.EROFS), (False, errno.EAGAIN)])
+def test_another_owner_is_named_and_only_a_dead_one_s_lock_may_be_broken_later(
+    alive: bool, number: int
+) -> None:
+    with pytest.raises(ClusterError) as raised:
+        LockedImage("client.8", alive).refuse()
+    assert (raised.value.number, raised.value.transient) == (number, not alive)
+    assert f"client.8 at {ADDRESS} has its lock" in raised.value.message
 
 
 def test_a_mirror_can_t_be_changed_at_any_time() -> None:
     with pytest.raises(rbd.ReadOnlyImage):
         LockedImage("", primary=False).refuse()
+    with pytest.raises(ClusterError) as raised:
+        LockedImage("client.8", primary=False).refuse()
+    assert raised.value.number == errno.EROFS

@@ -27,13 +27,14 @@ IMAGES = ("vms/root", "vms/data")
 
 
 class KeepingOutput(PaperOutput):
-    """Builds on snapshot 7 of each image, which the run BEFORE has saved."""
+    """Builds on a snapshot of each image that a run has saved: of BEFORE on the one of id 7."""
 
     keeps_base_snapshots = True
     bases: Sequence[str] = ()  # names of the base snapshots, "" for none
     there: Sequence[set[str]] = ()  # our snapshots while it saved
     known: Sequence[StoredPoint] = ()
     error: BackupError | None = None
+    complete: Sequence[tuple[str, int]] = ((BEFORE, 7),)  # runs with the ids of their snapshots, newest first
 
     def base(
         self,
@@ -44,14 +45,17 @@ class KeepingOutput(PaperOutput):
         warn: Callable[[str], None] = lambda _: None,
     ) -> Optional[SavedDomain]:
         self.known = known
-        if BEFORE not in runs:
+        found = next((one for one in self.complete if one[0] in runs), None)
+        if not found:
             return None
+        run, number = found
+        sources = [SnapshotId(FSID, f"id of {name}", number) for name in IMAGES]
         images = tuple(
-            SavedImage(target, name, 1, 1, 1, 0.1, "id", LAYOUT, source=SnapshotId(FSID, f"id of {name}", 7))
-            for target, name in zip(("vda", "vdb"), IMAGES)
+            SavedImage(target, name, 1, 1, 1, 0.1, "id", LAYOUT, source=source)
+            for target, name, source in zip(("vda", "vdb"), IMAGES, sources)
         )
         checksums = {"vda": Spool(), "vdb": Spool()}
-        point = PointId(BEFORE, uuid)
+        point = PointId(run, uuid)
         return SavedDomain(point, "web", TAKEN, Consistency.CRASH, images, (), Definition(""), checksums)
 
     def save(
@@ -139,6 +143,18 @@ def test_a_leftover_without_a_restore_point_is_removed_before_anything_is_saved(
     add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
     node.back_up()
     assert keeping(node).there == [{f"{OWNED}{RUN}"}] * 2
+
+
+def test_what_a_crashed_attempt_left_is_removed_even_if_its_restore_point_is_complete(
+    node: PaperNode,
+) -> None:
+    """Its snapshots have the names of those that are to be made."""
+    add(node, f"{KEPT}{BEFORE}")
+    add(node, f"{OWNED}{RUN}", 9)
+    keeping(node).complete = ((RUN, 9), (BEFORE, 7))
+    assert node.back_up(attempt=2).status is Status.SAVED
+    assert keeping(node).bases == [f"{KEPT}{BEFORE}"] * 2
+    assert left(node) == [{f"{KEPT}{RUN}"}] * 2
 
 
 def test_the_limit_of_a_phase_that_asks_the_output_for_a_base_includes_the_output_s_time(

@@ -62,7 +62,11 @@ def snapshot(now: bytes, before: Optional[bytes]) -> MemorySnapshot:
 
 
 def save(
-    output: Output, run: str, now: Disks, before: Optional[tuple[str, Disks]] = None, attempt: int = 1
+    output: Output,
+    run: str,
+    now: Disks,
+    before: Optional[tuple[str, Disks]] = None,
+    job: Optional[JobOnPaper] = None,
 ) -> tuple[SavedImage, ...]:
     """Save a run; `before` is the run and the disks that base snapshots are left of."""
     base = output.base(UUID, [before[0]], (), lambda: None) if before else None
@@ -77,7 +81,7 @@ def save(
     disks = [source.disk for source in sources]
     taken = TAKEN + timedelta(days=RUNS.index(run))
     point = restore_point(domain(disks=disks), run, taken)
-    return output.save(point, sources, JobOnPaper())
+    return output.save(point, sources, job or JobOnPaper())
 
 
 def complete(output: Output) -> Mapping[str, StoredPoint]:

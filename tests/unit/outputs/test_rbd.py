@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
@@ -10,7 +11,7 @@ from typing import Optional
 import pytest
 
 from backup.errors import BackupError, Interrupted, TransientError
-from backup.model import Extent
+from backup.model import Extent, Level
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
@@ -23,11 +24,12 @@ from outputs.rbd import Rbd
 from outputs.rbd_repository import saved_disk
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
 
-from ..paper_repository import PaperPool, PaperRbd
+from ..jobs_on_paper import JobOnPaper
+from ..paper_repository import PaperImage, PaperPool, PaperRbd
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import MIB, UUID, settings
-from .saved_samples import FIRST, RUNS, SECOND, THIRD, complete, read_back, save
+from .saved_samples import FIRST, RUNS, SECOND, THIRD, Disks, complete, read_back, save
 
 VDA, VDB, DEFINITION = disk_name(UUID, "vda"), disk_name(UUID, "vdb"), definition_name(UUID)
 
@@ -107,11 +109,37 @@ def test_a_change_that_ceph_did_not_list_is_found_by_the_spot_check(output: Pape
     assert read_back(output, complete(output)[RUNS[1]]) == SECOND
 
 
+@pytest.mark.parametrize("now", [FIRST, SECOND, THIRD], ids=["same size", "grown", "shrunk"])
+@pytest.mark.parametrize("damage", ["lost", "garbage in a hole", "unreadable", ""])
+def test_a_full_read_writes_damaged_pieces_of_the_repository_anew(
+    output: PaperRbd, pool: PaperPool, now: Disks, damage: str
+) -> None:
+    """What has changed since is no damage."""
+    unchanged = {**now, "vdb": now["vdb"][:MIB] + FIRST["vdb"][MIB : 2 * MIB] + now["vdb"][2 * MIB :]}
+    save(output, RUNS[0], FIRST)
+    image = pool.images[VDB]
+    if damage == "lost":
+        image.content[MIB : 2 * MIB] = bytes(MIB)
+    elif damage == "garbage in a hole":
+        image.content[3 * MIB] = 1
+    elif damage == "unreadable":
+        pool.unreadable.add(0)
+    image.snapshots[RUNS[0]] = bytes(image.content)  # so Ceph knows of no change
+    recorder = Recorder()
+    save(output, RUNS[1], unchanged, job=JobOnPaper(recorder))
+    assert read_back(output, complete(output)[RUNS[1]]) == unchanged
+    found = [text for text in recorder.told(Level.ERROR) if "differs from what was saved" in text]
+    at_0 = f"vdb (vms/vdb): backups/{VDB} differs from what was saved: pieces at 0; they are written anew"
+    assert [text.startswith(at_0) for text in found if "vdb" in text] == ([True] if damage else [])
+    assert damage == "unreadable" or not any("vda" in text for text in found)
+
+
 def test_an_image_that_others_wrote_to_is_refused_by_name(output: PaperRbd, pool: PaperPool) -> None:
     save(output, RUNS[0], FIRST)
     pool.images[VDB].content[MIB] ^= 1
-    with raises(f"image backups/{VDB} of the repository was written to by others since {RUNS[0]}"):
+    with raises(f"image backups/{VDB} of the repository was written to by others since {RUNS[0]}") as raised:
         save(output, RUNS[1], FIRST, (RUNS[0], FIRST))
+    assert raised.value.hint == f"what they wrote is lost with: rbd snap rollback backups/{VDB}@{RUNS[0]}"
     assert [*complete(output)] == [RUNS[0]]
     assert read_back(output, complete(output)[RUNS[0]]) == FIRST
     assert pool.images[VDB].content[MIB] == FIRST["vdb"][MIB] ^ 1, "it was not touched"
@@ -120,8 +148,9 @@ def test_an_image_that_others_wrote_to_is_refused_by_name(output: PaperRbd, pool
 def test_an_image_of_others_under_our_name_is_refused(output: PaperRbd, pool: PaperPool) -> None:
     pool.create(VDA, MIB, MIB)
     pool.images[VDA].content[0] = 1
-    with raises(f"image backups/{VDA} exists, and is not of this program", BackupError):
+    with raises(f"image backups/{VDA} exists, and is not of this program", BackupError) as raised:
         save(output, RUNS[0], FIRST)
+    assert raised.value.hint.endswith(f": rbd rename backups/{VDA} backups/{VDA}.other")
 
 
 def test_an_image_that_another_client_has_open_is_waited_for_and_then_named(
@@ -138,6 +167,27 @@ def test_an_image_that_another_client_has_open_is_waited_for_and_then_named(
     output.discard([PointId(RUNS[1], UUID)], wait_if_busy=False)
     save(output, RUNS[2], THIRD, (RUNS[0], FIRST))
     assert read_back(output, complete(output)[RUNS[2]]) == THIRD
+
+
+@pytest.mark.parametrize("all_of_it", [False, True], ids=["a snapshot", "the image with it"])
+def test_what_another_node_removes_of_its_failed_run_costs_a_retry(
+    output: PaperRbd, pool: PaperPool, monkeypatch: pytest.MonkeyPatch, all_of_it: bool
+) -> None:
+    save(output, RUNS[0], FIRST)
+
+    def removed_right_after(image: PaperImage) -> Sequence[str]:
+        names = list(image.stored.snapshots)
+        if image.name == VDA:
+            image.stored.snapshots.clear()
+        return names
+
+    if all_of_it:
+        monkeypatch.setattr(pool, "create", lambda *_: pool.images.pop(VDA, None))
+    else:
+        monkeypatch.setattr(PaperImage, "snapshots", removed_right_after)
+    with pytest.raises(BackupError, match=f"there is no .*{VDA}") as raised:
+        save(output, RUNS[1], SECOND, (RUNS[0], FIRST))
+    assert raised.value.transient
 
 
 def test_what_we_wrote_ourselves_is_rewritten(output: PaperRbd, pool: PaperPool) -> None:

@@ -1,0 +1,57 @@
+"""Finds the pieces of an image of the repository that are not what was saved."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Iterator
+from typing import Callable
+
+from backup.ceph.errors import ClusterError
+from backup.model import Extent
+from backup.protocols import ImageReads
+from backup.restore_point.checksums import NO_RECORD, Checksums
+from backup.transfer.backup_stream import WINDOW_BYTES
+from backup.transfer.compare import differs
+
+from ..own_points.changed_parts import PIECE, ChangedParts
+
+READS = WINDOW_BYTES // PIECE  # in flight at a time
+
+
+def damaged_pieces(
+    image: ImageReads, before: Checksums, unknown: ChangedParts, progress: Callable[[int], None]
+) -> Iterator[Extent]:
+    """Read the image, and yield the pieces that differ from `before` or cannot be read, but for `unknown`.
+
+    `progress` is called often, with 0. Raises BackupError.
+    """
+    records = iter(before)
+    record = next(records, None)
+    for piece, wait in _started(image, unknown):
+        while record and record[0] < piece.offset:
+            record = next(records, None)
+        known = record if record and record[0] < piece.offset + PIECE else (piece.offset, *NO_RECORD)
+        progress(0)
+        try:
+            data = wait()
+        except ClusterError as error:
+            if error.number != errno.EIO:
+                raise
+            yield piece
+            continue
+        if known[0] + known[1] <= image.size and differs(data, piece.offset, known):  # else it has shrunk
+            yield piece
+
+
+def _started(image: ImageReads, but: ChangedParts) -> Iterator[tuple[Extent, Callable[[], bytes]]]:
+    """Yield the image's pieces, but for some, each with the function that waits for its bytes."""
+    in_flight: deque[tuple[Extent, Callable[[], bytes]]] = deque()
+    for start in range(0, image.size, PIECE):
+        if start // PIECE in but:
+            continue
+        piece = Extent(start, min(PIECE, image.size - start))
+        in_flight.append((piece, image.start_read(piece.offset, piece.length)))
+        if len(in_flight) >= READS:
+            yield in_flight.popleft()
+    yield from in_flight
