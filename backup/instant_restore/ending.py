@@ -10,8 +10,8 @@ from ..ceph.overlay_image import image_id, remove_overlay, unused
 from ..command import COMMAND
 from ..errors import TransientError
 from ..instant import record as records
-from ..instant.record import Record, Stage
-from ..model import Level
+from ..instant.record import Record, Stage, this_host
+from ..model import Level, State
 from .given import Given
 from .guest import Guest
 from .journal import Journal
@@ -50,14 +50,17 @@ def abort(given: Given, journal: Journal, discard: bool) -> None:
 
 
 def _shut_off(given: Given, journal: Journal) -> None:
-    record, guest = journal.record, Guest(given, journal, lambda: False)
-    if guest.is_here():
+    guest = Guest(given, journal, lambda: False)
+    state = given.moving.state() if guest.is_here() else None
+    if state is not None and state.active:
         guest.record_moved()
-        state = given.moving.state()
-        if state is not None and state.active:
-            given.domain.hypervisor.destroy(given.domain.uuid)
+        given.domain.hypervisor.destroy(given.domain.uuid)
         return
-    images = [disk.place if disk.moved else disk.place.overlay for disk in record.disks if disk.attached]
+    # What is defined here, and does not run, may be older than what another node has done since.
+    if state in (State.SHUT_OFF, State.SAVED) and journal.record.host == this_host():
+        guest.record_moved()
+    record = journal.record
+    images = [*record.overlays.values(), *(one.place for one in record.disks if one.attached and one.filled)]
     if used := unused(given.cluster, images, given.stop.check):
         message = f"the guest runs elsewhere, on {record.host} perhaps: it has {'; '.join(used)}"
         raise TransientError(message, "repeat the command on that node")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from backup.instant_restore.journal import Journal
 from backup.model import Image, Level
 
 from ..recorder import Recorder
-from .paper_guest import TARGETS, World, given, new_world
+from .paper_guest import TARGETS, Killed, World, given, new_world
 
 OVERLAYS = [f"{name}.virt-rbd-backup.overlay" for name in TARGETS.values()]
 
@@ -44,6 +45,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         monkeypatch.setattr(module, "remove_overlay", lambda world, image, *_: Removal(world).remove(image))
     for user in (ending, guest):
         monkeypatch.setattr(user, "unused", lambda *_: ())
+        monkeypatch.setattr(user, "this_host", lambda: "node1")
     assert world.domain
     world.domain.defined = dict(zip(TARGETS, OVERLAYS))
     world.domain.live = dict(world.domain.defined)
@@ -111,6 +113,66 @@ def test_a_guest_that_runs_elsewhere_is_not_declared_shut_off(
     with pytest.raises(BackupError, match="the guest runs elsewhere, on node1 perhaps"):
         aborted(world)
     assert world.record.stage is Stage.RUNNING
+
+
+@pytest.mark.parametrize("discard", [False, True], ids=["aborted", "discarded"])
+def test_one_that_is_defined_here_too_is_not_declared_shut_off_while_it_runs_elsewhere(
+    world: World, monkeypatch: pytest.MonkeyPatch, discard: bool
+) -> None:
+    assert world.domain
+    world.domain.live = None
+    monkeypatch.setattr(ending, "unused", lambda _, images, __: [f"{images[0]} at 192.0.2.1"])
+    there = {*world.images}
+    with pytest.raises(BackupError, match="the guest runs elsewhere, on node1 perhaps: it has vms/a"):
+        aborted(world, discard)
+    assert world.domain.defined
+    assert {*world.images} == there
+    assert world.record.stage is Stage.RUNNING
+
+
+def test_a_disk_that_was_moved_and_not_recorded_as_that_is_in_use_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert world.domain
+    world.domain.live = world.domain.defined = None
+    asked: list[str] = []
+    monkeypatch.setattr(ending, "unused", lambda _, images, __: asked.extend(map(str, images)))
+    first, second = world.record.disks
+    world.record = replace(world.record, disks=(first, replace(second, filled="")))
+    aborted(world)
+    assert asked == [*OVERLAYS, "vms/a"]
+
+
+def test_an_older_definition_of_another_node_does_not_tell_where_the_disks_are(world: World) -> None:
+    assert world.domain
+    world.domain.live, world.domain.defined = None, dict(TARGETS)
+    world.record = replace(world.record, host="node2")
+    told = aborted(world)
+    assert not any(disk.moved for disk in world.record.disks)
+    assert f"is in {OVERLAYS[0]}" in told[1]
+
+
+def test_one_that_ended_here_just_as_it_was_moved_is_recorded_as_moved(world: World) -> None:
+    assert world.domain
+    world.domain.live, world.domain.defined = None, dict(TARGETS)
+    told = aborted(world)
+    assert all(disk.moved for disk in world.record.disks)
+    assert "all that the guest has written is in vms/a" in told[1]
+
+
+@pytest.mark.usefixtures("world")
+def test_killed_while_it_takes_the_guest_over_a_node_has_no_older_definition_than_recorded() -> None:
+    for number in range(1, 9):
+        world = new_world()
+        world.record = replace(world.record, started=True, host="node2")
+        assert world.domain
+        world.domain.defined = dict(TARGETS)
+        about = given(world)
+        world.kill_at = number
+        with suppress(Killed):
+            guest.Guest(about, Journal(about.cluster, world.record), lambda: True).start()
+        if world.domain.defined == TARGETS:
+            assert world.record.host == "node2"
 
 
 def test_one_whose_guest_has_never_been_started_leaves_nothing(world: World) -> None:
