@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..ceph.image_removal import ImageRemoval
-from ..ceph.new_image import RESTORING, replaced_by
+from ..ceph.new_image import RESTORING, undo_replacement
 from ..ceph.overlay_image import image_id, remove_overlay, unused
 from ..command import COMMAND
 from ..errors import TransientError
 from ..instant import record as records
-from ..instant.record import Record, Stage, this_host
-from ..model import Level, State
+from ..instant.record import Record, RecordedDisk, Stage, this_host
+from ..model import Image, Level, State
+from .filling import new_image
 from .given import Given
 from .guest import Guest
 from .journal import Journal
@@ -23,8 +24,9 @@ def finish(given: Given, journal: Journal) -> None:
     given.domain.hypervisor.define(given.xml)
     given.domain.set_autostart()
     removal = ImageRemoval(given.cluster, given.reporter, given.stop)
-    for disk in journal.record.disks:  # of a process that was killed when it had replaced it
-        removal.remove(replaced_by(disk.place))
+    for disk in journal.record.disks:
+        removal.remove(_unfinished(disk))  # a replaced image, if a process was killed while it removed that
+        new_image(given, disk.target).remove_replaced()
     _remove_overlays(given, journal.record)
     records.remove(given.cluster, journal.record)
     given.report(Level.INFO, "runs on its restored images alone: the instant restore is complete")
@@ -72,13 +74,17 @@ def _discard(given: Given, journal: Journal) -> None:
         given.moving.undefine()
     removal = ImageRemoval(given.cluster, given.reporter, given.stop)
     for one in record.disks:
-        unfinished = replace(one.place, name=one.place.name + RESTORING)
         complete = one.filled and image_id(given.cluster, one.place) == one.filled
-        for image in [unfinished, *([one.place] if complete else [])]:
+        for image in [_unfinished(one), *([one.place] if complete else [])]:
             unused(given.cluster, [image], given.stop.check)
             removal.remove(image)
+        undo_replacement(given.cluster, one.place)
     _remove_overlays(given, record)
     records.remove(given.cluster, record)
+
+
+def _unfinished(disk: RecordedDisk) -> Image:
+    return replace(disk.place, name=disk.place.name + RESTORING)
 
 
 def _remove_overlays(given: Given, record: Record) -> None:

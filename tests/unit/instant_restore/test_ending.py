@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from backup.ceph.new_image import REPLACED, RESTORING
 from backup.errors import BackupError
 from backup.instant import record as records
 from backup.instant.record import Stage
@@ -31,6 +32,23 @@ class Removal:
         self._world.images.pop(str(image), None)
 
 
+@dataclass
+class Replacing:
+    """A restored image of the world on paper. Satisfies what is used of NewImage."""
+
+    world: World
+    target: str
+
+    def remove_replaced(self) -> None:
+        self.world.images.pop(f"{TARGETS[self.target]}{REPLACED}", None)
+
+
+def named_again(world: World, image: Image) -> None:
+    """Give a replaced image its name again, unless there is one of that name."""
+    if str(image) not in world.images and (old := f"{image}{REPLACED}") in world.images:
+        world.images[str(image)] = world.images.pop(old)
+
+
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """A world in which the guest runs on its overlays."""
@@ -41,6 +59,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world.images["record"] = []
     monkeypatch.setattr(ending, "ImageRemoval", Removal)
     monkeypatch.setattr(ending, "image_id", lambda _, image: f"id of {image}")
+    monkeypatch.setattr(ending, "new_image", lambda given, target: Replacing(given.cluster, target))
+    monkeypatch.setattr(ending, "undo_replacement", named_again)
     for module in (ending, preparation):
         monkeypatch.setattr(module, "remove_overlay", lambda world, image, *_: Removal(world).remove(image))
     for user in (ending, guest):
@@ -68,6 +88,13 @@ def test_a_complete_one_has_the_definition_of_a_plain_restore_and_no_overlays(wo
     assert sorted(world.images) == sorted(TARGETS.values())
 
 
+def test_a_complete_one_has_removed_what_it_has_replaced(world: World) -> None:
+    about = given(world)
+    world.images.update({f"vms/a{REPLACED}": [1], f"ssd/b{RESTORING}": [2]})  # the removal of one was killed
+    finish(about, Journal(about.cluster, world.record))
+    assert sorted(world.images) == sorted(TARGETS.values())
+
+
 def test_aborted_the_guest_is_shut_off_and_its_writes_stay_with_how_to_get_at_them(world: World) -> None:
     told = aborted(world)
     assert world.domain
@@ -85,6 +112,20 @@ def test_discarded_nothing_is_left(world: World, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(world.domain, "undefine", lambda: undefined.append(True), raising=False)
     aborted(world, discard=True)
     assert (undefined, world.images) == ([True], {})
+
+
+def test_discarded_the_images_that_it_has_replaced_have_their_names_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One disk is complete; at the other one its process was killed before that had its name."""
+    monkeypatch.setattr(world.domain, "undefine", lambda: None, raising=False)
+    world.images.update({f"{name}{REPLACED}": [number] for number, name in enumerate(TARGETS.values())})
+    del world.images["ssd/b"]
+    monkeypatch.setattr(
+        ending, "image_id", lambda world, image: f"id of {image}" if str(image) in world.images else ""
+    )
+    aborted(world, discard=True)
+    assert world.images == {"vms/a": [0], "ssd/b": [1]}
 
 
 def test_an_image_of_another_one_is_not_removed_with_it(
