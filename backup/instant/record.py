@@ -17,6 +17,7 @@ from ..stored import PointId, StoredPoint
 
 PREFIX = "virt-rbd-backup.instant."  # of the objects; the name of the first image follows
 VERSION = 1
+TIME_FORM = "%Y-%m-%d %H:%M:%S"  # of `Record.taken`
 
 
 class Stage(str, Enum):

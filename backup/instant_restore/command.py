@@ -16,7 +16,6 @@ from ..ceph.abandonable import unless_silent
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import require_room
 from ..ceph.restore_cluster import restore_cluster
-from ..command import COMMAND
 from ..errors import BackupError, ConfigError, TransientError
 from ..instant import record as records
 from ..instant.record import Record, Stage
@@ -64,7 +63,7 @@ class InstantRestorer:
     stop: StopRequest
 
     def restore(self) -> Sequence[RestoredImage]:
-        """Restore the domain; return its images, none if it was aborted. Raises ConfigError, BackupError."""
+        """Restore the domain; return its images. Raises ConfigError, BackupError."""
         points = self._restorer(self.order).points()
         chosen = self._chosen(self.order, find_point(points, self.order.domain, self.order.at))
         must_end = threading.Event()
@@ -133,12 +132,6 @@ class InstantRestorer:
         return point if record.is_of(point) else found[-1]
 
     def _locked(self, given: Given, record: Record | None) -> Sequence[RestoredImage]:
-        if self.order.abort:
-            if record is None:
-                hint = f"`{COMMAND} status` shows those under way; --to-pool and --suffix name its images"
-                raise BackupError(f"no instant restore of {given.domain.name} is under way", hint)
-            ending.abort(given, Journal(given.cluster, record), self.order.discard)
-            return ()
         if record and record.stage is Stage.PREPARING:
             preparation.discard_unused(given, record)
             record = None

@@ -39,7 +39,7 @@ def begun(given: Given, no_network: bool) -> Journal:
         given.domain.name,
         given.domain.uuid,
         given.point.id,
-        f"{given.saved.taken:%Y-%m-%d %H:%M:%S}",
+        f"{given.saved.taken:{records.TIME_FORM}}",
         uuid.uuid4().hex,
         this_host(),
         tuple(sorted(disks, key=lambda disk: not disk.attached)),  # the record is found by an overlay
