@@ -106,6 +106,7 @@ class InstantAbort:
             stack.enter_context(locked(given))
             if records.read(cluster, record.first) != record:
                 raise TransientError("another instant restore of it has gone on meanwhile", "try again")
+            ending.require_under_way(given, record)
             ending.abort(given, Journal(cluster, record), self.order.discard)
 
     def _given(self, cluster: Cluster, record: Record, stack: ExitStack) -> Given:

@@ -87,7 +87,8 @@ class InstantRestorer:
             require_room(cluster, image.pool, 0)
             cluster.require_namespace(image)
         record, order, places = _recorded(cluster, chosen.places), self.order, chosen.places
-        if record and record.stage is not Stage.PREPARING:
+        over = record is not None and ending.is_over(cluster, record)
+        if record and record.stage is not Stage.PREPARING and not over:
             point = self._point_of(record, chosen.point, points)
             order = replace(order, no_network=record.no_network)
             chosen = chosen if point is chosen.point else self._chosen(order, point)
@@ -132,6 +133,8 @@ class InstantRestorer:
         return point if record.is_of(point) else found[-1]
 
     def _locked(self, given: Given, record: Record | None) -> Sequence[RestoredImage]:
+        if record:
+            ending.require_under_way(given, record)
         if record and record.stage is Stage.PREPARING:
             preparation.discard_unused(given, record)
             record = None

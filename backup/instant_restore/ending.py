@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..ceph.cluster import Cluster
 from ..ceph.image_removal import ImageRemoval
 from ..ceph.new_image import RESTORING, undo_replacement
 from ..ceph.overlay_image import image_id, remove_overlay, unused
 from ..command import COMMAND
-from ..errors import TransientError
+from ..errors import BackupError, TransientError
 from ..instant import record as records
 from ..instant.record import Record, RecordedDisk, Stage, this_host
 from ..model import Image, Level, State
@@ -30,6 +31,22 @@ def finish(given: Given, journal: Journal) -> None:
     _remove_overlays(given, journal.record)
     records.remove(given.cluster, journal.record)
     given.report(Level.INFO, "runs on its restored images alone: the instant restore is complete")
+
+
+def is_over(cluster: Cluster, record: Record) -> bool:
+    """Return whether it is complete, but for a record that a killed process could not remove any more."""
+    restored = record.started and all(disk.filled for disk in record.disks)
+    if not restored or record.on_overlays or record.pivoting or not record.overlays:
+        return False
+    return not any(image_id(cluster, image) for image in record.overlays.values())
+
+
+def require_under_way(given: Given, record: Record) -> None:
+    """Raise BackupError, and remove the record, if it is all that is left of a complete instant restore."""
+    if is_over(given.cluster, record):
+        records.remove(given.cluster, record)
+        message = f"the {record.title} was complete already: only its record was left, which is removed now"
+        raise BackupError(message, "the same command again restores the domain once more")
 
 
 def abort(given: Given, journal: Journal, discard: bool) -> None:

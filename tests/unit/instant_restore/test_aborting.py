@@ -68,6 +68,9 @@ class Aborts:
         monkeypatch.setattr(aborting, "locked", lambda _: nullcontext())
         monkeypatch.setattr(Restorer, "domain", lambda *_: Defined("web", UUID))
         monkeypatch.setattr(ending, "abort", self._abort)
+        monkeypatch.setattr(ending, "image_id", lambda _, image: self.overlay_id)
+
+    overlay_id = "12ab"
 
     def _abort(self, given: Given, journal: Journal, discard: bool) -> None:
         self.aborted.append((journal.record, given.domain.name, given.domain.uuid, discard))
@@ -131,6 +134,19 @@ def test_one_of_several_has_to_be_selected(aborts: Aborts) -> None:
         aborts()
     aborts(to_pool="vms")
     assert [record for record, *_ in aborts.aborted] == [RECORD]
+
+
+def test_a_complete_one_whose_record_was_left_is_not_aborted(
+    aborts: Aborts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would shut off a guest in production, and --discard remove it."""
+    aborts.overlay_id = ""
+    complete = replace(DISKS[0], filled="34cd", moved=True)
+    aborts.there["vms/web-root"] = replace(RECORD, started=True, disks=(complete,))
+    monkeypatch.setattr(records, "remove", lambda _, record: aborts.there.pop(str(record.first)))
+    with pytest.raises(BackupError, match="was complete already"):
+        aborts(discard=True)
+    assert (aborts.aborted, [*aborts.there]) == ([], ["ssd/fast/web-root-copy"])
 
 
 def test_one_whose_overlay_is_gone_is_found_by_the_images_of_the_restore_point(aborts: Aborts) -> None:

@@ -12,7 +12,7 @@ from backup.errors import BackupError
 from backup.instant import record as records
 from backup.instant.record import Stage
 from backup.instant_restore import ending, guest, preparation
-from backup.instant_restore.ending import abort, finish
+from backup.instant_restore.ending import abort, finish, require_under_way
 from backup.instant_restore.journal import Journal
 from backup.model import Image, Level
 
@@ -92,6 +92,23 @@ def test_a_complete_one_has_removed_what_it_has_replaced(world: World) -> None:
     about = given(world)
     world.images.update({f"vms/a{REPLACED}": [1], f"ssd/b{RESTORING}": [2]})  # the removal of one was killed
     finish(about, Journal(about.cluster, world.record))
+    assert sorted(world.images) == sorted(TARGETS.values())
+
+
+def test_a_record_that_is_left_of_a_complete_one_is_removed_and_nothing_else_is_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "image_id", lambda world, image: "id" if str(image) in world.images else "")
+    moved = replace(world.record, disks=tuple(replace(disk, moved=True) for disk in world.record.disks))
+    for record in (world.record, moved, replace(moved, pivoting=True)):
+        require_under_way(given(world), record)
+    del world.images[OVERLAYS[1]]
+    require_under_way(given(world), moved)
+    del world.images[OVERLAYS[0]]
+    for record in (world.record, replace(moved, started=False), replace(moved, pivoting=True)):
+        require_under_way(given(world), record)
+    with pytest.raises(BackupError, match="was complete already: only its record was left, which is removed"):
+        require_under_way(given(world), moved)
     assert sorted(world.images) == sorted(TARGETS.values())
 
 
