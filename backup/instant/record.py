@@ -9,7 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 
 from ..ceph.cluster import Cluster
-from ..ceph.record_object import create_record, read_record, remove_record, write_record
+from ..ceph.record_object import (
+    create_record,
+    read_record,
+    remove_record,
+    write_record,
+    written_by_another,
+)
 from ..command import COMMAND
 from ..errors import BackupError
 from ..model import OVERLAY, Image, image_named
@@ -128,8 +134,13 @@ def create(cluster: Cluster, record: Record) -> None:
     create_record(cluster, record.first, PREFIX + record.first.name, _packed(record))
 
 
-def write(cluster: Cluster, record: Record) -> None:
-    write_record(cluster, record.first, PREFIX + record.first.name, _packed(record))
+def write(cluster: Cluster, record: Record, before: Record) -> None:
+    """Replace the record. Raises BackupError; LockLost if another process has changed it since `before`."""
+    image, name = record.first, PREFIX + record.first.name
+    content = read_record(cluster, image, name)  # perhaps as another version of this program writes it
+    if content is None or _parsed(content, image) not in (before, record):
+        raise written_by_another(image, name)
+    write_record(cluster, image, name, _packed(record), content)
 
 
 def remove(cluster: Cluster, record: Record) -> None:

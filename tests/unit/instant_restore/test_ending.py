@@ -54,7 +54,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """A world in which the guest runs on its overlays."""
     world = new_world()
     world.record = replace(world.record, started=True)
-    monkeypatch.setattr(records, "write", lambda world, record: world.write_record(record))
+    monkeypatch.setattr(records, "write", lambda world, record, _: world.write_record(record))
     monkeypatch.setattr(records, "remove", lambda world, _: world.images.pop("record"))
     world.images["record"] = []
     monkeypatch.setattr(ending, "ImageRemoval", Removal)
