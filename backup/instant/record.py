@@ -61,7 +61,8 @@ class Record:
 
     `host` is the node that has started the guest, or is about to. `started`: it may have run. `pivoting`: it
     is paused by this program, and its disks may be moved already although they are not recorded as that.
-    `token` distinguishes this instant restore from all others.
+    `token` distinguishes this instant restore from all others. `options` are those of the command besides
+    --instant, as they are typed: without them the command finds other images.
     """
 
     domain: str
@@ -76,6 +77,7 @@ class Record:
     no_network: bool = False
     started: bool = False
     pivoting: bool = False
+    options: str = ""
     version: int = VERSION
 
     @property

@@ -139,7 +139,7 @@ class InstantRestorer:
             preparation.discard_unused(given, record)
             record = None
         if record is None:
-            journal = preparation.begun(given, self.order.no_network)
+            journal = preparation.begun(given, self.order)
         else:
             journal = Journal(given.cluster, record)
             given.report(Level.INFO, f"continuing the {record.title}: {record.progress}")

@@ -19,6 +19,7 @@ from ..hypervisor.instant_xml import HINT, SECTOR, require_movable
 from ..instant import record as records
 from ..instant.record import Record, RecordedDisk, Stage, this_host
 from ..model import Image
+from ..restore.order import RestoreOrder
 from ..restore.qemu_img import qemu_img
 from ..restore.restorer import require_no_overlay, require_room
 from ..restore.saved_memory import require_no_saved_memory
@@ -31,7 +32,7 @@ from .journal import Journal
 HEADER_LIMIT = 4 << 20  # bytes of an empty overlay
 
 
-def begun(given: Given, no_network: bool) -> Journal:
+def begun(given: Given, order: RestoreOrder) -> Journal:
     """Check everything, and make the overlays: the guest may be started. Raises BackupError."""
     attached = given.domain.attached(given.places)
     _require_possible(given, attached)
@@ -48,7 +49,8 @@ def begun(given: Given, no_network: bool) -> Journal:
         uuid.uuid4().hex,
         this_host(),
         tuple(sorted(disks, key=lambda disk: not disk.attached)),  # the record is found by an overlay
-        no_network=no_network,
+        no_network=order.no_network,
+        options=order.options,
     )
     made: list[Image] = []
     try:

@@ -115,6 +115,9 @@ def test_who_continues_it_is_shown_or_how_to(objects: dict[str, bytes], cluster:
         "instant restore interrupted on node1: 0 of 2 images restored, 0 of 2 disks moved; "
         "`main.py restore web --instant` continues it",
     )
+    records.create(cluster, replace(RECORD, options="--to-pool=ssd --force"))
+    (found,) = under_way(cluster, "vms", [""], failed.append)
+    assert found.text.endswith("; `main.py restore web --instant --to-pool=ssd --force` continues it")
     records.create(cluster, replace(RECORD, pivoting=True))
     (found,) = under_way(cluster, "vms", [""], failed.append)
     assert "0 of 2 disks moved, the guest is paused; `main.py restore web" in found.text

@@ -16,6 +16,7 @@ from backup.instant.record import Record, Stage
 from backup.instant_restore import preparation
 from backup.instant_restore.preparation import begun
 from backup.model import Consistency, Image, Level
+from backup.restore.order import RestoreOrder
 from backup.system.stop_request import StopRequest
 
 from ..recorder import Recorder
@@ -87,7 +88,7 @@ class Cluster:
             stop=stop,
             reporter=recorder or Recorder(),
         )
-        begun(values, no_network=False)
+        begun(values, RestoreOrder("web", suffix="-copy", force=True))
 
 
 @pytest.fixture
@@ -99,6 +100,7 @@ def test_begun_there_are_a_record_and_overlays(cluster: Cluster) -> None:
     cluster.begun()
     assert cluster.record
     assert cluster.record.stage is Stage.RUNNING
+    assert cluster.record.options == "--suffix=-copy --force"
     assert cluster.overlays == OVERLAYS
 
 
