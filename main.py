@@ -262,6 +262,11 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
     given = RestoreOrder(**{one.name: getattr(arguments, one.name) for one in fields(RestoreOrder)})
     order, output = given.complete(), outputs.readable(_read(arguments, settings))
     with stoppable_display(arguments.progress, settings, console) as (display, stop):
+        if order.abort:
+            from backup.instant_restore.aborting import InstantAbort
+
+            InstantAbort(order, settings, output, display, stop).abort()
+            return SUCCESS
         if order.instant:
             from backup.instant_restore.command import InstantRestorer
 
@@ -270,8 +275,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
             from backup.restore.restorer import Restorer
 
             restored = Restorer(order, settings, output, display, stop).restore()
-    if restored or not order.abort:
-        print_after_display(tables.restored_table(restored), display)
+    print_after_display(tables.restored_table(restored), display)
     return SUCCESS
 
 

@@ -22,6 +22,11 @@ class ListedImage:
 class ImageListing(Connection):
     """A connection that lists images."""
 
+    def pool_names(self) -> Sequence[str]:
+        """List the cluster's pools. Raises ClusterError."""
+        with self.errors("cannot list the pools"):
+            return list(self._rados.list_pools())
+
     def namespaces(self, pool: str) -> Sequence[str]:
         """List a pool's namespaces, "" for the default one first. Raises ClusterError."""
         with self.errors(f"cannot list the namespaces of pool {pool}"):

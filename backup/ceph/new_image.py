@@ -127,12 +127,16 @@ class NewImage:
         self._undo.callback(self._rename_back)
         rename_image(self.cluster, self.filling, self.image)
 
+    def keep(self) -> None:
+        """Let nothing be undone any more; what this one replaced stays for now. Raises ClusterError."""
+        self._undo.pop_all()
+        self._close()
+
     def remove_replaced(self) -> None:
         """Remove the image that this one replaced; nothing can be undone any more."""
-        self._undo.pop_all()
         old = self._replaced
         try:
-            self._close()
+            self.keep()
             if self._exists(old):
                 if not self.cluster.watchers(old):  # otherwise it cannot be removed
                     # the next restore removes what may be left of it
@@ -227,8 +231,10 @@ class NewImage:
             rename_image(self.cluster, self.image, self.filling)
 
     def _close(self) -> None:
-        with self.cluster.errors("cannot close", self.image):
-            self._opened.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            with self.cluster.errors("cannot close", self.image):
+                opened.close()
 
     def _remove_own(self) -> None:
         """Remove the created image as soon as no dead client has it open any more."""

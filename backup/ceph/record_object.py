@@ -8,7 +8,8 @@ import rados
 
 from ..errors import TransientError
 from ..model import Image
-from .cluster import THOUGH_FULL, Cluster
+from .cluster import NOT_EQUAL, THOUGH_FULL, Cluster
+from .errors import LockLost
 
 LIMIT = 1 << 20  # bytes
 
@@ -29,15 +30,29 @@ def create_record(cluster: Cluster, image: Image, name: str, content: bytes) -> 
     cluster.retried(f"cannot create the object {name} beside", image, create)
 
 
-def write_record(cluster: Cluster, image: Image, name: str, content: bytes) -> None:
-    """Replace the object's content in one step. Raises ClusterError."""
+def write_record(cluster: Cluster, image: Image, name: str, content: bytes, before: bytes) -> None:
+    """Replace the object's content in one step, if it is still `before`. Raises LockLost, ClusterError."""
 
     def write() -> None:
-        with rados.WriteOpCtx() as operation:
-            operation.write_full(content)
-            cluster.pool_of(image).operate_write_op(operation, name, flags=THOUGH_FULL)
+        try:
+            with rados.WriteOpCtx() as operation:
+                operation.cmpext(before)
+                operation.write_full(content)
+                cluster.pool_of(image).operate_write_op(operation, name, flags=THOUGH_FULL)
+        except rados.Error as error:
+            differs = isinstance(error, rados.ObjectNotFound) or abs(error.errno or 0) >= NOT_EQUAL
+            if not differs:
+                raise
+            if read_record(cluster, image, name) != content:  # else an answer to this was lost
+                raise written_by_another(image, name) from error
 
     cluster.retried(f"cannot write the object {name} beside", image, write)
+
+
+def written_by_another(image: Image, name: str) -> LockLost:
+    """Return the error of a record that another process has written since."""
+    message = f"another process has changed the object {name} beside image {image} since"
+    return LockLost(message, "this node may have had no connection to the cluster for a while")
 
 
 def read_record(cluster: Cluster, image: Image, name: str) -> bytes | None:

@@ -9,7 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 
 from ..ceph.cluster import Cluster
-from ..ceph.record_object import create_record, read_record, remove_record, write_record
+from ..ceph.record_object import (
+    create_record,
+    read_record,
+    remove_record,
+    write_record,
+    written_by_another,
+)
 from ..command import COMMAND
 from ..errors import BackupError
 from ..model import OVERLAY, Image, image_named
@@ -17,6 +23,7 @@ from ..stored import PointId, StoredPoint
 
 PREFIX = "virt-rbd-backup.instant."  # of the objects; the name of the first image follows
 VERSION = 1
+TIME_FORM = "%Y-%m-%d %H:%M:%S"  # of `Record.taken`
 
 
 class Stage(str, Enum):
@@ -54,7 +61,8 @@ class Record:
 
     `host` is the node that has started the guest, or is about to. `started`: it may have run. `pivoting`: it
     is paused by this program, and its disks may be moved already although they are not recorded as that.
-    `token` distinguishes this instant restore from all others.
+    `token` distinguishes this instant restore from all others. `options` are those of the command besides
+    --instant, as they are typed: without them the command finds other images.
     """
 
     domain: str
@@ -69,6 +77,7 @@ class Record:
     no_network: bool = False
     started: bool = False
     pivoting: bool = False
+    options: str = ""
     version: int = VERSION
 
     @property
@@ -127,8 +136,13 @@ def create(cluster: Cluster, record: Record) -> None:
     create_record(cluster, record.first, PREFIX + record.first.name, _packed(record))
 
 
-def write(cluster: Cluster, record: Record) -> None:
-    write_record(cluster, record.first, PREFIX + record.first.name, _packed(record))
+def write(cluster: Cluster, record: Record, before: Record) -> None:
+    """Replace the record. Raises BackupError; LockLost if another process has changed it since `before`."""
+    image, name = record.first, PREFIX + record.first.name
+    content = read_record(cluster, image, name)  # perhaps as another version of this program writes it
+    if content is None or _parsed(content, image) not in (before, record):
+        raise written_by_another(image, name)
+    write_record(cluster, image, name, _packed(record), content)
 
 
 def remove(cluster: Cluster, record: Record) -> None:

@@ -34,7 +34,8 @@ class UnderWay:
             return f"instant restore aborted; what the guest has written is in {self._overlays}"
         what = f"instant restore interrupted on {record.host}: {record.progress}"
         what += ", the guest is paused" if record.pivoting else ""
-        return f"{what}; `{COMMAND} restore {record.domain} --instant` continues it"
+        command = " ".join(filter(None, (COMMAND, "restore", record.domain, "--instant", record.options)))
+        return f"{what}; `{command}` continues it"
 
     @property
     def title(self) -> str:

@@ -16,7 +16,6 @@ from ..ceph.abandonable import unless_silent
 from ..ceph.cluster import Cluster
 from ..ceph.new_image import require_room
 from ..ceph.restore_cluster import restore_cluster
-from ..command import COMMAND
 from ..errors import BackupError, ConfigError, TransientError
 from ..instant import record as records
 from ..instant.record import Record, Stage
@@ -64,7 +63,7 @@ class InstantRestorer:
     stop: StopRequest
 
     def restore(self) -> Sequence[RestoredImage]:
-        """Restore the domain; return its images, none if it was aborted. Raises ConfigError, BackupError."""
+        """Restore the domain; return its images. Raises ConfigError, BackupError."""
         points = self._restorer(self.order).points()
         chosen = self._chosen(self.order, find_point(points, self.order.domain, self.order.at))
         must_end = threading.Event()
@@ -88,7 +87,8 @@ class InstantRestorer:
             require_room(cluster, image.pool, 0)
             cluster.require_namespace(image)
         record, order, places = _recorded(cluster, chosen.places), self.order, chosen.places
-        if record and record.stage is not Stage.PREPARING:
+        over = record is not None and ending.is_over(cluster, record)
+        if record and record.stage is not Stage.PREPARING and not over:
             point = self._point_of(record, chosen.point, points)
             order = replace(order, no_network=record.no_network)
             chosen = chosen if point is chosen.point else self._chosen(order, point)
@@ -133,17 +133,13 @@ class InstantRestorer:
         return point if record.is_of(point) else found[-1]
 
     def _locked(self, given: Given, record: Record | None) -> Sequence[RestoredImage]:
-        if self.order.abort:
-            if record is None:
-                hint = f"`{COMMAND} status` shows those under way; --to-pool and --suffix name its images"
-                raise BackupError(f"no instant restore of {given.domain.name} is under way", hint)
-            ending.abort(given, Journal(given.cluster, record), self.order.discard)
-            return ()
+        if record:
+            ending.require_under_way(given, record)
         if record and record.stage is Stage.PREPARING:
             preparation.discard_unused(given, record)
             record = None
         if record is None:
-            journal = preparation.begun(given, self.order.no_network)
+            journal = preparation.begun(given, self.order)
         else:
             journal = Journal(given.cluster, record)
             given.report(Level.INFO, f"continuing the {record.title}: {record.progress}")

@@ -49,13 +49,13 @@ class FilledImage:
         # before it has its name: what has this name and another id is not the restored image
         self.journal.set_filled(self.target, self.new.id)
         self.new.commit()
-        self.new.remove_replaced()
+        self.new.keep()
 
     def commit(self) -> None:
         """Do nothing: it has its name."""
 
     def remove_replaced(self) -> None:
-        """Do nothing: that has happened."""
+        """Do nothing: that happens when all disks are moved, so that all are replaced or none."""
 
     def discard(self) -> None:
         self.new.discard()
@@ -94,7 +94,9 @@ def fill(given: Given, journal: Journal) -> Sequence[RestoredImage]:
     """Restore what is not complete; return all disks. Raises BackupError; what is complete by then stays."""
     filled = {disk.target for disk in journal.record.disks if disk.filled}
     wanted: Wanted = [
-        (one, _target(given, journal, one.target)) for one in given.saved.images if one.target not in filled
+        (one, FilledImage(new_image(given, one.target), one.target, journal, given.stop.check))
+        for one in given.saved.images
+        if one.target not in filled
     ]
     done: dict[str, RestoredImage] = {}
     restore = ImageRestore(
@@ -109,8 +111,7 @@ def fill(given: Given, journal: Journal) -> Sequence[RestoredImage]:
     ]
 
 
-def _target(given: Given, journal: Journal, target: str) -> FilledImage:
+def new_image(given: Given, target: str) -> NewImage:
+    """Return the image that a disk of the restore point is restored to."""
     (saved,) = [one for one in given.saved.images if one.target == target]
-    place = given.places[target]
-    new = NewImage(given.cluster, place, saved, given.force, given.reporter, given.stop)
-    return FilledImage(new, target, journal, given.stop.check)
+    return NewImage(given.cluster, given.places[target], saved, given.force, given.reporter, given.stop)

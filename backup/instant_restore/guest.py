@@ -176,7 +176,8 @@ class Guest:
     def _redefine(self) -> None:
         """Let the definition fit the record, whatever libvirt had stored of it when its node ended."""
         self.given.domain.hypervisor.define(self.given.xml_now(self.journal.record))
-        self.journal.set_host(this_host())  # afterwards: what is defined on the record's host counts
+        # after that: what is defined on the recorded host is never older than the record
+        self.journal.set_host(this_host())
 
     def _run(self, paused: bool) -> None:
         """Start it."""

@@ -20,11 +20,11 @@ class Journal:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def change(self, change: Callable[[Record], Record]) -> None:
-        """Record what has changed. Raises ClusterError."""
+        """Record what has changed. Raises BackupError, also if another node has gone on meanwhile."""
         with self._lock:
             changed = change(self.record)
             if changed != self.record:
-                records.write(self.cluster, changed)
+                records.write(self.cluster, changed, self.record)
                 self.record = changed
 
     def set_pivoting(self, pivoting: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -76,6 +77,15 @@ class RestoreOrder:
             errors.append(f"--to-pool {self.to_pool}: expected POOL or POOL/NAMESPACE")
         if errors:
             raise ConfigError([BackupError(error, f"see {COMMAND} restore --help") for error in errors])
+
+    @property
+    def options(self) -> str:
+        """The options that say where to, and what may be replaced, as they are typed in a shell."""
+        at = "" if self.at == "latest" else self.at
+        values = {"at": at, "to_pool": self.to_pool, "suffix": self.suffix, "name": self.name}
+        found = [f"{_option(option)}={value}" for option, value in values.items() if value]
+        found += [_option(option) for option in ("new_uuid", "force") if getattr(self, option)]
+        return shlex.join(found)
 
     def destination(self, image: Image) -> Image:
         """Return the image that a saved image is restored to."""

@@ -23,10 +23,12 @@ from tests.integration.instant_guest import (
 )
 from tests.integration.node import Node, wait_until
 from tests.lab import Lab
+from tests.lab.sample import MIB
 from tests.lab.second_node import second_node
 
 RESTORE = ("restore", NAME, "--instant")
 OVERLAYS = [f"{image}.virt-rbd-backup.overlay" for image in IMAGES.values()]
+REPLACED = f"{IMAGES['vda']}.virt-rbd-backup.replaced"
 OBJECT = 4 << 20  # bytes
 FIRMWARE, VARIABLES = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 
@@ -40,12 +42,13 @@ def guest(node: Node, lab: Lab, tmp_path: Path) -> Iterator[RestoredGuest]:
 
 
 @contextmanager
-def filling(node: Node, guest: RestoredGuest) -> Iterator[HeldBackRestic]:
+def filling(node: Node, guest: RestoredGuest, *options: str) -> Iterator[HeldBackRestic]:
     """Have an instant restore that has restored vda, and waits with vdb, while the guest writes."""
     restic = HeldBackRestic(node, "vdb.img")
-    with node.started(*RESTORE, RESTIC_BINARY=restic.path) as process:
+    complete = REPLACED if "--force" in options else IMAGES["vda"]
+    with node.started(*RESTORE, *options, RESTIC_BINARY=restic.path) as process:
         restic.reached()
-        wait_until(lambda: IMAGES["vda"] in guest.images(), 60, "vda is restored")
+        wait_until(lambda: complete in guest.images(), 60, "vda is restored")
         wait_until(lambda: guest.ticks_since(guest.saved_at + 5), 120, "the guest writes")
         yield restic
         process.kill()
@@ -222,6 +225,26 @@ def test_aborted_and_discarded_nothing_of_it_is_left(node: Node, guest: Restored
     done = node.run(*RESTORE)
     assert done.returncode == 0, done.stderr
     guest.require_on_images()
+
+
+@pytest.mark.parametrize("discard", [False, True], ids=["continued", "discarded"])
+def test_what_it_replaces_is_there_until_all_is_moved(
+    node: Node, lab: Lab, guest: RestoredGuest, discard: bool
+) -> None:
+    for image in IMAGES.values():
+        lab.create_image(image, MIB)
+    with filling(node, guest, "--force"):
+        pass
+    assert {*IMAGES.values(), REPLACED} <= {*guest.images()}
+    done = node.run(*RESTORE, "--force", *(("--abort", "--discard") if discard else ()))
+    assert done.returncode == 0, done.stderr
+    if not discard:
+        guest.require_on_images()
+        guest.require_no_gap()
+        return
+    assert guest.images() == sorted(IMAGES.values())
+    sizes = [json.loads(lab.rbd("info", "--format", "json", image))["size"] for image in IMAGES.values()]
+    assert sizes == [MIB, MIB]
 
 
 def test_a_node_that_is_lost_is_replaced_by_another_one_but_only_then(

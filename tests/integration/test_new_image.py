@@ -189,6 +189,25 @@ def test_a_renaming_that_timed_out_half_way_is_completed(cluster: Cluster, in_di
         _content(cluster)
 
 
+def test_what_is_kept_is_not_undone_and_what_it_replaced_is_there_until_that_is_removed(
+    cluster: Cluster,
+) -> None:
+    rbd.RBD().create(cluster.pool_of(IMAGE), IMAGE.name, MIB)
+    with cluster.opened(IMAGE, read_only=False) as old:
+        old.write(b"older", 0)
+    target = _new(cluster, force=True)
+    _fill(target, b"newer")
+    target.commit()
+    target.keep()
+    target.discard()
+    replaced = Image(POOL, f"{IMAGE.name}{REPLACED}")
+    assert (_content(cluster), _content(cluster, replaced)) == (b"newer", b"older")
+    assert list(cluster.watchers(IMAGE)) == []
+    _new(cluster, force=True).remove_replaced()  # by another process, perhaps
+    assert _content(cluster) == b"newer"
+    assert replaced.name not in _names(cluster)
+
+
 class Insisting(StopRequest):
     """Has got a second signal by the third time that it is asked."""
 

@@ -54,6 +54,9 @@ class PaperCluster(Cluster):
         self.mirrors: set[str] = set()  # images that are no primary ones
         self.claim_hangs = threading.Event()  # claims of a lock take until `go_on` is set
 
+    def pool_names(self) -> list[str]:
+        return sorted(self.pools)
+
     def namespaces(self, pool: str) -> list[str]:
         if pool not in {name.split("/")[0] for name in self.snapshots}:
             raise ClusterError(f"there is no pool {pool}", number=errno.ENOENT)

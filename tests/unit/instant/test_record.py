@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from backup.ceph.errors import LockLost
 from backup.errors import BackupError
 from backup.instant import record as records
 from backup.instant.record import PREFIX, Record, RecordedDisk, Stage
@@ -28,7 +29,16 @@ def objects(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The objects in the cluster on paper, by their names."""
     found: dict[str, bytes] = {}
     monkeypatch.setattr(records, "read_record", lambda _, __, name: found.get(name))
-    monkeypatch.setattr(records, "write_record", lambda _, __, name, content: found.update({name: content}))
+
+    def write(_: object, __: object, name: str, content: bytes, before: bytes) -> None:
+        assert found[name] == before
+        found[name] = content
+
+    def create(_: object, __: object, name: str, content: bytes) -> None:
+        found[name] = content
+
+    monkeypatch.setattr(records, "write_record", write)
+    monkeypatch.setattr(records, "create_record", create)
     return found
 
 
@@ -40,12 +50,40 @@ def cluster() -> PaperCluster:
 
 
 def test_what_one_node_records_another_one_reads(objects: dict[str, bytes], cluster: PaperCluster) -> None:
-    records.write(cluster, RECORD)
+    records.create(cluster, RECORD)
     assert list(objects) == [f"{PREFIX}web-root"]
     assert records.read(cluster, image("vms/web-root")) == RECORD
     assert list(records.found_in(cluster, "vms", "")) == [RECORD]
     assert RECORD.is_of(held_point())
     assert not RECORD.is_of(held_point(run="20250101T000000Z-ffff"))
+
+
+def test_a_record_that_another_node_has_changed_since_is_not_replaced(
+    objects: dict[str, bytes], cluster: PaperCluster
+) -> None:
+    records.create(cluster, RECORD)
+    taken_over = replace(RECORD, host="node2")
+    records.write(cluster, taken_over, RECORD)
+    records.write(cluster, taken_over, RECORD)  # it is that already
+    with pytest.raises(
+        LockLost, match=r"another process has changed the object virt-rbd-backup\.instant\.web"
+    ):
+        records.write(cluster, replace(RECORD, started=True), RECORD)
+    assert records.read(cluster, image("vms/web-root")) == taken_over
+    objects.clear()
+    with pytest.raises(LockLost):
+        records.write(cluster, taken_over, RECORD)
+
+
+def test_a_record_is_the_same_however_another_version_writes_it(
+    objects: dict[str, bytes], cluster: PaperCluster
+) -> None:
+    records.create(cluster, RECORD)
+    values = json.loads(objects[f"{PREFIX}web-root"])
+    del values["pivoting"]
+    objects[f"{PREFIX}web-root"] = json.dumps(values, indent=1).encode()
+    records.write(cluster, replace(RECORD, started=True), RECORD)
+    assert records.read(cluster, image("vms/web-root")) == replace(RECORD, started=True)
 
 
 @pytest.mark.parametrize(
@@ -70,24 +108,27 @@ def test_disks_that_are_moved_are_no_longer_on_overlays() -> None:
 
 def test_who_continues_it_is_shown_or_how_to(objects: dict[str, bytes], cluster: PaperCluster) -> None:
     failed: list[str] = []
-    records.write(cluster, RECORD)
+    records.create(cluster, RECORD)
     (found,) = under_way(cluster, "vms", ["", "ns"], failed.append)
     assert (found.needs_admin, found.text) == (
         True,
         "instant restore interrupted on node1: 0 of 2 images restored, 0 of 2 disks moved; "
         "`main.py restore web --instant` continues it",
     )
-    records.write(cluster, replace(RECORD, pivoting=True))
+    records.create(cluster, replace(RECORD, options="--to-pool=ssd --force"))
+    (found,) = under_way(cluster, "vms", [""], failed.append)
+    assert found.text.endswith("; `main.py restore web --instant --to-pool=ssd --force` continues it")
+    records.create(cluster, replace(RECORD, pivoting=True))
     (found,) = under_way(cluster, "vms", [""], failed.append)
     assert "0 of 2 disks moved, the guest is paused; `main.py restore web" in found.text
-    records.write(cluster, RECORD)
+    records.create(cluster, RECORD)
     lock = f"virt-rbd-backup.lock.{UUID}"
     cluster.locks[lock] = cluster.tokens[lock] = "restore.node2.123.abcd"
     (found,) = under_way(cluster, "vms", [""], failed.append)
     assert found.text == "instant restore on node2: 0 of 2 images restored, 0 of 2 disks moved"
     assert not found.needs_admin
     cluster.locks.clear()
-    records.write(cluster, replace(RECORD, stage=Stage.ABORTED))
+    records.create(cluster, replace(RECORD, stage=Stage.ABORTED))
     (found,) = under_way(cluster, "vms", [""], failed.append)
     assert found.text == (
         "instant restore aborted; what the guest has written is in vms/web-root.virt-rbd-backup.overlay, "

@@ -31,7 +31,7 @@ AFTERWARDS = 3  # ticks that a guest that has survived its process writes until 
 @pytest.fixture(autouse=True)
 def paper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the record be in the world on paper, and nobody wait."""
-    monkeypatch.setattr(records, "write", lambda world, record: world.write_record(record))
+    monkeypatch.setattr(records, "write", lambda world, record, _: world.write_record(record))
     monkeypatch.setattr(guests, "unused", lambda *_: ())
     monkeypatch.setattr(guests, "this_host", lambda: "node1")
     monkeypatch.setattr(moving, "PAUSE", 0.0)

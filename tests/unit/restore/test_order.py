@@ -35,3 +35,12 @@ def test_an_instant_restore_defines_and_starts_the_domain() -> None:
     assert (order.define, order.start) == (True, True)
     assert order.destination(image("vms/web")) == image("scratch/ns/web-x")
     assert not RestoreOrder("web").complete().define
+
+
+def test_its_options_are_shown_as_they_are_typed() -> None:
+    order = RestoreOrder(
+        "web", "2026-11-25 03:00", to_pool="ssd/ns", suffix="-copy", name="copy", new_uuid=True, force=True
+    )
+    expected = "'--at=2026-11-25 03:00' --to-pool=ssd/ns --suffix=-copy --name=copy --new-uuid --force"
+    assert order.options == expected
+    assert RestoreOrder("web").options == ""
