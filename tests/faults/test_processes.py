@@ -303,10 +303,14 @@ def _lives(pid: int) -> bool:
 
 
 def _next_run_tidies_up(node: Node, lab: Lab, domain: str) -> None:
-    """Have another node's next run remove what is left, once the dead run's lock has expired."""
+    """Have another node's next run remove what is left, once the dead run's lock has expired.
+
+    A restic that is interrupted just as it begins may leave its lock, for this node's next run.
+    """
     wait_until(lambda: node.run_elsewhere("backup", domain).returncode == 0, 60, "the lock has expired")
     assert snapshot_names(lab, "vms/large" if domain == "large" else f"vms/{WEB}-root") == []
     tags = {tag for one in node.snapshots() if one["hostname"] == domain for tag in one["tags"]}
     runs = [tag for tag in tags if tag.startswith("run=")]
     assert len(runs) == 1, "nothing is left of the run that was killed"
     assert node.report()["host"] == "other-node"
+    assert node.run("backup", ARCHIVE).returncode == 0
