@@ -110,7 +110,7 @@ class Run:
         settings = self.settings
         self._failed_points.update(FailedPoints(settings.state_dir).all())
         with (
-            ThreadPoolExecutor(2) as beside,
+            ThreadPoolExecutor(1) as beside,
             Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.stop.check) as hypervisors,
             ExitStack() as stack,
         ):
@@ -122,9 +122,10 @@ class Run:
                 needless.check()
 
             ready = partial(self.output.ready, check_stop)
-            # while libvirt answers
-            found = beside.submit(outlasted, ready, settings.retry_for, self.reporter, "", check_stop)
+            # While libvirt answers. Locks of dead restics first, if there are any: restic cannot remove them
+            # beside those that other restics of this node take, `key list` for example even with --no-lock.
             unlocked = beside.submit(self.output.discard, (), False, check_stop)
+            found = beside.submit(outlasted, ready, settings.retry_for, self.reporter, "", check_stop)
             self._clean_up_after_workers()
             results: Sequence[JobResult] = ()
             not_pruned: Sequence[str] = ()

@@ -241,6 +241,31 @@ def test_a_repository_that_does_not_answer_once_costs_no_domain(
     assert recorder.told(Level.WARNING) == [text]
 
 
+def test_locks_of_the_dead_are_removed_before_anything_else_takes_one(
+    uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    class InOrder(NothingLeft):
+        def ready(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+            calls.append("is ready")
+            return ()
+
+        def discard(
+            self,
+            points: Collection[PointId],
+            wait_if_busy: bool,
+            check_stop: Callable[[], None] = lambda: None,
+        ) -> None:
+            calls.append("begins")
+            time.sleep(0.2)
+            calls.append("ends")
+
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"))
+    assert Run(chosen, InOrder(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
+    assert calls == ["begins", "ends", "is ready"]
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> HookFiles:
     return HookFiles(tmp_path)
