@@ -11,6 +11,7 @@ from typing import Any, Callable
 from ..model import Image
 from ..protocols import WrittenBytes
 from .connection import Connection
+from .image_lock import PAUSE
 from .retry import STOP_POLL
 
 Ended = Callable[[Any], None]
@@ -71,6 +72,9 @@ class ImageWriter:
     def end_write(self, write: _Write, result: int) -> None:
         """Raise ClusterError if a settled write has failed."""
         self._under_way.discard(write)
+        if result == -errno.EROFS:  # the image's lock could not be taken in time: nobody else wants it
+            time.sleep(PAUSE)
+            result = -errno.ETIMEDOUT
         if result < 0:
             raise self._cluster.failure(write.action, self._image, -result)
 

@@ -52,9 +52,10 @@ def writer_to(image: PaperImage, retry: CephRetry | None = None) -> ImageWriter:
     return ImageWriter(cluster, Image("vms", "new"), image, FLAGS)
 
 
-def test_a_write_that_timed_out_is_retried_with_the_same_bytes() -> None:
+@pytest.mark.parametrize("number", [110, 30], ids=["no answer", "no lock in time"])
+def test_a_write_that_timed_out_is_retried_with_the_same_bytes(number: int) -> None:
     image = PaperImage()
-    image.results = [-110, -110]
+    image.results = [-number, -number]
     with writer_to(image, CephRetry(900)) as writer:
         writer.start_write(4096, bytearray(b"bytes"))()
     assert image.written == [(4096, b"bytes")]
