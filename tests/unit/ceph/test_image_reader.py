@@ -22,6 +22,7 @@ from backup.errors import BackupError
 from backup.model import Extent, Image, Level
 from backup.stored import SnapshotId
 from backup.system.stop_request import StopRequest
+from backup.transfer import backup_stream
 from backup.transfer.backup_stream import WINDOW_READS, pieces
 
 from ..paper_cluster import PaperCluster
@@ -355,7 +356,8 @@ def _stop_while_listing(stop: StopRequest, image: PaperImage) -> None:
     stop.request(BackupError("interrupted"))
 
 
-def test_listings_end_before_the_image_is_closed_when_a_read_fails() -> None:
+def test_listings_end_before_the_image_is_closed_when_a_read_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backup_stream, "READ_SIZE", 100)  # as large as what is listed at a time
     image = PaperImage(1000, [(0, 10, True)])
     image.result, image.slow_from = -5, 100
     image.go_on.clear()
