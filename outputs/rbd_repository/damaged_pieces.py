@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Callable
 
 from backup.ceph.errors import ClusterError
 from backup.model import Extent
-from backup.protocols import ImageReads
+from backup.protocols import ImageReads, SnapshotReader
 from backup.restore_point.checksums import NO_RECORD, Checksums
 from backup.transfer.backup_stream import WINDOW_BYTES
 from backup.transfer.compare import differs
@@ -20,15 +20,18 @@ READS = WINDOW_BYTES // PIECE  # in flight at a time
 
 
 def damaged_pieces(
-    image: ImageReads, before: Checksums, unknown: ChangedParts, progress: Callable[[int], None]
+    image: SnapshotReader, before: Checksums, unknown: ChangedParts, progress: Callable[[int], None]
 ) -> Iterator[Extent]:
     """Read the image, and yield the pieces that differ from `before` or cannot be read, but for `unknown`.
 
-    `progress` is called often, with 0. Raises BackupError.
+    What is a hole in both is not read. `progress` is called often, with 0. Raises BackupError.
     """
+    wanted = ChangedParts(image.size)
+    wanted.add_pieces(extent for extent in image.extents() if extent.length)
+    wanted.add_pieces(Extent(offset, length) for offset, length, _ in before)
     records = iter(before)
     record = next(records, None)
-    for piece, wait in _started(image, unknown):
+    for piece, wait in _started(image, (wanted.piece(one) for one in wanted if one not in unknown)):
         while record and record[0] < piece.offset:
             record = next(records, None)
         known = record if record and record[0] < piece.offset + PIECE else (piece.offset, *NO_RECORD)
@@ -44,13 +47,10 @@ def damaged_pieces(
             yield piece
 
 
-def _started(image: ImageReads, but: ChangedParts) -> Iterator[tuple[Extent, Callable[[], bytes]]]:
-    """Yield the image's pieces, but for some, each with the function that waits for its bytes."""
+def _started(image: ImageReads, pieces: Iterable[Extent]) -> Iterator[tuple[Extent, Callable[[], bytes]]]:
+    """Yield the pieces, each with the function that waits for its bytes."""
     in_flight: deque[tuple[Extent, Callable[[], bytes]]] = deque()
-    for start in range(0, image.size, PIECE):
-        if start // PIECE in but:
-            continue
-        piece = Extent(start, min(PIECE, image.size - start))
+    for piece in pieces:
         in_flight.append((piece, image.start_read(piece.offset, piece.length)))
         if len(in_flight) >= READS:
             yield in_flight.popleft()

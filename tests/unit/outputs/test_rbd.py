@@ -15,16 +15,20 @@ from backup.model import Extent, Level
 from backup.restore.order import RestoreOrder
 from backup.restore.restorer import Restorer
 from backup.restore_point import manifest
+from backup.restore_point.checksums import Checksums
 from backup.stored import PointId, SavedDomain
 from backup.system.stop_request import StopRequest
 from backup.verify.verification import Verification
 from outputs import chosen, readable
+from outputs.own_points.changed_parts import ChangedParts
 from outputs.own_points.in_use import PointInUse
 from outputs.rbd import Rbd
 from outputs.rbd_repository import saved_disk
+from outputs.rbd_repository.damaged_pieces import damaged_pieces
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
 
 from ..jobs_on_paper import JobOnPaper
+from ..memory_snapshot import MemorySnapshot
 from ..paper_repository import PaperImage, PaperPool, PaperRbd
 from ..raising import raises
 from ..recorder import Recorder
@@ -132,6 +136,16 @@ def test_a_full_read_writes_damaged_pieces_of_the_repository_anew(
     at_0 = f"vdb (vms/vdb): backups/{VDB} differs from what was saved: pieces at 0; they are written anew"
     assert [text.startswith(at_0) for text in found if "vdb" in text] == ([True] if damage else [])
     assert damage == "unreadable" or not any("vda" in text for text in found)
+
+
+def test_what_is_a_hole_in_both_is_not_read_for_damage() -> None:
+    saved = Checksums()
+    for offset in (0, 20 * MIB):
+        saved.add(offset, b"x")
+    lost = MemorySnapshot(64 * MIB, {0: b"x", 40 * MIB: b"garbage"})
+    found = [*damaged_pieces(lost, saved, ChangedParts(lost.size), lambda _: None)]
+    assert [piece.offset for piece in found] == [20 * MIB, 40 * MIB]
+    assert [read.offset for read in lost.reads] == [0, 20 * MIB, 40 * MIB]
 
 
 def test_an_image_that_others_wrote_to_is_refused_by_name(output: PaperRbd, pool: PaperPool) -> None:
