@@ -42,8 +42,9 @@ def node(lab: Lab, tmp_path: Path) -> Iterator[Node]:
     yield node
     try:
         require_clean(lab, node)
-    finally:
+    except BaseException:  # whatever it was, the next test needs a clean lab
         remove_left_behind(lab, node)
+        raise
 
 
 def pytest_runtestloop(session: pytest.Session) -> bool | None:

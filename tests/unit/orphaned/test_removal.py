@@ -18,6 +18,7 @@ from backup.stored import StoredImage
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, UUID, broken_disk
+from ..slow_call import SlowCall
 from .paper_removal import HERE, OLD, SHUT_OFF, WEB, Removal, base, left, point
 
 
@@ -206,21 +207,11 @@ def test_a_mirror_that_is_not_primary_is_no_warning(node: Removal, monkeypatch: 
 def test_thousands_of_images_are_searched_in_seconds_with_progress(
     node: Removal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = node.cluster.snapshot_names
-    under_way: list[Image] = []
-    at_once: list[int] = []
-
-    def slow(image: Image) -> list[str]:
-        under_way.append(image)
-        at_once.append(len(under_way))
-        time.sleep(0.01)
-        under_way.pop()
-        return names(image)
-
+    slow = SlowCall(node.cluster.snapshot_names)
     node.cluster.snapshots |= {f"vms/i{number}": set() for number in range(3000)}
     monkeypatch.setattr(node.cluster, "snapshot_names", slow)
     node.remove(progress_interval=1)
-    assert sum(at_once) / len(at_once) > removal.AT_A_TIME / 4, "they take 30 s one by one"
+    assert slow.at_once > removal.AT_A_TIME / 4, "they take 30 s one by one"
     assert node.recorder.told(Level.INFO)[0].endswith(" of 3002 images searched for leftovers")
 
 

@@ -30,6 +30,7 @@ from ..paper_hypervisor import PaperHypervisor
 from ..raising import raises
 from ..recorder import Recorder
 from ..samples import OTHER_UUID, RUN, UUID, domain, foreign_disk, rbd_disk, settings
+from ..slow_call import SlowCall
 from ..waiting import wait_until
 
 WEB = domain("web", UUID, disks=[rbd_disk("vda", "vms/a"), foreign_disk("vdb"), rbd_disk("vdc", "vms/b")])
@@ -194,20 +195,11 @@ def many(number: int) -> list[Domain]:
 def test_thousands_of_images_are_checked_in_seconds_and_the_progress_is_reported(
     cluster: PaperCluster, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    under_way: list[Image] = []
-    at_once: list[int] = []
-
-    def slow(image: Image) -> list[str]:
-        under_way.append(image)
-        at_once.append(len(under_way))
-        time.sleep(0.01)
-        under_way.pop()
-        return []
-
+    slow = SlowCall(lambda _: [])
     monkeypatch.setattr(cluster, "snapshot_names", slow)
     hypervisor = PaperHypervisor(WEB, FreezeNotes(str(tmp_path)))
     assert cleaner(tmp_path, recorder, progress_interval=1).clean(many(2000), hypervisor) == 0
-    assert sum(at_once) / len(at_once) > cleanup.AT_A_TIME / 4, "2,000 images take 20 s one by one"
+    assert slow.at_once > cleanup.AT_A_TIME / 4, "2,000 images take 20 s one by one"
     assert len(recorder.plan) == len(recorder.ends) == 2000
     assert recorder.told(Level.INFO)[0].endswith(" of 2000 domains checked for leftovers")
 
