@@ -107,6 +107,17 @@ def test_one_module_starts_all_other_programs() -> None:
     assert importers == {"backup/system/started_program.py"}
 
 
+def test_no_code_runs_in_a_copy_of_a_process_with_threads() -> None:
+    wrong = [
+        f"{path}:{node.lineno}"
+        for path, tree in _sources()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.keyword) and node.arg == "preexec_fn")
+        or (isinstance(node, ast.Call) and ast.unparse(node.func) == "os.fork")
+    ]
+    assert [one.split(":")[0] for one in wrong] == ["backup/watch/watchdog.py"]  # it has no threads yet
+
+
 def test_the_engine_neither_prints_nor_exits() -> None:
     wrong = [
         f"{path}:{node.lineno}"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import IO, Callable, Union
 
 from ..errors import BackupError, reason
-from ..system.process import signal_when_parent_dies
+from ..system.launcher import Setup
 from ..system.started_program import (
     NOTHING,
     Command,
@@ -62,18 +60,13 @@ def started(
     """Start a program, which ends with the thread that has started it. Raises BackupError."""
     environment = {**inherited(INHERITED), "LANG": "C.UTF-8", **variables}
     environment["PATH"] = ":".join([environment.get("PATH", os.defpath), *ADMIN_PATHS])
-    command, limited = Command(arguments, environment), arguments[0] in LIMITED
+    memory = MEMORY if arguments[0] in LIMITED else 0
+    # in a group of its own: a terminal's Ctrl-C must reach only us, we end it then
+    setup = Setup(signal.SIGKILL, group=0, memory=memory)
     try:
-        return start_program(command, stdin, stdout, stderr, partial(_in_child, limited))
+        return start_program(Command(arguments, environment), stdin, stdout, stderr, setup)
     except FileNotFoundError as error:
         name = arguments[0]
         raise BackupError(f"{name} is not installed", f"apt-get install {PACKAGES[name]}") from error
     except OSError as error:
         raise BackupError(f"cannot start {arguments[0]}: {reason(error)}", "check its permissions") from error
-
-
-def _in_child(limited: bool, parent: int) -> None:
-    if limited:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
-    signal_when_parent_dies(signal.SIGKILL, parent)

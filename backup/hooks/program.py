@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from typing import Callable
 
 from ..errors import BackupError, reason
-from ..system.process import signal_when_parent_dies
+from ..system.launcher import Setup
 from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
 
 # The variables of our environment that it gets; all others are left out.
@@ -81,14 +81,9 @@ class AdminProgram:
                 stdin.write(given)
                 stdin.seek(0)
                 command = Command(arguments, clean, secret_arguments=self.command[1:])  # such as a token
-                return start_program(command, stdin, stdout, stdout, _in_child)
+                return start_program(command, stdin, stdout, stdout, Setup(parent_death=signal.SIGTERM))
         except OSError as error:
             raise ProgramFailed(f"cannot start {self.name}: {reason(error)}") from error
-
-
-def _in_child(parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # our handler would only record it
-    signal_when_parent_dies(signal.SIGTERM, parent)
 
 
 def _lines(out: int, process: StartedProgram, check_stop: Callable[[], None]) -> Iterator[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Sequence
 from typing import IO, Callable
 
 from ..errors import BackupError, reason
-from ..system.process import signal_when_parent_dies
+from ..system.launcher import Setup
 from ..system.started_program import (
     NOTHING,
     Command,
@@ -22,6 +21,7 @@ from ..system.started_program import (
 from ..system.time_limit import STOP_POLL
 
 INHERITED = ("PATH", "TMPDIR")  # what qemu-img gets of our own environment
+SETUP = Setup(signal.SIGTERM, group=0)  # a terminal's Ctrl-C must reach only us: we end it then
 
 
 def qemu_img(
@@ -47,14 +47,9 @@ def not_installed(hint: str) -> BackupError:
     return BackupError("qemu-img is not installed", hint)
 
 
-def _in_child(parent: int) -> None:
-    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
-    signal_when_parent_dies(signal.SIGTERM, parent)
-
-
 def _started(command: Command, stderr: IO[bytes], hint: str) -> StartedProgram:
     try:
-        return start_program(command, NOTHING, NOTHING, stderr, _in_child)
+        return start_program(command, NOTHING, NOTHING, stderr, SETUP)
     except FileNotFoundError as error:
         raise not_installed(hint) from error
     except OSError as error:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import IO, Callable, Union
+
+from .launcher import Setup
+from .process import signals_blocked
 
 StartedProgram = subprocess.Popen[bytes]
 
 NOTHING, PIPE = subprocess.DEVNULL, subprocess.PIPE  # as standard input, or for output
 DIRECTORY = "/"  # in which every program starts
+# It reads nothing of the environment, which is the program's, and loads no packages of others.
+LAUNCHER = (
+    *(sys.executable, "-I", "-S", "-B", "-c"),
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
+    f"from {Setup.__module__} import launch; launch()",
+)
 
 HIDDEN = "***"
 # In a URL: a password, a token in its place, the values of a query.
@@ -59,27 +70,37 @@ def start_program(
     stdin: Union[int, IO[bytes]],
     stdout: Union[int, IO[bytes]],
     stderr: Union[int, IO[bytes]],
-    prepare: Callable[[int], None],
+    setup: Setup,
     open_files: Collection[int] = (),
 ) -> StartedProgram:
-    """Log the command and start it. Raises OSError.
+    """Log the command and start it. Raises OSError. Of our open files the program has `open_files` only.
 
-    `prepare` is called in the child before the program takes its place; it gets our process's pid. Of our
-    open files the program has `open_files` only.
+    What `setup` asks for is done by the launcher, from which the program takes over before this returns. No
+    code of Python's may run between fork and exec: while a thread of librbd calls back into Python 3.11, it
+    has a lock that the child then waits for without end.
     """
     for log in _logs[-1:]:
         log(f"starting {command.shell_line}")
-    return subprocess.Popen(
-        command.arguments,
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        bufsize=0,
-        cwd=DIRECTORY,
-        env=command.environment,
-        preexec_fn=partial(prepare, os.getpid()),
-        pass_fds=tuple(open_files),
-    )
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as failure:
+        with os.fdopen(writing, "wb") as errors, signals_blocked():  # the launcher unblocks them
+            fields = json.dumps(asdict(setup))
+            launcher = (*LAUNCHER, str(os.getpid()), str(errors.fileno()), fields)
+            program = subprocess.Popen(
+                (*launcher, *command.arguments),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                bufsize=0,
+                cwd=DIRECTORY,
+                env=command.environment,
+                pass_fds=(errors.fileno(), *open_files),
+            )
+        number = failure.read()  # ends when the program has taken over
+    if number:
+        program.wait()
+        raise OSError(int(number), os.strerror(int(number)), command.arguments[0])
+    return program
 
 
 @contextmanager

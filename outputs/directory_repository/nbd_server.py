@@ -16,8 +16,8 @@ from typing import IO, Callable
 
 from backup.errors import BackupError, TransientError, reason
 from backup.restore.qemu_img import INHERITED
+from backup.system.launcher import Setup
 from backup.system.private_directory import make_private
-from backup.system.process import lower_priority, signal_when_parent_dies
 from backup.system.started_program import (
     NOTHING,
     Command,
@@ -84,14 +84,10 @@ def _text(stderr: IO[bytes]) -> str:
 
 
 def _started(command: Command, stderr: IO[bytes], writes: bool) -> StartedProgram:
-    def in_child(parent: int) -> None:
-        os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us: we end it then
-        signal_when_parent_dies(signal.SIGTERM, parent)
-        if writes:  # a restore is urgent
-            lower_priority()
-
+    # In a group of its own: a terminal's Ctrl-C must reach only us, we end it then. A restore is urgent.
+    setup = Setup(signal.SIGTERM, group=0, low_priority=writes)
     try:
-        return start_program(command, NOTHING, NOTHING, stderr, in_child)
+        return start_program(command, NOTHING, NOTHING, stderr, setup)
     except FileNotFoundError as error:
         raise BackupError(f"{PROGRAM} is not installed", INSTALL_HINT) from error
     except OSError as error:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import IO, Callable, Optional
 
 from backup.errors import reason
-from backup.system.process import lower_priority, signal_when_parent_dies
+from backup.system.launcher import Setup
 from backup.system.process_group import Group
 from backup.system.started_program import Command, StartedProgram, ended_within, start_program
 
@@ -122,7 +120,7 @@ def started(
     stdout, stderr = outlets
     began = time.time()
     try:
-        process = start_program(command, stdin, stdout, stderr, partial(_in_child, arguments[0]))
+        process = start_program(command, stdin, stdout, stderr, _setup(arguments[0]))
     except OSError as error:
         message = f"cannot start {command.arguments[0]}: {reason(error)}"
         raise ResticError(message, "see RESTIC_BINARY") from error
@@ -130,13 +128,12 @@ def started(
     return Child(process, Group.led_by(process.pid, namespace), lock, began, stderr)
 
 
-def _in_child(name: str, parent: int) -> None:
-    # A worker ignores SIGINT, and restic would inherit that: an interrupt in its first moments would
-    # be lost, and the end of stdin would then save an incomplete snapshot.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # When the worker is killed, stdin ends first, and a restic that has read everything may save it. No
-    # manifest names that snapshot; and a worker has so many threads that the signal usually arrives first.
-    signal_when_parent_dies(signal.SIGINT, parent)
-    os.setpgid(0, 0)  # a terminal's Ctrl-C must reach only us, and a wrapper is ended with its children
-    if name == "backup":  # a restore is urgent
-        lower_priority()
+def _setup(name: str) -> Setup:
+    """Return how this command of restic's runs.
+
+    When the worker is killed, stdin ends first, and a restic that has read everything may save it. No
+    manifest names that snapshot; and a worker has so many threads that the signal usually arrives first.
+
+    In a group of its own: a terminal's Ctrl-C must reach only us, and a wrapper is ended with its children.
+    """
+    return Setup(signal.SIGINT, group=0, low_priority=name == "backup")  # a restore is urgent

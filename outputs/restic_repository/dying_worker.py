@@ -14,11 +14,10 @@ import threading
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import IO, Callable
 
 from backup.errors import reason
-from backup.system.process import join_mounts
+from backup.system.launcher import Setup
 from backup.system.started_program import (
     NOTHING,
     Command,
@@ -99,19 +98,14 @@ class ServedFiles:
                     keeper.wait()
 
     def _keeper(self, group: int, waiting: IO[bytes]) -> StartedProgram:
-        command = Command(["sh", "-c", KEEPER, "sh", str(group), self.namespace], inherited(["PATH"]))
+        environment = {**inherited(["PATH"]), "LANG": "C.UTF-8"}
+        command = Command(["sh", "-c", KEEPER, "sh", str(group), self.namespace], environment)
+        # Who ends all of the group later ends the keeper too; in the files' namespace it would only see them.
+        setup = Setup(group=group, parent_mounts=True)
         try:
-            return start_program(command, waiting, NOTHING, NOTHING, partial(_join, group), self.connections)
+            return start_program(command, waiting, NOTHING, NOTHING, setup, self.connections)
         except OSError as error:
             raise ResticError(f"cannot start sh: {reason(error)}") from error
-
-
-def _join(group: int, parent: int) -> None:
-    """Join the group, as who ends all of it later ends the keeper too, and leave the files' namespace."""
-    with suppress(OSError):  # restic has already ended
-        os.setpgid(0, group)
-    with suppress(OSError):  # it would only see the files
-        join_mounts(parent)
 
 
 @contextmanager

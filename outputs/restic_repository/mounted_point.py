@@ -18,9 +18,9 @@ from typing import Callable, TypeVar
 from backup.errors import NotPossibleHere, reason
 from backup.protocols import RandomAccess
 from backup.stored import SavedImage, StoredPoint
+from backup.system.kernel_calls import unshare_mounts
 from backup.system.own_thread import in_own_thread
 from backup.system.private_directory import make_private
-from backup.system.process import unshare_mounts
 from backup.system.spool import Spool
 from backup.system.time_limit import CheckStop, within
 
