@@ -26,7 +26,7 @@ from ..mount.shown_file import File
 from ..mount.shown_point import ShownPoint, shown_point
 from ..protocols import Output, Reporter
 from ..settings import Settings
-from ..system.kernel_calls import unshare_mounts
+from ..system.mounts import unshare_mounts
 from ..system.private_directory import make_private
 from ..system.stop_request import StopRequest
 from .copy_out import CopyOut, named_after, require_room_for

@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import IO, Callable, Union
 
 from ..errors import BackupError, reason
-from ..system.launcher import Setup
 from ..system.started_program import (
     NOTHING,
     Command,
+    Setup,
     StartedProgram,
     ended_within,
     inherited,

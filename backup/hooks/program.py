@@ -13,8 +13,7 @@ from multiprocessing.connection import wait
 from typing import Callable
 
 from ..errors import BackupError, reason
-from ..system.launcher import Setup
-from ..system.started_program import Command, StartedProgram, ended_within, inherited, start_program
+from ..system.started_program import Command, Setup, StartedProgram, ended_within, inherited, start_program
 
 # The variables of our environment that it gets; all others are left out.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR")

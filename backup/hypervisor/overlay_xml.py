@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element, SubElement
 
+from ..command import COMMAND
 from ..errors import NotDrillable
 from .disk_xml import NVRAM_TARGET, attribute
 
@@ -56,10 +57,10 @@ def lay_over(disk: Element, layers: Sequence[Element], exports: Sequence[Export]
     for layer in layers:
         if layer.find("encryption") is not None or layer.find("source/encryption") is not None:
             message = f"{target} is encrypted by its host, and so is what the restore point has of it"
-            raise NotDrillable(message, "restore it: DRILL_POOL, and main.py drill --boot")
+            raise NotDrillable(message, f"restore it: DRILL_POOL, and {COMMAND} drill --boot")
         if (kind := _kind(layer)) not in KINDS:
             message = f"{target} has the format {kind}, which may refer to other files of this node"
-            raise NotDrillable(message, "restore it: DRILL_POOL, and main.py drill --boot")
+            raise NotDrillable(message, f"restore it: DRILL_POOL, and {COMMAND} drill --boot")
     below = _backing(list(zip(layers, exports)))
     for name in REMOVED:
         for child in disk.findall(name):

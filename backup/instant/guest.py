@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
 
+from ..command import COMMAND
 from ..errors import BackupError, NotDrillable, TransientError, reason
 from ..hypervisor.disk_xml import NVRAM_TARGET
 from ..hypervisor.domain_xml import nvram_path
@@ -65,7 +66,7 @@ class InstantGuest:
         exports = {target: self._export(target) for target in self.point.disks}
         xml = self.domain.isolated_xml({}, exports=exports)
         if not overlays(xml):
-            hint = "main.py restore-points shows what it has"
+            hint = f"{COMMAND} restore-points shows what it has"
             raise NotDrillable("the restore point has no whole disk of the domain", hint)
         self._require_readable(xml)
         with self._directory(xml), self._server() as server:

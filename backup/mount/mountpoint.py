@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, TypeVar
 
 from ..errors import BackupError, ConfigError, reason
-from ..system.kernel_calls import unmount
+from ..system.mounts import unmount
 from ..system.time_limit import within
 
 ANSWER_LIMIT = 5.0  # seconds for what is mounted there: its process may be stopped

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import IO, Callable
 
 from ..errors import BackupError, reason
-from ..system.launcher import Setup
 from ..system.started_program import (
     NOTHING,
     Command,
+    Setup,
     StartedProgram,
     ended_within,
     inherited,

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Callable, Optional
 
+from ..command import COMMAND
 from ..errors import BackupError, reason
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.tpm_state import files_of_swtpm
@@ -26,7 +27,9 @@ from ..system.private_directory import make_private
 from ..system.undo import undone_by
 
 DIRECTORY = "written"  # in STATE_DIR
-HINT = "`main.py cleanup` by hand removes it, or the next drill; a systemd unit needs it in ReadWritePaths="
+HINT = (
+    f"`{COMMAND} cleanup` by hand removes it, or the next drill; a systemd unit needs it in ReadWritePaths="
+)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ..job_result import JobResult, Phase
 from ..model import Level
 from ..protocols import Output
 from ..settings import Settings
-from ..system.kernel_calls import signal_when_parent_dies
+from ..system.launcher import signal_when_parent_dies
 from ..system.process_title import set_title
 from ..system.progress_interval import ProgressInterval
 from ..system.started_program import commands_logged

@@ -1,4 +1,4 @@
-"""What a new process does for itself before the program takes its place.
+"""What a process does for itself before a program takes its place. Its text is run alone.
 
 It runs in an interpreter of its own, not between fork and exec of the process that starts it: there all locks
 that other threads had are held, and nobody releases them.
@@ -6,70 +6,98 @@ that other threads had are held, and nobody releases them.
 
 from __future__ import annotations
 
-import json
+import ctypes
 import os
 import resource
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Optional
 
-from .kernel_calls import join_mounts, lower_priority, signal_when_parent_dies
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+IOPRIO_SET = {"x86_64": 251, "aarch64": 30}.get(os.uname().machine)  # system call without a name in libc
+IOPRIO_WHO_PROCESS, IOPRIO_CLASS_IDLE = 1, 3 << 13  # linux/ioprio.h
+CLONE_NEWNS = 1 << 17  # linux/sched.h
+NICE = 10  # guests and their storage come first
 
-BLOCKED = {signal.SIGINT, signal.SIGTERM}  # in its first moments, by the process that starts it
-CHANGED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # it ignores them
+BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # by the process that starts it
+IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+OUR_GROUP = -1
+READY = b"+"  # the program takes over, if no number of an error follows
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How a program runs.
+def signal_when_parent_dies(number: int, parent: int) -> None:
+    """Make the kernel send this process the signal when the thread that started it ends (man 2 prctl).
 
-    `parent_death`: the signal that it gets when the thread that has started it ends. `group`: its process
-    group, 0 for a new one, None for that of its parent. `low_priority`: others come first. `memory`: the
-    limit of its address space in bytes, 0 for none. `parent_mounts`: it sees the mounts that its parent's
-    first thread sees. It starts even if the group or the mounts that it would join are gone.
+    `parent` is the pid of its process.
     """
-
-    parent_death: Optional[int] = None
-    group: Optional[int] = None
-    low_priority: bool = False
-    memory: int = 0
-    parent_mounts: bool = False
+    if _libc.prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl PR_SET_PDEATHSIG")
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), number)
 
 
-def launch() -> None:
-    """Prepare this process, and become the program.
+def lower_priority() -> None:
+    """Give other processes of the node precedence for processors and disks."""
+    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+    if IOPRIO_SET is not None:  # elsewhere the unit's IOSchedulingClass does it
+        _libc.syscall(IOPRIO_SET, IOPRIO_WHO_PROCESS, 0, IOPRIO_CLASS_IDLE)
 
-    The arguments are the parent's pid, the descriptor for the number of an error, the fields of Setup as
-    JSON, and those of the program.
-    """
-    parent, errors, fields, *program = sys.argv[1:]
-    os.set_inheritable(int(errors), False)  # closed when the program has taken this process's place
+
+def join_mounts(pid: int) -> None:
+    """Give this process the mount namespace of another one's first thread. Raises OSError."""
+    namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _prepare(Setup(**json.loads(fields)), int(parent))
-        os.execvp(program[0], program)
-    except OSError as error:
-        os.write(int(errors), str(error.errno).encode())
-        os._exit(1)
+        if _libc.setns(namespace, CLONE_NEWNS) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(namespace)
 
 
-def _prepare(setup: Setup, parent: int) -> None:
-    if setup.group is not None:
+def launch(
+    errors: int,
+    parent: int,
+    death: int,
+    group: int,
+    low_priority: int,
+    memory: int,
+    mounts: int,
+    *program: str,
+) -> None:
+    """Prepare this process, and become the program, with our environment.
+
+    `errors`: the descriptor for READY, and for the number of an error of exec. `parent`: our parent's pid.
+    The others are those of Setup.
+    """
+    os.set_inheritable(errors, False)  # closed when the program has taken this process's place
+    if group != OUR_GROUP:
         with suppress(OSError):
-            os.setpgid(0, setup.group)
+            os.setpgid(0, group)
     # What a terminal sent to the group of the parent by now is not for this one: to ignore it forgets it.
     for number in BLOCKED:
-        signal.signal(number, signal.SIG_IGN)
-    for number in (*BLOCKED, *CHANGED_BY_PYTHON):
+        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:  # nohup
+            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, signal.SIG_DFL)
+    for number in IGNORED_BY_PYTHON:
         signal.signal(number, signal.SIG_DFL)
-    if setup.parent_death is not None:
-        signal_when_parent_dies(setup.parent_death, parent)
+    if death:
+        signal_when_parent_dies(death, parent)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
-    if setup.low_priority:
+    if low_priority:
         lower_priority()
-    if setup.memory:
-        resource.setrlimit(resource.RLIMIT_AS, (setup.memory, setup.memory))
-    if setup.parent_mounts:
+    if memory:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if mounts:
         with suppress(OSError):
             join_mounts(parent)
+    os.write(errors, READY)
+    try:
+        os.execvp(program[0], program)
+    except OSError as error:
+        os.write(errors, str(error.errno).encode())
+
+
+if __name__ == "__main__":
+    launch(*map(int, sys.argv[1:8]), *sys.argv[8:])  # type: ignore[arg-type]

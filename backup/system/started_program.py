@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -10,23 +9,22 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Callable, Union
+from typing import IO, Callable, Optional, Union
 
-from .launcher import Setup
+from . import launcher
 from .process import signals_blocked
 
 StartedProgram = subprocess.Popen[bytes]
 
 NOTHING, PIPE = subprocess.DEVNULL, subprocess.PIPE  # as standard input, or for output
 DIRECTORY = "/"  # in which every program starts
-# It reads nothing of the environment, which is the program's, and loads no packages of others.
-LAUNCHER = (
-    *(sys.executable, "-I", "-S", "-B", "-c"),
-    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-    f"from {Setup.__module__} import launch; launch()",
-)
+# It reads nothing of the environment, which is the program's, and no file: an upgrade may be replacing them.
+LAUNCHER = (sys.executable, "-I", "-S", "-B", "-c", Path(launcher.__file__).read_text())
+# fork blocks nobody else. vfork would, with the lock of all threads in Python before 3.11.6: until exec, and
+# before it the child closes our files, which can wait for a file system.
+subprocess._USE_VFORK = False  # type: ignore[attr-defined]
 
 HIDDEN = "***"
 # In a URL: a password, a token in its place, the values of a query.
@@ -65,6 +63,30 @@ class Command:
         return shlex.join(map(without_secrets, ("env", f"--chdir={DIRECTORY}", *variables, *arguments)))
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How a program runs.
+
+    `parent_death`: the signal that it gets when the thread that has started it ends. `group`: its process
+    group, 0 for a new one, None for ours. `low_priority`: others come first. `memory`: the limit of its
+    address space in bytes, 0 for none. `parent_mounts`: it sees the mounts that our first thread sees. It
+    starts even if the group or the mounts that it would join are gone.
+    """
+
+    parent_death: int = 0
+    group: Optional[int] = None
+    low_priority: bool = False
+    memory: int = 0
+    parent_mounts: bool = False
+
+    def command(self, errors: int, arguments: Sequence[str]) -> Sequence[str]:
+        """Return the launcher's command, for a program that this process starts."""
+        group = launcher.OUR_GROUP if self.group is None else self.group
+        limits = (self.low_priority, self.memory, self.parent_mounts)
+        numbers = (errors, os.getpid(), self.parent_death, group, *limits)
+        return [*LAUNCHER, *(str(int(number)) for number in numbers), *arguments]
+
+
 def start_program(
     command: Command,
     stdin: Union[int, IO[bytes]],
@@ -82,12 +104,10 @@ def start_program(
     for log in _logs[-1:]:
         log(f"starting {command.shell_line}")
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb") as failure:
-        with os.fdopen(writing, "wb") as errors, signals_blocked():  # the launcher unblocks them
-            fields = json.dumps(asdict(setup))
-            launcher = (*LAUNCHER, str(os.getpid()), str(errors.fileno()), fields)
+    with os.fdopen(reading, "rb") as answer:
+        with os.fdopen(writing, "wb") as errors, signals_blocked(launcher.BLOCKED):  # it unblocks them
             program = subprocess.Popen(
-                (*launcher, *command.arguments),
+                setup.command(errors.fileno(), command.arguments),
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
@@ -96,10 +116,14 @@ def start_program(
                 env=command.environment,
                 pass_fds=(errors.fileno(), *open_files),
             )
-        number = failure.read()  # ends when the program has taken over
+        ready, number = answer.read(1), answer.read()  # ends when the program has taken over
+    if number or not ready:
+        with program:  # waits for its end, and closes its pipes
+            pass
     if number:
-        program.wait()
         raise OSError(int(number), os.strerror(int(number)), command.arguments[0])
+    if not ready:
+        raise OSError(f"the process ended with {program.returncode} before it began")
     return program
 
 

@@ -91,7 +91,7 @@ def _modules(arguments: argparse.Namespace, settings: Settings) -> Mapping[str, 
         modules.update(MOUNT_MODULES)
     if command in ("backup", "check"):
         modules.update(OUTPUT_MODULES.get(settings.output, {}))
-    if settings.metrics_file and command in ("backup", "check", "verify", "drill"):
+    if settings.metrics_file and command in ("backup", "check", "copy", "verify", "drill"):
         modules.update(METRICS_MODULES)
     if command == "report" and arguments.html is not None:
         modules.update(PAGE_MODULES)

@@ -16,11 +16,11 @@ from typing import IO, Callable
 
 from backup.errors import BackupError, TransientError, reason
 from backup.restore.qemu_img import INHERITED
-from backup.system.launcher import Setup
 from backup.system.private_directory import make_private
 from backup.system.started_program import (
     NOTHING,
     Command,
+    Setup,
     StartedProgram,
     ended_within,
     inherited,

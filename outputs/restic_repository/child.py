@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import IO, Callable, Optional
 
 from backup.errors import reason
-from backup.system.launcher import Setup
 from backup.system.process_group import Group
-from backup.system.started_program import Command, StartedProgram, ended_within, start_program
+from backup.system.started_program import Command, Setup, StartedProgram, ended_within, start_program
 
 from .messages import ResticError, is_locked
 

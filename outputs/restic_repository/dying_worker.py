@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import IO, Callable
 
 from backup.errors import reason
-from backup.system.launcher import Setup
 from backup.system.started_program import (
     NOTHING,
     Command,
+    Setup,
     StartedProgram,
     ended_within,
     inherited,

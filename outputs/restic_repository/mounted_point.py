@@ -18,7 +18,7 @@ from typing import Callable, TypeVar
 from backup.errors import NotPossibleHere, reason
 from backup.protocols import RandomAccess
 from backup.stored import SavedImage, StoredPoint
-from backup.system.kernel_calls import unshare_mounts
+from backup.system.mounts import unshare_mounts
 from backup.system.own_thread import in_own_thread
 from backup.system.private_directory import make_private
 from backup.system.spool import Spool

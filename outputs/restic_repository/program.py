@@ -243,8 +243,8 @@ class Program:
                 namespace = files.namespace if files else ""
                 child = started(command, arguments, stdin, (stdout, messages), namespace)
                 try:
+                    recording = self._recorded(child)
                     with files.reads_waiting(child.process.pid) if files else nullcontext():
-                        recording = self._recorded(child)
                         yield child
                 finally:
                     child.end(give_up)

@@ -14,7 +14,7 @@ import trio
 
 from backup.command import COMMAND
 from backup.errors import BackupError
-from backup.system.kernel_calls import unshare_mounts
+from backup.system.mounts import unshare_mounts
 
 from .last_files import MANIFEST, NAMES, LastFiles
 from .reader import Answer, SegmentReader, ZerosReader

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from backup.errors import BackupError, reason
-from backup.system.kernel_calls import unshare_mounts
+from backup.system.mounts import unshare_mounts
 
 
 def fuse_problems() -> Sequence[BackupError]:

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from backup.system.launcher import Setup
-from backup.system.started_program import NOTHING, Command, StartedProgram, outlet, printed, start_program
+from backup.system.started_program import (
+    NOTHING,
+    Command,
+    Setup,
+    StartedProgram,
+    outlet,
+    printed,
+    start_program,
+)
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
@@ -29,8 +36,7 @@ def _output(code: str, setup: Setup, *open_files: int) -> str:
 def test_no_code_of_python_runs_between_fork_and_exec() -> None:
     code = f"""
 import os
-from backup.system.launcher import Setup
-from backup.system.started_program import NOTHING, Command, start_program
+from backup.system.started_program import NOTHING, Command, Setup, start_program
 os.register_at_fork(after_in_child=lambda: os._exit(9))
 command = Command(("true",), {ENVIRONMENT!r})
 print(start_program(command, NOTHING, NOTHING, NOTHING, Setup(group=0)).wait())
@@ -109,6 +115,15 @@ def test_a_program_that_cannot_be_started_is_named(tmp_path: Path) -> None:
     file.write_text("exit 0\n")
     with pytest.raises(PermissionError, match=str(file)):
         _started(str(file))
+
+
+def test_a_launcher_that_fails_before_the_program_begins_is_an_error() -> None:
+    with outlet("stderr") as stderr:
+        with pytest.raises(OSError, match="ended with 1 before it began"):
+            start_program(
+                Command(("true",), ENVIRONMENT), NOTHING, NOTHING, stderr, Setup(parent_death=1 << 20)
+            )
+        assert "prctl" in printed(stderr).decode()
 
 
 def test_a_signal_of_ours_right_after_the_start_reaches_the_program() -> None:

@@ -8,7 +8,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, TypeVar
 
-from backup.system.kernel_calls import unshare_mounts
+from backup.system.mounts import unshare_mounts
 from backup.system.process_group import Group, own_mount_namespace
 
 from ..waiting import wait_until

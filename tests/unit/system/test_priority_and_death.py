@@ -1,4 +1,4 @@
-"""backup/system/kernel_calls.py: a process ends with its parent, and yields to other processes."""
+"""backup/system/launcher.py: a process ends with its parent, and yields to other processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ signal.pause()
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from backup.system.kernel_calls import signal_when_parent_dies
+from backup.system.launcher import signal_when_parent_dies
 
 def signalled(number, frame):
     Path(sys.argv[1], "signalled").write_text(str(number))
@@ -53,14 +53,12 @@ def test_a_process_gets_the_signal_when_its_parent_is_killed(tmp_path: Path) -> 
 def test_a_process_of_lower_priority_gets_processors_and_disks_last() -> None:
     code = """
 import os
-from backup.system.kernel_calls import NICE, lower_priority
+from backup.system.launcher import NICE, lower_priority
 os.nice(NICE + 5)
 lower_priority()
 print(os.nice(0) - NICE)
 """
-    shown = (
-        "from backup.system.kernel_calls import lower_priority as let; let(); import os; print(os.nice(0))"
-    )
+    shown = "from backup.system.launcher import lower_priority as let; let(); import os; print(os.nice(0))"
     look = "ionice --pid $PPID"
     for program, expected in ((code, "5"), (shown, "10")):
         script = f"{program}\nos.system({look!r})"
