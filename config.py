@@ -1,8 +1,8 @@
-"""Settings of virt-rbd-backup: edit them here, or name a file of your own with --config FILE.
+"""The defaults of virt-rbd-backup. Do not edit an installed copy: write what differs into a file of your own.
 
-A file of your own holds only the constants that differ, as does that of a group of domains (--group NAME).
-Other users must not be able to write it.
-`main.py check` checks that the settings fit together. res/docs/configuration.md lists all constants.
+That is /etc/virt-rbd-backup/config.py, or one that --config names; a group of domains has another (--group).
+It holds only the constants that differ. Other users must not be able to write it.
+`virt-rbd-backup check` checks that the settings fit together. res/docs/configuration.md lists all constants.
 """
 
 # --- Sources: libvirt and Ceph ------------------------------------------------------------------
@@ -18,8 +18,8 @@ LIBVIRT_TIMEOUT = 60
 # Ceph's configuration file. It supplies the monitors and the keyring if a domain's XML does not name them.
 CEPH_CONF = "/etc/ceph/ceph.conf"
 
-# The cephx user that creates images in `restore` and `drill`; CEPH_CONF has to lead to its keyring. Backups
-# do not use it: they read each image as the user in the domain's XML.
+# The cephx user that creates images in `restore` and `drill`, and searches pools for leftovers; CEPH_CONF has
+# to lead to its keyring. Backups read each image as the user in the domain's XML.
 CEPH_USER = "admin"
 
 # Maximum time in seconds for one Ceph operation (Ceph's own default is to wait forever). Raise it if the
@@ -65,10 +65,10 @@ MAX_FILE_SIZE = 134217728
 # capacity left during a run.
 WORKERS = 3
 
-# Number of images that are read at the same time: with OUTPUT = "restic" by all domains of a run together, so
-# that the disks of one are read side by side; and in each `restore`, `verify` and `drill`. 0: as many as
-# WORKERS. Each uses about one core in restic and up to 300 MB of memory. Raise it for domains with many disks
-# if the node has cores to spare.
+# Number of images that are read at the same time: by all domains of a run together, so that the disks of
+# one are read side by side (not with OUTPUT = "restic_incremental"); and in each `restore`, `verify` and
+# `drill`. 0: as many as WORKERS. Each uses about one core in restic and up to 300 MB of memory. Raise it
+# for domains with many disks if the node has cores to spare.
 STREAMS = 0
 
 # --- Consistency: how a running domain is quiesced for its snapshots ------------------------------
@@ -150,9 +150,9 @@ RESTIC_OPTIONS = []
 # ones read two. Raise it if the node has cores to spare.
 RESTIC_READ_CONCURRENCY = 0
 
-# A second repository, to which `main.py copy` copies whole restore points, in the form of RESTIC_REPOSITORY.
-# "": none. virt-rbd-backup-copy.service does that after each run. Set it on one node of those that share the
-# first repository.
+# Only for "restic" and "restic_incremental": a second repository, to which `virt-rbd-backup copy` copies
+# whole restore points, in the form of RESTIC_REPOSITORY. "": none. virt-rbd-backup-copy.service does that
+# after each run. Set it on one node of those that share the first repository.
 COPY_REPOSITORY = ""
 
 # A file with the second repository's password. "": the same password as the first one's, unless
@@ -190,9 +190,9 @@ DIRECTORY_FORMAT = "qcow2"
 # many restore points; raise it if the space for several complete ones is lacking.
 DIRECTORY_CHAIN = 14
 
-# Only for "rbd" and "directory": how many restore points of each domain to keep, the newest ones; older ones
-# are removed at the end of a run and by `main.py prune`, unless KEEP_WITHIN_DAYS keeps them. 0: no limit. The
-# newest complete one is never removed.
+# Only for "rbd" and "directory": how many restore points of each domain to keep, the newest ones; older
+# ones are removed at the end of a run and by `virt-rbd-backup prune`, unless KEEP_WITHIN_DAYS keeps them.
+# 0: no limit. The newest complete one is never removed.
 KEEP_LAST = 0
 
 # Only for "rbd" and "directory": age in days up to which restore points are kept; older ones are removed,
@@ -215,18 +215,19 @@ RETRY_FOR = 900
 
 # --- Verification and restore drills ------------------------------------------------------------
 
-# The pool, or pool/namespace, into which `main.py drill` restores a domain temporarily. It needs space for
-# the largest domain. CEPH_USER creates the images; for --boot the domain's own user needs access as well.
-# "": `main.py drill --boot`, which the timer runs, boots the domain out of the repository, as --instant does.
+# The pool, or pool/namespace, into which `virt-rbd-backup drill` restores a domain temporarily. It needs
+# space for the largest domain. CEPH_USER creates the images; for --boot the domain's own user needs access
+# as well. "": `virt-rbd-backup drill --boot`, which the timer runs, boots the domain out of the repository,
+# as --instant does.
 DRILL_POOL = ""
 
-# Maximum time in seconds that `main.py drill --boot` (or --instant) waits for the guest agent of the domain
-# that it boots. Raise it for guests that boot slowly.
+# Maximum time in seconds that `virt-rbd-backup drill --boot` (or --instant) waits for the guest agent of
+# the domain that it boots. Raise it for guests that boot slowly.
 DRILL_BOOT_TIMEOUT = 300
 
-# Directory for what a guest writes while `main.py drill --instant` runs it; removed afterwards. 2 GiB have to
-# be free, and QEMU's user needs to reach it: no directory above it may be closed to others. The socket of
-# `main.py restore --instant` is there, too.
+# Directory for what a guest writes while `virt-rbd-backup drill --instant` runs it; removed afterwards. 2
+# GiB have to be free, and QEMU's user needs to reach it: no directory above it may be closed to others. The
+# socket of `virt-rbd-backup restore --instant` is there, too.
 DRILL_DIR = "/var/lib/libvirt/images"
 
 # --- State and reports on this node -------------------------------------------------------------
@@ -246,24 +247,25 @@ STATE_DIR = "/var/lib/virt-rbd-backup"
 # within this time. Raise it if the cluster often stalls for about that long.
 LOCK_DURATION = 120
 
-# Pools ("pool" or "pool/namespace") in which `main.py cleanup` and `main.py check` search for leftovers, as
-# CEPH_USER: besides those of the node's domains and of the restore points, which are always searched.
+# Pools ("pool" or "pool/namespace") in which `virt-rbd-backup cleanup` and `virt-rbd-backup check` search
+# for leftovers, as CEPH_USER: besides those of the node's domains and of the restore points, which are
+# always searched.
 CLEANUP_POOLS = []
 
-# Age in days from which `main.py cleanup` removes a base snapshot whose domain this node does not have,
-# unless another client has its image open. A younger one may be of another node, which replaces it with each
-# backup. Losing one costs a full read. 0: never. Raise it if backups are further apart than that.
+# Age in days from which `virt-rbd-backup cleanup` removes a base snapshot whose domain this node does not
+# have, unless another client has its image open. A younger one may be of another node, which replaces it
+# with each backup. Losing one costs a full read. 0: never. Raise it if backups are further apart than that.
 CLEANUP_DAYS = 30
 
-# Number of days for which the reports of past runs are kept in STATE_DIR, for `main.py report`.
+# Number of days for which the reports of past runs are kept in STATE_DIR, for `virt-rbd-backup report`.
 REPORT_DAYS = 35
 
 # File to which each run writes its report as JSON, whatever its result. "": none.
 REPORT_FILE = ""
 
-# File for Prometheus (node_exporter's textfile collector) with the state of the domains and of the last run,
-# such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom". "": none. Needs python3-prometheus-client.
-# Each group needs a file of its own, beside the others.
+# File for Prometheus (node_exporter's textfile collector) with the state of the domains and of the last
+# run, such as "/var/lib/prometheus/node-exporter/virt-rbd-backup.prom". "": none. The path is absolute and
+# ends in ".prom". Needs python3-prometheus-client. Each group needs a file of its own, beside the others.
 METRICS_FILE = ""
 
 # Seconds between two progress messages of a job, in the journal and on terminals without the live view.

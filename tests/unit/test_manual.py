@@ -133,7 +133,9 @@ def test_every_constant_is_explained() -> None:
 def test_every_command_is_explained() -> None:
     readme = README.read_text()
     assert [
-        name for name in COMMANDS if not re.search(rf"^\| .*`main\.py {name}[` ]", readme, re.MULTILINE)
+        name
+        for name in COMMANDS
+        if not re.search(rf"^\| .*`virt-rbd-backup {name}[` ]", readme, re.MULTILINE)
     ] == []
 
 
