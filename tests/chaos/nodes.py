@@ -24,6 +24,7 @@ HOST = 'hostname "$0"; exec "$@"'
 SFTP_SERVER = "/usr/lib/openssh/sftp-server"  # in the place of ssh, which would start it on another host
 # What restic is started by. One stays its parent, the other moves it to a process group of its own, too.
 WRAPPED = {"sh": 'restic "$@"; exit $?', "timeout": 'exec timeout 3600 restic "$@"'}
+STACKS_LIMIT = 5  # seconds for a worker to print the stacks of its threads
 FREEZE_TIMEOUT = 8
 LOCK_DURATION = 15
 CONSTANTS: Mapping[str, Any] = {
@@ -135,7 +136,13 @@ class Node:
         return {path.name for path in self.state_dir.glob("failed-points/*")}
 
     def kill_all(self) -> None:
-        """Kill what is left of this node's processes."""
+        """Kill what is left of this node's processes; workers print first where each of their threads is."""
+        workers = processes.of_roles(self.directory).get("worker", [])
+        for one in workers:
+            processes.send(one.pid, signal.SIGABRT)
+        deadline = time.monotonic() + STACKS_LIMIT
+        while any(processes.alive(one.pid) for one in workers) and time.monotonic() < deadline:
+            time.sleep(0.1)
         for one in processes.ours(self.directory):
             processes.send(one.pid, signal.SIGKILL)
 
