@@ -22,11 +22,11 @@ from .described_domain import described
 from .disk_xml import Places
 from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
-from .firmware import with_current_loader, writable_loader
+from .firmware import new_nvram, with_current_loader, writable_loader
 from .guest_agent import GuestAgent
 from .guest_mounts import Mount, PartialFreeze
 from .mapped_device import mapped_image
-from .nvram import read_nvram
+from .nvram import first_nvram, read_nvram
 from .storage_pools import pool_xml, read_file
 from .tpm_state import with_current_tpm
 
@@ -134,11 +134,16 @@ class Hypervisor:
             inactive = handle.XMLDesc(secure | libvirt.VIR_DOMAIN_XML_INACTIVE)
             live = handle.XMLDesc(secure) if handle.isActive() else ""
             autostart, besides = bool(handle.autostart()), tuple(not_saved(handle))
-        # if libvirt chose the firmware itself, only the live XML names the file
         path = domain_xml.nvram_path(live or inactive)
-        read = partial(read_nvram, path, domain.state, self._read)
-        nvram = self._of_node(read, check_stop=check_stop) if self.local else read()
-        return Definition(inactive, live, path, nvram, autostart, besides)
+
+        def read() -> tuple[str, bytes]:
+            if path or live:
+                return path, read_nvram(path, domain.state, self._read)
+            # before 9.2, if libvirt chose the firmware itself, only the live XML names the file
+            return first_nvram(new_nvram(inactive, domain.name), self._read)
+
+        path_and_nvram = self._of_node(read, check_stop=check_stop) if self.local else read()
+        return Definition(inactive, live, *path_and_nvram, autostart, besides)
 
     def with_files(
         self, domain: Domain, definition: Definition, limit: int, check_stop: CheckStop = never_stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable
 
 from ..errors import BackupError, reason
@@ -23,6 +24,17 @@ def read_nvram(path: str, state: State, read: Callable[[str], bytes]) -> bytes:
             return b""
         message = f"cannot read the domain's NVRAM {path}: {reason(error)}"
         raise BackupError(message, "without it the restored guest would not boot") from error
+
+
+def first_nvram(paths: Sequence[str], read: Callable[[str], bytes]) -> tuple[str, bytes]:
+    """Return the first of these files that exists, and its content; ("", b"") for a domain that never ran.
+
+    `read` raises OSError. Raises BackupError if one cannot be read.
+    """
+    for path in paths:
+        if content := read_nvram(path, State.SHUT_OFF, read):
+            return path, content
+    return "", b""
 
 
 def require_written(path: str, nvram: bytes) -> None:

@@ -111,6 +111,25 @@ def test_a_domain_that_is_shut_off_has_no_live_xml_and_may_have_no_nvram_yet(
     assert (definition.live_xml, definition.nvram_path, definition.nvram) == ("", str(nvram), b"")
 
 
+@pytest.mark.parametrize(
+    ("state", "ending", "content"),
+    [(SHUT_OFF, "fd", b"\0own"), (SHUT_OFF, "qcow2", b"\0own"), (SHUT_OFF, "", b""), ("", "fd", b"")],
+    ids=["shut off", "qcow2", "never ran", "running"],
+)
+def test_nvram_that_only_libvirt_s_rule_names_is_found_while_the_domain_is_shut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, ending: str, content: bytes
+) -> None:
+    """The live XML names it, the inactive one of libvirt before 9.2 does not."""
+    monkeypatch.setattr("backup.hypervisor.firmware.NVRAM_DIRECTORY", str(tmp_path))
+    path = tmp_path / f"web_VARS.{ending}"
+    if ending:
+        path.write_bytes(b"\0own")
+    chosen = domain_element("web", UUID, state=state).replace("<os>", "<os firmware='efi'>")
+    with Hypervisor(node_uri(tmp_path / "node.xml", chosen)) as hypervisor:
+        definition = hypervisor.definition(hypervisor.domain(UUID))
+    assert (definition.nvram_path, definition.nvram) == (str(path) if content else "", content)
+
+
 def test_the_definition_knows_whether_the_domain_starts_with_its_node(hypervisor: Hypervisor) -> None:
     assert hypervisor.definition(domain()).autostart is False
     hypervisor.set_autostart(UUID, True)
