@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
-from ..errors import AlreadyFrozen
+from ..errors import AlreadyFrozen, CannotFreeze
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.errors import HypervisorError
 from ..model import Domain, State
@@ -67,7 +67,7 @@ class AgentWait:
             return False
         try:
             self.hypervisor.probe_agent(domain, agent_timeout(self.settings), self.check_stop)
-        except AlreadyFrozen:
+        except (AlreadyFrozen, CannotFreeze):  # it answers; the freeze reports it
             return True
         except HypervisorError:
             return False

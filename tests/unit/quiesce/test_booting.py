@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import pytest
 
-from backup.errors import AlreadyFrozen, BackupError, Interrupted
+from backup.errors import AlreadyFrozen, BackupError, CannotFreeze, Interrupted
 from backup.hypervisor.errors import HypervisorError
 from backup.model import Domain, Override, State
 from backup.quiesce import booting
@@ -105,6 +105,12 @@ def test_other_domains_are_not_waited_for(guest: Booting, age: float | None, cha
 
 def test_a_guest_that_another_program_has_frozen_answers(guest: Booting) -> None:
     guest.hypervisor.probe_error = AlreadyFrozen("another program has already frozen the guest")
+    assert guest.wait(0, agent_connected=True) == 0
+
+
+def test_a_guest_that_must_not_be_frozen_answers(guest: Booting) -> None:
+    """It is paused, and saved, as it is later."""
+    guest.hypervisor.probe_error = CannotFreeze("its file systems cannot be listed")
     assert guest.wait(0, agent_connected=True) == 0
 
 
