@@ -52,7 +52,7 @@ def _understood(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         hint = "is that qemu-guest-agent, and not broken? restart or reinstall it in the guest"
         raise HypervisorError(f"the guest agent answers, but {what} cannot be understood", hint) from error
 

@@ -194,10 +194,11 @@ def test_no_answer_of_an_agent_ends_in_a_traceback(answer: str, monkeypatch: pyt
         agent.freeze(["/many"] * 300)
 
 
+@pytest.mark.parametrize("answer", ['{"frozen": "all"}', "1e999", "NaN"])
 def test_a_number_of_frozen_file_systems_that_is_none_is_a_failed_freeze(
-    monkeypatch: pytest.MonkeyPatch,
+    answer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", lambda *_: '{"return": {"frozen": "all"}}')
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", lambda *_: f'{{"return": {answer}}}')
     with pytest.raises(HypervisorError, match="the number of frozen file systems cannot be understood"):
         GuestAgent(Bounded(Handle(), 5), 5, 0).freeze(["/many"] * 300)
 
