@@ -175,6 +175,7 @@ class QuiescedSnapshots:
             # perhaps the client of an earlier attempt whose worker was killed
             raise TransientError(message, "the cluster forgets a killed client within half a minute")
         if of_another_node:
+            _require_same_state(domain, hypervisor, self.stop.check)  # or it is its own QEMU, by now
             raise Skipped(message)
         if required:
             raise BackupError(message, "a freeze is required, but stops the writes of this domain only")

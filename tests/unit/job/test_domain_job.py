@@ -299,6 +299,22 @@ def test_with_min_age_a_domain_that_runs_on_another_node_is_skipped(make: MakeNo
     assert result.reason.startswith("vms/root is in use by other clients too: ")
 
 
+def test_with_min_age_a_domain_that_starts_here_meanwhile_is_retried(make: MakeNode) -> None:
+    """Its own QEMU is no client of another node: skipped, it would not be saved at all."""
+    node = make(domain(state=State.SHUT_OFF, disks=(ROOT,)))
+    create = node.cluster.create_snapshot
+
+    def start(*of: Any) -> None:
+        create(*of)
+        node.hypervisor.listed = domain(disks=(ROOT,))
+        node.cluster.watching = {"vms/root": 1}
+
+    node.cluster.create_snapshot = start  # type: ignore[method-assign, assignment]
+    result = node.back_up(min_age=3600)
+    assert (result.status, result.transient, node.output.points) == (Status.FAILED, True, [])
+    assert result.reason == "the domain is running by now, it was shut off"
+
+
 def test_with_min_age_a_retry_skips_no_domain_for_clients_that_a_killed_worker_may_have_left(
     make: MakeNode,
 ) -> None:
