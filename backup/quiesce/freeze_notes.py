@@ -51,6 +51,10 @@ class Note:
         """Whether the process that has to thaw or resume it is alive."""
         return is_running(self.owner) if self.owner else not self.overdue()
 
+    def is_same(self, other: Note) -> bool:
+        """Return whether both are of the same freeze or pause."""
+        return (self.owner, self.possible) == (other.owner, other.possible)
+
     def overdue(self, seconds: float = 0) -> bool:
         """Return whether the thaw or resume is late by more than so many seconds."""
         return time.monotonic() > self.until + seconds
@@ -133,6 +137,16 @@ class FreezeNotes:
         with suppress(OSError):  # then the old note stays: its owner may be killed a little earlier
             self._put(replace(note, until=until, releasing=True))
 
+    def forget_instance(self, note: Note) -> None:
+        """Record that the domain goes on at its next start as it was quiesced: libvirt has saved its memory.
+
+        Unless a newer note of it exists by now.
+        """
+        current = self._current(note.uuid)
+        if current and current.is_same(note) and current.instance != -1:
+            with suppress(OSError):  # then its next start counts as a new one
+                self._put(replace(current, instance=-1))
+
     def remove(self, uuid: str) -> None:
         """Record that the domain runs. Raises BackupError."""
         path = self._path(uuid)
@@ -144,9 +158,12 @@ class FreezeNotes:
 
     def remove_unless_newer(self, note: Note) -> None:
         """Record that the domain runs, unless a newer note of it exists by now. Raises BackupError."""
-        current = next((one for one in self.all() if one.uuid == note.uuid), None)
-        if current is None or (current.owner, current.possible) == (note.owner, note.possible):
+        current = self._current(note.uuid)
+        if current is None or current.is_same(note):
             self.remove(note.uuid)
+
+    def _current(self, uuid: str) -> Optional[Note]:
+        return next((one for one in self.all() if one.uuid == uuid), None)
 
     def exists(self, uuid: str) -> bool:
         return self._path(uuid).exists()

@@ -18,7 +18,7 @@ from ..hypervisor.guest_agent import is_silent
 from ..model import Domain, State
 from ..settings import Settings
 from ..system.process_group import ProcessId, process_id, sees_own_pids
-from .freeze_notes import Method, Note
+from .freeze_notes import FreezeNotes, Method, Note
 
 AGENT_SHARE = 1 / 3  # of FREEZE_TIMEOUT: what the guest agent gets for an answer
 AGENT_JOB = 30  # seconds that libvirt lets a call wait for another one of the same agent (qemu_domainjob.c)
@@ -73,7 +73,9 @@ class Thaw:
         try:
             state = self.hypervisor.state(uuid)
             if state is not State.ELSEWHERE:
-                return self._undo(self.hypervisor, state, self._was_restarted())
+                # a busy one may be getting back the memory that it had when it was quiesced
+                restarted = state is not State.BUSY and self._was_restarted()
+                return self._undo(self.hypervisor, state, restarted)
         except DomainGone:
             state = State.SHUT_OFF
         with suppress(DomainGone):
@@ -124,6 +126,7 @@ class Thaw:
         if state in (State.SHUT_OFF, State.CRASHED):
             return True
         if state is State.SAVED:
+            FreezeNotes(self.settings.runtime_dir).forget_instance(self.note)
             message = "the guest was saved while it was frozen or paused, and will start like that"
             raise BackupError(message, f"start it, then {COMMAND} cleanup")
         if self.note.method is Method.PAUSE:

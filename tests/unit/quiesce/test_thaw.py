@@ -165,6 +165,46 @@ def test_a_restarted_guest_needs_no_thaw_even_without_an_agent(
     assert not node.has_note
 
 
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_that_was_saved_while_quiesced_is_thawed_or_resumed_once_it_was_started(
+    node: Node, dead: ProcessId, method: Method
+) -> None:
+    """It goes on as it was saved, but with another ID; and its agent may need a moment."""
+    node.note(method, dead, seconds=0)
+    node.web.listed = domain(state=State.SAVED, instance=-1)
+    assert node.round() == 1
+    node.web.listed = domain(instance=8)
+    node.web.frozen, node.web.paused = method is Method.FREEZE, method is Method.PAUSE
+    node.web.failing_thaws = node.web.failing_resumes = 1
+    wait_for_its_turn()
+    assert node.round() == 1
+    assert node.has_note
+    wait_until(lambda: not node.round(), 10, "its agent answers")
+    assert (node.web.moves, node.has_note) == (True, False)
+
+
+@pytest.mark.parametrize("method", Method)
+def test_a_guest_that_is_busy_is_not_taken_for_one_that_was_started_anew(
+    node: Node, dead: ProcessId, method: Method
+) -> None:
+    """libvirt may be giving it back the memory with which it was saved."""
+    node.note(method, dead, seconds=0)
+    node.web.listed = domain(state=State.BUSY, instance=8)
+    node.web.failing_thaws = node.web.failing_resumes = FOR_EVER
+    assert node.round() == 1
+    assert node.has_note
+
+
+def test_a_newer_note_keeps_the_start_that_it_names(node: Node, dead: ProcessId, alive: ProcessId) -> None:
+    old = node.note(Method.PAUSE, dead)
+    node.note(Method.PAUSE, alive)
+    node.notes.forget_instance(replace(old, owner=dead))
+    assert [note.instance for note in node.notes.all()] == [7]
+    (newer,) = node.notes.all()
+    node.notes.forget_instance(newer)
+    assert [note.instance for note in node.notes.all()] == [-1]
+
+
 def test_the_thaw_of_a_guest_without_its_agent_is_retried_after_growing_pauses(
     node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
