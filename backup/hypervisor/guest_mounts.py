@@ -32,11 +32,19 @@ class PartialFreeze:
     unknown: tuple[str, ...] = ()
 
     def require_known(self) -> None:
-        """Raise CannotFreeze if a file system may lie in a file of the guest or on a disk."""
+        """Raise CannotFreeze if a file system may lie in a file of the guest or on a disk.
+
+        Also if there is nothing to freeze.
+        """
         if self.unknown:
             message = f"it is not known whether {', '.join(self.unknown)} is in a file of the guest"
             hint = "then it must not be frozen; qemu-guest-agent 5.2 in the guest lists what it is made of"
             raise CannotFreeze(message, hint)
+        if not self.freeze:  # no mountpoint at all means every one to libvirt
+            message = (
+                f"all that could be frozen is mounted below {', '.join(self.leave)}, in files of the guest"
+            )
+            raise CannotFreeze(message, "those must not be frozen; mount what they hide elsewhere, too")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 
 from backup.errors import AlreadyFrozen, BackupError, DomainGone, FreezeFailed, Interrupted, TransientError
 from backup.hypervisor.errors import HypervisorError
-from backup.hypervisor.guest_mounts import PartialFreeze
+from backup.hypervisor.guest_mounts import Mount, PartialFreeze, partial_freeze
 from backup.model import Consistency, Domain, Level, State
 from backup.quiesce import freeze
 from backup.quiesce.freeze import Quiesced, Quiescer
@@ -256,6 +256,19 @@ def test_a_file_system_of_which_nobody_knows_whether_it_can_be_frozen_is_never_l
     with raises(MAYBE_A_FILE, FreezeFailed), guest.quiesced(freeze="required"):
         pytest.fail("the block must not begin")
     assert "freeze" not in guest.hypervisor.asked
+
+
+def test_where_nothing_is_left_to_freeze_not_all_is_frozen(guest: Guest) -> None:
+    """An empty list of mountpoints means all of them to libvirt, those in files too."""
+    on_disk: Mount = ("/data", "vda1", "ext4", ["vda"])
+    in_file: Mount = ("/data", "loop0", "ext4", [])
+    guest.hypervisor.partial = partial_freeze([on_disk, in_file])
+    with guest.quiesced() as quiesced:
+        assert guest.hypervisor.paused
+    assert quiesced.consistency is Consistency.PAUSED
+    assert "freeze" not in guest.hypervisor.asked
+    (warning,) = guest.recorder.told(Level.WARNING)
+    assert warning.startswith("not frozen: all that could be frozen is mounted below /data, in files of")
 
 
 @pytest.mark.parametrize(("wanted", "asked"), [("auto", "pause"), ("required", "freeze")])
