@@ -260,13 +260,13 @@ class DomainJob:
             snapshot.image,
             domain,
             self.reporter,
-            spared=spared,
             require_lock=self.require_lock,
         )
         try:
-            remove()
+            remove(spared=spared)
         except SnapshotInUse:
-            stack.enter_context(undone_by(remove, self.reporter, domain.name))
+            later = partial(remove, spared={*spared, snapshot.name})  # that may be the next run's base
+            stack.enter_context(undone_by(later, self.reporter, domain.name))
 
     def _warn(self, text: str) -> None:
         self.reporter.message(Level.WARNING, self.order.name, text)

@@ -9,6 +9,7 @@ from typing import Callable, Optional
 
 import pytest
 
+from backup.ceph.errors import SnapshotInUse
 from backup.errors import BackupError, Interrupted, PreviousBackupDamaged, TransientError
 from backup.job.domain_job import DomainJob
 from backup.job.job_order import JobOrder
@@ -143,6 +144,25 @@ def test_a_leftover_without_a_restore_point_is_removed_before_anything_is_saved(
     add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
     node.back_up()
     assert keeping(node).there == [{f"{OWNED}{RUN}"}] * 2
+
+
+def test_a_leftover_that_was_in_use_is_removed_later_without_the_snapshot_that_could_not_be_renamed(
+    node: PaperNode,
+) -> None:
+    """That one serves the next run under its present name."""
+    add(node, f"{OWNED}20220101T000000Z-xxxx", 5)
+    node.cluster.failing = {("rename", "vms/root")}
+    remove = node.cluster.remove_snapshot
+
+    def in_use(image: Image, name: str) -> None:
+        if not node.output.points:
+            raise SnapshotInUse(f"snapshot {name} of image {image} is in use")
+        remove(image, name)
+
+    node.cluster.remove_snapshot = in_use  # type: ignore[method-assign]
+    result = node.back_up()
+    assert result.reason.startswith(f"saved, but cannot rename snapshot {OWNED}{RUN}")
+    assert left(node) == [{f"{OWNED}{RUN}"}, {f"{KEPT}{RUN}"}]
 
 
 def test_what_a_crashed_attempt_left_is_removed_even_if_its_restore_point_is_complete(
