@@ -70,7 +70,8 @@ class GuestAgent:
         """
         self._limit = libvirt_timeout + timeout
         self._handle = handle.within(self._limit).until_stop(check_stop)
-        self._reset = handle.within(self._limit if check_stop is never_stop else RESET_LIMIT)
+        reset_limit = self._limit if check_stop is never_stop else RESET_LIMIT
+        self._reset = handle.within(reset_limit).until_stop(never_stop)
         self._check_stop = check_stop
         self._timeout = timeout
 

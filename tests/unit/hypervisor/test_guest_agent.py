@@ -284,6 +284,25 @@ def test_a_request_to_stop_ends_a_probe_at_once_and_resets_the_agent_s_limit(
     assert handle.limit == libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
 
 
+def test_the_agent_s_limit_is_reset_even_where_libvirt_s_object_hears_the_request_to_stop() -> None:
+    stop = StopRequest()
+
+    class SlowHandle(Handle):
+        def agentSetResponseTimeout(self, timeout: int) -> None:  # noqa: N802
+            if stop.requested:
+                time.sleep(0.5)
+            super().agentSetResponseTimeout(timeout)
+
+    def request() -> None:
+        stop.request(Interrupted("stopped by SIGTERM", 15))
+        time.sleep(1)
+
+    handle = SlowHandle(fsInfo=request)
+    with raises("stopped by SIGTERM", Interrupted):
+        GuestAgent(Bounded(handle, 20, stop.check), 20, 0, stop.check).probe()
+    assert handle.limit == libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK
+
+
 LISTED = [("/", "vda1", "ext4", ["vda"])]
 
 
