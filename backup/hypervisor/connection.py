@@ -22,7 +22,7 @@ from .described_domain import described
 from .disk_xml import Places
 from .domain_state import cancel_migration, has_job, not_saved, state_of
 from .errors import HypervisorError, libvirt_errors
-from .firmware import new_nvram, with_current_loader, writable_loader
+from .firmware import unnamed_nvram, with_current_loader, writable_loader
 from .guest_agent import GuestAgent
 from .guest_mounts import Mount, PartialFreeze
 from .mapped_device import mapped_image
@@ -139,8 +139,7 @@ class Hypervisor:
         def read() -> tuple[str, bytes]:
             if path or live:
                 return path, read_nvram(path, domain.state, self._read)
-            # before 9.2, if libvirt chose the firmware itself, only the live XML names the file
-            return first_nvram(new_nvram(inactive, domain.name), self._read)
+            return first_nvram(unnamed_nvram(inactive, domain.name), self._read)
 
         path_and_nvram = self._of_node(read, check_stop=check_stop) if self.local else read()
         return Definition(inactive, live, *path_and_nvram, autostart, besides)

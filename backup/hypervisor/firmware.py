@@ -33,6 +33,17 @@ def new_nvram(xml: str, name: str) -> Sequence[str]:
     return []
 
 
+def unnamed_nvram(xml: str, name: str) -> Sequence[str]:
+    """Return the paths where libvirt may have NVRAM of a domain that is shut off, as it has chosen itself.
+
+    Before 9.2 it names the file in no definition, only in the XML of the running domain.
+    """
+    system = ElementTree.fromstring(xml).find("os[@firmware='efi']")
+    if system is None or system.find("loader[@stateless='yes']") is not None:
+        return []
+    return new_nvram(xml, name)
+
+
 def writable_loaders(domain: Element) -> Iterator[Element]:
     """Yield the <loader> if the guest writes to its file."""
     for system in domain.findall("os"):

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from backup.hypervisor.firmware import of_guest, with_current_loader, writable_loader
+from backup.hypervisor.firmware import (
+    NVRAM_DIRECTORY,
+    of_guest,
+    unnamed_nvram,
+    with_current_loader,
+    writable_loader,
+)
 from backup.hypervisor.restored_xml import redefined
 from backup.model import Definition, NodeFile
 
@@ -70,3 +76,23 @@ def test_the_firmware_of_a_running_guest_is_read_again(tmp_path: Path) -> None:
     loader.unlink()
     with raises(f"cannot read the domain's firmware {loader}: no such file or directory"):
         with_current_loader(definition)
+
+
+@pytest.mark.parametrize(
+    ("system", "expected"),
+    [
+        ("<os firmware='efi'/>", ["web_VARS.fd", "web_VARS.qcow2"]),
+        ("<os firmware='efi'><loader secure='yes'/></os>", ["web_VARS.fd", "web_VARS.qcow2"]),
+        ("<os firmware='efi'><loader stateless='yes'/></os>", []),
+        ("<os firmware='efi'><nvram type='network'/></os>", []),
+        ("<os firmware='bios'/>", []),
+        ("<os><loader type='pflash' readonly='no'>/srv/fw.fd</loader></os>", []),
+        ("<os/>", []),
+        ("", []),
+    ],
+)
+def test_only_libvirt_s_own_choice_of_uefi_has_nvram_that_nothing_names(
+    system: str, expected: list[str]
+) -> None:
+    paths = [f"{NVRAM_DIRECTORY}/{name}" for name in expected]
+    assert unnamed_nvram(f"<domain>{system}</domain>", "web") == paths
