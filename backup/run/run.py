@@ -260,8 +260,8 @@ class Run:
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
     def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
-        state_dir, check_stop = self.settings.state_dir, self._at_the_end()
-        return confirmed(results, self.run, self.output, self.reporter, state_dir, check_stop)
+        state_dir, failed, check_stop = self.settings.state_dir, self._failed_points, self._at_the_end()
+        return confirmed(results, self.run, self.output, self.reporter, state_dir, failed, check_stop)
 
     def _discard_own(self, wait_if_busy: bool) -> None:
         failed, check_stop = self._failed_points, self._at_the_end()
