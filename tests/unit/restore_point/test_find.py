@@ -33,6 +33,15 @@ def test_domains_are_selected_by_name_pattern_or_uuid(names: list[str], meant: l
     assert points_of_domains([WEB, HALF], names) == meant
 
 
+def test_a_name_that_a_domain_has_is_no_pattern() -> None:
+    """`prune 'web[1]'` must not remove web1's restore points."""
+    other = replace(HALF, domain="web[1]")
+    points = [replace(WEB, domain="web1"), other]
+    assert points_of_domains(points, ["web[1]"]) == [other]
+    assert points_of_domains(points[:1], ["web[1]"]) == points[:1]
+    assert points_of_domains(points, ["web*"]) == points
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "`main.py restore-points` lists all")]
 )
