@@ -69,7 +69,8 @@ class Drill:
             if self.stop.signal_number and any_abandoned():  # its images may be left
                 record(tried=tried)  # the next drill takes this domain again, and removes them
             # of the transient ones, a timeout, a locked repository: nothing is wrong with the restore point
-            if isinstance(error, (Interrupted, NotPossibleHere)) or error.transient:
+            may_pass = error.transient and not error.damaged
+            if isinstance(error, (Interrupted, NotPossibleHere)) or may_pass:
                 raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
