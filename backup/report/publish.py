@@ -1,4 +1,4 @@
-"""Publishes the report of a run: REPORT_FILE, the history in STATE_DIR, METRICS_FILE."""
+"""Publishes the report of a run: REPORT_FILE and the history in STATE_DIR; and METRICS_FILE."""
 
 from __future__ import annotations
 
@@ -35,7 +35,6 @@ def publish(result: RunResult, settings: Settings, reporter: Reporter) -> Report
     except OSError as error:
         message = f"cannot store the report in {settings.state_dir}: {reason(error)}"
         _report_error(BackupError(message, "see STATE_DIR"), reporter)
-    publish_metrics(settings, reporter, report)
     return report
 
 

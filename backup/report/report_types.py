@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional, TypedDict
 
+SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
+
 
 class ImageEntry(TypedDict):
     """A saved image."""

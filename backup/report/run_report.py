@@ -13,9 +13,7 @@ from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
 from ..job_result import JobResult, Status, Timeline
 from ..stored import SavedImage
 from .domain_record import DomainRecord
-from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
-
-SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
+from .report_types import SCHEMA, DomainEntry, ImageEntry, Report, TimelineEntry
 
 
 def new_run_id() -> str:

@@ -17,10 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from backup import __version__
 from backup.job_result import JobResult, Status
 from backup.model import Consistency, Level
+from backup.report import publish as publishing
 from backup.report.copy_record import CopyRecord
 from backup.report.domain_record import DomainRecord, DomainRecords
 from backup.report.metrics import exposition
-from backup.report.publish import publish, publish_metrics
+from backup.report.publish import publish_metrics
 from backup.report.run_report import RunResult, report_json
 from backup.settings import Settings
 from backup.stored import SavedImage
@@ -140,6 +141,10 @@ def test_promtool_finds_no_error() -> None:
 def test_the_manual_explains_each_metric() -> None:
     page = (ROOT / "res/docs/monitoring.md").read_text()
     assert [name for name in names_in(WHOLE) if f"| `{name}` | " not in page] == []
+
+
+def publish(result: RunResult, chosen: Settings, recorder: Recorder) -> None:
+    publish_metrics(chosen, recorder, publishing.publish(result, chosen, recorder))
 
 
 def settings_in(directory: Path, **changes: Any) -> Settings:
