@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
 from ..job_result import JobResult, Status, Timeline
+from ..selection import ON_OVERLAYS
 from ..stored import SavedImage
 from .domain_record import DomainRecord
 from .report_types import SCHEMA, DomainEntry, ImageEntry, Report, TimelineEntry
@@ -80,7 +81,7 @@ def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Repor
         "named": list(result.named),
         "errors": list(result.errors),
         "domains": [
-            _domain(one, records.get(one.uuid, DomainRecord()), selected)
+            _domain(one, records.get(one.uuid, DomainRecord()), selected or one.reason == ON_OVERLAYS)
             for selected, ones in ((True, result.results), (False, result.not_selected))
             for one in ones
         ],

@@ -16,7 +16,7 @@ from ..orphaned.places import domains_of_nodes
 from ..protocols import Output, Reporter
 from ..report.domain_record import read_records
 from ..restore_point.known_points import remember
-from ..selection import choose
+from ..selection import ON_OVERLAYS, choose
 from ..settings import Settings
 from ..stored import StoredPoint
 from ..system.time_limit import CheckStop
@@ -93,6 +93,8 @@ class StatusSearch:
     def _named(
         self, names: Sequence[str], defined: Sequence[Domain], points: Sequence[StoredPoint]
     ) -> Sequence[DomainStatus]:
-        selected = [one.domain for one in choose(defined, self.settings) if not one.skipped]
+        choices = choose(defined, self.settings)
+        # an instant restore that never ends must not hide that there are no backups
+        selected = [one.domain for one in choices if one.skipped in ("", ON_OVERLAYS)]
         found = all_domains(selected, points, read_records(self.settings.state_dir))
         return named([replace(one, group=self.settings.group) for one in found], names)

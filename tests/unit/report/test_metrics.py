@@ -23,6 +23,7 @@ from backup.report.domain_record import DomainRecord, DomainRecords
 from backup.report.metrics import exposition
 from backup.report.publish import publish_metrics
 from backup.report.run_report import RunResult, report_json
+from backup.selection import ON_OVERLAYS
 from backup.settings import Settings
 from backup.stored import SavedImage
 from tests.dashboard import for_all, queries
@@ -119,6 +120,14 @@ def test_a_domain_that_another_node_backs_up_has_only_some_metrics() -> None:
         "domain_last_drill_timestamp_seconds web",
         "domain_proof_failed web",
     }
+
+
+def test_a_domain_keeps_its_metrics_while_an_instant_restore_of_it_has_not_ended() -> None:
+    """No backup is made of it: the age of its restore points has to be seen."""
+    skipped = JobResult("web", UUID, Status.SKIPPED, ON_OVERLAYS)
+    found = values(text_of(run_of(not_selected=(skipped,)), run_of(SAVED)))
+    assert found["domain_last_success_timestamp_seconds web"] == TAKEN.timestamp()
+    assert text_of(run_of(not_selected=(EXCLUDED,))).count("test7") == 0
 
 
 def test_a_run_that_could_do_nothing_has_metrics_and_removes_no_domain() -> None:

@@ -91,6 +91,17 @@ def test_domains_that_this_node_does_not_back_up_are_not_judged(uri: str) -> Non
     assert (nothing.exit_code, nothing.text) == (0, "OK: this node backs up no domain")
 
 
+def test_an_instant_restore_that_never_ends_does_not_hide_that_there_are_no_backups(tmp_path: Path) -> None:
+    """Backups skip the domain until it is moved to its restored images."""
+    on_overlay = domain_element("web", UUID, rbd("vms/a.virt-rbd-backup.overlay"))
+    uri = node_uri(tmp_path / "node.xml", on_overlay)
+    assert (
+        judged(uri, point(UUID, "web", 25)).text == "OK: 1 of 1 domains have a restore point of the last 26 h"
+    )
+    assert judged(uri, point(UUID, "web", 900)).exit_code == 2
+    assert judged(uri, point(UUID, "web", 900), exclude_domains=["web"]).exit_code == 0
+
+
 def test_what_cannot_be_found_out_is_unknown(uri: str) -> None:
     good = [point(UUID, "web", 1), point(OTHER_UUID, "db", 1)]
     elsewhere = "test:///nowhere.xml"
