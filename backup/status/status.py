@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ..errors import BackupError, ConfigError
 from ..hypervisor.connections import Hypervisors
+from ..job.failed_points import FailedPoints
 from ..model import Domain, Level
 from ..orphaned.places import domains_of_nodes
 from ..protocols import Output, Reporter
@@ -64,8 +65,10 @@ class StatusSearch:
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        settings, points = self.settings, self.output.restore_points(self.check_stop)
-        remember(points, settings.state_dir)
+        settings, listed = self.settings, self.output.restore_points(self.check_stop)
+        remember(listed, settings.state_dir)
+        failed = FailedPoints(settings.state_dir).all()  # they look complete; the next run removes them
+        points = [point for point in listed if point.id not in failed]
         try:
             hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.check_stop)
         except BackupError as error:

@@ -11,9 +11,10 @@ from typing import Callable
 import pytest
 
 from backup.errors import BackupError, Interrupted
+from backup.job.failed_points import FailedPoints
 from backup.status.max_age import Verdict, judge
 from backup.status.status import StatusSearch
-from backup.stored import StoredPoint
+from backup.stored import PointId, StoredPoint
 
 from ..disk_elements import rbd
 from ..driver_node import domain_element, node_uri
@@ -100,6 +101,15 @@ def test_an_instant_restore_that_never_ends_does_not_hide_that_there_are_no_back
     )
     assert judged(uri, point(UUID, "web", 900)).exit_code == 2
     assert judged(uri, point(UUID, "web", 900), exclude_domains=["web"]).exit_code == 0
+
+
+def test_a_restore_point_that_failed_and_is_still_there_does_not_count(uri: str, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    old = replace(point(UUID, "web", 27), id=PointId("20240101T000000Z-aaaa", UUID))
+    points = [old, point(UUID, "web", 1), point(OTHER_UUID, "db", 1)]
+    assert judged(uri, *points, state_dir=state).exit_code == 0
+    FailedPoints(state).add(points[1].id)
+    assert judged(uri, *points, state_dir=state).text.endswith("26 h: web (27 h)")
 
 
 def test_what_cannot_be_found_out_is_unknown(uri: str) -> None:
