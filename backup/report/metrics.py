@@ -110,7 +110,7 @@ RUN_METRICS: Sequence[tuple[str, str, Callable[[Report], float]]] = (
 COPY_METRICS: Sequence[tuple[str, str, Callable[[CopyRecord], float]]] = (
     (
         "finished_timestamp_seconds",
-        "Time when the last copy to the second repository ended.",
+        "Time when the last copy to the second repository ended, 0 if there was none.",
         lambda copy: _seconds(copy.finished),
     ),
     (

@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backup import __version__
@@ -184,6 +185,14 @@ def test_a_verification_updates_the_metrics_at_once(tmp_path: Path) -> None:
     publish_metrics(of_test, Recorder())
     found = values((tmp_path / "backup.prom").read_text())
     assert (found["domain_proof_failed web"], found["run_exit_code"]) == (1, 0)
+
+
+@pytest.mark.parametrize("repository", ["", "/srv/copy"])
+def test_a_copy_that_never_ran_is_seen_by_the_alert(tmp_path: Path, repository: str) -> None:
+    publish_metrics(settings_in(tmp_path, copy_repository=repository), Recorder())
+    found = values((tmp_path / "backup.prom").read_text())
+    expected = {"copy_finished_timestamp_seconds": 0, "copy_failed": 0} if repository else {}
+    assert {name: value for name, value in found.items() if name.startswith("copy_")} == expected
 
 
 def test_an_unusable_state_directory_does_not_hide_this_run(tmp_path: Path) -> None:
