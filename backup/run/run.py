@@ -27,7 +27,7 @@ from ..quiesce.thaw_rounds import thaw_guests
 from ..report.run_report import RunResult, new_run_id
 from ..restore_point.known_points import remember
 from ..settings import Settings
-from ..stored import PointId, StoredPoint
+from ..stored import PointId, StoredPoint, is_future
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
@@ -175,7 +175,8 @@ class Run:
         self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         failed = {point.uuid for point in self._failed_points}  # the output may take it for a backup
-        newest = {point.id.uuid: point.taken for point in points if point.manifest_id}
+        saved = [point for point in points if point.manifest_id and not is_future(point.taken)]
+        newest = {point.id.uuid: point.taken for point in saved}
         passes = (
             0 if self.output.keeps_base_snapshots else 1 + verify
         )  # 0: the size of the changes is unknown

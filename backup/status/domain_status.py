@@ -12,7 +12,7 @@ from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..model import Domain
 from ..report.domain_record import DomainRecord
-from ..stored import StoredPoint
+from ..stored import CLOCK_ERROR, StoredPoint, is_future
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,16 @@ class DomainStatus:
         return max(timedelta(), now - self.newest.taken) if self.newest else None
 
     def is_late(self, now: datetime, limit: timedelta) -> bool:
-        """Return whether it has no restore point that is at most as old as the limit."""
+        """Return whether it has no restore point that is at most as old as the limit.
+
+        The age of one from the future is unknown, and must not pass for 0 until that time has come.
+        """
         age = self.age(now)
-        return age is None or age > limit
+        return age is None or age > limit or self.is_from_future(now)
+
+    def is_from_future(self, now: datetime) -> bool:
+        """Return whether all its restore points are from the future: a clock was wrong."""
+        return self.newest is not None and self.newest.taken > now + CLOCK_ERROR
 
 
 def all_domains(
@@ -60,9 +67,11 @@ def all_domains(
 ) -> Sequence[DomainStatus]:
     """Return the domains that this node backs up, and those with a restore point, by name.
 
-    `points` are the oldest first, as outputs list them. A domain has the name of its definition on this node,
-    or of its newest restore point.
+    `points` are the oldest first, as outputs list them; those of the future, which a wrong clock made, are no
+    domain's newest one if there are others. A domain has the name of its definition on this node, or of its
+    newest restore point.
     """
+    points = sorted(points, key=lambda point: not is_future(point.taken))
     here = {domain.uuid: domain.name for domain in selected}
     names = {**{point.id.uuid: point.domain for point in points}, **here}
     newest = {point.id.uuid: point for point in points if point.manifest_id}

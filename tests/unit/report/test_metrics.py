@@ -131,6 +131,16 @@ def test_a_domain_keeps_its_metrics_while_an_instant_restore_of_it_has_not_ended
     assert text_of(run_of(not_selected=(EXCLUDED,))).count("test7") == 0
 
 
+def test_a_time_of_the_future_is_none_in_the_metrics() -> None:
+    """Or no alert would fire before it has come."""
+    future = "2999-01-01T00:00:00+00:00"
+    known = {UUID: DomainRecord(saved=future, verified=future, drilled=future)}
+    found = values(text_of(run_of(SAVED), known=known))
+    names = ("last_success", "last_verified", "last_drill")
+    times = [found[f"domain_{name}_timestamp_seconds web"] for name in names]
+    assert times == [TAKEN.timestamp(), 0, 0]
+
+
 def test_a_run_that_could_do_nothing_has_metrics_and_removes_no_domain() -> None:
     nothing = run_of(nothing_done=True, errors=("no libvirt",))
     found = values(text_of(nothing, run_of(SAVED)))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable
 
@@ -152,6 +153,22 @@ def test_an_order_has_the_domain_s_restore_points_if_the_output_builds_on_them(
     Run(chosen, output, Recorder(), StopRequest(), RUN).back_up(())
     known = {order.name: list(order.known) for order in pool.orders}
     assert known == {"db": [], "web": points[:2] if keeps else []}
+
+
+def test_with_min_age_a_restore_point_of_the_future_skips_no_domain(
+    uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
+) -> None:
+    """Of a clock that was wrong once: until that time has come there would be no backup."""
+    output = NothingLeft()
+    late = datetime.now(timezone.utc) + timedelta(days=900)
+    output.points = [
+        held_point("first", UUID, "1"),
+        replace(held_point("second", UUID, "2"), taken=late),
+        replace(held_point("third", OTHER_UUID, "3"), taken=late),
+    ]
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"), min_age=3600)
+    Run(chosen, output, Recorder(), StopRequest(), RUN).back_up(())
+    assert {order.name: order.last_saved for order in pool.orders} == {"db": None, "web": TAKEN}
 
 
 def test_named_domains_are_saved_whatever_their_age(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Callable
 
@@ -110,6 +110,15 @@ def test_a_restore_point_that_failed_and_is_still_there_does_not_count(uri: str,
     assert judged(uri, *points, state_dir=state).exit_code == 0
     FailedPoints(state).add(points[1].id)
     assert judged(uri, *points, state_dir=state).text.endswith("26 h: web (27 h)")
+
+
+def test_a_restore_point_of_the_future_is_not_new_enough(uri: str) -> None:
+    """With a clock that was wrong once, a domain would be judged as saved for years."""
+    late = replace(point(UUID, "web", 0), taken=datetime.now(timezone.utc) + timedelta(days=900))
+    old, db = point(UUID, "web", 27), point(OTHER_UUID, "db", 1)
+    assert judged(uri, late, db).text.endswith("26 h: web (from the future: a clock was wrong)")
+    assert judged(uri, old, db, late).text.endswith("26 h: web (27 h)")
+    assert judged(uri, point(UUID, "web", 2), db, late).exit_code == 0
 
 
 def test_what_cannot_be_found_out_is_unknown(uri: str) -> None:

@@ -60,6 +60,7 @@ def drill(
     [
         ({}, UUID),
         ({UUID: DomainRecord(tried="2024-02-03")}, OTHER_UUID),
+        ({UUID: DomainRecord(tried="2999-01-01"), OTHER_UUID: DomainRecord(tried="2024-02-03")}, UUID),
         ({UUID: DomainRecord(tried="2024-02-03"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, OTHER_UUID),
         ({UUID: DomainRecord(tried="2024-02-01"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, UUID),
     ],
