@@ -121,6 +121,8 @@ def _end_of_time(at: str) -> datetime | None:
             return datetime.strptime(at, form).replace(tzinfo=timezone.utc) + length
         except ValueError:
             continue
+        except OverflowError:  # its end is after the last time that there is
+            return datetime.max.replace(tzinfo=timezone.utc)
     return None
 
 

@@ -93,6 +93,8 @@ NEWEST = replace(LATER, id=PointId("20240206T040506Z-half", UUID), manifest_id="
         ("2024-02-03 04:05:06", WEB),
         ("2024-02-05T04:05:06Z", LATER),
         ("2030-01-01", LATER),
+        ("9999-12-31", LATER),
+        ("9999-12-31T23:59:59Z", LATER),
     ],
 )
 def test_a_restore_point_is_selected_by_run_or_time(at: str, meant: StoredPoint) -> None:
