@@ -69,14 +69,16 @@ class StatusSearch:
         remember(listed, settings.state_dir)
         failed = FailedPoints(settings.state_dir).all()  # they look complete; the next run removes them
         points = [point for point in listed if point.id not in failed]
-        try:
-            hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.check_stop)
-        except BackupError as error:
-            self.check_stop()
-            self.reporter.message(Level.ERROR, "", str(error))
-            return Status(self.now, self._named(names, (), points), complete=False)
-        with hypervisors:
-            defined = hypervisors.domains()
+        with ExitStack() as stack:
+            try:
+                hypervisors = stack.enter_context(
+                    Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.check_stop)
+                )
+                defined = hypervisors.domains()
+            except BackupError as error:
+                self.check_stop()
+                self.reporter.message(Level.ERROR, "", str(error))
+                return Status(self.now, self._named(names, (), points), complete=False)
             for unreachable in hypervisors.unreachable:
                 self.reporter.message(Level.ERROR, "", str(unreachable))
             domains = self._named(names, defined, points)

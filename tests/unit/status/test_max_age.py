@@ -11,6 +11,8 @@ from typing import Callable
 import pytest
 
 from backup.errors import BackupError, Interrupted
+from backup.hypervisor.connection import Hypervisor
+from backup.hypervisor.errors import HypervisorError
 from backup.job.failed_points import FailedPoints
 from backup.status.max_age import Verdict, judge
 from backup.status.status import StatusSearch
@@ -136,6 +138,20 @@ def test_what_cannot_be_found_out_is_unknown(uri: str) -> None:
         lambda: None,
     )
     assert judge(search, (), DAY) == Verdict(3, "UNKNOWN: no repository (hint: see x)")
+
+
+def test_a_libvirt_that_fails_while_it_lists_costs_only_what_it_knows(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise HypervisorError("cannot list the domains: connection lost")
+
+    monkeypatch.setattr(Hypervisor, "domains", lost)
+    verdict = judged(uri, point(UUID, "web", 1))
+    assert verdict.text.startswith("UNKNOWN: not every libvirt of this node answered")
+    assert verdict.status
+    assert [one.name for one in verdict.status.domains] == []
+    assert judged(uri, point(UUID, "web", 1), names=["web"]).exit_code == 3
 
 
 def test_an_interrupted_check_has_no_verdict(uri: str) -> None:
