@@ -88,6 +88,11 @@ class _EveryReport(TypedDict):
 
 
 class Report(_EveryReport, total=False):
-    """The report of a run. Times are ISO 8601 in UTC. A run without a group has no `group`."""
+    """The report of a run. Times are ISO 8601 in UTC. A run without a group has no `group`.
+
+    `all_listed`: every libvirt of the node has listed its domains. Reports of older versions, and of runs
+    that ended before the domains were listed, lack it.
+    """
 
     group: str
+    all_listed: bool

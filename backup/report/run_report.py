@@ -7,6 +7,7 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Optional
 
 from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
@@ -29,7 +30,7 @@ class RunResult:
 
     `not_started` is the exit code of one that did not even begin, 0 if it did. `named` are the domains, or
     patterns, from the command line: no others were considered. `group` is "" for
-    settings of no group.
+    settings of no group. `all_listed`: every libvirt has listed its domains; None if none was asked.
     """
 
     run: str
@@ -45,6 +46,7 @@ class RunResult:
     not_selected: Sequence[JobResult] = ()
     verified: bool = False  # each saved image was compared with its snapshot
     group: str = ""
+    all_listed: Optional[bool] = None
 
     @property
     def exit_code(self) -> int:
@@ -88,6 +90,8 @@ def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Repor
     }
     if result.group:
         report["group"] = result.group
+    if result.all_listed is not None:
+        report["all_listed"] = result.all_listed
     return report
 
 

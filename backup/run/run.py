@@ -158,6 +158,7 @@ class Run:
             self._result(results),
             named=tuple(names),
             errors=[*unreachable, *not_pruned],
+            all_listed=not unreachable,
             not_selected=not_selected,
             verified=verify,
         )

@@ -198,6 +198,7 @@ def test_an_unreachable_libvirt_is_reported_and_the_others_are_backed_up(
 ) -> None:
     nowhere = f"test://{tmp_path}/nowhere.xml"
     result = back_up(tmp_path, recorder, [nowhere, uris[0]])
+    assert result.all_listed is False
     assert [order.name for order in pool.orders] == ["db", "web"]
     assert result.exit_code == 3
     (error,) = result.errors
@@ -205,6 +206,7 @@ def test_an_unreachable_libvirt_is_reported_and_the_others_are_backed_up(
     (reported,) = recorder.told(Level.ERROR)
     assert reported.startswith(error)
     assert "(hint: check that libvirtd is running" in reported
+    assert back_up(tmp_path / "all", Recorder(), uris).all_listed is True
 
 
 def test_a_libvirt_that_fails_during_the_listing_is_reported_too(
