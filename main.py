@@ -166,10 +166,13 @@ def _publish(result: RunResult, settings: Settings, reporter: Reporter, stop: St
     from backup.hooks.notify import send_notifications
 
     report = publish(result, settings, reporter)
-    history = History(settings.state_dir, settings.report_days)
-    previous = chain(last_not_started(settings.state_dir), history.newest_first())
-    send_notifications(result, report, previous, settings, reporter, stop.check_signalled_twice)
-    forget_not_started(settings.state_dir)
+    try:
+        publish_metrics(settings, reporter, report)
+    finally:  # whatever the metrics' error is, the admin is notified of the run
+        history = History(settings.state_dir, settings.report_days)
+        previous = chain(last_not_started(settings.state_dir), history.newest_first())
+        send_notifications(result, report, previous, settings, reporter, stop.check_signalled_twice)
+        forget_not_started(settings.state_dir)
 
 
 def show_list(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

@@ -13,10 +13,12 @@ def reason(error: OSError) -> str:
 class BackupError(Exception):
     """An error message in one line: what failed and on what; the hint explains how to fix it.
 
-    `transient`: the cause may go away by itself, so that a retry may succeed.
+    `transient`: the cause may go away by itself, so that a retry may succeed. `damaged`: data is missing or
+    damaged in the repository; restic's error of that is transient too, as a run may retry it.
     """
 
     transient = False
+    damaged = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)

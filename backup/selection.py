@@ -100,8 +100,6 @@ def _skip_reason(domain: Domain, best: Domain, settings: Settings, names: Sequen
         return "not selected on the command line"
     if domain is not best:
         return f"{'runs' if best.state.active else 'also defined'} at {best.uri}"
-    if _is_on_overlays(domain):
-        return ON_OVERLAYS
     if domain.override.enabled is False:
         return f"disabled in {METADATA}"
     if domain.override.enabled is None:
@@ -112,7 +110,9 @@ def _skip_reason(domain: Domain, best: Domain, settings: Settings, names: Sequen
     if domain.state is State.ELSEWHERE:
         return "migrated to another node"
     wanted = [disk for disk in select_disks(domain, settings).disks if disk.image or disk.gap is Gap.BROKEN]
-    return "" if wanted or domain.problem else "no RBD image to back up"
+    if not wanted and not domain.problem:
+        return "no RBD image to back up"
+    return ON_OVERLAYS if _is_on_overlays(domain) else ""  # the last: without it, it would be backed up
 
 
 def _disk(disk: Disk, domain: Domain, settings: Settings) -> Disk:

@@ -20,6 +20,8 @@ MAY_HOLD_PASSWORDS = (
     *("RESTIC_ENVIRONMENT", "RESTIC_OPTIONS", "RESTIC_REPOSITORY"),
 )
 
+MOST_DAYS = 365000  # a thousand years: so long ago is still a date
+
 # Returns what a value has to be, None if it is valid.
 Check = Callable[[Any], Optional[str]]
 
@@ -133,7 +135,7 @@ class Settings:
     replica_reads: str = _constant(_one_of("", "balance", "localize"))
     snapshot_deletes: int = _constant(_whole(1, 64))
     output: str = _constant(_one_of("restic", "restic_incremental", "rbd", "directory"))
-    full_read_days: int = _constant(_whole(0))
+    full_read_days: int = _constant(_whole(0, MOST_DAYS))
     fast_diff: bool = _constant(_yes_or_no)
     restic_binary: str = _constant(_required)
     restic_repository: str = _constant(_text)
@@ -152,19 +154,19 @@ class Settings:
     directory_format: str = _constant(_one_of("qcow2", "raw"))
     directory_chain: int = _constant(_whole(0, 200))
     keep_last: int = _constant(_whole(0))
-    keep_within_days: int = _constant(_whole(0))
+    keep_within_days: int = _constant(_whole(0, MOST_DAYS))
     output_stall_timeout: int = _constant(_whole(1))
     lock_wait: int = _constant(_whole(0))
     retry_for: int = _constant(_whole(0))
     runtime_dir: str = _constant(_absolute)
     lock_duration: int = _constant(_whole(3, 3600))
     cleanup_pools: Sequence[str] = _constant(_texts)
-    cleanup_days: int = _constant(_whole(0))
+    cleanup_days: int = _constant(_whole(0, MOST_DAYS))
     drill_pool: str = _constant(_text)
     drill_boot_timeout: int = _constant(_whole(1))
     drill_dir: str = _constant(_absolute)
     state_dir: str = _constant(_absolute)
-    report_days: int = _constant(_whole(1))
+    report_days: int = _constant(_whole(1, MOST_DAYS))
     report_file: str = _constant(_absolute_or_none)
     metrics_file: str = _constant(_metrics_file)
     progress_interval: int = _constant(_whole(0))

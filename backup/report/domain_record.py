@@ -21,6 +21,7 @@ from ..system.private_directory import make_private
 
 FILE = "proofs.json"
 RESTORED, INSTANT = "restored", "instant"  # kinds of drills: only the first compares the data
+TIMES = ("saved", "verified", "tried", "drilled")  # fields that are times
 LOCK_LIMIT = 30.0  # seconds for another process to write the file, which takes it milliseconds
 LOCK_POLL = 0.05
 
@@ -54,15 +55,24 @@ def read_records(state_dir: str) -> Mapping[str, DomainRecord]:
 
 def _read(path: Path) -> Mapping[str, DomainRecord]:
     """Raises OSError if the file is missing or can't be read, ValueError if it is damaged."""
-    known = set(DomainRecord.__dataclass_fields__)
     content: Mapping[str, Mapping[str, Any]] = json.loads(path.read_bytes())
     try:
         return {
-            uuid: DomainRecord(**{k: v for k, v in one.items() if k in known})
+            uuid: DomainRecord(**{k: v for k, v in one.items() if _is_valid(k, v)})
             for uuid, one in content.items()
         }
     except AttributeError as error:
         raise ValueError("unexpected content") from error
+
+
+def _is_valid(name: str, value: object) -> bool:
+    """Return whether it is a field and its value: what an admin, or another version, wrote may be none."""
+    if name not in DomainRecord.__dataclass_fields__ or not isinstance(value, str):
+        return False
+    try:
+        return name not in TIMES or not value or datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def now() -> str:

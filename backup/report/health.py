@@ -76,7 +76,8 @@ def node_health(reports: Iterable[Report]) -> NodeHealth:
 
 
 def _is_complete(report: Report) -> bool:
-    return not report["named"] and not report["errors"] and report["exit_code"] in (SUCCESS, FAILED)
+    listed = report.get("all_listed", not report["errors"])  # other errors say nothing about the list
+    return not report["named"] and listed and report["exit_code"] in (SUCCESS, FAILED)
 
 
 def _is_settled(entries: Sequence[DomainEntry]) -> bool:

@@ -8,11 +8,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Optional
 
 from ..stored import CLOCK_ERROR
 from ..system.atomic_file import write_atomically
 from ..system.private_directory import make_private
-from .report_types import Report
+from .report_types import SCHEMA, Report
 
 SUFFIX = ".json.gz"
 REPORT_NAMES = r"\d{8}T\d{6}Z-[a-z]{4}\.json\.gz"  # by the ids of runs
@@ -46,11 +47,17 @@ class History:
 
     def newest_first(self) -> Iterator[Report]:
         """Yield the reports that can be read; those of the future, which a wrong clock made, come last."""
+        return filter(None, self.newest_first_or_foreign())
+
+    def newest_first_or_foreign(self) -> Iterator[Optional[Report]]:
+        """As `newest_first`, with None for each that is of another schema, or no report at all."""
         for path in reversed(self._paths()):
             try:
-                yield json.loads(gzip.decompress(path.read_bytes()))
+                report: Report = json.loads(gzip.decompress(path.read_bytes()))
             except (OSError, EOFError, zlib.error, ValueError):
                 continue  # damaged, or removed meanwhile
+            of_schema = isinstance(report, dict) and report.get("schema") == SCHEMA
+            yield report if of_schema else None
 
     def _paths(self) -> Sequence[Path]:
         """Return the reports, the oldest first; before them those of the future, which a wrong clock made."""

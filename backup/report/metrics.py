@@ -10,6 +10,7 @@ from typing import Callable, Optional
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from .. import __version__
+from ..stored import is_future
 from .copy_record import CopyRecord
 from .domain_record import DomainRecord
 from .health import DomainHealth, NodeHealth, node_health
@@ -28,9 +29,14 @@ def _bytes(count: Callable[[ImageEntry], int]) -> Value:
     return _of_job(lambda job: sum(map(count, job["images"])))
 
 
+def _past(moment: str | None) -> float:
+    """As `_seconds`, 0 for a time of the future too: until then no alert would find it too long ago."""
+    return 0.0 if moment and is_future(datetime.fromisoformat(moment)) else _seconds(moment)
+
+
 def _last_saved(health: DomainHealth, record: DomainRecord) -> float:
     """Return the later of two sources: proofs.json is older than all reports, but may lack this run."""
-    return max(_seconds(record.saved), _seconds(health.saved["taken"] if health.saved else None))
+    return max(_past(record.saved), _past(health.saved["taken"] if health.saved else None))
 
 
 DOMAIN_METRICS: Sequence[tuple[str, str, Value]] = (
@@ -73,12 +79,12 @@ DOMAIN_METRICS: Sequence[tuple[str, str, Value]] = (
     (
         "last_verified_timestamp_seconds",
         "Time of its last full verification that passed on this node, 0 if none.",
-        lambda _, record: _seconds(record.verified),
+        lambda _, record: _past(record.verified),
     ),
     (
         "last_drill_timestamp_seconds",
         "Time of its last drill that passed on this node, 0 if none.",
-        lambda _, record: _seconds(record.drilled),
+        lambda _, record: _past(record.drilled),
     ),
     (
         "proof_failed",
@@ -110,7 +116,7 @@ RUN_METRICS: Sequence[tuple[str, str, Callable[[Report], float]]] = (
 COPY_METRICS: Sequence[tuple[str, str, Callable[[CopyRecord], float]]] = (
     (
         "finished_timestamp_seconds",
-        "Time when the last copy to the second repository ended.",
+        "Time when the last copy to the second repository ended, 0 if there was none.",
         lambda copy: _seconds(copy.finished),
     ),
     (

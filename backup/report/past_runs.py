@@ -13,7 +13,6 @@ from .calendar import Days
 from .copy_record import CopyRecord, read_record
 from .history import History
 from .report_types import Report
-from .run_report import SCHEMA
 
 NAMED = 3  # runs named in a hint
 
@@ -61,8 +60,8 @@ def past_runs(history: History, run: str, today: date) -> PastRuns:
     chosen: Report | None = None
     known: list[str] = []
     left_out = 0
-    for report in history.newest_first():
-        if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+    for report in history.newest_first_or_foreign():
+        if not report:
             left_out += 1
             continue
         known.append(report["run"])

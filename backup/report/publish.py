@@ -1,4 +1,4 @@
-"""Publishes the report of a run: REPORT_FILE, the history in STATE_DIR, METRICS_FILE."""
+"""Publishes the report of a run: REPORT_FILE and the history in STATE_DIR; and METRICS_FILE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.atomic_file import write_atomically
-from .copy_record import read_record
+from .copy_record import CopyRecord, read_record
 from .domain_record import DomainRecords, now, read_records
 from .history import History
 from .report_types import Report
@@ -35,7 +35,6 @@ def publish(result: RunResult, settings: Settings, reporter: Reporter) -> Report
     except OSError as error:
         message = f"cannot store the report in {settings.state_dir}: {reason(error)}"
         _report_error(BackupError(message, "see STATE_DIR"), reporter)
-    publish_metrics(settings, reporter, report)
     return report
 
 
@@ -48,7 +47,9 @@ def publish_metrics(settings: Settings, reporter: Reporter, newest: Report | Non
     past = History(settings.state_dir, settings.report_days).newest_first()
     reports = chain([newest], (one for one in past if one["run"] != newest["run"])) if newest else past
     try:
-        copy = read_record(settings.state_dir) if settings.copy_repository else None
+        # before the first copy its time is 0, or nobody would learn that none ever runs
+        none_yet = CopyRecord(began="", finished="")
+        copy = (read_record(settings.state_dir) or none_yet) if settings.copy_repository else None
         content = exposition(reports, read_records(settings.state_dir), settings.group, copy)
         write_atomically(Path(settings.metrics_file), content, 0o644)
     except OSError as error:

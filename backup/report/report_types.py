@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional, TypedDict
 
+SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
+
 
 class ImageEntry(TypedDict):
     """A saved image."""
@@ -86,6 +88,11 @@ class _EveryReport(TypedDict):
 
 
 class Report(_EveryReport, total=False):
-    """The report of a run. Times are ISO 8601 in UTC. A run without a group has no `group`."""
+    """The report of a run. Times are ISO 8601 in UTC. A run without a group has no `group`.
+
+    `all_listed`: every libvirt of the node has listed its domains. Reports of older versions, and of runs
+    that ended before the domains were listed, lack it.
+    """
 
     group: str
+    all_listed: bool

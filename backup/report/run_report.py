@@ -7,15 +7,15 @@ import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Optional
 
 from .. import __version__
 from ..exit_codes import FAILED, NOTHING_DONE, SUCCESS, interrupted
 from ..job_result import JobResult, Status, Timeline
+from ..selection import ON_OVERLAYS
 from ..stored import SavedImage
 from .domain_record import DomainRecord
-from .report_types import DomainEntry, ImageEntry, Report, TimelineEntry
-
-SCHEMA = 1  # of report.schema.json: readers of version 1 work as long as it stays
+from .report_types import SCHEMA, DomainEntry, ImageEntry, Report, TimelineEntry
 
 
 def new_run_id() -> str:
@@ -30,7 +30,7 @@ class RunResult:
 
     `not_started` is the exit code of one that did not even begin, 0 if it did. `named` are the domains, or
     patterns, from the command line: no others were considered. `group` is "" for
-    settings of no group.
+    settings of no group. `all_listed`: every libvirt has listed its domains; None if none was asked.
     """
 
     run: str
@@ -46,6 +46,7 @@ class RunResult:
     not_selected: Sequence[JobResult] = ()
     verified: bool = False  # each saved image was compared with its snapshot
     group: str = ""
+    all_listed: Optional[bool] = None
 
     @property
     def exit_code(self) -> int:
@@ -82,13 +83,15 @@ def report_json(result: RunResult, records: Mapping[str, DomainRecord]) -> Repor
         "named": list(result.named),
         "errors": list(result.errors),
         "domains": [
-            _domain(one, records.get(one.uuid, DomainRecord()), selected)
+            _domain(one, records.get(one.uuid, DomainRecord()), selected or one.reason == ON_OVERLAYS)
             for selected, ones in ((True, result.results), (False, result.not_selected))
             for one in ones
         ],
     }
     if result.group:
         report["group"] = result.group
+    if result.all_listed is not None:
+        report["all_listed"] = result.all_listed
     return report
 
 

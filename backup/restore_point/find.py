@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
@@ -29,10 +29,11 @@ def points_of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Se
 
     Raises ConfigError for names without a restore point.
     """
-    unknown = [name for name in names if not any(_matches(point, name) for point in points)]
+    exact = {text for point in points for text in (point.domain, point.id.uuid)}
+    unknown = [name for name in names if not any(_matches(point, name, exact) for point in points)]
     if unknown:
         raise ConfigError([_no_restore_point(name, points) for name in unknown])
-    return [point for point in points if not names or any(_matches(point, name) for name in names)]
+    return [point for point in points if not names or any(_matches(point, name, exact) for name in names)]
 
 
 def find_point(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
@@ -120,11 +121,14 @@ def _end_of_time(at: str) -> datetime | None:
             return datetime.strptime(at, form).replace(tzinfo=timezone.utc) + length
         except ValueError:
             continue
+        except OverflowError:  # its end is after the last time that there is
+            return datetime.max.replace(tzinfo=timezone.utc)
     return None
 
 
-def _matches(point: StoredPoint, name: str) -> bool:
-    return point.id.uuid == name or fnmatchcase(point.domain, name)
+def _matches(point: StoredPoint, name: str, exact: Container[str]) -> bool:
+    """One of the `exact` names is no pattern: names may contain glob characters."""
+    return name in (point.domain, point.id.uuid) if name in exact else fnmatchcase(point.domain, name)
 
 
 def _no_restore_point(name: str, points: Sequence[StoredPoint]) -> BackupError:

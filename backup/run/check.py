@@ -10,12 +10,13 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Callable
 
 from ..ceph.cluster import Cluster
 from ..ceph.clusters import Clusters
 from ..command import COMMAND
-from ..errors import AlreadyFrozen, BackupError
+from ..errors import AlreadyFrozen, BackupError, reason
 from ..hooks.hooks import check_hooks
 from ..hypervisor.connection import Hypervisor
 from ..hypervisor.connections import Hypervisors
@@ -30,6 +31,7 @@ from ..quiesce.booting import boot_seconds_left, is_booting
 from ..selection import choose, effective, require_complete, select_disks
 from ..settings import Settings
 from ..system.parallel_calls import Calls
+from ..system.private_directory import make_private
 from ..system.time_limit import CheckStop, never_stop, within
 from ..watch.node_lock import prepare_runtime_dir, require_writable
 from .instant_restores import instant_restores
@@ -50,6 +52,7 @@ def examine(
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding(f"interpreter {sys.executable} {version}, with libvirt, rados and rbd")
     yield _finding(f"RUNTIME_DIR {settings.runtime_dir}", lambda: prepare_runtime_dir(settings.runtime_dir))
+    yield _finding(f"STATE_DIR {settings.state_dir}", lambda: _require_state_dir(settings.state_dir))
     if settings.report_file:
         yield _finding(f"REPORT_FILE {settings.report_file}", lambda: require_writable(settings.report_file))
     if settings.metrics_file:
@@ -101,6 +104,17 @@ def _growing(
     stack = ExitStack()
     nodes = domains_of_nodes(hypervisors, domains, settings, timeout, stack)
     yield from growing(nodes, not hypervisors.unreachable, points, settings, check_stop, stack.close)
+
+
+def _require_state_dir(path: str) -> None:
+    """Create the directory, as a run does. Raises BackupError if it cannot be written."""
+    try:
+        make_private(Path(path))
+        writable = os.access(path, os.W_OK)
+    except OSError as error:
+        raise BackupError(f"cannot create {path}: {reason(error)}", "see STATE_DIR") from error
+    if not writable:
+        raise BackupError(f"cannot write to {path}", "see STATE_DIR")
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:

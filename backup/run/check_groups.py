@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -68,9 +69,10 @@ def _shared_paths(groups: Sequence[Settings]) -> Iterator[Finding]:
     for constant in OWN_FILES:
         users: dict[str, list[str]] = {}
         for one in groups:
-            users.setdefault(getattr(one, constant), []).append(name_of(one))
+            if path := getattr(one, constant):
+                users.setdefault(os.path.realpath(path), []).append(name_of(one))
         for path, names in users.items():
-            if path and len(names) > 1:
+            if len(names) > 1:
                 message = f"{' and '.join(names)} write to {path}"
                 error = BackupError(message, f"set another {constant.upper()} for each group")
                 yield Finding(constant.upper(), error)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Callable
 
 from ..errors import BackupError
+from ..job.failed_points import FailedPoints
 from ..job_result import JobResult, Status
 from ..model import Level
 from ..protocols import Output, Reporter
@@ -21,12 +22,14 @@ def confirmed(
     output: Output,
     reporter: Reporter,
     state_dir: str,
+    failed: set[PointId],
     check_stop: Callable[[], None],
 ) -> Sequence[JobResult]:
     """List the run's restore points in the repository; fail the domains with missing images.
 
     Another program may have removed images before their manifest was written, or the repository was replaced
-    for a while. Restore points with missing images are removed, as they would be listed as complete.
+    for a while. Restore points with missing images look complete: they are noted, and added to `failed`, so
+    that this run or a later one removes them.
     """
     if not any(result.status is Status.SAVED for result in results):
         return results
@@ -40,7 +43,10 @@ def confirmed(
     points = [point for point in listed if point.id.run == run]
     after = [_confirmed_in(points, run, result, reporter) for result in results]
     gone = {new.uuid for new, old in zip(after, results) if new is not old}
-    _withdraw([point.id for point in points if point.id.uuid in gone], output, reporter, check_stop)
+    for point in points:
+        if point.id.uuid in gone:
+            FailedPoints(state_dir).add(point.id)
+            failed.add(point.id)
     return after
 
 
@@ -54,15 +60,5 @@ def _confirmed_in(
     reason = f"the repository no longer has all saved images, missing: {', '.join(lacking)}"
     hint = "does another program remove snapshots from the repository during backups? back it up again"
     reporter.message(Level.ERROR, result.name, f"failed: {reason} (hint: {hint})")
-    return replace(result, status=Status.FAILED, reason=reason, hint=hint, images=())
-
-
-def _withdraw(
-    points: Sequence[PointId], output: Output, reporter: Reporter, check_stop: Callable[[], None]
-) -> None:
-    try:
-        if points:
-            output.withdraw(points, check_stop)
-    except BackupError as error:
-        text = f"restore points of this run with missing images may still be in the repository: {error}"
-        reporter.message(Level.WARNING, "", text)
+    nothing = replace(result, images=(), consistency=None, taken=None)  # as no restore point counts
+    return replace(nothing, status=Status.FAILED, reason=reason, hint=hint, withdraw=True)

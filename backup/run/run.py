@@ -27,7 +27,7 @@ from ..quiesce.thaw_rounds import thaw_guests
 from ..report.run_report import RunResult, new_run_id
 from ..restore_point.known_points import remember
 from ..settings import Settings
-from ..stored import PointId, StoredPoint
+from ..stored import PointId, StoredPoint, is_future
 from ..system.child_records import end_orphans
 from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
@@ -158,6 +158,7 @@ class Run:
             self._result(results),
             named=tuple(names),
             errors=[*unreachable, *not_pruned],
+            all_listed=not unreachable,
             not_selected=not_selected,
             verified=verify,
         )
@@ -175,7 +176,8 @@ class Run:
         self, sized: Sequence[tuple[Domain, int]], points: Sequence[StoredPoint], named: bool, verify: bool
     ) -> Sequence[JobOrder]:
         failed = {point.uuid for point in self._failed_points}  # the output may take it for a backup
-        newest = {point.id.uuid: point.taken for point in points if point.manifest_id}
+        saved = [point for point in points if point.manifest_id and not is_future(point.taken)]
+        newest = {point.id.uuid: point.taken for point in saved}
         passes = (
             0 if self.output.keeps_base_snapshots else 1 + verify
         )  # 0: the size of the changes is unknown
@@ -260,8 +262,8 @@ class Run:
         threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
 
     def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
-        state_dir, check_stop = self.settings.state_dir, self._at_the_end()
-        return confirmed(results, self.run, self.output, self.reporter, state_dir, check_stop)
+        state_dir, failed, check_stop = self.settings.state_dir, self._failed_points, self._at_the_end()
+        return confirmed(results, self.run, self.output, self.reporter, state_dir, failed, check_stop)
 
     def _discard_own(self, wait_if_busy: bool) -> None:
         failed, check_stop = self._failed_points, self._at_the_end()

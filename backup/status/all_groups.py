@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..errors import BackupError, Interrupted
 from ..model import Level
 from ..protocols import Reporter
-from .domain_status import DomainStatus, named
+from .domain_status import DomainStatus, named, with_names
 from .status import Status, StatusSearch
 
 
@@ -40,10 +40,8 @@ class AllGroups:
         if not found:
             raise errors[0]
         domains = _without_repeated([domain for one in found for domain in one.domains])
-        if not missing:  # otherwise maybe the name is right
-            domains = list(named(domains, names))
-        else:
-            domains = [one for one in domains if not names or one.has_name(names)]
+        # with a group missing, maybe a name that is not found is right
+        domains = with_names(domains, names) if missing else named(domains, names)
         return Status(found[0].now, domains, all(one.complete for one in found), missing)
 
 

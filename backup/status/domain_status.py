@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..model import Domain
 from ..report.domain_record import DomainRecord
-from ..stored import StoredPoint
+from ..stored import CLOCK_ERROR, StoredPoint, is_future
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,21 @@ class DomainStatus:
         """Its name, with its group if it has one."""
         return f"{self.name} of group {self.group}" if self.group else self.name
 
-    def has_name(self, names: Collection[str]) -> bool:
-        """Return whether one of these names, UUIDs or patterns is its own."""
-        return any(self.uuid == name or fnmatchcase(self.name, name) for name in names)
-
     def age(self, now: datetime) -> Optional[timedelta]:
         """Return the newest restore point's age, 0 if another node's clock is ahead; None without one."""
         return max(timedelta(), now - self.newest.taken) if self.newest else None
 
     def is_late(self, now: datetime, limit: timedelta) -> bool:
-        """Return whether it has no restore point that is at most as old as the limit."""
+        """Return whether it has no restore point that is at most as old as the limit.
+
+        The age of one from the future is unknown, and must not pass for 0 until that time has come.
+        """
         age = self.age(now)
-        return age is None or age > limit
+        return age is None or age > limit or self.is_from_future(now)
+
+    def is_from_future(self, now: datetime) -> bool:
+        """Return whether all its restore points are from the future: a clock was wrong."""
+        return self.newest is not None and self.newest.taken > now + CLOCK_ERROR
 
 
 def all_domains(
@@ -64,9 +67,11 @@ def all_domains(
 ) -> Sequence[DomainStatus]:
     """Return the domains that this node backs up, and those with a restore point, by name.
 
-    `points` are the oldest first, as outputs list them. A domain has the name of its definition on this node,
-    or of its newest restore point.
+    `points` are the oldest first, as outputs list them; those of the future, which a wrong clock made, are no
+    domain's newest one if there are others. A domain has the name of its definition on this node, or of its
+    newest restore point.
     """
+    points = sorted(points, key=lambda point: not is_future(point.taken))
     here = {domain.uuid: domain.name for domain in selected}
     names = {**{point.id.uuid: point.domain for point in points}, **here}
     newest = {point.id.uuid: point for point in points if point.manifest_id}
@@ -79,9 +84,20 @@ def all_domains(
 
 def named(domains: Sequence[DomainStatus], names: Collection[str]) -> Sequence[DomainStatus]:
     """Return those with these names, UUIDs or patterns; without names all. Raises ConfigError."""
-    unknown = [name for name in names if not any(one.has_name([name]) for one in domains)]
+    unknown = [name for name in names if not with_names(domains, [name])]
     if unknown:
         hint = f"`{COMMAND} status` shows all domains"
         text = "this node backs up no domain {!r}, and there is no restore point of one"
         raise ConfigError([BackupError(text.format(name), hint) for name in unknown])
-    return [one for one in domains if not names or one.has_name(names)]
+    return with_names(domains, names)
+
+
+def with_names(domains: Sequence[DomainStatus], names: Collection[str]) -> Sequence[DomainStatus]:
+    """As `named`, but names that no domain has are no error."""
+    exact = {text for one in domains for text in (one.name, one.uuid)}
+    return [one for one in domains if not names or any(_matches(one, name, exact) for name in names)]
+
+
+def _matches(domain: DomainStatus, name: str, exact: Container[str]) -> bool:
+    """One of the `exact` names is no pattern: names may contain glob characters."""
+    return name in (domain.name, domain.uuid) if name in exact else fnmatchcase(domain.name, name)

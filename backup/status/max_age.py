@@ -60,4 +60,6 @@ def _verdict(status: Status, limit: timedelta) -> Verdict:
 
 def _age(domain: DomainStatus, status: Status) -> str:
     age = domain.age(status.now)
+    if domain.is_from_future(status.now):
+        return "from the future: a clock was wrong"
     return age_text(age) if age is not None else "none"

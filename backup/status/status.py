@@ -11,12 +11,13 @@ from typing import Protocol
 
 from ..errors import BackupError, ConfigError
 from ..hypervisor.connections import Hypervisors
+from ..job.failed_points import FailedPoints
 from ..model import Domain, Level
 from ..orphaned.places import domains_of_nodes
 from ..protocols import Output, Reporter
 from ..report.domain_record import read_records
 from ..restore_point.known_points import remember
-from ..selection import choose
+from ..selection import ON_OVERLAYS, choose
 from ..settings import Settings
 from ..stored import StoredPoint
 from ..system.time_limit import CheckStop
@@ -64,16 +65,20 @@ class StatusSearch:
         """
         if errors := self.output.configuration_errors():
             raise ConfigError(errors)
-        settings, points = self.settings, self.output.restore_points(self.check_stop)
-        remember(points, settings.state_dir)
-        try:
-            hypervisors = Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.check_stop)
-        except BackupError as error:
-            self.check_stop()
-            self.reporter.message(Level.ERROR, "", str(error))
-            return Status(self.now, self._named(names, (), points), complete=False)
-        with hypervisors:
-            defined = hypervisors.domains()
+        settings, listed = self.settings, self.output.restore_points(self.check_stop)
+        remember(listed, settings.state_dir)
+        failed = FailedPoints(settings.state_dir).all()  # they look complete; the next run removes them
+        points = [point for point in listed if point.id not in failed]
+        with ExitStack() as stack:
+            try:
+                hypervisors = stack.enter_context(
+                    Hypervisors(settings.libvirt_uris, settings.libvirt_timeout, self.check_stop)
+                )
+                defined = hypervisors.domains()
+            except BackupError as error:
+                self.check_stop()
+                self.reporter.message(Level.ERROR, "", str(error))
+                return Status(self.now, self._named(names, (), points), complete=False)
             for unreachable in hypervisors.unreachable:
                 self.reporter.message(Level.ERROR, "", str(unreachable))
             domains = self._named(names, defined, points)
@@ -93,6 +98,8 @@ class StatusSearch:
     def _named(
         self, names: Sequence[str], defined: Sequence[Domain], points: Sequence[StoredPoint]
     ) -> Sequence[DomainStatus]:
-        selected = [one.domain for one in choose(defined, self.settings) if not one.skipped]
+        choices = choose(defined, self.settings)
+        # an instant restore that never ends must not hide that there are no backups
+        selected = [one.domain for one in choices if one.skipped in ("", ON_OVERLAYS)]
         found = all_domains(selected, points, read_records(self.settings.state_dir))
         return named([replace(one, group=self.settings.group) for one in found], names)

@@ -104,7 +104,10 @@ def percentage(text: str) -> float:
 def age(text: str) -> timedelta:
     """Parse an age such as 26h, 90m or 2d. Raises argparse.ArgumentTypeError."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([mhd])", text)
-    limit = timedelta(**{UNITS[found[2]]: float(found[1])}) if found else timedelta()
+    try:
+        limit = timedelta(**{UNITS[found[2]]: float(found[1])}) if found else timedelta()
+    except OverflowError:  # millions of years
+        limit = timedelta()
     if not limit:
         raise argparse.ArgumentTypeError(
             f"invalid age {text!r}: expected a number and m, h or d, such as 26h"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
 from typing import ClassVar, Optional
 
@@ -25,7 +26,7 @@ from ..restore_point import manifest
 from ..restore_point.checksums import Checksums
 from ..restore_point.find import find_point, with_current_ids
 from ..settings import Settings
-from ..stored import SavedDomain, SavedImage, StoredPoint
+from ..stored import CLOCK_ERROR, SavedDomain, SavedImage, StoredPoint
 from ..system.progress_interval import ProgressInterval
 from ..system.stop_request import StopRequest
 from ..system.time_limit import any_abandoned
@@ -69,7 +70,8 @@ class Drill:
             if self.stop.signal_number and any_abandoned():  # its images may be left
                 record(tried=tried)  # the next drill takes this domain again, and removes them
             # of the transient ones, a timeout, a locked repository: nothing is wrong with the restore point
-            if isinstance(error, (Interrupted, NotPossibleHere)) or error.transient:
+            may_pass = error.transient and not error.damaged
+            if isinstance(error, (Interrupted, NotPossibleHere)) or may_pass:
                 raise
             if self.stop.signal_number:
                 raise Interrupted("interrupted", self.stop.signal_number) from error
@@ -185,4 +187,10 @@ def due(points: Sequence[StoredPoint], known: Mapping[str, DomainRecord]) -> str
     candidates = {point.id.uuid for point in points if point.manifest_id}
     if not candidates:
         raise BackupError("there is no complete restore point to drill", f"see {COMMAND} restore-points")
-    return min(sorted(candidates), key=lambda uuid: known.get(uuid, DomainRecord()).tried)
+    latest = (datetime.now(timezone.utc) + CLOCK_ERROR).isoformat()
+
+    def tried(uuid: str) -> str:
+        last = known.get(uuid, DomainRecord()).tried
+        return last if last < latest else ""  # of the future: a clock was wrong, and it would never be due
+
+    return min(sorted(candidates), key=tried)

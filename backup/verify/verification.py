@@ -96,12 +96,14 @@ class Verification:
                 text = f"{image.target} ({image.image}) verified: {size_text(image.size)}"
                 self.reporter.message(Level.INFO, point.domain, text)
         if self.sample == 1:  # a sample can prove damage, but not its absence
-            self._record_verified(point for point in selected if point.id.uuid not in failed)
+            self._record_verified((one for one in selected if one.id.uuid not in failed), points)
         return Verified(len(failed), images, size)
 
-    def _record_verified(self, points: Iterable[StoredPoint]) -> None:
-        for point in points:
-            self._records.record_verified(point.id.uuid, point.domain)
+    def _record_verified(self, passed: Iterable[StoredPoint], points: Sequence[StoredPoint]) -> None:
+        newest = {point.id.uuid: point.id for point in points if point.manifest_id}
+        for point in passed:
+            if point.id == newest[point.id.uuid]:  # an older one proves nothing of the newest
+                self._records.record_verified(point.id.uuid, point.domain)
 
     def _selected(
         self, points: Sequence[StoredPoint], domains: Mapping[str, str], at: str, failed: set[str]

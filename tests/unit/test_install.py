@@ -151,6 +151,40 @@ def test_what_an_admin_has_edited_is_not_replaced(root: Path, edited: str) -> No
     assert files(root) == before
 
 
+def test_an_edited_unit_is_not_replaced_from_the_installed_copy_either(root: Path) -> None:
+    own, unit = root / "opt/virt-rbd-backup/res/install", root / "etc/systemd/system/virt-rbd-backup.timer"
+    assert install(root, script=own).returncode == 0
+    with unit.open("a") as file:
+        file.write("# mine\n")
+    before = files(root)
+    done = install(root, script=own)
+    assert (done.returncode, f"{unit} was edited" in done.stderr) == (1, True)
+    assert files(root) == before
+    (root / "opt/virt-rbd-backup/res/config.py.installed").unlink()  # put there by other means
+    assert install(root, script=own).returncode == 0
+
+
+def test_uninstalling_leaves_a_unit_that_was_edited_and_installing_keeps_it(root: Path) -> None:
+    unit = root / "etc/systemd/system/virt-rbd-backup.timer"
+    unit.write_text("mine\n")
+    done = install(root, "--uninstall")
+    assert (done.returncode, f"{unit} stays: it was edited" in done.stdout) == (0, True)
+    assert [path.name for path in unit.parent.iterdir()] == [unit.name]
+    done = install(root)
+    assert (done.returncode, f"{unit} was edited, or is your own" in done.stderr) == (1, True)
+    assert unit.read_text() == "mine\n"
+
+
+def test_a_file_that_has_the_command_s_name_is_neither_replaced_nor_removed(root: Path) -> None:
+    command = root / "usr/local/sbin/virt-rbd-backup"
+    command.unlink()
+    command.write_text("#!/bin/sh\n")
+    done = install(root)
+    assert (done.returncode, f"{command} is a file of your own" in done.stderr) == (1, True)
+    assert f"{command} stays: " in install(root, "--uninstall").stdout
+    assert command.read_text() == "#!/bin/sh\n"
+
+
 def test_a_unit_of_the_admin_s_that_has_the_name_of_a_new_one_is_not_replaced(root: Path) -> None:
     (root / "opt/virt-rbd-backup/res/virt-rbd-backup@.timer").unlink()  # as in a version without it
     assert install(root).returncode == 0

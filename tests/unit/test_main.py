@@ -226,6 +226,7 @@ def test_check_continues_after_a_problem_and_counts_the_problems(node: Node) -> 
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
         "ok",  # the interpreter
         "ok",  # RUNTIME_DIR
+        "ok",  # STATE_DIR
         "ok",  # REPORT_FILE
         "ok",  # drill --instant
         "PROBLEM",  # the password file

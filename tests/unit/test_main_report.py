@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import main
+from backup.report.run_report import RunResult
+from backup.system.stop_request import StopRequest
+
 from .program_node import MAIN, PYTHON, Node
+from .recorder import Recorder
+from .samples import RUN, TAKEN, settings
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +85,19 @@ def test_only_the_page_needs_jinja(node: Node) -> None:
     error, hint = done.stderr.splitlines()
     assert error == f"error: this interpreter ({PYTHON}) has no module jinja2"
     assert hint.endswith("; apt-get install python3-jinja2")
+
+
+def test_a_fault_in_the_metrics_keeps_no_notification_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(main, "publish_metrics", faulty)
+    monkeypatch.setattr("backup.report.publish.publish_metrics", faulty)
+    chosen = settings(
+        state_dir=str(tmp_path), notify_command=["touch", f"{tmp_path}/sent"], notify_on="always"
+    )
+    with pytest.raises(RuntimeError, match="a bug"):
+        main._publish(RunResult(RUN, "node1", TAKEN, TAKEN, ()), chosen, Recorder(), StopRequest())
+    assert (tmp_path / "sent").exists()

@@ -33,15 +33,17 @@ def test_a_check_ends_with_the_exit_codes_of_nagios(node: Node) -> None:
         "good": "status --max-age 26h --json web",
         "wrong": "status --max-age 26",
         "unknown": "status wbe",
+        "huge": "status --max-age 9999999999d",
     }
     done = node.run_each(*lines.values())
-    late, good, wrong, unknown = (done[line] for line in lines.values())
+    late, good, wrong, unknown, huge = (done[line] for line in lines.values())
     assert (late.returncode, good.returncode) == (0, 0), late.stdout
     assert late.stdout == "OK: 1 of 1 domains have a restore point of the last 26 h\n"
     assert json.loads(good.stdout)["domains"][0]["uuid"] == UUID
     assert (wrong.returncode, unknown.returncode) == (2, 2)
     assert "invalid age '26': expected a number and m, h or d, such as 26h" in wrong.stderr
     assert "this node backs up no domain 'wbe'" in unknown.stderr
+    assert (huge.returncode, "invalid age '9999999999d'" in huge.stderr) == (2, True), huge.stderr
 
 
 def test_a_repository_that_cannot_be_read_is_unknown(node: Node, tmp_path: Path) -> None:

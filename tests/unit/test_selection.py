@@ -195,5 +195,7 @@ def test_a_domain_that_an_instant_restore_has_not_moved_yet_is_skipped() -> None
     on_overlay = domain("web", disks=[rbd_disk(shown="vms/web-root.virt-rbd-backup.overlay"), broken_disk()])
     reason = "an instant restore of it is under way, or was interrupted: see `main.py status`"
     assert skipped("web", domains=(on_overlay,)) == {"web": reason}
+    excluded = skipped(domains=(on_overlay,), exclude_domains=["web"])
+    assert excluded == {"web": "in EXCLUDE_DOMAINS"}, "which holds without the instant restore, too"
     with raises(reason, Skipped):  # it began after the domain was selected
         require_complete(on_overlay)

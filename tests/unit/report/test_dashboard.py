@@ -14,7 +14,7 @@ import pytest
 from backup.job_result import JobResult, Status
 from backup.model import Consistency
 from backup.report.copy_record import CopyRecord, now, write_record
-from backup.report.publish import publish
+from backup.report.publish import publish, publish_metrics
 from backup.report.run_report import RunResult
 from backup.stored import SavedImage
 from tests.dashboard import DASHBOARD, SCHEMA, queries
@@ -149,9 +149,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     files = {"state_dir": str(directory / "state"), "metrics_file": str(metrics / "backup.prom")}
     files["copy_repository"] = "/srv/copy"
     write_record(files["state_dir"], CopyRecord(now(), now(), 2), Recorder())
-    publish(
-        RunResult(RUN, "node1", NOW, NOW, (FROZEN, PAUSED)), settings(report_days=36500, **files), Recorder()
-    )
+    chosen, result = settings(report_days=36500, **files), RunResult(RUN, "node1", NOW, NOW, (FROZEN, PAUSED))
+    publish_metrics(chosen, Recorder(), publish(result, chosen, Recorder()))
     with watching(metrics, directory) as prometheus:
         recorded = "uuid:virt_rbd_backup_domain_age_seconds:min"
         wait_until(lambda: prometheus.has(recorded), 30, "the rules were evaluated")

@@ -23,19 +23,19 @@ from ..samples import OTHER_UUID, UUID
 @pytest.fixture
 def file(tmp_path: Path, recorder: Recorder) -> Path:
     """A file with a record of when web was saved."""
-    DomainRecords(str(tmp_path), recorder).update(UUID, "web", saved="2024")
+    DomainRecords(str(tmp_path), recorder).update(UUID, "web", saved="2024-01-01T00:00:00+00:00")
     return tmp_path / "proofs.json"
 
 
 def record_db(file: Path, recorder: Recorder) -> None:
-    DomainRecords(str(file.parent), recorder).update(OTHER_UUID, "db", saved="2025")
+    DomainRecords(str(file.parent), recorder).update(OTHER_UUID, "db", saved="2025-01-01T00:00:00+00:00")
 
 
 def test_an_update_keeps_the_records_of_other_domains(file: Path, recorder: Recorder) -> None:
     record_db(file, recorder)
     assert read_records(str(file.parent)) == {
-        UUID: DomainRecord(saved="2024"),
-        OTHER_UUID: DomainRecord(saved="2025"),
+        UUID: DomainRecord(saved="2024-01-01T00:00:00+00:00"),
+        OTHER_UUID: DomainRecord(saved="2025-01-01T00:00:00+00:00"),
     }
     assert recorder.messages == []
 
@@ -58,6 +58,16 @@ def test_a_file_that_can_not_be_read_is_not_overwritten(
     (warning,) = recorder.told(Level.WARNING)
     assert os.strerror(number).lower() in warning
     assert "see STATE_DIR" in warning
+
+
+@pytest.mark.parametrize("value", [1, None, [], "no time", "2024-02-03", "2024-13-01T00:00:00+00:00"])
+def test_a_time_that_is_none_costs_itself_alone(value: object, file: Path) -> None:
+    """The metrics at the end of each run need it as a time."""
+    good = "2024-02-03T04:05:06+00:00"
+    file.write_text(json.dumps({UUID: {"saved": value, "verified": good, "failure": "damaged"}}))
+    assert read_records(str(file.parent)) == {UUID: DomainRecord(verified=good, failure="damaged")}
+    file.write_text(json.dumps({UUID: {"failure": ["damaged"], "drill_kind": None}}))
+    assert read_records(str(file.parent)) == {UUID: DomainRecord()}
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"uuid": 1}', b"\xff"])

@@ -58,6 +58,15 @@ def test_an_incomplete_run_removes_no_domain() -> None:
     assert seen.run["run"] == "6"
 
 
+def test_errors_that_are_not_about_the_list_of_domains_keep_no_domain_that_is_gone() -> None:
+    """An after-run hook that fails each night, or a prune."""
+    failed = {"exit_code": 3, "errors": ["hook after-run.d/x failed"]}
+    before = report("1", entry("web"), entry("gone"))
+    assert names(node_health([report("2", entry("web"), **failed, all_listed=True), before])) == ["web"]
+    kept = node_health([report("2", entry("web"), **failed, all_listed=False), before])
+    assert names(kept) == ["gone", "web"]
+
+
 def test_domains_that_are_not_selected_are_left_out() -> None:
     assert names(node_health([report("1", entry("test7", "skipped", selected=False), entry("web"))])) == [
         "web"

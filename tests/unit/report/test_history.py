@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import stat
 from datetime import datetime, timedelta, timezone, tzinfo
@@ -86,6 +87,16 @@ def test_a_damaged_report_does_not_hide_the_others(tmp_path: Path, damage: bytes
     published(tmp_path, SAVED, days_ago=1)
     published(tmp_path, SAVED)
     (tmp_path / "state/reports" / f"{run_id(1)}.json.gz").write_bytes(damage)
+    assert kept(tmp_path) == [run_id(0)]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"report"', '{"run": "x"}', '{"schema": 2, "run": []}'])
+def test_what_is_no_report_of_this_schema_is_left_out(tmp_path: Path, content: str) -> None:
+    """Metrics and notifications read all of them at the end of each run."""
+    published(tmp_path, SAVED, days_ago=1)
+    published(tmp_path, SAVED)
+    packed = gzip.compress(content.encode())
+    (tmp_path / "state/reports" / f"{run_id(1)}.json.gz").write_bytes(packed)
     assert kept(tmp_path) == [run_id(0)]
 
 

@@ -12,16 +12,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from backup import __version__
 from backup.job_result import JobResult, Status
 from backup.model import Consistency, Level
+from backup.report import publish as publishing
 from backup.report.copy_record import CopyRecord
 from backup.report.domain_record import DomainRecord, DomainRecords
 from backup.report.metrics import exposition
-from backup.report.publish import publish, publish_metrics
+from backup.report.publish import publish_metrics
 from backup.report.run_report import RunResult, report_json
+from backup.selection import ON_OVERLAYS
 from backup.settings import Settings
 from backup.stored import SavedImage
 from tests.dashboard import for_all, queries
@@ -120,6 +123,24 @@ def test_a_domain_that_another_node_backs_up_has_only_some_metrics() -> None:
     }
 
 
+def test_a_domain_keeps_its_metrics_while_an_instant_restore_of_it_has_not_ended() -> None:
+    """No backup is made of it: the age of its restore points has to be seen."""
+    skipped = JobResult("web", UUID, Status.SKIPPED, ON_OVERLAYS)
+    found = values(text_of(run_of(not_selected=(skipped,)), run_of(SAVED)))
+    assert found["domain_last_success_timestamp_seconds web"] == TAKEN.timestamp()
+    assert text_of(run_of(not_selected=(EXCLUDED,))).count("test7") == 0
+
+
+def test_a_time_of_the_future_is_none_in_the_metrics() -> None:
+    """Or no alert would fire before it has come."""
+    future = "2999-01-01T00:00:00+00:00"
+    known = {UUID: DomainRecord(saved=future, verified=future, drilled=future)}
+    found = values(text_of(run_of(SAVED), known=known))
+    names = ("last_success", "last_verified", "last_drill")
+    times = [found[f"domain_{name}_timestamp_seconds web"] for name in names]
+    assert times == [TAKEN.timestamp(), 0, 0]
+
+
 def test_a_run_that_could_do_nothing_has_metrics_and_removes_no_domain() -> None:
     nothing = run_of(nothing_done=True, errors=("no libvirt",))
     found = values(text_of(nothing, run_of(SAVED)))
@@ -140,6 +161,10 @@ def test_promtool_finds_no_error() -> None:
 def test_the_manual_explains_each_metric() -> None:
     page = (ROOT / "res/docs/monitoring.md").read_text()
     assert [name for name in names_in(WHOLE) if f"| `{name}` | " not in page] == []
+
+
+def publish(result: RunResult, chosen: Settings, recorder: Recorder) -> None:
+    publish_metrics(chosen, recorder, publishing.publish(result, chosen, recorder))
 
 
 def settings_in(directory: Path, **changes: Any) -> Settings:
@@ -170,6 +195,14 @@ def test_a_verification_updates_the_metrics_at_once(tmp_path: Path) -> None:
     publish_metrics(of_test, Recorder())
     found = values((tmp_path / "backup.prom").read_text())
     assert (found["domain_proof_failed web"], found["run_exit_code"]) == (1, 0)
+
+
+@pytest.mark.parametrize("repository", ["", "/srv/copy"])
+def test_a_copy_that_never_ran_is_seen_by_the_alert(tmp_path: Path, repository: str) -> None:
+    publish_metrics(settings_in(tmp_path, copy_repository=repository), Recorder())
+    found = values((tmp_path / "backup.prom").read_text())
+    expected = {"copy_finished_timestamp_seconds": 0, "copy_failed": 0} if repository else {}
+    assert {name: value for name, value in found.items() if name.startswith("copy_")} == expected
 
 
 def test_an_unusable_state_directory_does_not_hide_this_run(tmp_path: Path) -> None:

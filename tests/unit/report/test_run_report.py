@@ -150,6 +150,7 @@ def test_the_report_has_the_run_each_domain_and_each_image() -> None:
         run_of(not_selected=(SKIPPED,), errors=(LOST,)),
         run_of(nothing_done=True),
         run_of(SAVED, signal_number=1),
+        run_of(SAVED, all_listed=True),
     ],
 )
 def test_each_report_matches_the_schema_without_further_members(result: RunResult) -> None:

@@ -33,6 +33,15 @@ def test_domains_are_selected_by_name_pattern_or_uuid(names: list[str], meant: l
     assert points_of_domains([WEB, HALF], names) == meant
 
 
+def test_a_name_that_a_domain_has_is_no_pattern() -> None:
+    """`prune 'web[1]'` must not remove web1's restore points."""
+    other = replace(HALF, domain="web[1]")
+    points = [replace(WEB, domain="web1"), other]
+    assert points_of_domains(points, ["web[1]"]) == [other]
+    assert points_of_domains(points[:1], ["web[1]"]) == points[:1]
+    assert points_of_domains(points, ["web*"]) == points
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("wbe", "did you mean web?"), ("x9", "`main.py restore-points` lists all")]
 )
@@ -84,6 +93,8 @@ NEWEST = replace(LATER, id=PointId("20240206T040506Z-half", UUID), manifest_id="
         ("2024-02-03 04:05:06", WEB),
         ("2024-02-05T04:05:06Z", LATER),
         ("2030-01-01", LATER),
+        ("9999-12-31", LATER),
+        ("9999-12-31T23:59:59Z", LATER),
     ],
 )
 def test_a_restore_point_is_selected_by_run_or_time(at: str, meant: StoredPoint) -> None:

@@ -77,7 +77,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 @pytest.fixture
 def chosen(tmp_path: Path, cluster: Cluster) -> Settings:
     uri = node_uri(tmp_path / "node.xml", domain_element("web", UUID, rbd("vms/a")))
-    return settings(libvirt_uri=uri, runtime_dir=str(tmp_path / "run"), freeze="required")
+    directories = {"runtime_dir": str(tmp_path / "run"), "state_dir": str(tmp_path / "state")}
+    return settings(libvirt_uri=uri, freeze="required", **directories)
 
 
 def assert_stops(chosen: Settings, output: NoOutput, hangs: Hangs) -> None:
@@ -100,6 +101,18 @@ def test_all_requirements_of_a_backup_are_checked(chosen: Settings) -> None:
         "pool vms: client.libvirt may make snapshots",
         "domain web, disk vda: image vms/a",
     ]
+
+
+def test_a_state_directory_that_cannot_be_written_is_a_problem(chosen: Settings) -> None:
+    """Without it nothing is known of earlier runs: no report, no proof, no failed restore point."""
+
+    def problem(path: str) -> str:
+        checked = examine(replace(chosen, state_dir=path), NoPoints())
+        (found,) = [one for one in checked if one.subject == f"STATE_DIR {path}"]
+        return str(found.problem or "")
+
+    assert problem(chosen.state_dir) == ""
+    assert problem("/proc/x") == "cannot create /proc/x: no such file or directory (hint: see STATE_DIR)"
 
 
 def test_a_full_pool_that_has_the_data_of_an_image_is_a_problem(chosen: Settings, cluster: Cluster) -> None:

@@ -111,6 +111,17 @@ def test_two_groups_that_write_to_the_same_path_are_a_problem(node: Node, consta
     assert found.problem.message == "group a and group b write to /srv/x.prom"
 
 
+@pytest.mark.parametrize("other", ["{}/own/", "{}/./own", "{}/link"])
+def test_a_path_is_the_same_however_it_is_written(node: Node, tmp_path: Path, other: str) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (tmp_path / "link").symlink_to(own)
+    groups = [node.group("a", state_dir=str(own)), node.group("b", state_dir=other.format(tmp_path))]
+    (found,) = problems(groups)
+    assert found.problem
+    assert found.problem.message == f"group a and group b write to {own}"
+
+
 def test_groups_without_a_common_runtime_dir_are_a_problem(node: Node) -> None:
     other = node.group("b", runtime_dir="/run/other/groups/b")
     (found,) = problems([node.group("a"), other])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable
 
@@ -16,9 +17,10 @@ import pytest
 from backup.errors import AlreadyRunning, BackupError, ConfigError, Interrupted, TransientError
 from backup.hypervisor.connection import Hypervisor
 from backup.hypervisor.errors import HypervisorError
+from backup.job.failed_points import FailedPoints
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Status
-from backup.model import Domain, Level
+from backup.model import Consistency, Domain, Level
 from backup.quiesce.freeze_notes import FreezeNotes, Method
 from backup.report.run_report import RunResult
 from backup.restore_point.known_points import known_runs
@@ -36,7 +38,7 @@ from ..jobs_on_paper import NoOutput
 from ..no_watchdog import NoWatchdog
 from ..raising import raises
 from ..recorder import Recorder
-from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
+from ..samples import OTHER_UUID, RUN, TAKEN, UUID, domain, held_point, settings
 
 GONE_UUID = "5f5d1c04-6a6d-4a10-9c3b-3a5f6c1d2e03"
 
@@ -153,6 +155,22 @@ def test_an_order_has_the_domain_s_restore_points_if_the_output_builds_on_them(
     assert known == {"db": [], "web": points[:2] if keeps else []}
 
 
+def test_with_min_age_a_restore_point_of_the_future_skips_no_domain(
+    uris: tuple[str, str], pool: PoolOnPaper, tmp_path: Path
+) -> None:
+    """Of a clock that was wrong once: until that time has come there would be no backup."""
+    output = NothingLeft()
+    late = datetime.now(timezone.utc) + timedelta(days=900)
+    output.points = [
+        held_point("first", UUID, "1"),
+        replace(held_point("second", UUID, "2"), taken=late),
+        replace(held_point("third", OTHER_UUID, "3"), taken=late),
+    ]
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=str(tmp_path / "run"), min_age=3600)
+    Run(chosen, output, Recorder(), StopRequest(), RUN).back_up(())
+    assert {order.name: order.last_saved for order in pool.orders} == {"db": None, "web": TAKEN}
+
+
 def test_named_domains_are_saved_whatever_their_age(
     uris: tuple[str, str], pool: PoolOnPaper, recorder: Recorder, tmp_path: Path
 ) -> None:
@@ -180,6 +198,7 @@ def test_an_unreachable_libvirt_is_reported_and_the_others_are_backed_up(
 ) -> None:
     nowhere = f"test://{tmp_path}/nowhere.xml"
     result = back_up(tmp_path, recorder, [nowhere, uris[0]])
+    assert result.all_listed is False
     assert [order.name for order in pool.orders] == ["db", "web"]
     assert result.exit_code == 3
     (error,) = result.errors
@@ -187,6 +206,7 @@ def test_an_unreachable_libvirt_is_reported_and_the_others_are_backed_up(
     (reported,) = recorder.told(Level.ERROR)
     assert reported.startswith(error)
     assert "(hint: check that libvirtd is running" in reported
+    assert back_up(tmp_path / "all", Recorder(), uris).all_listed is True
 
 
 def test_a_libvirt_that_fails_during_the_listing_is_reported_too(
@@ -472,6 +492,45 @@ def test_a_domain_with_images_missing_in_the_repository_at_the_end_fails(
     assert set(asked) == {RUN}
     (web,) = [one.uuid for one in result.results if one.name == "web"]
     assert withdrawn == [PointId(RUN, web)]
+
+
+def test_a_point_with_missing_images_that_cannot_be_removed_is_removed_by_the_next_run(
+    uris: tuple[str, str], tmp_path: Path, pool: PoolOnPaper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a prune has the repository, the point stays, and looks complete."""
+    lost = PointId(RUN, UUID)
+
+    class Locked(NothingLeft):
+        points = (held_point(RUN, UUID, "manifest"),)
+        locked = True
+
+        def withdraw(
+            self, points: Collection[PointId], check_stop: Callable[[], None] = lambda: None
+        ) -> None:
+            if self.locked:
+                raise BackupError("locked by a prune")
+            withdrawn.extend(points)
+
+    def saved(orders: Sequence[JobOrder]) -> Sequence[JobResult]:
+        made = JobResult("", "", Status.SAVED, consistency=Consistency.CRASH, taken=TAKEN)
+        return [replace(made, name=one.name, uuid=one.uuid) for one in orders]
+
+    withdrawn: list[PointId] = []
+    monkeypatch.setattr(pool, "run", saved)
+    monkeypatch.setattr(confirm, "missing", lambda _points, _run, one: ("vda",) * (one.uuid == UUID))
+    state = str(tmp_path / "state")
+    chosen = settings(libvirt_uri=list(uris), runtime_dir=str(tmp_path / "run"), state_dir=state)
+    output, recorder = Locked(), Recorder()
+    result = Run(chosen, output, recorder, StopRequest(), RUN).back_up(())
+    (web,) = [one for one in result.results if one.uuid == UUID]
+    assert (web.status, web.consistency, web.taken, web.withdraw) == (Status.FAILED, None, None, True)
+    assert "still in the repository, and look complete: locked by a prune" in recorder.told(Level.ERROR)[-1]
+    assert FailedPoints(state).all() == {lost}
+    output.locked = False
+    monkeypatch.setattr(confirm, "missing", lambda *_: ())
+    Run(chosen, output, recorder, StopRequest(), "20240204T040506Z-next").back_up(())
+    assert withdrawn == [lost]
+    assert FailedPoints(state).all() == set()
 
 
 def test_a_repository_that_cannot_be_listed_at_the_end_is_a_warning(

@@ -45,5 +45,7 @@ def test_domains_are_named_by_name_uuid_or_pattern() -> None:
     assert [one.name for one in named(domains, ())] == ["db01", "web"]
     assert [one.name for one in named(domains, ["db*"])] == ["db01"]
     assert [one.name for one in named(domains, [UUID])] == ["web"]
+    bracket = all_domains([domain("web[1]", OTHER_UUID), domain("web1")], [], {})
+    assert [one.name for one in named(bracket, ["web[1]"])] == ["web[1]"], "a name, and no pattern"
     with raises("this node backs up no domain 'wbe', and there is no restore point of one", ConfigError):
         named(domains, ["web", "wbe"])

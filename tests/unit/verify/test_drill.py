@@ -21,6 +21,7 @@ from backup.stored import SavedDomain, StoredPoint
 from backup.system import time_limit
 from backup.system.stop_request import StopRequest
 from backup.verify.drill import Drill, due
+from outputs.restic_repository.messages import failure
 
 from ..memory_snapshot import MemorySnapshot
 from ..raising import raises
@@ -59,6 +60,7 @@ def drill(
     [
         ({}, UUID),
         ({UUID: DomainRecord(tried="2024-02-03")}, OTHER_UUID),
+        ({UUID: DomainRecord(tried="2999-01-01"), OTHER_UUID: DomainRecord(tried="2024-02-03")}, UUID),
         ({UUID: DomainRecord(tried="2024-02-03"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, OTHER_UUID),
         ({UUID: DomainRecord(tried="2024-02-01"), OTHER_UUID: DomainRecord(tried="2024-02-02")}, UUID),
     ],
@@ -81,6 +83,15 @@ def test_a_domain_whose_drill_fails_does_not_block_the_others(state_dir: str, re
     known = read_records(state_dir)
     assert (known[UUID].drilled, known[UUID].failure) == ("", "it is damaged")
     assert (known[OTHER_UUID].drilled > "2020", known[OTHER_UUID].failure) == (True, "")
+
+
+def test_data_that_restic_finds_damaged_fail_the_drill(state_dir: str, recorder: Recorder) -> None:
+    """Its error counts as transient, as most of restic's: a run retries it."""
+    error = failure("dump", 1, "ciphertext verification failed", "")
+    assert error.transient
+    with raises("restic dump failed with exit code 1", DrillFailed):
+        drill(state_dir, recorder, error)
+    assert read_records(state_dir)[UUID].failure == "restic dump failed with exit code 1"
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ def drill(state_dir: str, error: BackupError | None = None, name: str = "") -> s
 
 
 def test_without_a_name_the_domain_whose_drill_of_any_kind_is_longest_ago_is_next(state_dir: str) -> None:
-    DomainRecords(state_dir, Recorder()).update(UUID, "web", tried="2024-02-03", drill_kind="restored")
+    DomainRecords(state_dir, Recorder()).update(
+        UUID, "web", tried="2024-02-03T04:05:06+00:00", drill_kind="restored"
+    )
     assert drill(state_dir) == "db"
     assert drill(state_dir) == "web"
 

@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -18,11 +19,11 @@ import pytest
 from backup.errors import BackupError, Interrupted
 from backup.job_result import Phase
 from backup.model import Level
-from backup.report.domain_record import read_records
+from backup.report.domain_record import DomainRecords, read_records
 from backup.restore_point import manifest
 from backup.restore_point.checksums import Checksums
 from backup.restore_point.find import with_current_ids
-from backup.stored import Packed, SavedDomain, SavedImage, StoredPoint
+from backup.stored import Packed, PointId, SavedDomain, SavedImage, StoredPoint
 from backup.system.spool import Spool
 from backup.system.stop_request import StopRequest
 from backup.verify import verification as verification_module
@@ -31,7 +32,7 @@ from backup.verify.verification import Verification, Verified
 from ..memory_snapshot import MemorySnapshot
 from ..raising import raises
 from ..recorder import Recorder
-from ..samples import MIB, OTHER_UUID, UUID, domain, restore_point, settings
+from ..samples import MIB, OTHER_UUID, RUN, TAKEN, UUID, domain, restore_point, settings
 from ..stored_points import CONTENT, HeldPoints
 
 BOTH = {UUID: "web", OTHER_UUID: "db"}
@@ -105,6 +106,32 @@ def test_a_time_without_a_restore_point_is_not_recorded_as_a_failure(
 ) -> None:
     verified = verification(HeldPoints(BOTH), state_dir, recorder, StopRequest()).verify((), "2020-01-01")
     assert (verified.failed, read_records(state_dir)) == (2, {})
+
+
+class WithOlder(HeldPoints):
+    """Has an older restore point of web, too, which is sound."""
+
+    def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
+        (newest,) = super().restore_points()
+        older = replace(newest, id=PointId("20240101T000000Z-aaaa", UUID), taken=TAKEN - timedelta(days=9))
+        return [older, newest]
+
+
+@pytest.mark.parametrize(("at", "passes"), [("20240101", False), ("latest", True), (RUN, True)])
+def test_only_a_verification_of_the_newest_restore_point_clears_a_failure(
+    at: str, passes: bool, state_dir: str, recorder: Recorder
+) -> None:
+    DomainRecords(state_dir, recorder).update(UUID, "web", failure="the newest is damaged")
+    verified = verification(WithOlder({UUID: "web"}), state_dir, recorder, StopRequest()).verify((), at)
+    known = read_records(state_dir)[UUID]
+    assert (verified.failed, verified.images) == (0, 1)
+    assert (known.failure == "", known.verified > "2020") == (passes, passes)
+
+
+def test_an_older_restore_point_that_fails_is_recorded(state_dir: str, recorder: Recorder) -> None:
+    output = WithOlder({UUID: "web"}, {"web": DAMAGED})
+    verification(output, state_dir, recorder, StopRequest()).verify((), "20240101")
+    assert "differs from what was saved" in read_records(state_dir)[UUID].failure
 
 
 class Stopping(HeldPoints):
