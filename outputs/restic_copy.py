@@ -124,7 +124,8 @@ class RepositoryCopy:
 
     def _carried_out(self, names: Sequence[str], began: str, reporter: Reporter) -> CopyRecord:
         end_orphans(self._program.runtime_dir)
-        remove_dead_locks(self._program, self.check_stop)
+        for program in (self._program, self.target.program):  # whose records are apart
+            remove_dead_locks(program, self.check_stop)
         missing = self.missing(names)
         for start in range(0, len(missing), BATCH):
             if start:

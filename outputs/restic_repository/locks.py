@@ -85,14 +85,18 @@ def left_by(one: ChildRecord, lock: Lock) -> bool:
 
 
 def _dead(program: Program) -> Sequence[ChildRecord]:
-    """Return the dead that may have left a lock; erase records of earlier boots, which prove nothing."""
+    """Return the dead that may have left a lock in this repository.
+
+    Records of earlier boots are erased, as they prove nothing.
+    """
     if not program.records:
         return ()
     found = [one for one in program.records.read() if one.leaves]
     for one in found:
         if not one.of_this_boot:
             program.records.erase(one)
-    return [one for one in found if one.of_this_boot and one.dead]
+    here = [one for one in found if one.place in ("", program.place)]
+    return [one for one in here if one.of_this_boot and one.dead]
 
 
 def _erase(program: Program, one: ChildRecord) -> None:

@@ -68,6 +68,11 @@ class Program:
     def key_hint(self) -> KeyHint:
         return KeyHint.of(self.state_dir, self.repository, self.environment)
 
+    @property
+    def place(self) -> str:
+        """The repository's name in the records, of which there may be others' too; without secrets."""
+        return self.key_hint.path.name
+
     def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
         """Run a command for `limit` seconds at most, and return its output. Raises ResticError."""
         with self.running(*arguments, limit=limit, check_stop=check_stop) as child:
@@ -259,7 +264,8 @@ class Program:
         if not self.records or not sees_own_pids():
             return None
         try:
-            return Recording(self.records, ChildRecord.for_child(child.process.pid, child.lock, child.began))
+            one = ChildRecord.for_child(child.process.pid, child.lock, child.began, self.place)
+            return Recording(self.records, one)
         except OSError:  # RUNTIME_DIR is full: the backup matters more
             return None
 

@@ -56,6 +56,18 @@ def test_the_lock_of_a_killed_restic_is_removed_and_no_process_is_signalled(
     assert (repository.locks(), repository.records()) == ([], [])
 
 
+def test_a_command_on_another_repository_leaves_the_record_to_one_on_its_own(
+    repository: Repository, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    (other / "locks").mkdir(parents=True)
+    with killed(repository, tmp_path):
+        Restic(repository.program(repository=str(other))).discard((), wait_if_busy=False)
+        assert len(repository.locks()) == len(repository.records()) == 1
+        Restic(repository.program()).discard((), wait_if_busy=False)
+    assert (repository.locks(), repository.records()) == ([], [])
+
+
 def test_a_foreign_lock_beside_it_stays(repository: Repository, tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -22,6 +22,8 @@ from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
 from backup.stored import StoredPoint
+from backup.system.child_records import ChildRecord, records_in
+from backup.system.process_group import ProcessId
 from backup.transfer.compare import pieces_from_output
 from outputs.restic import Restic
 from outputs.restic_copy import RepositoryCopy, examine_copy, settings_of_copy
@@ -203,6 +205,14 @@ def test_a_killed_copy_leaves_no_lock_after_the_next_one(two: Two) -> None:
     assert list((two.directory / "repository/locks").iterdir()) == [], "none in the repository itself"
     assert two.copy().copy((), Recorder()).copied == 2
     assert two.locks() == []
+
+
+def test_a_lock_that_another_command_left_in_the_copy_is_looked_for_too(two: Two) -> None:
+    copy, records = two.copy(), records_in(two.settings.runtime_dir)
+    one = ChildRecord.for_child(os.getpid(), "shared", 0.0, copy.target.program.place)
+    records.write(replace(one, leader=ProcessId(1 << 22, 5), ended=1.0))
+    copy.copy((), Recorder())
+    assert [*records.read()] == []
 
 
 def copied_by(directory: str, binary: str) -> None:
