@@ -218,7 +218,10 @@ class Repository:
 
         def forget() -> None:
             snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
-            self._forget([one["id"] for one in snapshots if point_id(one) in points], check_stop)
+            found = [one for one in snapshots if point_id(one) in points]
+            # restic removes in any order, and ends at an error: the manifests first, which make points count
+            self._forget([one["id"] for one in found if MANIFEST_TAG in one["tags"]], check_stop)
+            self._forget([one["id"] for one in found if MANIFEST_TAG not in one["tags"]], check_stop)
 
         when_free(forget, DISCARD_PAUSES, check_stop)
 

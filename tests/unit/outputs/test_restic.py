@@ -218,6 +218,23 @@ def test_only_images_without_a_manifest_are_discarded(saved: Saved, repository: 
     assert repository.locks() == []
 
 
+def test_withdrawn_points_lose_their_manifests_before_their_images(
+    repository: Repository, tmp_path: Path
+) -> None:
+    tags = ["virt-rbd-backup", f"run={RUN}", f"uuid={UUID}"]
+    listed = [{"id": "image-1", "tags": tags}, {"id": "manifest", "tags": [*tags, "definition"]}]
+    listed = [*listed, {"id": "image-2", "tags": tags}]
+    fake = tmp_path / "fake-restic"
+    forget = f'echo "$*" >>{tmp_path}/calls; [ "$*" = "${{*%image*}}" ]; exit'
+    script = f'case "$*" in *forget*) {forget} ;; esac'
+    fake.write_text(f"#!/bin/sh\n{script}\necho '{json.dumps(listed)}'\n")
+    fake.chmod(0o700)
+    with raises("restic forget failed with exit code 1"):
+        Restic(repository.program(str(fake))).withdraw([PointId(RUN, UUID)])
+    calls = [call.split("--quiet ")[1] for call in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == ["manifest", "image-1 image-2"]
+
+
 @pytest.mark.parametrize(("code", "calls"), [(11, 3), (1, 1), (10, 1), (12, 1)])
 def test_discard_tries_again_only_while_the_repository_is_locked(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, calls: int
