@@ -35,6 +35,11 @@ PERMANENT = re.compile(
     "|wrong password|no key found|unsupported repository version|unknown (command|flag|shorthand flag)"
     "|unable to open config file.*(no such file|not exist|404)"
 )
+# Lines that may come with each call, in lower case: about files of ssh's and of restic's own on this
+# node. They say nothing about the repository.
+HARMLESS = re.compile(
+    "hostfile_replace_entries failed|could not create directory '.*/[.]ssh'|unable to open cache:"
+)
 # Messages about data that is missing or damaged in the repository.
 DAMAGED = re.compile(
     "ciphertext verification failed|not found in (the )?(repository|index)|no matching id found"
@@ -99,15 +104,19 @@ def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     message = f"restic {command} {how}"
     locked = is_locked(code, printed)
-    lower = printed.lower()
     damaged = is_damage(printed)
-    permanent = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(PERMANENT.search(lower))
+    permanent = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or _is_permanent(printed)
     other_hint = "check RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if lines else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
     full = f"{message}: {lines}" if lines else message
     return ResticError(
         full, hint, locked, transient=not permanent, damaged=damaged, incomplete=code == INCOMPLETE
     )
+
+
+def _is_permanent(printed: str) -> bool:
+    lines = [line for line in printed.lower().splitlines() if not HARMLESS.search(line)]
+    return bool(PERMANENT.search("\n".join(lines)))
 
 
 def is_damage(printed: str) -> bool:
