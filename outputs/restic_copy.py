@@ -17,6 +17,7 @@ from pathlib import Path
 
 from backup.command import COMMAND
 from backup.errors import AlreadyRunning, BackupError, ConfigError
+from backup.job.failed_points import FailedPoints
 from backup.model import Finding, Level
 from backup.protocols import Reporter
 from backup.report.copy_record import CopyRecord, now, write_record
@@ -118,9 +119,14 @@ class RepositoryCopy:
         return record
 
     def missing(self, names: Sequence[str]) -> Sequence[StoredPoint]:
-        """List the whole restore points that the copy lacks, the newest first. Raises BackupError."""
+        """List the whole restore points that the copy lacks, the newest first. Raises BackupError.
+
+        Those that failed, and are still to be removed, look whole, and are left out.
+        """
+        failed = FailedPoints(self.settings.state_dir).all()
         saved = points_of_domains(self.source.ready(self.check_stop), names)
-        return _lacking([point for point in reversed(saved) if point.manifest_id], self._copied_points())
+        whole = [point for point in reversed(saved) if point.manifest_id and point.id not in failed]
+        return _lacking(whole, self._copied_points())
 
     def _carried_out(self, names: Sequence[str], began: str, reporter: Reporter) -> CopyRecord:
         end_orphans(self._program.runtime_dir)

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from backup.errors import AlreadyRunning, BackupError, ConfigError
+from backup.job.failed_points import FailedPoints
 from backup.report.copy_record import read_record
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
-from backup.stored import StoredPoint
+from backup.stored import PointId, StoredPoint
 from backup.system.child_records import ChildRecord, records_in
 from backup.system.process_group import ProcessId
 from backup.transfer.compare import pieces_from_output
@@ -167,6 +168,13 @@ def test_what_is_not_copied_although_restic_succeeds_is_an_error(two: Two) -> No
     assert (record.copied, record.missing) == (0, 2)
     assert record.error == "2 restore points are not in the copy, such as web of 2024-02-03 05:05 UTC"
     assert str(record).endswith(f"UTC: failed: {record.error}")
+
+
+def test_a_restore_point_that_failed_and_is_still_to_be_removed_is_not_copied(two: Two) -> None:
+    FailedPoints(two.settings.state_dir).add(PointId("run-2", UUID))
+    record = two.copy().copy((), Recorder())
+    assert (record.copied, record.error) == (1, "")
+    assert two.whole() == ["run-1"]
 
 
 def test_only_the_named_domains_are_copied(two: Two) -> None:
