@@ -27,6 +27,8 @@ INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SS
 # Variables in RESTIC_ENVIRONMENT whose values may be logged; passwords in URLs are replaced anyway.
 NO_SECRETS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
 
+PATHS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
+
 SNAPSHOTS = "ids"  # the directory in a mount of `restic mount`
 CALL_LIMIT = 120  # minimum time limit in seconds for listing and removing snapshots
 
@@ -276,7 +278,8 @@ class Program:
         if self.password_file:
             built["RESTIC_PASSWORD_FILE"] = self.password_file
         hint = self.key_hint.variables if self.state_dir else {}
-        return {**built, **hint, **self.environment}
+        given = {**built, **hint, **self.environment}
+        return {name: _from_root(name, value) for name, value in given.items()}
 
     def _wait(self, child: Child, check_stop: Callable[[], None]) -> None:
         """Wait for restic's end after the last byte."""
@@ -301,6 +304,12 @@ class Program:
             for name, value in self.environment.items()
             if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name))
         ]
+
+
+def _from_root(name: str, value: str) -> str:
+    """Make a path in a variable absolute: all calls start in /, but for an incremental backup."""
+    named = name == "RESTIC_REPOSITORY" and re.match("[a-z0-9]+:", value)
+    return os.path.join("/", value) if name in PATHS and value and not named else value
 
 
 def _own(stderr: IO[bytes]) -> nullcontext[tuple[IO[bytes], None]]:
