@@ -7,7 +7,7 @@ import re
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from backup.errors import BackupError
 
@@ -49,6 +49,9 @@ DAMAGED = re.compile(
 
 # Of a restic that loads all snapshots to find those that it was asked for: these are of any domain.
 OF_SNAPSHOT = re.compile("could not load snapshot|<snapshot/")
+# Of a restic that ends with code 0: it has listed none, or not this one. (From 0.18 on it may be in JSON.)
+NONE_LISTED = "could not load snapshots"
+NOT_LISTED = re.compile(r'Ignoring \\?"')
 SEPARATOR = "; "
 
 
@@ -112,6 +115,17 @@ def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     return ResticError(
         full, hint, locked, transient=not permanent, damaged=damaged, incomplete=code == INCOMPLETE
     )
+
+
+def unread_snapshots(command: str, printed: str, lines: str, complete: bool) -> Optional[ResticError]:
+    """Return the error of a restic that has succeeded without snapshots that it could not read.
+
+    `complete`: one is enough. It may be unreadable for a moment only, or just removed by another program.
+    """
+    if NONE_LISTED not in printed and not (complete and NOT_LISTED.search(printed)):
+        return None
+    hint = "is the repository's host reachable? If it stays so, `restic check` finds what is damaged"
+    return ResticError(f"restic {command} could not read all snapshots: {lines}", hint, transient=True)
 
 
 def _is_permanent(printed: str) -> bool:

@@ -19,7 +19,7 @@ from backup.system.started_program import NOTHING, PIPE, Command, inherited, out
 from .child import WAIT_POLL, Child, started
 from .dying_worker import ServedFiles
 from .key_hint import KeyHint
-from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in
+from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in, unread_snapshots
 
 # What restic gets of our own environment.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
@@ -75,10 +75,20 @@ class Program:
         """The repository's name in the records, of which there may be others' too; without secrets."""
         return self.key_hint.path.name
 
-    def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
-        """Run a command for `limit` seconds at most, and return its output. Raises ResticError."""
+    def call(
+        self,
+        *arguments: str,
+        limit: float,
+        check_stop: Callable[[], None] = lambda: None,
+        complete: bool = False,
+    ) -> str:
+        """Run a command for `limit` seconds at most, and return its output. Raises ResticError.
+
+        `complete`: also if it has left out snapshots that it could not read.
+        """
         with self.running(*arguments, limit=limit, check_stop=check_stop) as child:
             pass
+        self._require_snapshots(arguments[0], child, complete)
         return child.stdout
 
     @contextmanager
@@ -91,6 +101,7 @@ class Program:
                 hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
                 raise ResticError(message, hint, transient=True)
         self._require_success(arguments[0], child, check_stop)
+        self._require_snapshots(arguments[0], child)
 
     @contextmanager
     def backup(self, arguments: Sequence[str], check_stop: Callable[[], None]) -> Iterator[Backup]:
@@ -293,6 +304,11 @@ class Program:
             return
         check_stop()  # a signal that we got may have been sent to restic too: by a terminal, by systemd
         raise failure(command, code, child.stderr, self._without_secrets(last_lines(child.stderr)))
+
+    def _require_snapshots(self, command: str, child: Child, complete: bool = False) -> None:
+        lines = self._without_secrets(last_lines(child.stderr))
+        if error := unread_snapshots(command, child.stderr, lines, complete):
+            raise error
 
     def _without_secrets(self, text: str) -> str:
         return without_secrets(text, self._secrets())
