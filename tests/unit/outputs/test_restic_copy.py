@@ -147,10 +147,15 @@ def test_whole_restore_points_are_copied_once_and_can_be_read_there(two: Two) ->
 def test_a_copy_that_ends_after_any_snapshot_leaves_only_whole_restore_points_and_goes_on(
     two: Two, number: int
 ) -> None:
-    """restic is given the first snapshots only, and then fails."""
-    options = 3  # --no-cache copy --no-lock
-    copies = 'restic --no-cache copy --no-lock "$@"'
-    first = f'shift {options}; set -- $(printf "%s\\n" "$@" | head -n {number}); {copies}; exit 1'
+    """restic is given the first snapshots only, in as many calls as these take, and then fails."""
+    first = f"""shift 3  # --no-cache copy --no-lock
+        before=$(cat "$0.given" || echo 0); echo $((before + $#)) >"$0.given"
+        if [ $((before + $#)) -gt {number} ]; then
+            set -- $(printf "%s\\n" "$@" | head -n $(({number} - before)))
+            [ $# = 0 ] || restic --no-cache copy --no-lock "$@"
+            exit 1
+        fi
+        exec restic --no-cache copy --no-lock "$@" """
     with pytest.raises(BackupError, match="restic copy failed"):
         two.copy(two.wrapper(first)).copy((), Recorder())
     assert two.whole() == (["run-2"] if number >= 3 else [])
@@ -161,6 +166,17 @@ def test_a_copy_that_ends_after_any_snapshot_leaves_only_whole_restore_points_an
     assert (record.copied, record.error) == (1 if number >= 3 else 2, "")
     assert two.whole() == ["run-1", "run-2"]
     assert len(list((two.directory / "second/snapshots").iterdir())) == 6, "nothing twice"
+
+
+def test_a_manifest_is_not_copied_without_an_image_that_restic_could_not_read(two: Two) -> None:
+    """restic ignores an id in the first call, and in no other one."""
+    ignores = f"""[ -e "$0.once" ] || {{
+        touch "$0.once"; shift 4; set -- --no-cache copy --no-lock {"0" * 64} "$@"; }}"""
+    record = two.copy(two.wrapper(ignores)).copy((), Recorder())
+    assert two.whole() == ["run-1"]
+    assert (record.copied, record.missing) == (1, 1)
+    assert two.copy().copy((), Recorder()).copied == 1
+    assert two.whole() == ["run-1", "run-2"]
 
 
 def test_what_is_not_copied_although_restic_succeeds_is_an_error(two: Two) -> None:
