@@ -7,12 +7,16 @@ from backup.settings import Settings
 
 
 def chosen(settings: Settings) -> Output:
-    """Return the output that OUTPUT names."""
+    """Return the output that OUTPUT names, for backups."""
     # imported only now: main reports missing modules first
     if settings.output == "restic_incremental":
         from .restic_incremental import ResticIncremental
 
-        return ResticIncremental.from_settings(settings)
+        return ResticIncremental.from_settings(settings, strict=True)
+    if settings.output == "restic":
+        from .restic import Restic
+
+        return Restic.from_settings(settings, strict=True)
     return readable(settings)
 
 

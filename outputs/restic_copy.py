@@ -1,15 +1,15 @@
 """Copies whole restore points to a second repository, with `restic copy`.
 
-restic copies the data of a snapshot and then the snapshot with its tags, under a new id, one snapshot after
-the other in the order of the arguments (seen with 0.14). The manifest comes last, so a restore point counts
-there only once all of it is copied, whatever ends the copy.
+restic copies the data of a snapshot and then the snapshot with its tags, under a new id. It passes over one
+that it cannot read, with exit code 0. So the manifests come in a call of their own, once the copy lists the
+images: a restore point counts there only once all of it is copied, whatever ends the copy.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -17,12 +17,13 @@ from pathlib import Path
 
 from backup.command import COMMAND
 from backup.errors import AlreadyRunning, BackupError, ConfigError
+from backup.job.failed_points import FailedPoints
 from backup.model import Finding, Level
 from backup.protocols import Reporter
 from backup.report.copy_record import CopyRecord, now, write_record
 from backup.restore_point.find import points_of_domains
 from backup.settings import Settings
-from backup.stored import StoredPoint
+from backup.stored import StoredImage, StoredPoint
 from backup.system.child_records import end_orphans
 from backup.system.pipe_writer import Stalled
 from backup.system.private_directory import make_private
@@ -40,7 +41,8 @@ from .restic_repository.program import Program
 PASSWORD = {"RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"}
 PLACE = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_KEY_HINT"}
 OF_REPOSITORY = PLACE | PASSWORD
-BATCH = 200  # restore points in a call of restic: after each one the progress is reported
+# Restore points in a call of restic, which loads both indexes: after each one the progress is reported.
+BATCH = 200
 
 
 def settings_of_copy(settings: Settings) -> Settings:
@@ -118,27 +120,42 @@ class RepositoryCopy:
         return record
 
     def missing(self, names: Sequence[str]) -> Sequence[StoredPoint]:
-        """List the whole restore points that the copy lacks, the newest first. Raises BackupError."""
+        """List the whole restore points that the copy lacks, the newest first. Raises BackupError.
+
+        Those that failed, and are still to be removed, look whole, and are left out.
+        """
+        failed = FailedPoints(self.settings.state_dir).all()
         saved = points_of_domains(self.source.ready(self.check_stop), names)
-        return _lacking([point for point in reversed(saved) if point.manifest_id], self._copied_points())
+        whole = [point for point in reversed(saved) if point.manifest_id and point.id not in failed]
+        return _lacking(whole, self._copied_points())
 
     def _carried_out(self, names: Sequence[str], began: str, reporter: Reporter) -> CopyRecord:
         end_orphans(self._program.runtime_dir)
-        remove_dead_locks(self._program, self.check_stop)
+        for program in (self._program, self.target.program):  # whose records are apart
+            remove_dead_locks(program, self.check_stop)
         missing = self.missing(names)
-        for start in range(0, len(missing), BATCH):
+        for start, batch in _batches(missing):
             if start:
                 text = f"{start} of {len(missing)} restore points are copied"
                 reporter.message(Level.INFO, "", text)
-            self._call(missing[start : start + BATCH])
+            self._copy(batch)
         left = _lacking(missing, self._copied_points()) if missing else ()
         error = f"{len(left)} restore points are not in the copy, such as {_named(left[0])}" if left else ""
         return CopyRecord(began, now(), len(missing) - len(left), len(left), error)
 
-    def _call(self, points: Sequence[StoredPoint]) -> None:
+    def _copy(self, points: Sequence[StoredPoint]) -> None:
+        """Copy the images, then the manifests of those restore points whose images are all in the copy."""
+        images = dict.fromkeys(image.restore_id for point in points for image in _images_apart(point))
+        if images:
+            self._call(images)
+            points = _with_images(points, self.target.restore_points(self.check_stop))
+        if points:
+            self._call([point.manifest_id for point in points])
+
+    def _call(self, snapshots: Iterable[str]) -> None:
         program = self._program
         # the repository itself gets no lock: neither backups nor a prune wait for a copy that takes days
-        arguments = ("copy", "--no-lock", *_snapshots(points))
+        arguments = ("copy", "--no-lock", *snapshots)
         with program.running(*arguments, limit=0, check_stop=self.check_stop) as child:
             _wait(child, program.stall_timeout, self.check_stop)
 
@@ -204,13 +221,26 @@ def _lacking(points: Sequence[StoredPoint], copied: Sequence[StoredPoint]) -> Se
     ]
 
 
-def _snapshots(points: Sequence[StoredPoint]) -> Iterator[str]:
-    """Yield the ids of their snapshots, for each restore point the manifest's last."""
-    for point in points:
-        yield from dict.fromkeys(
-            one.restore_id for one in point.images if one.restore_id != point.manifest_id
-        )
-        yield point.manifest_id
+def _batches(points: Sequence[StoredPoint]) -> Iterator[tuple[int, Sequence[StoredPoint]]]:
+    """Yield parts of them, each with its beginning.
+
+    The first ones are small if manifests are apart: the newest restore points soon count in the copy.
+    """
+    start, size = 0, 1 if any(map(_images_apart, points)) else BATCH
+    while start < len(points):
+        yield start, points[start : start + size]
+        start, size = start + size, min(2 * size, BATCH)
+
+
+def _images_apart(point: StoredPoint) -> Sequence[StoredImage]:
+    """Return its images that are not in one snapshot with the manifest."""
+    return [image for image in point.images if image.restore_id != point.manifest_id]
+
+
+def _with_images(points: Sequence[StoredPoint], copied: Sequence[StoredPoint]) -> Sequence[StoredPoint]:
+    """Return the restore points whose images, but for those with the manifest, are among the copied ones."""
+    there = {(one.id, image.target) for one in copied for image in one.images}
+    return [one for one in points if {(one.id, image.target) for image in _images_apart(one)} <= there]
 
 
 def _wait(child: Child, limit: float, check_stop: CheckStop) -> None:

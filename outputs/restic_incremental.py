@@ -254,7 +254,8 @@ class _Saving:
 
     @property
     def parents(self) -> Collection[str]:
-        return {disk.base.saved.restore_id for disk in self.disks if disk.base}
+        of_disks = {disk.base.saved.restore_id for disk in self.disks if disk.base}
+        return of_disks - {""}  # of an image without a byte, which is in no snapshot
 
     def pack(self) -> Spool:
         """Return the manifest once all segments were read. Raises BackupError if one is missing."""

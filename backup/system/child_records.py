@@ -35,7 +35,8 @@ class ChildRecord:
 
     `leader` is the program, `members` are other processes seen in its group. `uid`, `host` and the times
     (seconds since 1970) are as the program itself sees them: it started after `began`, and a failed end was
-    seen at `ended`, else None. `leaves` is what the program may leave behind, "" for nothing.
+    seen at `ended`, else None. `leaves` is what the program may leave behind, "" for nothing; `place` names
+    where, "" if it is not known.
     """
 
     leader: ProcessId
@@ -49,9 +50,10 @@ class ChildRecord:
     leaves: str = ""
     members: tuple[ProcessId, ...] = ()
     ended: Optional[float] = None
+    place: str = ""
 
     @classmethod
-    def for_child(cls, pid: int, leaves: str, began: float) -> ChildRecord:
+    def for_child(cls, pid: int, leaves: str, began: float, place: str = "") -> ChildRecord:
         """Describe a child of this process that leads a process group, started after `began`.
 
         Raises OSError.
@@ -66,6 +68,7 @@ class ChildRecord:
             host=socket.gethostname(),
             began=began,
             leaves=leaves,
+            place=place,
         )
 
     @property

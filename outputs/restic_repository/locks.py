@@ -40,7 +40,7 @@ FRESH = 30 * 60 - UNLOCK_LIMIT - 60
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock in the repository. Without details if it was removed while it was read."""
+    """A lock in the repository. Without details if it was removed while it was read, or is damaged."""
 
     identity: str
     host: str = ""
@@ -85,14 +85,18 @@ def left_by(one: ChildRecord, lock: Lock) -> bool:
 
 
 def _dead(program: Program) -> Sequence[ChildRecord]:
-    """Return the dead that may have left a lock; erase records of earlier boots, which prove nothing."""
+    """Return the dead that may have left a lock in this repository.
+
+    Records of earlier boots are erased, as they prove nothing.
+    """
     if not program.records:
         return ()
     found = [one for one in program.records.read() if one.leaves]
     for one in found:
         if not one.of_this_boot:
             program.records.erase(one)
-    return [one for one in found if one.of_this_boot and one.dead]
+    here = [one for one in found if one.place in ("", program.place)]
+    return [one for one in here if one.of_this_boot and one.dead]
 
 
 def _erase(program: Program, one: ChildRecord) -> None:
@@ -111,9 +115,16 @@ def _identities(program: Program, check_stop: Callable[[], None]) -> Sequence[st
 
 
 def _lock(program: Program, identity: str, check_stop: Callable[[], None]) -> Lock:
+    """Read a lock. Raises ResticError if it cannot be read now: it may be ours."""
     arguments = ("cat", "lock", identity, "--no-lock")
     try:
-        read = json.loads(program.call(*arguments, limit=program.call_limit, check_stop=check_stop))
+        printed = program.call(*arguments, limit=program.call_limit, check_stop=check_stop)
+    except ResticError as error:
+        if not error.damaged and identity in _identities(program, check_stop):
+            raise
+        return Lock(identity)
+    try:
+        read = json.loads(printed)
         return Lock(
             identity,
             str(read["hostname"]),
@@ -122,12 +133,7 @@ def _lock(program: Program, identity: str, check_stop: Callable[[], None]) -> Lo
             bool(read["exclusive"]),
             moment(read["time"]),
         )
-    except (
-        ResticError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # removed meanwhile, or of another version: not ours
+    except (ValueError, KeyError, TypeError):  # of another version: not ours
         return Lock(identity)
 
 

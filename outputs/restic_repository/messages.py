@@ -7,7 +7,7 @@ import re
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeVar
 
 from backup.errors import BackupError
 
@@ -35,6 +35,11 @@ PERMANENT = re.compile(
     "|wrong password|no key found|unsupported repository version|unknown (command|flag|shorthand flag)"
     "|unable to open config file.*(no such file|not exist|404)"
 )
+# Lines that may come with each call, in lower case: about files of ssh's and of restic's own on this
+# node. They say nothing about the repository.
+HARMLESS = re.compile(
+    "hostfile_replace_entries failed|could not create directory '.*/[.]ssh'|unable to open cache:"
+)
 # Messages about data that is missing or damaged in the repository.
 DAMAGED = re.compile(
     "ciphertext verification failed|not found in (the )?(repository|index)|no matching id found"
@@ -44,6 +49,9 @@ DAMAGED = re.compile(
 
 # Of a restic that loads all snapshots to find those that it was asked for: these are of any domain.
 OF_SNAPSHOT = re.compile("could not load snapshot|<snapshot/")
+# Of a restic that ends with code 0: it has listed none, or not this one. (From 0.18 on it may be in JSON.)
+NONE_LISTED = "could not load snapshots"
+NOT_LISTED = re.compile(r'Ignoring \\?"')
 SEPARATOR = "; "
 
 
@@ -99,15 +107,30 @@ def failure(command: str, code: int, printed: str, lines: str) -> ResticError:
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     message = f"restic {command} {how}"
     locked = is_locked(code, printed)
-    lower = printed.lower()
     damaged = is_damage(printed)
-    permanent = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or bool(PERMANENT.search(lower))
+    permanent = code in (NO_REPOSITORY, WRONG_PASSWORD, *NOT_STARTED) or _is_permanent(printed)
     other_hint = "check RESTIC_REPOSITORY and RESTIC_PASSWORD_FILE" if lines else ""
     hint = HINTS.get(LOCKED if locked else code, other_hint)
     full = f"{message}: {lines}" if lines else message
     return ResticError(
         full, hint, locked, transient=not permanent, damaged=damaged, incomplete=code == INCOMPLETE
     )
+
+
+def unread_snapshots(command: str, printed: str, lines: str, complete: bool) -> Optional[ResticError]:
+    """Return the error of a restic that has succeeded without snapshots that it could not read.
+
+    `complete`: one is enough. It may be unreadable for a moment only, or just removed by another program.
+    """
+    if NONE_LISTED not in printed and not (complete and NOT_LISTED.search(printed)):
+        return None
+    hint = "is the repository's host reachable? If it stays so, `restic check` finds what is damaged"
+    return ResticError(f"restic {command} could not read all snapshots: {lines}", hint, transient=True)
+
+
+def _is_permanent(printed: str) -> bool:
+    lines = [line for line in printed.lower().splitlines() if not HARMLESS.search(line)]
+    return bool(PERMANENT.search("\n".join(lines)))
 
 
 def is_damage(printed: str) -> bool:

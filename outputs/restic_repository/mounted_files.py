@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Callable
 
 from backup.errors import BackupError, reason
+from backup.system.spool import CHUNK, Spool
 
 from ..segments.archive import UNSOUND
 from ..segments.layout import HOLES, PER_DIRECTORY, ZEROS_LINK, Segments
@@ -78,11 +79,14 @@ class MountedFiles:
             offset += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def whole(self, path: str) -> bytes:
-        """Return a file's content. Raises BackupError."""
-        descriptor = self.opened(path)
+    def whole(self, path: str) -> Spool:
+        """Return a file's content, which may be too much for memory. Raises BackupError."""
+        descriptor, content = self.opened(path), Spool()
         try:
-            return self.read(descriptor, path, 0, os.fstat(descriptor).st_size)
+            size = os.fstat(descriptor).st_size
+            for offset in range(0, size, CHUNK):
+                content.append(self.read(descriptor, path, offset, min(CHUNK, size - offset)))
+            return content
         finally:
             os.close(descriptor)
 

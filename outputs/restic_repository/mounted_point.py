@@ -123,7 +123,7 @@ class MountedPoint:
 
     def manifest(self) -> Spool:
         path = f"{self.point.manifest_id}/{manifest_file(self.point)}"
-        return Spool(self.limited.call(partial(self.files.whole, path)))
+        return self.limited.call(partial(self.files.whole, path))
 
     def image(self, image: SavedImage) -> RandomAccess:
         if image.segment_size:

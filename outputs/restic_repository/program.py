@@ -19,13 +19,15 @@ from backup.system.started_program import NOTHING, PIPE, Command, inherited, out
 from .child import WAIT_POLL, Child, started
 from .dying_worker import ServedFiles
 from .key_hint import KeyHint
-from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in
+from .messages import MountEnded, ResticError, Summary, failure, last_lines, summary_in, unread_snapshots
 
 # What restic gets of our own environment.
 INHERITED = ("PATH", "HOME", "XDG_CACHE_HOME", "RESTIC_CACHE_DIR", "TMPDIR", "SSH_AUTH_SOCK")
 
 # Variables in RESTIC_ENVIRONMENT whose values may be logged; passwords in URLs are replaced anyway.
 NO_SECRETS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
+
+PATHS = {"RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE", "RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR"}
 
 SNAPSHOTS = "ids"  # the directory in a mount of `restic mount`
 CALL_LIMIT = 120  # minimum time limit in seconds for listing and removing snapshots
@@ -68,10 +70,25 @@ class Program:
     def key_hint(self) -> KeyHint:
         return KeyHint.of(self.state_dir, self.repository, self.environment)
 
-    def call(self, *arguments: str, limit: float, check_stop: Callable[[], None] = lambda: None) -> str:
-        """Run a command for `limit` seconds at most, and return its output. Raises ResticError."""
+    @property
+    def place(self) -> str:
+        """The repository's name in the records, of which there may be others' too; without secrets."""
+        return self.key_hint.path.name
+
+    def call(
+        self,
+        *arguments: str,
+        limit: float,
+        check_stop: Callable[[], None] = lambda: None,
+        complete: bool = False,
+    ) -> str:
+        """Run a command for `limit` seconds at most, and return its output. Raises ResticError.
+
+        `complete`: also if it has left out snapshots that it could not read.
+        """
         with self.running(*arguments, limit=limit, check_stop=check_stop) as child:
             pass
+        self._require_snapshots(arguments[0], child, complete)
         return child.stdout
 
     @contextmanager
@@ -84,6 +101,7 @@ class Program:
                 hint = "is the repository's host reachable? see OUTPUT_STALL_TIMEOUT"
                 raise ResticError(message, hint, transient=True)
         self._require_success(arguments[0], child, check_stop)
+        self._require_snapshots(arguments[0], child)
 
     @contextmanager
     def backup(self, arguments: Sequence[str], check_stop: Callable[[], None]) -> Iterator[Backup]:
@@ -259,7 +277,8 @@ class Program:
         if not self.records or not sees_own_pids():
             return None
         try:
-            return Recording(self.records, ChildRecord.for_child(child.process.pid, child.lock, child.began))
+            one = ChildRecord.for_child(child.process.pid, child.lock, child.began, self.place)
+            return Recording(self.records, one)
         except OSError:  # RUNTIME_DIR is full: the backup matters more
             return None
 
@@ -270,7 +289,8 @@ class Program:
         if self.password_file:
             built["RESTIC_PASSWORD_FILE"] = self.password_file
         hint = self.key_hint.variables if self.state_dir else {}
-        return {**built, **hint, **self.environment}
+        given = {**built, **hint, **self.environment}
+        return {name: _from_root(name, value) for name, value in given.items()}
 
     def _wait(self, child: Child, check_stop: Callable[[], None]) -> None:
         """Wait for restic's end after the last byte."""
@@ -285,6 +305,11 @@ class Program:
         check_stop()  # a signal that we got may have been sent to restic too: by a terminal, by systemd
         raise failure(command, code, child.stderr, self._without_secrets(last_lines(child.stderr)))
 
+    def _require_snapshots(self, command: str, child: Child, complete: bool = False) -> None:
+        lines = self._without_secrets(last_lines(child.stderr))
+        if error := unread_snapshots(command, child.stderr, lines, complete):
+            raise error
+
     def _without_secrets(self, text: str) -> str:
         return without_secrets(text, self._secrets())
 
@@ -295,6 +320,12 @@ class Program:
             for name, value in self.environment.items()
             if value and (len(value) >= 8 or re.search("KEY|PASSWORD|SECRET|TOKEN", name))
         ]
+
+
+def _from_root(name: str, value: str) -> str:
+    """Make a path in a variable absolute: all calls start in /, but for an incremental backup."""
+    named = name == "RESTIC_REPOSITORY" and re.match("[a-z0-9]+:", value)
+    return os.path.join("/", value) if name in PATHS and value and not named else value
 
 
 def _own(stderr: IO[bytes]) -> nullcontext[tuple[IO[bytes], None]]:

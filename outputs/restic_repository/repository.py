@@ -68,17 +68,20 @@ Self = TypeVar("Self", bound="Repository")
 class Repository:
     """A restic repository: all of backup.protocols.Output except saving images.
 
-    `lock_wait`: seconds to wait while another program has locked the repository.
+    `lock_wait`: seconds to wait while another program has locked the repository. `strict`: a list in which
+    snapshots that restic could not read are missing is an error of `restore_points`, as a run fails what it
+    does not find there.
     """
 
     program: Program
     lock_wait: float = 0
+    strict: bool = False
 
     keeps_base_snapshots = False
     prunes = False  # `restic forget` does
 
     @classmethod
-    def from_settings(cls: type[Self], settings: Settings) -> Self:
+    def from_settings(cls: type[Self], settings: Settings, strict: bool = False) -> Self:
         return cls(
             Program(
                 binary=settings.restic_binary,
@@ -91,6 +94,7 @@ class Repository:
                 state_dir=settings.state_dir,
             ),
             settings.lock_wait,
+            strict,
             **cls._own_settings(settings),
         )
 
@@ -153,8 +157,11 @@ class Repository:
 
     def restore_points(self, check_stop: Callable[[], None] = lambda: None) -> Sequence[StoredPoint]:
         """List all restore points, of all nodes and domains."""
+        return self._listed(check_stop, self.strict)
+
+    def _listed(self, check_stop: Callable[[], None], complete: bool) -> Sequence[StoredPoint]:
         self._require_version(check_stop)
-        return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop))
+        return stored_points(self._snapshots(f"--tag={TAG}", check_stop=check_stop, complete=complete))
 
     def manifest(self, point: StoredPoint, check_stop: Callable[[], None] = lambda: None) -> Spool:
         """Return the manifest as it was packed."""
@@ -198,7 +205,7 @@ class Repository:
         """Check restic's version, learn which key to try first, and list all restore points."""
         with suppress(ResticError):  # the listing fails too, or nothing is lost but half a second a call
             learn(self.program, check_stop)
-        return self.restore_points(check_stop)
+        return self._listed(check_stop, complete=False)  # a damaged snapshot prevents no backup
 
     def discard(
         self,
@@ -217,8 +224,11 @@ class Repository:
         """Remove restore points that lack images, including their manifests."""
 
         def forget() -> None:
-            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
-            self._forget([one["id"] for one in snapshots if point_id(one) in points], check_stop)
+            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop, complete=True)
+            found = [one for one in snapshots if point_id(one) in points]
+            # restic removes in any order, and ends at an error: the manifests first, which make points count
+            self._forget([one["id"] for one in found if MANIFEST_TAG in one["tags"]], check_stop)
+            self._forget([one["id"] for one in found if MANIFEST_TAG not in one["tags"]], check_stop)
 
         when_free(forget, DISCARD_PAUSES, check_stop)
 
@@ -227,7 +237,8 @@ class Repository:
         # would block `forget`
         remaining = remove_dead_locks(self.program, check_stop)
         if points:
-            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop)
+            # without one that could not be read, a manifest's for example, a whole point looks incomplete
+            snapshots = self._snapshots(f"--tag={TAG}", check_stop=check_stop, complete=True)
             discarded = incomplete(snapshots) & set(points)
             self._forget([one["id"] for one in snapshots if point_id(one) in discarded], check_stop)
         elif remaining:
@@ -235,17 +246,21 @@ class Repository:
 
     def _forget(self, ids: Sequence[str], check_stop: Callable[[], None]) -> None:
         if ids:
-            self._call("forget", "--quiet", *ids, check_stop=check_stop)
+            self._call("forget", "--quiet", *ids, check_stop=check_stop, complete=True)
 
-    def _call(self, *arguments: str, check_stop: Callable[[], None]) -> str:
-        return self.program.call(*arguments, limit=self.program.call_limit, check_stop=check_stop)
+    def _call(self, *arguments: str, check_stop: Callable[[], None], complete: bool = False) -> str:
+        limit = self.program.call_limit
+        return self.program.call(*arguments, limit=limit, check_stop=check_stop, complete=complete)
 
     def _snapshots(
-        self, *which: str, check_stop: Callable[[], None] = lambda: None
+        self, *which: str, check_stop: Callable[[], None] = lambda: None, complete: bool = False
     ) -> Sequence[Mapping[str, Any]]:
-        """List snapshots; without a lock, as listing needs none."""
-        listed = self._call("snapshots", "--json", "--no-lock", *which, check_stop=check_stop)
-        return from_json(listed, list)
+        """List snapshots; without a lock, as listing needs none.
+
+        `complete`: an error if restic could not read one; otherwise that is missing.
+        """
+        arguments = ("snapshots", "--json", "--no-lock", *which)
+        return from_json(self._call(*arguments, check_stop=check_stop, complete=complete), list)
 
     def when_unlocked(self, save: Callable[[], Result], point: RestorePoint, job: Job) -> Result:
         """Save, waiting up to LOCK_WAIT while another program, such as a prune, has locked the repository.

@@ -84,7 +84,7 @@ def _rclone_configuration(environment: Mapping[str, str]) -> Path | None:
     parent = environment.get("XDG_CONFIG_HOME", "") or (f"{home}/.config" if home else "")
     places = [Path(parent, "rclone/rclone.conf")] if parent else []
     places += [Path(home, ".rclone.conf")] if home else []
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if os.path.exists(place)), None)  # Path.exists raises EACCES
 
 
 def _service_writes(path: Path, units: tuple[str, ...]) -> bool:
@@ -104,5 +104,5 @@ def _service_writes(path: Path, units: tuple[str, ...]) -> bool:
 
 def _writable(path: Path) -> bool:
     """Return whether it can be written, or made; root cannot write to a read-only file system either."""
-    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    existing = next(one for one in (path, *path.absolute().parents) if os.path.exists(one))
     return os.access(existing, os.W_OK)

@@ -33,7 +33,9 @@ def save(node: Node, output: str, snapshots: Mapping[str, MemorySnapshot], name:
     if output == "restic":
         Restic(program).save(point, sources, JobOnPaper())
     else:
-        ResticIncremental(program, 0, str(node.directory / "segments")).save(point, sources, JobOnPaper())
+        ResticIncremental(program, mountpoint=str(node.directory / "segments")).save(
+            point, sources, JobOnPaper()
+        )
 
 
 class Running:

@@ -56,6 +56,18 @@ def test_the_lock_of_a_killed_restic_is_removed_and_no_process_is_signalled(
     assert (repository.locks(), repository.records()) == ([], [])
 
 
+def test_a_command_on_another_repository_leaves_the_record_to_one_on_its_own(
+    repository: Repository, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    (other / "locks").mkdir(parents=True)
+    with killed(repository, tmp_path):
+        Restic(repository.program(repository=str(other))).discard((), wait_if_busy=False)
+        assert len(repository.locks()) == len(repository.records()) == 1
+        Restic(repository.program()).discard((), wait_if_busy=False)
+    assert (repository.locks(), repository.records()) == ([], [])
+
+
 def test_a_foreign_lock_beside_it_stays(repository: Repository, tmp_path: Path) -> None:
     environment = {
         **os.environ,
@@ -201,6 +213,10 @@ class FarAway:
         content = {"time": taken, "exclusive": False, "hostname": host, "pid": pid}
         (self.directory / identity).write_text(json.dumps(content))
 
+    def fails_to_read(self, script: str) -> None:
+        """Have the call for a lock's content do this, and fail."""
+        self.path.write_text(self.path.read_text().replace("*cat*) ", f"*cat*) {script}; exit 1; "))
+
     def discard(self, repository: Repository) -> None:
         program = repository.program(str(self.path), repository="sftp:host:/backups")
         records_in(str(repository.runtime_dir)).write(DEAD)
@@ -251,6 +267,26 @@ def test_ours_are_removed_beside_locks_that_restic_unlock_certainly_leaves(
         far.discard(repository)
     assert ("unlock" in far.calls()) is removed
     assert (repository.records() == []) is removed
+
+
+def test_a_lock_that_cannot_be_read_now_is_an_error_and_the_record_stays(
+    repository: Repository, tmp_path: Path
+) -> None:
+    far = FarAway(tmp_path, GONE.pid)
+    far.fails_to_read("echo connection lost >&2")
+    with pytest.raises(ResticError, match="restic cat failed with exit code 1: connection lost"):
+        far.discard(repository)
+    assert len(repository.records()) == 1, "another run may read it"
+
+
+@pytest.mark.parametrize("script", [": >{}/locks", "echo load: invalid data returned >&2"])
+def test_one_that_has_gone_meanwhile_or_is_damaged_is_not_ours(
+    repository: Repository, tmp_path: Path, script: str
+) -> None:
+    far = FarAway(tmp_path, GONE.pid)
+    far.fails_to_read(script.format(tmp_path))
+    far.discard(repository)
+    assert ("unlock" in far.calls(), repository.records()) == (False, [])
 
 
 def test_a_record_without_a_lock_or_of_another_boot_is_erased(repository: Repository, tmp_path: Path) -> None:

@@ -28,6 +28,13 @@ def failed(code: int, printed: str) -> ResticError:
         (1, "write /srv/r/tmp: input/output error"),
         (1, "Save(<data/1d5e>): open /srv/r/data/1d/1d5e-tmp: no such file or directory"),
         (1, GONE),
+        (
+            1,
+            "update_known_hosts: hostfile_replace_entries failed for /root/.ssh/known_hosts: "
+            "Read-only file system\nclient_loop: send disconnect: Broken pipe",
+        ),
+        (1, "Could not create directory '/root/.ssh' (Read-only file system).\nconnection lost"),
+        (1, "unable to open cache: mkdir /root/.cache: permission denied\nconnection lost"),
         (11, ""),
         (1, "unable to create lock in backend: repository is already locked by PID 7 on nas"),
     ],
@@ -48,6 +55,7 @@ def test_transient_errors(code: int, printed: str) -> None:
         (1, "Save(<data/1d5e>) returned error: write /srv/r/tmp-1: no space left on device"),
         (1, "Save(<lock/1d5e>): open /srv/r/locks/1d5e: read-only file system"),
         (1, "open /srv/r/locks/1d5e: permission denied"),
+        (1, "unable to open cache: mkdir /r: permission denied\nopen /srv/r/locks/1d5e: permission denied"),
         (1, "write /srv/r/tmp-1: disk quota exceeded"),
         (1, "client.PutObject: Access Denied."),
         (1, "config cannot be loaded: unsupported repository version"),

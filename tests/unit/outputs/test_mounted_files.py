@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backup.errors import BackupError
+from backup.system.spool import whole
 from outputs.restic_repository.mounted_files import MountedFiles, SegmentedImage, WholeImage
 from outputs.segments.layout import HOLES, PER_DIRECTORY, ZEROS, ZEROS_LINK, Segments
 
 from ..raising import raises
+from ..samples import MIB
 
 SIZE = 4096  # of a segment
 SEGMENTS = Segments("vda", SIZE * (PER_DIRECTORY + 2), SIZE)
@@ -46,9 +49,25 @@ def files(mounted: Path) -> Iterator[MountedFiles]:
 
 def test_plain_files_and_the_links_of_holes_are_read(files: MountedFiles) -> None:
     image = SegmentedImage(files, "id", SEGMENTS)
-    whole = image.read(0, SEGMENTS.size)
-    assert whole == bytes(SIZE * (PER_DIRECTORY + 1)) + PLAIN
+    read = image.read(0, SEGMENTS.size)
+    assert read == bytes(SIZE * (PER_DIRECTORY + 1)) + PLAIN
     assert WholeImage(files, "id/vda.img", SIZE).read(1, 10) == PLAIN[1:11]
+
+
+def test_a_large_manifest_is_never_in_memory_as_a_whole(files: MountedFiles, mounted: Path) -> None:
+    size = 32 * MIB + 1
+    with (mounted / "id/manifest").open("wb") as file:
+        file.truncate(size)
+        file.seek(size - 3)
+        file.write(b"end")
+    tracemalloc.start()
+    content = files.whole("id/manifest")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(content), content.read(size - 5, 5)) == (size, b"\0\0end")
+    assert peak < 16 * MIB
+    assert whole(files.whole("id/vda.img")) == PLAIN
+    del content  # with its file
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])

@@ -56,7 +56,7 @@ def output(request: pytest.FixtureRequest, repository: Repository, tmp_path: Pat
     output: Output = (
         Restic(repository.program())
         if request.param == "restic"
-        else ResticIncremental(repository.program(), 0, str(tmp_path / "segments"))
+        else ResticIncremental(repository.program(), mountpoint=str(tmp_path / "segments"))
     )
     sources = [MemorySource(VDA, rbd_disk("vda", "vms/a")), MemorySource(VDB, rbd_disk("vdb", "vms/b"))]
     point = restore_point(domain(disks=[source.disk for source in sources]))

@@ -308,6 +308,26 @@ def test_of_our_own_environment_restic_gets_only_what_it_needs(
     assert (printed["AWS_REGION"], printed["TZ"], printed["HOME"]) == ("x", "UTC", os.environ["HOME"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "gets"),
+    [
+        ("RESTIC_REPOSITORY", "srv/backup", "/srv/backup"),
+        ("RESTIC_REPOSITORY", "/srv/backup", "/srv/backup"),
+        ("RESTIC_REPOSITORY", "sftp:host:srv/backup", "sftp:host:srv/backup"),
+        ("RESTIC_REPOSITORY_FILE", "etc/repository", "/etc/repository"),
+        ("RESTIC_PASSWORD_FILE", "etc/password", "/etc/password"),
+        ("RESTIC_CACHE_DIR", "var/cache/restic", "/var/cache/restic"),
+        ("RESTIC_CACHE_DIR", "", ""),
+        ("AWS_REGION", "x", "x"),
+    ],
+)
+def test_relative_paths_are_below_the_root_wherever_restic_starts(
+    script: Script, name: str, value: str, gets: str
+) -> None:
+    printed = script("exec env", environment={name: value}).call("x", limit=5)
+    assert f"{name}={gets}" in printed.splitlines()
+
+
 def test_more_output_than_a_pipe_holds_does_not_block_restic(script: Script) -> None:
     lines = "cat >/dev/null", "head -c 300000 /dev/zero | tr '\\0' x >&2", "echo >&2", summary_line(3)
     with script(*lines).backup(ARGUMENTS, go_on) as backup:

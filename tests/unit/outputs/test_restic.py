@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from backup.run.incomplete_points import incomplete
 from backup.stored import PointId, SavedImage
 from backup.system.spool import Spool
 from backup.system.stop_request import StopRequest
+from outputs import chosen, readable
 from outputs.restic import Restic
 from outputs.restic_repository import program as restic_process
 from outputs.restic_repository import repository as restic_repository
+from outputs.restic_repository.messages import ResticError
 from outputs.restic_repository.repository import named
 
 from ..jobs_on_paper import JobOnPaper
@@ -31,7 +34,7 @@ from ..memory_snapshot import MemorySnapshot, MemorySource
 from ..raising import raises
 from ..recorder import Recorder
 from ..repository import Repository
-from ..samples import MIB, RUN, UUID, domain, rbd_disk, restore_point
+from ..samples import MIB, RUN, UUID, domain, rbd_disk, restore_point, settings
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -216,6 +219,88 @@ def test_only_images_without_a_manifest_are_discarded(saved: Saved, repository: 
     output.discard([half], wait_if_busy=False)
     assert set(repository.snapshots()) == complete
     assert repository.locks() == []
+
+
+def test_withdrawn_points_lose_their_manifests_before_their_images(
+    repository: Repository, tmp_path: Path
+) -> None:
+    tags = ["virt-rbd-backup", f"run={RUN}", f"uuid={UUID}"]
+    listed = [{"id": "image-1", "tags": tags}, {"id": "manifest", "tags": [*tags, "definition"]}]
+    listed = [*listed, {"id": "image-2", "tags": tags}]
+    fake = tmp_path / "fake-restic"
+    forget = f'echo "$*" >>{tmp_path}/calls; [ "$*" = "${{*%image*}}" ]; exit'
+    script = f'case "$*" in *forget*) {forget} ;; esac'
+    fake.write_text(f"#!/bin/sh\n{script}\necho '{json.dumps(listed)}'\n")
+    fake.chmod(0o700)
+    with raises("restic forget failed with exit code 1"):
+        Restic(repository.program(str(fake))).withdraw([PointId(RUN, UUID)])
+    calls = [call.split("--quiet ")[1] for call in (tmp_path / "calls").read_text().splitlines()]
+    assert calls == ["manifest", "image-1 image-2"]
+
+
+def listing(directory: Path, error: str) -> Path:
+    """Make a restic that lists a restore point's image, lacks its manifest, and prints this error."""
+    image = {"id": "image-1", "hostname": "web", "time": "2024-02-03T04:05:06Z"}
+    image["tags"] = ["virt-rbd-backup", f"run={RUN}", f"uuid={UUID}", "disk=vda"]  # type: ignore[assignment]
+    (directory / "errors").write_text(error)
+    (directory / "listed").write_text(json.dumps([image] if "Ignoring" in error else None))
+    fake = directory / "fake-restic"
+    fake.write_text(
+        f'#!/bin/sh\necho "$*" >>{directory}/calls\n'
+        'case "$*" in *version*) echo "restic 0.14.0"; exit ;; esac\n'
+        f"cat {directory}/errors >&2; cat {directory}/listed\n"
+    )
+    fake.chmod(0o700)
+    return fake
+
+
+IGNORED = 'Ignoring "0123456789": load snapshot: connection lost'
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IGNORED,
+        json.dumps({"message_type": "error", "error": {"message": IGNORED}}),
+        "could not load snapshots: connection lost",
+    ],
+)
+@pytest.mark.parametrize(
+    "remove",
+    [
+        lambda output: output.discard([PointId(RUN, UUID)], True),
+        lambda output: output.withdraw([PointId(RUN, UUID)]),
+        lambda output: replace(output, strict=True).restore_points(),
+    ],
+)
+def test_what_restic_cannot_read_is_not_taken_for_missing(
+    repository: Repository, tmp_path: Path, error: str, remove: Any
+) -> None:
+    with pytest.raises(ResticError, match=r"restic snapshots could not read all snapshots: .*lost") as caught:
+        remove(Restic(repository.program(str(listing(tmp_path, error)))))
+    assert caught.value.transient
+    assert "forget" not in (tmp_path / "calls").read_text()
+
+
+def test_what_forget_could_not_read_is_not_removed(repository: Repository) -> None:
+    with pytest.raises(ResticError, match="restic forget could not read all snapshots: Ignoring"):
+        Restic(repository.program())._forget(["0" * 64], lambda: None)
+
+
+def test_a_listing_for_reading_lacks_only_what_is_damaged(repository: Repository, tmp_path: Path) -> None:
+    output = Restic(repository.program(str(listing(tmp_path, IGNORED))))
+    assert [point.id for point in output.restore_points()] == [PointId(RUN, UUID)]
+    assert [point.id for point in replace(output, strict=True).ready()] == [PointId(RUN, UUID)]
+    none = Restic(repository.program(str(listing(tmp_path, "could not load snapshots: lost"))))
+    for listed in (none.restore_points, none.ready, partial(none.last_saved, UUID)):
+        with pytest.raises(ResticError, match="could not read all snapshots"):
+            listed()
+
+
+@pytest.mark.parametrize("name", ["restic", "restic_incremental"])
+def test_a_run_lists_strictly_what_it_has_saved(name: str) -> None:
+    given = settings(output=name)
+    assert (chosen(given).strict, readable(given).strict) == (True, False)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("code", "calls"), [(11, 3), (1, 1), (10, 1), (12, 1)])

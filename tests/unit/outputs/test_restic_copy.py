@@ -17,11 +17,14 @@ from typing import Any
 import pytest
 
 from backup.errors import AlreadyRunning, BackupError, ConfigError
+from backup.job.failed_points import FailedPoints
 from backup.report.copy_record import read_record
 from backup.restore_point import manifest
 from backup.restore_point.find import with_current_ids
 from backup.settings import Settings
-from backup.stored import StoredPoint
+from backup.stored import PointId, StoredPoint
+from backup.system.child_records import ChildRecord, records_in
+from backup.system.process_group import ProcessId
 from backup.transfer.compare import pieces_from_output
 from outputs.restic import Restic
 from outputs.restic_copy import RepositoryCopy, examine_copy, settings_of_copy
@@ -144,10 +147,15 @@ def test_whole_restore_points_are_copied_once_and_can_be_read_there(two: Two) ->
 def test_a_copy_that_ends_after_any_snapshot_leaves_only_whole_restore_points_and_goes_on(
     two: Two, number: int
 ) -> None:
-    """restic is given the first snapshots only, and then fails."""
-    options = 3  # --no-cache copy --no-lock
-    copies = 'restic --no-cache copy --no-lock "$@"'
-    first = f'shift {options}; set -- $(printf "%s\\n" "$@" | head -n {number}); {copies}; exit 1'
+    """restic is given the first snapshots only, in as many calls as these take, and then fails."""
+    first = f"""shift 3  # --no-cache copy --no-lock
+        before=$(cat "$0.given" || echo 0); echo $((before + $#)) >"$0.given"
+        if [ $((before + $#)) -gt {number} ]; then
+            set -- $(printf "%s\\n" "$@" | head -n $(({number} - before)))
+            [ $# = 0 ] || restic --no-cache copy --no-lock "$@"
+            exit 1
+        fi
+        exec restic --no-cache copy --no-lock "$@" """
     with pytest.raises(BackupError, match="restic copy failed"):
         two.copy(two.wrapper(first)).copy((), Recorder())
     assert two.whole() == (["run-2"] if number >= 3 else [])
@@ -160,11 +168,29 @@ def test_a_copy_that_ends_after_any_snapshot_leaves_only_whole_restore_points_an
     assert len(list((two.directory / "second/snapshots").iterdir())) == 6, "nothing twice"
 
 
+def test_a_manifest_is_not_copied_without_an_image_that_restic_could_not_read(two: Two) -> None:
+    """restic ignores an id in the first call, and in no other one."""
+    ignores = f"""[ -e "$0.once" ] || {{
+        touch "$0.once"; shift 4; set -- --no-cache copy --no-lock {"0" * 64} "$@"; }}"""
+    record = two.copy(two.wrapper(ignores)).copy((), Recorder())
+    assert two.whole() == ["run-1"]
+    assert (record.copied, record.missing) == (1, 1)
+    assert two.copy().copy((), Recorder()).copied == 1
+    assert two.whole() == ["run-1", "run-2"]
+
+
 def test_what_is_not_copied_although_restic_succeeds_is_an_error(two: Two) -> None:
     record = two.copy(two.wrapper("exit 0")).copy((), Recorder())
     assert (record.copied, record.missing) == (0, 2)
     assert record.error == "2 restore points are not in the copy, such as web of 2024-02-03 05:05 UTC"
     assert str(record).endswith(f"UTC: failed: {record.error}")
+
+
+def test_a_restore_point_that_failed_and_is_still_to_be_removed_is_not_copied(two: Two) -> None:
+    FailedPoints(two.settings.state_dir).add(PointId("run-2", UUID))
+    record = two.copy().copy((), Recorder())
+    assert (record.copied, record.error) == (1, "")
+    assert two.whole() == ["run-1"]
 
 
 def test_only_the_named_domains_are_copied(two: Two) -> None:
@@ -203,6 +229,14 @@ def test_a_killed_copy_leaves_no_lock_after_the_next_one(two: Two) -> None:
     assert list((two.directory / "repository/locks").iterdir()) == [], "none in the repository itself"
     assert two.copy().copy((), Recorder()).copied == 2
     assert two.locks() == []
+
+
+def test_a_lock_that_another_command_left_in_the_copy_is_looked_for_too(two: Two) -> None:
+    copy, records = two.copy(), records_in(two.settings.runtime_dir)
+    one = ChildRecord.for_child(os.getpid(), "shared", 0.0, copy.target.program.place)
+    records.write(replace(one, leader=ProcessId(1 << 22, 5), ended=1.0))
+    copy.copy((), Recorder())
+    assert [*records.read()] == []
 
 
 def copied_by(directory: str, binary: str) -> None:

@@ -502,6 +502,19 @@ def test_only_a_disk_without_a_base_gets_a_full_read(
     assert f"--parent={PARENT}" in backups(restic)[0]
 
 
+def test_an_image_without_a_byte_adds_no_parent(
+    restic: FakeRestic, repository: Repository, mount: Mount
+) -> None:
+    mount.reads = {}
+    restic.saves(SIZE)
+    before = Base(
+        "base", image("", "vdb", size=0, full_read=TAKEN.isoformat()), Checksums().packed, pack_times([])
+    )
+    empty = MemorySource(MemorySnapshot(0, base="base"), rbd_disk("vdb", "vms/vdb"), before)
+    save(restic, repository, source(base=base()), empty)
+    assert [word for word in backups(restic)[0].split() if "parent" in word] == [f"--parent={PARENT}"]
+
+
 @pytest.mark.parametrize(("reads", "missing"), [([0], 1), ([], 2)])
 def test_without_every_changed_segment_restic_is_interrupted_and_gets_no_manifest(
     restic: FakeRestic, repository: Repository, mount: Mount, reads: list[int], missing: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +88,20 @@ def test_the_service_s_read_only_homes_are_found_from_outside_of_it(home: Path, 
     drop_in.parent.mkdir()
     drop_in.write_text(f"[Service]\nReadWritePaths=-{home}/.config/rclone\n")
     assert found("rclone:drive:backup", given, tmp_path) == []
+
+
+def test_what_lies_where_this_user_may_not_look_is_no_bug(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = os.stat
+
+    def denied(path: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(f"{home}/"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", denied)
+    assert found("rclone:drive:backup", {"HOME": str(home)}, tmp_path, ()) == []
 
 
 def test_without_the_service_a_home_can_be_written(home: Path, tmp_path: Path) -> None:
