@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 
 # librados and libvirt have threads of their own, which do not survive a fork
 SPAWN = multiprocessing.get_context("spawn")
@@ -24,3 +26,17 @@ def signals_blocked(
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_resource_tracker() -> None:
+    """Close this process's end of the pipe of Python's resource tracker, which ends with the last one.
+
+    For a process that outlives the one that started the tracker: Python 3.13 waits for it as that one ends,
+    without a limit. Later versions do this at a fork, and have none any more.
+    """
+    tracker = getattr(resource_tracker, "_resource_tracker", None)
+    descriptor = getattr(tracker, "_fd", None)
+    if descriptor is not None:
+        setattr(tracker, "_fd", None)
+        with suppress(OSError):
+            os.close(descriptor)

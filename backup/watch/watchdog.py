@@ -23,7 +23,7 @@ from ..quiesce.freeze_notes import FreezeNotes
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from ..system.child_records import end_orphans
-from ..system.process import SPAWN, signals_blocked
+from ..system.process import SPAWN, leave_resource_tracker, signals_blocked
 from ..system.process_end import ended
 from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
@@ -215,6 +215,8 @@ def _detached(
     """Watch in a detached process; `life` is open as long as it lives."""
     if os.fork() == 0:
         try:
+            with bugs_reported(reporter):
+                leave_resource_tracker()
             with bugs_reported(reporter):
                 _watch(lifeline, settings, reporter, partial(_show_life, life, replaces))
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Optional
@@ -432,6 +434,28 @@ def test_a_watchdog_does_not_wait_for_a_main_process_that_reads_no_signs_of_life
     with reader, life:
         waits_for_nobody(show)
         assert next(naps, None) is None
+
+
+def test_a_watchdog_keeps_nothing_open_for_which_python_waits_at_the_end_of_a_run(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.13 waits for its resource tracker, which waits for the end of this pipe."""
+    tracker, written = os.pipe()
+    lives, life = SPAWN.Pipe()
+
+    def watch(*_: object) -> None:
+        life.send(os.getpid())
+        life.recv()
+
+    monkeypatch.setattr(resource_tracker._resource_tracker, "_fd", written)
+    monkeypatch.setattr(watchdog_module, "_watch", watch)
+    watchdog_module._detached(life, life, None, settings(), recorder)
+    os.close(written)
+    with lives, open(tracker, "rb") as ends:
+        pid = lives.recv()
+        assert select.select([ends], [], [], 5)[0], "the tracker sees the end of its pipe"
+        lives.send("end")
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_without_a_watchdog_that_watches_nothing_is_quiesced(
