@@ -8,6 +8,7 @@ import signal
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from typing import Any
 
 # librados and libvirt have threads of their own, which do not survive a fork
 SPAWN = multiprocessing.get_context("spawn")
@@ -34,9 +35,8 @@ def leave_resource_tracker() -> None:
     For a process that outlives the one that started the tracker: Python 3.13 waits for it as that one ends,
     without a limit. Later versions do this at a fork, and have none any more.
     """
-    tracker = getattr(resource_tracker, "_resource_tracker", None)
-    descriptor = getattr(tracker, "_fd", None)
-    if descriptor is not None:
-        setattr(tracker, "_fd", None)
+    tracker: Any = getattr(resource_tracker, "_resource_tracker", None)
+    if (descriptor := getattr(tracker, "_fd", None)) is not None:
+        tracker._fd = None
         with suppress(OSError):
             os.close(descriptor)
