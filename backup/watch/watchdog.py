@@ -27,6 +27,7 @@ from ..system.process import SPAWN, leave_resource_tracker, signals_blocked
 from ..system.process_end import ended
 from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
+from ..system.time_limit import begun
 from .background_reporter import BackgroundReporter, bugs_reported
 from .newest import Newest
 from .thaw_all import thaw_own
@@ -239,11 +240,13 @@ def _watch(
         while not _others_ended(lifeline):
             with bugs_reported(aside):
                 thaws.enforce(MARGIN)
-        orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
-        orphans.start()  # in parallel: the thaw must not wait
+        orphans = None
+        with bugs_reported(aside):  # out of processes, perhaps
+            orphans = begun(partial(end_orphans, settings.runtime_dir))  # in parallel: the thaw must not wait
         thaw_own(settings, thaws, newest.is_this, aside)
         newest.unregister()
-        orphans.join()
+        with bugs_reported(aside):
+            orphans.result() if orphans else end_orphans(settings.runtime_dir)
 
 
 def _show_life(life: Connection, replaces: Optional[ProcessId]) -> None:
