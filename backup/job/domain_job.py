@@ -215,8 +215,8 @@ class DomainJob:
 
     @property
     def _output_limit(self) -> int:
-        settings = self.settings
-        return 2 * settings.output_stall_timeout + settings.lock_wait + settings.ceph_timeout
+        """Without LOCK_WAIT: outputs report each attempt while they wait for a lock."""
+        return 2 * self.settings.output_stall_timeout + self.settings.ceph_timeout
 
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
