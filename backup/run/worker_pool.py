@@ -70,7 +70,7 @@ class Worker:
 
     def record_life(self) -> None:
         """Record a sign of life."""
-        if not self.hung:
+        if not self.hung and not self.result:
             self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
 
     def enters(self, begun: PhaseBegun) -> None:
@@ -200,6 +200,9 @@ class Pool:
         """
         if time.monotonic() < worker.deadline:
             return
+        if worker.result:  # it only has to end
+            worker.kill()
+            return
         if worker.hung or not worker.begun:  # one that has not begun has nothing to clean up
             worker.hung = True
             worker.kill()
@@ -227,7 +230,7 @@ class Pool:
         elif isinstance(item, Saved):
             worker.saved = item.result
         else:
-            worker.result = item
+            worker.result, worker.deadline = item, time.monotonic() + END_LIMIT
 
     def _over(self, pipe: Connection, limit: float) -> None:
         """Go on without a worker that ends within `limit` seconds, or does not although it was killed."""

@@ -162,6 +162,11 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.phase(order.name, Phase.PREPARE, 0.2)
         wait_until(lambda: stop.requested, 10, "the request to stop")
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "interrupted"))
+    elif order.name.endswith("and does not end"):
+        reporter.phase(order.name, Phase.TIDY, 5)
+        status = Status.FAILED if order.name.startswith("fails") else Status.SAVED
+        reporter.send(replace(saved, status=status))
+        signal.pause()
     elif order.name == "slow":
         reporter.phase(order.name, Phase.STREAM, 4)
         for done in range(20):  # longer than the limit, but not without a sign of life

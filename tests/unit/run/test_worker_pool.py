@@ -228,6 +228,18 @@ def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
     assert all_done.results["good"].status is Status.SAVED
 
 
+@pytest.mark.parametrize(("how", "status"), [("saves", Status.SAVED), ("fails", Status.FAILED)])
+def test_a_worker_that_does_not_end_after_its_result_is_killed_which_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, how: str, status: Status
+) -> None:
+    monkeypatch.setattr(worker_pool, "END_LIMIT", 0.5)
+    all_done = done(f"{how} and does not end", workers=1)
+    (result,) = all_done.results.values()
+    assert (result.status, result.reason) == (status, "")
+    assert all_done.reported_dead == []
+    assert not [text for text in all_done.recorder.told(Level.ERROR) if "no sign of life" in text]
+
+
 @pytest.fixture
 def unkillable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have SIGKILL end no process at once, as in an uninterruptible sleep, or in a frozen cgroup."""
