@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import _thread
-import math
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection, wait
@@ -22,7 +19,7 @@ from typing import Callable
 from ..command import COMMAND
 from ..errors import reason
 from ..job.job_order import JobOrder
-from ..job_result import JobResult, Phase, Status, Timeline
+from ..job_result import JobResult, Status
 from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
@@ -31,10 +28,10 @@ from ..system.process import SPAWN, signals_blocked
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
 from ..system.time_limit import carry_out
+from .active_worker import Worker
 from .worker import Message, PhaseBegun, Progress, Saved, work
 
 STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
-START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
 END_LIMIT = 15.0  # seconds for a worker to end that has nothing more to do, or was killed
 # How a process ends by a defect of a library in it: at a rare moment, so that a retry may succeed.
@@ -44,44 +41,6 @@ STUCK_HINT = (
     "is it in an uninterruptible sleep (state D in ps), or a frozen cgroup? What it left is removed by"
     f" the next run, or {COMMAND} cleanup"
 )
-
-
-@dataclass
-class Worker:
-    """A worker process with its job, its result, and the deadline of its next sign of life."""
-
-    order: JobOrder
-    process: SpawnProcess
-    lane: int
-    handed: Future[None] = field(default_factory=Future)  # when its order has gone into the pipe
-    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    phases: list[tuple[Phase, datetime]] = field(default_factory=list)
-    result: JobResult | None = None
-    saved: JobResult | None = None  # once its restore point is complete
-    begun: PhaseBegun | None = None
-    deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
-    hung: bool = False
-    killed: float = math.inf  # when, of time.monotonic()
-
-    def kill(self) -> None:
-        """Kill its process. In an uninterruptible sleep it does nothing more, but may not end."""
-        self.killed = min(self.killed, time.monotonic())
-        self.process.kill()
-
-    def record_life(self) -> None:
-        """Record a sign of life."""
-        if not self.hung and not self.result:
-            self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
-
-    def enters(self, begun: PhaseBegun) -> None:
-        """Record that it enters a phase."""
-        self.begun = begun
-        self.phases.append((begun.phase, datetime.now(timezone.utc)))
-        self.record_life()
-
-    @property
-    def timeline(self) -> Timeline:
-        return Timeline(self.lane, self.started, datetime.now(timezone.utc), tuple(self.phases))
 
 
 @dataclass
@@ -209,7 +168,7 @@ class Pool:
             return
         worker.hung = True
         worker.deadline = time.monotonic() + HUNG_GRACE
-        self.reporter.message(Level.ERROR, worker.order.name, f"{_hung(worker)}: ending its worker")
+        self.reporter.message(Level.ERROR, worker.order.name, f"{worker.hung_text}: ending its worker")
         worker.process.terminate()
 
     def _receive(self, pipe: Connection) -> None:
@@ -248,14 +207,14 @@ class Pool:
         if worker.hung and not worker.begun and order.uuid not in self._replaced:
             self._replaced.add(order.uuid)
             self._waiting.appendleft(order)
-            self.reporter.message(Level.WARNING, order.name, f"{_hung(worker)}: starting another worker")
+            self.reporter.message(Level.WARNING, order.name, f"{worker.hung_text}: starting another worker")
             return
         if result is None:
             result = self._died(worker)
         if worker.hung and result.status is Status.FAILED:
             hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
             hint = hint if worker.process.exitcode is not None else result.hint
-            result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
+            result = replace(result, reason=f"{worker.hung_text}; {result.reason}", hint=hint)
         if worker.saved and not worker.result:
             result = replace(result, reason=f"saved, but {result.reason}")
         self._done(replace(result, timeline=worker.timeline))
@@ -289,9 +248,3 @@ class Pool:
             self.reporter.message(Level.ERROR, result.name, f"failed: {result.reason}{hint}")
         elif result.status is Status.SKIPPED:
             self.reporter.message(Level.INFO, result.name, f"skipped: {result.reason}")
-
-
-def _hung(worker: Worker) -> str:
-    if not worker.begun:
-        return f"its worker process did not begin within {START_LIMIT:.0f} s"
-    return f"no sign of life for {worker.begun.limit:.0f} s while {worker.begun.phase.value}"

@@ -18,7 +18,7 @@ from backup.errors import Interrupted
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Level
-from backup.run import worker_pool
+from backup.run import active_worker, worker_pool
 from backup.run.worker_pool import Pool
 from backup.system import process_end
 from backup.system.child_records import records_in
@@ -182,7 +182,7 @@ def test_a_spare_worker_that_was_killed_costs_one_job_and_nothing_else() -> None
 def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_pool, "START_LIMIT", 6.0)
+    monkeypatch.setattr(active_worker, "START_LIMIT", 6.0)
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
     large = JobOrder(RUN, "good", UUID, known=[held_point(str(number)) for number in range(size)])
@@ -203,7 +203,7 @@ def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
 
 
 def test_a_job_whose_second_worker_does_not_begin_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "START_LIMIT", 1.0)
+    monkeypatch.setattr(active_worker, "START_LIMIT", 1.0)
     monkeypatch.setattr(worker_pool, "work", stop_at_once)
     all_done = done("good")
     result = all_done.results["good"]
