@@ -117,7 +117,7 @@ class Pool:
             pipe, process = self._spare.pop() if self._spare else self._spawned()
         except OSError as error:  # out of memory or processes: this domain's failure alone
             message = f"cannot start its worker process: {reason(error)}"
-            self._done(JobResult(order.name, order.uuid, Status.FAILED, message))
+            self._done(JobResult(order.name, order.uuid, Status.FAILED, message, transient=True))
             return
         taken = {worker.lane for worker in self._active.values()}
         lane = next(number for number in count(1) if number not in taken)
@@ -238,7 +238,8 @@ class Pool:
         message = f"its worker process {how}"
         if worker.saved:  # what it has left is removed by the next run
             return replace(worker.saved, status=Status.FAILED, reason=message, hint=hint)
-        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
+        transient = crashed or not worker.begun  # killed for lack of memory while it was a spare one, perhaps
+        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=transient)
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)

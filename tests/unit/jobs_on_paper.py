@@ -29,7 +29,11 @@ from backup.system.stop_request import StopRequest
 from .recorder import Recorder
 from .waiting import wait_until
 
-DEATHS = {"killed": signal.SIGKILL, "crashed": signal.SIGABRT}
+DEATHS = {
+    "killed": signal.SIGKILL,
+    "killed while streaming": signal.SIGKILL,
+    "crashed while streaming": signal.SIGABRT,
+}
 
 
 @dataclass
@@ -196,6 +200,8 @@ def _die(order: JobOrder, pipe: Connection) -> None:
         os.write(pipe.fileno(), struct.pack("!i", 1000) + b"not a thousand bytes")
     elif order.name not in DEATHS:
         return
+    elif order.name.endswith("while streaming"):
+        PipeReporter(pipe).phase(order.name, Phase.STREAM, 60)
     os.kill(os.getpid(), DEATHS.get(order.name, signal.SIGKILL))
 
 

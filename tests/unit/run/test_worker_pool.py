@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -100,10 +101,24 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
 
 
 def test_a_job_whose_worker_crashed_in_a_library_is_retried() -> None:
-    results = done("crashed", "killed").results
-    assert results["crashed"].reason == "its worker process was killed by SIGABRT"
-    assert "a library crashed" in results["crashed"].hint
-    assert [results[name].transient for name in ("crashed", "killed")] == [True, False]
+    results = done("crashed while streaming", "killed while streaming").results
+    crashed, killed = (results[f"{how} while streaming"] for how in ("crashed", "killed"))
+    assert crashed.reason == "its worker process was killed by SIGABRT"
+    assert "a library crashed" in crashed.hint
+    assert [crashed.transient, killed.transient] == [True, False]
+
+
+def test_a_job_of_which_nothing_has_begun_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one whose worker was killed for lack of memory while it waited for its order."""
+    assert done("killed").results["killed"].transient
+
+    def refused(_: SpawnProcess) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", refused)
+    result = done("good", warm=1).results["good"]
+    assert (result.status, result.transient) == (Status.FAILED, True)
+    assert result.reason == "cannot start its worker process: resource temporarily unavailable"
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
