@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,7 +27,7 @@ from ..report.run_report import RunResult, new_run_id
 from ..restore_point.known_points import remember
 from ..settings import Settings
 from ..stored import PointId, StoredPoint
-from ..system.child_records import end_orphans
+from ..system.child_records import begin_to_end_orphans
 from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
 from ..watch.guard import Guard, guarded
@@ -253,11 +252,8 @@ class Run:
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
 
     def _end_orphans(self) -> None:
-        """End the restic processes of dead workers, as a wrapper does not pass on the kernel's signal.
-
-        In a thread, as it takes a while; the process waits for it at its end.
-        """
-        threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+        """End the restic processes of dead workers, as a wrapper does not pass on the kernel's signal."""
+        begin_to_end_orphans(self.settings.runtime_dir)
 
     def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
         state_dir, check_stop = self.settings.state_dir, self._at_the_end()

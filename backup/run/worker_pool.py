@@ -115,15 +115,25 @@ class Pool:
     def _start(self, order: JobOrder) -> None:
         try:
             pipe, process = self._spare.pop() if self._spare else self._spawned()
-        except OSError as error:  # out of memory or processes: this domain's failure alone
-            message = f"cannot start its worker process: {reason(error)}"
-            self._done(JobResult(order.name, order.uuid, Status.FAILED, message, transient=True))
+        except OSError as error:  # out of memory or processes
+            self._not_started(order, reason(error))
             return
         taken = {worker.lane for worker in self._active.values()}
         lane = next(number for number in count(1) if number not in taken)
-        worker = self._active[pipe] = Worker(order, process, lane)
-        # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
-        _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
+        worker = Worker(order, process, lane)
+        try:
+            # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
+            _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
+        except RuntimeError as error:  # at the limit of processes: the worker goes on waiting
+            self._spare.append((pipe, process))
+            self._not_started(order, str(error))
+            return
+        self._active[pipe] = worker
+
+    def _not_started(self, order: JobOrder, why: str) -> None:
+        """Record that no worker could take the order: this domain's failure alone, and it is retried."""
+        message = f"cannot start its worker process: {why}"
+        self._done(JobResult(order.name, order.uuid, Status.FAILED, message, transient=True))
 
     def _spawned(self) -> tuple[Connection, SpawnProcess]:
         """Start a process that waits for its order. Raises OSError."""

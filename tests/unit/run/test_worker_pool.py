@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +121,23 @@ def test_a_job_of_which_nothing_has_begun_is_retried(monkeypatch: pytest.MonkeyP
     result = done("good", warm=1).results["good"]
     assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason == "cannot start its worker process: resource temporarily unavailable"
+
+
+def test_a_job_that_cannot_be_handed_over_at_the_limit_of_processes_is_retried_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, refusals = _thread.start_new_thread, iter([True])
+
+    def refused_once(*arguments: Any) -> int:
+        if next(refusals, False):
+            raise RuntimeError("can't start new thread")
+        return start(*arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused_once)
+    results = done("good", "good too", workers=1).results
+    assert (results["good"].status, results["good"].transient) == (Status.FAILED, True)
+    assert results["good"].reason == "cannot start its worker process: can't start new thread"
+    assert results["good too"].status is Status.SAVED
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
