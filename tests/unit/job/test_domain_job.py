@@ -82,6 +82,19 @@ def test_a_worker_that_hangs_while_it_streams_is_ended_without_regard_to_lock_wa
     assert [limit < 86_400 for _, phase, limit in node.recorder.phases if phase is Phase.STREAM] == [True]
 
 
+def test_each_disk_is_a_sign_of_life_while_a_job_is_prepared(make: MakeNode) -> None:
+    """With many disks, calls that each take nearly CEPH_TIMEOUT take longer than a phase may be silent."""
+    node = make(with_disks(ROOT, DATA))
+    assert node.back_up().status is Status.SAVED
+    signs = [text for text in node.recorder.told(Level.DEBUG) if " image vms/" in text]
+    assert signs == [
+        "vda: looking up image vms/root",
+        "vdb: looking up image vms/data",
+        "vda: checking image vms/root for leftovers",
+        "vdb: checking image vms/data for leftovers",
+    ]
+
+
 def test_leftovers_of_interrupted_runs_are_counted(make: MakeNode) -> None:
     node = make(with_disks(ROOT, DATA))
     node.cluster.snapshots["vms/data"] |= {f"{OURS}{run}" for run in ("a", "b")}
