@@ -24,7 +24,7 @@ from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
 from ..system.child_records import end_programs_of
-from ..system.process import SPAWN, signals_blocked
+from ..system.process import SPAWN, spawning
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
 from ..system.time_limit import carry_out
@@ -145,7 +145,7 @@ class Pool:
                 name="worker",
             )
             try:
-                with signals_blocked():
+                with spawning():
                     process.start()
             except OSError:
                 ours.close()

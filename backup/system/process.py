@@ -15,13 +15,19 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 @contextmanager
-def signals_blocked(
-    numbers: Collection[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
-) -> Iterator[None]:
-    """Start a process with signals blocked.
+def spawning() -> Iterator[None]:
+    """Start a Python process with Ctrl-C and SIGTERM blocked. Raises OSError.
 
     It unblocks them when its handlers are set; before that, Ctrl-C would end it with a traceback.
     """
+    resource_tracker.ensure_running()  # Python 3.11 unblocks them as it starts it, with the first process
+    with signals_blocked((signal.SIGINT, signal.SIGTERM)):
+        yield
+
+
+@contextmanager
+def signals_blocked(numbers: Collection[signal.Signals]) -> Iterator[None]:
+    """Start a process with these signals blocked, which it unblocks itself."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

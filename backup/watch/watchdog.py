@@ -23,7 +23,7 @@ from ..quiesce.freeze_notes import FreezeNotes
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from ..system.child_records import end_orphans
-from ..system.process import SPAWN, leave_resource_tracker, signals_blocked
+from ..system.process import SPAWN, leave_resource_tracker, spawning
 from ..system.process_end import ended
 from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
@@ -186,7 +186,7 @@ class Watchdog:
             life, its_own = SPAWN.Pipe(duplex=False)
             arguments = (self._theirs, its_own, replaces, self._settings, self._reporter)
             process = SPAWN.Process(target=_detached, args=arguments, name="watchdog")
-            with signals_blocked(), its_own:
+            with spawning(), its_own:
                 process.start()
         except OSError as error:
             message = f"cannot start the watchdog process: {reason(error)}"
