@@ -215,13 +215,20 @@ class Run:
         self._clean_up_after_workers()
         return results
 
-    def _clean_up_after_workers(self, uuid: str | None = None, seconds: float = 0) -> None:
+    def _clean_up_after_workers(
+        self, uuid: str | None = None, seconds: float = 0, alive: Callable[[], None] = lambda: None
+    ) -> None:
         """Thaw guests of killed workers, and run the hooks that these missed: of all domains, or of one.
 
-        Guests that cannot be thawed in time are left to the guard and the watchdog.
+        Guests that cannot be thawed in time are left to the guard and the watchdog. `alive` is called often.
         """
-        thaw_guests(self.settings, self.reporter, uuid, seconds)
-        run_missed_hooks(self._hooks, uuid, self.stop.check_signalled_twice)
+
+        def check_stop() -> None:
+            alive()
+            self.stop.check_signalled_twice()
+
+        thaw_guests(self.settings, self.reporter, uuid, seconds, alive)
+        run_missed_hooks(self._hooks, uuid, check_stop)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Return the result of a run that this error ended before any job."""
@@ -240,12 +247,12 @@ class Run:
             group=self.settings.group,
         )
 
-    def _worker_died(self, guard: Guard, order: JobOrder) -> str:
+    def _worker_died(self, guard: Guard, order: JobOrder, pass_on_stop: Callable[[], None]) -> str:
         """Thaw or resume the domain of a killed worker at once; the next run removes its snapshots.
 
-        Returns why we killed it, "" if we did not.
+        Meanwhile other workers hear of a request to stop. Returns why we killed it, "" if we did not.
         """
-        self._clean_up_after_workers(order.uuid, THAW_WAIT)
+        self._clean_up_after_workers(order.uuid, THAW_WAIT, pass_on_stop)
         self._end_orphans()
         if not guard.overdue(order.uuid):
             return ""

@@ -47,7 +47,8 @@ STUCK_HINT = (
 class Pool:
     """Takes jobs through worker processes.
 
-    `worker_died` is called for each job whose process was killed, and returns why, "" if unknown.
+    `worker_died` is called for each job whose process was killed, and returns why, "" if unknown. What it
+    gets with the job it has to call meanwhile: that passes a request to stop on to the other workers.
 
     Each worker keeps `lifeline` open, for the watchdog. After the pool's block no worker is left, except for
     one that not even SIGKILL ends (see process_end), and none of its programs.
@@ -58,12 +59,13 @@ class Pool:
     reporter: RunReporter
     stop: StopRequest
     lifeline: Connection
-    worker_died: Callable[[JobOrder], str]
+    worker_died: Callable[[JobOrder, Callable[[], None]], str]
     _results: list[JobResult] = field(default_factory=list)
     _active: dict[Connection, Worker] = field(default_factory=dict)
     _waiting: deque[JobOrder] = field(default_factory=deque)
     _replaced: set[str] = field(default_factory=set)  # uuids of jobs whose worker did not begin
     _spare: list[tuple[Connection, SpawnProcess]] = field(default_factory=list)
+    _asked: bool = False  # the workers were asked to stop
 
     def __enter__(self) -> Pool:
         return self
@@ -93,15 +95,10 @@ class Pool:
         return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
 
     def _run(self, waiting: deque[JobOrder]) -> None:
-        asked = False
         while self._active or (waiting and not self.stop.requested):
             while waiting and len(self._active) < self.settings.workers and not self.stop.requested:
                 self._start(waiting.popleft())
-            if self.stop.requested and not asked:
-                asked = True
-                self._ask_to_stop()
-            if self.stop.signalled_twice:
-                self._kill()
+            self._pass_on_stop()
             for unheard, worker in list(self._active.items()):
                 if unheard.poll():  # this process itself may have been stopped
                     continue
@@ -151,6 +148,13 @@ class Pool:
                 ours.close()
                 raise
         return ours, process
+
+    def _pass_on_stop(self) -> None:
+        if self.stop.requested and not self._asked:
+            self._asked = True
+            self._ask_to_stop()
+        if self.stop.signalled_twice:
+            self._kill()
 
     def _ask_to_stop(self) -> None:
         text = "stopping: waiting for the workers to clean up; a second signal kills them"
@@ -243,7 +247,7 @@ class Pool:
         if crashed:
             hint = "a library crashed, perhaps librbd: the stacks are in the error output"
             hint += "" if worker.saved else "; is retried"
-        if why := self.worker_died(order):
+        if why := self.worker_died(order, self._pass_on_stop):
             how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
         message = f"its worker process {how}"
         if worker.saved:  # what it has left is removed by the next run

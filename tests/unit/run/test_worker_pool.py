@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 
@@ -31,6 +31,7 @@ from backup.system.stop_request import StopRequest
 from ..jobs_on_paper import NoOutput, stop_at_once, work_on_paper
 from ..recorder import Recorder
 from ..samples import RUN, UUID, held_point, settings
+from ..waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def orders(*names: str) -> Sequence[JobOrder]:
 def done(*names: str, workers: int = 4, warm: int = 0) -> Done:
     done = Done()
 
-    def worker_died(order: JobOrder) -> str:
+    def worker_died(order: JobOrder, _pass_on_stop: object) -> str:
         done.reported_dead.append(order.name)
         return ""
 
@@ -187,6 +188,27 @@ def test_on_a_request_to_stop_workers_clean_up_and_no_job_begins() -> None:
     assert all_done.reported_dead == []
 
 
+def test_workers_hear_of_a_request_to_stop_while_hooks_of_a_dead_one_run() -> None:
+    """The first signal is not passed on by the kernel: workers are no members of our group."""
+    recorder, stopped = StopsAt(), list[bool]()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+
+    def worker_died(_: JobOrder, pass_on_stop: Callable[[], None]) -> str:
+        (waits,) = [worker for worker in jobs._active.values() if worker.order.name == "waits"]
+        recorder.stop.request(Interrupted("interrupted", 15))
+        for _number in range(2):
+            pass_on_stop()
+        wait_until(lambda: waits.process.exitcode is not None, 10, "it has heard of it")
+        stopped.append(True)
+        return ""
+
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, worker_died)
+    with end, lifeline, made as jobs:
+        results = {result.name: result.reason for result in jobs.run(orders("waits", "killed"))}
+    assert (stopped, results["waits"]) == ([True], "interrupted")
+    assert len(recorder.told(Level.WARNING)) == 1
+
+
 @pytest.mark.parametrize("warm", [1, 2, 9])
 def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(warm: int) -> None:
     all_done = done("killed", "good", "good too", workers=2, warm=warm)
@@ -202,7 +224,7 @@ def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(wa
 def test_a_spare_worker_that_was_killed_costs_one_job_and_nothing_else() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()
@@ -220,7 +242,7 @@ def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
     large = JobOrder(RUN, "good", UUID, known=[held_point(str(number)) for number in range(size)])
-    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()
@@ -312,7 +334,7 @@ def test_the_programs_of_a_worker_that_does_not_end_are_ended(
     monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
     running: list[bool] = []
 
-    def worker_died(_: JobOrder) -> str:
+    def worker_died(*_: object) -> str:
         (one,) = records_in(str(tmp_path)).read()
         running.append(bool(one.group.members()))
         programs.append(one.leader)
@@ -332,7 +354,7 @@ def test_the_programs_of_a_worker_that_does_not_end_are_ended(
 def test_after_a_second_signal_no_worker_is_waited_for_that_does_not_end() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     for seconds in (1.0, 1.1):
         threading.Timer(seconds, recorder.stop._handle, [signal.SIGTERM, None]).start()
     with end, lifeline, made as jobs:
@@ -346,7 +368,7 @@ def test_after_a_second_signal_no_worker_is_waited_for_that_does_not_end() -> No
 def test_a_spare_worker_that_is_stopped_does_not_keep_the_run_from_ending() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()
