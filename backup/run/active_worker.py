@@ -13,6 +13,7 @@ from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase, Timeline
 from .worker import PhaseBegun
 
+SILENCE = 600.0  # seconds without a sign of life after which that is reported
 START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
 
 
@@ -30,6 +31,8 @@ class Worker:
     saved: JobResult | None = None  # once its restore point is complete
     begun: PhaseBegun | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
+    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
+    silence_reported: bool = False
     hung: bool = False
     killed: float = math.inf  # when, of time.monotonic()
 
@@ -40,6 +43,7 @@ class Worker:
 
     def record_life(self) -> None:
         """Record a sign of life."""
+        self.heard, self.silence_reported = time.monotonic(), False
         if not self.hung and not self.result:
             self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
 
@@ -48,6 +52,20 @@ class Worker:
         self.begun = begun
         self.phases.append((begun.phase, datetime.now(timezone.utc)))
         self.record_life()
+
+    def newly_silent(self) -> str:
+        """Return a text about its silence, once it has lasted for SILENCE seconds; "" later and before.
+
+        Hooks may be silent for as long as HOOK_TIMEOUT permits.
+        """
+        begun = self.begun
+        if not begun or begun.phase is Phase.HOOKS or self.result or self.hung or self.silence_reported:
+            return ""
+        if time.monotonic() < self.heard + SILENCE:
+            return ""
+        self.silence_reported = True
+        text = f"no sign of life for {SILENCE:.0f} s while {begun.phase.value}"
+        return f"{text}: its worker may hang, and is ended after {begun.limit:.0f} s"
 
     @property
     def hung_text(self) -> str:

@@ -172,6 +172,8 @@ class Pool:
         A worker that hangs in a call of librbd or libvirt cannot react to the request.
         """
         if time.monotonic() < worker.deadline:
+            if text := worker.newly_silent():
+                self.reporter.message(Level.WARNING, worker.order.name, text)
             return
         if worker.result:  # it only has to end
             worker.kill()

@@ -389,6 +389,13 @@ def test_progress_is_a_sign_of_life() -> None:
     assert done("slow").results["slow"].status is Status.SAVED
 
 
+def test_a_worker_that_is_silent_for_long_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(active_worker, "SILENCE", 1.0)
+    recorder = done("silent", "silent hooks").recorder
+    text = "no sign of life for 1 s while streaming: its worker may hang, and is ended after 60 s"
+    assert [one for one in recorder.messages if one[0] is Level.WARNING] == [(Level.WARNING, "silent", text)]
+
+
 def test_a_main_process_that_was_stopped_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:
     stops = iter([4.3])  # once, for longer than the worker may be silent
 
