@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from multiprocessing.context import SpawnProcess
 
 from ..job.job_order import JobOrder
 from ..job_result import JobResult, Phase, Timeline
-from .worker import PhaseBegun
+from .worker import SHOW_STACKS, PhaseBegun
 
 SILENCE = 600.0  # seconds without a sign of life after which that is reported
 START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
@@ -31,9 +33,10 @@ class Worker:
     saved: JobResult | None = None  # once its restore point is complete
     begun: PhaseBegun | None = None
     deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
-    heard: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
+    last_sign: float = field(default_factory=time.monotonic)  # when it last gave a sign of life
     silence_reported: bool = False
     hung: bool = False
+    stacks_shown: bool = False
     killed: float = math.inf  # when, of time.monotonic()
 
     def kill(self) -> None:
@@ -41,9 +44,16 @@ class Worker:
         self.killed = min(self.killed, time.monotonic())
         self.process.kill()
 
+    def show_stacks(self) -> None:
+        """Have it print where each of its threads is, if it still can."""
+        self.stacks_shown = True
+        if self.process.pid and self.process.exitcode is None:  # so the id is still its own
+            with suppress(OSError):
+                os.kill(self.process.pid, SHOW_STACKS)
+
     def record_life(self) -> None:
         """Record a sign of life."""
-        self.heard, self.silence_reported = time.monotonic(), False
+        self.last_sign, self.silence_reported = time.monotonic(), False
         if not self.hung and not self.result:
             self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
 
@@ -61,7 +71,7 @@ class Worker:
         begun = self.begun
         if not begun or begun.phase is Phase.HOOKS or self.result or self.hung or self.silence_reported:
             return ""
-        if time.monotonic() < self.heard + SILENCE:
+        if time.monotonic() < self.last_sign + SILENCE:
             return ""
         self.silence_reported = True
         text = f"no sign of life for {SILENCE:.0f} s while {begun.phase.value}"

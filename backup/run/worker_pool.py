@@ -33,6 +33,7 @@ from .worker import Message, PhaseBegun, Progress, Saved, work
 
 STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
+STACKS_LIMIT = 2.0  # seconds for it to print where its threads are, before that
 END_LIMIT = 15.0  # seconds for a worker to end that has nothing more to do, or was killed
 # How a process ends by a defect of a library in it: at a rare moment, so that a retry may succeed.
 CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
@@ -167,7 +168,7 @@ class Pool:
             worker.kill()
 
     def _end_if_hung(self, worker: Worker) -> None:
-        """Ask a worker to stop that gave no sign of life in time; if it does not end, kill it.
+        """Ask a worker to stop that gave no sign of life in time; if it does not end, kill it in two steps.
 
         A worker that hangs in a call of librbd or libvirt cannot react to the request.
         """
@@ -177,6 +178,10 @@ class Pool:
             return
         if worker.result:  # it only has to end
             worker.kill()
+            return
+        if worker.hung and worker.begun and not worker.stacks_shown:
+            worker.show_stacks()
+            worker.deadline = time.monotonic() + STACKS_LIMIT
             return
         if worker.hung or not worker.begun:  # one that has not begun has nothing to clean up
             worker.hung = True
@@ -228,9 +233,16 @@ class Pool:
         if result is None:
             result = self._died(worker)
         if worker.hung and result.status is Status.FAILED:
+            gone = worker.process.exitcode is not None
             hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
-            hint = hint if worker.process.exitcode is not None else result.hint
-            result = replace(result, reason=f"{worker.hung_text}; {result.reason}", hint=hint)
+            # one that was killed is retried; beside one that does not end a second would hang as well
+            transient = result.transient or (gone and not worker.result and not worker.saved)
+            result = replace(
+                result,
+                reason=f"{worker.hung_text}; {result.reason}",
+                hint=hint if gone else result.hint,
+                transient=transient,
+            )
         if worker.saved and not worker.result:
             result = replace(result, reason=f"saved, but {result.reason}")
         self._done(replace(result, timeline=worker.timeline))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import struct
@@ -20,7 +21,7 @@ from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status
 from backup.model import Consistency, Level
 from backup.protocols import Job, OpenedPoint, Output, Reporter, SnapshotSource, Source
-from backup.run.worker import PipeReporter, Progress, Saved
+from backup.run.worker import SHOW_STACKS, PipeReporter, Progress, Saved
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.child_records import ChildRecord, records_in
@@ -129,6 +130,7 @@ def work_on_paper(
     lifeline: Connection,
 ) -> None:
     """Do what the job's name demands; stands in for worker.work."""
+    faulthandler.register(SHOW_STACKS, 2)
     assert lifeline.writable
     assert not lifeline.closed
     with suppress(EOFError):
@@ -158,7 +160,7 @@ def _do(order: JobOrder, pipe: Connection) -> None:
     elif order.name in ("hangs", "hangs with a program"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
         reporter.phase(order.name, Phase.STREAM, 0.2)
-        signal.pause()
+        _wait_for_ever()
     elif order.name.startswith("silent"):
         reporter.phase(order.name, Phase.HOOKS if "hooks" in order.name else Phase.STREAM, 60)
         time.sleep(1.5)
@@ -176,7 +178,7 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.phase(order.name, Phase.TIDY, 5)
         status = Status.FAILED if order.name.startswith("fails") else Status.SAVED
         reporter.send(replace(saved, status=status))
-        signal.pause()
+        _wait_for_ever()
     elif order.name == "slow":
         reporter.phase(order.name, Phase.STREAM, 4)
         for done in range(20):  # longer than the limit, but not without a sign of life
@@ -196,6 +198,11 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.message(Level.INFO, order.name, "nearly there")
         reporter.progress(order.name, "vda", 1, 2)
         reporter.send(saved)
+
+
+def _wait_for_ever() -> None:
+    while True:
+        signal.pause()
 
 
 def _die(order: JobOrder, pipe: Connection) -> None:
@@ -219,4 +226,4 @@ def _tidies_up(order: JobOrder, reporter: PipeReporter, saved: JobResult) -> Non
     if order.name.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
-    signal.pause()
+    _wait_for_ever()

@@ -271,8 +271,8 @@ def test_without_jobs_the_pool_ends_at_once() -> None:
     assert done().results == {}
 
 
-def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed_and_its_job_retried(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
     all_done = done("hangs", "good")
@@ -280,8 +280,10 @@ def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
     assert all_done.results["hangs"].reason == (
         "no sign of life for 0 s while streaming; its worker process was killed by SIGKILL"
     )
+    assert all_done.results["hangs"].transient
     assert all_done.reported_dead == ["hangs"]
     assert all_done.results["good"].status is Status.SAVED
+    assert "jobs_on_paper.py" in capfd.readouterr().err, "it has printed where it hung"
 
 
 @pytest.mark.parametrize(("how", "status"), [("saves", Status.SAVED), ("fails", Status.FAILED)])
@@ -321,6 +323,7 @@ def test_a_worker_that_does_not_end_although_it_was_killed_costs_its_own_job(
         "no sign of life for 0 s while streaming; its worker process was killed, but does not end"
     )
     assert hangs.timeline
+    assert not hangs.transient, "another would hang as well"
     assert all_done.reported_dead == ["hangs"], "its guest is thawed"
     assert all_done.results["good"].status is Status.SAVED
     assert process_end.any_left()
