@@ -24,6 +24,7 @@ from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
 from ..system.child_records import end_programs_of
+from ..system.concurrency_limit import free_slots_of
 from ..system.process import SPAWN, spawning
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
@@ -220,6 +221,7 @@ class Pool:
         pipe.close()
         self._record_result(worker)  # which thaws its guest first
         if not gone and worker.process.pid:  # its programs are no orphans, neither here nor for the watchdog
+            free_slots_of(worker.process.pid, self.settings.runtime_dir, "stream")
             end_programs_of(worker.process.pid, self.settings.runtime_dir, END_LIMIT)
 
     def _record_result(self, worker: Worker) -> None:

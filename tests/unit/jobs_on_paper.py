@@ -25,6 +25,7 @@ from backup.run.worker import SHOW_STACKS, PipeReporter, Progress, Saved
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.child_records import ChildRecord, records_in
+from backup.system.concurrency_limit import Slots
 from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder
@@ -137,6 +138,8 @@ def work_on_paper(
         order = pipe.recv()
         if order.name == "hangs with a program":
             _start_recorded(settings.runtime_dir)
+            slot = Slots(settings.runtime_dir, "stream", 1).one()  # as long as this function goes on
+            slot.__enter__()
         _do(order, pipe)
 
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -25,6 +26,7 @@ from backup.run import active_worker, worker_pool
 from backup.run.worker_pool import Pool
 from backup.system import process_end
 from backup.system.child_records import records_in
+from backup.system.concurrency_limit import Slots
 from backup.system.process_group import ProcessId, is_running
 from backup.system.stop_request import StopRequest
 
@@ -330,7 +332,7 @@ def test_a_worker_that_does_not_end_although_it_was_killed_costs_its_own_job(
 
 
 @pytest.mark.usefixtures("unkillable")
-def test_the_programs_of_a_worker_that_does_not_end_are_ended(
+def test_the_programs_of_a_worker_that_does_not_end_are_ended_and_its_slot_is_free(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The watchdog waits for the worker's end, and this process's end cuts its own threads."""
@@ -351,6 +353,9 @@ def test_the_programs_of_a_worker_that_does_not_end_are_ended(
     assert running == [True], "the guest is thawed first"
     assert not is_running(programs[0])
     assert list(records_in(str(tmp_path)).read()) == []
+    assert multiprocessing.active_children(), "the worker lives"
+    with ExitStack() as stack:
+        assert Slots(str(tmp_path), "stream", 1)._any_taken(stack)
 
 
 @pytest.mark.usefixtures("unkillable")
