@@ -215,8 +215,8 @@ class DomainJob:
 
     @property
     def _output_limit(self) -> int:
-        settings = self.settings
-        return 2 * settings.output_stall_timeout + settings.lock_wait + settings.ceph_timeout
+        """Without LOCK_WAIT: outputs report each attempt while they wait for a lock."""
+        return 2 * self.settings.output_stall_timeout + self.settings.ceph_timeout
 
     def _locked_snapshots(self, domain: Domain, hypervisor: Hypervisor, stack: ExitStack) -> DomainSnapshots:
         """Lock the domain, remove leftovers, and prepare its snapshots; none is made yet."""
@@ -227,7 +227,8 @@ class DomainJob:
         secret = partial(hypervisor.secret, check_stop=self.check_stop)
         clusters = stack.enter_context(Clusters(secret, settings, settings.ceph_timeout, retry))
         self._lock(domain, clusters, stack)
-        snapshots = prepared(select_disks(domain, settings), clusters, self.order.run)
+        alive = partial(self._report, Level.DEBUG)  # for each disk: a phase's limit is that of a few calls
+        snapshots = prepared(select_disks(domain, settings), clusters, self.order.run, alive)
         if self.output.keeps_base_snapshots:
             self._previous = stack.enter_context(
                 PreviousBackup(snapshots, domain, self.output, self.order.known, self.check_stop, self._warn)
@@ -235,6 +236,7 @@ class DomainJob:
             if not self.order.full_read:
                 snapshots = [replace(snapshot, base_of=self._previous.base_of) for snapshot in snapshots]
         for snapshot in snapshots:
+            alive(f"{snapshot.disk.target}: checking image {snapshot.image} for leftovers")
             self._remove_leftovers(snapshot, domain, stack)
         warn = partial(self.reporter.message, Level.WARNING, domain.name)
         deletions = Slots(

@@ -101,16 +101,19 @@ def enumerated(images: Sequence[Image]) -> str:
     return f"{', '.join(map(str, images))} {'is' if len(images) == 1 else 'are'}"
 
 
-def prepared(domain: Domain, clusters: Clusters, run: str) -> Sequence[DiskSnapshot]:
+def prepared(
+    domain: Domain, clusters: Clusters, run: str, alive: Callable[[str], None] = lambda _text: None
+) -> Sequence[DiskSnapshot]:
     """Return the snapshots of all images of the domain that are to be saved; none is made yet.
 
-    One snapshot serves all disks with the same image. Raises ClusterError if an image is missing or cannot
-    have snapshots.
+    One snapshot serves all disks with the same image. `alive` is called for each disk, as a sign of life.
+    Raises ClusterError if an image is missing or cannot have snapshots.
     """
     name = owned_prefix(domain.uuid) + run
     found: dict[tuple[str, ...], DiskSnapshot] = {}
     for disk in domain.disks:
         if disk.image:
+            alive(f"{disk.target}: looking up image {disk.image}")
             cluster = clusters.at(disk.address)
             image = cluster.identified(disk.image)
             key = (cluster.fsid, image.place, image.id or image.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import math
 import threading
 import time
@@ -21,7 +20,7 @@ from ..model import Level
 from ..protocols import Reporter
 from ..settings import Settings
 from ..system.process_group import ProcessId, kill
-from ..system.time_limit import awaited, carry_out
+from ..system.time_limit import awaited, begun
 from .freeze_notes import FreezeNotes, Method, Note
 from .thaw import CHECK_AGAIN, CannotThawHere, Thaw, gone_while_quiesced
 
@@ -138,31 +137,34 @@ class Thaws:
     def _attempted(self, note: Note) -> bool:
         """Try one, if it is due; return whether its guest runs and the note is gone."""
         attempts, limit = self._attempts_of(note), 0.0  # one that hangs is waited for only once
-        if attempts.under_way is None:
-            limit = HANG_LIMIT
-            if time.monotonic() < attempts.due:
-                return False
-            attempts.under_way = Future()
-            _thread.start_new_thread(carry_out, (partial(self._thaw, note, attempts), attempts.under_way))
         try:
+            if attempts.under_way is None:
+                limit = HANG_LIMIT
+                if time.monotonic() < attempts.due:
+                    return False
+                attempts.under_way = begun(partial(self._thaw, note, attempts))
             over = awaited(attempts.under_way, limit)
         except BackupError as error:
             self._record_failure(note, attempts, error)
             over = False
         except TimeoutError:
             return False  # it goes on
-        except Exception:  # a bug, or no memory, must not end the guard or the watchdog
+        except Exception:  # a bug, or no memory or thread, must not end the guard or the watchdog
             self._report_bug(note, attempts)
-            attempts.due, over = time.monotonic() + LAST_PAUSE, False
+            self._retry_later(attempts)
+            over = False
         else:
             attempts.due = time.monotonic() + CHECK_AGAIN
         attempts.under_way = None
         return over
 
-    def _record_failure(self, note: Note, attempts: _Attempts, error: BackupError) -> None:
-        attempts.error = error
+    def _retry_later(self, attempts: _Attempts) -> None:
         attempts.due = time.monotonic() + attempts.pause
         attempts.pause = min(2 * attempts.pause, LAST_PAUSE)
+
+    def _record_failure(self, note: Note, attempts: _Attempts, error: BackupError) -> None:
+        attempts.error = error
+        self._retry_later(attempts)
         if attempts.pause == LAST_PAUSE and time.monotonic() > attempts.reported + REPORT_AGAIN:
             self._report(note, attempts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -32,7 +31,7 @@ from ..quiesce.thaw_rounds import thaw_guests
 from ..restore.written_files import remove_left
 from ..selection import Choice, choose, select_disks
 from ..settings import Settings
-from ..system.child_records import end_orphans
+from ..system.child_records import begin_to_end_orphans
 from ..system.concurrency_limit import Slots
 from ..system.parallel_calls import Calls
 from ..system.service import in_a_service
@@ -70,7 +69,7 @@ def clean_node(
         seconds = IN_A_SERVICE if in_a_service() else BY_HAND
         failed = thaw_guests(settings, reporter, seconds=seconds, check_stop=stop.check)
         thaw_other_groups(settings, other_groups, reporter, stop.check)
-        threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans").start()
+        begin_to_end_orphans(settings.runtime_dir)
         remove_all_drafts(settings)
         failed += run_missed_hooks(Hooks(settings, "", reporter), check_stop=stop.check)
         stop.check()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Optional
 
-from ..errors import BackupError, ConfigError
+from ..errors import BackupError, ConfigError, Interrupted
 from ..job.failed_points import FailedPoints
 from ..job_result import JobResult
 from ..model import Level
@@ -71,7 +71,10 @@ def prune_saved(
     reporter: Reporter,
     check_stop: CheckStop,
 ) -> Sequence[str]:
-    """Prune the domains that the run has saved; return what failed. Raises the reason to stop."""
+    """Prune the domains that the run has saved; return what failed.
+
+    A request to stop ends it early: what the run has saved counts all the same.
+    """
     saved = [one.uuid for one in results if one.images]
     limited = Retention(settings.keep_last, settings.keep_within_days).limited
     if not (saved and output.prunes and limited):
@@ -79,10 +82,22 @@ def prune_saved(
     try:
         pruned = prune(settings, output, reporter, check_stop, saved, run=run)
     except BackupError as error:
-        check_stop()
+        if isinstance(error, Interrupted) or _is_stopping(check_stop):
+            reporter.message(
+                Level.WARNING, "", "stopping: the next run prunes the rest of the restore points"
+            )
+            return ()
         reporter.message(Level.ERROR, "", f"restore points are not pruned: {error}")
         return [f"restore points are not pruned: {error.message}"]
     return [f"{one.point.domain}: {one.problem.message}" for one in pruned if one.failed and one.problem]
+
+
+def _is_stopping(check_stop: CheckStop) -> bool:
+    try:
+        check_stop()
+    except Interrupted:
+        return True
+    return False
 
 
 def require_pruning(settings: Settings, output: Output) -> None:

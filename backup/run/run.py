@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -28,7 +27,7 @@ from ..report.run_report import RunResult, new_run_id
 from ..restore_point.known_points import remember
 from ..settings import Settings
 from ..stored import PointId, StoredPoint, is_future
-from ..system.child_records import end_orphans
+from ..system.child_records import begin_to_end_orphans
 from ..system.stop_request import StopRequest
 from ..system.transient import outlasted
 from ..watch.guard import Guard, guarded
@@ -218,13 +217,20 @@ class Run:
         self._clean_up_after_workers()
         return results
 
-    def _clean_up_after_workers(self, uuid: str | None = None, seconds: float = 0) -> None:
+    def _clean_up_after_workers(
+        self, uuid: str | None = None, seconds: float = 0, alive: Callable[[], None] = lambda: None
+    ) -> None:
         """Thaw guests of killed workers, and run the hooks that these missed: of all domains, or of one.
 
-        Guests that cannot be thawed in time are left to the guard and the watchdog.
+        Guests that cannot be thawed in time are left to the guard and the watchdog. `alive` is called often.
         """
-        thaw_guests(self.settings, self.reporter, uuid, seconds)
-        run_missed_hooks(self._hooks, uuid, self.stop.check_signalled_twice)
+
+        def check_stop() -> None:
+            alive()
+            self.stop.check_signalled_twice()
+
+        thaw_guests(self.settings, self.reporter, uuid, seconds, alive)
+        run_missed_hooks(self._hooks, uuid, check_stop)
 
     def nothing_done(self, names: Sequence[str], error: BackupError) -> RunResult:
         """Return the result of a run that this error ended before any job."""
@@ -243,23 +249,20 @@ class Run:
             group=self.settings.group,
         )
 
-    def _worker_died(self, guard: Guard, order: JobOrder) -> str:
+    def _worker_died(self, guard: Guard, order: JobOrder, pass_on_stop: Callable[[], None]) -> str:
         """Thaw or resume the domain of a killed worker at once; the next run removes its snapshots.
 
-        Returns why we killed it, "" if we did not.
+        Meanwhile other workers hear of a request to stop. Returns why we killed it, "" if we did not.
         """
-        self._clean_up_after_workers(order.uuid, THAW_WAIT)
+        self._clean_up_after_workers(order.uuid, THAW_WAIT, pass_on_stop)
         self._end_orphans()
         if not guard.overdue(order.uuid):
             return ""
         return f"it did not thaw or resume the guest within {self.settings.freeze_timeout} s (FREEZE_TIMEOUT)"
 
     def _end_orphans(self) -> None:
-        """End the restic processes of dead workers, as a wrapper does not pass on the kernel's signal.
-
-        In a thread, as it takes a while; the process waits for it at its end.
-        """
-        threading.Thread(target=end_orphans, args=(self.settings.runtime_dir,), name="orphans").start()
+        """End the restic processes of dead workers, as a wrapper does not pass on the kernel's signal."""
+        begin_to_end_orphans(self.settings.runtime_dir)
 
     def _confirmed(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
         state_dir, failed, check_stop = self.settings.state_dir, self._failed_points, self._at_the_end()

@@ -26,6 +26,8 @@ from ..system.progress_interval import ProgressInterval
 from ..system.started_program import commands_logged
 from ..system.stop_request import StopRequest
 
+SHOW_STACKS = signal.SIGUSR2  # has a worker print where each of its threads is
+
 
 @dataclass(frozen=True)
 class Message:
@@ -143,6 +145,7 @@ def work(
     # us to stop.
     os.setpgid(0, 0)
     faulthandler.enable(2)  # or a crash of librbd would leave no trace of where it was
+    faulthandler.register(SHOW_STACKS, 2)  # nor would a hang
     stop = StopRequest()
     stop.on_signals(signal.SIGTERM)
     # A stopped worker gets SIGHUP and SIGCONT from the kernel when its main process dies: it has to clean up.

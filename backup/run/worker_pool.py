@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import _thread
-import math
 import os
 import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection, wait
@@ -22,20 +19,22 @@ from typing import Callable
 from ..command import COMMAND
 from ..errors import reason
 from ..job.job_order import JobOrder
-from ..job_result import JobResult, Phase, Status, Timeline
+from ..job_result import JobResult, Status
 from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
 from ..system.child_records import end_programs_of
-from ..system.process import SPAWN, signals_blocked
+from ..system.concurrency_limit import free_slots_of
+from ..system.process import SPAWN, spawning
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
 from ..system.time_limit import carry_out
+from .active_worker import Worker
 from .worker import Message, PhaseBegun, Progress, Saved, work
 
 STOP_POLL = 0.5  # seconds between two checks whether the run has to stop
-START_LIMIT = 60.0  # seconds for a worker to take its order and begin; usually a quarter of a second
 HUNG_GRACE = 60.0  # seconds for a worker that hangs to clean up, before it is killed
+STACKS_LIMIT = 2.0  # seconds for it to print where its threads are, before that
 END_LIMIT = 15.0  # seconds for a worker to end that has nothing more to do, or was killed
 # How a process ends by a defect of a library in it: at a rare moment, so that a retry may succeed.
 CRASHES = {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
@@ -47,48 +46,11 @@ STUCK_HINT = (
 
 
 @dataclass
-class Worker:
-    """A worker process with its job, its result, and the deadline of its next sign of life."""
-
-    order: JobOrder
-    process: SpawnProcess
-    lane: int
-    handed: Future[None] = field(default_factory=Future)  # when its order has gone into the pipe
-    started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    phases: list[tuple[Phase, datetime]] = field(default_factory=list)
-    result: JobResult | None = None
-    saved: JobResult | None = None  # once its restore point is complete
-    begun: PhaseBegun | None = None
-    deadline: float = field(default_factory=lambda: time.monotonic() + START_LIMIT)
-    hung: bool = False
-    killed: float = math.inf  # when, of time.monotonic()
-
-    def kill(self) -> None:
-        """Kill its process. In an uninterruptible sleep it does nothing more, but may not end."""
-        self.killed = min(self.killed, time.monotonic())
-        self.process.kill()
-
-    def record_life(self) -> None:
-        """Record a sign of life."""
-        if not self.hung:
-            self.deadline = time.monotonic() + self.begun.limit if self.begun else math.inf
-
-    def enters(self, begun: PhaseBegun) -> None:
-        """Record that it enters a phase."""
-        self.begun = begun
-        self.phases.append((begun.phase, datetime.now(timezone.utc)))
-        self.record_life()
-
-    @property
-    def timeline(self) -> Timeline:
-        return Timeline(self.lane, self.started, datetime.now(timezone.utc), tuple(self.phases))
-
-
-@dataclass
 class Pool:
     """Takes jobs through worker processes.
 
-    `worker_died` is called for each job whose process was killed, and returns why, "" if unknown.
+    `worker_died` is called for each job whose process was killed, and returns why, "" if unknown. What it
+    gets with the job it has to call meanwhile: that passes a request to stop on to the other workers.
 
     Each worker keeps `lifeline` open, for the watchdog. After the pool's block no worker is left, except for
     one that not even SIGKILL ends (see process_end), and none of its programs.
@@ -99,12 +61,13 @@ class Pool:
     reporter: RunReporter
     stop: StopRequest
     lifeline: Connection
-    worker_died: Callable[[JobOrder], str]
+    worker_died: Callable[[JobOrder, Callable[[], None]], str]
     _results: list[JobResult] = field(default_factory=list)
     _active: dict[Connection, Worker] = field(default_factory=dict)
     _waiting: deque[JobOrder] = field(default_factory=deque)
     _replaced: set[str] = field(default_factory=set)  # uuids of jobs whose worker did not begin
     _spare: list[tuple[Connection, SpawnProcess]] = field(default_factory=list)
+    _asked: bool = False  # the workers were asked to stop
 
     def __enter__(self) -> Pool:
         return self
@@ -134,15 +97,10 @@ class Pool:
         return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
 
     def _run(self, waiting: deque[JobOrder]) -> None:
-        asked = False
         while self._active or (waiting and not self.stop.requested):
             while waiting and len(self._active) < self.settings.workers and not self.stop.requested:
                 self._start(waiting.popleft())
-            if self.stop.requested and not asked:
-                asked = True
-                self._ask_to_stop()
-            if self.stop.signalled_twice:
-                self._kill()
+            self._pass_on_stop()
             for unheard, worker in list(self._active.items()):
                 if unheard.poll():  # this process itself may have been stopped
                     continue
@@ -156,15 +114,25 @@ class Pool:
     def _start(self, order: JobOrder) -> None:
         try:
             pipe, process = self._spare.pop() if self._spare else self._spawned()
-        except OSError as error:  # out of memory or processes: this domain's failure alone
-            message = f"cannot start its worker process: {reason(error)}"
-            self._done(JobResult(order.name, order.uuid, Status.FAILED, message))
+        except OSError as error:  # out of memory or processes
+            self._not_started(order, reason(error))
             return
         taken = {worker.lane for worker in self._active.values()}
         lane = next(number for number in count(1) if number not in taken)
-        worker = self._active[pipe] = Worker(order, process, lane)
-        # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
-        _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
+        worker = Worker(order, process, lane)
+        try:
+            # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
+            _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
+        except RuntimeError as error:  # at the limit of processes: the worker goes on waiting
+            self._spare.append((pipe, process))
+            self._not_started(order, str(error))
+            return
+        self._active[pipe] = worker
+
+    def _not_started(self, order: JobOrder, why: str) -> None:
+        """Record that no worker could take the order: this domain's failure alone, and it is retried."""
+        message = f"cannot start its worker process: {why}"
+        self._done(JobResult(order.name, order.uuid, Status.FAILED, message, transient=True))
 
     def _spawned(self) -> tuple[Connection, SpawnProcess]:
         """Start a process that waits for its order. Raises OSError."""
@@ -176,12 +144,19 @@ class Pool:
                 name="worker",
             )
             try:
-                with signals_blocked():
+                with spawning():
                     process.start()
             except OSError:
                 ours.close()
                 raise
         return ours, process
+
+    def _pass_on_stop(self) -> None:
+        if self.stop.requested and not self._asked:
+            self._asked = True
+            self._ask_to_stop()
+        if self.stop.signalled_twice:
+            self._kill()
 
     def _ask_to_stop(self) -> None:
         text = "stopping: waiting for the workers to clean up; a second signal kills them"
@@ -194,11 +169,20 @@ class Pool:
             worker.kill()
 
     def _end_if_hung(self, worker: Worker) -> None:
-        """Ask a worker to stop that gave no sign of life in time; if it does not end, kill it.
+        """Ask a worker to stop that gave no sign of life in time; if it does not end, kill it in two steps.
 
         A worker that hangs in a call of librbd or libvirt cannot react to the request.
         """
         if time.monotonic() < worker.deadline:
+            if text := worker.newly_silent():
+                self.reporter.message(Level.WARNING, worker.order.name, text)
+            return
+        if worker.result:  # it only has to end
+            worker.kill()
+            return
+        if worker.hung and worker.begun and not worker.stacks_shown:
+            worker.show_stacks()
+            worker.deadline = time.monotonic() + STACKS_LIMIT
             return
         if worker.hung or not worker.begun:  # one that has not begun has nothing to clean up
             worker.hung = True
@@ -206,7 +190,7 @@ class Pool:
             return
         worker.hung = True
         worker.deadline = time.monotonic() + HUNG_GRACE
-        self.reporter.message(Level.ERROR, worker.order.name, f"{_hung(worker)}: ending its worker")
+        self.reporter.message(Level.ERROR, worker.order.name, f"{worker.hung_text}: ending its worker")
         worker.process.terminate()
 
     def _receive(self, pipe: Connection) -> None:
@@ -227,7 +211,7 @@ class Pool:
         elif isinstance(item, Saved):
             worker.saved = item.result
         else:
-            worker.result = item
+            worker.result, worker.deadline = item, time.monotonic() + END_LIMIT
 
     def _over(self, pipe: Connection, limit: float) -> None:
         """Go on without a worker that ends within `limit` seconds, or does not although it was killed."""
@@ -237,6 +221,7 @@ class Pool:
         pipe.close()
         self._record_result(worker)  # which thaws its guest first
         if not gone and worker.process.pid:  # its programs are no orphans, neither here nor for the watchdog
+            free_slots_of(worker.process.pid, self.settings.runtime_dir, "stream")
             end_programs_of(worker.process.pid, self.settings.runtime_dir, END_LIMIT)
 
     def _record_result(self, worker: Worker) -> None:
@@ -245,14 +230,21 @@ class Pool:
         if worker.hung and not worker.begun and order.uuid not in self._replaced:
             self._replaced.add(order.uuid)
             self._waiting.appendleft(order)
-            self.reporter.message(Level.WARNING, order.name, f"{_hung(worker)}: starting another worker")
+            self.reporter.message(Level.WARNING, order.name, f"{worker.hung_text}: starting another worker")
             return
         if result is None:
             result = self._died(worker)
         if worker.hung and result.status is Status.FAILED:
+            gone = worker.process.exitcode is not None
             hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
-            hint = hint if worker.process.exitcode is not None else result.hint
-            result = replace(result, reason=f"{_hung(worker)}; {result.reason}", hint=hint)
+            # one that was killed is retried; beside one that does not end a second would hang as well
+            transient = result.transient or (gone and not worker.result and not worker.saved)
+            result = replace(
+                result,
+                reason=f"{worker.hung_text}; {result.reason}",
+                hint=hint if gone else result.hint,
+                transient=transient,
+            )
         if worker.saved and not worker.result:
             result = replace(result, reason=f"saved, but {result.reason}")
         self._done(replace(result, timeline=worker.timeline))
@@ -271,12 +263,13 @@ class Pool:
         if crashed:
             hint = "a library crashed, perhaps librbd: the stacks are in the error output"
             hint += "" if worker.saved else "; is retried"
-        if why := self.worker_died(order):
+        if why := self.worker_died(order, self._pass_on_stop):
             how, hint = f"{how}: {why}", "was it stopped, or is the node short of memory?"
         message = f"its worker process {how}"
         if worker.saved:  # what it has left is removed by the next run
             return replace(worker.saved, status=Status.FAILED, reason=message, hint=hint)
-        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=crashed)
+        transient = crashed or not worker.begun  # killed for lack of memory while it was a spare one, perhaps
+        return JobResult(order.name, order.uuid, Status.FAILED, message, hint, transient=transient)
 
     def _done(self, result: JobResult) -> None:
         self._results.append(result)
@@ -286,9 +279,3 @@ class Pool:
             self.reporter.message(Level.ERROR, result.name, f"failed: {result.reason}{hint}")
         elif result.status is Status.SKIPPED:
             self.reporter.message(Level.INFO, result.name, f"skipped: {result.reason}")
-
-
-def _hung(worker: Worker) -> str:
-    if not worker.begun:
-        return f"its worker process did not begin within {START_LIMIT:.0f} s"
-    return f"no sign of life for {worker.begun.limit:.0f} s while {worker.begun.phase.value}"

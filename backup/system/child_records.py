@@ -179,6 +179,15 @@ def end_orphans(runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     return _end(lambda one: one.orphaned, records_in(runtime_dir), limit)
 
 
+def begin_to_end_orphans(runtime_dir: str) -> None:
+    """End orphans in a thread, as it takes a while; the process waits for it at its end.
+
+    Where no thread can be started, at the limit of processes, the watchdog or the next run ends them.
+    """
+    with suppress(RuntimeError):
+        threading.Thread(target=end_orphans, args=(runtime_dir,), name="orphans").start()
+
+
 def end_programs_of(pid: int, runtime_dir: str, limit: float = ORPHAN_LIMIT) -> int:
     """Do the same for the programs of a child that was killed, but does not end."""
     return _end(lambda one: one.visible and one.starter.pid == pid, records_in(runtime_dir), limit)

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -15,6 +15,19 @@ from typing import Callable
 POLL = 0.1  # seconds between two attempts to get a slot
 LIMIT = 180.0  # seconds to wait for a slot; then the processes that hold them count as hung
 STOPPED_LIMIT = 5.0  # seconds to wait for a slot after a request to stop
+
+
+def free_slots_of(pid: int, directory: str, name: str) -> None:
+    """Have nobody wait for the slots of a process that was killed, but does not end.
+
+    Without their files, whoever waits creates new ones.
+    """
+    with suppress(OSError):  # such as without /proc/locks: as long as it lives, its slots are occupied
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        occupied = {one[5].rpartition(":")[2] for one in locks if one[1] == "FLOCK" and one[4] == str(pid)}
+        for path in Path(directory).glob(f"{name}.*.lock"):
+            if str(path.stat().st_ino) in occupied:
+                path.unlink()
 
 
 @dataclass(frozen=True)

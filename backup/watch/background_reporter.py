@@ -6,7 +6,7 @@ import math
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Optional
 
@@ -53,4 +53,5 @@ def bugs_reported(reporter: Reporter) -> Iterator[None]:
     try:
         yield
     except Exception:  # a bug must not end the watchdog or the guard
-        reporter.message(Level.ERROR, "", f"a bug: {traceback.format_exc()}")
+        with suppress(Exception):  # no memory for that either
+            reporter.message(Level.ERROR, "", f"a bug: {traceback.format_exc()}")

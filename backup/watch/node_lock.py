@@ -14,9 +14,11 @@ from typing import BinaryIO, Callable
 from ..command import GROUP, UNIT
 from ..errors import AlreadyRunning, BackupError, reason
 from ..system.private_directory import make_private
+from ..system.process_group import pid_in_use
 
 WATCHDOG = "watchdog"  # in run.lock, instead of a process id
 LOCK_POLL = 0.1  # seconds
+OWNER_LIMIT = 2.0  # seconds for the lock's owner to write what it is; until then the last one is in the file
 
 
 def prepare_runtime_dir(path: str) -> None:
@@ -49,9 +51,10 @@ def only_run(runtime_dir: str, check_stop: Callable[[], None] = lambda: None) ->
     """
     prepare_runtime_dir(runtime_dir)
     with _run_lock(runtime_dir) as file:
+        deadline = time.monotonic() + OWNER_LIMIT
         while not _locked(file):
             owner = _owner(file)
-            if owner != WATCHDOG:
+            if owner != WATCHDOG and (_runs(owner) or time.monotonic() > deadline):
                 name = f"process {owner}" if owner else "it"
                 hint = f"wait for {name}, or see `systemctl status {UNIT}`"
                 of_group = f" of group {GROUP}" if GROUP else ""
@@ -90,6 +93,14 @@ def _owner(file: BinaryIO) -> str:
     """Return the lock's owner: a process id, WATCHDOG, "" while it has not written its id yet."""
     file.seek(0)
     return file.read().decode().strip()
+
+
+def _runs(owner: str) -> bool:
+    """Return whether the owner is a process that runs here, as far as that is known."""
+    try:
+        return owner.isdecimal() and pid_in_use(int(owner))
+    except OSError:  # out of files
+        return True
 
 
 def _write_owner(file: BinaryIO, owner: str) -> None:

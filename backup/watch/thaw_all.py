@@ -40,8 +40,19 @@ def thaw_all(
 
 
 def thaw_own(settings: Settings, thaws: Thaws, goes_on: Callable[[], bool], reporter: Reporter) -> None:
-    """Thaw and resume the guests of all notes of one group, until none is left, as long as it goes on."""
-    _thaw_all({settings.runtime_dir: thaws}, lambda: _with_readable_notes([settings]), goes_on, reporter)
+    """Thaw and resume the guests of all notes of one group, until none is left, as long as it goes on.
+
+    A bug, or a node that is out of memory or files, does not end it.
+    """
+    over = False
+    while not over:
+        with bugs_reported(reporter):
+            _thaw_all(
+                {settings.runtime_dir: thaws}, lambda: _with_readable_notes([settings]), goes_on, reporter
+            )
+            over = True
+        if not over:
+            time.sleep(POLL)
 
 
 def _with_readable_notes(groups: Sequence[Settings]) -> Sequence[Settings]:

@@ -23,10 +23,11 @@ from ..quiesce.freeze_notes import FreezeNotes
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
 from ..system.child_records import end_orphans
-from ..system.process import SPAWN, signals_blocked
+from ..system.process import SPAWN, leave_resource_tracker, spawning
 from ..system.process_end import ended
 from ..system.process_group import ProcessId, kill, process_id, sees_own_pids
 from ..system.process_title import set_title
+from ..system.time_limit import begun
 from .background_reporter import BackgroundReporter, bugs_reported
 from .newest import Newest
 from .thaw_all import thaw_own
@@ -185,7 +186,7 @@ class Watchdog:
             life, its_own = SPAWN.Pipe(duplex=False)
             arguments = (self._theirs, its_own, replaces, self._settings, self._reporter)
             process = SPAWN.Process(target=_detached, args=arguments, name="watchdog")
-            with signals_blocked(), its_own:
+            with spawning(), its_own:
                 process.start()
         except OSError as error:
             message = f"cannot start the watchdog process: {reason(error)}"
@@ -216,6 +217,8 @@ def _detached(
     if os.fork() == 0:
         try:
             with bugs_reported(reporter):
+                leave_resource_tracker()
+            with bugs_reported(reporter):
                 _watch(lifeline, settings, reporter, partial(_show_life, life, replaces))
         finally:
             os._exit(0)
@@ -237,11 +240,13 @@ def _watch(
         while not _others_ended(lifeline):
             with bugs_reported(aside):
                 thaws.enforce(MARGIN)
-        orphans = threading.Thread(target=end_orphans, args=(settings.runtime_dir,), name="orphans")
-        orphans.start()  # in parallel: the thaw must not wait
+        orphans = None
+        with bugs_reported(aside):  # out of processes, perhaps
+            orphans = begun(partial(end_orphans, settings.runtime_dir))  # in parallel: the thaw must not wait
         thaw_own(settings, thaws, newest.is_this, aside)
         newest.unregister()
-        orphans.join()
+        with bugs_reported(aside):
+            orphans.result() if orphans else end_orphans(settings.runtime_dir)
 
 
 def _show_life(life: Connection, replaces: Optional[ProcessId]) -> None:

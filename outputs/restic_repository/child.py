@@ -29,6 +29,7 @@ HEAD_START = 0.3  # seconds from the interrupt to the end of restic's input
 INTERRUPT_LIMIT = 20  # seconds that restic may take to remove its lock after SIGINT
 INTERRUPTED = 128 + signal.SIGINT  # restic's exit code after it has cleaned up
 NO_LOCK_LIMIT = 2  # seconds that it may take without a lock
+KILL_LIMIT = 15  # seconds that it may take to end after SIGKILL
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Child:
     def left_nothing(self) -> bool:
         """Whether it has ended without leaving a lock."""
         code = self.process.returncode
+        if code is None:  # it does not end
+            return False
         return code == 0 or is_locked(code, self.stderr) or (self.serves and code == INTERRUPTED)
 
     @property
@@ -101,7 +104,7 @@ class Child:
         self.wait(limit)
         if self.runs or not self.group.ended(max(deadline - time.monotonic(), 0)):
             self.group.send(signal.SIGKILL)
-            self.process.wait()
+            self.wait(KILL_LIMIT)  # in an uninterruptible sleep it does not end
             self.group.ended(NO_LOCK_LIMIT)
 
 

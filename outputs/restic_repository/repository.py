@@ -278,10 +278,10 @@ class Repository:
                 if time.monotonic() > began + self.lock_wait:
                     error.transient = not self.lock_wait  # after waiting there is no retry
                     raise
-                if not reported:
-                    reported = True
-                    text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
-                    job.reporter.message(Level.WARNING, point.domain.name, text)
+                text = f"waiting up to {self.lock_wait:.0f} s (LOCK_WAIT): {error}"
+                level = Level.DEBUG if reported else Level.WARNING  # again: a sign of life
+                job.reporter.message(level, point.domain.name, text)
+                reported = True
             wait(LOCK_PAUSE, job.check_stop)
 
     def save_manifest(self, point: RestorePoint, packed: Spool, job: Job) -> str:

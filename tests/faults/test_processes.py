@@ -228,9 +228,13 @@ def test_a_worker_that_is_out_of_memory_costs_its_own_domain(node: Node, lab: La
         (restic,) = node.processes("--stdin-filename=vdb.img")
         resource.prlimit(parent(restic), resource.RLIMIT_AS, (MIB, MIB))
         output, _ = process.communicate(timeout=420)
-    assert process.returncode == 3, output
     domains = node.report()["domains"]
-    assert (domains[large]["status"], domains[ARCHIVE]["status"]) == ("failed", "saved")
+    assert domains[ARCHIVE]["status"] == "saved"
+    if "was killed by SIGKILL" in output:  # as it hung: it is retried, with memory
+        assert (process.returncode, domains[large]["status"]) == (0, "saved"), output
+        assert {one["hostname"] for one in node.snapshots()} == {ARCHIVE, large}
+        return
+    assert (process.returncode, domains[large]["status"]) == (3, "failed"), output
     assert {one["hostname"] for one in node.snapshots()} == {ARCHIVE}
     _next_run_tidies_up(node, lab, large)
 
@@ -281,7 +285,9 @@ def _reached(phase: str, node: Node, lab: Lab) -> Iterator[tuple[int, int]]:
     restic = HeldBackRestic(node, "=definition.tar" if phase == "manifest" else "=vdb.img")
     with node.started("backup", WEB, RESTIC_BINARY=restic.path) as process:
         if phase == "prepare":
-            wait_until(lambda: node.watchdogs() and node.workers(), 60, "the worker has begun")
+            # one that has not begun would only be replaced
+            begun = f"virt-rbd-backup: {WEB}: "
+            wait_until(lambda: node.watchdogs() and node.processes(begun), 60, "the worker has begun")
         else:
             restic.reached()
         (worker,) = node.workers()

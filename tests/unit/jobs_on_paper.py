@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import struct
@@ -20,16 +21,21 @@ from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status
 from backup.model import Consistency, Level
 from backup.protocols import Job, OpenedPoint, Output, Reporter, SnapshotSource, Source
-from backup.run.worker import PipeReporter, Progress, Saved
+from backup.run.worker import SHOW_STACKS, PipeReporter, Progress, Saved
 from backup.settings import Settings
 from backup.stored import Packed, PointId, RestorePoint, SavedDomain, SavedImage, StoredPoint
 from backup.system.child_records import ChildRecord, records_in
+from backup.system.concurrency_limit import Slots
 from backup.system.stop_request import StopRequest
 
 from .recorder import Recorder
 from .waiting import wait_until
 
-DEATHS = {"killed": signal.SIGKILL, "crashed": signal.SIGABRT}
+DEATHS = {
+    "killed": signal.SIGKILL,
+    "killed while streaming": signal.SIGKILL,
+    "crashed while streaming": signal.SIGABRT,
+}
 
 
 @dataclass
@@ -125,12 +131,15 @@ def work_on_paper(
     lifeline: Connection,
 ) -> None:
     """Do what the job's name demands; stands in for worker.work."""
+    faulthandler.register(SHOW_STACKS, 2)
     assert lifeline.writable
     assert not lifeline.closed
     with suppress(EOFError):
         order = pipe.recv()
         if order.name == "hangs with a program":
             _start_recorded(settings.runtime_dir)
+            slot = Slots(settings.runtime_dir, "stream", 1).one()  # as long as this function goes on
+            slot.__enter__()
         _do(order, pipe)
 
 
@@ -154,7 +163,13 @@ def _do(order: JobOrder, pipe: Connection) -> None:
     elif order.name in ("hangs", "hangs with a program"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
         reporter.phase(order.name, Phase.STREAM, 0.2)
-        signal.pause()
+        _wait_for_ever()
+    elif order.name.startswith("silent"):
+        reporter.phase(order.name, Phase.HOOKS if "hooks" in order.name else Phase.STREAM, 60)
+        time.sleep(1.5)
+        reporter.message(Level.DEBUG, order.name, "goes on")
+        time.sleep(0.5)
+        reporter.send(saved)
     elif order.name == "hangs and stops":
         stop = StopRequest()
         stop.on_signals(signal.SIGTERM)
@@ -162,6 +177,11 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.phase(order.name, Phase.PREPARE, 0.2)
         wait_until(lambda: stop.requested, 10, "the request to stop")
         reporter.send(JobResult(order.name, order.uuid, Status.FAILED, "interrupted"))
+    elif order.name.endswith("and does not end"):
+        reporter.phase(order.name, Phase.TIDY, 5)
+        status = Status.FAILED if order.name.startswith("fails") else Status.SAVED
+        reporter.send(replace(saved, status=status))
+        _wait_for_ever()
     elif order.name == "slow":
         reporter.phase(order.name, Phase.STREAM, 4)
         for done in range(20):  # longer than the limit, but not without a sign of life
@@ -183,6 +203,11 @@ def _do(order: JobOrder, pipe: Connection) -> None:
         reporter.send(saved)
 
 
+def _wait_for_ever() -> None:
+    while True:
+        signal.pause()
+
+
 def _die(order: JobOrder, pipe: Connection) -> None:
     """End this process, if that is what the job's name demands."""
     if order.name == "bug":
@@ -191,6 +216,8 @@ def _die(order: JobOrder, pipe: Connection) -> None:
         os.write(pipe.fileno(), struct.pack("!i", 1000) + b"not a thousand bytes")
     elif order.name not in DEATHS:
         return
+    elif order.name.endswith("while streaming"):
+        PipeReporter(pipe).phase(order.name, Phase.STREAM, 60)
     os.kill(os.getpid(), DEATHS.get(order.name, signal.SIGKILL))
 
 
@@ -202,4 +229,4 @@ def _tidies_up(order: JobOrder, reporter: PipeReporter, saved: JobResult) -> Non
     if order.name.startswith("killed"):
         os.kill(os.getpid(), signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as in a call of librbd that never returns
-    signal.pause()
+    _wait_for_ever()

@@ -14,7 +14,7 @@ import pytest
 
 from backup.ceph.retry import CephRetry
 from backup.errors import BackupError, Interrupted
-from backup.job_result import Status
+from backup.job_result import Phase, Status
 from backup.model import Consistency, Definition, Disk, Domain, Image, Level, Override, State
 from backup.protocols import Job, SnapshotSource
 from backup.stored import RestorePoint, SavedImage
@@ -73,6 +73,26 @@ def test_a_job_that_fails_after_its_snapshots_reports_how_long_the_guest_was_qui
     assert (result.status, result.consistency, result.taken) == (Status.FAILED, None, None)
     assert result.frozen_at
     assert result.frozen_seconds > 0
+
+
+def test_a_worker_that_hangs_while_it_streams_is_ended_without_regard_to_lock_wait(make: MakeNode) -> None:
+    """Each attempt to get a lock is a sign of life."""
+    node = make(domain())
+    node.back_up(lock_wait=86_400)
+    assert [limit < 86_400 for _, phase, limit in node.recorder.phases if phase is Phase.STREAM] == [True]
+
+
+def test_each_disk_is_a_sign_of_life_while_a_job_is_prepared(make: MakeNode) -> None:
+    """With many disks, calls that each take nearly CEPH_TIMEOUT take longer than a phase may be silent."""
+    node = make(with_disks(ROOT, DATA))
+    assert node.back_up().status is Status.SAVED
+    signs = [text for text in node.recorder.told(Level.DEBUG) if " image vms/" in text]
+    assert signs == [
+        "vda: looking up image vms/root",
+        "vdb: looking up image vms/data",
+        "vda: checking image vms/root for leftovers",
+        "vdb: checking image vms/data for leftovers",
+    ]
 
 
 def test_leftovers_of_interrupted_runs_are_counted(make: MakeNode) -> None:

@@ -81,6 +81,19 @@ def test_a_live_program_is_waited_for_and_its_lock_stays(repository: Repository)
     assert waiting.startswith("waiting up to 30 s (LOCK_WAIT): restic backup failed")
 
 
+def test_each_further_attempt_is_a_sign_of_life(repository: Repository) -> None:
+    attempts = iter(range(3))
+
+    def save() -> str:
+        if next(attempts, None) is None:
+            return "saved"
+        raise ResticError("already locked", locked=True)
+
+    recorder, output = Recorder(), Restic(repository.program(), 30)
+    assert output.when_unlocked(save, restore_point(domain()), JobOnPaper(recorder)) == "saved"
+    assert [level for level, _, _ in recorder.messages] == [Level.WARNING, Level.DEBUG, Level.DEBUG]
+
+
 def test_the_wait_ends_at_its_limit_and_the_live_lock_stays(repository: Repository) -> None:
     with exclusively_locked(repository):
         with pytest.raises(ResticError, match="already locked") as caught:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Optional, Protocol, cast
 
 import pytest
 
@@ -35,6 +35,42 @@ ARGUMENTS = ("--host=web", "--stdin-filename=vda.img")
 
 class Failure(BackupError):
     """An error in the block."""
+
+
+class Stuck:
+    """A process that not even SIGKILL ends, as in an uninterruptible sleep."""
+
+    pid, stdin, returncode = 1, None, None
+
+    def poll(self) -> None:
+        """Runs."""
+
+    def wait(self, timeout: Optional[float] = None) -> int:
+        assert timeout is not None, "it waits for ever"
+        raise subprocess.TimeoutExpired("restic", timeout)
+
+
+class StuckGroup:
+    """Its group."""
+
+    sent: ClassVar[list[int]] = []
+
+    def members(self) -> list[int]:
+        return [1]
+
+    def send(self, number: int) -> None:
+        self.sent.append(number)
+
+    def ended(self, _limit: float) -> bool:
+        return False
+
+
+def test_a_restic_that_does_not_end_although_it_was_killed_is_left(tmp_path: Path) -> None:
+    with (tmp_path / "errors").open("wb") as errors:
+        stuck = child.Child(cast(Any, Stuck()), cast(Any, StuckGroup()), "shared", 0.0, errors)
+        stuck.end(None)
+    assert StuckGroup.sent == [signal.SIGINT, signal.SIGKILL]
+    assert not stuck.left_nothing, "its record stays"
 
 
 def go_on() -> None:

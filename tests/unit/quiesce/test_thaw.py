@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import signal
@@ -28,7 +29,7 @@ from backup.system.process_group import ProcessId, is_running, kill, process_id
 from ..paper_hypervisor import PaperHypervisor
 from ..recorder import Recorder
 from ..samples import OTHER_URI, OTHER_UUID, URI, UUID, domain, settings
-from ..waiting import wait_until
+from ..waiting import wait_until, within
 
 FOR_EVER = 1_000_000
 
@@ -478,6 +479,25 @@ def test_a_bug_while_one_guest_is_thawed_costs_no_other_one(
         assert node.round() == 1
     assert "ZeroDivisionError" in node.recorder.told(Level.ERROR)[0]
     assert node.has_note
+
+
+def test_a_guest_is_thawed_although_no_thread_could_be_started_for_it_at_first(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the limit of processes, for example."""
+
+    def none_left(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    node.note(Method.PAUSE, dead)
+    node.web.paused = True
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", none_left)
+        assert node.round() == 1
+    assert (node.web.paused, node.has_note) == (True, True)
+    within(lambda: not node.round(), 2, "it is thawed soon")
+    assert (node.web.moves, node.has_note) == (True, False)
+    assert "can't start new thread" in node.recorder.told(Level.ERROR)[0]
 
 
 def test_a_call_that_hangs_delays_no_other_guest(

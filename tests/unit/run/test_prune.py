@@ -16,6 +16,7 @@ from backup.model import Level
 from backup.run.prune import prune, prune_saved
 from backup.settings import Settings
 from backup.stored import PointId, SavedImage
+from backup.system.stop_request import StopRequest
 from outputs.rbd_repository.names import disk_name
 
 from ..jobs_on_paper import NoOutput
@@ -82,6 +83,26 @@ def test_a_run_prunes_what_it_has_saved(output: PaperRbd) -> None:
     assert [*complete(output)] == RUNS[:3]
     assert prune_saved(RUN, [saved()], LIMITED, output, Recorder(), nothing) == []
     assert [*complete(output)] == [RUNS[2]]
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["as such", "as an error that follows from it"])
+def test_a_stop_ends_the_pruning_of_a_run_and_nothing_else(
+    output: PaperRbd, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    stop = StopRequest()
+
+    def signalled(*_: object) -> None:
+        stop.request(Interrupted("interrupted", signal.SIGTERM))
+        if broken:
+            raise BackupError("no answer")
+        stop.check()
+
+    monkeypatch.setattr(PaperRbd, "withdraw", signalled)
+    recorder = Recorder()
+    assert prune_saved(RUN, [saved()], LIMITED, output, recorder, stop.check) == ()
+    warning = "stopping: the next run prunes the rest of the restore points"
+    assert (recorder.told(Level.WARNING), recorder.told(Level.ERROR)) == ([warning], [])
+    assert [*complete(output)] == RUNS[:3]
 
 
 def test_what_is_in_use_is_no_failure_of_the_run(output: PaperRbd) -> None:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
 import pytest
 
@@ -29,7 +29,9 @@ from backup.run.run import Run
 from backup.stored import PointId, StoredPoint
 from backup.system.process_group import ProcessId
 from backup.system.stop_request import StopRequest
+from backup.watch.guard import Guard
 from backup.watch.node_lock import only_run
+from backup.watch.watchdog import Watchdog
 
 from ..disk_elements import rbd
 from ..driver_node import SHUT_OFF, domain_element, node_uri
@@ -562,6 +564,21 @@ def test_shells_know_the_restore_points_of_before_a_run_and_its_own(
     chosen = settings(libvirt_uri=list(uris), runtime_dir=runtime_dir, state_dir=str(tmp_path))
     assert Run(chosen, Saves(), recorder, StopRequest(), RUN).back_up(()).exit_code == 0
     assert known_runs(str(tmp_path)) == {"web": [RUN, "before"]}
+
+
+def test_other_workers_hear_of_a_request_to_stop_while_a_dead_one_s_hooks_run(
+    uris: tuple[str, str], tmp_path: Path, recorder: Recorder, files: HookFiles
+) -> None:
+    files.add("after-thaw.d/x", "sleep 0.5")
+    (tmp_path / "run/hooked").mkdir(parents=True)
+    (tmp_path / f"run/hooked/{UUID}.json").write_text(f'{{"DOMAIN": "web", "UUID": "{UUID}"}}')
+    runtime_dir, calls = str(tmp_path / "run"), list[bool]()
+    chosen = settings(libvirt_uri=[*uris], runtime_dir=runtime_dir, hooks=str(files.directory))
+    one = Run(chosen, NothingLeft(), recorder, StopRequest(), RUN)
+    guard = Guard(chosen, recorder, cast(Watchdog, NoWatchdog()))
+    died = one._worker_died(guard, JobOrder(RUN, "web", UUID), lambda: calls.append(bool(files.ran)))
+    assert (died, files.ran) == ("", ["after-thaw.d/x"])
+    assert calls[-1], "while the hook runs"
 
 
 def test_a_run_without_a_domain_does_not_wait_for_an_output_that_hangs(

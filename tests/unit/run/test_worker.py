@@ -13,10 +13,13 @@ import pytest
 
 from backup.job_result import Phase
 from backup.model import Level
-from backup.run.worker import Message, PipeReporter, Progress
+from backup.run.worker import SHOW_STACKS, Message, PipeReporter, Progress, work
 from backup.system import progress_interval
+from backup.system.process import SPAWN
 
-from ..waiting import waits_for_nobody
+from ..jobs_on_paper import NoOutput
+from ..samples import settings
+from ..waiting import wait_until, waits_for_nobody
 
 
 def test_every_message_is_sent_but_progress_only_twice_a_second_and_at_the_end(
@@ -110,6 +113,20 @@ def test_the_process_title_shows_the_phase() -> None:
         "web: streaming",
         "web: tidying up",
     ]
+
+
+def test_a_worker_that_has_to_show_its_stacks_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = SPAWN.Pipe()
+    with ours, theirs:
+        worker = SPAWN.Process(target=work, args=(settings(), NoOutput(), theirs, os.getpid(), theirs))
+        worker.start()
+        command = Path(f"/proc/{worker.pid}/cmdline")
+        wait_until(lambda: b"virt-rbd-backup: worker" in command.read_bytes(), 10, "it waits for an order")
+        assert worker.pid
+        os.kill(worker.pid, SHOW_STACKS)
+    worker.join(20)
+    assert worker.exitcode == 0, "without an order"
+    assert "worker.py" in capfd.readouterr().err
 
 
 TITLED = """

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
+import errno
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 
@@ -18,16 +22,18 @@ from backup.errors import Interrupted
 from backup.job.job_order import JobOrder
 from backup.job_result import JobResult, Phase, Status, Timeline
 from backup.model import Consistency, Level
-from backup.run import worker_pool
+from backup.run import active_worker, worker_pool
 from backup.run.worker_pool import Pool
 from backup.system import process_end
 from backup.system.child_records import records_in
+from backup.system.concurrency_limit import Slots
 from backup.system.process_group import ProcessId, is_running
 from backup.system.stop_request import StopRequest
 
 from ..jobs_on_paper import NoOutput, stop_at_once, work_on_paper
 from ..recorder import Recorder
 from ..samples import RUN, UUID, held_point, settings
+from ..waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +76,7 @@ def orders(*names: str) -> Sequence[JobOrder]:
 def done(*names: str, workers: int = 4, warm: int = 0) -> Done:
     done = Done()
 
-    def worker_died(order: JobOrder) -> str:
+    def worker_died(order: JobOrder, _pass_on_stop: object) -> str:
         done.reported_dead.append(order.name)
         return ""
 
@@ -100,10 +106,41 @@ def test_a_worker_that_dies_at_whatever_moment_costs_its_own_job_and_nothing_els
 
 
 def test_a_job_whose_worker_crashed_in_a_library_is_retried() -> None:
-    results = done("crashed", "killed").results
-    assert results["crashed"].reason == "its worker process was killed by SIGABRT"
-    assert "a library crashed" in results["crashed"].hint
-    assert [results[name].transient for name in ("crashed", "killed")] == [True, False]
+    results = done("crashed while streaming", "killed while streaming").results
+    crashed, killed = (results[f"{how} while streaming"] for how in ("crashed", "killed"))
+    assert crashed.reason == "its worker process was killed by SIGABRT"
+    assert "a library crashed" in crashed.hint
+    assert [crashed.transient, killed.transient] == [True, False]
+
+
+def test_a_job_of_which_nothing_has_begun_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one whose worker was killed for lack of memory while it waited for its order."""
+    assert done("killed").results["killed"].transient
+
+    def refused(_: SpawnProcess) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", refused)
+    result = done("good", warm=1).results["good"]
+    assert (result.status, result.transient) == (Status.FAILED, True)
+    assert result.reason == "cannot start its worker process: resource temporarily unavailable"
+
+
+def test_a_job_that_cannot_be_handed_over_at_the_limit_of_processes_is_retried_and_costs_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, refusals = _thread.start_new_thread, iter([True])
+
+    def refused_once(*arguments: Any) -> int:
+        if next(refusals, False):
+            raise RuntimeError("can't start new thread")
+        return start(*arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", refused_once)
+    results = done("good", "good too", workers=1).results
+    assert (results["good"].status, results["good"].transient) == (Status.FAILED, True)
+    assert results["good"].reason == "cannot start its worker process: can't start new thread"
+    assert results["good too"].status is Status.SAVED
 
 
 @pytest.mark.parametrize("how", ["killed", "hangs"])
@@ -153,6 +190,27 @@ def test_on_a_request_to_stop_workers_clean_up_and_no_job_begins() -> None:
     assert all_done.reported_dead == []
 
 
+def test_workers_hear_of_a_request_to_stop_while_hooks_of_a_dead_one_run() -> None:
+    """The first signal is not passed on by the kernel: workers are no members of our group."""
+    recorder, stopped = StopsAt(), list[bool]()
+    end, lifeline = multiprocessing.Pipe(duplex=False)
+
+    def worker_died(_: JobOrder, pass_on_stop: Callable[[], None]) -> str:
+        (waits,) = [worker for worker in jobs._active.values() if worker.order.name == "waits"]
+        recorder.stop.request(Interrupted("interrupted", 15))
+        for _number in range(2):
+            pass_on_stop()
+        wait_until(lambda: waits.process.exitcode is not None, 10, "it has heard of it")
+        stopped.append(True)
+        return ""
+
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, worker_died)
+    with end, lifeline, made as jobs:
+        results = {result.name: result.reason for result in jobs.run(orders("waits", "killed"))}
+    assert (stopped, results["waits"]) == ([True], "interrupted")
+    assert len(recorder.told(Level.WARNING)) == 1
+
+
 @pytest.mark.parametrize("warm", [1, 2, 9])
 def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(warm: int) -> None:
     all_done = done("killed", "good", "good too", workers=2, warm=warm)
@@ -168,7 +226,7 @@ def test_workers_that_were_started_ahead_do_jobs_like_others_and_none_is_left(wa
 def test_a_spare_worker_that_was_killed_costs_one_job_and_nothing_else() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()
@@ -182,11 +240,11 @@ def test_a_spare_worker_that_was_killed_costs_one_job_and_nothing_else() -> None
 def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_pool, "START_LIMIT", 6.0)
+    monkeypatch.setattr(active_worker, "START_LIMIT", 6.0)
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
     large = JobOrder(RUN, "good", UUID, known=[held_point(str(number)) for number in range(size)])
-    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(workers=2), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()
@@ -203,7 +261,7 @@ def test_a_spare_worker_that_was_stopped_is_replaced_and_delays_no_job(
 
 
 def test_a_job_whose_second_worker_does_not_begin_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_pool, "START_LIMIT", 1.0)
+    monkeypatch.setattr(active_worker, "START_LIMIT", 1.0)
     monkeypatch.setattr(worker_pool, "work", stop_at_once)
     all_done = done("good")
     result = all_done.results["good"]
@@ -215,8 +273,8 @@ def test_without_jobs_the_pool_ends_at_once() -> None:
     assert done().results == {}
 
 
-def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed_and_its_job_retried(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
     all_done = done("hangs", "good")
@@ -224,8 +282,22 @@ def test_a_worker_without_a_sign_of_life_is_asked_to_stop_and_then_killed(
     assert all_done.results["hangs"].reason == (
         "no sign of life for 0 s while streaming; its worker process was killed by SIGKILL"
     )
+    assert all_done.results["hangs"].transient
     assert all_done.reported_dead == ["hangs"]
     assert all_done.results["good"].status is Status.SAVED
+    assert "jobs_on_paper.py" in capfd.readouterr().err, "it has printed where it hung"
+
+
+@pytest.mark.parametrize(("how", "status"), [("saves", Status.SAVED), ("fails", Status.FAILED)])
+def test_a_worker_that_does_not_end_after_its_result_is_killed_which_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, how: str, status: Status
+) -> None:
+    monkeypatch.setattr(worker_pool, "END_LIMIT", 0.5)
+    all_done = done(f"{how} and does not end", workers=1)
+    (result,) = all_done.results.values()
+    assert (result.status, result.reason) == (status, "")
+    assert all_done.reported_dead == []
+    assert not [text for text in all_done.recorder.told(Level.ERROR) if "no sign of life" in text]
 
 
 @pytest.fixture
@@ -253,20 +325,21 @@ def test_a_worker_that_does_not_end_although_it_was_killed_costs_its_own_job(
         "no sign of life for 0 s while streaming; its worker process was killed, but does not end"
     )
     assert hangs.timeline
+    assert not hangs.transient, "another would hang as well"
     assert all_done.reported_dead == ["hangs"], "its guest is thawed"
     assert all_done.results["good"].status is Status.SAVED
     assert process_end.any_left()
 
 
 @pytest.mark.usefixtures("unkillable")
-def test_the_programs_of_a_worker_that_does_not_end_are_ended(
+def test_the_programs_of_a_worker_that_does_not_end_are_ended_and_its_slot_is_free(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The watchdog waits for the worker's end, and this process's end cuts its own threads."""
     monkeypatch.setattr(worker_pool, "HUNG_GRACE", 0.3)
     running: list[bool] = []
 
-    def worker_died(_: JobOrder) -> str:
+    def worker_died(*_: object) -> str:
         (one,) = records_in(str(tmp_path)).read()
         running.append(bool(one.group.members()))
         programs.append(one.leader)
@@ -280,13 +353,16 @@ def test_the_programs_of_a_worker_that_does_not_end_are_ended(
     assert running == [True], "the guest is thawed first"
     assert not is_running(programs[0])
     assert list(records_in(str(tmp_path)).read()) == []
+    assert multiprocessing.active_children(), "the worker lives"
+    with ExitStack() as stack:
+        assert Slots(str(tmp_path), "stream", 1)._any_taken(stack)
 
 
 @pytest.mark.usefixtures("unkillable")
 def test_after_a_second_signal_no_worker_is_waited_for_that_does_not_end() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     for seconds in (1.0, 1.1):
         threading.Timer(seconds, recorder.stop._handle, [signal.SIGTERM, None]).start()
     with end, lifeline, made as jobs:
@@ -300,7 +376,7 @@ def test_after_a_second_signal_no_worker_is_waited_for_that_does_not_end() -> No
 def test_a_spare_worker_that_is_stopped_does_not_keep_the_run_from_ending() -> None:
     recorder = StopsAt()
     end, lifeline = multiprocessing.Pipe(duplex=False)
-    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda order: "")
+    made = Pool(settings(), NoOutput(), recorder, recorder.stop, lifeline, lambda *_: "")
     with end, lifeline, made as jobs:
         jobs.warm_up(1)
         (waiting,) = multiprocessing.active_children()
@@ -319,6 +395,13 @@ def test_a_hung_worker_that_can_clean_up_is_not_killed() -> None:
 
 def test_progress_is_a_sign_of_life() -> None:
     assert done("slow").results["slow"].status is Status.SAVED
+
+
+def test_a_worker_that_is_silent_for_long_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(active_worker, "SILENCE", 1.0)
+    recorder = done("silent", "silent hooks").recorder
+    text = "no sign of life for 1 s while streaming: its worker may hang, and is ended after 60 s"
+    assert [one for one in recorder.messages if one[0] is Level.WARNING] == [(Level.WARNING, "silent", text)]
 
 
 def test_a_main_process_that_was_stopped_takes_no_worker_for_hung(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,7 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from backup.system.child_records import ChildRecord, Recording, end_orphans, end_programs_of, records_in
+from backup.system.child_records import (
+    ChildRecord,
+    Recording,
+    begin_to_end_orphans,
+    end_orphans,
+    end_programs_of,
+    records_in,
+)
 from backup.system.process_group import Group, ProcessId, process_id
 
 from ..waiting import runs, wait_until
@@ -53,6 +61,16 @@ def started(
             with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
     wait_until(lambda: not runs(pid), 5, "the program has ended")
+
+
+def test_orphans_for_which_no_thread_can_be_started_do_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    begin_to_end_orphans(str(tmp_path))
 
 
 def test_orphans_of_a_wrapper_are_interrupted(tmp_path: Path) -> None:

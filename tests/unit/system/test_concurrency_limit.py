@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from backup.errors import Interrupted
 from backup.system import concurrency_limit
-from backup.system.concurrency_limit import Slots
+from backup.system.concurrency_limit import Slots, free_slots_of
 from backup.system.stop_request import StopRequest
 
 from ..waiting import wait_until
@@ -68,6 +70,27 @@ def test_the_slot_of_another_process_is_free_when_that_is_killed(tmp_path: Path)
             holder.kill()
             wait_until(got.is_set, 10, "it is free")
             waiting.result()
+
+
+def test_nobody_waits_for_the_slots_of_a_process_that_does_not_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder,
+        ExitStack() as ours,
+    ):
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        one = Slots(str(tmp_path), "deletion", 1)
+        assert not one._any_taken(ours)
+        free_slots_of(holder.pid, str(tmp_path), "another")
+        free_slots_of(os.getpid(), str(tmp_path), "deletion")
+        assert not one._any_taken(ours)
+        free_slots_of(holder.pid, str(tmp_path), "deletion")
+        assert one._any_taken(ours)
+        assert not one._any_taken(ours), "it is occupied again"
+        free_slots_of(holder.pid, str(tmp_path), "deletion")
+        assert not one._any_taken(ours), "that of a process that goes on stays"
+        holder.kill()
 
 
 @pytest.fixture

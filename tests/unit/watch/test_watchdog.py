@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import pytest
 
 from backup.errors import BackupError
 from backup.model import Level
 from backup.quiesce.freeze_notes import FreezeNotes, Method
+from backup.settings import Settings
 from backup.system.process import SPAWN
 from backup.system.process_group import ProcessId, is_running, process_id
+from backup.watch import thaw_all
 from backup.watch import watchdog as watchdog_module
 from backup.watch.node_lock import only_run
 from backup.watch.watchdog import CHECKS, SILENCE, Watchdog
@@ -432,6 +436,83 @@ def test_a_watchdog_does_not_wait_for_a_main_process_that_reads_no_signs_of_life
     with reader, life:
         waits_for_nobody(show)
         assert next(naps, None) is None
+
+
+@pytest.fixture
+def watch_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Recorder], None]:
+    """Have the watchdog's body in this process: all others of the run have ended."""
+    for module, name in ((os, "setsid"), (signal, "signal"), (watchdog_module, "set_title")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+
+    def watch(runtime_dir: str, recorder: Recorder) -> None:
+        lifeline, others = SPAWN.Pipe(duplex=False)
+        others.close()
+        with lifeline:
+            watchdog_module._watch(lifeline, settings(runtime_dir=runtime_dir), recorder, lambda: None)
+
+    return watch
+
+
+def test_a_watchdog_that_can_start_no_thread_for_orphans_thaws_and_ends_them(
+    watch_here: Callable[[str, Recorder], None],
+    notes: FreezeNotes,
+    recorder: Recorder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    ended: list[bool] = []
+    monkeypatch.setattr(watchdog_module, "begun", none_left)
+    monkeypatch.setattr(watchdog_module, "end_orphans", lambda _: ended.append(notes.exists(UUID)))
+    watch_here(str(tmp_path / "run"), recorder)
+    assert not notes.exists(UUID)
+    assert ended == [False]
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_a_watchdog_that_cannot_list_its_records_for_a_moment_thaws_all_the_same(
+    watch_here: Callable[[str, Recorder], None],
+    notes: FreezeNotes,
+    recorder: Recorder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    listed, fails = thaw_all._with_readable_notes, iter([True, True])
+
+    def listing(groups: Sequence[Settings]) -> Sequence[Settings]:
+        if next(fails, False):
+            raise error
+        return listed(groups)
+
+    monkeypatch.setattr(thaw_all, "_with_readable_notes", listing)
+    monkeypatch.setattr(thaw_all, "POLL", 0.01)
+    watch_here(str(tmp_path / "run"), recorder)
+    assert not notes.exists(UUID)
+
+
+def test_a_watchdog_keeps_nothing_open_for_which_python_waits_at_the_end_of_a_run(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.13 waits for its resource tracker, which waits for the end of this pipe."""
+    tracker, written = os.pipe()
+    lives, life = SPAWN.Pipe()
+
+    def watch(*_: object) -> None:
+        life.send(os.getpid())
+        life.recv()
+
+    monkeypatch.setattr(resource_tracker._resource_tracker, "_fd", written)
+    monkeypatch.setattr(watchdog_module, "_watch", watch)
+    watchdog_module._detached(life, life, None, settings(), recorder)
+    os.close(written)
+    with lives, open(tracker, "rb") as ends:
+        pid = lives.recv()
+        assert select.select([ends], [], [], 5)[0], "the tracker sees the end of its pipe"
+        lives.send("end")
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_without_a_watchdog_that_watches_nothing_is_quiesced(
