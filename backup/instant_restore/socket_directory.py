@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from ..errors import NotPossibleHere, reason
 from ..instant.record import Record
-from ..restore.written_files import Written, written_for_a_while
+from ..restore.written_files import Written, remove_left, written_for_a_while
 from .given import Given
 
 
@@ -17,10 +17,12 @@ from .given import Given
 def socket_directory(given: Given, record: Record) -> Iterator[str]:
     """Have the directory during the block; give the socket's path. Raises NotPossibleHere.
 
-    It is recorded, so that a cleanup removes it if this process is killed; the next one makes it again.
+    It is recorded, so that a cleanup removes it if this process is killed; the next one makes it again. What
+    a killed one left is removed first: a later cleanup would take the new socket, which has the same path.
     """
     directory, path = given.directory(record), given.socket(record)
     domain, hypervisor = given.domain, given.domain.hypervisor
+    remove_left(domain.state_dir, {hypervisor.uri: hypervisor}.get, given.reporter)
     written = Written(domain.name, socket.gethostname(), hypervisor.uri, "", [path], (), [str(directory)])
     with written_for_a_while(domain.state_dir, written, hypervisor.needed_paths, given.reporter):
         try:

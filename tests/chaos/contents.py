@@ -20,6 +20,7 @@ from tests.chaos.world import World
 from tests.lab import LabError
 
 COMES_BACK = "every restore point comes back"
+ANOTHER_RUN = 11  # the exit code of one that never began, as another was active
 SETTLES = 1.5  # seconds until what a guest has printed is seen, at the latest
 
 
@@ -105,7 +106,8 @@ def _moment(point: Point, backups: Sequence[Running]) -> Optional[tuple[float, f
                     return began, began + domain["frozen_seconds"]
             return command.began, command.ended
     for command in reversed(backups):  # of a run that was killed before it could report
-        if not report_of(command) and f"{command.order.node}" == point.node:
+        began = command.code != ANOTHER_RUN
+        if began and not report_of(command) and f"{command.order.node}" == point.node:
             return command.began, command.ended
     return None
 
