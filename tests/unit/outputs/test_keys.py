@@ -348,8 +348,11 @@ def test_two_nodes_may_add_keys_at_once(
     if work > 1:
         assert {one.result().id for one in both} <= key_files(repository) - before
     else:
-        assert all("too busy" in str(one.exception()) for one in both)
-        assert key_files(repository) == before
+        errors = [str(one.exception()) for one in both]
+        assert all("too busy" in error for error in errors)
+        # each removal needs the repository for itself: one that is in the other's way for too long is named
+        stay = key_files(repository) - before
+        assert all(any(key[:8] in error for error in errors) for key in stay)
 
 
 def test_a_new_key_that_the_password_does_not_open_is_removed(
