@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -133,3 +133,11 @@ def _matches(domain: Domain, patterns: Sequence[str]) -> bool:
         or fnmatchcase(domain.uuid, pattern.lower())
         for pattern in patterns
     )
+
+
+def has_name(domain: str, uuid: str, name: str, exact: Container[str]) -> bool:
+    """Return whether a name from the command line, a UUID or a pattern, means the domain.
+
+    One of the `exact` names, which are those of all domains, is no pattern: it may contain glob characters.
+    """
+    return name in (domain, uuid) if name in exact else fnmatchcase(domain, name)

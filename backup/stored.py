@@ -12,9 +12,9 @@ from .model import Consistency, Definition, Disk, Domain
 CLOCK_ERROR = timedelta(hours=12)  # of two nodes, at the most
 
 
-def is_future(moment: datetime) -> bool:
+def is_future(moment: datetime, now: Optional[datetime] = None) -> bool:
     """Return whether a time is later than any right clock has it: the clock that gave it was wrong."""
-    return moment > datetime.now(timezone.utc) + CLOCK_ERROR
+    return moment > (now or datetime.now(timezone.utc)) + CLOCK_ERROR
 
 
 class Packed(Protocol):

@@ -147,9 +147,10 @@ class Thaws:
         except BackupError as error:
             self._record_failure(note, attempts, error)
             over = False
-        except TimeoutError:
-            return False  # it goes on
-        except Exception:  # a bug, or no memory or thread, must not end the guard or the watchdog
+        except Exception as error:  # a bug, or no memory or thread, must not end the guard or the watchdog
+            under_way = attempts.under_way
+            if isinstance(error, TimeoutError) and under_way and not under_way.done():
+                return False  # it goes on
             self._report_bug(note, attempts)
             self._retry_later(attempts)
             over = False

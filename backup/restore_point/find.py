@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Container, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from fnmatch import fnmatchcase
 
 from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..job_result import JobResult
+from ..selection import has_name
 from ..stored import SavedDomain, SavedImage, StoredImage, StoredPoint
 
 # The accepted formats of a time, each with the length of the period that it denotes.
@@ -30,10 +30,10 @@ def points_of_domains(points: Sequence[StoredPoint], names: Sequence[str]) -> Se
     Raises ConfigError for names without a restore point.
     """
     exact = {text for point in points for text in (point.domain, point.id.uuid)}
-    unknown = [name for name in names if not any(_matches(point, name, exact) for point in points)]
+    unknown = [name for name in names if not any(_has_name(point, name, exact) for point in points)]
     if unknown:
         raise ConfigError([_no_restore_point(name, points) for name in unknown])
-    return [point for point in points if not names or any(_matches(point, name, exact) for name in names)]
+    return [point for point in points if not names or any(_has_name(point, name, exact) for name in names)]
 
 
 def find_point(points: Sequence[StoredPoint], name: str, at: str) -> StoredPoint:
@@ -126,9 +126,8 @@ def _end_of_time(at: str) -> datetime | None:
     return None
 
 
-def _matches(point: StoredPoint, name: str, exact: Container[str]) -> bool:
-    """One of the `exact` names is no pattern: names may contain glob characters."""
-    return name in (point.domain, point.id.uuid) if name in exact else fnmatchcase(point.domain, name)
+def _has_name(point: StoredPoint, name: str, exact: Container[str]) -> bool:
+    return has_name(point.domain, point.id.uuid, name, exact)
 
 
 def _no_restore_point(name: str, points: Sequence[StoredPoint]) -> BackupError:

@@ -26,7 +26,7 @@ class Worker:
     order: JobOrder
     process: SpawnProcess
     lane: int
-    handed: Future[None] = field(default_factory=Future)  # when its order has gone into the pipe
+    handed: Future[None]  # when its order has gone into the pipe
     started: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     phases: list[tuple[Phase, datetime]] = field(default_factory=list)
     result: JobResult | None = None

@@ -110,11 +110,9 @@ def _require_state_dir(path: str) -> None:
     """Create the directory, as a run does. Raises BackupError if it cannot be written."""
     try:
         make_private(Path(path))
-        writable = os.access(path, os.W_OK)
     except OSError as error:
         raise BackupError(f"cannot create {path}: {reason(error)}", "see STATE_DIR") from error
-    if not writable:
-        raise BackupError(f"cannot write to {path}", "see STATE_DIR")
+    require_writable(f"{path}/reports")
 
 
 def _programs(settings: Settings) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import time
@@ -28,7 +27,7 @@ from ..system.concurrency_limit import free_slots_of
 from ..system.process import SPAWN, spawning
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
-from ..system.time_limit import carry_out
+from ..system.time_limit import begun
 from .active_worker import Worker
 from .worker import Message, PhaseBegun, Progress, Saved, work
 
@@ -119,15 +118,14 @@ class Pool:
             return
         taken = {worker.lane for worker in self._active.values()}
         lane = next(number for number in count(1) if number not in taken)
-        worker = Worker(order, process, lane)
         try:
             # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
-            _thread.start_new_thread(carry_out, (partial(pipe.send, order), worker.handed))
+            handed = begun(partial(pipe.send, order))
         except RuntimeError as error:  # at the limit of processes: the worker goes on waiting
             self._spare.append((pipe, process))
             self._not_started(order, str(error))
             return
-        self._active[pipe] = worker
+        self._active[pipe] = Worker(order, process, lane, handed)
 
     def _not_started(self, order: JobOrder, why: str) -> None:
         """Record that no worker could take the order: this domain's failure alone, and it is retried."""

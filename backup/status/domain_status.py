@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
 from typing import Optional
 
 from ..command import COMMAND
 from ..errors import BackupError, ConfigError
 from ..model import Domain
 from ..report.domain_record import DomainRecord
-from ..stored import CLOCK_ERROR, StoredPoint, is_future
+from ..selection import has_name
+from ..stored import StoredPoint, is_future
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class DomainStatus:
 
     def is_from_future(self, now: datetime) -> bool:
         """Return whether all its restore points are from the future: a clock was wrong."""
-        return self.newest is not None and self.newest.taken > now + CLOCK_ERROR
+        return self.newest is not None and is_future(self.newest.taken, now)
 
 
 def all_domains(
@@ -95,9 +95,8 @@ def named(domains: Sequence[DomainStatus], names: Collection[str]) -> Sequence[D
 def with_names(domains: Sequence[DomainStatus], names: Collection[str]) -> Sequence[DomainStatus]:
     """As `named`, but names that no domain has are no error."""
     exact = {text for one in domains for text in (one.name, one.uuid)}
-    return [one for one in domains if not names or any(_matches(one, name, exact) for name in names)]
-
-
-def _matches(domain: DomainStatus, name: str, exact: Container[str]) -> bool:
-    """One of the `exact` names is no pattern: names may contain glob characters."""
-    return name in (domain.name, domain.uuid) if name in exact else fnmatchcase(domain.name, name)
+    return [
+        one
+        for one in domains
+        if not names or any(has_name(one.name, one.uuid, name, exact) for name in names)
+    ]

@@ -44,15 +44,14 @@ def thaw_own(settings: Settings, thaws: Thaws, goes_on: Callable[[], bool], repo
 
     A bug, or a node that is out of memory or files, does not end it.
     """
-    over = False
-    while not over:
+    begun, pause = {settings.runtime_dir: thaws}, FIRST_PAUSE
+    while True:
         with bugs_reported(reporter):
-            _thaw_all(
-                {settings.runtime_dir: thaws}, lambda: _with_readable_notes([settings]), goes_on, reporter
-            )
-            over = True
-        if not over:
-            time.sleep(POLL)
+            if goes_on():
+                _thaw_all(begun, lambda: _with_readable_notes([settings]), goes_on, reporter)
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_PAUSE)
 
 
 def _with_readable_notes(groups: Sequence[Settings]) -> Sequence[Settings]:

@@ -246,7 +246,10 @@ def _watch(
         thaw_own(settings, thaws, newest.is_this, aside)
         newest.unregister()
         with bugs_reported(aside):
-            orphans.result() if orphans else end_orphans(settings.runtime_dir)
+            if orphans:
+                orphans.result()
+            else:
+                end_orphans(settings.runtime_dir)
 
 
 def _show_life(life: Connection, replaces: Optional[ProcessId]) -> None:

@@ -20,7 +20,7 @@ import pytest
 from backup.errors import AlreadyFrozen, BackupError
 from backup.hypervisor import connections
 from backup.hypervisor.errors import HypervisorError
-from backup.model import Level, State
+from backup.model import Domain, Level, State
 from backup.quiesce import thaw, thaw_rounds
 from backup.quiesce.freeze_notes import FreezeNotes, Method, Note
 from backup.quiesce.thaw_rounds import Thaws
@@ -498,6 +498,25 @@ def test_a_guest_is_thawed_although_no_thread_could_be_started_for_it_at_first(
     within(lambda: not node.round(), 2, "it is thawed soon")
     assert (node.web.moves, node.has_note) == (True, False)
     assert "can't start new thread" in node.recorder.told(Level.ERROR)[0]
+
+
+def test_a_guest_is_thawed_although_a_call_of_its_thaw_timed_out(
+    node: Node, dead: ProcessId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one of the node's own: it has ended, and does not go on."""
+    resume, refused = node.web.resume, iter([TimeoutError(errno.ETIMEDOUT, "Connection timed out")])
+
+    def times_out_once(of: Domain) -> None:
+        for error in refused:
+            raise error
+        resume(of)
+
+    monkeypatch.setattr(node.web, "resume", times_out_once)
+    node.note(Method.PAUSE, dead)
+    node.web.paused = True
+    assert node.round() == 1
+    within(lambda: not node.round(), 2, "it is thawed soon")
+    assert (node.web.moves, node.has_note) == (True, False)
 
 
 def test_a_call_that_hangs_delays_no_other_guest(

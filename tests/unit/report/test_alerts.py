@@ -112,6 +112,7 @@ CASES: Mapping[str, tuple[Mapping[str, str], str]] = {
     "never drilled": ({DRILLED: NO}, ""),
     "not copied": ({COPY_FAILED: YES}, "CopyFailed"),
     "copied two days ago": ({COPIED: STOPPED}, "CopyTooOld"),
+    "never copied": ({COPIED: "0x81"}, "CopyTooOld"),
     "no copies at all": ({COPIED: "_x81", COPY_FAILED: "_x81"}, ""),
 }
 

@@ -69,14 +69,18 @@ def test_a_killed_run_does_not_block_the_next_one(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("written", ["dead", ""], ids=["of a killed run", "of nobody"])
+@pytest.fixture(params=["of a killed run", "of nobody"])
+def owner(request: pytest.FixtureRequest) -> str:
+    """What is in the lock's file as long as its owner has not written itself."""
+    with subprocess.Popen(["true"]) as ended:
+        return str(ended.pid) if request.param == "of a killed run" else ""
+
+
 def test_a_watchdog_that_has_not_written_its_name_yet_is_waited_for(
-    tmp_path: Path, written: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has just locked the file, in which a dead run's process id still is."""
     path = str(tmp_path / "run")
-    with subprocess.Popen(["true"]) as ended:
-        pid = str(ended.pid)
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
@@ -87,22 +91,19 @@ def test_a_watchdog_that_has_not_written_its_name_yet_is_waited_for(
     with ExitStack() as holds:
         prepare_runtime_dir(path)
         assert holds.enter_context(as_watchdog(path))
-        Path(path, "run.lock").write_text(pid if written else "")
+        Path(path, "run.lock").write_text(owner)
         monkeypatch.setattr(time, "sleep", wait)
         with only_run(path):
             assert len(waits) == 2
 
 
-@pytest.mark.parametrize("written", ["dead", ""], ids=["of a killed run", "of nobody"])
 def test_an_owner_that_is_not_known_for_long_is_another_run(
-    tmp_path: Path, written: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, owner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as one in another container, or one that could not write its process id."""
     path = str(tmp_path / "run")
-    with subprocess.Popen(["true"]) as ended:
-        pid = str(ended.pid)
     monkeypatch.setattr(node_lock, "OWNER_LIMIT", 0.2)
     with only_run(path):
-        Path(path, "run.lock").write_text(pid if written else "")
+        Path(path, "run.lock").write_text(owner)
         with raises("another run is active on this node", AlreadyRunning), only_run(path):
             raise AssertionError("the block must not begin")

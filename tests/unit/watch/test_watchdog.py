@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -22,6 +23,7 @@ import pytest
 from backup.errors import BackupError
 from backup.model import Level
 from backup.quiesce.freeze_notes import FreezeNotes, Method
+from backup.quiesce.thaw_rounds import Thaws
 from backup.settings import Settings
 from backup.system.process import SPAWN
 from backup.system.process_group import ProcessId, is_running, process_id
@@ -488,9 +490,20 @@ def test_a_watchdog_that_cannot_list_its_records_for_a_moment_thaws_all_the_same
         return listed(groups)
 
     monkeypatch.setattr(thaw_all, "_with_readable_notes", listing)
-    monkeypatch.setattr(thaw_all, "POLL", 0.01)
     watch_here(str(tmp_path / "run"), recorder)
     assert not notes.exists(UUID)
+
+
+def test_a_watchdog_that_can_never_list_its_records_ends_once_another_has_taken_its_place(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listing(_: Sequence[Settings]) -> Sequence[Settings]:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(thaw_all, "_with_readable_notes", listing)
+    is_newest = iter([True, True, False])
+    thaw_all.thaw_own(settings(), Thaws(settings(), recorder), lambda: next(is_newest), recorder)
+    assert len(recorder.told(Level.ERROR)) == 2
 
 
 def test_a_watchdog_keeps_nothing_open_for_which_python_waits_at_the_end_of_a_run(
