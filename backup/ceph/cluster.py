@@ -203,7 +203,17 @@ class Cluster(ImageListing):
 
     def owner_named(self, image: Image, opened: Any, action: str) -> AbstractContextManager[None]:
         """Name the owner of an open image's lock if it keeps the block from changing the image."""
-        return owner_named(image, opened, action, self.user, self.client)
+        give_up = partial(self.give_up_own_lock, image, opened)
+        return owner_named(image, opened, action, self.user, self.client, give_up)
+
+    def changed(self, action: str, image: Image, opened: Any, change: Callable[[], Result]) -> Result:
+        """Change an open image, and try again if that times out. Raises ClusterError."""
+
+        def attempt() -> Result:
+            with self.owner_named(image, opened, action):
+                return change()
+
+        return self.retried(action, image, attempt)
 
     @contextmanager
     def reader(self, image: Image, snapshot: str) -> Iterator[ImageReader]:
@@ -296,7 +306,7 @@ class Cluster(ImageListing):
         with self.errors(f"cannot read the lock {name} beside", image), suppress(rados.ObjectNotFound):
             request = lock_info_request(LOCK_NAME)
             _, answer = self.pool_of(image).execute(name, "lock", "get_info", request)
-            return holders(answer) > 0
+            return bool(holders(answer))
         return False
 
     def last_owner(self, image: Image, name: str) -> str:

@@ -20,6 +20,7 @@ from ..model import ClusterAddress, Image, Level
 from ..system.time_limit import abandon, awaited, begun
 from .errors import CONNECTING, ClusterError, PoolFull, failure, full_hint
 from .image_limits import EXCLUDE_OPTION, EXCLUDED, NO_LIMITS, limits_in_effect
+from .image_lock import give_up_own_lock
 from .retry import CephRetry
 
 LISTED_AT_A_TIME = 32
@@ -258,6 +259,11 @@ class Connection:
                 return
         if not there:
             raise ClusterError(f"there is no namespace {image.place}", f"rbd namespace create {image.place}")
+
+    def give_up_own_lock(self, image: Image, opened: Any) -> None:
+        """Remove a lock of ours that librbd does not know of, as in image_lock. Raises ClusterError."""
+        with self.errors("cannot give up our own lock of", image):
+            give_up_own_lock(self.pool_of(image), opened, self.client)
 
     def report_limits(self, image: Image, opened: Any, direction: str) -> None:
         """Report the limits of an open image that slow down its "read" or "write", if they can be read."""

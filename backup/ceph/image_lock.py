@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable
 
+import rados
 import rbd
 
 from ..model import Image
 from .errors import ClusterError
+from .lock_request import holders, lock_info_request
 
+LOCK_NAME = "rbd_lock"  # RBD_LOCK_NAME, of an image's header
 MANAGED_TAG = "internal"  # of locks that librbd takes and gives up by itself (librbd/managed_lock/Utils.cc)
 MANAGED_COOKIE = "auto "
 PAUSE = 0.5  # seconds, at least between two attempts to take a lock that fail at once
@@ -67,12 +70,15 @@ def is_mirror(opened: Any) -> bool:
 
 
 @contextmanager
-def owner_named(image: Image, opened: Any, action: str, user: str, own: str) -> Iterator[None]:
+def owner_named(
+    image: Image, opened: Any, action: str, user: str, own: str, give_up: Callable[[], None]
+) -> Iterator[None]:
     """Name the owner of an open image's lock if it keeps the block from changing the image.
 
     Nobody else than `own`, which is this client, has it where the cluster did not answer in time: librbd 16.2
-    makes an EROFS of that, too, again and again at once. That is raised as a timeout. A dead owner may
-    be there as its lock could not be broken in time: that is transient.
+    makes an EROFS of that, too, again and again at once. That is raised as a timeout, after `give_up`, which
+    calls `give_up_own_lock`. A dead owner may be there as its lock could not be broken in time: that is
+    transient.
     """
     try:
         yield
@@ -81,6 +87,7 @@ def owner_named(image: Image, opened: Any, action: str, user: str, own: str) -> 
         if not others and is_mirror(opened):
             raise
         if not others:
+            give_up()
             time.sleep(PAUSE)
             message = f"{action} image {image}: the image's lock could not be taken in time"
             raise ClusterError(message, f"rbd status {image}; ceph status", errno.ETIMEDOUT) from error
@@ -93,6 +100,25 @@ def owner_named(image: Image, opened: Any, action: str, user: str, own: str) -> 
         lasts = any(one.alive for one in others) or is_mirror(opened)
         number = errno.EROFS if lasts else errno.EAGAIN
         raise ClusterError(message, hint, number) from error
+
+
+def give_up_own_lock(pool: Any, opened: Any, own: str) -> None:
+    """Remove an open image's lock if it is this client's, whose librbd does not know that it has it.
+
+    A request for the lock that had timed out was carried out after all. From then on librbd is refused the
+    lock for ever, by itself (File exists, or after a new watch: self-blocklist), and has not heard of it
+    (list_lockers, of 16.2). Only to be called where librbd was refused the lock, and nothing that needs it is
+    under way. Not where another rbd.Image of this client may have the lock. Raises rados.Error.
+    """
+    number = int(own.removeprefix("client."))
+    if sum(one["id"] == number for one in opened.watchers_list()) > 1:
+        return
+    header = f"rbd_header.{opened.id()}"
+    with suppress(rados.ObjectNotFound):  # of the lock
+        _, answer = pool.execute(header, "lock", "get_info", lock_info_request(LOCK_NAME))
+        for one in holders(answer):
+            if one.client == number and one.cookie.startswith(MANAGED_COOKIE):
+                pool.unlock(header, LOCK_NAME, one.cookie)
 
 
 def require_unlocked(image: Image, opened: Any) -> None:

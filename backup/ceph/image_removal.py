@@ -71,7 +71,7 @@ class ImageRemoval:
                 if self._stop.signalled_twice or self._stop.seconds_since_signal > TIDY_LIMIT:
                     message = f"image {image} is removed only in part, {size_text(opened.size())} are left"
                     raise ClusterError(message, f"the next restore to it removes the rest; or rbd rm {image}")
-                self._cluster.retried("cannot remove", image, partial(opened.resize, end))
+                self._cluster.changed("cannot remove", image, opened, partial(opened.resize, end))
                 report(size - end, size)
 
     def _progress_of(self, image: Image) -> Callable[[int, int], int]:

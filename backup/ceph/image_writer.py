@@ -14,6 +14,11 @@ from .connection import Connection
 from .image_lock import PAUSE
 from .retry import STOP_POLL
 
+# What librbd 16.2 makes of a lock that it cannot take in time; or can never take, as it has the lock
+# already and was not told (see give_up_own_lock), with the watch that it has now or with an
+# earlier one. No other write ends so.
+LOCK_REFUSED = (errno.EROFS, errno.EEXIST, errno.EINVAL)
+
 Ended = Callable[[Any], None]
 
 
@@ -31,6 +36,7 @@ class ImageWriter:
         self._opened = opened
         self._write_flags = write_flags
         self._under_way: set[_Write] = set()
+        self._beginning = threading.Lock()
 
     def __enter__(self) -> ImageWriter:
         return self
@@ -64,19 +70,26 @@ class ImageWriter:
 
     def begin_write(self, write: _Write) -> Any:
         """Start a write in librbd, and return its completion; the write is in flight until it is settled."""
-        with self._cluster.errors(write.action, self._image):
+        with self._beginning, self._cluster.errors(write.action, self._image):
             completion = write.begin(write.end)
-        self._under_way.add(write)
+            self._under_way.add(write)
         return completion
 
     def end_write(self, write: _Write, result: int) -> None:
         """Raise ClusterError if a settled write has failed."""
         self._under_way.discard(write)
-        if result == -errno.EROFS:  # the image's lock could not be taken in time: nobody else wants it
-            time.sleep(PAUSE)
+        if -result in LOCK_REFUSED:  # nobody else wants it
+            self._give_up_lock()
             result = -errno.ETIMEDOUT
         if result < 0:
             raise self._cluster.failure(write.action, self._image, -result)
+
+    def _give_up_lock(self) -> None:
+        """Have librbd take the lock anew, unless another write may have it take the lock just now."""
+        with self._beginning:
+            if all(write.has_ended for write in self._under_way):
+                self._cluster.give_up_own_lock(self._image, self._opened)
+        time.sleep(PAUSE)
 
     def check(self) -> None:
         self._cluster.retry.check_stop()
@@ -101,6 +114,10 @@ class _Write:
         """Record that librbd has completed it."""
         self._moment = time.monotonic()
         self._ended.set()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
 
     def ended_at(self) -> float:
         return self._moment

@@ -106,11 +106,7 @@ class RepositoryImage(ImageWriter):
         self._retried(f"cannot remove snapshot {name} of", remove)
 
     def _retried(self, action: str, call: Callable[[], Result]) -> Result:
-        def changed() -> Result:
-            with self._cluster.owner_named(self._image, self._opened, action):
-                return call()
-
-        return self._cluster.retried(action, self._image, changed)
+        return self._cluster.changed(action, self._image, self._opened, call)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from typing import Callable
 
 import pytest
 
+from backup.ceph.image_lock import LOCK_NAME, MANAGED_TAG
+from backup.ceph.lock_request import lock_request
 from backup.ceph.repository_image import RepositoryImage
 from backup.ceph.repository_pool import RepositoryAddress, repository_pool
 from tests.faults.provoke import stopped
@@ -123,6 +125,30 @@ def test_an_image_s_lock_that_cannot_be_taken_in_time_is_taken_later(there: Clus
                 time.sleep(6)  # three timeouts
                 assert not changed.done(), changed.exception()
             changed.result(timeout=300)
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["same watch", "new watch"])
+@pytest.mark.parametrize("change", FIRST_CHANGES)
+def test_an_image_s_lock_that_was_taken_too_late_is_taken_anew(
+    there: Cluster, change: str, renewed: bool
+) -> None:
+    """The OSD carries out a request for the lock that has timed out: librbd has the lock, and is not told."""
+    address = RepositoryAddress(str(there.conf), USER, "ssd", timeout=10, stall_timeout=30)
+    with repository_pool(address, lambda: None) as pool:
+        pool.create("first", 4 * MIB, 4 * MIB)
+        with pool.opened("first") as image:
+            take_lock(image, renewed)
+            FIRST_CHANGES[change](image)
+        assert "first" in images(there, "ssd")
+
+
+def take_lock(image: RepositoryImage, renewed: bool) -> None:
+    """Take an image's lock as its librbd does, without its knowledge; `renewed`: it has a new watch since."""
+    opened, cluster = image._opened, image._cluster
+    (watcher,) = opened.watchers_list()
+    cookie = f"auto {watcher['cookie'] - renewed}"
+    request = lock_request(LOCK_NAME, cookie, 0, tag=MANAGED_TAG, flags=0)
+    cluster.pool_of(image._image).execute(f"rbd_header.{opened.id()}", "lock", "lock", request)
 
 
 def test_a_link_that_stalls_for_a_while_costs_nothing(node: Node, lab: Lab, there: Cluster) -> None:

@@ -25,6 +25,10 @@ class LockedImage:
         self.owner = owner
         self.alive = alive
         self.primary = primary
+        self.given_up = False
+
+    def give_up(self) -> None:
+        self.given_up = True
 
     def features(self) -> int:
         return int(rbd.RBD_FEATURE_EXCLUSIVE_LOCK)
@@ -40,25 +44,29 @@ class LockedImage:
         return {"state": rbd.RBD_MIRROR_IMAGE_ENABLED, "primary": self.primary}
 
     def refuse(self) -> None:
-        with owner_named(IMAGE, self, "cannot resize", "libvirt", OWN):
+        with owner_named(IMAGE, self, "cannot resize", "libvirt", OWN, self.give_up):
             raise rbd.ReadOnlyImage("read-only", errno=errno.EROFS)
 
 
 @pytest.mark.parametrize("owner", ["", OWN])
 def test_what_nobody_else_prevents_has_timed_out(owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_lock, "PAUSE", 0)
+    image = LockedImage(owner, alive=True)
     with pytest.raises(ClusterError) as raised:
-        LockedImage(owner, alive=True).refuse()
+        image.refuse()
     assert raised.value.number == errno.ETIMEDOUT
     assert "its lock" not in raised.value.message
+    assert image.given_up
 
 
 @pytest.mark.parametrize(("alive", "number"), [(True, errno.EROFS), (False, errno.EAGAIN)])
 def test_another_owner_is_named_and_only_a_dead_one_s_lock_may_be_broken_later(
     alive: bool, number: int
 ) -> None:
+    image = LockedImage("client.8", alive)
     with pytest.raises(ClusterError) as raised:
-        LockedImage("client.8", alive).refuse()
+        image.refuse()
+    assert not image.given_up
     assert (raised.value.number, raised.value.transient) == (number, not alive)
     assert f"client.8 at {ADDRESS} has its lock" in raised.value.message
 

@@ -34,7 +34,8 @@ class PaperCluster(Cluster):
     """A cluster with one image, whose removal takes long. A signal arrives when so many steps are done."""
 
     def __init__(self, stop: StopRequest, signal_after: int) -> None:
-        self.user, self.timeout, self.retry = "admin", 60, CephRetry(900).of_connection(60)
+        self.user, self.client, self.timeout = "admin", "client.1", 60
+        self.retry = CephRetry(900).of_connection(60)
         self._given_up = False
         self.stop, self.signal_after = stop, signal_after
         self.left = STEPS * STEP

@@ -46,13 +46,26 @@ class PaperImage:
         return write
 
 
-def writer_to(image: PaperImage, retry: CephRetry | None = None) -> ImageWriter:
-    cluster = PaperCluster()
+class RefusingCluster(PaperCluster):
+    """One that refuses this client an image's lock; counts how often what may be its own is given up."""
+
+    given_up = 0
+
+    def give_up_own_lock(self, image: Image, opened: Any) -> None:
+        self.given_up += 1
+
+
+def writer_to(
+    image: PaperImage, retry: CephRetry | None = None, cluster: PaperCluster | None = None
+) -> ImageWriter:
+    cluster = cluster or RefusingCluster()
     cluster.retry = retry or CephRetry()
     return ImageWriter(cluster, Image("vms", "new"), image, FLAGS)
 
 
-@pytest.mark.parametrize("number", [110, 30], ids=["no answer", "no lock in time"])
+@pytest.mark.parametrize(
+    "number", [110, 30, 17, 22], ids=["no answer", "no lock in time", "has it", "had it"]
+)
 def test_a_write_that_timed_out_is_retried_with_the_same_bytes(number: int) -> None:
     image = PaperImage()
     image.results = [-number, -number]
@@ -60,6 +73,24 @@ def test_a_write_that_timed_out_is_retried_with_the_same_bytes(number: int) -> N
         writer.start_write(4096, bytearray(b"bytes"))()
     assert image.written == [(4096, b"bytes")]
     assert len(image.under_way) == 3
+
+
+def test_a_lock_of_our_own_is_given_up_unless_another_write_may_have_just_taken_it() -> None:
+    image, cluster = PaperImage(), RefusingCluster()
+    with writer_to(image, CephRetry(900), cluster) as writer:
+        image.results = [-30]
+        refused = writer.start_write(0, b"first")
+        image.silent = True
+        other = writer.start_write(4096, b"second")
+        image.silent = False
+        refused()
+        assert cluster.given_up == 0
+        image.under_way[1].arrive()
+        other()
+        image.results = [-30]
+        writer.start_write(8192, b"third")()
+    assert cluster.given_up == 1
+    assert [offset for offset, _ in sorted(image.written)] == [0, 4096, 8192]
 
 
 @pytest.mark.parametrize(
