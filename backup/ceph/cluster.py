@@ -114,6 +114,7 @@ class Cluster(ImageListing):
         return self._lock_owners.get(image, "")
 
     def create_snapshot(self, image: Image, name: str) -> None:
+        """Make a snapshot. Raises ClusterError, also if one of this name is there or half made."""
         action = f"cannot create snapshot {name} of"
         with ExitStack() as stack:
             stack.enter_context(self.errors(action, image))
@@ -121,6 +122,17 @@ class Cluster(ImageListing):
             opened = opened or stack.enter_context(self.opened(image, read_only=False))
             with self.owner_named(image, opened, action):
                 opened.create_snap(name)
+            try:
+                opened.snap_get_id(name)
+            except (
+                rbd.ImageNotFound
+            ) as error:  # librbd takes one that is there for made (Operations.cc, EEXIST)
+                message = (
+                    f"{action} image {image}: an attempt that timed out has begun it; it may not be whole"
+                )
+                raise ClusterError(
+                    message, "the retry removes it, and makes it again", errno.EAGAIN
+                ) from error
 
     def remove_snapshot(self, image: Image, name: str) -> None:
         """Remove a snapshot; success if it, or the whole image, is already gone.

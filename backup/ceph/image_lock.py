@@ -19,6 +19,9 @@ from .lock_request import holders, lock_info_request
 LOCK_NAME = "rbd_lock"  # RBD_LOCK_NAME, of an image's header
 MANAGED_TAG = "internal"  # of locks that librbd takes and gives up by itself (librbd/managed_lock/Utils.cc)
 MANAGED_COOKIE = "auto "
+# What librbd 16.2 makes of a lock that a write cannot take in time, or can never take, as it has the lock
+# already and was not told (see give_up_own_lock): with the watch that it has now, or with an earlier one.
+LOCK_REFUSED = (errno.EROFS, errno.EEXIST, errno.EINVAL)
 PAUSE = 0.5  # seconds, at least between two attempts to take a lock that fail at once
 
 
@@ -100,6 +103,15 @@ def owner_named(
         lasts = any(one.alive for one in others) or is_mirror(opened)
         number = errno.EROFS if lasts else errno.EAGAIN
         raise ClusterError(message, hint, number) from error
+
+
+@contextmanager
+def refused_as_changes_are() -> Iterator[None]:
+    """Raise what a flush or a write makes of a refused lock (LOCK_REFUSED) as ReadOnlyImage."""
+    try:
+        yield
+    except (rbd.ImageExists, rbd.InvalidArgument) as error:
+        raise rbd.ReadOnlyImage(str(error), errno=errno.EROFS) from error
 
 
 def give_up_own_lock(pool: Any, opened: Any, own: str) -> None:

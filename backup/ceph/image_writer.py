@@ -10,14 +10,9 @@ from typing import Any, Callable
 
 from ..model import Image
 from ..protocols import WrittenBytes
-from .connection import Connection
-from .image_lock import PAUSE
+from .cluster import Cluster
+from .image_lock import LOCK_REFUSED, PAUSE, refused_as_changes_are
 from .retry import STOP_POLL
-
-# What librbd 16.2 makes of a lock that it cannot take in time; or can never take, as it has the lock
-# already and was not told (see give_up_own_lock), with the watch that it has now or with an
-# earlier one. No other write ends so.
-LOCK_REFUSED = (errno.EROFS, errno.EEXIST, errno.EINVAL)
 
 Ended = Callable[[Any], None]
 
@@ -29,14 +24,15 @@ class ImageWriter:
     retried by the cluster's `retry`, which is safe, as nobody else uses the image.
     """
 
-    def __init__(self, cluster: Connection, image: Image, opened: Any, write_flags: int) -> None:
+    def __init__(self, cluster: Cluster, image: Image, opened: Any, write_flags: int) -> None:
         """`opened` is the rbd.Image."""
         self._cluster = cluster
         self._image = image
         self._opened = opened
         self._write_flags = write_flags
         self._under_way: set[_Write] = set()
-        self._beginning = threading.Lock()
+        self._beginning = threading.Lock()  # held while `_under_way` changes
+        self._known_since = 0.0  # of time.monotonic(): librbd knows who has the image's lock
 
     def __enter__(self) -> ImageWriter:
         return self
@@ -52,7 +48,7 @@ class ImageWriter:
         def begin(ended: Ended) -> Any:  # holds the bytes, as librbd does not copy them
             return self._opened.aio_write(data, offset, ended, self._write_flags)
 
-        return self._started(f"cannot write {len(data)} bytes at {offset} of", begin)
+        return self._started(f"cannot write {len(data)} bytes at {offset} of", begin, offset + len(data))
 
     def start_zeros(self, offset: int, length: int) -> Callable[[], None]:
         """Start to make a range read as zeros; the returned function waits for its end.
@@ -61,34 +57,53 @@ class ImageWriter:
         leaves what is not aligned as it is (rbd_skip_partial_discard).
         """
         action = f"cannot write {length} zeros at {offset} of"
-        return self._started(action, partial(self._opened.aio_write_zeroes, offset, length))
+        begin = partial(self._opened.aio_write_zeroes, offset, length)
+        return self._started(action, begin, offset + length)
 
-    def _started(self, action: str, begin: Callable[[Ended], Any]) -> Callable[[], None]:
-        write = _Write(self, action, begin)
+    def flush(self) -> None:
+        """Have what was written reach the cluster; none is in flight. Raises ClusterError."""
+
+        def flush() -> None:  # the first change of an image that nothing is written to: it takes the lock
+            with refused_as_changes_are():
+                self._opened.flush()
+
+        self._cluster.changed("cannot flush", self._image, self._opened, flush)
+
+    def _started(self, action: str, begin: Callable[[Ended], Any], end: int) -> Callable[[], None]:
+        write = _Write(self, action, begin, end)
         retry = self._cluster.retry
         return partial(retry.call, write.wait, retry.check_stop, write.ended_at)
 
     def begin_write(self, write: _Write) -> Any:
         """Start a write in librbd, and return its completion; the write is in flight until it is settled."""
         with self._beginning, self._cluster.errors(write.action, self._image):
-            completion = write.begin(write.end)
+            completion = write.begin(write.note_end)
             self._under_way.add(write)
         return completion
 
     def end_write(self, write: _Write, result: int) -> None:
         """Raise ClusterError if a settled write has failed."""
-        self._under_way.discard(write)
-        if -result in LOCK_REFUSED:  # nobody else wants it
-            self._give_up_lock()
+        with self._beginning:
+            self._under_way.discard(write)
+            if result >= 0:
+                self._known_since = max(self._known_since, write.ended_at())
+        beyond = result == -errno.EINVAL and write.end > self._opened.size()  # somebody shrinks the image
+        if -result in LOCK_REFUSED and not beyond:
+            self._give_up_lock(write.ended_at())  # nobody else wants it
             result = -errno.ETIMEDOUT
         if result < 0:
             raise self._cluster.failure(write.action, self._image, -result)
 
-    def _give_up_lock(self) -> None:
-        """Have librbd take the lock anew, unless another write may have it take the lock just now."""
+    def _give_up_lock(self, refused_at: float) -> None:
+        """Have librbd take the lock anew, unless it may have taken it since a write was refused it.
+
+        All that wait for the lock are refused it at once, and are settled one after another.
+        """
         with self._beginning:
-            if all(write.has_ended for write in self._under_way):
+            waiting = all(write.has_ended for write in self._under_way)
+            if waiting and refused_at > self._known_since:
                 self._cluster.give_up_own_lock(self._image, self._opened)
+                self._known_since = time.monotonic()
         time.sleep(PAUSE)
 
     def check(self) -> None:
@@ -98,10 +113,14 @@ class ImageWriter:
 class _Write:
     """A write in flight, repeated if it times out."""
 
-    def __init__(self, writer: ImageWriter, action: str, begin: Callable[[Ended], Any]) -> None:
-        """`begin` starts it in librbd, which calls what it is given at the end; it returns a completion."""
+    def __init__(self, writer: ImageWriter, action: str, begin: Callable[[Ended], Any], end: int) -> None:
+        """`begin` starts it in librbd, which calls what it is given at the end; it returns a completion.
+
+        `end`: the offset of what follows it in the image.
+        """
         self.action = action
         self.begin = begin
+        self.end = end
         self._writer = writer
         self._begin()
 
@@ -110,7 +129,7 @@ class _Write:
         self._ended = threading.Event()
         self._completion = self._writer.begin_write(self)
 
-    def end(self, _completion: Any) -> None:
+    def note_end(self, _completion: Any) -> None:
         """Record that librbd has completed it."""
         self._moment = time.monotonic()
         self._ended.set()

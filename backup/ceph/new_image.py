@@ -60,7 +60,8 @@ class NewImage:
         self._saved = saved
         self._force = force
         self._reporter = reporter
-        self._removal = ImageRemoval(cluster, reporter, stop or StopRequest())
+        self._stop = stop or StopRequest()
+        self._removal = ImageRemoval(cluster, reporter, self._stop)
         self.filling = replace(image, name=image.name + RESTORING)
         self._replaced = replaced_by(image)
         self._id = ""  # of the created image
@@ -86,11 +87,23 @@ class NewImage:
             hint = f"rename it back: rbd rename {old} {self.image}; or remove it: rbd rm {old}"
             raise BackupError(message, hint)
         if self._exists(self.filling):
-            if self.cluster.watchers(self.filling):
-                raise self._under_way()
+            self._wait_for_killed()
             self._remove(self.filling)
             text = f"removed {self.filling}, left by an interrupted restore"
             self._reporter.message(Level.WARNING, "", text)
+
+    def _wait_for_killed(self) -> None:
+        """Wait until nobody has the image open that is being filled. Raises BackupError."""
+        deadline, told = time.monotonic() + REMOVE_LIMIT, False
+        while self.cluster.watchers(self.filling):
+            if time.monotonic() > deadline:
+                raise self._under_way()
+            if not told:
+                text = f"waiting until Ceph forgets who has {self.filling} open, such as a killed restore"
+                self._reporter.message(Level.INFO, "", text)
+                told = True
+            self._stop.check()
+            time.sleep(REMOVE_POLL)
 
     @contextmanager
     def opened(self, _check_stop: Callable[[], None]) -> Iterator[ImageWriter]:
@@ -109,7 +122,7 @@ class NewImage:
             cluster.report_limits(self.image, opened, "write")
             with ImageWriter(cluster, image, opened, WRITE_FLAGS) as writer:
                 yield writer
-            opened.flush()
+            writer.flush()
 
     def commit(self) -> None:
         """Give the image its final name. Raises BackupError if that has been taken meanwhile."""

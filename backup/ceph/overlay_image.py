@@ -17,6 +17,7 @@ from ..system.stop_request import StopRequest
 from .cluster import Cluster
 from .errors import ClusterError, ImageGone
 from .image_creation import create_image
+from .image_lock import refused_as_changes_are
 from .image_removal import ImageRemoval
 
 OBJECT_BITS = 22  # of objects of 4 MiB
@@ -51,8 +52,13 @@ def create_overlay(cluster: Cluster, image: Image, content: bytes, data_pool: st
     with cluster.errors("cannot create", image):
         create_image(cluster, image, create)
         with cluster.opened(image, read_only=False) as opened:
-            opened.write(content, 0)
-            opened.flush()
+
+            def write() -> None:
+                with refused_as_changes_are():
+                    opened.write(content, 0)
+                    opened.flush()
+
+            cluster.changed("cannot write", image, opened, write)
 
 
 def image_id(cluster: Cluster, image: Image) -> str:

@@ -25,8 +25,6 @@ class RepositoryImage(ImageWriter):
     Threads may write; all other calls are of one thread at a time.
     """
 
-    _cluster: Cluster
-
     def __init__(self, cluster: Cluster, image: Image, opened: Any, write_rate: int) -> None:
         """`opened` is the rbd.Image, `write_rate` in bytes per second, 0 for no limit."""
         super().__init__(cluster, image, opened, WRITE_FLAGS)
@@ -48,9 +46,6 @@ class RepositoryImage(ImageWriter):
         """Change the size, in bytes; what it loses reads as zeros if it grows again. Raises ClusterError."""
         if size != self.size:
             self._retried(f"cannot resize to {size} bytes", partial(self._opened.resize, size))
-
-    def flush(self) -> None:
-        self._retried("cannot flush", self._opened.flush)
 
     def snapshots(self) -> Sequence[str]:
         """Return the names of its snapshots, oldest first."""
@@ -74,8 +69,13 @@ class RepositoryImage(ImageWriter):
         """Make a snapshot, and protect it from `rbd snap rm` and `rbd snap purge`. Raises ClusterError."""
 
         def make() -> None:
-            with suppress(rbd.ImageExists):  # an attempt that timed out has made it
-                self._opened.create_snap(name)
+            # An attempt that timed out may have begun it. It then may have no object map, without which it
+            # cannot be opened, and librbd may have given its id back to the cluster, which removes its data;
+            # making it again would succeed and change nothing (EEXIST is left out in Operations.cc).
+            self._refresh()
+            with suppress(rbd.ImageNotFound):
+                self._remove_snapshot(name)
+            self._opened.create_snap(name)
 
         self._retried(f"cannot make snapshot {name} of", make)
         self.protect_snapshot(name)
@@ -95,15 +95,25 @@ class RepositoryImage(ImageWriter):
         def remove() -> None:
             with suppress(rbd.ImageNotFound):
                 try:
-                    if self._opened.is_protected_snap(name):
-                        self._opened.unprotect_snap(name)
-                    self._opened.remove_snap(name)
+                    self._remove_snapshot(name)
                 except rbd.ImageBusy as error:
                     message = f"snapshot {name} of image {self._image} has clones"
                     hint = f"rbd children {self._image}@{name}; rbd flatten makes one independent"
                     raise SnapshotInUse(message, hint) from error
 
         self._retried(f"cannot remove snapshot {name} of", remove)
+
+    def _refresh(self) -> None:
+        """Have librbd read the image's header anew, which a request that timed out may have changed.
+
+        It takes an empty message for one of a changed header (librbd/ImageWatcher.cc, handle_notify).
+        """
+        self._cluster.pool_of(self._image).notify(f"rbd_header.{self._opened.id()}")
+
+    def _remove_snapshot(self, name: str) -> None:
+        if self._opened.is_protected_snap(name):
+            self._opened.unprotect_snap(name)
+        self._opened.remove_snap(name)
 
     def _retried(self, action: str, call: Callable[[], Result]) -> Result:
         return self._cluster.changed(action, self._image, self._opened, call)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import rados
 import rbd
 
-from backup.ceph import image_removal
+from backup.ceph import image_removal, new_image
 from backup.ceph.cluster import Cluster
 from backup.ceph.image_renaming import rename_image
 from backup.ceph.new_image import REPLACED, RESTORING, NewImage
@@ -58,7 +59,10 @@ def _content(cluster: Cluster, image: Image = IMAGE) -> bytes:
         return bytes(opened.read(0, 5))
 
 
-def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Cluster) -> None:
+def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(new_image, "REMOVE_LIMIT", 3)
     first, second = _new(cluster), _new(cluster)
     _fill(first, b"first")
     with pytest.raises(TransientError, match="another restore of ssd/owned-vda is running, or was killed"):
@@ -67,6 +71,19 @@ def test_an_image_that_waits_for_others_to_be_filled_is_no_leftover(cluster: Clu
     first.remove_replaced()
     first.discard()
     assert _content(cluster) == b"first"
+
+
+def test_what_a_killed_restore_has_open_is_waited_for(cluster: Cluster) -> None:
+    reporter, image = Recorder(), replace(IMAGE, name=f"{IMAGE.name}{RESTORING}")
+    rbd.RBD().create(cluster.pool_of(IMAGE), image.name, MIB)
+    with ExitStack() as killed:
+        killed.enter_context(cluster.opened(image, read_only=False))
+        forgotten = threading.Timer(3, killed.pop_all().close)
+        forgotten.start()
+        _new(cluster, reporter=reporter).require_free()
+    forgotten.join()
+    assert image.name not in _names(cluster)
+    assert [text for _, _, text in reporter.messages if "waiting until Ceph forgets" in text]
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed"])

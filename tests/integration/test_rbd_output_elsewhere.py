@@ -108,6 +108,7 @@ FIRST_CHANGES: dict[str, Callable[[RepositoryImage], None]] = {
     "a size": lambda image: image.resize(8 * MIB),
     "a snapshot": lambda image: image.make_snapshot("virt-rbd-backup.first"),
     "a write": lambda image: image.start_write(0, bytes(MIB))(),
+    "a flush": lambda image: image.flush(),
 }
 
 

@@ -32,6 +32,9 @@ class PaperImage:
         self.results: list[int] = []  # of the next writes; later ones succeed
         self.silent = False
 
+    def size(self) -> int:
+        return 1 << 20
+
     def aio_write(
         self, data: WrittenBytes, offset: int, ended: Callable[[Any], None], flags: int
     ) -> PaperCompletion:
@@ -91,6 +94,29 @@ def test_a_lock_of_our_own_is_given_up_unless_another_write_may_have_just_taken_
         writer.start_write(8192, b"third")()
     assert cluster.given_up == 1
     assert [offset for offset, _ in sorted(image.written)] == [0, 4096, 8192]
+
+
+def test_writes_that_were_refused_together_have_our_lock_given_up_once() -> None:
+    """The second one's refusal is old: the repeated first one has the lock by then."""
+    image, cluster = PaperImage(), RefusingCluster()
+    image.results = [-30, -30]
+    with writer_to(image, CephRetry(900), cluster) as writer:
+        waits = [writer.start_write(offset, b"bytes") for offset in (0, 4096)]
+        for wait in waits:
+            wait()
+    assert cluster.given_up == 1
+    assert image.written == [(0, b"bytes"), (4096, b"bytes")]
+
+
+def test_a_write_beyond_the_end_of_an_image_that_somebody_shrinks_is_no_matter_of_the_lock() -> None:
+    image, cluster = PaperImage(), RefusingCluster()
+    image.results = [-22]
+    with writer_to(image, CephRetry(900), cluster) as writer:
+        wait = writer.start_write(image.size(), b"bytes")
+        message = f"cannot write 5 bytes at {image.size()} of image vms/new: invalid argument"
+        with raises(message, ClusterError):
+            wait()
+    assert cluster.given_up == 0
 
 
 @pytest.mark.parametrize(

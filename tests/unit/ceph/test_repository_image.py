@@ -46,10 +46,13 @@ class PaperImage:
     def resize(self, size: int) -> None:
         self.calls.append(("resize", size))
 
+    def id(self) -> str:
+        return "1234"
+
     def create_snap(self, name: str) -> None:
-        if name in self.snapshots:
-            raise rbd.ImageExists("exists", errno=17)
-        self.snapshots[name] = False
+        """As librbd, it succeeds, and changes nothing, if the snapshot is there."""
+        self.calls.append(("snapshot", name))
+        self.snapshots.setdefault(name, False)
 
     def is_protected_snap(self, name: str) -> bool:
         if name not in self.snapshots:
@@ -66,6 +69,7 @@ class PaperImage:
 
     def remove_snap(self, name: str) -> None:
         assert not self.snapshots[name], "protected"
+        self.calls.append(("removed", name))
         del self.snapshots[name]
 
     def list_snaps(self) -> list[dict[str, Any]]:
@@ -87,8 +91,20 @@ def image() -> PaperImage:
     return PaperImage()
 
 
+class PaperPool:
+    """A fake rados.Ioctx: clients that have an image open read its header anew."""
+
+    def notify(self, name: str) -> None:
+        assert name == "rbd_header.1234"
+
+
+class RepositoryCluster(PaperCluster):
+    def pool_of(self, image: Image) -> PaperPool:
+        return PaperPool()
+
+
 def opened(image: PaperImage, rate: int = 0) -> RepositoryImage:
-    return RepositoryImage(PaperCluster(), Image("backups", "vda"), image, rate)
+    return RepositoryImage(RepositoryCluster(), Image("backups", "vda"), image, rate)
 
 
 def test_zeros_are_written_and_not_discarded(image: PaperImage) -> None:
@@ -111,9 +127,10 @@ def test_an_image_of_the_right_size_is_not_resized(image: PaperImage) -> None:
     assert image.calls == [("resize", 5 * MIB)]
 
 
-def test_a_snapshot_is_protected_and_made_once_however_often_it_is_tried(image: PaperImage) -> None:
+def test_a_snapshot_is_protected_and_one_that_was_only_begun_is_made_anew(image: PaperImage) -> None:
+    image.snapshots["run"] = True
     opened(image).make_snapshot("run")
-    opened(image).make_snapshot("run")
+    assert image.calls == [("removed", "run"), ("snapshot", "run")]
     assert image.snapshots == {"run": True}
     image.snapshots["run"] = False
     opened(image).protect_snapshot("run")
