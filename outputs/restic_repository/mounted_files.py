@@ -42,10 +42,10 @@ class MountedFiles:
                 raise _no_plain_file(path) from error
             raise self._error(path, error) from error
         if not stat.S_ISREG(found.st_mode):
-            os.close(descriptor)
+            _close(descriptor)
             raise _no_plain_file(path)
         if size is not None and found.st_size != size:
-            os.close(descriptor)
+            _close(descriptor)
             message = f"the repository has {path} with {found.st_size} bytes, but its manifest has {size}"
             raise BackupError(message, UNSOUND)
         return descriptor
@@ -88,12 +88,11 @@ class MountedFiles:
                 content.append(self.read(descriptor, path, offset, min(CHUNK, size - offset)))
             return content
         finally:
-            os.close(descriptor)
+            _close(descriptor)
 
     def close(self) -> None:
         while self._open:
-            with suppress(OSError):  # restic has ended
-                os.close(self._open.pop())
+            _close(self._open.pop())
 
     @contextmanager
     def _directory_of(self, path: str) -> Iterator[tuple[int, str]]:
@@ -103,13 +102,19 @@ class MountedFiles:
             here = self._directory
             for one in directories:
                 here = os.open(_downward(one), DIRECTORY, dir_fd=here)
-                stack.callback(os.close, here)
+                stack.callback(_close, here)
             yield here, _downward(name)
 
     def _error(self, path: str, error: OSError) -> BackupError:
         printed = self._errors()
         message = f"cannot read {path} from the repository: {reason(error)}"
         return BackupError(f"{message}: {printed}" if printed else message, UNSOUND)
+
+
+def _close(descriptor: int) -> None:
+    """Close a file of which everything was read: where restic has just ended, the kernel has an error for it."""
+    with suppress(OSError):
+        os.close(descriptor)
 
 
 def _downward(name: str) -> str:
@@ -172,4 +177,4 @@ class SegmentedImage:
         try:
             return self._files.read(descriptor, path, offset, length)
         finally:
-            os.close(descriptor)
+            _close(descriptor)

@@ -10,7 +10,7 @@ from tests.chaos.agreement import report_of
 from tests.chaos.guests import GUESTS
 from tests.chaos.nodes import Node
 from tests.chaos.of_domains import snapshots
-from tests.chaos.processes import ours
+from tests.chaos.processes import guests, ours
 from tests.chaos.violation import Violation
 from tests.chaos.world import World
 from tests.lab.cluster import POOLS
@@ -61,7 +61,8 @@ def _objects(world: World, pool: str) -> list[str]:
 def _on_nodes(world: World) -> Iterator[str]:
     mounts = Path("/proc/self/mountinfo").read_text()
     for node in world.nodes.values():
-        yield from (f"process {one} of {node.name}" for one in ours(node.directory))
+        there = [*ours(node.directory), *guests(node.directory)]
+        yield from (f"process {one} of {node.name}" for one in there)
         files = left_files(node, _newest_run(world, node))
         yield from (f"{node.name}: {path.relative_to(node.directory)}" for path in files)
         if re.search(rf" {re.escape(str(node.directory))}", mounts):

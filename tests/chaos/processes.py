@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,24 @@ def ours(directory: Path) -> list[Process]:
 
     Not in a keeper's, which is known by its parent or its restic's group. An orphan counts for each node.
     """
-    mark = str(directory).encode() + b"/"
     everything = [*_all()]
-    named = [one for one in everything if mark in _read(one.pid, "environ") or mark.decode() in one.line]
+    named = [one for one in _named(directory, everything) if one.role != GUEST]
     pids, groups = {one.pid for one in named} | {1}, {one.group for one in named}
     keepers = [one for one in everything if one.role == "keeper" and one not in named]
     return named + [one for one in keepers if one.parent in pids or one.group in groups]
+
+
+def guests(directory: Path) -> list[Process]:
+    """Find the QEMUs that libvirt has started for a node's instant restores and drills: they name our socket.
+
+    That of a restore goes on when its command has ended.
+    """
+    return [one for one in _named(directory, _all()) if one.role == GUEST]
+
+
+def _named(directory: Path, processes: Iterable[Process]) -> list[Process]:
+    mark = str(directory).encode() + b"/"
+    return [one for one in processes if mark in _read(one.pid, "environ") or mark.decode() in one.line]
 
 
 def of_roles(directory: Path) -> Mapping[str, list[Process]]:
@@ -88,6 +100,7 @@ def role_of(line: str) -> str:
     return "wrapper" if program in WRAPPERS or f"/{SHELL_WRAPPER} " in line else program
 
 
+GUEST = "qemu-system-x86_64"
 KEEPER = "sh -c trap '' HUP INT TERM"
 SHELL_WRAPPER = "restic-in-sh"  # a script's name
 WRAPPERS = ("timeout", SHELL_WRAPPER)

@@ -25,7 +25,7 @@ from tests.chaos.kills import GUARDS, Kill, _Try
 from tests.chaos.leftovers import left_files
 from tests.chaos.nodes import SFTP_SERVER, WRAPPED, Node, Running
 from tests.chaos.plan import CONNECTION_CUT, KINDS, SIGNALS, Order, drawn
-from tests.chaos.processes import Process, role_of
+from tests.chaos.processes import GUEST, Process, role_of
 from tests.chaos.records import gap
 from tests.chaos.repository import Point
 from tests.chaos.rounds import rounds
@@ -224,6 +224,7 @@ def test_daemons_are_stopped_for_up_to_a_minute_but_not_often(kind: str) -> None
         ("virt-rbd-backup: cleanup", "main"),
         ("virt-rbd-backup: watchdog", "watchdog"),
         ("virt-rbd-backup: twin: stream vda", "worker"),
+        ("/usr/bin/qemu-system-x86_64 -name guest=twin-back1,debug-threads=on", GUEST),
     ],
 )
 def test_processes_are_told_apart(line: str, role: str) -> None:

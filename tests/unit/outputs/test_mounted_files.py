@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tracemalloc
 from collections.abc import Iterator
@@ -126,3 +127,18 @@ def test_an_id_of_a_manifest_leads_to_no_directory_above(
     (node / "vda.img").write_bytes(SECRET)
     with pytest.raises(BackupError, match="cannot read"):
         WholeImage(files, f"{above.format(node=node)}/vda.img", SIZE)
+
+
+def test_a_file_that_was_read_as_restic_ended_is_whole(
+    files: MountedFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel closes it, and reports that the file system is gone."""
+    close = os.close
+
+    def closed(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    monkeypatch.setattr(os, "close", closed)
+    assert whole(files.whole("id/vda.img")) == PLAIN
+    assert SegmentedImage(files, "id", SEGMENTS).read(SEGMENTS.size - SIZE, SIZE) == PLAIN
