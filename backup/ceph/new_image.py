@@ -94,14 +94,14 @@ class NewImage:
 
     def _wait_for_killed(self) -> None:
         """Wait until nobody has the image open that is being filled. Raises BackupError."""
-        deadline, told = time.monotonic() + REMOVE_LIMIT, False
+        deadline, reported = time.monotonic() + REMOVE_LIMIT, False
         while self.cluster.watchers(self.filling):
             if time.monotonic() > deadline:
                 raise self._under_way()
-            if not told:
+            if not reported:
                 text = f"waiting until Ceph forgets who has {self.filling} open, such as a killed restore"
                 self._reporter.message(Level.INFO, "", text)
-                told = True
+                reported = True
             self._stop.check()
             time.sleep(REMOVE_POLL)
 

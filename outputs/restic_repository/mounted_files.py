@@ -112,7 +112,7 @@ class MountedFiles:
 
 
 def _close(descriptor: int) -> None:
-    """Close a file of which everything was read: where restic has just ended, the kernel has an error for it."""
+    """Close a file that was read: where restic has just ended, the kernel has an error for it."""
     with suppress(OSError):
         os.close(descriptor)
 
