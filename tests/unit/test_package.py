@@ -1,0 +1,114 @@
+"""The Debian package's scripts take nothing from what runs, and nothing that an admin cannot get back."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DEBIAN = Path(__file__).parents[2] / "debian"
+UPGRADE, REMOVAL = ("preinst", "upgrade", "1.0.0"), ("prerm", "remove")
+THAW = "virt-rbd-backup-thaw.service"
+# Prints those units of $RUNNING that one of the patterns among its arguments matches, as systemctl does.
+SYSTEMCTL = """#!/bin/bash
+for unit in $RUNNING; do for pattern; do
+    [[ $unit != $pattern ]] || echo "$unit loaded activating start of it"
+done; done
+"""
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """Give a root with a short name: that of a socket has 107 bytes at the most."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        yield Path(directory)
+
+
+def script(
+    name: str,
+    *arguments: str,
+    root: Path | None = None,
+    path: str = "/usr/sbin:/usr/bin:/sbin:/bin",
+    running: str = "",
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": path, "DPKG_ROOT": str(root or ""), "RUNNING": running}
+    command = ["sh", str(DEBIAN / name), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """Give a PATH with a systemctl for which $RUNNING runs."""
+    (tmp_path / "systemctl").write_text(SYSTEMCTL)
+    (tmp_path / "systemctl").chmod(0o755)
+    return f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@pytest.mark.parametrize("arguments", [UPGRADE, REMOVAL])
+@pytest.mark.parametrize(
+    "service",
+    [
+        "virt-rbd-backup.service",
+        "virt-rbd-backup@db.service",
+        "virt-rbd-backup-drill.service",
+        "virt-rbd-backup-copy@db.service",
+    ],
+)
+def test_it_is_neither_upgraded_nor_removed_while_a_service_runs(
+    path: str, service: str, arguments: tuple[str, ...]
+) -> None:
+    done = script(*arguments, path=path, running=service)
+    assert (done.returncode, f"error: {service} is running" in done.stderr) == (1, True)
+    assert f"hint: wait until it ends, or stop it: systemctl stop {service}\n" in done.stderr
+
+
+def test_while_a_guest_may_be_frozen_it_is_upgraded_but_not_removed(path: str) -> None:
+    assert script(*UPGRADE, path=path, running=THAW).returncode == 0
+    done = script(*REMOVAL, path=path, running=THAW)
+    assert (done.returncode, f"error: {THAW} is running: a guest may be frozen" in done.stderr) == (1, True)
+    assert "virsh domfsthaw" in done.stderr
+    assert "systemctl stop" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [UPGRADE, REMOVAL])
+@pytest.mark.parametrize("lock", ["run.lock", "groups/db/run.lock"])
+def test_it_is_neither_upgraded_nor_removed_during_a_run_by_hand(
+    root: Path, lock: str, arguments: tuple[str, ...]
+) -> None:
+    path = root / "run/virt-rbd-backup" / lock
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = script(*arguments, root=root)
+    assert (done.returncode, "error: a run or cleanup by hand is active" in done.stderr) == (1, True)
+    assert (script(*arguments, root=root).returncode, script(*arguments, root=root).stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [UPGRADE, REMOVAL])
+def test_it_is_neither_upgraded_nor_removed_while_a_guest_reads_a_restore_point(
+    root: Path, arguments: tuple[str, ...]
+) -> None:
+    directory = root / "images/virt-rbd-backup-0123"
+    directory.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(directory / "nbd"))
+        listening.listen()
+        done = script(*arguments, root=root)
+    assert (done.returncode, "error: an instant restore" in done.stderr) == (1, True)
+    assert os.path.lexists(directory / "nbd")  # as after a kill
+    assert script(*arguments, root=root).returncode == 0
+
+
+def test_no_upgrade_stops_a_unit_that_it_does_not_start_again() -> None:
+    """debhelper does so where a unit is not to be started at installation."""
+    rules = (DEBIAN / "rules").read_text().splitlines()
+    lines = [line for line in rules if line.startswith("\tdh_installsystemd") and "--no-start" in line]
+    assert len(lines) == 3
+    kept = ("--restart-after-upgrade", "--no-stop-on-upgrade")
+    assert [line for line in lines if not any(option in line for option in kept)] == []
