@@ -112,3 +112,17 @@ def test_no_upgrade_stops_a_unit_that_it_does_not_start_again() -> None:
     assert len(lines) == 3
     kept = ("--restart-after-upgrade", "--no-stop-on-upgrade")
     assert [line for line in lines if not any(option in line for option in kept)] == []
+
+
+def test_purging_spares_the_configuration_of_rclone_and_nothing_else_of_the_state(root: Path) -> None:
+    state, cache = root / "var/lib/virt-rbd-backup", root / "var/cache/virt-rbd-backup"
+    for directory in (state / "reports", cache):
+        directory.mkdir(parents=True)
+    for file in (state / "reports/one.json", state / ".hidden", state / "rclone.conf", cache / "index"):
+        file.write_text("content")
+    assert script("postrm", "purge", root=root).returncode == 0
+    assert [path for path in root.rglob("*") if path.is_file()] == [state / "rclone.conf"]
+    (state / "rclone.conf").unlink()
+    assert script("postrm", "purge", root=root).returncode == 0
+    assert [path.name for path in (root / "var").rglob("virt-rbd-backup")] == []
+    assert script("postrm", "purge", root=root).returncode == 0
