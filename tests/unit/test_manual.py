@@ -120,6 +120,14 @@ def test_a_page_begins_with_a_command(path: Path) -> None:
     assert re.match(r"# .+\n\n```sh\n", path.read_text())
 
 
+def test_a_directory_that_is_missing_keeps_no_service_from_starting() -> None:
+    """Without "-" systemd does not start the program, which then notifies nobody."""
+    texts = [path.read_text() for path in (*MANUAL, *(ROOT / "res").glob("virt-rbd-backup*.service"))]
+    listed = [line for text in texts for line in re.findall(r"ReadWritePaths=([^`\n]+)", text)]
+    assert len(listed) > 10
+    assert [path for line in listed for path in line.split() if not path.startswith("-")] == []
+
+
 def test_the_table_of_constants_is_that_of_config_py() -> None:
     assert PAGE.read_text() == page(PAGE.read_text()), "run: python3 -m tests.constants_table"
 
