@@ -90,3 +90,55 @@ def test_an_upgrade_restarts_what_thaws_guests(
     )
     script["install"](script["Node"](root, dry_run=True))
     assert f"would run systemctl try-restart {THAW} virt-rbd-backup.timer" in capsys.readouterr().out
+
+
+@pytest.fixture
+def idle(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Give what the script defines, on a node with nothing under way."""
+    monkeypatch.setattr(script["Node"], "require_idle", lambda node, removal=False: None)
+    return script
+
+
+def linked(root: Path, wanted_by: str, name: str) -> None:
+    """Leave what `systemctl enable` does."""
+    wants = root / f"etc/systemd/system/{wanted_by}.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    (wants / name).symlink_to(f"/etc/systemd/system/{name}")
+
+
+def test_a_removal_disables_copies_too(
+    root: Path, idle: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert install_really(root) == 0
+    linked(root, "virt-rbd-backup.service", "virt-rbd-backup-copy.service")
+    linked(root, "virt-rbd-backup@db.service", "virt-rbd-backup-copy@db.service")
+    linked(root, "timers.target", "virt-rbd-backup@db.timer")
+    idle["uninstall"](idle["Node"](root, dry_run=True), False)
+    (disabled,) = [line for line in capsys.readouterr().out.splitlines() if "systemctl disable" in line]
+    copies = {"virt-rbd-backup-copy.service", "virt-rbd-backup-copy@db.service"}
+    assert {*copies, "virt-rbd-backup.timer", "virt-rbd-backup@db.timer"} <= {*disabled.split()}
+
+
+def install_really(root: Path) -> int:
+    command = ["/usr/bin/python3", str(ROOT / "res/install"), "--destdir", str(root)]
+    return subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def test_a_removal_beside_the_package_leaves_on_what_was_on(
+    root: Path, idle: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """systemctl disable would turn off the package's units, which have the same names."""
+    assert install_really(root) == 0
+    linked(root, "timers.target", "virt-rbd-backup.timer")
+    (root / "usr/share/virt-rbd-backup").mkdir(parents=True)
+    node = idle["Node"](root, dry_run=True)
+    idle["uninstall"](node, False)
+    steps = [line for line in capsys.readouterr().out.splitlines() if "systemctl" in line]
+    assert steps == [
+        "would run systemctl daemon-reload",
+        "would run systemctl reenable virt-rbd-backup.timer",
+        "would run systemctl try-restart virt-rbd-backup.timer virt-rbd-backup-drill.timer"
+        " virt-rbd-backup@*.timer virt-rbd-backup-drill@*.timer",
+    ]
+    with pytest.raises(idle["Refusal"], match="Debian's package"):
+        idle["uninstall"](node, True)

@@ -126,3 +126,33 @@ def test_purging_spares_the_configuration_of_rclone_and_nothing_else_of_the_stat
     assert script("postrm", "purge", root=root).returncode == 0
     assert [path.name for path in (root / "var").rglob("virt-rbd-backup")] == []
     assert script("postrm", "purge", root=root).returncode == 0
+
+
+def linked(units: Path, wanted_by: str, name: str) -> None:
+    """Leave what `systemctl enable` does."""
+    (units / f"{wanted_by}.wants").mkdir(parents=True, exist_ok=True)
+    (units / f"{wanted_by}.wants" / name).symlink_to(f"/lib/systemd/system/{name}")
+
+
+def test_a_removal_leaves_no_copy_enabled_and_no_timer_of_a_group(root: Path) -> None:
+    units = root / "etc/systemd/system"
+    linked(units, "virt-rbd-backup.service", "virt-rbd-backup-copy.service")
+    linked(units, "virt-rbd-backup.service", "backup-page.service")
+    linked(units, "virt-rbd-backup@db.service", "virt-rbd-backup-copy@db.service")
+    linked(units, "timers.target", "virt-rbd-backup@db.timer")
+    assert script("prerm", "upgrade", "2.0", root=root).returncode == 0
+    assert len([path for path in units.rglob("*") if path.is_symlink()]) == 4
+    done = script(*REMOVAL, root=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    wants = units / "virt-rbd-backup.service.wants"
+    assert {*units.rglob("*")} == {wants, wants / "backup-page.service"}
+
+
+def test_it_is_not_installed_beside_what_res_install_has_put_there(root: Path) -> None:
+    """Its units in /etc would hide the package's."""
+    assert script("preinst", "install", root=root).returncode == 0
+    pristine = root / "opt/virt-rbd-backup/res/config.py.installed"
+    pristine.parent.mkdir(parents=True)
+    pristine.touch()
+    done = script("preinst", "install", root=root)
+    assert (done.returncode, "hint: /opt/virt-rbd-backup/res/install --uninstall" in done.stderr) == (1, True)
