@@ -77,6 +77,16 @@ def test_while_a_guest_may_be_frozen_it_is_upgraded_but_not_removed(path: str) -
 
 
 @pytest.mark.parametrize("arguments", [UPGRADE, REMOVAL])
+@pytest.mark.parametrize("answer", ["exit 1", "exit 127"])
+def test_where_systemd_does_not_run_it_is_upgraded_and_removed(
+    path: str, tmp_path: Path, answer: str, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\n{answer}\n")
+    done = script(*arguments, path=path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [UPGRADE, REMOVAL])
 @pytest.mark.parametrize("lock", ["run.lock", "groups/db/run.lock"])
 def test_it_is_neither_upgraded_nor_removed_during_a_run_by_hand(
     root: Path, lock: str, arguments: tuple[str, ...]
