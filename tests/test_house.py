@@ -185,6 +185,13 @@ def test_the_weights_of_a_group_s_service_count_against_those_of_guests(kind: st
     assert {"CPUWeight=20", "IOWeight=20", "Slice=system.slice"} <= {*of_group}
 
 
+@pytest.mark.parametrize("kind", ["", "-drill", "-copy", "@", "-drill@", "-copy@"])
+def test_where_memory_runs_out_one_process_of_a_service_is_killed_and_no_guest(kind: str) -> None:
+    """By default systemd ends the whole service then, and the kernel prefers the largest process."""
+    lines = (ROOT / f"res/virt-rbd-backup{kind}.service").read_text().splitlines()
+    assert {"OOMPolicy=continue", "OOMScoreAdjust=500"} <= {*lines}
+
+
 def _set(lines: Sequence[str]) -> Sequence[str]:
     return [line for line in lines if line and not line.startswith("#")]
 

@@ -158,14 +158,35 @@ def test_the_package_brings_a_service_that_works(
     configure(booted, node, lab, INCLUDE_DOMAINS=[ARCHIVE])
     start(booted, "virt-rbd-backup.service")
     assert saved(node) == {ARCHIVE: "offline"}
-    assert booted.run("systemctl", "enable", "--now", "virt-rbd-backup@archives.timer").returncode == 0
-    assert is_active(booted, "virt-rbd-backup@archives.timer") == "active"
+    timers = ("virt-rbd-backup@archives.timer", "virt-rbd-backup-drill.timer")
+    assert booted.run("systemctl", "enable", "--now", *timers).returncode == 0
+    copies = ("virt-rbd-backup-copy.service", "virt-rbd-backup-copy@archives.service")
+    assert booted.run("systemctl", "enable", *copies).returncode == 0
+    wait_until(
+        lambda: is_active(booted, "virt-rbd-backup-thaw.service") == "inactive", 60, "nobody is frozen"
+    )
+
+    busy = "virt-rbd-backup-drill@busy.service"
+    (node.directory / "busy.conf").write_text("[Service]\nExecStart=\nExecStart=/usr/bin/sleep infinity\n")
+    booted.run("install", "-D", "-t", f"/etc/systemd/system/{busy}.d", f"{node.directory}/busy.conf")
+    booted.run("systemctl", "daemon-reload")
+    booted.run("systemctl", "start", "--no-block", busy)
+    wait_until(lambda: is_active(booted, busy) == "activating", 60, "it runs")
+    for words in (("--install", str(package)), ("--remove", "virt-rbd-backup")):
+        done = booted.run("dpkg", *words)
+        assert (done.returncode, f"error: {busy} is running" in done.stdout) == (1, True), done.stdout
+        assert is_active(booted, busy) == "activating"
+        assert booted.run("virt-rbd-backup", "--version").returncode == 0
+    booted.run("systemctl", "stop", busy)
+    done = booted.run("dpkg", "--install", str(package))
+    assert done.returncode == 0, done.stdout
+    assert [is_active(booted, timer) for timer in timers] == ["active", "active"]
+
     done = booted.run("dpkg", "--purge", "virt-rbd-backup")
     assert done.returncode == 0, done.stdout
     assert booted.run("systemctl", "cat", "virt-rbd-backup.service").returncode != 0
-    assert is_active(booted, "virt-rbd-backup@archives.timer") == "inactive"
-    wanted = booted.run("ls", "/etc/systemd/system/timers.target.wants").stdout
-    assert "virt-rbd-backup" not in wanted
+    assert [is_active(booted, timer) for timer in timers] == ["inactive", "inactive"]
+    assert booted.run("find", "/etc/systemd/system", "-name", "virt-rbd-backup*", "-type", "l").stdout == ""
 
 
 def test_an_ordinary_user_saves_too(booted: Machine, node: Node, lab: Lab) -> None:

@@ -232,6 +232,19 @@ def test_uninstalled_from_its_own_copy_it_leaves_what_is_the_admins(root: Path) 
     assert [path for path in root.rglob("*") if path.is_file()] == [password]
 
 
+def test_purging_spares_the_configuration_of_rclone_and_nothing_else_of_the_state(root: Path) -> None:
+    state = root / "var/lib/virt-rbd-backup"
+    (state / "reports").mkdir(parents=True)
+    for name in ("reports/one.json", "proofs.json", "rclone.conf"):
+        (state / name).write_text("content")
+    done = install(root, "--uninstall", "--purge")
+    assert f"{state}/rclone.conf stays" in done.stdout
+    assert [path for path in root.rglob("*") if path.is_file()] == [state / "rclone.conf"]
+    (state / "rclone.conf").unlink()
+    assert install(root, "--uninstall", "--purge").returncode == 0
+    assert not state.exists()
+
+
 def test_purging_without_uninstalling_is_refused(root: Path) -> None:
     done = install(root, "--purge")
     assert (done.returncode, "--purge goes with --uninstall" in done.stderr) == (2, True)

@@ -120,6 +120,28 @@ def test_a_page_begins_with_a_command(path: Path) -> None:
     assert re.match(r"# .+\n\n```sh\n", path.read_text())
 
 
+def test_a_directory_that_is_missing_keeps_no_service_from_starting() -> None:
+    """Without "-" systemd does not start the program, which then notifies nobody."""
+    texts = [path.read_text() for path in (*MANUAL, *(ROOT / "res").glob("virt-rbd-backup*.service"))]
+    listed = [line for text in texts for line in re.findall(r"ReadWritePaths=([^`\n]+)", text)]
+    assert len(listed) > 10
+    assert [path for line in listed for path in line.split() if not path.startswith("-")] == []
+
+
+def test_no_page_has_a_command_follow_the_cleanup_of_the_service() -> None:
+    """That is the unit's last one. After one that fails, systemd leaves out the others."""
+    blocks_of_units = [block for path in MANUAL for block in blocks(path, "ini")]
+    assert [block for block in blocks_of_units if "ExecStopPost=" in block] == []
+
+
+def test_without_root_each_service_of_the_plain_settings_gets_the_drop_in_or_is_named() -> None:
+    """They share directories, which systemd gives to the user of the one that started last."""
+    section = (ROOT / "res/docs/install.md").read_text().split("\n## Without root\n")[1]
+    for kind in ("", "-thaw", "-copy"):
+        assert f"/virt-rbd-backup{kind}.service.d /opt" in section
+    assert "`virt-rbd-backup-drill.timer`" in section
+
+
 def test_the_table_of_constants_is_that_of_config_py() -> None:
     assert PAGE.read_text() == page(PAGE.read_text()), "run: python3 -m tests.constants_table"
 
