@@ -16,6 +16,7 @@ from typing import Any, Callable, Optional, TypeVar
 
 from ..model import Extent, Image
 from .connection import Connection
+from .errors import ClusterError, ImageGone
 from .retry import STOP_POLL
 
 # Extents are listed for this many bytes of the image at a time, so that lists stay small for any size.
@@ -62,7 +63,8 @@ class SnapshotListing:
         """Yield the extents that may differ from the older snapshot `since`, in ascending order.
 
         They include discarded ones, and empty extents as in `extents`. `fast`: whole objects, from the object
-        maps if Ceph considers all of them valid.
+        maps if Ceph considers all of them valid. Raises ClusterError at the end if `since` was removed
+        meanwhile: of objects that only `since` had, which are discarded now, no change is listed then.
         """
         whole_objects = fast and self._retried(partial(self._maps_are_valid, since))
 
@@ -72,8 +74,21 @@ class SnapshotListing:
 
         whole = Extent(0, self._size)
         if whole_objects:  # from the maps, which each call loads: one call
-            return self._listed_ahead(whole, changed, lambda: None, slab_size=max(1, self._size))
-        return self._listed_ahead(whole, changed, partial(self._existing, since))
+            yield from self._listed_ahead(whole, changed, lambda: None, slab_size=max(1, self._size))
+        else:
+            yield from self._listed_ahead(whole, changed, partial(self._existing, since))
+        self._awaited(self._submit(partial(self._require, since)))
+
+    def _require(self, snapshot: str) -> None:
+        """Raise ClusterError if the snapshot is gone. The open image does not notice: it has no watch."""
+        cluster = self._cluster
+        try:
+            with cluster.errors("cannot open", self._image), cluster.opened(self._image, snapshot=snapshot):
+                pass
+        except ImageGone as error:
+            message = f"snapshot {snapshot} of image {self._image} was removed while changes were listed"
+            hint = "find out which program or person removes foreign snapshots; the next backup reads all"
+            raise ClusterError(message, hint) from error
 
     def _maps_are_valid(self, since: str = "") -> bool:
         """Check the maps of both snapshots, and the image's own, which records all changes."""

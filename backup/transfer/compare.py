@@ -17,7 +17,7 @@ from .restore_stream import PIECE, ZERO_PIECE, next_piece, require_end
 
 DAMAGED = (
     "the repository is damaged: check it (`restic check --read-data`), then back up the domain again, with "
-    f'OUTPUT = "rbd" after `{COMMAND} cleanup --all`, so that everything is read'
+    f'OUTPUT = "rbd" or "directory" after `{COMMAND} cleanup --all`, so that everything is read'
 )
 SHOWN = 3  # differing extents that a message lists
 

@@ -20,10 +20,16 @@ MOUNTED = "is the file system of DIRECTORY_OUTPUT mounted, and its server up?"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class Unreadable(TransientError):
+    """A file cannot be read: its medium is damaged, or, which a retry may find, its file server was away."""
+
+
 def storage_error(action: str, path: Path, number: int, text: str) -> BackupError:
     """Return the error for an error number of the file system, and its text."""
     hint = "make room there, or keep fewer restore points (KEEP_LAST)" if number in FULL else MOUNTED
     kind = TransientError if number in TRANSIENT else BackupError
+    if (action, number) == ("read", errno.EIO):
+        kind = Unreadable
     return kind(f"cannot {action} {path}: {text}", hint)
 
 

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from backup.errors import BackupError
-from backup.model import Level
+from backup.model import Extent, Level
 from backup.protocols import Job, SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums
 from backup.stored import Packed, RestorePoint, SavedDomain, SavedImage
 from backup.text import size_text
 
 from ..own_points.changed_parts import PIECE, ChangedParts
+from ..own_points.damaged_pieces import added, damaged_pieces
 from ..own_points.plan import changed_parts, full_read_due, tail, wrong_list
 from ..own_points.written_pieces import PieceWriter, write_all, write_changed
 from .chain import length
 from .domain_directory import DomainDirectory
+from .errors import Unreadable
 from .names import QCOW2, file_name, restore_id, split_id
 from .new_image import NewImages
+from .opened_image import opened_image
 from .room import bytes_to_write, require_room
 
 NOTHING = Checksums()
@@ -59,10 +62,10 @@ class DiskSaver:
 
 @dataclass(frozen=True)
 class _Before:
-    """An earlier point's disk to build on: its file, its size and its checksums."""
+    """An earlier point's disk to build on: its file, what its manifest has of it, and its checksums."""
 
     file: Path
-    size: int
+    saved: SavedImage
     checksums: Packed
 
 
@@ -79,6 +82,7 @@ class _Copy:
         self._full_read = saver.point.taken.isoformat()
         self._parts: Optional[ChangedParts] = None  # None: all is read
         self._before: Optional[_Before] = None  # None: nothing to build on
+        self._unknown = ChangedParts(reader.size)  # pieces that the checksums do not describe
         self._written = 0
         self._done = 0
 
@@ -95,6 +99,8 @@ class _Copy:
                 self._parts = None
         if why:
             self._log(Level.INFO, f"{self._title}: full read, {why}")
+        if self._before and self._parts is None:
+            self._before = self._checked(self._before)
         if self._parts is not None or not self._before:  # of a comparison nobody knows what differs
             needed = bytes_to_write(self._reader, self._parts, self._progress)
             require_room(self._saver.domain.path, needed, self._title)
@@ -108,7 +114,7 @@ class _Copy:
             writer = PieceWriter(image, fresh=not before)
             known = Checksums(before.checksums) if before else NOTHING
             if self._parts is None:
-                checksums = write_all(self._reader, writer, known, self._unknown(), self._progress)
+                checksums = write_all(self._reader, writer, known, self._unknown, self._progress)
             else:
                 assert self._source.base
                 self._full_read = self._source.base.saved.full_read
@@ -152,7 +158,7 @@ class _Copy:
         if self._saver.images.kind != QCOW2:
             return None, "a raw file is complete (DIRECTORY_FORMAT)"
         if base and (file := self._there(base.saved)):
-            found = _Before(file, base.saved.size, base.checksums)
+            found = _Before(file, base.saved, base.checksums)
         else:
             found = self._newest()
             lost = "the directory has no qcow2 file of the previous backup"
@@ -162,7 +168,7 @@ class _Copy:
         except BackupError as error:
             if error.transient:
                 raise
-            self._log(Level.ERROR, f"{self._title}: cannot build on the last restore point: {error}")
+            self._log_damaged(error)
             return None, "the last restore point is damaged"
         if count > self._saver.chain:
             return None, f"{count} files build on each other already (DIRECTORY_CHAIN)"
@@ -173,8 +179,37 @@ class _Copy:
         for image in newest.images if newest else ():
             if image.target == target and (file := self._there(image)):
                 assert newest
-                return _Before(file, image.size, newest.checksums[target])
+                return _Before(file, image, newest.checksums[target])
         return None
+
+    def _checked(self, before: _Before) -> Optional[_Before]:
+        """Have what is damaged in an earlier file written anew; None if it cannot be read: it is not used."""
+        size = min(before.saved.size, self._reader.size)
+        if before.saved.size != self._reader.size:
+            self._unknown.add_pieces([tail(size, self._reader.size)])
+        try:
+            places = self._damage(before, Extent(0, size))
+        except BackupError as error:
+            self._job.check_stop()  # a reason to stop is no damage
+            if error.transient and not isinstance(error, Unreadable):
+                raise
+            self._log_damaged(error)
+            return None
+        if places:
+            text = f"{before.file} differs from what was saved: {places}; they are written anew"
+            hint = "verify the restore points before this one, check the file system of DIRECTORY_OUTPUT"
+            self._log(Level.ERROR, f"{self._title}: {text} (hint: {hint})")
+        return before
+
+    def _damage(self, before: _Before, within: Extent) -> str:
+        """Add an earlier file's damaged pieces to the unknown ones; return where they are, "" if none are."""
+        images, known = self._saver.images, Checksums(before.checksums)
+        opening = opened_image(before.file, before.saved, images.runtime_dir, 1, images.limit, self._alive)
+        with opening as image:
+            return added(damaged_pieces(image, [within], known, self._unknown, self._progress), self._unknown)
+
+    def _log_damaged(self, error: BackupError) -> None:
+        self._log(Level.ERROR, f"{self._title}: cannot build on the last restore point: {error}")
 
     def _there(self, saved: SavedImage) -> Optional[Path]:
         """Return the file of a saved image if it can be built on: its point counts, and it is qcow2."""
@@ -182,13 +217,6 @@ class _Copy:
         domain = self._saver.domain
         usable = uuid == domain.uuid and file.endswith(f".{QCOW2}") and domain.counts(point)
         return domain.final(point) / file if usable else None
-
-    def _unknown(self) -> ChangedParts:
-        """Return the pieces that the checksums do not describe: where another size begins."""
-        unknown = ChangedParts(self._reader.size)
-        if self._before and self._before.size != self._reader.size:
-            unknown.add_pieces([tail(min(self._before.size, self._reader.size), self._reader.size)])
-        return unknown
 
     def _progress(self, done: int) -> None:
         self._done = max(self._done, done)

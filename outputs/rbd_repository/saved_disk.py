@@ -18,13 +18,12 @@ from backup.protocols import Job, SnapshotReader, SnapshotSource
 from backup.restore_point.checksums import Checksums
 from backup.stored import Base, Packed, PointId, RestorePoint, SavedDomain, SavedImage
 from backup.text import size_text
-from backup.transfer.compare import SHOWN
 
 from ..own_points.changed_parts import PIECE, ChangedParts
+from ..own_points.damaged_pieces import added, damaged_pieces
 from ..own_points.plan import changed_parts, full_read_due, tail, wrong_list
 from ..own_points.run_names import point_id, point_name
 from ..own_points.written_pieces import PieceWriter, write_all, write_changed
-from .damaged_pieces import damaged_pieces
 from .names import WRITING, disk_name, restore_id, split_id
 
 # Ceph forgets a client that died after 30 seconds (osd_client_watch_timeout).
@@ -148,21 +147,14 @@ class _Copy:
         return write_changed(self._reader, self._writer, self._parts, before, self._progress)
 
     def _find_damage(self, before: Checksums) -> None:
-        """Have pieces of the image written anew that are not what was saved. Raises BackupError.
-
-        A full read compares the source with the checksums: without this, damage would stay for ever.
-        """
+        """Have pieces of the image written anew that are not what was saved. Raises BackupError."""
         if not self._before:
             return
-        image, damaged, first = self._saver.pool.image(self._name), 0, []
+        image = self._saver.pool.image(self._name)
         with self._saver.pool.cluster.head_reader(image) as head:
-            for piece in damaged_pieces(head, before, self._unknown, self._progress):
-                self._unknown.add_pieces([piece])
-                damaged += 1
-                first += [f"at {piece.offset}"] if damaged <= SHOWN else []
-        if damaged:
-            more = f", and {damaged - SHOWN} more" if damaged > SHOWN else ""
-            places = f"pieces {', '.join(first)}{more}"
+            damaged = damaged_pieces(head, head.extents(), before, self._unknown, self._progress)
+            places = added(damaged, self._unknown)
+        if places:
             text = f"{image} differs from what was saved: {places}; they are written anew"
             hint = "verify the restore points before this one, see ceph health detail"
             self._log(Level.ERROR, f"{self._title}: {text} (hint: {hint})")

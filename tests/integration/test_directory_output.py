@@ -110,18 +110,40 @@ def test_an_overlay_shows_a_point_at_once(
     qemu_img("compare", "-f", "raw", "-F", "qcow2", exported(lab, SPEC, tmp_path / "raw"), overlay)
 
 
-def test_verification_finds_a_flipped_byte(node: Node, lab: Lab, repository: Repository) -> None:
-    write(lab, 2 * MIB, mark := os.urandom(16))
-    saved(node, ARCHIVE)
-    path = repository.disk(node.report()["run"])
+def flip(path: Path, mark: bytes) -> None:
+    """Change a bit of the first of these bytes, which are somewhere in a file."""
     data = path.read_bytes()
     assert data.count(mark) == 1
     with path.open("rb+") as file:
         file.seek(data.index(mark))
         file.write(bytes([mark[0] ^ 1]))
+
+
+def test_verification_finds_a_flipped_byte(node: Node, lab: Lab, repository: Repository) -> None:
+    write(lab, 2 * MIB, mark := os.urandom(16))
+    saved(node, ARCHIVE)
+    flip(repository.disk(node.report()["run"]), mark)
     done = node.run("verify", ARCHIVE)
     assert done.returncode == 3, done.stderr
     assert "vda" in done.stderr
+
+
+def test_a_full_read_makes_a_whole_point_on_top_of_a_damaged_one(
+    node: Node, lab: Lab, repository: Repository, tmp_path: Path
+) -> None:
+    write(lab, 2 * MIB, mark := os.urandom(16))
+    saved(node, ARCHIVE)
+    path = repository.disk(node.report()["run"])
+    flip(path, mark)
+    saved(node, ARCHIVE)
+    assert node.run("verify", ARCHIVE).returncode == 3, "nothing has changed"
+    assert node.run("cleanup", "--all").returncode == 0
+    log = saved(node, ARCHIVE)
+    assert "vda.qcow2 differs from what was saved: pieces at 0; they are written anew" in log
+    assert node.run("verify", ARCHIVE).returncode == 0
+    run = node.report()["run"]
+    repository.require_same(exported(lab, SPEC, tmp_path / "now"), run)
+    assert path.parent.name in repository.chain(run)
 
 
 def test_a_running_domain_boots_from_its_restore_point(

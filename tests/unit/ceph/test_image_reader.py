@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -157,6 +158,19 @@ def test_changes_include_written_and_discarded_extents() -> None:
     assert image.compared == [("before", False)] * 2
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast"])
+def test_no_list_of_changes_is_complete_if_the_older_snapshot_was_removed_meanwhile(fast: bool) -> None:
+    """Of an object that only that had librbd lists no change then."""
+    image, older = PaperImage(150, [(0, 10, True), (110, 5, True)]), PaperImage(150)
+    image.objects = [(0, 150)]
+    with mapped(image, older) as reader:
+        listed = reader.changes("before", fast)
+        assert next(listed) == Extent(0, 10)
+        older.error = rbd.ImageNotFound("no such snapshot", errno=errno.ENOENT)
+        with raises("snapshot before of image vms/root was removed while changes were listed"):
+            list(listed)
+
+
 class MappedCluster(PaperCluster):
     """Has valid object maps: of this snapshot and of an older one, in a snapshot of another size."""
 
@@ -166,6 +180,8 @@ class MappedCluster(PaperCluster):
 
     @contextmanager
     def opened(self, image: Image, snapshot: str | None = None, read_only: bool = True) -> Iterator[Any]:
+        if snapshot == "before" and self.older.error:
+            raise self.older.error
         yield self.older if snapshot == "before" else "head"
 
 

@@ -21,10 +21,10 @@ from backup.system.stop_request import StopRequest
 from backup.verify.verification import Verification
 from outputs import chosen, readable
 from outputs.own_points.changed_parts import ChangedParts
+from outputs.own_points.damaged_pieces import damaged_pieces
 from outputs.own_points.in_use import PointInUse
 from outputs.rbd import Rbd
 from outputs.rbd_repository import saved_disk
-from outputs.rbd_repository.damaged_pieces import damaged_pieces
 from outputs.rbd_repository.names import WRITING, definition_name, disk_name
 
 from ..jobs_on_paper import JobOnPaper
@@ -143,7 +143,7 @@ def test_what_is_a_hole_in_both_is_not_read_for_damage() -> None:
     for offset in (0, 20 * MIB):
         saved.add(offset, b"x")
     lost = MemorySnapshot(64 * MIB, {0: b"x", 40 * MIB: b"garbage"})
-    found = [*damaged_pieces(lost, saved, ChangedParts(lost.size), lambda _: None)]
+    found = [*damaged_pieces(lost, lost.extents(), saved, ChangedParts(lost.size), lambda _: None)]
     assert [piece.offset for piece in found] == [20 * MIB, 40 * MIB]
     assert [read.offset for read in lost.reads] == [0, 20 * MIB, 40 * MIB]
 
