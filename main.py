@@ -279,7 +279,7 @@ def restore(arguments: argparse.Namespace, settings: Settings, console: Console)
 
             restored = Restorer(order, settings, output, display, stop).restore()
     print_after_display(tables.restored_table(restored), display)
-    return SUCCESS
+    return FAILED if any(one.damaged for one in restored) else SUCCESS
 
 
 def mount(arguments: argparse.Namespace, settings: Settings, console: Console) -> int:

@@ -114,6 +114,7 @@ class InstantRestorer:
                 domain,
                 xml,
                 order.force,
+                order.damaged,
                 must_end,
             )
             stack.enter_context(locked(given))

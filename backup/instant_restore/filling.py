@@ -11,11 +11,18 @@ from typing import Callable
 from ..ceph.image_writer import ImageWriter
 from ..ceph.new_image import NewImage, undo_replacement
 from ..ceph.overlay_image import FORGET_LIMIT, POLL, image_id
+from ..command import COMMAND
 from ..errors import BackupError, TransientError
 from ..instant.record import Record
 from ..restore.images import ImageRestore, RestoredImage, Wanted
 from .given import Given
 from .journal import Journal
+
+DAMAGED_HINT = (
+    "the same command with --damaged restores it all the same; or --instant --abort, and then a sound "
+    f"restore point with --at: `{COMMAND} restore-points` lists them, `{COMMAND} verify DOMAIN --at ...` "
+    "checks one"
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,10 @@ def fill(given: Given, journal: Journal) -> Sequence[RestoredImage]:
     ]
     done: dict[str, RestoredImage] = {}
     restore = ImageRestore(
-        given.saved.name, given.output, given.settings.stream_count, given.reporter, given.stop
+        *(given.saved.name, given.output, given.settings.stream_count, given.reporter, given.stop),
+        checksums=given.saved.checksums,
+        damaged=given.damaged,
+        damaged_hint=DAMAGED_HINT,
     )
     if wanted:
         with restore.staged(wanted) as restored:

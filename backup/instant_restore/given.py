@@ -40,6 +40,7 @@ class Given:
     domain: RestoredDomain
     xml: str
     force: bool = False
+    damaged: bool = False
     must_end: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -32,6 +32,7 @@ class RestoreOrder:
     start: bool = False
     no_network: bool = False
     force: bool = False
+    damaged: bool = False
     instant: bool = False
     abort: bool = False
     discard: bool = False
@@ -69,6 +70,8 @@ class RestoreOrder:
             errors.append(
                 "--define and --to-file exclude each other: libvirt gets no domain with files as disks"
             )
+        if self.clone and self.damaged:
+            errors.append("--clone and --damaged exclude each other: clones are not compared")
         if self.clone and self.to_file:
             errors.append("--clone and --to-file exclude each other: a clone is an image")
         if self.to_image and not image_named(self.to_image):
@@ -84,7 +87,7 @@ class RestoreOrder:
         at = "" if self.at == "latest" else self.at
         values = {"at": at, "to_pool": self.to_pool, "suffix": self.suffix, "name": self.name}
         found = [f"{_option(option)}={value}" for option, value in values.items() if value]
-        found += [_option(option) for option in ("new_uuid", "force") if getattr(self, option)]
+        found += [_option(option) for option in ("new_uuid", "force", "damaged") if getattr(self, option)]
         return shlex.join(found)
 
     def destination(self, image: Image) -> Image:

@@ -59,6 +59,8 @@ class Restorer:
         restore = ImageRestore(
             *(saved.name, self.output, self.settings.stream_count, self.reporter, self.stop),
             clones=order.clone,
+            checksums=saved.checksums,
+            damaged=order.damaged,
         )
         if order.to_file:
             return restore.restore([(images[0], NewFile(order.to_file, images[0], order.force))])

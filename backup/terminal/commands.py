@@ -139,6 +139,12 @@ def _restore(add: AddCommand) -> None:
         action="store_true",
         help="replace existing images, files and domains, unless they are in use",
     )
+    command.add_argument(
+        "--damaged",
+        action="store_true",
+        help="restore what there is, although it differs from what was saved: without it, damage of the"
+        " repository ends the restore before anything is replaced",
+    )
     _add_instant_options(command)
 
 

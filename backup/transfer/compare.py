@@ -56,28 +56,48 @@ def require_checksums(saved: SavedDomain) -> None:
         raise BackupError(message, "newer restore points can be verified")
 
 
+class Comparison:
+    """Compares an image, as its pieces pass one after another, with the checksums of what was saved."""
+
+    def __init__(self, image: SavedImage, checksums: Checksums) -> None:
+        self.compared = 0  # bytes
+        self._image = image
+        self._records = iter(checksums)
+        self._record = next(self._records, None)
+        self._wrong: list[Extent] = []
+
+    def add(self, piece: Piece) -> None:
+        """Compare the next piece; it is not used after this."""
+        start, record = self.compared, self._record
+        expected = (start, *NO_RECORD)
+        if record and record[0] < start + PIECE:
+            expected = record
+            self._record = next(self._records, None)
+        if differs(piece, start, expected):
+            self._wrong.append(Extent(*expected[:2]) if expected[1] else Extent(start, len(piece)))
+        self.compared += len(piece)
+
+    def require_equal(self) -> None:
+        """Raise Mismatch if the pieces are not what was saved."""
+        image = self._image
+        _require_none(self._wrong, image)
+        if self.compared != image.size:
+            message = f"{image.target} ({image.image}) has {image.size} bytes, {self.compared} were read"
+            raise Mismatch(message, DAMAGED)
+        if self._record:
+            message = f"{image.target} ({image.image}) has checksums beyond its {image.size} bytes"
+            raise Mismatch(message, "the manifest is damaged: back up the domain again")
+
+
 def compare_with_checksums(
     pieces: Iterable[Piece], image: SavedImage, checksums: Checksums, progress: Progress
 ) -> None:
     """Compare an image with the checksums of the bytes that were saved. Raises Mismatch."""
-    records = iter(checksums)
-    record = next(records, None)
-    wrong, start = [], 0
+    comparison = Comparison(image, checksums)
     for piece in pieces:
-        expected = (start, *NO_RECORD)
-        if record and record[0] < start + PIECE:
-            expected = record
-            record = next(records, None)
-        if differs(piece, start, expected):
-            wrong.append(Extent(*expected[:2]) if expected[1] else Extent(start, len(piece)))
-        start += len(piece)
-        progress(start)
-    _require_none(wrong, image)
-    if start != image.size:
-        raise Mismatch(f"{image.target} ({image.image}) has {image.size} bytes, {start} were read", DAMAGED)
-    if record:
-        message = f"{image.target} ({image.image}) has checksums beyond its {image.size} bytes"
-        raise Mismatch(message, "the manifest is damaged: back up the domain again")
+        comparison.add(piece)
+        progress(comparison.compared)
+    comparison.require_equal()
 
 
 def differs(piece: Piece, start: int, record: tuple[int, int, bytes]) -> bool:

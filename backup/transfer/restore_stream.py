@@ -19,11 +19,16 @@ ZERO_PIECE = bytes(PIECE)
 
 
 def write_image(
-    source: Source, size: int, writer: ImageWriter, progress: Callable[[int], None] = lambda done: None
+    source: Source,
+    size: int,
+    writer: ImageWriter,
+    progress: Callable[[int], None] = lambda done: None,
+    compare: Callable[[bytearray], None] = lambda piece: None,
 ) -> int:
     """Write the source's bytes except zeros, and return how many were written.
 
     The image must be new, so that it reads as zeros where nothing is written. Memory is bounded by PIECES.
+    `compare` gets each piece, holes included; it is valid during the call only.
     Raises BackupError, also if the source does not have exactly `size` bytes.
     """
     free = [bytearray(PIECE) for _ in range(PIECES)]
@@ -38,6 +43,7 @@ def write_image(
             piece = next_piece(source, buffer, offset, size)
             waits: deque[Callable[[], None]] = deque()
             in_flight.append((buffer, waits))
+            compare(piece)
             for start, part in _not_zero(piece):
                 waits.append(writer.start_write(offset + start, part))
                 written += len(part)

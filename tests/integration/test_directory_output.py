@@ -146,6 +146,28 @@ def test_a_full_read_makes_a_whole_point_on_top_of_a_damaged_one(
     assert path.parent.name in repository.chain(run)
 
 
+def test_a_flipped_byte_is_restored_only_where_that_is_ordered(node: Node, lab: Lab, tmp_path: Path) -> None:
+    with directory_repository(node, tmp_path / "backups", "raw") as repository:
+        write(lab, 2 * MIB, os.urandom(16))
+        saved(node, ARCHIVE)
+        with repository.disk(node.report()["run"]).open("rb+") as file:
+            file.seek(2 * MIB)
+            (byte,) = file.read(1)
+            file.seek(2 * MIB)
+            file.write(bytes([byte ^ 1]))
+            file.seek(0)
+            damaged = file.read()
+        images = lab.rbd("ls", "ssd")
+        done = node.run("restore", ARCHIVE, "--to-pool", "ssd")
+        assert done.returncode == 1, done.stderr
+        assert f"{ARCHIVE}: vda" in done.stderr, done.stderr
+        assert lab.rbd("ls", "ssd") == images
+        done = node.run("restore", ARCHIVE, "--to-pool", "ssd", "--damaged")
+        assert done.returncode == 3, done.stderr
+        assert exported(lab, f"ssd/{ARCHIVE}", tmp_path / "back").read_bytes() == damaged
+        lab.delete_image(f"ssd/{ARCHIVE}")
+
+
 def test_a_running_domain_boots_from_its_restore_point(
     node: Node, lab: Lab, repository: Repository, tmp_path: Path
 ) -> None:

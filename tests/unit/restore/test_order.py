@@ -17,6 +17,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "--instant and --disk exclude each other": {"instant": True, "disks": ("vda",)},
     "--instant and --to-file exclude each other": {"instant": True, "to_file": "/x"},
     "--instant and --to-image exclude each other": {"instant": True, "to_image": "a/b"},
+    "--clone and --damaged exclude each other: clones are not compared": {"clone": True, "damaged": True},
     "--abort requires --instant": {"abort": True},
     "--discard requires --abort": {"instant": True, "discard": True},
 }
@@ -43,4 +44,5 @@ def test_its_options_are_shown_as_they_are_typed() -> None:
     )
     expected = "'--at=2026-11-25 03:00' --to-pool=ssd/ns --suffix=-copy --name=copy --new-uuid --force"
     assert order.options == expected
+    assert RestoreOrder("web", damaged=True).options == "--damaged"
     assert RestoreOrder("web").options == ""
