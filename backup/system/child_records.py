@@ -197,7 +197,7 @@ def _end(which: Callable[[ChildRecord], bool], records: Records, limit: float) -
     ownerless = [one for one in records.read() if one.ended is None and which(one)]
     found = [(one, members) for one in ownerless if (members := one.group.members())]
     for one, _ in found:
-        one.group.send(signal.SIGINT)
+        one.group.interrupt("restic")
     deadline = time.monotonic() + limit
     for one, members in found:
         if not one.group.ended(max(deadline - time.monotonic(), 0)):

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ class ProcessId(NamedTuple):
 class _Status:
     id: ProcessId
     state: str
+    parent: int
     group: int
     session: int
 
@@ -183,6 +184,22 @@ class Group:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(one.pid, number)
 
+    def interrupt(self, program: str) -> None:
+        """Send SIGINT to all members but those that a program has started whose name begins so.
+
+        restic needs its ssh, which is in its group, to remove its lock, and would lose it.
+        """
+        if not sees_own_pids():
+            self.send(signal.SIGINT)
+            return
+        members = {one.pid for one in self.members()}
+        parents = {one.id.pid: one.parent for one in _everyone()}
+        for pid in members:
+            ancestors = _ancestors(pid, parents, members)
+            if not any(_executable(one).startswith(program) for one in ancestors):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGINT)
+
     def ended(self, limit: float) -> bool:
         """Wait for the end of all members, at most `limit` seconds; return whether they ended."""
         deadline = time.monotonic() + limit
@@ -191,6 +208,20 @@ class Group:
                 return False
             time.sleep(POLL)
         return True
+
+
+def _ancestors(pid: int, parents: Mapping[int, int], members: Collection[int]) -> Iterator[int]:
+    while (parent := parents.get(pid, 0)) in members:
+        yield parent
+        pid = parent
+
+
+def _executable(pid: int) -> str:
+    """Return the name of the file that a process executes, of a script its shell's; "" if it is not known."""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+    except OSError:
+        return ""
 
 
 def own_mount_namespace() -> str:
@@ -212,4 +243,5 @@ def _everyone() -> Iterator[_Status]:
 def _status(pid: int) -> _Status:
     """Read a process's status (man 5 proc_pid_stat). Its name may contain anything. Raises OSError."""
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    return _Status(ProcessId(pid, int(fields[19])), fields[0], int(fields[2]), int(fields[3]))
+    parent, group, session = map(int, fields[1:4])
+    return _Status(ProcessId(pid, int(fields[19])), fields[0], parent, group, session)

@@ -12,7 +12,7 @@ from backup.errors import reason
 from backup.system.process_group import Group
 from backup.system.started_program import Command, Setup, StartedProgram, ended_within, start_program
 
-from .messages import ResticError, is_locked
+from .messages import ResticError, failed_to_tidy_up, is_locked
 
 # The lock that a command holds, and may leave if it is killed. `key list` takes one despite --no-lock (0.14).
 LOCKS = {
@@ -56,7 +56,8 @@ class Child:
         code = self.process.returncode
         if code is None:  # it does not end
             return False
-        return code == 0 or is_locked(code, self.stderr) or (self.serves and code == INTERRUPTED)
+        unlocked = self.serves and code == INTERRUPTED and not failed_to_tidy_up(self.stderr)
+        return code == 0 or is_locked(code, self.stderr) or unlocked
 
     @property
     def stdin(self) -> IO[bytes]:
@@ -90,7 +91,7 @@ class Child:
         only when stdin ends.
         """
         if self.runs or self.group.members():
-            self.group.send(signal.SIGINT)
+            self.group.interrupt("restic")
             self.group.ended(HEAD_START)  # one that was stopped might see the end of its input first
             if give_up:
                 give_up()

@@ -52,6 +52,8 @@ OF_SNAPSHOT = re.compile("could not load snapshot|<snapshot/")
 # Of a restic that ends with code 0: it has listed none, or not this one. (From 0.18 on it may be in JSON.)
 NONE_LISTED = "could not load snapshots"
 NOT_LISTED = re.compile(r'Ignoring \\?"')
+# Of a restic that was interrupted, and could not remove its lock, such as where the connection was lost.
+NOT_TIDY = re.compile("error while unlocking|error in cleanup handler")
 SEPARATOR = "; "
 
 
@@ -80,6 +82,11 @@ class ResticError(BackupError):
 
 class MountEnded(ResticError):
     """A `restic mount` has ended by itself."""
+
+
+def failed_to_tidy_up(printed: str) -> bool:
+    """Return whether an interrupted restic prints that its lock may be left."""
+    return bool(NOT_TIDY.search(printed))
 
 
 def from_json(printed: str, kind: type[Json]) -> Json:

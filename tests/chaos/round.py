@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ COMMAND_LIMIT = (
 )
 CLEANUP_LIMIT = 120
 HEALTHY_LIMIT = 90
+ORPHANS_LIMIT = 20  # seconds for a command to end restics that a killed one has left
 PROCESSES_LIMIT = 60  # for what outlives its command: the watchdog, and workers that tidy up
 FURTHER_LIMIT = 180
 
@@ -104,12 +106,23 @@ class Round:
 
     def _alone(self, node: Node) -> None:
         """Wait until all of its processes have ended; where nobody was left to thaw a guest, do it now."""
-        if not wait_for(lambda: not ours(node.directory), PROCESSES_LIMIT):
+        if not wait_for(lambda: not ours(node.directory), PROCESSES_LIMIT) and self._only_orphans(node):
+            self._ended(node.cleanup(self._directory / f"orphans-{node.name}"), CLEANUP_LIMIT)
+        if not wait_for(lambda: not ours(node.directory), ORPHANS_LIMIT):
             found = ", ".join(map(str, ours(node.directory)))
             self._found.append(Violation("no process outlives its command", f"{node.name}: {found}"))
             node.kill_all()
         if node.records() and self._guards.missed(node):
             self._ended(node.cleanup(self._directory / f"late-{node.name}"), CLEANUP_LIMIT)
+
+    def _only_orphans(self, node: Node) -> bool:
+        """Tell whether all that is left is restics of a killed command, which the next one ends.
+
+        The kernel interrupts the wrapper of each, which may not pass that on; a restic that has lost its
+        connection tries again for minutes.
+        """
+        killed = any(one.code == -signal.SIGKILL for one in self._commands if one.node is node)
+        return killed and {one.role for one in ours(node.directory)} <= {"restic", "wrapper", "sftp-server"}
 
     def _of_this_round(self, foreign: Sequence[Foreign]) -> Iterator[Violation]:
         for one in foreign:

@@ -94,6 +94,20 @@ def test_images_are_read_at_any_offset_by_several_readers(output: Output) -> Non
         opened.check()
 
 
+def test_a_repository_behind_a_connection_has_no_lock_afterwards(
+    output: Output, repository: Repository
+) -> None:
+    """restic needs its connection, a process of its group, when it is interrupted."""
+    command = "sftp.command=/usr/lib/openssh/sftp-server"
+    program = repository.program(repository=f"sftp:host:{repository.path}")
+    remote = Restic(replace(program, options=(*program.options, f"--option={command}")))
+    point, _ = newest(output)
+    with remote.opened(point, lambda: None) as opened:
+        assert whole(opened.manifest()) == whole(output.manifest(point))
+        assert len(repository.locks()) == 1
+    assert repository.locks() == []
+
+
 def test_a_damaged_snapshot_of_another_domain_is_no_damage_of_this_one(
     repository: Repository, output: Output
 ) -> None:

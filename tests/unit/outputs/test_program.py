@@ -61,6 +61,10 @@ class StuckGroup:
     def send(self, number: int) -> None:
         self.sent.append(number)
 
+    def interrupt(self, program: str) -> None:
+        assert program == "restic"
+        self.send(signal.SIGINT)
+
     def ended(self, _limit: float) -> bool:
         return False
 
