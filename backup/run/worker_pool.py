@@ -235,8 +235,8 @@ class Pool:
         if worker.hung and result.status is Status.FAILED:
             gone = worker.process.exitcode is not None
             hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
-            # one that was killed is retried; beside one that does not end a second would hang as well
-            transient = result.transient or (gone and not worker.result and not worker.saved)
+            # retried, also if it could clean up; beside one that does not end a second would hang as well
+            transient = result.transient or (gone and not worker.saved)
             result = replace(
                 result,
                 reason=f"{worker.hung_text}; {result.reason}",
