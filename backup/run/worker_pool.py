@@ -18,7 +18,7 @@ from typing import Callable
 from ..command import COMMAND
 from ..errors import reason
 from ..job.job_order import JobOrder
-from ..job_result import JobResult, Status
+from ..job_result import NOT_BEGUN, JobResult, Status
 from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
@@ -92,8 +92,7 @@ class Pool:
         for order in orders:
             self.reporter.planned(order.uuid, order.name, order.size)
         self._run(waiting)
-        interrupted = "interrupted before it began"
-        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
+        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, NOT_BEGUN) for one in waiting]
 
     def _run(self, waiting: deque[JobOrder]) -> None:
         while self._active or (waiting and not self.stop.requested):
