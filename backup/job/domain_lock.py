@@ -22,6 +22,7 @@ from ..model import Domain, Image, Level
 from ..protocols import Reporter
 from ..system.process_group import pid_in_use
 from ..system.stop_request import StopRequest
+from ..system.time_limit import thread_errors
 from ..system.undo import undone_by
 
 CLEANUP = "cleanup."  # how owners begin that only remove leftovers
@@ -141,7 +142,8 @@ class DomainLock:
         ended = threading.Event()
         renewer = _Renewer(self, stop, reporter, domain, ended, self._retry_limit)
         thread = threading.Thread(target=renewer.run, name="lock", daemon=True)
-        thread.start()
+        with thread_errors():
+            thread.start()
         try:
             yield
         finally:

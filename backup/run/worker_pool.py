@@ -27,7 +27,7 @@ from ..system.concurrency_limit import free_slots_of
 from ..system.process import SPAWN, spawning
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
-from ..system.time_limit import begun
+from ..system.time_limit import NoThread, begun
 from .active_worker import Worker
 from .worker import Message, PhaseBegun, Progress, Saved, work
 
@@ -120,9 +120,9 @@ class Pool:
         try:
             # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
             handed = begun(partial(pipe.send, order))
-        except RuntimeError as error:  # at the limit of processes: the worker goes on waiting
+        except NoThread as error:  # the worker goes on waiting
             self._spare.append((pipe, process))
-            self._not_started(order, str(error))
+            self._not_started(order, error.message)
             return
         self._active[pipe] = Worker(order, process, lane, handed)
 

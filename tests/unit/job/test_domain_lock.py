@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -132,6 +133,19 @@ def test_the_lock_is_renewed_as_long_as_the_block_lasts(
     with locked(cluster, stop, recorder, duration=0.03):
         wait_until(lambda: cluster.claims.count(Claim.RENEW) >= 3, 5, "three renewals")
     assert not stop.requested
+
+
+def test_a_job_that_cannot_start_the_thread_that_renews_its_lock_fails_and_is_retried(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with raises("can't start new thread", BackupError) as caught, locked(cluster, stop, recorder):
+        pytest.fail("the block must not begin")
+    assert caught.value.transient
+    assert not lock(cluster).exists()
 
 
 def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(
