@@ -33,6 +33,9 @@ class Status(str, Enum):
     SKIPPED = "skipped"
 
 
+NOT_BEGUN = "interrupted before it began"  # why a stop of the run skipped a domain
+
+
 @dataclass(frozen=True)
 class Timeline:
     """When a job ran, in which of the run's lanes (1 to WORKERS), and when each of its phases began."""

@@ -20,7 +20,7 @@ from ..protocols import Reporter
 from ..report.report_types import Report
 from ..report.run_report import RunResult
 from ..settings import Settings
-from ..system.time_limit import within
+from ..system.time_limit import NoThread, within
 from .hooks import about_run, environment
 from .program import AdminProgram
 
@@ -130,6 +130,8 @@ def ping(url: str, good: bool, text: str, check_stop: Callable[[], None]) -> Non
                 break
         except URLError as error:
             failure = reason(error.reason) if isinstance(error.reason, OSError) else "no answer"
+        except NoThread as error:
+            failure = error.message
         except OSError as error:  # a TimeoutError among them
             failure = reason(error)
         except (HTTPException, ValueError):  # its message may quote the URL

@@ -16,7 +16,7 @@ import libvirt
 
 from ..errors import BackupError, DomainGone, TransientError
 from ..model import TPM_STATE, ClusterAddress, Definition, Disk, Domain, State
-from ..system.time_limit import Bounded, CheckStop, Result, never_stop, within
+from ..system.time_limit import Bounded, CheckStop, NoThread, Result, never_stop, within
 from . import domain_xml, node_files, node_users
 from .described_domain import described
 from .disk_xml import Places
@@ -62,7 +62,8 @@ class Hypervisor:
     def __exit__(self, *_: object) -> None:
         if self._open.under_way:  # an abandoned call would use freed memory: its end closes the connection
             return
-        with suppress(TimeoutError):  # it hangs, and the calls that mattered have failed already
+        # it hangs, and the calls that mattered have failed already
+        with suppress(TimeoutError, NoThread):
             self._open.within(min(CLOSE_LIMIT, self._timeout)).close()
 
     def domains(self, check_stop: CheckStop = never_stop) -> Sequence[Domain]:

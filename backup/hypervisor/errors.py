@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import libvirt
 
 from ..errors import BackupError, DomainGone
+from ..system.time_limit import NoThread
 
 # Codes of a libvirt that was restarted or cannot be reached.
 DISCONNECTED = {
@@ -67,3 +68,5 @@ def libvirt_errors(action: str, hint: str = "") -> Iterator[None]:
     except TimeoutError as error:
         hint = "libvirt may hang: see the journal of libvirtd; a restart of libvirtd does not affect guests"
         raise HypervisorError(f"{action}: {error}", hint, libvirt.VIR_ERR_RPC) from error
+    except NoThread as error:  # for a thaw, an error like any other of libvirt: it is retried
+        raise HypervisorError(f"{action}: {error.message}", error.hint, libvirt.VIR_ERR_RPC) from error

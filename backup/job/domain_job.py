@@ -278,8 +278,10 @@ class DomainJob:
         # beside the saved images: in the pools of excluded ones the lock may not be permitted
         lock = lock_of(select_disks(domain, self.settings), clusters, self.settings.lock_duration)
         self._domain_lock = lock
+        # an earlier attempt's worker may have been killed; a retry may be the last
+        locked = lock.locked_after_dead if self.order.attempt > 1 else lock.locked
         try:
-            stack.enter_context(lock.locked(self.stop, self.reporter, domain.name))
+            stack.enter_context(locked(self.stop, self.reporter, domain.name))
         except LockHeld as error:
             if self.order.min_age and not isinstance(error, (HeldByCleanup, HeldByDead)):
                 raise Skipped(error.message) from error

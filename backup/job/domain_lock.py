@@ -22,11 +22,13 @@ from ..model import Domain, Image, Level
 from ..protocols import Reporter
 from ..system.process_group import pid_in_use
 from ..system.stop_request import StopRequest
+from ..system.time_limit import thread_errors
 from ..system.undo import undone_by
 
 CLEANUP = "cleanup."  # how owners begin that only remove leftovers
 RESTORE = "restore."  # and those that restore the domain while its guest runs
 RETRY_PAUSE = 1.0  # seconds before a renewal that failed is retried, at the most
+EXPIRY_MARGIN = 5.0  # seconds for the lock of a killed process to expire later than by this clock
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,27 @@ class DomainLock:
             stack.enter_context(self._renewed(stop, reporter, domain))
             yield
 
+    @contextmanager
+    def locked_after_dead(self, stop: StopRequest, reporter: Reporter, domain: str) -> Iterator[None]:
+        """The same, but wait for the lock of a process of this node that was killed: it expires in time.
+
+        Each message is a sign of life of the worker that waits.
+        """
+        began, level = time.monotonic(), Level.INFO
+        with ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(self.locked(stop, reporter, domain))
+                    break
+                except HeldByDead as error:
+                    if time.monotonic() > began + self.duration + EXPIRY_MARGIN:
+                        raise
+                    reporter.message(level, domain, f"waiting for the domain's lock: {error.message}")
+                    level = Level.DEBUG
+                stop.check()
+                time.sleep(RETRY_PAUSE)
+            yield
+
     @property
     def _retry_limit(self) -> float:
         return min(one.cluster.retry.limit for one in self.objects)
@@ -141,7 +164,8 @@ class DomainLock:
         ended = threading.Event()
         renewer = _Renewer(self, stop, reporter, domain, ended, self._retry_limit)
         thread = threading.Thread(target=renewer.run, name="lock", daemon=True)
-        thread.start()
+        with thread_errors():
+            thread.start()
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ..exit_codes import FAILED, SUCCESS
-from ..job_result import Status
+from ..job_result import NOT_BEGUN, Status
 from .report_types import DomainEntry, Report
 
 
@@ -33,8 +33,12 @@ class DomainHealth:
 
     @property
     def failures(self) -> int:
-        """How many of its last jobs failed in a row; a job that skipped it ends the row."""
-        return len(list(takewhile(lambda one: one["status"] == Status.FAILED, self.entries)))
+        """How many of its last jobs failed in a row; a job that skipped it ends the row.
+
+        One that an interrupted run never began says nothing about the domain.
+        """
+        begun = (one for one in self.entries if one.get("reason") != NOT_BEGUN)
+        return len(list(takewhile(lambda one: one["status"] == Status.FAILED, begun)))
 
     @property
     def selected(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 from ..job.job_order import JobOrder
-from ..job_result import JobResult
+from ..job_result import NOT_BEGUN, JobResult
 from ..model import Level
 from ..protocols import Reporter
 from ..system.stop_request import StopRequest
@@ -58,8 +58,10 @@ class Retry:
                 for one in orders
                 if one.uuid in again
             ]
-            done = do(repeated)
-            results = [*(result for result in results if result.uuid not in again), *done]
+            # one that a stop kept from beginning keeps the result of its last attempt
+            done = [result for result in do(repeated) if result.reason != NOT_BEGUN]
+            new = {result.uuid for result in done}
+            results = [*(result for result in results if result.uuid not in new), *done]
         return results
 
     def _waited(self, until: float, number: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Callable
 from ..command import COMMAND
 from ..errors import reason
 from ..job.job_order import JobOrder
-from ..job_result import JobResult, Status
+from ..job_result import NOT_BEGUN, JobResult, Status
 from ..model import Level
 from ..protocols import Output, RunReporter
 from ..settings import Settings
@@ -27,7 +27,7 @@ from ..system.concurrency_limit import free_slots_of
 from ..system.process import SPAWN, spawning
 from ..system.process_end import ended
 from ..system.stop_request import StopRequest
-from ..system.time_limit import begun
+from ..system.time_limit import NoThread, begun
 from .active_worker import Worker
 from .worker import Message, PhaseBegun, Progress, Saved, work
 
@@ -92,8 +92,7 @@ class Pool:
         for order in orders:
             self.reporter.planned(order.uuid, order.name, order.size)
         self._run(waiting)
-        interrupted = "interrupted before it began"
-        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, interrupted) for one in waiting]
+        return self._results + [JobResult(one.name, one.uuid, Status.SKIPPED, NOT_BEGUN) for one in waiting]
 
     def _run(self, waiting: deque[JobOrder]) -> None:
         while self._active or (waiting and not self.stop.requested):
@@ -121,9 +120,9 @@ class Pool:
         try:
             # in a thread: a large order does not fit into the pipe, and a stopped worker does not read
             handed = begun(partial(pipe.send, order))
-        except RuntimeError as error:  # at the limit of processes: the worker goes on waiting
+        except NoThread as error:  # the worker goes on waiting
             self._spare.append((pipe, process))
-            self._not_started(order, str(error))
+            self._not_started(order, error.message)
             return
         self._active[pipe] = Worker(order, process, lane, handed)
 
@@ -235,8 +234,8 @@ class Pool:
         if worker.hung and result.status is Status.FAILED:
             gone = worker.process.exitcode is not None
             hint = f"do libvirt, the cluster and the output answer? see {COMMAND} check"
-            # one that was killed is retried; beside one that does not end a second would hang as well
-            transient = result.transient or (gone and not worker.result and not worker.saved)
+            # retried, also if it could clean up; beside one that does not end a second would hang as well
+            transient = result.transient or (gone and not worker.saved)
             result = replace(
                 result,
                 reason=f"{worker.hung_text}; {result.reason}",

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import _thread
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, TypeVar
+
+from ..errors import TransientError
 
 Result = TypeVar("Result")
 CheckStop = Callable[[], None]  # raises the reason to stop, if there is one
 
 STOP_POLL = 0.2  # seconds between two checks whether to stop
+
+
+class NoThread(TransientError, RuntimeError):
+    """A thread cannot be started: at the limit of processes, or out of memory."""
 
 
 def never_stop() -> None:
@@ -28,11 +36,21 @@ def within(seconds: float, call: Callable[[], Result], check_stop: CheckStop = n
 
 
 def begun(call: Callable[[], Result]) -> Future[Result]:
-    """Make the call in a thread of its own; return its outcome to come."""
+    """Make the call in a thread of its own; return its outcome to come. Raises NoThread."""
     outcome: Future[Result] = Future()
-    # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
-    _thread.start_new_thread(carry_out, (call, outcome))
+    with thread_errors():
+        # not threading's Thread, whose start() waits for ever for a thread that had no memory to begin
+        _thread.start_new_thread(carry_out, (call, outcome))
     return outcome
+
+
+@contextmanager
+def thread_errors() -> Iterator[None]:
+    """Map the error of a thread that cannot be started in the block to NoThread."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise NoThread(str(error), "fewer WORKERS? see TasksMax of the service, and free memory") from error
 
 
 def carry_out(call: Callable[[], Result], outcome: Future[Result]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ..protocols import Reporter
 from ..quiesce.thaw_rounds import Thaws
 from ..settings import Settings
+from ..system.time_limit import thread_errors
 from .background_reporter import bugs_reported
 from .watchdog import CHECKS, Watchdog
 
@@ -26,7 +27,8 @@ class Guard:
         self._thread = threading.Thread(target=self._watch, name="guard", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        with thread_errors():
+            self._thread.start()
 
     def close(self) -> None:
         self._ended.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import socket
 import threading
@@ -196,6 +197,19 @@ def test_a_ping_to_a_busy_monitoring_is_retried(web: Web) -> None:
     web.statuses = [503, 500, 200]
     assert notify_of(result_of(SAVED), ping_url=web.url).messages == []
     assert len(web.asked) == 3
+
+
+def test_a_ping_for_which_no_thread_can_be_started_is_a_warning(
+    web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", none_left)
+        recorder = notify_of(result_of(SAVED), ping_url=web.url)
+    warning = "cannot ping 127.0.0.1: can't start new thread (hint: see PING_URL)"
+    assert recorder.messages == [(Level.WARNING, "", warning)]
 
 
 @pytest.mark.parametrize(("status", "times"), [(404, 1), (503, 3)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Callable
 from xml.etree import ElementTree
 
 import libvirt
@@ -47,6 +49,27 @@ def hypervisor(tmp_path: Path, nvram: Path, capfd: pytest.CaptureFixture[str]) -
 def test_a_domain_that_no_longer_exists_raises_domain_gone(hypervisor: Hypervisor) -> None:
     with raises("the domain is no longer defined", DomainGone):
         hypervisor.domain("00000000-0000-4000-8000-000000000000")
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_of_libvirt_so_that_a_thaw_is_retried(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    calls: list[Callable[[], object]] = [
+        lambda: hypervisor.state(UUID),
+        lambda: hypervisor.thaw(domain(), 5),
+        lambda: hypervisor.resume(domain()),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", none_left)
+        for call in calls:
+            with pytest.raises(HypervisorError, match="can't start new thread") as caught:
+                call()
+            assert caught.value.transient
+        hypervisor.__exit__()
+    assert hypervisor.state(UUID) is State.RUNNING
 
 
 def test_freeze_and_thaw_return_the_number_of_changed_file_systems(hypervisor: Hypervisor) -> None:

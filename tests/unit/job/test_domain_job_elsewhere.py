@@ -8,10 +8,12 @@ import socket
 import subprocess
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
+from backup.ceph.errors import LockHeld
+from backup.job import domain_lock
 from backup.job.domain_lock import CLEANUP
 from backup.job_result import Status
 from backup.model import Level, State
@@ -138,12 +140,33 @@ def test_with_min_age_a_domain_of_which_a_cleanup_has_the_lock_is_retried(node: 
 
 def test_with_min_age_a_domain_of_which_a_killed_worker_has_the_lock_is_retried(node: PaperNode) -> None:
     """Skipped, it would not be saved at all, and the run would end with success."""
-    with subprocess.Popen(["true"]) as dead:
-        pass
-    node.cluster.locks[LOCK] = node.cluster.tokens[LOCK] = f"{socket.gethostname()}.{dead.pid}.abcdef01"
-    result = node.back_up(min_age=3600, attempt=2)
+    node.cluster.locks[LOCK] = node.cluster.tokens[LOCK] = killed_owner()
+    result = node.back_up(min_age=3600)
     assert (result.status, result.transient) == (Status.FAILED, True)
     assert result.reason.startswith("a backup of this domain was killed, and its lock has not expired yet (")
+
+
+def test_a_retry_waits_for_the_lock_of_the_killed_worker_of_the_attempt_before(
+    node: PaperNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a RETRY_FOR below LOCK_DURATION no later retry would find it expired."""
+    take, held = node.cluster.lock, iter([True, True])
+
+    def lock(*arguments: Any) -> None:
+        if next(held, False):
+            raise LockHeld("held")
+        take(*arguments)
+
+    node.cluster.tokens[LOCK] = killed_owner()
+    monkeypatch.setattr(node.cluster, "lock", lock)
+    monkeypatch.setattr(domain_lock, "RETRY_PAUSE", 0.01)
+    assert node.back_up(attempt=2).status is Status.SAVED
+
+
+def killed_owner() -> str:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    return f"{socket.gethostname()}.{dead.pid}.abcdef01"
 
 
 def test_with_min_age_a_domain_of_which_a_living_process_has_the_lock_is_skipped(node: PaperNode) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import threading
 import time
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -12,9 +14,9 @@ from typing import Any
 import pytest
 
 from backup.ceph.cluster import Claim
-from backup.ceph.errors import HeldByCleanup, HeldByRestore, LockHeld
+from backup.ceph.errors import HeldByCleanup, HeldByDead, HeldByRestore, LockHeld
 from backup.ceph.retry import CephRetry
-from backup.errors import BackupError, Skipped, TransientError
+from backup.errors import BackupError, Interrupted, Skipped, TransientError
 from backup.job.domain_lock import CLEANUP, RESTORE, DomainLock, lock_at, lock_of
 from backup.model import ClusterAddress, Level, Override
 from backup.system.stop_request import StopRequest
@@ -132,6 +134,39 @@ def test_the_lock_is_renewed_as_long_as_the_block_lasts(
     with locked(cluster, stop, recorder, duration=0.03):
         wait_until(lambda: cluster.claims.count(Claim.RENEW) >= 3, 5, "three renewals")
     assert not stop.requested
+
+
+def test_a_job_that_cannot_start_the_thread_that_renews_its_lock_fails_and_is_retried(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    with raises("can't start new thread", BackupError) as caught, locked(cluster, stop, recorder):
+        pytest.fail("the block must not begin")
+    assert caught.value.transient
+    assert not lock(cluster).exists()
+
+
+def test_the_lock_of_a_killed_process_is_waited_for_until_it_must_have_expired_or_the_job_is_stopped(
+    cluster: PaperCluster, stop: StopRequest, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    cluster.locks[NAME] = cluster.tokens[NAME] = f"{socket.gethostname()}.{dead.pid}.abcdef01"
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    waited = lock(cluster, 60).locked_after_dead
+    with pytest.raises(HeldByDead), waited(stop, recorder, "web"):
+        pytest.fail("the block must not begin")
+    assert 1060 < clock[0] < 1070
+    assert len(recorder.told(Level.INFO)) == 1
+    assert len(recorder.told(Level.DEBUG)) > 50, "signs of life"
+    stop.request(Interrupted("interrupted", 15))
+    with raises("interrupted", Interrupted), waited(stop, recorder, "web"):
+        pytest.fail("the block must not begin")
 
 
 def test_a_lock_that_is_lost_requests_the_stop_and_is_left_to_its_new_owner(

@@ -497,7 +497,7 @@ def test_a_guest_is_thawed_although_no_thread_could_be_started_for_it_at_first(
     assert (node.web.paused, node.has_note) == (True, True)
     within(lambda: not node.round(), 2, "it is thawed soon")
     assert (node.web.moves, node.has_note) == (True, False)
-    assert "can't start new thread" in node.recorder.told(Level.ERROR)[0]
+    assert node.recorder.told(Level.ERROR) == [], "no bug"
 
 
 def test_a_guest_is_thawed_although_a_call_of_its_thaw_timed_out(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from backup.job_result import NOT_BEGUN
 from backup.report.health import NodeHealth, node_health
 from backup.report.report_types import Report
 
@@ -90,6 +91,12 @@ def test_a_skipped_domain_keeps_the_state_of_its_last_job() -> None:
 def test_failures_are_counted_since_the_last_success() -> None:
     runs = [report(str(n), entry("web", status)) for n, status in enumerate(["failed", "failed", "saved"])]
     assert [one.failures for one in node_health([*runs, report("0", entry("web", "failed"))]).domains] == [2]
+
+
+def test_a_job_that_an_interrupted_run_never_began_ends_no_row_of_failures() -> None:
+    before = [report("2", entry("web", "failed")), report("1", entry("web", "failed"))]
+    interrupted = report("3", entry("web", "skipped", reason=NOT_BEGUN), exit_code=143)
+    assert [one.failures for one in node_health([interrupted, *before]).domains] == [2]
 
 
 def test_without_a_run_of_all_domains_the_last_run_is_taken() -> None:

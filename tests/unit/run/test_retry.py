@@ -16,7 +16,7 @@ from backup.errors import BackupError, Interrupted, TransientError
 from backup.hypervisor.connections import Hypervisors
 from backup.job.failed_points import FailedPoints
 from backup.job.job_order import JobOrder
-from backup.job_result import JobResult, Status
+from backup.job_result import NOT_BEGUN, JobResult, Status
 from backup.model import Level
 from backup.report.run_report import RunResult
 from backup.run import confirm, list_domains, run
@@ -35,7 +35,7 @@ from ..recorder import Recorder
 from ..samples import OTHER_UUID, RUN, UUID, domain, held_point, settings
 
 FAILS = ("fails", "transient", "lost", "stored")
-STATUS = {"saved": Status.SAVED, **dict.fromkeys(FAILS, Status.FAILED)}
+STATUS = {"saved": Status.SAVED, "waiting": Status.SKIPPED, **dict.fromkeys(FAILS, Status.FAILED)}
 
 
 class ScriptedPool:
@@ -76,6 +76,7 @@ class ScriptedPool:
             order.name,
             order.uuid,
             STATUS[end],
+            NOT_BEGUN if end == "waiting" else "",
             transient=end in ("transient", "lost", "stored"),
             full_read=end == "lost",
             withdraw=end == "stored",
@@ -312,6 +313,15 @@ def test_a_run_that_is_asked_to_stop_retries_nothing(tmp_path: Path, monkeypatch
     pool = Stopped(db="saved", web="transient saved")
     back_up(pool, Discards(), tmp_path, monkeypatch)
     assert pool.rounds == [["db", "web"]]
+
+
+def test_a_failed_domain_that_a_stop_keeps_from_its_retry_stays_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = ScriptedPool(db="transient saved", web="transient waiting")
+    result = back_up(pool, Discards(), tmp_path, monkeypatch)
+    assert pool.rounds == [["db", "web"], ["db", "web"]]
+    assert [(one.name, one.status.value) for one in result.results] == [("web", "failed"), ("db", "saved")]
 
 
 @pytest.mark.parametrize(

@@ -385,11 +385,11 @@ def test_a_spare_worker_that_is_stopped_does_not_keep_the_run_from_ending() -> N
     assert process_end.any_left()
 
 
-def test_a_hung_worker_that_can_clean_up_is_not_killed() -> None:
+def test_a_hung_worker_that_can_clean_up_is_not_killed_and_its_job_is_retried() -> None:
     all_done = done("hangs and stops")
-    assert (
-        all_done.results["hangs and stops"].reason == "no sign of life for 0 s while preparing; interrupted"
-    )
+    result = all_done.results["hangs and stops"]
+    assert result.reason == "no sign of life for 0 s while preparing; interrupted"
+    assert result.transient
     assert all_done.reported_dead == []
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 from concurrent.futures import Future
 
 import pytest
 
-from backup.errors import Interrupted
+from backup.errors import BackupError, Interrupted
 from backup.system.stop_request import StopRequest
-from backup.system.time_limit import Bounded, awaited, within
+from backup.system.time_limit import Bounded, NoThread, awaited, within
 
 from ..raising import raises
 from ..waiting import wait_until
+
+
+def no_thread(*_: object) -> int:
+    raise RuntimeError("can't start new thread")
 
 
 class Library:
@@ -49,6 +54,14 @@ def test_results_and_errors_are_passed_on() -> None:
 
 def _raise_timeout() -> None:
     raise TimeoutError("its own")
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_that_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_thread, "start_new_thread", no_thread)
+    with raises("can't start new thread", NoThread) as caught:
+        within(5, Library().hang)
+    assert isinstance(caught.value, BackupError)
+    assert caught.value.transient
 
 
 def test_a_call_that_hangs_is_abandoned_and_others_go_on() -> None:
