@@ -132,9 +132,9 @@ def test_a_worker_that_is_killed_while_it_tidies_up_has_saved_its_domain(node: N
     assert snapshot_names(lab, f"vms/{ARCHIVE}") == []
 
 
-@pytest.mark.parametrize(("retry_for", "code", "status"), [(60, 0, "saved"), (0, 3, "failed")])
-def test_a_domain_whose_worker_crashed_is_retried_until_its_lock_has_expired(
-    node: Node, large: str, retry_for: int, code: int, status: str
+@pytest.mark.parametrize("retry_for", [60, 0])
+def test_a_domain_whose_worker_crashed_is_retried_once_its_lock_has_expired(
+    node: Node, large: str, retry_for: int
 ) -> None:
     """With MIN_AGE too, where a domain that another run is backing up is skipped."""
     settings = {"INCLUDE_DOMAINS": [large], "MIN_AGE": 3600, "RETRY_FOR": retry_for, "LOCK_DURATION": 20}
@@ -146,10 +146,8 @@ def test_a_domain_whose_worker_crashed_is_retried_until_its_lock_has_expired(
     assert "Fatal Python error: Aborted" in output
     assert "its worker process was killed by SIGABRT" in output
     assert "its lock has not expired yet" in output
-    assert process.returncode == code, output
-    assert node.report()["domains"][large]["status"] == status, output
-    if status == "failed":
-        assert node.run("backup", large, RETRY_FOR=30).returncode == 0
+    assert process.returncode == 0, output
+    assert node.report()["domains"][large]["status"] == "saved", output
 
 
 @pytest.mark.parametrize("phase", ["prepare", "frozen", "streaming", "manifest"])
