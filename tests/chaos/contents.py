@@ -41,8 +41,12 @@ def violations(world: World, holder: Holder) -> Iterator[Violation]:
 
 
 def _pruned(holder: Holder, gone: Point, points: Sequence[Point]) -> bool:
-    """Tell whether the program was asked to remove it: as many newer ones as are kept are there."""
-    newer = [point for point in points if point.uuid == gone.uuid and point.run > gone.run]
+    """Tell whether the program was asked to remove it: as many newer ones as are kept are there.
+
+    Of two runs side by side, the one that began first may have saved the domain last.
+    """
+    others = [point for point in points if point.uuid == gone.uuid]
+    newer = [point for point in others if (point.taken, point.run) > (gone.taken, gone.run)]
     return 0 < holder.keeps <= len(newer)
 
 

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -153,7 +154,7 @@ def _complete(uuid: str, name: str, packed: bytes, identifier: Callable[[str], s
     except (tarfile.TarError, KeyError, ValueError) as error:
         point.consistency = f"{DAMAGED}{error}"
         return point
-    point.domain = content["domain"]["name"]
+    point.domain, point.taken = content["domain"]["name"], datetime.fromisoformat(content["taken"])
     point.consistency, point.node = content["consistency"], content["host"]
     for image in content["images"]:
         target = image["target"]

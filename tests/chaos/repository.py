@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
@@ -19,11 +20,15 @@ from tests.lab.programs import ENVIRONMENT
 
 PIECE = 1 << 20
 LOCK = re.compile("[0-9a-f]{64}")  # the name of a lock's file; one that is being written has a longer one
+LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass
 class Point:
-    """The restic snapshots of one run's attempt at a domain; complete with a manifest."""
+    """The restic snapshots of one run's attempt at a domain; complete with a manifest.
+
+    `taken` is the time of its snapshots, of outputs that prune.
+    """
 
     domain: str
     run: str
@@ -32,6 +37,7 @@ class Point:
     consistency: str = ""
     node: str = ""
     attempt: int = 1
+    taken: datetime = LONG_AGO
     images: dict[str, tuple[str, str, int, bool]] = field(default_factory=dict)
     """By target: restic's snapshot, the image, its size, and whether it is in segments."""
 

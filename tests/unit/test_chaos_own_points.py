@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -17,15 +18,15 @@ from tests.chaos.own_points import KEEP_LAST, SavedDirectory, SavedPool
 from tests.chaos.repository import Point
 from tests.lab import LabError
 
+TAKEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 UUID = "11111111-2222-3333-4444-555555555555"
 RUNS = [f"2026010{day}T000000Z-abcd" for day in range(1, 9)]
 
 
 def packed(name: str = "ice") -> bytes:
     image = {"target": "vda", "image": f"vms/{name}", "size": 5}
-    content = json.dumps(
-        {"domain": {"name": name}, "consistency": "offline", "host": "node-a", "images": [image]}
-    ).encode()
+    manifest = {"domain": {"name": name}, "consistency": "offline", "host": "node-a", "images": [image]}
+    content = json.dumps({**manifest, "taken": TAKEN.isoformat()}).encode()
     with io.BytesIO() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             entry = tarfile.TarInfo("manifest.json")
@@ -119,3 +120,12 @@ def test_a_restore_point_may_go_once_there_are_enough_newer_ones(newer: int, fou
     )
     texts = [str(one) for one in contents.violations(world, holder)]  # type: ignore[arg-type]
     assert texts == [f"nobody removes restore points: {gone} is gone"] * found
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_of_two_runs_side_by_side_the_one_that_saved_a_domain_first_has_the_older_point(later: bool) -> None:
+    """`later`: the run that began first has saved it after the other one."""
+    first = Point("ice", RUNS[0], UUID, taken=TAKEN + timedelta(seconds=later))
+    gone = Point("ice", RUNS[1], UUID, taken=TAKEN)
+    newest = [Point("ice", run, UUID, taken=TAKEN + timedelta(days=1)) for run in RUNS[2 : KEEP_LAST + 1]]
+    assert contents._pruned(Mock(keeps=KEEP_LAST), gone, [first, *newest]) == later
