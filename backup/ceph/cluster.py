@@ -122,17 +122,21 @@ class Cluster(ImageListing):
             opened = opened or stack.enter_context(self.opened(image, read_only=False))
             with self.owner_named(image, opened, action):
                 opened.create_snap(name)
-            try:
-                opened.snap_get_id(name)
-            except (
-                rbd.ImageNotFound
-            ) as error:  # librbd takes one that is there for made (Operations.cc, EEXIST)
-                message = (
-                    f"{action} image {image}: an attempt that timed out has begun it; it may not be whole"
-                )
-                raise ClusterError(
-                    message, "the retry removes it, and makes it again", errno.EAGAIN
-                ) from error
+            self._require_made(image, opened, name)
+
+    def _require_made(self, image: Image, opened: Any, name: str) -> None:
+        """Raise ClusterError if librbd does not know a snapshot that it has just made.
+
+        It takes one that is there for made (EEXIST in Operations.cc): a request that had timed out may have
+        been carried out in part.
+        """
+        try:
+            opened.snap_get_id(name)
+        except rbd.ImageNotFound as error:
+            message = (
+                f"snapshot {name} of image {image} may not be whole: an attempt that timed out has begun it"
+            )
+            raise ClusterError(message, "the retry removes it, and makes it again", errno.EAGAIN) from error
 
     def remove_snapshot(self, image: Image, name: str) -> None:
         """Remove a snapshot; success if it, or the whole image, is already gone.

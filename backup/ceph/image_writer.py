@@ -100,8 +100,8 @@ class ImageWriter:
         All that wait for the lock are refused it at once, and are settled one after another.
         """
         with self._beginning:
-            waiting = all(write.has_ended for write in self._under_way)
-            if waiting and refused_at > self._known_since:
+            idle = all(write.has_ended for write in self._under_way)
+            if idle and refused_at > self._known_since:
                 self._cluster.give_up_own_lock(self._image, self._opened)
                 self._known_since = time.monotonic()
         time.sleep(PAUSE)

@@ -72,7 +72,7 @@ def _rclone_problems(environment: Mapping[str, str], units: tuple[str, ...]) -> 
     yield BackupError(
         f"{who} cannot write its configuration {path}, and would lose the tokens that it renews there",
         f'move it: RESTIC_ENVIRONMENT = {{"RCLONE_CONFIG": "{moved}"}};'
-        f" or systemctl edit {SERVICE}, [Service], ReadWritePaths={path.parent}",
+        f" or systemctl edit {SERVICE}, [Service], ReadWritePaths=-{path.parent}",
     )
 
 
